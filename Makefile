@@ -1,0 +1,40 @@
+# Everything a newcomer needs: `make demo`, `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint unit notebooks clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+$(VENV)/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing saliency_lab into $(VENV) (torch is a large download the first time)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/core  ## train four recipes on the embedded digits, explain, score, attack; figures in runs/demo
+	$(BIN)/saliency-lab demo
+
+test: lint unit  ## install what is needed, then linter, type checker and tests
+
+lint: $(VENV)/dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(VENV)/dev  ## the tests alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+
+notebooks: $(VENV)/dev  ## run the notebooks again and keep their output
+	$(BIN)/python notebooks/execute.py
+
+clean:  ## remove the virtual environment and the caches (never runs/)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

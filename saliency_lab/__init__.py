@@ -1,0 +1,90 @@
+"""Do saliency maps tell the truth, and does the way a model was trained change that?
+
+Names are imported on first use, so that `import saliency_lab` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# public name -> the room it lives in
+_ROOMS = {
+    "Attributions": "attribution",
+    "attribute": "attribution",
+    "list_methods": "attribution",
+    "AttackResult": "attacks",
+    "attack": "attacks",
+    "list_attacks": "attacks",
+    "robustness_curve": "attacks",
+    "ImageData": "data",
+    "list_datasets": "data",
+    "load_dataset": "data",
+    "evaluate": "metrics",
+    "list_metrics": "metrics",
+    "Normalised": "models",
+    "build_model": "models",
+    "list_models": "models",
+    "load_model": "models",
+    "save_model": "models",
+    "list_recipes": "training",
+    "load_recipe": "training",
+    "train": "training",
+    "Comparison": "study",
+    "Study": "study",
+    "SaliencyLabError": "_common.errors",
+    "show_progress": "_common.progress",
+}
+
+if TYPE_CHECKING:
+    from saliency_lab._common.errors import SaliencyLabError
+    from saliency_lab._common.progress import show_progress
+    from saliency_lab.attacks import AttackResult, attack, list_attacks, robustness_curve
+    from saliency_lab.attribution import Attributions, attribute, list_methods
+    from saliency_lab.data import ImageData, list_datasets, load_dataset
+    from saliency_lab.metrics import evaluate, list_metrics
+    from saliency_lab.models import Normalised, build_model, list_models, load_model, save_model
+    from saliency_lab.study import Comparison, Study
+    from saliency_lab.training import list_recipes, load_recipe, train
+
+__all__ = [
+    "AttackResult",
+    "Attributions",
+    "Comparison",
+    "ImageData",
+    "Normalised",
+    "SaliencyLabError",
+    "Study",
+    "attack",
+    "attribute",
+    "build_model",
+    "evaluate",
+    "list_attacks",
+    "list_datasets",
+    "list_methods",
+    "list_metrics",
+    "list_models",
+    "list_recipes",
+    "load_dataset",
+    "load_model",
+    "load_recipe",
+    "robustness_curve",
+    "save_model",
+    "show_progress",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    room = _ROOMS.get(name)
+    if room is None:
+        raise AttributeError(f"module 'saliency_lab' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"saliency_lab.{room}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})

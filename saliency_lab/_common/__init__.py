@@ -1,0 +1,1 @@
+"""What every room needs and no room owns. Imports nothing else of the package."""

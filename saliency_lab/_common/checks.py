@@ -1,0 +1,88 @@
+"""Checks on what a user hands in; each error says what was expected and what came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saliency_lab._common.errors import InputError
+
+
+def check_images(x: Tensor) -> Tensor:
+    """Return `x` if it is a float batch (N, C, H, W) in [0, 1], N ≥ 1; float64 is kept.
+
+    Raises
+    ------
+    InputError
+        If it is not a tensor, has another shape, is an integer image, holds NaN, or leaves [0, 1].
+    """
+    if not isinstance(x, Tensor):
+        raise InputError(f"images must be a torch tensor, not {type(x).__name__}; use torch.as_tensor")
+    if x.ndim != 4 or 0 in x.shape:
+        raise InputError(
+            f"images must have the shape (N, C, H, W) with N ≥ 1, not {tuple(x.shape)}; "
+            "for one image use x[None]"
+        )
+    if not x.is_floating_point():
+        raise InputError(
+            f"images must be floating point in [0, 1], not {x.dtype}; for 8-bit images use x.float() / 255"
+        )
+    low, high = (value.item() for value in torch.aminmax(x.detach()))
+    if not (low >= 0.0 and high <= 1.0):  # a comparison with NaN is false
+        bad = ~((x >= 0) & (x <= 1)).flatten(1).all(1)
+        first = int(bad.nonzero()[0])
+        if torch.isnan(x[first]).any():
+            raise InputError(f"image {first} holds NaN ({int(bad.sum())} bad of {len(x)}); clean the input")
+        raise InputError(
+            f"images must lie in [0, 1], but image {first} spans "
+            f"[{x[first].min():.4g}, {x[first].max():.4g}]; scale them to [0, 1] and let the model "
+            "normalise inside (saliency_lab.Normalised wraps one that does not)"
+        )
+    return x
+
+
+def check_labels(y: Tensor, count: int, num_classes: int | None = None) -> Tensor:
+    """Return `y` as int64 (N,) if it holds one class index an image.
+
+    Raises
+    ------
+    InputError
+        If its length is not `count`, it is not integral, or a label is outside 0 … num_classes − 1.
+    """
+    if not isinstance(y, Tensor):
+        raise InputError(f"labels must be a torch tensor, not {type(y).__name__}; use torch.as_tensor")
+    if y.ndim != 1 or len(y) != count:
+        raise InputError(f"labels must have the shape ({count},), one an image, not {tuple(y.shape)}")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise InputError(f"labels must be integers, not {y.dtype}; use y.long()")
+    y = y.long()
+    bad = y < 0 if num_classes is None else (y < 0) | (y >= num_classes)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        bound = "≥ 0" if num_classes is None else f"in 0 … {num_classes - 1}"
+        raise InputError(f"labels must be {bound}, but label {first} is {int(y[first])}")
+    return y
+
+
+def parse_epsilon(value: float | str, *, name: str = "eps") -> float:
+    """Return ε in units of the image range [0, 1]; text such as "8/255" is accepted.
+
+    >>> parse_epsilon("8/255") == 8 / 255
+    True
+    >>> parse_epsilon(-0.1)
+    Traceback (most recent call last):
+    ...
+    saliency_lab._common.errors.InputError: eps must be a finite number ≥ 0 such as 0.1 or "8/255", not -0.1
+    """
+    problem = InputError(f'{name} must be a finite number ≥ 0 such as 0.1 or "8/255", not {value!r}')
+    try:
+        if isinstance(value, str):
+            above, _, below = value.partition("/")
+            number = float(above) / float(below or 1)
+        else:
+            number = float(value)
+    except (ValueError, TypeError, ZeroDivisionError):
+        raise problem from None
+    if isinstance(value, bool) or not 0 <= number < float("inf"):
+        raise problem
+    return number

@@ -1,0 +1,46 @@
+"""The errors a user meets: each names the thing, what was wrong, and what would do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SaliencyLabError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class InputError(SaliencyLabError, ValueError):
+    """An argument has the wrong shape, type, range or value."""
+
+
+class UnknownNameError(InputError):
+    """A registry has no such name; the message suggests the nearest one."""
+
+
+class DataNotFoundError(SaliencyLabError, FileNotFoundError):
+    """A data set's files are missing or damaged."""
+
+
+class CheckpointError(SaliencyLabError):
+    """A checkpoint is missing, damaged, or of another architecture."""
+
+
+class RecipeError(InputError):
+    """A recipe has an unknown key, a wrong type or a value out of range."""
+
+
+class TrainingError(SaliencyLabError):
+    """Training cannot go on, or its result is not one (NaN, collapse to a constant)."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """Build the error for a misspelt name.
+
+    >>> str(unknown_name("metric", "pixelflipping", ["pixel_flipping", "sparseness"]))
+    "unknown metric 'pixelflipping'; did you mean 'pixel_flipping'?"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
+    return UnknownNameError(f"unknown {kind} '{name}'; {hint}")

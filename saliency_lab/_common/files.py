@@ -1,0 +1,72 @@
+"""Files that are never half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saliency_lab._common.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it replaces `path` on success and is removed on an error.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be made or written.
+    """
+    path = Path(path)
+    writable_folder(path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        beside.chmod(0o666 & ~mask)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def writable_folder(folder: str | Path) -> Path:
+    """Make `folder` and its parents, and check that files can be written there."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write to the folder '{folder}' ({error.strerror}); name another output folder "
+            "or change its permissions"
+        ) from error
+    return folder
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_path(path) as beside:
+        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_table(stem: str | Path, table: pd.DataFrame) -> None:
+    """Write `stem`.parquet and `stem`.csv, atomically."""
+    stem = Path(stem)
+    with atomic_path(stem.with_name(stem.name + ".parquet")) as beside:
+        table.to_parquet(beside, index=False)
+    with atomic_path(stem.with_name(stem.name + ".csv")) as beside:
+        table.to_csv(beside, index=False)

@@ -1,0 +1,82 @@
+"""Random draws that depend on the seed and the sample, and on nothing else.
+
+A draw for a sample is keyed by `(seed, purpose, the sample's own pixels)`. It is therefore the
+same whatever the batch size, the batch-mates, the order, the device, or what ran before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive_seed(seed: int, *keys: object) -> int:
+    """Hash a seed and any printable keys to a 63-bit seed.
+
+    >>> derive_seed(0, "noise") == derive_seed(0, "noise") != derive_seed(1, "noise")
+    True
+    """
+    text = repr((int(seed), *(str(key) for key in keys)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(seed: int, *keys: object) -> torch.Generator:
+    """Return a CPU generator seeded by `derive_seed(seed, *keys)`."""
+    return torch.Generator().manual_seed(derive_seed(seed, *keys))
+
+
+def sample_seeds(x: Tensor, seed: int, purpose: str) -> list[int]:
+    """One seed a sample of `x` (N, ...), from the seed, the purpose and the sample's values."""
+    prefix = f"{int(seed)}|{purpose}|".encode()
+    rows = x.detach().to("cpu", torch.float32).reshape(len(x), -1).contiguous().numpy()
+    return [
+        int.from_bytes(hashlib.blake2b(prefix + row.tobytes(), digest_size=8).digest(), "big") >> 1
+        for row in rows
+    ]
+
+
+def sample_uniform(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Uniform draws on [0, 1), float32, (len(seeds), *shape); row i depends on `seeds[i]` alone."""
+    source = torch.Generator()
+    out = torch.empty(len(seeds), *shape)
+    for row, seed in zip(out, seeds, strict=True):
+        row.uniform_(generator=source.manual_seed(seed))
+    return out
+
+
+def sample_normal(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Standard normal draws, float32, (len(seeds), *shape); row i depends on `seeds[i]` alone."""
+    source = torch.Generator()
+    out = torch.empty(len(seeds), *shape)
+    for row, seed in zip(out, seeds, strict=True):
+        row.normal_(generator=source.manual_seed(seed))
+    return out
+
+
+@contextmanager
+def preserved_rng(seed: int | None = None) -> Iterator[None]:
+    """Put the global generators (Python, NumPy, torch, CUDA) back on leaving, also on an error.
+
+    With `seed`, they are seeded inside: for libraries that draw from them.
+    """
+    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    numpy_state = np.random.get_state()  # noqa: NPY002 - the global generator is what is preserved
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    try:
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            torch.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        if cuda_states is not None:
+            torch.cuda.set_rng_state_all(cuda_states)

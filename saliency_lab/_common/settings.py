@@ -1,0 +1,51 @@
+"""Keyword settings, validated: a misspelt or ill-typed one is an error that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from saliency_lab._common.checks import parse_epsilon
+from saliency_lab._common.errors import InputError, unknown_name
+
+
+class Settings(BaseModel):
+    """Base of every settings model: frozen, no unknown keys, no silent conversions of type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+Epsilon = Annotated[float, BeforeValidator(parse_epsilon)]
+"""A perturbation size ≥ 0 in image units; text such as "8/255" is accepted."""
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def parse_settings(model: type[S], given: Mapping[str, Any], *, of: str) -> S:
+    """Validate `given` against a settings model; `of` names what they belong to, for the error.
+
+    Raises
+    ------
+    InputError
+        Names the key, what was given, and what would do.
+    """
+    for key in given:
+        if key not in model.model_fields:
+            raise unknown_name(f"setting of {of}:", key, model.model_fields)
+    try:
+        return model.model_validate(dict(given))
+    except ValidationError as error:
+        raise InputError(f"{of}: {describe_problems(error)}") from None
+
+
+def describe_problems(error: ValidationError) -> str:
+    """One line a problem: the dotted key, the reason, and the value that was given."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        reason = problem["msg"].removeprefix("Value error, ")
+        given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
+        lines.append(f"'{key}': {reason}{given}" if key else f"{reason}{given}")
+    return "; ".join(lines)

@@ -1,0 +1,78 @@
+"""Projected gradient ascent: the step, the projection and the random start of every iterative attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Norm = Literal["linf", "l2"]
+
+
+def _per_sample(eps: float | Tensor, x: Tensor) -> Tensor:
+    """ε as a tensor that broadcasts over (N, C, H, W)."""
+    return torch.as_tensor(eps, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
+
+
+def _l2(delta: Tensor) -> Tensor:
+    return delta.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+
+
+def project(candidate: Tensor, x: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
+    """Project onto the ε-ball around the *original* `x`, then onto [0, 1].
+
+    Clipping to [0, 1] moves every pixel towards `x`, which lies in [0, 1], so the result stays in
+    the ball. `eps` is one radius, or one a sample (N,).
+    """
+    radius = _per_sample(eps, x)
+    delta = candidate - x
+    if norm == "linf":
+        delta = torch.clamp(delta, -radius, radius)
+    else:
+        delta = delta * (radius / _l2(delta).clamp_min(1e-12)).clamp_max(1.0)
+    return (x + delta).clamp(0.0, 1.0)
+
+
+def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+    """Direction of steepest ascent: the sign (L∞), or the gradient over its length (L2); 0 where it is 0."""
+    if norm == "linf":
+        return gradient.sign()
+    return gradient / _l2(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
+def random_start(x: Tensor, eps: float | Tensor, norm: Norm, noise: Tensor) -> Tensor:
+    """Return a point uniform in the ε-ball, then clipped to [0, 1].
+
+    L∞: `noise` is uniform on [0, 1), of the shape of `x`. L2: it is standard normal, (N, C·H·W + 2);
+    the first d coordinates of a uniform point on the sphere in d + 2 dimensions are uniform in the d-ball.
+    """
+    radius = _per_sample(eps, x)
+    noise = noise.to(x)
+    if norm == "linf":
+        return project(x + radius * (2 * noise - 1), x, eps, norm)
+    inside = (noise / noise.norm(dim=1, keepdim=True))[:, :-2].reshape(x.shape)
+    return project(x + radius * inside, x, eps, norm)
+
+
+def projected_ascent(
+    x: Tensor,
+    gradient: Callable[[Tensor], Tensor],
+    *,
+    start: Tensor,
+    eps: float | Tensor,
+    step_size: float | Tensor,
+    steps: int,
+    norm: Norm = "linf",
+) -> Tensor:
+    """Climb `steps` times from `start`: step along the steepest direction, project onto the ball and [0, 1].
+
+    `gradient(point)` returns the gradient (N, C, H, W) of the loss to raise. Memory does not grow
+    with `steps`. Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
+    """
+    point = start
+    stride = _per_sample(step_size, x)
+    for _ in range(steps):
+        point = project(point + stride * steepest(gradient(point), norm), x, eps, norm)
+    return point
