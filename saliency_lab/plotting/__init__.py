@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Figures from plain arrays and tables: each function returns a matplotlib Figure."""
