@@ -14,7 +14,7 @@ from saliency_lab._common.errors import InputError, unknown_name
 class Settings(BaseModel):
     """Base of every settings model: frozen, no unknown keys, no silent conversions of type."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
 
 Epsilon = Annotated[float, BeforeValidator(parse_epsilon)]
