@@ -1,0 +1,122 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.registry import Registry
+from saliency_lab.data import folder, vision
+from saliency_lab.data.digits import read_digits
+from saliency_lab.data.images import ImageData, Split, split_off_validation
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Parts = tuple[Split, Split, tuple[str, ...]]
+"""Training images, test images, class names."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named data set: how it is read from a root folder, and where its files would be."""
+
+    description: str
+    image: str
+    classes: str
+    read: Callable[[Path, bool], Parts]
+    files: Callable[[Path], Path | None] = lambda root: None
+
+
+DATASETS: Registry[Entry] = Registry("data set")
+DATASETS.add(
+    "digits",
+    Entry(
+        "scikit-learn's handwritten digits (8×8), up-sampled; embedded",
+        "1×28×28",
+        "10",
+        lambda root, download: read_digits(),
+    ),
+)
+for _source in vision.SOURCES:
+    DATASETS.add(
+        _source.name,
+        Entry(_source.description, _source.image, "10", _source.read, _source.folder),
+    )
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """Where data are looked for: the argument, else the variable SALIENCY_LAB_DATA, else "data"."""
+    return Path(root if root is not None else os.environ.get("SALIENCY_LAB_DATA") or "data").expanduser()
+
+
+def load_dataset(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    download: bool = False,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    image_size: int | tuple[int, int] | None = None,
+) -> ImageData:
+    """Load a data set by name, with a stratified validation split cut from its training part.
+
+    Parameters
+    ----------
+    name
+        One of `list_datasets()`.
+    root
+        Folder of the files; see `data_root`. For "image_folder" the folder, or .zip file, that
+        holds train/CLASS/* and test/CLASS/*.
+    download
+        Fetch the files if they are missing; only then is the network used.
+    val_fraction
+        Share of the training part that becomes the validation split; the test part is never touched.
+    seed
+        Chooses the validation images.
+    image_size
+        Resize the images of an "image_folder" to this height and width (bilinear).
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such data set.
+    DataNotFoundError
+        If the files are missing or damaged; the message says where they were looked for.
+
+    >>> load_dataset("digits")
+    ImageData('digits', train 1294, val 144, test 359 images (1, 28, 28), 10 classes)
+    """
+    where = data_root(root)
+    if name == "image_folder":
+        train, test, classes = folder.read_image_folder(where, image_size)
+    else:
+        entry = DATASETS[name]
+        if image_size is not None:
+            raise InputError(
+                f"image_size goes with 'image_folder' only; '{name}' has one size ({entry.image})"
+            )
+        train, test, classes = entry.read(where, download)
+    return split_off_validation(name, train, test, classes, val_fraction, seed)
+
+
+def list_datasets(root: str | Path | None = None) -> pd.DataFrame:
+    """What `load_dataset` knows, and whether its files are there: one row a name."""
+    import pandas as pd
+
+    where = data_root(root)
+    rows = {}
+    for name in DATASETS:
+        entry = DATASETS[name]
+        files = entry.files(where)
+        rows[name] = {
+            "description": entry.description,
+            "image": entry.image,
+            "classes": entry.classes,
+            "found": "built in" if files is None else str(files) if files.exists() else "",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")

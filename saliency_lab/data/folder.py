@@ -1,0 +1,181 @@
+"""Images in folders, or in a zip file, decoded once into a cached array."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from saliency_lab._common.errors import DataNotFoundError, InputError
+from saliency_lab._common.files import atomic_path
+from saliency_lab._common.progress import progress
+from saliency_lab._common.provenance import fingerprint
+from saliency_lab.data.images import Split
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+LAYOUT = "train/CLASS/*.jpg and test/CLASS/*.jpg (or .png, .bmp, .webp …)"
+
+Listing = dict[str, tuple[int, int]]
+"""Path within the root ("train/CLASS/NAME") → what changes when the file does."""
+
+
+def read_image_folder(
+    root: Path, image_size: int | tuple[int, int] | None = None
+) -> tuple[Split, Split, tuple[str, ...]]:
+    """Read train/CLASS/* and test/CLASS/* from a folder or a .zip file; decoded on the first call only.
+
+    Grey if every image is, else RGB. The decoded uint8 arrays are kept in `.saliency_lab` beside
+    `root` (in the user's cache folder if that place cannot be written), keyed by the listing.
+
+    Raises
+    ------
+    DataNotFoundError
+        If the root is missing, is not laid out so, or an image is damaged.
+    InputError
+        If a class is empty in one part, or sizes differ and no `image_size` is given.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if size is not None and not (len(size) == 2 and min(size) >= 1):
+        raise InputError(f"image_size must be one positive number or (height, width), not {image_size!r}")
+    if root.is_dir():
+        return _load(root, _list_folder(root), lambda name: (root / name).read_bytes(), size)
+    if not root.is_file():
+        raise DataNotFoundError(
+            f"an image folder was looked for at '{root}', which does not exist. Give the folder, or the "
+            f".zip file, that holds {LAYOUT}, with root=… or the environment variable SALIENCY_LAB_DATA."
+        )
+    try:
+        with zipfile.ZipFile(root) as archive:
+            return _load(root, _list_zip(archive), archive.read, size)
+    except zipfile.BadZipFile as error:
+        raise DataNotFoundError(
+            f"'{root}' is damaged or is no zip file ({error}); fetch it again, or name a folder"
+        ) from error
+
+
+def _list_folder(root: Path) -> Listing:
+    listing: Listing = {}
+    for part in ("train", "test"):
+        for folder in sorted(path for path in (root / part).glob("*") if path.is_dir()):
+            with os.scandir(folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.name.lower().endswith(SUFFIXES):
+                        info = entry.stat()
+                        listing[f"{part}/{folder.name}/{entry.name}"] = info.st_size, info.st_mtime_ns
+            if not any(name.startswith(f"{part}/{folder.name}/") for name in reversed(listing)):
+                raise InputError(
+                    f"class '{folder.name}' is empty: no images in '{folder}'; add some or delete it"
+                )
+    return listing
+
+
+def _list_zip(archive: zipfile.ZipFile) -> Listing:
+    return {
+        info.filename: (info.file_size, info.CRC)
+        for info in sorted(archive.infolist(), key=lambda info: info.filename)
+        if info.filename.lower().endswith(SUFFIXES)
+        and info.filename.count("/") == 2
+        and info.filename.startswith(("train/", "test/"))
+    }
+
+
+def _load(
+    root: Path, listing: Listing, read: Callable[[str], bytes], size: tuple[int, int] | None
+) -> tuple[Split, Split, tuple[str, ...]]:
+    names = {part: [name for name in listing if name.startswith(f"{part}/")] for part in ("train", "test")}
+    found = {part: {name.split("/")[1] for name in names[part]} for part in names}
+    if not found["train"] or not found["test"]:
+        missing = "train" if not found["train"] else "test"
+        raise DataNotFoundError(f"'{root}' holds no images under {missing}/CLASS/; it must hold {LAYOUT}")
+    for empty in sorted(found["train"] ^ found["test"]):
+        part = "test" if empty in found["train"] else "train"
+        raise InputError(
+            f"class '{empty}' of '{root}' has no images in {part}/; add some or delete the class"
+        )
+    classes = sorted(found["train"])
+    images = _cached(root, names, read, size, fingerprint(list(listing.items()), size))
+    splits = [
+        Split(images[part], torch.tensor([classes.index(name.split("/")[1]) for name in names[part]]))
+        for part in ("train", "test")
+    ]
+    return splits[0], splits[1], tuple(classes)
+
+
+def _cached(
+    root: Path,
+    names: dict[str, list[str]],
+    read: Callable[[str], bytes],
+    size: tuple[int, int] | None,
+    key: str,
+) -> dict[str, Tensor]:
+    path = _cache_folder(root.resolve()) / f"{root.stem}-{key}.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {part: file.get_tensor(part) for part in names}
+    except (OSError, SafetensorError):
+        pass  # not there, or cut short: decode
+    images = _decode(root, names, read, size)
+    with atomic_path(path) as beside:
+        save_file(images, beside)
+    return images
+
+
+def _cache_folder(root: Path) -> Path:
+    """`.saliency_lab` beside `root` if that folder may be written, else the user's cache folder."""
+    beside = root.parent
+    writable = beside.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
+    if writable and os.access(beside, os.W_OK):
+        return beside / ".saliency_lab"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saliency_lab"
+
+
+def _decode(
+    root: Path, names: dict[str, list[str]], read: Callable[[str], bytes], size: tuple[int, int] | None
+) -> dict[str, Tensor]:
+    from PIL import Image, UnidentifiedImageError
+    from torchvision.transforms.functional import pil_to_tensor
+
+    def opened(name: str) -> Image.Image:
+        try:
+            return Image.open(io.BytesIO(read(name)))
+        except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
+            raise damaged(name, error) from error
+
+    def damaged(name: str, error: Exception) -> DataNotFoundError:
+        return DataNotFoundError(f"the image '{name}' of '{root}' is damaged ({error}); replace or delete it")
+
+    every = [name for part in names.values() for name in part]
+    mode = (
+        "L" if all(opened(name).mode in ("L", "1") for name in every) else "RGB"
+    )  # stops at the first colour
+    decoded: dict[str, Tensor] = {}
+    shape: tuple[int, ...] | None = None
+    with progress(label=f"decoding {root.name}", total=len(every)) as bar:
+        for part in names:
+            for row, name in enumerate(names[part]):
+                try:
+                    image = opened(name).convert(mode)
+                except OSError as error:
+                    raise damaged(name, error) from error
+                if size is not None:
+                    image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+                tensor = pil_to_tensor(image)
+                shape = shape or tuple(tensor.shape)
+                if tuple(tensor.shape) != shape:
+                    raise InputError(
+                        f"the image '{name}' of '{root}' is {image.height}×{image.width}, the first one "
+                        f"{shape[1]}×{shape[2]}; resize them, or pass image_size=(height, width)"
+                    )
+                if part not in decoded:
+                    decoded[part] = torch.empty(len(names[part]), *shape, dtype=torch.uint8)
+                decoded[part][row] = tensor
+                bar.update()
+    return decoded

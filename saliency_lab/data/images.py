@@ -1,0 +1,252 @@
+"""Images and labels in memory: a split, a sample of it, and a data set of three splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.provenance import fingerprint
+from saliency_lab._common.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+
+class Sample(NamedTuple):
+    """Images float32 (N, C, H, W) in [0, 1] and labels int64 (N,); unpacks as `x, y`."""
+
+    x: Tensor
+    y: Tensor
+
+
+def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
+    """Return a random order of the indices in which every prefix holds the classes in their shares.
+
+    The first n of it are therefore a stratified sample (each class within one of its share), and
+    the first n contain the first m < n.
+    """
+    draws = np.random.default_rng(derive_seed(seed, purpose))
+    classes = labels.numpy()
+    shuffled = draws.permutation(len(classes))
+    position = np.empty(len(classes))
+    for label in np.unique(classes):
+        members = shuffled[classes[shuffled] == label]
+        position[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return torch.from_numpy(shuffled[np.argsort(position[shuffled], kind="stable")])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split:
+    """One part of a data set, in memory; also a map-style torch `Dataset` of (image, label).
+
+    Parameters
+    ----------
+    images : Tensor
+        uint8 (N, C, H, W), or float32 in [0, 1].
+    labels : Tensor
+        int64 (N,).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Image float32 (C, H, W) in [0, 1] and its label."""
+        return self.batch(index)
+
+    def __repr__(self) -> str:
+        return f"Split({len(self)} images {tuple(self.images.shape[1:])})"
+
+    def batch(self, indices: Tensor | Sequence[int] | slice | int) -> Sample:
+        """Images (in [0, 1]) and labels at `indices`, as copies."""
+        images = self.images[indices]
+        x = images.float().div_(255) if images.dtype == torch.uint8 else images.clone()
+        return Sample(x, self.labels[indices].clone())
+
+    def all(self) -> Sample:
+        """Every image and label, in order."""
+        return self.batch(slice(None))
+
+    def sample(self, n: int, seed: int = 0) -> Sample:
+        """Draw `n` images without replacement, stratified by class; a larger n contains a smaller one.
+
+        Raises
+        ------
+        InputError
+            If n < 1 or the split holds fewer than n images.
+        """
+        if not 1 <= n <= len(self):
+            raise InputError(f"n must be in 1 … {len(self)}, the number of images in this split, not {n}")
+        return self.batch(stratified_order(self.labels, seed, "sample")[:n])
+
+    def select(self, indices: Tensor) -> Split:
+        """Return the split of the images at `indices`."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageData:
+    """A data set: training, validation and test images, and the names of the classes."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for part, split in self._splits().items():
+            _check_split(f"data set '{self.name}', {part} split", split, len(self.classes))
+            if split.images.shape[1:] != self.train.images.shape[1:]:
+                raise InputError(
+                    f"data set '{self.name}': the {part} images have the shape "
+                    f"{tuple(split.images.shape[1:])}, the training images {self.input_shape}"
+                )
+        counts = torch.bincount(self.train.labels, minlength=len(self.classes))
+        if (counts == 0).any():
+            empty = self.classes[int((counts == 0).nonzero()[0])]
+            raise InputError(
+                f"data set '{self.name}': class '{empty}' has no training images; "
+                "add some or leave the class out"
+            )
+
+    @classmethod
+    def from_datasets(
+        cls,
+        train: Dataset[Any],
+        test: Dataset[Any],
+        val: Dataset[Any] | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+        name: str = "custom",
+        val_fraction: float = 0.1,
+        seed: int = 0,
+    ) -> ImageData:
+        """Read any torch data sets of (image, label) into memory, once.
+
+        An image is a tensor or array, (C, H, W) or (H, W), uint8 or floating point in [0, 1], or a
+        PIL image; all have one size. Random transforms are frozen at their first draw. Without
+        `val`, `val_fraction` of the training images become the validation split, by `seed`.
+
+        >>> from torch.utils.data import TensorDataset
+        >>> pairs = TensorDataset(torch.rand(40, 1, 8, 8), torch.arange(40) % 2)
+        >>> ImageData.from_datasets(pairs, pairs, name="noise")
+        ImageData('noise', train 36, val 4, test 40 images (1, 8, 8), 2 classes)
+        """
+        train_split = _read(train, f"{name}, train")
+        test_split = _read(test, f"{name}, test")
+        if classes is None:
+            classes = [str(label) for label in range(int(train_split.labels.max()) + 1)]
+        if val is None:
+            return split_off_validation(name, train_split, test_split, classes, val_fraction, seed)
+        return cls(name, train_split, _read(val, f"{name}, val"), test_split, tuple(classes))
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of every image, label and class name of the three splits."""
+        parts = [tensor for split in self._splits().values() for tensor in (split.images, split.labels)]
+        return fingerprint(list(self.classes), *parts)
+
+    def _splits(self) -> dict[str, Split]:
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{part} {len(split)}" for part, split in self._splits().items())
+        return f"ImageData('{self.name}', {sizes} images {self.input_shape}, {len(self.classes)} classes)"
+
+    def _repr_html_(self) -> str:
+        cells = "".join(f"<tr><th>{part}</th><td>{len(s)}</td></tr>" for part, s in self._splits().items())
+        shown = ", ".join(self.classes[:12]) + (" …" if len(self.classes) > 12 else "")
+        channels, height, width = self.input_shape
+        return (
+            f"<table><caption>{escape(self.name)}</caption>{cells}"
+            f"<tr><th>image</th><td>{channels} × {height} × {width}</td></tr>"
+            f"<tr><th>classes</th><td>{escape(shown)}</td></tr></table>"
+        )
+
+
+def split_off_validation(
+    name: str, train: Split, test: Split, classes: Sequence[str], val_fraction: float, seed: int
+) -> ImageData:
+    """Cut a stratified validation split of `val_fraction` from the training images."""
+    if not 0 < val_fraction < 1:
+        raise InputError(f"val_fraction must be above 0 and below 1, such as 0.1, not {val_fraction}")
+    count = max(1, round(val_fraction * len(train)))
+    order = stratified_order(train.labels, seed, "validation")
+    kept, held_out = order[count:].sort().values, order[:count].sort().values
+    return ImageData(name, train.select(kept), train.select(held_out), test, tuple(classes))
+
+
+def _check_split(label: str, split: Split, num_classes: int) -> None:
+    images, labels = split.images, split.labels
+    if images.ndim != 4 or 0 in images.shape or images.dtype not in (torch.uint8, torch.float32):
+        raise InputError(
+            f"{label}: images must be uint8, or float32 in [0, 1], of the shape (N, C, H, W) with N ≥ 1, "
+            f"not {images.dtype} {tuple(images.shape)}"
+        )
+    if labels.shape != (len(images),) or labels.dtype != torch.int64:
+        raise InputError(
+            f"{label}: labels must be int64 of the shape ({len(images)},), "
+            f"not {labels.dtype} {tuple(labels.shape)}"
+        )
+    wrong = (labels < 0) | (labels >= num_classes)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise InputError(
+            f"{label}: labels must be in 0 … {num_classes - 1}, but label {first} is {int(labels[first])}"
+        )
+    if images.dtype == torch.float32 and not bool(((images >= 0) & (images <= 1)).all()):
+        raise InputError(f"{label}: floating point images must lie in [0, 1]; scale them, or hand in uint8")
+
+
+def _read(dataset: Dataset[Any], label: str) -> Split:
+    images, labels = [], []
+    for index in range(len(dataset)):  # type: ignore[arg-type]
+        try:
+            image, target = dataset[index]
+        except (TypeError, ValueError):
+            raise InputError(f"{label}: item {index} is not a pair (image, label)") from None
+        images.append(_as_image(image, f"{label}: image {index}"))
+        labels.append(int(target))
+        if images[-1].shape != images[0].shape:
+            raise InputError(
+                f"{label}: image {index} has the shape {tuple(images[-1].shape)}, image 0 "
+                f"{tuple(images[0].shape)}; resize them to one size"
+            )
+    if not images:
+        raise InputError(f"{label}: the data set is empty")
+    return Split(torch.stack(images), torch.tensor(labels, dtype=torch.int64))
+
+
+def _as_image(image: Any, label: str) -> Tensor:
+    if isinstance(image, Tensor):
+        tensor = image.detach().cpu()
+    else:
+        array = np.asarray(image)
+        if hasattr(image, "getbands") and array.ndim == 3:  # PIL keeps its channels last
+            array = array.transpose(2, 0, 1)
+        tensor = torch.from_numpy(np.array(array))
+    tensor = tensor[None] if tensor.ndim == 2 else tensor
+    if tensor.ndim != 3 or not (tensor.dtype == torch.uint8 or tensor.is_floating_point()):
+        raise InputError(
+            f"{label} must be uint8 or floating point, (C, H, W) or (H, W), "
+            f"not {tensor.dtype} {tuple(tensor.shape)}"
+        )
+    return tensor if tensor.dtype == torch.uint8 else tensor.float()
