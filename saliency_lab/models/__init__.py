@@ -1,6 +1,15 @@
 """Architectures by name; the normalisation lives inside the model; saving and loading."""
 
 from saliency_lab.models.catalogue import build_model, list_models
+from saliency_lab.models.checkpoint import ModelCard, load_model, save_model
 from saliency_lab.models.layers import Normalised, cam_layer
 
-__all__ = ["Normalised", "build_model", "cam_layer", "list_models"]
+__all__ = [
+    "ModelCard",
+    "Normalised",
+    "build_model",
+    "cam_layer",
+    "list_models",
+    "load_model",
+    "save_model",
+]

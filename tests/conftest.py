@@ -1,0 +1,42 @@
+"""What the tests of all rooms share: digits in memory and a small network that reads them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import saliency_lab as sl
+from saliency_lab.data import ImageData, Sample
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_and_single_threaded() -> None:
+    torch.set_num_threads(1)
+    sl.show_progress(False)
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageData:
+    return sl.load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def digits_sample(digits: ImageData) -> Sample:
+    """Eight test images of eight classes; not to be written to."""
+    return digits.test.sample(8, seed=0)
+
+
+@pytest.fixture(scope="session")
+def trained(digits: ImageData) -> nn.Module:
+    """A small_cnn trained on digits by a plain loop (over 90 % right); treat as read-only."""
+    model = sl.build_model("small_cnn", seed=0).train()
+    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        for rows in torch.randperm(len(digits.train), generator=order).split(64):
+            x, y = digits.train.batch(rows)
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimiser.step()
+    return model.eval().requires_grad_(True)
