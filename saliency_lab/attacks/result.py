@@ -1,0 +1,121 @@
+"""What an attack found, sample by sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from statsmodels.stats.proportion import proportion_confint
+from torch import Tensor
+
+from saliency_lab.attacks.ascent import Norm
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttackResult:
+    """What an attack found, one row a sample, in input order, on the CPU.
+
+    Attributes
+    ----------
+    adversarial : Tensor (N, C, H, W)
+        Inside the ε-ball around x and inside [0, 1]. Where x is misclassified already (with a target:
+        already taken for the target), x itself.
+    labels, predictions : Tensor (N,)
+        The labels given, and the classes predicted for `adversarial`.
+    clean_correct : Tensor (N,) of bool
+        The model is right on x.
+    robust : Tensor (N,) of bool
+        The model is right on x and on `adversarial`.
+    success : Tensor (N,) of bool
+        The attack did it: the model is right on x and wrong on `adversarial`; with a target, it does not
+        see the target in x and sees it in `adversarial`.
+    loss : Tensor (N,)
+        Cross-entropy of the label on `adversarial`, whatever loss the attack raised.
+    queries : Tensor (N,)
+        Forward passes the attack spent on the sample (the two that judge x and `adversarial` apart).
+    distance : Tensor (N,)
+        ‖adversarial − x‖ in the attack's norm.
+    loss_curve : Tensor (N, steps + 1) or None
+        The attack's own loss at each step of the restart that gave `adversarial`; NaN after an early
+        stop and for samples left alone. None for methods without one.
+    """
+
+    adversarial: Tensor
+    labels: Tensor
+    predictions: Tensor
+    clean_correct: Tensor
+    robust: Tensor
+    success: Tensor
+    loss: Tensor
+    queries: Tensor
+    distance: Tensor
+    loss_curve: Tensor | None
+    method: str
+    eps: float
+    norm: Norm
+    settings: dict[str, Any]
+    seed: int
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        low, high = self.interval()
+        return (
+            f"AttackResult({self.method}, {self.norm}, eps={self.eps:.4g}: robust accuracy "
+            f"{self.robust_accuracy:.1%} [{low:.1%}, {high:.1%}], clean {self.clean_accuracy:.1%}, "
+            f"n={len(self)}, seed={self.seed}, {self.seconds:.1f} s)"
+        )
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of samples the model is right on before the attack."""
+        return self.clean_correct.double().mean().item()
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of samples the model is right on before and after the attack."""
+        return self.robust.double().mean().item()
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Wilson interval of the robust accuracy."""
+        return wilson(int(self.robust.sum()), len(self), level)
+
+    def table(self) -> pd.DataFrame:
+        """One row a sample: label, prediction, clean_correct, robust, success, loss, queries, distance."""
+        columns = {"label": self.labels, "prediction": self.predictions} | {
+            name: getattr(self, name)
+            for name in ("clean_correct", "robust", "success", "loss", "queries", "distance")
+        }
+        table = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+        return table.rename_axis("sample")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the images, as values that JSON can hold."""
+        low, high = self.interval()
+        return {
+            "method": self.method,
+            "norm": self.norm,
+            "eps": self.eps,
+            "settings": self.settings,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "n": len(self),
+            "clean_accuracy": self.clean_accuracy,
+            "robust_accuracy": self.robust_accuracy,
+            "interval": [low, high],
+            "samples": self.table().to_dict(orient="list"),
+        }
+
+
+def wilson(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a proportion.
+
+    >>> low, high = wilson(0, 10)
+    >>> low, round(high, 3)
+    (0.0, 0.278)
+    """
+    low, high = proportion_confint(right, n, alpha=1 - level, method="wilson")
+    return max(0.0, float(low)), min(1.0, float(high))

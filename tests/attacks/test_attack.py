@@ -1,0 +1,260 @@
+"""`attack`: against a reference written here, and the conventions that hold for every method."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import saliency_lab as sl
+from saliency_lab._common.seeding import sample_seeds, sample_uniform
+from saliency_lab.attacks.door import METHODS
+
+CHEAP = {"pgd": {"steps": 5, "restarts": 2}}
+
+
+def textbook_pgd(
+    model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float, alpha: float, steps: int
+) -> Tensor:
+    """Madry's PGD for L∞, one sample at a time; every iterate."""
+    iterates = []
+    for image, label, point in zip(x, y, start, strict=True):
+        path = [point]
+        for _ in range(steps):
+            now = path[-1].clone().requires_grad_()
+            F.cross_entropy(model(now[None]), label[None]).backward()
+            moved = path[-1] + alpha * now.grad.sign()
+            path.append(torch.max(torch.min(moved, image + eps), image - eps).clamp(0, 1))
+        iterates.append(torch.stack(path))
+    return torch.stack(iterates)
+
+
+def test_fgsm_is_one_signed_step(case) -> None:
+    now = case.x.clone().requires_grad_()
+    F.cross_entropy(case.model(now), case.y, reduction="sum").backward()
+    expected = (case.x + 0.03 * now.grad.sign()).clamp(0, 1)
+    found = sl.attack(case.model, case.x, case.y, "fgsm", eps=0.03)
+    assert torch.equal(found.adversarial[:-2], expected[:-2])
+    assert torch.equal(found.adversarial[-2:], case.x[-2:])  # wrong before the attack: left alone
+
+
+def test_l2_fgsm_goes_eps_along_the_normalised_gradient(case) -> None:
+    now = case.x.clone().requires_grad_()
+    F.cross_entropy(case.model(now), case.y, reduction="sum").backward()
+    unit = now.grad / now.grad.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    found = sl.attack(case.model, case.x, case.y, "fgsm", eps=0.2, norm="l2")
+    assert torch.allclose(found.adversarial[:-2], (case.x + 0.2 * unit).clamp(0, 1)[:-2], atol=1e-9)
+
+
+def test_pgd_visits_the_textbooks_points_and_keeps_the_best(case) -> None:
+    eps, steps = 0.02, 6
+    alpha = 2.5 * eps / steps
+    noise = sample_uniform(sample_seeds(case.x, 3, "attack start 0"), case.x.shape[1:]).double()
+    start = (case.x + eps * (2 * noise - 1)).clamp(0, 1)
+    path = textbook_pgd(case.model, case.x, case.y, start, eps, alpha, steps)
+    found = sl.attack(case.model, case.x, case.y, "pgd", eps=eps, steps=steps, seed=3)
+    for i in range(5):
+        logits = case.model(path[i]).detach()
+        wrong = (logits.argmax(1) != case.y[i]).nonzero().flatten()
+        losses = F.cross_entropy(logits, case.y[i].expand(steps + 1), reduction="none")
+        best = int(wrong[0]) if len(wrong) else 1 + int(losses[1:].argmax())
+        assert torch.allclose(found.adversarial[i], path[i, best], atol=1e-9)
+        assert found.queries[i] == (best + 1 if len(wrong) else steps + 1)
+        shown = found.loss_curve[i, : found.queries[i]]
+        assert torch.allclose(shown, losses[: found.queries[i]].float(), atol=1e-5)
+
+
+def test_without_early_stop_a_broken_sample_is_driven_further(case) -> None:
+    stopped = sl.attack(case.model, case.x, case.y, eps=0.3, steps=8)
+    driven = sl.attack(case.model, case.x, case.y, eps=0.3, steps=8, early_stop=False)
+    assert stopped.success[:-2].all()
+    assert torch.equal(stopped.robust, driven.robust)
+    assert (driven.loss >= stopped.loss - 1e-6).all() and driven.loss.sum() > stopped.loss.sum() + 0.1
+    assert (driven.queries[:-2] == 9).all()
+    assert (stopped.queries < 9).all()
+
+
+def test_restarts_only_add(case) -> None:
+    one = sl.attack(case.model, case.x, case.y, eps=0.012, steps=3)
+    many = sl.attack(case.model, case.x, case.y, eps=0.012, steps=3, restarts=4)
+    assert not (many.robust & ~one.robust).any()
+    held = one.robust & many.robust
+    assert (many.loss[held] >= one.loss[held] - 1e-6).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].targeted])
+def test_targeted_attack_reaches_the_target(case, method, norm) -> None:
+    target = (case.y + 2) % 5
+    found = sl.attack(
+        case.model, case.x, case.y, method, eps=0.8 if norm == "linf" else 6, norm=norm, target=target
+    )
+    assert torch.equal(found.success, found.predictions == target)
+    assert found.success.float().mean() > 0.5
+    assert torch.equal(found.robust, found.clean_correct & (found.predictions == case.y))
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_conventions(case, method, norm) -> None:
+    """Range, ball, definitions, independence of batch-mates, nothing left changed."""
+    eps = 0.02 if norm == "linf" else 0.1
+    settings = {**CHEAP.get(method, {}), "norm": norm}
+    case.model.train()
+    case.model[0].weight.requires_grad_(False)
+    case.model[5].weight.grad = torch.ones_like(case.model[5].weight)
+    before = (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())  # noqa: NPY002
+    x, y = case.x.clone(), case.y.clone()
+    state = {key: value.clone() for key, value in case.model.state_dict().items()}
+
+    found = sl.attack(case.model, case.x, case.y, method, eps=eps, seed=1, **settings)
+
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all() and random.getstate() == before[2]  # noqa: NPY002
+    assert torch.equal(case.x, x) and torch.equal(case.y, y) and not case.x.requires_grad
+    assert all(module.training for module in case.model.modules())
+    assert [p.requires_grad for p in case.model.parameters()] == [False, *[True] * 5]
+    assert [p.grad is None for p in case.model.parameters()] == [True, True, True, True, False, True]
+    assert (case.model[5].weight.grad == 1).all()
+    assert not case.model._forward_hooks and not case.model._backward_hooks
+    assert all(torch.equal(value, state[key]) for key, value in case.model.state_dict().items())
+
+    case.model.eval()
+    delta = (found.adversarial - x).flatten(1)
+    length = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
+    assert (length <= eps + 1e-7).all() and torch.allclose(found.distance, length)
+    assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
+    with torch.no_grad():
+        predictions = case.model(found.adversarial).argmax(1)
+    assert torch.equal(found.predictions, predictions)
+    assert found.clean_correct.tolist() == [True] * 5 + [False] * 2
+    assert torch.equal(found.robust, found.clean_correct & (predictions == y))
+    assert torch.equal(found.success, found.clean_correct & (predictions != y))
+    assert torch.equal(found.adversarial[-2:], x[-2:]) and (found.queries[-2:] == 0).all()
+    assert (found.queries[:-2] > 0).all()
+    assert found.robust_accuracy == found.robust.double().mean().item()
+    assert found.table()["robust"].tolist() == found.robust.tolist()
+    assert json.loads(json.dumps(found.to_dict()))["robust_accuracy"] == found.robust_accuracy
+    assert method in repr(found)
+
+    order = torch.tensor([3, 0, 4])
+    again = sl.attack(case.model, x[order], y[order], method, eps=eps, seed=1, **settings)
+    assert torch.allclose(again.adversarial, found.adversarial[order], atol=1e-9)
+    assert torch.equal(again.queries, found.queries[order])
+    alone = sl.attack(case.model, x[4:5], y[4:5], method, eps=eps, seed=1, **settings)
+    assert torch.allclose(alone.adversarial, found.adversarial[4:5], atol=1e-9)
+
+
+class Breaks(nn.Module):
+    """Raises in its third forward pass."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.calls = inner, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 3:
+            raise RuntimeError("out of luck")
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].access != "none"])
+def test_everything_is_put_back_after_an_exception(case, method) -> None:
+    model = Breaks(case.model).train()
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        sl.attack(model, case.x, case.y, method, eps=0.02)
+    assert all(module.training for module in model.modules())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_chunks_do_not_matter(case, monkeypatch) -> None:
+    whole = sl.attack(case.model, case.x, case.y, eps=0.02, steps=5)
+    monkeypatch.setattr("saliency_lab.attacks.door.chunk_rows", lambda shape: 2)
+    cut = sl.attack(case.model, case.x, case.y, eps=0.02, steps=5)
+    assert torch.allclose(whole.adversarial, cut.adversarial, atol=1e-9)
+    assert torch.allclose(whole.loss_curve, cut.loss_curve, atol=1e-6, equal_nan=True)
+
+
+def test_seed_moves_the_start(case) -> None:
+    a, b = (sl.attack(case.model, case.x, case.y, eps=0.001, step_size=1e-4, seed=s) for s in (0, 1))
+    assert not torch.equal(a.adversarial, b.adversarial)
+
+
+def test_zero_eps_is_clean_accuracy(case) -> None:
+    found = sl.attack(case.model, case.x, case.y, eps=0)
+    assert torch.equal(found.adversarial, case.x) and torch.equal(found.robust, found.clean_correct)
+
+
+def test_eps_in_pixels(case) -> None:
+    text = sl.attack(case.model, case.x, case.y, "fgsm", eps="2/255")
+    number = sl.attack(case.model, case.x, case.y, "fgsm", eps=2 / 255)
+    assert text.eps == 2 / 255 and torch.equal(text.adversarial, number.adversarial)
+
+
+def test_a_nan_gradient_does_not_hide_a_weak_model() -> None:
+    """A square root at zero gives NaN in the backward pass of one pixel; the others still break the model."""
+
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            flat = x.flatten(1)
+            gap = flat[:, 1:].sum(1) + 0 * (flat[:, 0] - flat[:, 0]).sqrt() - 0.2
+            return torch.stack([gap, -gap], 1)
+
+    x, y = torch.full((1, 1, 2, 2), 0.1), torch.tensor([0])
+    assert not sl.attack(Root(), x, y, eps=0.1).robust.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.full((7, 1, 8, 8), torch.nan)}, "holds NaN"),
+        ({"x": torch.full((7, 1, 8, 8), 255.0)}, r"must lie in \[0, 1\].*Normalised"),
+        ({"x": torch.zeros(7, 8, 8)}, r"\(N, C, H, W\)"),
+        ({"x": torch.zeros(7, 1, 8, 8, dtype=torch.uint8)}, "x.float"),
+        ({"y": torch.full((7,), 5)}, r"in 0 … 4"),
+        ({"y": torch.zeros(6, dtype=torch.long)}, r"\(7,\)"),
+        ({"eps": -0.1}, "≥ 0"),
+        ({"eps": "8/256/2"}, "8/255"),
+        ({"eps": float("nan")}, "≥ 0"),
+        ({"method": "pdg"}, "did you mean 'pgd'"),
+        ({"stesp": 3}, "did you mean 'steps'"),
+        ({"steps": 0}, "'steps'"),
+        ({"norm": "l1"}, "'norm'"),
+        ({"loss": "hinge"}, "'loss'"),
+        ({"method": "fgsm", "loss": "kl"}, "zero gradient at x"),
+        ({"loss": "kl", "target": torch.zeros(7, dtype=torch.long)}, "targeted"),
+        ({"target": torch.full((7,), 9)}, "target: labels must be in 0 … 4"),
+    ],
+)
+def test_bad_input_says_what_would_do(case, change, message) -> None:
+    given = {"x": case.x, "y": case.y, "method": "pgd", "eps": 0.1, **change}
+    if "target" in change and "loss" in change:
+        given["target"] = (case.y + 1) % 5
+    with pytest.raises(sl.SaliencyLabError, match=message):
+        sl.attack(case.model, **given)
+
+
+def test_a_target_that_is_the_label_is_refused(case) -> None:
+    with pytest.raises(sl.SaliencyLabError, match="choose another class"):
+        sl.attack(case.model, case.x, case.y, eps=0.1, target=case.y)
+
+
+def test_logits_that_are_not_finite_are_refused(case) -> None:
+    case.model[5].bias.data[0] = torch.nan
+    with pytest.raises(sl.SaliencyLabError, match="not finite"):
+        sl.attack(case.model, case.x, case.y, eps=0.1)
+
+
+def test_list_attacks_names_every_method_and_its_settings() -> None:
+    table = sl.list_attacks()
+    assert list(table.index) == list(METHODS)
+    assert "steps=40" in table.loc["pgd", "settings"]
+    assert table["reference"].str.len().min() > 20
