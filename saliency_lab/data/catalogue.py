@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.registry import Registry
-from saliency_lab.data import folder, vision
 from saliency_lab.data.digits import read_digits
+from saliency_lab.data.folder import read_image_folder
 from saliency_lab.data.images import ImageData, Split, split_off_validation
+from saliency_lab.data.vision import SOURCES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,7 @@ class Entry:
     image: str
     classes: str
     read: Callable[[Path, bool], Parts]
-    files: Callable[[Path], Path | None] = lambda root: None
+    files: Callable[[Path], Path] | None
 
 
 DATASETS: Registry[Entry] = Registry("data set")
@@ -40,13 +41,21 @@ DATASETS.add(
         "1×28×28",
         "10",
         lambda root, download: read_digits(),
+        None,
     ),
 )
-for _source in vision.SOURCES:
-    DATASETS.add(
-        _source.name,
-        Entry(_source.description, _source.image, "10", _source.read, _source.folder),
-    )
+for _source in SOURCES:
+    DATASETS.add(_source.name, Entry(_source.description, _source.image, "10", _source.read, _source.folder))
+DATASETS.add(
+    "image_folder",
+    Entry(
+        "your own files, train/CLASS/* and test/CLASS/*, in a folder or a .zip",
+        "any",
+        "any",
+        lambda root, download: read_image_folder(root),
+        lambda root: root / "train",
+    ),
+)
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -92,15 +101,13 @@ def load_dataset(
     ImageData('digits', train 1294, val 144, test 359 images (1, 28, 28), 10 classes)
     """
     where = data_root(root)
-    if name == "image_folder":
-        train, test, classes = folder.read_image_folder(where, image_size)
-    else:
-        entry = DATASETS[name]
-        if image_size is not None:
-            raise InputError(
-                f"image_size goes with 'image_folder' only; '{name}' has one size ({entry.image})"
-            )
+    entry = DATASETS[name]
+    if image_size is None:
         train, test, classes = entry.read(where, download)
+    elif name == "image_folder":
+        train, test, classes = read_image_folder(where, image_size)
+    else:
+        raise InputError(f"image_size goes with 'image_folder'; the images of '{name}' are {entry.image}")
     return split_off_validation(name, train, test, classes, val_fraction, seed)
 
 
@@ -112,7 +119,7 @@ def list_datasets(root: str | Path | None = None) -> pd.DataFrame:
     rows = {}
     for name in DATASETS:
         entry = DATASETS[name]
-        files = entry.files(where)
+        files = entry.files(where) if entry.files else None
         rows[name] = {
             "description": entry.description,
             "image": entry.image,

@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from saliency_lab._common.errors import DataNotFoundError
 from saliency_lab.data.images import Split
@@ -48,41 +50,32 @@ class Source:
                 f"{_damage(folder) or str(error).splitlines()[0]}. "
                 f"Delete that folder and fetch it again with load_dataset('{self.name}', download=True)."
             ) from error
-        train, test = (
-            Split(
-                torch.as_tensor(part.data)
-                .reshape(len(part), *part.data.shape[1:3], -1)
-                .permute(0, 3, 1, 2)
-                .contiguous(),
-                torch.as_tensor(part.targets, dtype=torch.int64),
-            )
-            for part in parts
-        )
-        return (
-            train,
-            test,
-            tuple(
-                str(name).split(" - ")[0] if self.name == "mnist" else str(name) for name in parts[0].classes
-            ),
-        )
+        train, test = (Split(_as_uint8(part.data), torch.as_tensor(part.targets).long()) for part in parts)
+        classes = (name.split(" - ")[0] for name in parts[0].classes)  # MNIST's are "0 - zero" …
+        return train, test, tuple(classes)
+
+
+def _as_uint8(data: Tensor | np.ndarray) -> Tensor:
+    """(N, C, H, W) from torchvision's (N, H, W) or (N, H, W, C)."""
+    images = torch.as_tensor(data)
+    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
 
 
 def _damage(folder: Path) -> str:
-    """Name the IDX file that is missing or not as long as its header says; "" if none."""
+    """Name the IDX file that is missing or not as long as its header says; "" if there is none."""
     if not (folder / "raw").is_dir():
         return ""
     for name in _IDX:
         path = folder / "raw" / name
         if not path.is_file():
             return f"the file '{path}' is missing"
-        header = path.read_bytes()[: 4 * 4]
-        sizes = [
-            int.from_bytes(header[4 * (i + 1) : 4 * (i + 2)], "big")
-            for i in range(header[3] if len(header) > 3 else 0)
-        ]
-        expected = 4 * (len(sizes) + 1) + math.prod(sizes)
-        if path.stat().st_size != expected or not sizes:
-            return f"the file '{path}' holds {path.stat().st_size:,} bytes where its header says {expected:,}"
+        with path.open("rb") as file:
+            dimensions = (file.read(4) or b"\0")[-1]
+            header = file.read(4 * dimensions)
+        sizes = [int.from_bytes(header[at : at + 4], "big") for at in range(0, 4 * dimensions, 4)]
+        expected, got = 4 + 4 * dimensions + math.prod(sizes), path.stat().st_size
+        if got != expected or not sizes:
+            return f"the file '{path}' holds {got:,} bytes where its header says {expected:,}"
     return ""
 
 

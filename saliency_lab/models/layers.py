@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.errors import InputError
+from saliency_lab._common.errors import InputError, unknown_name
 
 
 class Normalised(nn.Module):
@@ -51,18 +51,26 @@ class Normalised(nn.Module):
 def cam_layer(model: nn.Module) -> nn.Module:
     """Return the layer that CAM methods look at: the model's own `cam_layer`, else its last convolution.
 
+    A model declares it by an attribute or property `cam_layer`: the module, or its name, such as
+    "features.3" (assign the name rather than the module, which torch would register a second time).
+
     Raises
     ------
     InputError
-        If the model declares none and has no `nn.Conv2d`.
+        If the declared name does not exist, or none is declared and there is no `nn.Conv2d`.
     """
     declared = getattr(model, "cam_layer", None)
+    if isinstance(declared, str):
+        layers = dict(model.named_modules())
+        if declared not in layers:
+            raise unknown_name(f"layer of {type(model).__name__} (its cam_layer):", declared, layers)
+        return layers[declared]
     if isinstance(declared, nn.Module):
         return declared
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     if not convolutions:
         raise InputError(
             f"{type(model).__name__} has no convolution for CAM methods to look at; set model.cam_layer "
-            "to the layer they should use, or choose a method that needs none, such as 'saliency'"
+            "to the name of the layer they should use, or choose a method that needs none, such as 'saliency'"
         )
     return convolutions[-1]

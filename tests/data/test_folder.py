@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import saliency_lab as sl
+from saliency_lab._common.errors import DataNotFoundError, InputError
+from saliency_lab.data import folder
+
+
+def _write(root: Path, *, channels: int = 3, per_class: int = 6) -> dict[str, np.ndarray]:
+    draws = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        for label in ("cat", "dog"):
+            (root / part / label).mkdir(parents=True)
+            for index in range(per_class):
+                array = draws.integers(0, 256, (5, 7, channels), dtype=np.uint8).squeeze()
+                arrays[f"{part}/{label}/{index}.png"] = array
+                Image.fromarray(array).save(root / part / label / f"{index}.png")
+    return arrays
+
+
+def _zip(root: Path, target: Path) -> Path:
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in sorted(root.rglob("*.png")):
+            archive.write(path, path.relative_to(root).as_posix())
+    return target
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    return tmp_path / "pets", _write(tmp_path / "pets")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_pixels_and_labels_are_those_of_the_files(
+    pictures: tuple[Path, dict[str, np.ndarray]], zipped: bool
+) -> None:
+    root, arrays = pictures
+    data = sl.load_dataset("image_folder", _zip(root, root.with_suffix(".zip")) if zipped else root)
+    assert data.classes == ("cat", "dog")
+    assert data.input_shape == (3, 5, 7)
+    expected = [arrays[f"test/{label}/{index}.png"] for label in data.classes for index in range(6)]
+    assert np.array_equal(data.test.images.permute(0, 2, 3, 1).numpy(), np.stack(expected))
+    assert data.test.labels.tolist() == [0] * 6 + [1] * 6
+
+
+def test_images_are_decoded_once(
+    pictures: tuple[Path, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = pictures
+    first = sl.load_dataset("image_folder", root)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_decode", lambda *_: pytest.fail("decoded again"))
+        assert sl.load_dataset("image_folder", root).fingerprint == first.fingerprint
+    Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(root / "test" / "cat" / "0.png")
+    changed = sl.load_dataset("image_folder", root)
+    assert changed.test.images[0].max() == 0
+
+
+def test_a_cache_cut_short_is_decoded_again(pictures: tuple[Path, dict[str, np.ndarray]]) -> None:
+    root, _ = pictures
+    first = sl.load_dataset("image_folder", root)
+    (cache,) = (root.parent / ".saliency_lab").glob("pets-*.safetensors")
+    cache.write_bytes(cache.read_bytes()[:100])
+    assert sl.load_dataset("image_folder", root).fingerprint == first.fingerprint
+    assert cache.stat().st_size > 100
+
+
+def test_a_place_that_cannot_be_written_moves_the_cache(
+    pictures: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = pictures
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root.parent.chmod(0o555)
+    try:
+        sl.load_dataset("image_folder", root)
+    finally:
+        root.parent.chmod(0o755)
+    assert not (root.parent / ".saliency_lab").exists()
+    assert len(list((tmp_path / "cache" / "saliency_lab").iterdir())) == 1
+
+
+def test_grey_files_have_one_channel_and_one_coloured_file_makes_all_rgb(tmp_path: Path) -> None:
+    arrays = _write(tmp_path / "grey", channels=1)
+    data = sl.load_dataset("image_folder", tmp_path / "grey")
+    assert data.input_shape == (1, 5, 7)
+    Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(tmp_path / "grey" / "test" / "dog" / "5.png")
+    data = sl.load_dataset("image_folder", tmp_path / "grey")
+    grey = torch.from_numpy(arrays["test/cat/0.png"])
+    assert torch.equal(data.test.images[0], grey.expand(3, 5, 7))
+
+
+def test_another_size_is_an_error_that_names_the_file_unless_a_size_is_given(
+    pictures: tuple[Path, dict[str, np.ndarray]],
+) -> None:
+    root, _ = pictures
+    Image.fromarray(np.zeros((9, 7, 3), np.uint8)).save(root / "train" / "dog" / "3.png")
+    with pytest.raises(InputError, match=r"train/dog/3.png' .* is 9×7, the first one 5×7.*image_size"):
+        sl.load_dataset("image_folder", root)
+    assert sl.load_dataset("image_folder", root, image_size=(8, 6)).input_shape == (3, 8, 6)
+    with pytest.raises(InputError, match="image_size must be"):
+        sl.load_dataset("image_folder", root, image_size=0)
+
+
+def test_a_damaged_image_is_named(pictures: tuple[Path, dict[str, np.ndarray]]) -> None:
+    root, _ = pictures
+    path = root / "train" / "cat" / "2.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataNotFoundError, match=r"train/cat/2.png' .* is damaged"):
+        sl.load_dataset("image_folder", root)
+    path.write_bytes(b"no image at all")
+    with pytest.raises(DataNotFoundError, match=r"train/cat/2.png' .* is damaged"):
+        sl.load_dataset("image_folder", root)
+
+
+def test_empty_classes_and_wrong_layouts_are_named(
+    pictures: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    root, _ = pictures
+    (root / "train" / "eel").mkdir()
+    with pytest.raises(InputError, match="class 'eel' is empty"):
+        sl.load_dataset("image_folder", root)
+    Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(root / "train" / "eel" / "0.png")
+    with pytest.raises(InputError, match=r"class 'eel' .* has no images in test"):
+        sl.load_dataset("image_folder", root)
+    with pytest.raises(DataNotFoundError, match="holds no images under train/CLASS"):
+        sl.load_dataset("image_folder", root / "train")
+    with pytest.raises(DataNotFoundError, match="does not exist"):
+        sl.load_dataset("image_folder", tmp_path / "nowhere")
+
+
+def test_a_zip_cut_in_half_is_named(pictures: tuple[Path, dict[str, np.ndarray]]) -> None:
+    root, _ = pictures
+    path = _zip(root, root.with_suffix(".zip"))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataNotFoundError, match=r"pets.zip' is damaged or is no zip"):
+        sl.load_dataset("image_folder", path)

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.data import ImageData, Split
+from saliency_lab.data.images import stratified_order
+
+
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    seed=st.integers(0, 2**31),
+    share=st.floats(0, 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_prefix_of_the_order_is_stratified(counts: list[int], seed: int, share: float) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    order = stratified_order(labels, seed, "test")
+    assert sorted(order.tolist()) == list(range(len(labels)))
+    n = round(share * len(labels))
+    taken = torch.bincount(labels[order[:n]], minlength=len(counts)).double()
+    expected = torch.tensor(counts).double() * n / len(labels)
+    assert (taken - expected).abs().max() <= 1 + 1e-9
+
+
+def test_a_sample_is_in_range_nested_repeatable_and_holds_the_right_labels(digits: ImageData) -> None:
+    large, small = digits.test.sample(50, seed=3), digits.test.sample(20, seed=3)
+    x, y = small
+    assert x.shape == (20, 1, 28, 28)
+    assert x.dtype == torch.float32
+    assert y.dtype == torch.int64
+    assert x.min() >= 0
+    assert x.max() <= 1
+    assert torch.bincount(y).tolist() == [2] * 10
+    assert torch.equal(large.x[:20], x)
+    assert not torch.equal(digits.test.sample(20, seed=4).x, x)
+    every_x, every_y = digits.test.all()
+    for image, label in zip(x, y, strict=True):
+        row = int((every_x == image).flatten(1).all(1).nonzero()[0])
+        assert every_y[row] == label
+
+
+def test_global_generators_are_not_touched(digits: ImageData) -> None:
+    before = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    digits.test.sample(5)
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert np.array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002
+
+
+def test_too_many_names_both_numbers(digits: ImageData) -> None:
+    with pytest.raises(InputError, match=r"1 … 359.*not 400"):
+        digits.test.sample(400)
+
+
+def test_what_a_split_hands_out_is_a_copy(digits: ImageData) -> None:
+    before = digits.test.images.clone()
+    digits.test.batch(slice(0, 4)).x.zero_()
+    split = Split(torch.rand(4, 1, 2, 2), torch.arange(4))
+    kept = split.images.clone()
+    split.all().x.zero_()
+    assert torch.equal(digits.test.images, before)
+    assert torch.equal(split.images, kept)
+
+
+def test_a_split_is_a_torch_dataset(digits: ImageData) -> None:
+    x, y = next(iter(DataLoader(digits.test, batch_size=5)))
+    assert torch.equal(x, digits.test.batch(slice(0, 5)).x)
+    assert torch.equal(y, digits.test.labels[:5])
+    assert len(list(digits.val)) == len(digits.val)
+
+
+class _Pictures:
+    """A user's data set of PIL images."""
+
+    def __init__(self, arrays: list[np.ndarray], labels: list[int]) -> None:
+        self.arrays, self.labels = arrays, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.arrays[index]), self.labels[index]
+
+
+def test_pil_images_keep_their_pixels_and_channel_order() -> None:
+    draws = np.random.default_rng(0)
+    arrays = [draws.integers(0, 256, (4, 6, 3), dtype=np.uint8) for _ in range(10)]
+    data = ImageData.from_datasets(_Pictures(arrays, [0, 1] * 5), _Pictures(arrays, [0, 1] * 5), name="mine")
+    assert data.input_shape == (3, 4, 6)
+    assert torch.equal(data.test.images[7], torch.from_numpy(arrays[7].transpose(2, 0, 1).copy()))
+    assert "mine" in data._repr_html_()
+
+
+def test_tensors_stay_what_they_are_and_a_given_validation_set_is_used() -> None:
+    images = torch.rand(20, 3, 4, 4)
+    pairs = TensorDataset(images, torch.arange(20) % 4)
+    data = ImageData.from_datasets(pairs, pairs, pairs, classes="abcd")
+    assert torch.equal(data.train.all().x, images)
+    assert len(data.val) == 20
+    assert data.classes == ("a", "b", "c", "d")
+
+
+def test_the_fingerprint_is_of_the_content() -> None:
+    images, labels = torch.rand(20, 1, 4, 4), torch.arange(20) % 2
+
+    def made(images: torch.Tensor, labels: torch.Tensor) -> str:
+        pairs = TensorDataset(images, labels)
+        return ImageData.from_datasets(pairs, pairs).fingerprint
+
+    changed = images.clone()
+    changed[3, 0, 0, 0] += 0.001 * (0.5 - changed[3, 0, 0, 0]).sign()
+    assert made(images, labels) == made(images.clone(), labels.clone())
+    assert made(images, labels) != made(changed, labels)
+    assert made(images, labels) != made(images, 1 - labels)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.rand(4, 1, 2, 2) * 2, torch.arange(4) % 2, r"must lie in \[0, 1\]"),
+        (torch.rand(4, 1, 2, 2), torch.tensor([0, 1, -1, 1]), "label 2 is -1"),
+        (torch.rand(4, 1, 2, 2), torch.tensor([0, 2, 0, 2]), "class '1' has no training images"),
+        (torch.zeros(4, 1, 2, 2, dtype=torch.int32), torch.arange(4) % 2, r"uint8 or floating point.*int32"),
+    ],
+)
+def test_bad_data_sets_are_named(images: torch.Tensor, labels: torch.Tensor, message: str) -> None:
+    pairs = TensorDataset(images, labels)
+    with pytest.raises(InputError, match=message):
+        ImageData.from_datasets(pairs, pairs, pairs)
+
+
+def test_images_of_two_sizes_are_named() -> None:
+    arrays = [np.zeros((4, 4), np.uint8), np.zeros((5, 4), np.uint8)]
+    with pytest.raises(InputError, match=r"image 1 has the shape \(1, 5, 4\), image 0"):
+        ImageData.from_datasets(_Pictures(arrays, [0, 1]), _Pictures(arrays, [0, 1]))
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
+def test_the_validation_fraction_is_a_fraction(fraction: float) -> None:
+    pairs = TensorDataset(torch.rand(4, 1, 2, 2), torch.arange(4) % 2)
+    with pytest.raises(InputError, match="val_fraction"):
+        ImageData.from_datasets(pairs, pairs, val_fraction=fraction)
