@@ -59,7 +59,7 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
     """
     device = device_of(model)
     with undisturbed(model), torch.inference_mode():
-        rows = [model(chunk.to(device)) for chunk in x.split(chunk_rows(x.shape))]
+        rows = [model(chunk.to(device, copy=True)) for chunk in x.split(chunk_rows(x.shape))]
         if any(not isinstance(row, Tensor) or row.ndim != 2 for row in rows):
             got = tuple(rows[0].shape) if isinstance(rows[0], Tensor) else type(rows[0]).__name__
             raise InputError(f"the model must return logits of the shape (N, classes), but returned {got}")

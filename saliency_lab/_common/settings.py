@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import isabstract
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -31,21 +32,31 @@ def parse_settings(model: type[S], given: Mapping[str, Any], *, of: str) -> S:
     InputError
         Names the key, what was given, and what would do.
     """
-    for key in given:
-        if key not in model.model_fields:
-            raise unknown_name(f"setting of {of}:", key, model.model_fields)
+    _check_keys(model, given, of)
     try:
         return model.model_validate(dict(given))
     except ValidationError as error:
-        raise InputError(f"{of}: {describe_problems(error)}") from None
+        raise InputError(f"{of}: {_describe(error)}") from None
 
 
-def describe_problems(error: ValidationError) -> str:
-    """One line a problem: the dotted key, the reason, and the value that was given."""
-    lines = []
+def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> None:
+    """Refuse unknown keys, also in nested tables, with the nearest known one."""
+    for key, value in given.items():
+        if key not in model.model_fields:
+            raise unknown_name(f"setting of {of}:", key, model.model_fields)
+        inner = model.model_fields[key].annotation
+        if not (isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel)):
+            continue
+        if not isabstract(inner):  # an abstract one picks its class by a name in the table
+            _check_keys(inner, value, f"{of}, table [{key}]")
+
+
+def _describe(error: ValidationError) -> str:
+    """One clause a problem: the dotted key, the reason, and the value that was given."""
+    clauses = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         reason = problem["msg"].removeprefix("Value error, ")
-        given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
-        lines.append(f"'{key}': {reason}{given}" if key else f"{reason}{given}")
-    return "; ".join(lines)
+        given = "" if problem["type"] in {"missing", "value_error"} else f" (given: {problem['input']!r})"
+        clauses.append(f"'{key}': {reason}{given}" if key else f"{reason}{given}")
+    return "; ".join(clauses)

@@ -1,0 +1,34 @@
+"""A user's own object from text: `module:attribute`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from saliency_lab._common.errors import InputError
+
+
+def import_object(spec: str) -> Any:
+    """Import `module:attribute`; the current folder is searched too, as `python -m` does.
+
+    Raises
+    ------
+    InputError
+        If the module cannot be imported or has no such attribute.
+
+    >>> import_object("math:pi")
+    3.141592653589793
+    """
+    module_name, _, attribute = spec.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(f"cannot import '{module_name}' of '{spec}': {error}") from error
+    if not hasattr(module, attribute):
+        raise InputError(f"the module '{module_name}' has no '{attribute}'; write module:attribute")
+    return getattr(module, attribute)

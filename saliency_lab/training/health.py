@@ -1,0 +1,110 @@
+"""What an epoch tells about the run: accuracies, and the signs that it is not one to report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saliency_lab._common.errors import TrainingError
+from saliency_lab._common.inference import chunk_rows, device_of, predict, undisturbed
+from saliency_lab.attacks import attack
+from saliency_lab.training.recipe import Recipe
+
+CONSTANT_SHARE = 0.99
+ZERO_GRADIENT_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Measured on the validation images after an epoch."""
+
+    clean: float
+    """Accuracy on x."""
+    robust: float
+    """Accuracy after PGD at the recipe's ε and the validation's steps."""
+    constant_share: float
+    """Share of the most frequent predicted class."""
+    zero_gradient_share: float
+    """Share of the images whose cross-entropy has an input gradient of exactly 0."""
+
+    @property
+    def collapsed(self) -> bool:
+        """Nearly all predictions are one class."""
+        return self.constant_share >= CONSTANT_SHARE
+
+    def concerns(self, recipe: Recipe) -> list[str]:
+        """Sentences a user should read, each with the key to change."""
+        found = []
+        if self.collapsed:
+            found.append(collapse_message(self, recipe))
+        elif self.zero_gradient_share > ZERO_GRADIENT_SHARE:
+            found.append(
+                f"the input gradient is exactly 0 for {self.zero_gradient_share:.0%} of the validation "
+                "images (the softmax is saturated), so gradient attacks are blind there and the robust "
+                "accuracy is too high: lower training.epochs or raise optimizer.weight_decay, and audit it"
+            )
+        return found
+
+
+def collapse_message(validation: Validation, recipe: Recipe) -> str:
+    """Say what a constant prediction usually comes from."""
+    if recipe.attack.warmup_epochs == 0 and recipe.attack.eps > 0:
+        cure = "set attack.warmup_epochs = 1, so that ε rises gradually, or lower attack.eps"
+    else:
+        cure = "lower optimizer.learning_rate, raise attack.warmup_epochs, or train for more training.epochs"
+    return (
+        f"the model predicts one class for {validation.constant_share:.0%} of the validation images "
+        f"(clean accuracy {validation.clean:.1%}): it collapsed to a constant; {cure}"
+    )
+
+
+def validate(net: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> Validation:
+    """Measure `net` on validation images (N, C, H, W) in [0, 1] and their labels."""
+    predictions = predict(net, x).argmax(1)
+    outcome = attack(
+        net,
+        x,
+        y,
+        "pgd",
+        eps=recipe.attack.eps,
+        norm=recipe.attack.norm,
+        steps=recipe.validation.steps,
+        seed=recipe.seed,
+    )
+    return Validation(
+        clean=(predictions == y).double().mean().item(),
+        robust=outcome.robust_accuracy,
+        constant_share=(predictions.bincount().max() / len(y)).item(),
+        zero_gradient_share=_zero_gradient_share(net, x, y),
+    )
+
+
+def _zero_gradient_share(net: nn.Module, x: Tensor, y: Tensor) -> float:
+    device, size, zeros = device_of(net), chunk_rows(x.shape), 0
+    with undisturbed(net):
+        for images, labels in zip(x.split(size), y.split(size), strict=True):
+            images = images.to(device).requires_grad_()
+            loss = F.cross_entropy(net(images), labels.to(device), reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, images)
+            zeros += int((gradient.flatten(1).abs().amax(1) == 0).sum())
+    return zeros / len(x)
+
+
+def check_finite(sums: dict[str, float], epoch: int) -> None:
+    """Stop at a loss that is NaN or infinite, before it is saved.
+
+    Raises
+    ------
+    TrainingError
+        Names the term and the keys to change.
+    """
+    for term, value in sums.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss term '{term}' became {value} in epoch {epoch + 1}; lower optimizer.learning_rate"
+                ' or attack.eps, or set training.precision = "32-true"'
+            )

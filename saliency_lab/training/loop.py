@@ -1,0 +1,299 @@
+"""The training loop, on Lightning Fabric: devices, precision and processes are Fabric's.
+
+Every random draw of a step is derived from (recipe seed, step), and the order of an epoch from
+(recipe seed, epoch). The state to resume from is therefore weights, optimiser and position.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from saliency_lab._common.errors import InputError, TrainingError
+from saliency_lab._common.progress import progress
+from saliency_lab._common.seeding import derive_seed, generator
+from saliency_lab.data import ImageData
+from saliency_lab.training.augmentation import crop_and_flip
+from saliency_lab.training.health import Validation, check_finite, collapse_message, validate
+from saliency_lab.training.objectives import Objective
+from saliency_lab.training.recipe import OptimizerSpec, Recipe
+from saliency_lab.training.run import RunFolder
+from saliency_lab.training.schedules import learning_rate_factor, ramp
+from saliency_lab.training.step import Step
+
+SAVE_EVERY_SECONDS = 60.0
+
+
+class Loss(nn.Module):
+    """The objective around the model, as one module: one forward a step, however many passes it makes inside.
+
+    A distributed wrapper therefore synchronises once, and attacks and saliencies inside see the bare model.
+    """
+
+    def __init__(self, net: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.net = net
+        self.objective = objective
+
+    def forward(self, x: Tensor, y: Tensor, **position: Any) -> dict[str, Tensor]:
+        """Terms of the objective for one batch."""
+        return self.objective.terms(Step(net=self.net, x=x, y=y, **position))
+
+
+@dataclass
+class Fitted:
+    """Outcome of `fit`: weights on the CPU, and what was measured."""
+
+    weights: dict[str, Tensor]
+    validation: Validation
+    epochs: int
+    history: list[dict[str, Any]]
+    concerns: list[str]
+
+
+@dataclass
+class _Position:
+    """Where a run stands: the next batch, and what was collected on the way there."""
+
+    epoch: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    """Of the current epoch."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of each loss term over the batches of the current epoch."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float = -1.0
+    best_epoch: int = -1
+    collapsed_before: bool = False
+
+
+def _optimizer(spec: OptimizerSpec, net: nn.Module) -> torch.optim.Optimizer:
+    parameters, rate, decay = net.parameters(), spec.learning_rate, spec.weight_decay
+    if spec.name == "sgd":
+        momentum = spec.momentum
+        return torch.optim.SGD(parameters, rate, momentum, weight_decay=decay, nesterov=momentum > 0)
+    kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
+    return kind(parameters, rate, weight_decay=decay)
+
+
+def _cpu_copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+
+
+class Trainer:
+    """One run of a recipe under a launched Fabric."""
+
+    def __init__(
+        self, fabric: Fabric, recipe: Recipe, data: ImageData, net: nn.Module, run: RunFolder | None
+    ) -> None:
+        self.fabric, self.recipe, self.data, self.run = fabric, recipe, data, run
+        batch = recipe.training.batch_size
+        if batch % fabric.world_size:
+            raise InputError(
+                f"a batch of {batch} images cannot be shared equally by {fabric.world_size} processes; "
+                f"set training.batch_size to a multiple of {fabric.world_size}"
+            )
+        if batch > len(data.train):
+            raise InputError(
+                f"training.batch_size = {batch} is more than the {len(data.train)} training images; lower it"
+            )
+        self.batches = len(data.train) // batch
+        self.net = net.train()
+        if recipe.training.channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        self.module, self.optimizer = fabric.setup(
+            Loss(self.net, recipe.objective), _optimizer(recipe.optimizer, net)
+        )
+        self.parameters = [p for p in self.net.parameters() if p.requires_grad]
+        decay = recipe.training.ema_decay
+        self.average = (
+            AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+            if decay
+            else None
+        )
+        self.validation_images = data.val.sample(
+            min(recipe.validation.images, len(data.val)), seed=recipe.seed
+        )
+        self.position = _Position()
+        self.best_weights: dict[str, Tensor] | None = None
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that is validated and kept: the average, if there is one."""
+        return self.average.module if self.average is not None else self.net
+
+    def fit(self) -> Fitted:
+        """Train from the saved state, or from the start, to the end."""
+        recipe, epochs = self.recipe, self.recipe.training.epochs
+        self._resume()
+        validation = None
+        total = epochs * self.batches
+        with progress(label=recipe.name, total=total) as bar:
+            bar.update(self.position.epoch * self.batches + self.position.batch)
+            while self.position.epoch < epochs and not self._out_of_patience():
+                for _ in self._epoch():
+                    bar.update()
+                validation = self._finish_epoch()
+                bar.set_postfix_str(_summary(self.position.history[-1]))
+        if validation is None:  # resumed after the last epoch: measure again what was measured then
+            validation = self._validate()
+        weights = self.best_weights if self.best_weights is not None else _cpu_copy(self.judged)
+        return Fitted(
+            weights=weights,
+            validation=validation if self.best_weights is None else self._validation_of_best(),
+            epochs=self.position.epoch,
+            history=self.position.history,
+            concerns=validation.concerns(recipe),
+        )
+
+    def _epoch(self) -> Iterator[None]:
+        """Train on the batches of the current epoch that are left."""
+        at, recipe, size = self.position, self.recipe, self.recipe.training.batch_size
+        order = torch.randperm(len(self.data.train), generator=generator(recipe.seed, "order", at.epoch))
+        own = size // self.fabric.world_size
+        first = self.fabric.global_rank * own
+        sums: dict[str, Tensor] = {}
+        started = saved = time.monotonic()
+        self.net.train()
+        while at.batch < self.batches:
+            begin = at.batch * size + first
+            for term, value in self._step(order[begin : begin + own]).items():
+                sums[term] = sums.get(term, torch.zeros((), device=value.device)) + value
+            at.batch += 1
+            if self.run is not None and time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                self._collect(sums, started)
+                sums, started = {}, time.monotonic()
+                self._save()
+                saved = time.monotonic()
+            yield
+        self._collect(sums, started)
+
+    def _collect(self, sums: dict[str, Tensor], started: float) -> None:
+        """Add device-side sums to the position's, and stop at one that is not finite."""
+        at = self.position
+        for term, value in sums.items():
+            mean = self.fabric.all_reduce(value, reduce_op="mean")
+            assert isinstance(mean, Tensor)
+            at.sums[term] = at.sums.get(term, 0.0) + mean.item()
+        check_finite(at.sums, at.epoch)
+        at.seconds += time.monotonic() - started
+
+    def _step(self, indices: Tensor) -> dict[str, Tensor]:
+        at, recipe, world = self.position, self.recipe, self.fabric.world_size
+        index = at.epoch * self.batches + at.batch
+        share = index / (recipe.training.epochs * self.batches)
+        seed = derive_seed(recipe.seed, "step", index)
+        x, y = self.data.train.batch(indices)
+        if recipe.data.augmentation == "crop_flip":
+            draws = torch.rand(len(x) * world, 3, generator=generator(seed, "augmentation"))
+            x = crop_and_flip(x, draws[self.fabric.global_rank * len(x) :][: len(x)])
+        x, y = self.fabric.to_device((x, y))
+        if recipe.training.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        factor = learning_rate_factor(recipe.optimizer.schedule, share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.optimizer.learning_rate * factor
+        terms = self.module(
+            x,
+            y,
+            attack=recipe.attack,
+            eps=recipe.attack.eps * ramp(index / self.batches, recipe.attack.warmup_epochs),
+            progress=share,
+            seed=seed,
+            rank=self.fabric.global_rank,
+            world_size=world,
+        )
+        self.optimizer.zero_grad()
+        self.fabric.backward(sum(terms.values()), inputs=self.parameters)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.net)
+        return {term: value.detach().float() for term, value in terms.items()}
+
+    def _validate(self) -> Validation:
+        with self.fabric.autocast():
+            measured = validate(self.judged, *self.validation_images, self.recipe)
+        return self.fabric.broadcast(measured)
+
+    def _finish_epoch(self) -> Validation:
+        """Validate, log, keep the best, save; stop at a collapse."""
+        at, recipe = self.position, self.recipe
+        seconds, started = at.seconds, time.monotonic()
+        measured = self._validate()
+        row: dict[str, Any] = {
+            "epoch": at.epoch + 1,
+            "eps": recipe.attack.eps * ramp(at.epoch + 1, recipe.attack.warmup_epochs),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "loss": sum(at.sums.values()) / self.batches,
+            **{f"loss_{term}": value / self.batches for term, value in at.sums.items()},
+            "val_clean": measured.clean,
+            "val_robust": measured.robust,
+            "val_constant_share": measured.constant_share,
+            "val_zero_gradient_share": measured.zero_gradient_share,
+            "seconds": seconds,
+            "validation_seconds": time.monotonic() - started,
+        }
+        at.history.append(row)
+        if self.run is not None and self.fabric.is_global_zero:
+            self.run.write_log(at.history)
+        last = at.epoch + 1 == recipe.training.epochs
+        if measured.collapsed and (last or at.collapsed_before):
+            raise TrainingError(
+                f"recipe '{recipe.name}', epoch {at.epoch + 1}: {collapse_message(measured, recipe)}"
+            )
+        at.collapsed_before = measured.collapsed
+        select = recipe.training.select
+        if select != "last":
+            score = measured.clean if select == "clean" else measured.robust
+            if score > at.best:
+                at.best, at.best_epoch, self.best_weights = score, at.epoch, _cpu_copy(self.judged)
+        at.epoch, at.batch, at.seconds, at.sums = at.epoch + 1, 0, 0.0, {}
+        self._save()
+        return measured
+
+    def _validation_of_best(self) -> Validation:
+        row = self.position.history[self.position.best_epoch]
+        return Validation(
+            row["val_clean"], row["val_robust"], row["val_constant_share"], row["val_zero_gradient_share"]
+        )
+
+    def _out_of_patience(self) -> bool:
+        patience = self.recipe.training.patience
+        return patience is not None and self.position.epoch - 1 - self.position.best_epoch >= patience
+
+    def _save(self) -> None:
+        if self.run is None or not self.fabric.is_global_zero:
+            return
+        self.run.save_state(
+            {
+                "position": copy.deepcopy(vars(self.position)),
+                "net": self.net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "best": self.best_weights,
+            }
+        )
+
+    def _resume(self) -> None:
+        state = self.run.load_state() if self.run is not None else None
+        if state is None:
+            return
+        self.position = _Position(**state["position"])
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.best_weights = state["best"]
+
+
+def _summary(row: dict[str, Any]) -> str:
+    terms = " ".join(f"{key.removeprefix('loss_')} {row[key]:.3f}" for key in row if key.startswith("loss_"))
+    return f"{terms} | val clean {row['val_clean']:.1%} robust {row['val_robust']:.1%}"

@@ -1,0 +1,31 @@
+"""What an objective is: settings, and a function from a step to named loss terms."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from saliency_lab._common.registry import Registry
+from saliency_lab._common.settings import Settings
+from saliency_lab.training.step import Step
+
+
+class Objective(Settings):
+    """Base of all objectives: fields are keys under `[objective]`; the loss is the sum of the terms."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        """Scalar terms, already weighted, whose sum is minimised."""
+
+
+OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+
+
+def register(cls: type[Objective]) -> type[Objective]:
+    """Make an objective known to recipes by its `name`."""
+    OBJECTIVES.add(cls.name, cls)
+    return cls

@@ -1,0 +1,63 @@
+"""Saliency-guided training, and what it shares with the adversarial form: the masking."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from saliency_lab.training.masking import Fill, Ranking, lowest, masked, pixel_scores
+from saliency_lab.training.objectives.base import Objective, register
+from saliency_lab.training.step import Step, divergence
+
+
+class Masking(Objective):
+    """Recipe keys of the mask M(x, s, k) and of its KL term."""
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """λ, the weight of the KL term."""
+    fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """k, the share of the pixels that is replaced."""
+    fraction_schedule: Literal["constant", "linear"] = "constant"
+    """`linear` raises k from 0 to `fraction` over the training."""
+    ranking: Ranking = "signed"
+    """`random` is the control that every claim about saliency must beat."""
+    fill: Fill = "uniform"
+    same_dropout: bool = True
+    """Draw one dropout mask for both sides of the KL, so that it compares inputs and not masks."""
+
+    def mask(self, step: Step, x: Tensor, saliency: Tensor | None) -> Tensor:
+        """M(x, s, k) at this step."""
+        fraction = self.fraction * (step.progress if self.fraction_schedule == "linear" else 1.0)
+        if self.ranking == "random":
+            scores = step.draw("ranking", torch.Size((len(x), *x.shape[2:])))
+        else:
+            assert saliency is not None
+            scores = pixel_scores(saliency, self.ranking)
+        noise = step.draw("fill") if self.fill == "uniform" else None
+        return masked(x, lowest(scores, fraction), self.fill, noise)
+
+
+@register
+class SaliencyGuided(Masking):
+    """CE(f(x), y) + λ·KL(p(x) ‖ p(M(x, s, k))), s = ∂z_y/∂x. Ismail et al., NeurIPS 2021.
+
+    The clean forward also serves the saliency wherever the model has no dropout and no BatchNorm.
+    """
+
+    name: ClassVar[str] = "sgt"
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        """`clean` and `divergence`."""
+        if self.ranking == "random":
+            clean, saliency = step.logits(step.x), None
+        else:
+            clean, saliency = step.logits_and_saliency(step.x, step.y)
+        hidden = step.logits(self.mask(step, step.x, saliency), draw=0 if self.same_dropout else 1)
+        return {
+            "clean": F.cross_entropy(clean, step.y),
+            "divergence": self.weight * divergence(clean, hidden),
+        }

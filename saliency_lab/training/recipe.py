@@ -1,0 +1,247 @@
+"""Recipes: TOML files, validated, with shared parts through `extends`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+from pydantic import Field, field_serializer, field_validator, model_validator
+
+from saliency_lab._common.errors import InputError, RecipeError, unknown_name
+from saliency_lab._common.plugins import import_object
+from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab.training.objectives import OBJECTIVES, Objective, Standard
+from saliency_lab.training.schedules import Schedule
+from saliency_lab.training.step import AttackSpec
+
+
+class DataSpec(Settings):
+    """Which data; `module:attribute` names a user's own `ImageData`, or a function that returns one."""
+
+    name: str
+    root: str | None = None
+    """Folder of the files; None is $SALIENCY_LAB_DATA, then ./data."""
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    """Side to which the images of `image_folder` are resized; None takes them as they are."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    augmentation: Literal["none", "crop_flip"] = "none"
+    """`crop_flip`: shift by up to 4 pixels (zeros come in) and mirror half of the images."""
+
+
+class ModelSpec(Settings):
+    """Which architecture; `module:attribute` names a user's own module, or a function that returns one."""
+
+    name: str = "small_cnn"
+
+
+class OptimizerSpec(Settings):
+    """The optimiser and its learning rate over time."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of `sgd`."""
+    schedule: Schedule = "constant"
+
+
+class TrainingSpec(Settings):
+    """The loop."""
+
+    epochs: Annotated[int, Field(ge=1)] = 5
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    """Images of the global batch, shared equally by the processes; an incomplete last batch is left out."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = False
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Above 0: validate and keep an exponential moving average of the weights."""
+    select: Literal["last", "clean", "robust"] = "last"
+    """Keep the last epoch, or the best one by clean or robust validation accuracy."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many epochs without a better `select` accuracy."""
+
+    @model_validator(mode="after")
+    def _patience_needs_a_criterion(self) -> TrainingSpec:
+        if self.patience is not None and self.select == "last":
+            raise ValueError('\'patience\' needs select = "clean" or "robust"')
+        return self
+
+
+class ValidationSpec(Settings):
+    """What is measured after each epoch, on the validation split: clean accuracy, and PGD at `attack.eps`."""
+
+    images: Annotated[int, Field(ge=1)] = 1000
+    """At most so many images, stratified."""
+    steps: Annotated[int, Field(ge=1)] = 10
+
+
+class Recipe(Settings):
+    """Everything that decides a training run, apart from the hardware."""
+
+    name: str = "unnamed"
+    description: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataSpec
+    model: ModelSpec = ModelSpec()
+    objective: Objective = Standard()
+    attack: AttackSpec = AttackSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    training: TrainingSpec = TrainingSpec()
+    validation: ValidationSpec = ValidationSpec()
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _named_objective(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        given = dict(value)
+        name = given.pop("name", None)
+        if not isinstance(name, str):
+            raise InputError(f"give the objective's name, one of {', '.join(OBJECTIVES)}")
+        kind = import_object(name) if ":" in name else OBJECTIVES[name]
+        if not (isinstance(kind, type) and issubclass(kind, Objective)):
+            raise InputError(f"'{name}' is not a subclass of saliency_lab.training.Objective")
+        return parse_settings(kind, given, of=f"objective '{name}'")
+
+    @field_serializer("objective")
+    def _dump_objective(self, value: Objective) -> dict[str, Any]:
+        return {"name": value.name, **value.model_dump()}
+
+
+def recipes_folder() -> Path:
+    """Folder of the bundled recipes: inside the installed package, or beside it in a checkout."""
+    packaged = Path(str(resources.files("saliency_lab"))) / "recipes"
+    return packaged if packaged.is_dir() else packaged.parent.parent / "recipes"
+
+
+def _bundled() -> dict[str, Path]:
+    folder = recipes_folder()
+    files = sorted(path for path in folder.rglob("*.toml") if not path.name.startswith("_"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+
+
+def list_recipes() -> pd.DataFrame:
+    """The bundled recipes: description, data set, architecture, objective, ε and epochs, indexed by name."""
+    rows = []
+    for name in _bundled():
+        recipe = load_recipe(name)
+        rows.append(
+            {
+                "name": name,
+                "description": recipe.description,
+                "data": recipe.data.name,
+                "model": recipe.model.name,
+                "objective": recipe.objective.name,
+                "eps": recipe.attack.eps,
+                "epochs": recipe.training.epochs,
+            }
+        )
+    return pd.DataFrame(rows).set_index("name")
+
+
+def load_recipe(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Read and validate a recipe.
+
+    Parameters
+    ----------
+    source : a bundled name ("mnist/asgt"), the path of a TOML file, a mapping, or a Recipe
+    overrides : dotted keys and their values, such as ``{"attack.eps": "8/255"}``
+
+    Raises
+    ------
+    RecipeError
+        Names the file and the key.
+
+    >>> load_recipe("mnist/asgt", {"attack.eps": "8/255"}).objective.name
+    'asgt'
+    """
+    if isinstance(source, Recipe):
+        table, where = source.model_dump(), f"recipe '{source.name}'"
+    elif isinstance(source, Mapping):
+        table, where = dict(source), "recipe"
+    else:
+        path = _find(source)
+        table, where = _read(path), f"recipe '{path}'"
+        table.setdefault("name", str(source) if str(source) in _bundled() else path.stem)
+    for key, value in (overrides or {}).items():
+        table = _with(table, key.split("."), value)
+    try:
+        return parse_settings(Recipe, table, of=where)
+    except InputError as error:
+        raise RecipeError(str(error)) from None
+
+
+def _find(source: str | Path) -> Path:
+    bundled = _bundled()
+    if str(source) in bundled:
+        return bundled[str(source)]
+    path = Path(source)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise RecipeError(f"there is no recipe file '{path}'")
+        return path
+    raise unknown_name("recipe", str(source), bundled)
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a TOML file over what it extends (one file or several, relative to its folder; the later wins)."""
+    path = path.resolve()
+    if path in seen:
+        raise RecipeError(f"recipe '{path}' extends itself through {' → '.join(p.name for p in seen)}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe '{path}': {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe '{path}' is not valid TOML: {error}") from error
+    bases = table.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise RecipeError(f"recipe '{path}': 'extends' must be a file name or a list of them")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = _merge(merged, _read(path.parent / f"{base.removesuffix('.toml')}.toml", (*seen, path)))
+    return _merge(merged, table)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge tables key by key. A change of objective takes none of the base's objective keys along."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            renamed = key == "objective" and value.get("name", below.get("name")) != below.get("name")
+            merged[key] = dict(value) if renamed else _merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _with(table: Mapping[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
+    """Return a copy of `table` with one nested key set."""
+    head, *rest = keys
+    below = table.get(head, {})
+    if rest and not isinstance(below, Mapping):
+        raise RecipeError(f"'{head}' is not a table, so '{'.'.join(keys)}' cannot be set")
+    return _merge(table, {head: _with({}, rest, value) if rest else value})
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `key=value` of the command line; the value is TOML, or else plain text.
+
+    >>> parse_override("attack.eps=8/255"), parse_override("training.epochs=3")
+    (('attack.eps', '8/255'), ('training.epochs', 3))
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"'{text}' is not key=value, such as attack.eps=8/255")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()

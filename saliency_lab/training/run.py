@@ -1,0 +1,108 @@
+"""The folder of a run: its recipe, its log, the state to resume from, and the finished model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saliency_lab._common.errors import CheckpointError, InputError
+from saliency_lab._common.files import atomic_path, writable_folder, write_json
+
+RECIPE, STATE, LOG, WEIGHTS = "recipe.json", "state.pt", "log.csv", "model.safetensors"
+
+
+class RunFolder:
+    """One training run on disk.
+
+    Parameters
+    ----------
+    path : folder; made if it does not exist
+    identity : JSON-able mapping (the recipe and the data's fingerprint) that decides the run
+
+    Raises
+    ------
+    InputError
+        If the folder holds a run of another identity, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
+        self.path = writable_folder(path)
+        wanted = json.loads(json.dumps(identity))
+        if (self.path / RECIPE).exists():
+            held = self._held()
+            if held != wanted:
+                raise InputError(
+                    f"'{self.path}' holds another run (it differs in "
+                    f"{', '.join(_differences(held, wanted))}); choose another folder, or delete this one"
+                )
+        else:
+            write_json(self.path / RECIPE, wanted)
+
+    def _held(self) -> Any:
+        try:
+            return json.loads((self.path / RECIPE).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(
+                f"'{self.path / RECIPE}' is damaged ({error}); delete '{self.path}'"
+            ) from error
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model of the last epoch has been written."""
+        return (self.path / WEIGHTS).exists()
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Write the state to resume from, replacing the last one."""
+        with atomic_path(self.path / STATE) as beside:
+            torch.save(dict(state), beside)
+
+    def load_state(self) -> dict[str, Any] | None:
+        """Read the state to resume from; None if there is none.
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged.
+        """
+        path = self.path / STATE
+        if not path.exists():
+            return None
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise CheckpointError(
+                f"'{path}' is damaged ({type(error).__name__}); delete it to train from the start"
+            ) from error
+
+    def drop_state(self) -> None:
+        """Remove the state of a finished run."""
+        (self.path / STATE).unlink(missing_ok=True)
+
+    def write_log(self, rows: list[dict[str, Any]]) -> None:
+        """Write the log, one row an epoch."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        with atomic_path(self.path / LOG) as beside:
+            beside.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _differences(held: Any, wanted: Any, prefix: str = "") -> list[str]:
+    """Dotted keys in which two JSON values differ."""
+    if not (isinstance(held, dict) and isinstance(wanted, dict)):
+        return [prefix or "its format"]
+    found: list[str] = []
+    for key in sorted(held.keys() | wanted.keys()):
+        if held.get(key) != wanted.get(key):
+            inside = isinstance(held.get(key), dict) and isinstance(wanted.get(key), dict)
+            dotted = f"{prefix}.{key}" if prefix else key
+            found += _differences(held[key], wanted[key], dotted) if inside else [dotted]
+    return found

@@ -1,0 +1,151 @@
+"""One training step as an objective sees it: the batch, the model, and its draws, attacks and saliencies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+from saliency_lab._common.seeding import derive_seed, generator
+from saliency_lab._common.settings import Epsilon, Settings
+from saliency_lab.attacks.ascent import Norm, projected_ascent, random_start
+
+
+class AttackSpec(Settings):
+    """The attack inside training, and the ε at which the validation split is attacked."""
+
+    eps: Epsilon = 0.1
+    """Radius of the ball, in image units [0, 1]."""
+    norm: Norm = "linf"
+    steps: int = 7
+    step_size: Epsilon | None = None
+    """α; None is 2.5·ε / steps (Madry et al. 2018)."""
+    random_start: bool = True
+    warmup_epochs: float = 0.0
+    """ε rises linearly from 0 over these epochs."""
+
+    def alpha(self, eps: float) -> float:
+        """Step size at the (possibly ramped) radius `eps`."""
+        if self.step_size is None:
+            return 2.5 * eps / self.steps
+        return self.step_size * (eps / self.eps if self.eps else 1.0)
+
+
+def mode_matters(net: nn.Module) -> bool:
+    """Whether train and eval mode give different outputs: the model has dropout, or BatchNorm."""
+    return any((isinstance(m, _DropoutNd) and m.p > 0) or isinstance(m, _NormBase) for m in net.modules())
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Eval mode inside; each module's own mode is put back."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@dataclass
+class Step:
+    """What an objective may use. Attack and saliency run in eval mode, the loss in train mode."""
+
+    net: nn.Module
+    """The bare module (never a distributed wrapper), in train mode."""
+    x: Tensor
+    """(N, C, H, W) in [0, 1]: this process's rows of the global batch."""
+    y: Tensor
+    """(N,) class indices."""
+    attack: AttackSpec
+    eps: float
+    """The radius at this step, after warm-up."""
+    progress: float
+    """Share of the training done, in [0, 1)."""
+    seed: int
+    """Seed of this step; every draw is derived from it."""
+    rank: int = 0
+    world_size: int = 1
+    last_gradient: Tensor | None = field(default=None, init=False)
+    """Gradient of the attack's loss at its last iterate, after `perturb`."""
+
+    def draw(self, purpose: str, shape: torch.Size | None = None, *, normal: bool = False) -> Tensor:
+        """Uniform [0, 1) (or standard normal) draws for this process's rows.
+
+        They are drawn for the global batch and sliced, so several processes see what one would.
+        """
+        rows, *rest = self.x.shape if shape is None else shape
+        make = torch.randn if normal else torch.rand
+        whole = make(rows * self.world_size, *rest, generator=generator(self.seed, purpose))
+        return whole[self.rank * rows : (self.rank + 1) * rows].to(self.x.device)
+
+    def logits(self, x: Tensor, draw: int = 0) -> Tensor:
+        """Forward in train mode. Passes with the same `draw` share their dropout mask."""
+        if mode_matters(self.net):
+            torch.manual_seed(derive_seed(self.seed, "dropout", draw, self.rank))
+        return self.net(x)
+
+    def perturb(
+        self, loss: Callable[[Tensor], Tensor] | None = None, spec: AttackSpec | None = None
+    ) -> Tensor:
+        """PGD inside the ball around x, then [0, 1], raising `loss(logits)`; cross-entropy by default."""
+        spec = spec or self.attack
+        raised = loss or (lambda z: F.cross_entropy(z, self.y, reduction="sum"))
+        if self.eps == 0 or spec.steps == 0:
+            self.last_gradient = None
+            return self.x
+
+        def gradient(point: Tensor) -> Tensor:
+            point = point.detach().requires_grad_()
+            with torch.enable_grad():
+                (g,) = torch.autograd.grad(raised(self.net(point)), point)
+            self.last_gradient = g
+            return g
+
+        start = self.x
+        if spec.random_start:
+            if spec.norm == "linf":
+                noise = self.draw("start")
+            else:
+                noise = self.draw("start", torch.Size((len(self.x), self.x[0].numel() + 2)), normal=True)
+            start = random_start(self.x, self.eps, spec.norm, noise)
+        with evaluating(self.net):
+            return projected_ascent(
+                self.x,
+                gradient,
+                start=start,
+                eps=self.eps,
+                step_size=spec.alpha(self.eps),
+                steps=spec.steps,
+                norm=spec.norm,
+            ).detach()
+
+    def logits_and_saliency(self, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Train-mode logits of x, and s = ∂z_target/∂x in eval mode; `target=None` is the predicted class.
+
+        Without dropout and BatchNorm both modes are one function, and one forward serves both, exactly.
+        """
+        if not mode_matters(self.net):
+            return self._differentiate(x, target, keep_graph=True)
+        with evaluating(self.net):
+            _, saliency = self._differentiate(x, target, keep_graph=False)
+        return self.logits(x), saliency
+
+    def _differentiate(self, x: Tensor, target: Tensor | None, *, keep_graph: bool) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        z = self.net(x)
+        classes = z.detach().argmax(1) if target is None else target
+        (saliency,) = torch.autograd.grad(z.gather(1, classes[:, None]).sum(), x, retain_graph=keep_graph)
+        return z, saliency
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p ‖ q) = Σ p·log(p/q), from logits (N, K), batch mean; gradients flow through both."""
+    return F.kl_div(F.log_softmax(q, 1), F.log_softmax(p, 1), log_target=True, reduction="batchmean")
