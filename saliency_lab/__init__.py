@@ -23,6 +23,8 @@ _ROOMS = {
     "list_datasets": "data",
     "load_dataset": "data",
     "evaluate": "metrics",
+    "evaluate_detailed": "metrics",
+    "evaluate_many": "metrics",
     "list_metrics": "metrics",
     "Normalised": "models",
     "build_model": "models",
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from saliency_lab.attacks import AttackResult, attack, list_attacks, robustness_curve
     from saliency_lab.attribution import Attributions, attribute, list_methods
     from saliency_lab.data import ImageData, list_datasets, load_dataset
-    from saliency_lab.metrics import evaluate, list_metrics
+    from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
     from saliency_lab.models import Normalised, build_model, list_models, load_model, save_model
     from saliency_lab.study import Comparison, Study
     from saliency_lab.training import list_recipes, load_recipe, train
@@ -61,6 +63,8 @@ __all__ = [
     "attribute",
     "build_model",
     "evaluate",
+    "evaluate_detailed",
+    "evaluate_many",
     "list_attacks",
     "list_datasets",
     "list_methods",

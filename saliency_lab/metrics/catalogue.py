@@ -1,0 +1,120 @@
+"""What a metric is: its name, meaning, settings, cost and engines; and the table of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from saliency_lab._common.registry import Registry
+from saliency_lab._common.settings import Settings
+from saliency_lab.metrics.maps import Needs
+from saliency_lab.metrics.probe import Probe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Engine = Literal["fast", "quantus"]
+Family = Literal["faithfulness", "complexity", "robustness", "randomisation", "localisation", "axiomatic"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One number a sample and step: `values` (N, K) at the positions `at` (K,) or (N, K)."""
+
+    values: np.ndarray
+    at: np.ndarray
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an engine returns for a block: float64 (N,), and the curve behind it if there is one."""
+
+    values: np.ndarray
+    curve: Curve | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """What an engine is given: the probe, the maps (N, C, H, W), the settings, and how maps are made.
+
+    `maps` are float64, on the probe's device; a map that cannot be scored is zeros there and its score is
+    discarded. `explain(model, x, y)` returns maps, or is None when unknown.
+    """
+
+    probe: Probe
+    maps: Tensor
+    settings: Any
+    explain: Callable[..., Any] | None = None
+
+
+Score = Callable[[Case], Outcome]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric and what a user must know to read it."""
+
+    name: str
+    family: Family
+    better: Literal["higher", "lower", "neither"]
+    range: str
+    reference: str
+    settings: type[Settings]
+    forwards: Callable[[Any, int], int]
+    """Images predicted a sample, from (settings, pixels)."""
+    needs: Needs
+    undefined: str
+    """Why a usable map's score is NaN."""
+    fast: Score | None = None
+    quantus: Score | None = None
+    maps: Callable[[Any], int] | None = None
+    """Maps made a sample, from the settings, for metrics that explain again."""
+
+    @property
+    def engines(self) -> list[Engine]:
+        """Engines that compute it, the default first."""
+        return [name for name in ("fast", "quantus") if getattr(self, name) is not None]
+
+
+METRICS: Registry[Metric] = Registry("metric")
+
+
+def register(metric: Metric) -> None:
+    """Add a metric to the table under its name."""
+    METRICS.add(metric.name, metric)
+
+
+def list_metrics() -> pd.DataFrame:
+    """Table of the metrics, indexed by name.
+
+    Columns: `family`; `better`, which values are (higher, lower, neither); `range`; `forwards` and `maps`,
+    images predicted and maps made a sample at the default settings for 28×28 pixels; `engines`, the default
+    first; `settings`, the keywords; `reference`.
+
+    >>> list_metrics().loc["sparseness", ["family", "better", "range"]].tolist()
+    ['complexity', 'higher', '[0, 1]']
+    """
+    import pandas as pd
+
+    rows = []
+    for name in METRICS:
+        metric = METRICS[name]
+        defaults = metric.settings.model_construct()
+        rows.append(
+            {
+                "name": name,
+                "family": metric.family,
+                "better": metric.better,
+                "range": metric.range,
+                "forwards": metric.forwards(defaults, 28 * 28),
+                "maps": metric.maps(defaults) if metric.maps else 0,
+                "engines": ", ".join(metric.engines),
+                "settings": ", ".join(metric.settings.model_fields),
+                "reference": metric.reference,
+            }
+        )
+    return pd.DataFrame(rows).set_index("name")

@@ -1,0 +1,80 @@
+"""The maps that are scored: what is accepted, what is usable, and a pixel's share of a map."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saliency_lab._common.errors import InputError
+
+Needs = Literal["finite", "nonzero", "varying"]
+"""What a metric needs of a map to be defined; each includes the one before."""
+
+
+def take_maps(attributions: Any, x: Tensor, *, of: str = "attributions") -> Tensor:
+    """Return signed maps (N, C, H, W), float64, on the CPU, from `Attributions`, a tensor or an array.
+
+    A map of one channel for an image of several holds a pixel's total: it is shared equally between
+    the channels, so that the sum over the channels is that total again.
+
+    Raises
+    ------
+    InputError
+        If they are no real numbers or their shape is neither that of `x` nor (N, 1, H, W).
+    """
+    values = attributions
+    if not isinstance(values, Tensor | np.ndarray):
+        values = getattr(attributions, "values", None)
+    if not isinstance(values, Tensor | np.ndarray):
+        raise InputError(
+            f"{of} must be Attributions, a tensor or an array of the images' shape, "
+            f"not {type(attributions).__name__}"
+        )
+    maps = torch.as_tensor(values).detach().cpu()
+    if maps.is_complex():
+        raise InputError(f"{of} must be real numbers, not {maps.dtype}")
+    one_channel = (len(x), 1, *x.shape[2:])
+    if tuple(maps.shape) not in {tuple(x.shape), one_channel}:
+        raise InputError(
+            f"{of} must have the images' shape {tuple(x.shape)} or {one_channel}, not {tuple(maps.shape)}"
+        )
+    maps = maps.to(torch.float64)
+    if maps.shape[1] != x.shape[1]:
+        maps = (maps / x.shape[1]).expand(x.shape)
+    return maps
+
+
+def unusable(maps: Tensor, needs: Needs) -> list[str | None]:
+    """Why each map (N, C, H, W) cannot be scored, or None where it can."""
+    flat = maps.flatten(1)
+    pixels = maps.sum(1).flatten(1)
+    reasons: list[str | None] = []
+    for row, pixel in zip(flat, pixels, strict=True):
+        if not torch.isfinite(row).all():
+            reasons.append("the map holds NaN or infinities")
+        elif needs != "finite" and not row.any():
+            reasons.append("the map is zero everywhere")
+        elif needs == "varying" and bool((pixel == pixel[0]).all()) and bool((row == row[0]).all()):
+            reasons.append("the map is constant, so it ranks no pixel")
+        else:
+            reasons.append(None)
+    return reasons
+
+
+def pixel_scores(maps: Tensor, *, absolute: bool) -> Tensor:
+    """A pixel's share (N, H·W): the sum over its channels of the values, or of their magnitudes."""
+    return (maps.abs() if absolute else maps).sum(1).flatten(1)
+
+
+def descending_ranks(scores: Tensor) -> Tensor:
+    """Rank (N, K), int32, of each unit from the highest score (0) down; ties keep their order.
+
+    >>> descending_ranks(torch.tensor([[1.0, 3.0, 3.0, 2.0]]))
+    tensor([[3, 0, 1, 2]], dtype=torch.int32)
+    """
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    steps = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device).expand_as(order)
+    return torch.empty_like(order, dtype=torch.int32).scatter_(1, order, steps)

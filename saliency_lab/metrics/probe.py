@@ -1,0 +1,164 @@
+"""What a model answers about a block of images; each question is put to it once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import chunk_rows, device_of, undisturbed
+from saliency_lab._common.seeding import sample_seeds, sample_uniform
+
+Output = Literal["probability", "logit"]
+"""Which output of the label's class is read: after the softmax, or before it."""
+
+Baseline = Literal["black", "white", "mean", "uniform", "blur"]
+"""What a removed pixel becomes: 0, 1, the mean of its channel in the original image, a uniform draw on
+[0, 1) keyed by (seed, image), or the image under a Gaussian blur of 11 pixels, σ = 5."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Outputs for the label's class, float64, and whether that class won, bool; all of one shape."""
+
+    logit: Tensor
+    probability: Tensor
+    correct: Tensor
+
+    def read(self, output: Output) -> Tensor:
+        """Return the probability or the logit of the label's class."""
+        return self.probability if output == "probability" else self.logit
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """`images` in the memory order that convolutions prefer.
+
+    One channel is in both orders at once; then the strides say which, and nothing is copied.
+    """
+    _, channels, height, width = images.shape
+    if channels == 1:
+        return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+class Probe:
+    """A model, a block of images and labels, a seed, and the answers so far.
+
+    Answers are remembered by what was asked, so that methods and metrics which ask the same share the
+    forward passes.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int) -> None:
+        self.model = model
+        self.device = device_of(model)
+        self.images = x
+        self.labels = y
+        self.x = x.to(self.device)
+        self.y = y.to(self.device)
+        self.seed = seed
+        self.chunk = max(1, chunk_rows(x.shape) // 2)  # the first layers' outputs stay in the allocator
+        self._memory: dict[Any, Any] = {}
+        self._layout: Callable[[Tensor], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def pixels(self) -> int:
+        """H·W."""
+        return self.x.shape[2] * self.x.shape[3]
+
+    def remember(self, key: tuple[Any, ...], compute: Callable[[], T]) -> T:
+        """Return what was computed for `key`, computing it the first time."""
+        if key not in self._memory:
+            self._memory[key] = compute()
+        return cast(T, self._memory[key])
+
+    def seeds(self, purpose: str) -> list[int]:
+        """One seed an image, from (seed, purpose, the image)."""
+        return self.remember(("seeds", purpose), lambda: sample_seeds(self.images, self.seed, purpose))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (n, K) of images on the model's device, in one pass."""
+        with undisturbed(self.model), torch.inference_mode():
+            if self._layout is None:
+                try:
+                    out = self.model(channels_last(images.clone()))
+                    self._layout = channels_last
+                except RuntimeError:  # `.view` in the model needs rows in the plain order
+                    self._layout = Tensor.contiguous
+                    out = self.model(images.contiguous())
+            else:
+                out = self.model(self._layout(images))
+        if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(images):
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise InputError(f"the model must return logits of the shape (N, classes), but returned {got}")
+        return out
+
+    def ask(self, count: int, build: Callable[[Tensor, Tensor], Tensor]) -> Answers:
+        """Answers (N, count) on variants of each image.
+
+        `build(i, j)` returns variant `j[k]` of image `i[k]` for each k; passes are full chunks over
+        images × variants, whatever the two are.
+        """
+        total = len(self) * count
+        rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        for index in torch.arange(total, device=self.device).split(self.chunk):
+            i, j = index // count, index % count
+            rows.append(self._answer(build(i, j), self.y[i]))
+        logit, probability, correct = (
+            torch.cat(parts).reshape(len(self), count) for parts in zip(*rows, strict=True)
+        )
+        return Answers(logit, probability, correct)
+
+    def _answer(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = self.logits(images).float() if images.dtype != torch.float64 else self.logits(images)
+        at = labels[:, None]
+        return (
+            logits.gather(1, at)[:, 0].double(),
+            logits.softmax(1).gather(1, at)[:, 0].double(),
+            logits.argmax(1) == labels,
+        )
+
+    @property
+    def clean(self) -> Answers:
+        """Answers (N, 1) on the images themselves."""
+        return self.remember(("clean",), lambda: self.ask(1, lambda i, j: self.x[i]))
+
+    def fill(self, baseline: Baseline) -> Tensor:
+        """What removed pixels become, (N, C, H, W)."""
+        return self.remember(("fill", baseline), lambda: self._fill(baseline))
+
+    def _fill(self, baseline: Baseline) -> Tensor:
+        if baseline == "mean":
+            return self.x.mean((2, 3), keepdim=True).expand_as(self.x)
+        if baseline == "uniform":
+            return sample_uniform(self.seeds("fill"), self.x.shape[1:]).to(self.x)
+        if baseline == "blur":
+            size = min(11, 2 * min((s - 1) // 2 for s in self.x.shape[2:]) + 1)
+            return gaussian_blur(self.x, [size, size], [5.0, 5.0])
+        return torch.full_like(self.x[:1, :1, :1, :1], float(baseline == "white")).expand_as(self.x)
+
+
+def require_logits(probe: Probe) -> None:
+    """Refuse a model whose outputs are probabilities already: a second softmax would flatten them.
+
+    Raises
+    ------
+    InputError
+        If every row of the outputs lies in [0, 1] and sums to 1.
+    """
+    with torch.inference_mode():
+        out = probe.logits(probe.x[: probe.chunk]).double()
+    if ((out >= 0) & (out <= 1)).all() and torch.allclose(out.sum(1), torch.ones_like(out[:, 0]), atol=1e-4):
+        raise InputError(
+            "the model returns probabilities, not logits: its outputs lie in [0, 1] and sum to 1; "
+            "remove its last softmax, or pass output='logit' to score its outputs as they are"
+        )

@@ -1,0 +1,254 @@
+"""What every metric promises, whatever it measures."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import saliency_lab as sl
+from saliency_lab._common.errors import InputError, UnknownNameError
+from saliency_lab.metrics import evaluate_detailed, evaluate_many
+from saliency_lab.metrics.catalogue import METRICS
+
+SMALL = {
+    "pixel_flipping": {"steps": 12},
+    "faithfulness_correlation": {"runs": 10, "subset_size": 30},
+    "sparseness": {},
+}
+CASES = [(name, engine) for name in SMALL for engine in METRICS[name].engines]
+
+
+def test_table_names_every_metric_and_what_it_means():
+    table = sl.list_metrics()
+    assert isinstance(table, pd.DataFrame)
+    assert list(table.index) == list(METRICS)
+    assert set(table["better"]) <= {"higher", "lower", "neither"}
+    assert (table["reference"].str.len() > 5).all()
+
+
+@pytest.mark.parametrize(("name", "engine"), CASES)
+def test_score_does_not_move_with_batch_mates_or_their_order(scene, name, engine):
+    model, x, y, maps = scene
+    together = sl.evaluate(model, x, y, maps, name, engine=engine, **SMALL[name])
+    assert together.dtype == np.float64
+    assert together.shape == (6,)
+    assert np.isfinite(together).all()
+    back = torch.arange(5, -1, -1)
+    reversed_ = sl.evaluate(model, x[back], y[back], maps[back], name, engine=engine, **SMALL[name])
+    np.testing.assert_allclose(reversed_[::-1], together, atol=1e-6)
+    alone = [
+        sl.evaluate(model, x[i : i + 1], y[i : i + 1], maps[i : i + 1], name, engine=engine, **SMALL[name])[0]
+        for i in range(6)
+    ]
+    np.testing.assert_allclose(alone, together, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "engine"), CASES)
+def test_nothing_of_the_caller_s_is_changed(scene, name, engine):
+    model, x, y, maps = scene
+    model.train()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    before = x.clone(), y.clone(), maps.clone()
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    sl.evaluate(model, x, y, maps, name, engine=engine, **SMALL[name])
+    for old, new in zip(before, (x, y, maps), strict=True):
+        assert torch.equal(old, new)
+    assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+    assert random.getstate() == states[0]
+    assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+@pytest.mark.parametrize(("name", "engine"), CASES)
+def test_a_bad_map_costs_only_its_own_score(scene, name, engine):
+    model, x, y, maps = scene
+    clean = sl.evaluate(model, x, y, maps, name, engine=engine, **SMALL[name])
+    spoilt = maps.clone()
+    spoilt[1] = 0
+    spoilt[2, 0, 3, 3] = float("nan")
+    spoilt[4, 0, 0, 0] = float("-inf")
+    scores = evaluate_detailed(model, x, y, spoilt, name, engine=engine, **SMALL[name])
+    bad = np.array([False, True, True, False, True, False])
+    assert (np.isnan(scores.values) == bad).all()
+    np.testing.assert_array_equal(scores.values[~bad], clean[~bad])
+    assert scores.undefined == {"the map is zero everywhere": 1, "the map holds NaN or infinities": 2}
+    assert [reason is not None for reason in scores.reasons] == bad.tolist()
+
+
+@pytest.mark.parametrize(("name", "engine"), CASES)
+def test_a_map_that_is_negative_everywhere_is_scored(scene, name, engine):
+    model, x, y, maps = scene
+    scores = sl.evaluate(model, x, y, -maps.abs(), name, engine=engine, **SMALL[name])
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_many_gives_exactly_what_single_calls_give(scene, name):
+    model, x, y, maps = scene
+    methods = {"first": maps, "second": maps.flip(3)}
+    many = evaluate_many(model, x, y, methods, SMALL, seed=3)
+    for method, given in methods.items():
+        alone = evaluate_detailed(model, x, y, given, name, seed=3, **SMALL[name])
+        np.testing.assert_array_equal(many[method][name].values, alone.values)
+        assert many[method][name].settings == alone.settings
+
+
+class _Counting(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.images = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.images += len(x)
+        return self.model(x)
+
+
+def test_methods_share_the_passes_that_do_not_depend_on_them(scene):
+    model, x, y, maps = scene
+    counting = _Counting(model)
+    settings = SMALL["faithfulness_correlation"]
+    sl.evaluate(counting, x, y, maps, "faithfulness_correlation", **settings)
+    one = counting.images
+    counting.images = 0
+    methods = {str(k): maps.roll(k, 3) for k in range(4)}
+    evaluate_many(counting, x, y, methods, {"faithfulness_correlation": settings})
+    assert counting.images == one
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_declared_forwards_are_the_forwards(scene, name):
+    model, x, y, maps = scene
+    counting = _Counting(model)
+    settings = METRICS[name].settings(**SMALL[name])
+    probes = (
+        0 if METRICS[name].forwards(settings, 144) == 0 else 1 + 6
+    )  # what tells logits from probabilities
+    sl.evaluate(counting, x, y, maps, name, **SMALL[name])
+    assert counting.images <= 6 * METRICS[name].forwards(settings, 144) + probes
+    assert counting.images >= 6 * METRICS[name].forwards(settings, 144)
+
+
+def test_seed_changes_draws_and_only_draws(scene):
+    model, x, y, maps = scene
+    settings = SMALL["faithfulness_correlation"]
+    first, again, other = (
+        sl.evaluate(model, x, y, maps, "faithfulness_correlation", seed=seed, **settings)
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).all()
+
+
+def test_a_single_channel_map_holds_the_pixel_s_total():
+    source = torch.Generator().manual_seed(0)
+    x, maps = torch.rand(2, 3, 8, 8, generator=source), torch.randn(2, 3, 8, 8, generator=source)
+    y = torch.tensor([0, 1])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    for name in ("pixel_flipping", "faithfulness_correlation"):
+        settings = {"steps": 8} if name == "pixel_flipping" else {"runs": 8, "subset_size": 20}
+        full = sl.evaluate(model, x, y, maps, name, **settings)
+        single = sl.evaluate(model, x, y, maps.sum(1, keepdim=True), name, **settings)
+        np.testing.assert_allclose(single, full, atol=1e-12)
+
+
+def test_model_that_flattens_with_view_is_scored():
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 3)
+            self.head = nn.Linear(72, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.conv(x).view(len(x), -1))
+
+    x = torch.rand(2, 3, 8, 8)
+    scores = sl.evaluate(
+        Viewing(), x, torch.tensor([0, 1]), torch.randn(2, 3, 8, 8), "pixel_flipping", steps=4
+    )
+    assert np.isfinite(scores).all()
+
+
+class TestBadInput:
+    x = torch.rand(2, 1, 8, 8)
+    y = torch.tensor([0, 1])
+    maps = torch.randn(2, 1, 8, 8)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+    def test_unknown_metric(self):
+        with pytest.raises(UnknownNameError, match="did you mean 'pixel_flipping'"):
+            sl.evaluate(self.model, self.x, self.y, self.maps, "pixelflipping")
+
+    def test_unknown_setting(self):
+        with pytest.raises(UnknownNameError, match=r"metric 'pixel_flipping'.*did you mean 'steps'"):
+            sl.evaluate(self.model, self.x, self.y, self.maps, "pixel_flipping", stepps=3)
+
+    def test_setting_out_of_range(self):
+        with pytest.raises(InputError, match="'steps'"):
+            sl.evaluate(self.model, self.x, self.y, self.maps, "pixel_flipping", steps=0)
+
+    def test_unknown_engine(self):
+        with pytest.raises(InputError, match=r"engine 'slow'.*fast, quantus"):
+            sl.evaluate(self.model, self.x, self.y, self.maps, "pixel_flipping", engine="slow")
+
+    def test_steps_that_do_not_divide(self):
+        with pytest.raises(InputError, match="steps=8, or engine='fast'"):
+            sl.evaluate(self.model, self.x, self.y, self.maps, "pixel_flipping", engine="quantus", steps=7)
+
+    def test_subset_as_large_as_the_image(self):
+        with pytest.raises(InputError, match="below the number of pixels, 64"):
+            sl.evaluate(self.model, self.x, self.y, self.maps, "faithfulness_correlation")
+
+    def test_wrong_shape_of_maps(self):
+        with pytest.raises(InputError, match=r"\(2, 1, 8, 8\).*\(2, 1, 8, 7\)"):
+            sl.evaluate(self.model, self.x, self.y, self.maps[..., :7], "sparseness")
+
+    def test_maps_of_another_type(self):
+        with pytest.raises(InputError, match="not list"):
+            sl.evaluate(self.model, self.x, self.y, [1.0], "sparseness")
+
+    def test_integer_images(self):
+        with pytest.raises(InputError, match="floating point"):
+            sl.evaluate(self.model, (self.x * 255).byte(), self.y, self.maps, "sparseness")
+
+    def test_label_out_of_range(self):
+        with pytest.raises(InputError, match=r"in 0 … 2, but label 1 is 7"):
+            sl.evaluate(self.model, self.x, torch.tensor([0, 7]), self.maps, "pixel_flipping")
+
+    def test_model_of_probabilities_is_said(self):
+        model = nn.Sequential(self.model, nn.Softmax(1))
+        with pytest.raises(InputError, match="returns probabilities, not logits"):
+            sl.evaluate(model, self.x, self.y, self.maps, "pixel_flipping", steps=4)
+        scores = sl.evaluate(model, self.x, self.y, self.maps, "pixel_flipping", steps=4, output="logit")
+        plain = sl.evaluate(self.model, self.x, self.y, self.maps, "pixel_flipping", steps=4)
+        np.testing.assert_allclose(scores, plain, atol=1e-6)
+
+    def test_model_of_feature_maps(self):
+        with pytest.raises(InputError, match=r"logits of the shape \(N, classes\)"):
+            sl.evaluate(nn.Conv2d(1, 2, 3), self.x, self.y, self.maps, "pixel_flipping", steps=4)
+
+    def test_state_is_put_back_after_an_error(self):
+        class Failing(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.head = nn.Linear(64, 3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                torch.rand(3)
+                raise ValueError("broken")
+
+        model, state = Failing().train(), torch.get_rng_state()
+        with pytest.raises(ValueError, match="broken"):
+            sl.evaluate(model, self.x, self.y, self.maps, "pixel_flipping", steps=4)
+        assert model.training
+        assert model.head.weight.requires_grad
+        assert torch.equal(torch.get_rng_state(), state)
