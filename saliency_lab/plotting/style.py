@@ -35,7 +35,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#404040", "#999999")
-"""Categorical colours told apart with any colour vision: Okabe & Ito's, without yellow, which fades on white."""
+"""Categorical colours told apart with any colour vision: those of Okabe & Ito, but no yellow on white."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 """A marker beside each colour, so that a figure survives a black-and-white printer."""
@@ -136,7 +136,7 @@ def markers(names: Sequence[str]) -> dict[str, str]:
 def save(fig: Figure, path: str | Path) -> Path:
     """Write a figure by its suffix: PNG at 200 dpi, PDF or SVG with text that stays text.
 
-    The file replaces an older one only when complete, and the same figure gives the same bytes.
+    The file replaces an older one only when complete; a figure drawn again the same way gives the same bytes.
 
     Raises
     ------

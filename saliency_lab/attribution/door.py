@@ -1,0 +1,158 @@
+"""The one door: check, cut into chunks, compute, put everything back."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from saliency_lab._common.checks import check_images
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import chunk_rows, device_of, undisturbed
+from saliency_lab._common.progress import progress
+from saliency_lab._common.provenance import fingerprint, versions
+from saliency_lab._common.seeding import preserved_rng
+from saliency_lab._common.settings import parse_settings
+from saliency_lab.attribution.catalogue import METHODS, Explained
+from saliency_lab.attribution.result import Attributions
+from saliency_lab.attribution.target import TargetSpec, describe_target, resolve_target
+from saliency_lab.attribution.task import Task
+
+OwnMethod = Callable[..., Tensor]
+"""A user's method: `function(model, x, classes, **settings)` returns maps of the shape of `x`."""
+
+
+def attribute(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    method: str | OwnMethod = "saliency",
+    *,
+    target: TargetSpec = "label",
+    seed: int = 0,
+    **settings: Any,
+) -> Attributions:
+    """Attribute a model's output to the pixels of each image.
+
+    The work is done on the model's device, in chunks; the model is looked at in eval mode and left
+    as it was. A sample's map does not depend on the batch it comes in, and random draws are keyed by
+    `seed` and the sample itself.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images to logits (N, K).
+    x : Tensor
+        Images (N, C, H, W), floating point in [0, 1].
+    y : Tensor, optional
+        Labels (N,), needed for `target="label"`.
+    method : str or callable
+        A name of `list_methods()`, or `function(model, x, classes, **settings)` that returns maps of the
+        shape of `x`; it is called on chunks.
+    target : "label", "prediction", int, Tensor (N,), or a pair of these
+        The logit to explain; a pair means the difference of two logits.
+    seed : int
+        Seeds every random draw.
+    **settings
+        The method's own; `list_methods()` shows them with their defaults.
+
+    Returns
+    -------
+    Attributions
+        Signed float32 maps of the shape of `x`, on the CPU.
+
+    Raises
+    ------
+    InputError
+        Names an unknown method, setting or class, a bad image, or a model the method cannot treat.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    >>> x = torch.rand(5, 1, 4, 4)
+    >>> attribute(model, x, method="saliency", target=2).values.shape
+    torch.Size([5, 1, 4, 4])
+    """
+    started = time.perf_counter()
+    x = check_images(x).detach()
+    name, run, parsed = _chosen(method, settings)
+    device, dtype = device_of(model), _dtype_of(model)
+    values = torch.empty(x.shape, dtype=torch.float32)
+    totals = []
+    with undisturbed(model), preserved_rng(seed):
+        aim = resolve_target(model, x.to(dtype), y, target)
+        rows = chunk_rows(x.shape)
+        with progress(label=name, total=len(x)) as bar, torch.no_grad():
+            for start in range(0, len(x), rows):
+                stop = min(start + rows, len(x))
+                chunk = x[start:stop].to(device, dtype, copy=True)
+                index = torch.arange(start, stop)
+                task = Task(model, chunk, aim.rows(start, stop, device), index, seed)
+                maps, total = run(task, parsed)
+                values[start:stop] = maps
+                if total is not None:
+                    totals.append(total.double().cpu())
+                bar.update(stop - start)
+    return Attributions(
+        values=values,
+        method=name,
+        settings=_as_text(parsed),
+        target=describe_target(target),
+        seconds=time.perf_counter() - started,
+        seed=seed,
+        classes=aim.classes if aim.against is None else torch.stack([aim.classes, aim.against], 1),
+        total=torch.cat(totals) if totals else None,
+        provenance={"device": str(device), "images": fingerprint(x), "versions": versions()},
+    )
+
+
+def _chosen(
+    method: str | OwnMethod, settings: dict[str, Any]
+) -> tuple[str, Callable[[Task, Any], Explained], Any]:
+    """Name, function and checked settings of a method by name or of the user's own."""
+    if isinstance(method, str):
+        known = METHODS[method]
+        return method, known.run, parse_settings(known.settings, settings, of=f"method '{method}'")
+    if not callable(method):
+        raise InputError(f"method must be a name or a function, not {type(method).__name__}")
+    name = getattr(method, "__name__", type(method).__name__)
+    try:
+        inspect.signature(method).bind(None, None, None, **settings)
+    except TypeError as error:
+        raise InputError(f"method '{name}' is called as (model, x, classes, **settings): {error}") from None
+
+    def run(task: Task, parsed: dict[str, Any]) -> Explained:
+        if task.target.against is not None:
+            raise InputError(f"method '{name}' is your own and gets one class a sample, not a contrast")
+        with torch.enable_grad():
+            maps = method(task.model, task.x, task.target.classes, **parsed)
+        if not isinstance(maps, Tensor) or maps.shape != task.x.shape:
+            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            raise InputError(f"method '{name}' must return maps of shape {tuple(task.x.shape)}, not {got}")
+        return maps.detach(), None
+
+    return name, run, settings
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    """The model's floating-point type; float32 for a model without parameters."""
+    return next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+
+
+def _as_text(settings: BaseModel | dict[str, Any]) -> dict[str, Any]:
+    """Settings that JSON can hold; a tensor becomes its shape and fingerprint."""
+    given = settings if isinstance(settings, dict) else dict(settings)
+    return {key: _plain(value) for key, value in given.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {fingerprint(value)[:12]}"
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)

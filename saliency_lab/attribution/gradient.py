@@ -1,0 +1,83 @@
+"""Methods that read the gradient with respect to the input: one forward and one backward pass a point."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.baseline import Baseline, resolve_baseline
+from saliency_lab.attribution.catalogue import Explained, method
+from saliency_lab.attribution.task import Task
+
+
+@method(
+    "saliency",
+    family="gradient",
+    passes="1 forward, 1 backward",
+    reference="Simonyan et al., ICLR workshop 2014",
+)
+def saliency(task: Task, settings: Settings) -> Explained:
+    """∂f/∂x, with its sign (Captum takes the absolute value unless told not to)."""
+    return task.gradient(task.x)[0], None
+
+
+@method(
+    "input_x_gradient",
+    family="gradient",
+    passes="1 forward, 1 backward",
+    reference="Shrikumar et al., arXiv:1605.01713, 2016",
+)
+def input_x_gradient(task: Task, settings: Settings) -> Explained:
+    """The gradient times the image, x · ∂f/∂x."""
+    return task.x * task.gradient(task.x)[0], None
+
+
+Quadrature = Literal["gauss_legendre", "trapezoid", "middle", "left", "right"]
+
+
+def quadrature(rule: Quadrature, steps: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1], float64, (steps,) each; the weights sum to 1."""
+    if rule == "gauss_legendre":
+        roots, lengths = np.polynomial.legendre.leggauss(steps)
+        return torch.from_numpy((roots + 1) / 2), torch.from_numpy(lengths / 2)
+    if rule == "trapezoid":
+        weights = torch.full((steps,), 1.0 / (steps - 1), dtype=torch.float64)
+        weights[[0, -1]] /= 2
+        return torch.linspace(0, 1, steps, dtype=torch.float64), weights
+    shift = {"left": 0.0, "middle": 0.5, "right": 1.0}[rule]
+    nodes = (torch.arange(steps, dtype=torch.float64) + shift) / steps
+    return nodes, torch.full((steps,), 1.0 / steps, dtype=torch.float64)
+
+
+class IntegratedGradientsSettings(Settings):
+    """`steps` points on the straight line from the baseline to the image, weighted by `quadrature`."""
+
+    steps: int = Field(50, ge=2)
+    quadrature: Quadrature = "gauss_legendre"
+    baseline: Baseline = "zero"
+
+
+@method(
+    "integrated_gradients",
+    family="gradient",
+    passes="steps × (1 forward, 1 backward) + 2 forward",
+    reference="Sundararajan et al., ICML 2017",
+    settings=IntegratedGradientsSettings,
+)
+def integrated_gradients(task: Task, settings: IntegratedGradientsSettings) -> Explained:
+    """(x − b) · ∫₀¹ ∂f/∂x(b + α (x − b)) dα; sums to f(x) − f(b). Memory does not grow with the steps."""
+    base = resolve_baseline(settings.baseline, task)
+    difference = task.x - base
+    nodes, weights = (each.to(task.x) for each in quadrature(settings.quadrature, settings.steps))
+    total = torch.zeros_like(task.x)
+    for group in task.draws(settings.steps):
+        span = slice(group.start, group.stop)
+        points = base + nodes[span].reshape(-1, 1, 1, 1, 1) * difference
+        gradient, _ = task.gradient(points.flatten(0, 1))
+        total += torch.tensordot(weights[span], gradient.reshape(points.shape), 1)
+    return difference * total, task.score(task.x) - task.score(base)

@@ -1,0 +1,88 @@
+"""Noise tunnels: statistics of any other method's maps over noisy copies of the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.seeding import sample_normal, sample_seeds
+from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab.attribution.catalogue import METHODS, Explained, method
+from saliency_lab.attribution.task import Task
+
+_BLOCK = 16  # draws of noise held at a time
+
+
+class NoiseSettings(Settings):
+    """`n` copies with Gaussian noise of standard deviation `stdev`, in units of the image range [0, 1].
+
+    `base` is the method whose maps are taken, with its own settings in `base_settings`.
+    """
+
+    n: int = Field(25, ge=2)
+    stdev: float = Field(0.15, ge=0)
+    base: str = "saliency"
+    base_settings: dict[str, Any] = Field(default_factory=dict)
+
+
+def _moments(task: Task, settings: NoiseSettings) -> tuple[Tensor, Tensor]:
+    """Mean and (population) variance of the base method's maps, by Welford's updates."""
+    base = METHODS[settings.base]
+    if base.family == "noise":
+        raise InputError(f"a noise tunnel cannot have the noise tunnel '{settings.base}' as its base")
+    inner = parse_settings(base.settings, settings.base_settings, of=f"method '{base.name}'")
+    mean, squares = torch.zeros_like(task.x), torch.zeros_like(task.x)
+    for first in range(0, settings.n, _BLOCK):
+        block = min(_BLOCK, settings.n - first)
+        seeds = sample_seeds(task.x, task.seed, f"noise {first}")
+        noise = sample_normal(seeds, (block, *task.x.shape[1:])).to(task.x).transpose(0, 1)
+        for group in task.draws(block):
+            points = task.x + settings.stdev * noise[group.start : group.stop]
+            noisy = task.at(points.flatten(0, 1))
+            maps = base.run(noisy, inner)[0].reshape(points.shape)
+            for count, values in enumerate(maps, first + group.start + 1):
+                change = values - mean
+                mean += change / count
+                squares += change * (values - mean)
+    return mean, squares / settings.n
+
+
+@method(
+    "smoothgrad",
+    family="noise",
+    passes="n × base",
+    reference="Smilkov et al., arXiv:1706.03825, 2017",
+    settings=NoiseSettings,
+)
+def smoothgrad(task: Task, settings: NoiseSettings) -> Explained:
+    """Mean of the base method's maps at x + 𝒩(0, stdev²)."""
+    return _moments(task, settings)[0], None
+
+
+@method(
+    "smoothgrad_sq",
+    family="noise",
+    passes="n × base",
+    reference="Hooker et al., NeurIPS 2019",
+    settings=NoiseSettings,
+)
+def smoothgrad_sq(task: Task, settings: NoiseSettings) -> Explained:
+    """Mean of the squares of the base method's maps at x + 𝒩(0, stdev²)."""
+    mean, variance = _moments(task, settings)
+    return mean**2 + variance, None
+
+
+@method(
+    "vargrad",
+    family="noise",
+    passes="n × base",
+    reference="Adebayo et al., NeurIPS 2018",
+    settings=NoiseSettings,
+)
+def vargrad(task: Task, settings: NoiseSettings) -> Explained:
+    """Variance of the base method's maps at x + 𝒩(0, stdev²)."""
+    return _moments(task, settings)[1], None

@@ -1,0 +1,249 @@
+"""What `attribute` returns: the maps and where they come from."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from scipy.stats import rankdata
+from torch import Tensor
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.files import atomic_path
+from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Channels = Literal["sum", "mean", "max", "l2"]
+Sign = Literal["signed", "absolute", "positive"]
+Normalisation = Literal["max", "percentile", "sum", "rank"]
+
+
+@dataclass(frozen=True, eq=False)
+class Attributions:
+    """Maps of N images by one method on one model.
+
+    Attributes
+    ----------
+    values : Tensor
+        (N, C, H, W), float32, signed, on the CPU.
+    method, settings, target, seed
+        What was asked for; `settings` holds every setting, defaults too (a tensor as text).
+    seconds : float
+        Wall time of the whole call.
+    classes : Tensor
+        (N,) int64, the class each map explains; (N, 2) for a contrast: the first minus the second.
+    total : Tensor or None
+        (N,) float64, what the method promises its map sums to, such as f(x) − f(baseline).
+    provenance : mapping
+        The device, a fingerprint of the images, the versions of the packages.
+    processing : tuple of str
+        The `reduce` and `normalise` steps that `values` went through.
+    """
+
+    values: Tensor
+    method: str
+    settings: Mapping[str, Any]
+    target: str
+    seconds: float
+    seed: int
+    classes: Tensor
+    total: Tensor | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    processing: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.values)
+
+    def __getitem__(self, rows: int | slice | Tensor | list[int]) -> Attributions:
+        """The maps of some of the images; an int gives one image's, still (1, C, H, W)."""
+        if isinstance(rows, int):
+            rows = [range(len(self))[rows]]
+        total = None if self.total is None else self.total[rows]
+        return replace(self, values=self.values[rows], classes=self.classes[rows], total=total)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values.numpy(), dtype=dtype, copy=copy)
+
+    def numpy(self) -> np.ndarray:
+        """The values (N, C, H, W) as a float32 array of their own."""
+        return self.values.numpy().copy()
+
+    @property
+    def delta(self) -> Tensor | None:
+        """Σ map − `total`, (N,) float64, 0 where the promise is kept; Captum calls it convergence delta."""
+        if self.total is None or self.processing:
+            return None
+        return self.values.double().flatten(1).sum(1) - self.total
+
+    @property
+    def completeness_error(self) -> Tensor | None:
+        """|`delta`| over |`total`|, (N,) float64; None where the method promises no sum."""
+        delta = self.delta
+        return None if delta is None or self.total is None else delta.abs() / self.total.abs()
+
+    def reduce(self, channels: Channels = "sum", sign: Sign = "signed") -> Attributions:
+        """One value a pixel: `sign` is applied to every channel, then the channels are reduced; (N, 1, H, W).
+
+        `absolute` with `max` is Simonyan's saliency map; `max` alone keeps the value of largest magnitude.
+
+        Raises
+        ------
+        InputError
+            If `channels` or `sign` is another word.
+        """
+        _one_of("sign", sign, Sign)
+        _one_of("channels", channels, Channels)
+        values = self.values
+        if sign == "absolute":
+            values = values.abs()
+        elif sign == "positive":
+            values = values.clamp_min(0)
+        if channels == "sum":
+            values = values.sum(1, keepdim=True)
+        elif channels == "mean":
+            values = values.mean(1, keepdim=True)
+        elif channels == "max":
+            values = values.gather(1, values.abs().argmax(1, keepdim=True))
+        else:
+            values = values.norm(dim=1, keepdim=True)
+        return self._processed(values, f"reduce({channels}, {sign})")
+
+    def normalise(self, by: Normalisation = "max") -> Attributions:
+        """Scale each sample by itself; a map of zeros stays one, NaN stays NaN.
+
+        `max`: by the largest magnitude. `percentile`: by the 99th percentile of the magnitudes, clipped to
+        [−1, 1]. `sum`: by the sum of magnitudes. `rank`: each value becomes its rank in the sample, ties
+        sharing theirs, from 0 (lowest) to 1.
+
+        Raises
+        ------
+        InputError
+            If `by` is another word.
+        """
+        _one_of("by", by, Normalisation)
+        rows = self.values.flatten(1)
+        if by == "rank":
+            ranks = (rankdata(rows.double().numpy(), axis=1) - 1) / max(1, rows.shape[1] - 1)
+            scaled = torch.from_numpy(ranks).float()
+        else:
+            magnitude = rows.abs()
+            if by == "max":
+                scale = magnitude.amax(1)
+            elif by == "sum":
+                scale = magnitude.sum(1)
+            else:
+                scale = torch.from_numpy(np.percentile(magnitude.numpy(), 99, axis=1).astype(np.float32))
+                scale = torch.where(scale > 0, scale, magnitude.amax(1))
+            scaled = rows / torch.where(scale == 0, torch.ones_like(scale), scale)[:, None]
+            if by == "percentile":
+                scaled = scaled.clamp(-1, 1)
+        return self._processed(scaled.reshape(self.values.shape), f"normalise({by})")
+
+    def compare(self, other: Attributions | Tensor, k: float = 0.1) -> pd.DataFrame:
+        """Likeness to other maps of the same images, one row a sample.
+
+        Columns `rank_correlation` (Spearman, signed), `ssim` and `top_k_overlap` (of the k·P largest values).
+        """
+        theirs = other.values if isinstance(other, Attributions) else other
+        return pd.DataFrame(
+            {
+                "rank_correlation": rank_correlation(self.values, theirs).numpy(),
+                "ssim": ssim(self.values, theirs).numpy(),
+                "top_k_overlap": top_k_overlap(self.values, theirs, k).numpy(),
+            }
+        ).rename_axis("sample")
+
+    def show(self, images: Tensor | None = None, *, n: int = 6) -> Figure:
+        """The first `n` maps, signed and on one scale, beside their images if given."""
+        from saliency_lab.plotting.maps import grid
+
+        labels = [str(row.tolist()) for row in self.classes[:n]]
+        shown = None if images is None else images[:n]
+        return grid(shown, {self.method: self.values[:n]}, labels=labels)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file whose header holds everything that is not a tensor."""
+        path = Path(path)
+        tensors = {"values": self.values.contiguous(), "classes": self.classes.contiguous()}
+        if self.total is not None:
+            tensors["total"] = self.total.contiguous()
+        header = {
+            "method": self.method,
+            "settings": dict(self.settings),
+            "target": self.target,
+            "seconds": self.seconds,
+            "seed": self.seed,
+            "provenance": dict(self.provenance),
+            "processing": list(self.processing),
+        }
+        with atomic_path(path) as beside:
+            save_file(tensors, beside, metadata={"attributions": json.dumps(header)})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Attributions:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InputError
+            If the file is missing, damaged, or something else.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads(file.metadata()["attributions"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"cannot read attributions from '{path}': {error}") from None
+        except (TypeError, KeyError):
+            raise InputError(f"'{path}' is a safetensors file, but not one of attributions") from None
+        header["processing"] = tuple(header["processing"])
+        return cls(**tensors, **header)
+
+    def _processed(self, values: Tensor, step: str) -> Attributions:
+        return replace(self, values=values, processing=(*self.processing, step))
+
+    def _facts(self) -> dict[str, str]:
+        count, channels, height, width = self.values.shape
+        facts = {
+            "maps": f"{count} × ({channels}, {height}, {width})",
+            "method": self.method,
+            "settings": ", ".join(f"{key}={value!r}" for key, value in self.settings.items()) or "none",
+            "target": self.target,
+            "range": f"{self.values.min():.3g} … {self.values.max():.3g}",
+        }
+        if (error := self.completeness_error) is not None:
+            facts["completeness error"] = f"median {error.nanmedian():.2g}, largest {error.max():.2g}"
+        if self.processing:
+            facts["processing"] = ", ".join(self.processing)
+        return facts | {"seed": str(self.seed), "time": f"{self.seconds:.3g} s"}
+
+    def __repr__(self) -> str:
+        return f"Attributions({', '.join(f'{key}: {value}' for key, value in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        left = 'style="text-align:left"'
+        rows = "".join(
+            f"<tr><th {left}>{key}</th><td {left}>{html.escape(value)}</td></tr>"
+            for key, value in self._facts().items()
+        )
+        return f"<table><caption>Attributions</caption>{rows}</table>"
+
+
+def _one_of(name: str, given: object, choices: Any) -> None:
+    if given not in choices.__args__:
+        raise InputError(f"{name} must be one of {', '.join(choices.__args__)}, not {given!r}")

@@ -1,0 +1,74 @@
+"""How alike two maps of the same image are: one float64 a sample, NaN where it is undefined."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from saliency_lab._common.errors import InputError
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Spearman's ρ over all values of each sample, ties sharing their mean rank; NaN for a constant map.
+
+    >>> x = torch.rand(2, 1, 4, 4)
+    >>> rank_correlation(x, 3 * x + 1).tolist()
+    [1.0, 1.0]
+    """
+    rows = []
+    for each in _checked(a, b):
+        ranks = torch.from_numpy(rankdata(each, axis=1))
+        centred = ranks - ranks.mean(1, keepdim=True)
+        rows.append(centred / centred.norm(dim=1, keepdim=True))  # 0/0 for a constant map
+    return (rows[0] * rows[1]).sum(1).clamp(-1, 1)
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of maps scaled by their largest magnitude, channel mean; NaN for a map of zeros.
+
+    Windows of 7×7, less on smaller maps. Wang et al., IEEE Transactions on Image Processing, 2004.
+    """
+    _checked(a, b)
+    window = min(7, *(size - 1 + size % 2 for size in a.shape[2:]))
+    scores = []
+    for first, second in zip(a.double().numpy(), b.double().numpy(), strict=True):
+        scales = [np.abs(each).max() for each in (first, second)]
+        if not all(0 < scale < np.inf for scale in scales):
+            scores.append(np.nan)
+            continue
+        scores.append(
+            structural_similarity(
+                first / scales[0], second / scales[1], data_range=2.0, channel_axis=0, win_size=window
+            )
+        )
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+def top_k_overlap(a: Tensor, b: Tensor, k: float = 0.1) -> Tensor:
+    """Share of the k·P largest values of `a` that are among the k·P largest of `b`; ties by position.
+
+    >>> x = torch.arange(20.0).reshape(1, 1, 4, 5)
+    >>> top_k_overlap(x, x, k=0.25).item(), top_k_overlap(x, -x, k=0.25).item()
+    (1.0, 0.0)
+    """
+    if not 0 < k <= 1:
+        raise InputError(f"k must be a fraction in (0, 1], not {k}")
+    rows = _checked(a, b)
+    count = max(1, round(k * rows[0].shape[1]))
+    marks = []
+    for each in rows:
+        order = each.argsort(dim=1, descending=True, stable=True)[:, :count]
+        marks.append(torch.zeros_like(each).scatter_(1, order, 1.0))
+    overlap = (marks[0] * marks[1]).sum(1) / count
+    return overlap.masked_fill(torch.isnan(rows[0] + rows[1]).any(1), torch.nan)
+
+
+def _checked(a: Tensor, b: Tensor) -> list[Tensor]:
+    if a.shape != b.shape or a.ndim != 4:
+        raise InputError(
+            f"maps to compare must share one shape (N, C, H, W), not {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    return [each.detach().cpu().double().flatten(1) for each in (a, b)]

@@ -1,0 +1,102 @@
+"""What a map explains: the logit of a class, one class a sample, or the difference of two logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from saliency_lab._common.checks import check_labels
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import predict
+
+ClassSpec: TypeAlias = Literal["label", "prediction"] | int | Tensor
+TargetSpec: TypeAlias = ClassSpec | tuple[ClassSpec, ClassSpec]
+"""`"label"`, `"prediction"`, a class, a tensor (N,) of classes; a pair: the first logit minus the second."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The classes of n samples, and those they are set against (None: the plain logit)."""
+
+    classes: Tensor
+    against: Tensor | None = None
+
+    def pick(self, logits: Tensor) -> Tensor:
+        """Score (n,) of each row of `logits` (n, K): one logit, or the difference of two."""
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(self.classes):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            wanted = f"({len(self.classes)}, classes)"
+            raise InputError(f"the model must return logits of the shape {wanted}, but returned {got}")
+        score = logits.gather(1, self.classes[:, None])[:, 0]
+        if self.against is not None:
+            score = score - logits.gather(1, self.against[:, None])[:, 0]
+        return score
+
+    def repeat(self, times: int) -> Target:
+        """The same samples `times` over: all of them, then all of them again."""
+        against = None if self.against is None else self.against.repeat(times)
+        return Target(self.classes.repeat(times), against)
+
+    def rows(self, start: int, stop: int, device: torch.device) -> Target:
+        """Samples start … stop − 1, on a device."""
+        against = None if self.against is None else self.against[start:stop].to(device)
+        return Target(self.classes[start:stop].to(device), against)
+
+
+def resolve_target(model: nn.Module, x: Tensor, y: Tensor | None, spec: TargetSpec) -> Target:
+    """Turn what the user asked for into one class (or two) a sample, on the CPU.
+
+    Raises
+    ------
+    InputError
+        If a label is needed and missing, or a class does not exist.
+    """
+    pair = spec if isinstance(spec, tuple) else (spec,)
+    if len(pair) not in (1, 2):
+        raise InputError(f"target: a contrast is a pair (class, against), not {len(pair)} entries")
+    one = predict(model, x[:1]).shape[1] if any(not _is_prediction(each) for each in pair) else 0
+    logits = predict(model, x) if any(_is_prediction(each) for each in pair) else None
+    count = one if logits is None else logits.shape[1]
+    chosen = [_classes(each, x, y, logits, count) for each in pair]
+    return Target(*chosen)
+
+
+def describe_target(spec: TargetSpec) -> str:
+    """One line for reprs and files.
+
+    >>> describe_target(("label", 3))
+    'label − class 3'
+    """
+    if isinstance(spec, tuple):
+        return " − ".join(describe_target(each) for each in spec)
+    if isinstance(spec, Tensor):
+        return "given classes"
+    return f"class {spec}" if isinstance(spec, int) else spec
+
+
+def _is_prediction(spec: ClassSpec) -> bool:
+    return isinstance(spec, str) and spec == "prediction"
+
+
+def _classes(spec: ClassSpec, x: Tensor, y: Tensor | None, logits: Tensor | None, count: int) -> Tensor:
+    if isinstance(spec, Tensor):
+        return check_labels(spec, len(x), count).cpu()
+    if isinstance(spec, int) and not isinstance(spec, bool):
+        if not 0 <= spec < count:
+            raise InputError(f"target: the model has the classes 0 … {count - 1}, not {spec}")
+        return torch.full((len(x),), spec, dtype=torch.int64)
+    if spec == "prediction" and logits is not None:
+        return logits.argmax(1)
+    if spec == "label":
+        if y is None:
+            raise InputError(
+                'target="label" needs y, one label an image; or use target="prediction" or a class'
+            )
+        return check_labels(y, len(x), count).cpu()
+    raise InputError(
+        f'target must be "label", "prediction", a class, a tensor (N,) of classes or a pair of these, '
+        f"not {spec!r}"
+    )

@@ -1,0 +1,217 @@
+"""What `attribute` promises whatever the method."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.attribution import attribute, list_methods
+
+QUICK = {
+    "integrated_gradients": {"steps": 6},
+    "smoothgrad": {"n": 3},
+    "smoothgrad_sq": {"n": 3},
+    "vargrad": {"n": 3},
+}
+NAMES = list(list_methods().index)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shape_type_and_record(name, rgb_net, rgb_batch):
+    x, y = rgb_batch
+    maps = attribute(rgb_net, x, y, name, seed=4, **QUICK.get(name, {}))
+    assert maps.values.shape == x.shape and maps.values.dtype == torch.float32
+    assert not maps.values.requires_grad and maps.values.isfinite().all()
+    assert (maps.method, maps.seed, maps.target) == (name, 4, "label")
+    assert torch.equal(maps.classes, y)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_does_not_depend_on_its_batch(name, net, batch):
+    x, y = batch
+    settings = QUICK.get(name, {})
+    together = attribute(net, x, y, name, **settings).values
+    order = torch.tensor([3, 0, 5])
+    torch.testing.assert_close(
+        attribute(net, x[order], y[order], name, **settings).values, together[order], rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        attribute(net, x[2:3], y[2:3], name, **settings).values, together[2:3], rtol=1e-4, atol=1e-5
+    )
+
+
+class Fragile(nn.Module):
+    """Fails at its n-th forward pass."""
+
+    def __init__(self, inner: nn.Module, fail_at: int) -> None:
+        super().__init__()
+        self.inner, self.left = inner, fail_at
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError("out of luck")
+        return self.inner(x)
+
+
+def _state(model: nn.Module, x: Tensor, y: Tensor) -> list[object]:
+    hooks = [
+        (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), len(m._backward_pre_hooks))
+        for m in model.modules()
+    ]
+    return [
+        [(m.training, sorted(vars(m))) for m in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+        [None if p.grad is None else p.grad.tolist() for p in model.parameters()],
+        {key: value.tolist() for key, value in model.state_dict().items()},
+        hooks,
+        (x.tolist(), x.requires_grad, x.grad, y.tolist()),
+        (random.getstate(), torch.get_rng_state().tolist(), str(np.random.get_state())),  # noqa: NPY002
+        torch.is_grad_enabled(),
+    ]
+
+
+@pytest.mark.parametrize("fail_at", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_left_changed(name, fail_at, batch):
+    x, y = batch
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(300, 5))
+    model = Fragile(net.train(), fail_at)
+    net[1].eval()
+    net[0].weight.requires_grad_(False)
+    net[4](torch.rand(2, 300)).sum().backward()
+    before = _state(model, x, y)
+    if fail_at:
+        with pytest.raises(RuntimeError, match="out of luck"):
+            for _ in range(3):
+                attribute(model, x, y, name, **QUICK.get(name, {}))
+    else:
+        attribute(model, x, y, name, **QUICK.get(name, {}))
+    assert _state(model, x, y) == before
+
+
+def test_a_model_in_train_mode_is_looked_at_in_eval_mode(net, batch):
+    x, y = batch
+    expected = attribute(net, x, y).values
+    assert torch.equal(attribute(net.train(), x, y).values, expected)
+
+
+def test_a_model_that_changes_its_input_does_not_change_the_callers(net, batch):
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.sub_(0.5).mul_(2.0))
+
+    x, y = batch
+    kept = x.clone()
+    maps = attribute(InPlace(), x, y, "integrated_gradients", steps=5)
+    assert torch.equal(x, kept)
+    assert torch.isfinite(maps.values).all()
+
+
+def test_targets(net, batch):
+    x, y = batch
+    with torch.no_grad():
+        predicted = net(x).argmax(1)
+    by_class = torch.stack([attribute(net, x, target=k).values for k in range(5)])
+    rows = torch.arange(len(x))
+    assert torch.equal(attribute(net, x, y).values, by_class[y, rows])
+    assert torch.equal(attribute(net, x, target="prediction").values, by_class[predicted, rows])
+    assert torch.equal(attribute(net, x, target=y).values, by_class[y, rows])
+    contrast = attribute(net, x, y, target=("label", 2))
+    torch.testing.assert_close(contrast.values, by_class[y, rows] - by_class[2], rtol=0, atol=1e-6)
+    assert contrast.target == "label − class 2" and contrast.classes.tolist()[0] == [int(y[0]), 2]
+
+
+def test_baselines(net, batch):
+    x, y = batch
+
+    def total(baseline: str | Tensor) -> Tensor:
+        return attribute(net, x, y, "integrated_gradients", steps=4, baseline=baseline).total
+
+    def expected(base: Tensor) -> Tensor:
+        with torch.no_grad():
+            return (net(x) - net(base))[torch.arange(len(x)), y].double()
+
+    means = x.mean((2, 3), keepdim=True).expand_as(x)
+    torch.testing.assert_close(total("zero"), expected(torch.zeros_like(x)))
+    torch.testing.assert_close(total("mean"), expected(means))
+    torch.testing.assert_close(total(x.flip(0)), expected(x.flip(0)))
+    torch.testing.assert_close(total(x[0]), expected(x[:1].expand_as(x)))
+    assert not torch.allclose(total("blur"), total("mean"))
+    assert torch.equal(total("uniform"), total("uniform"))
+
+
+def test_your_own_function_is_a_method(net, batch):
+    x, y = batch
+
+    def doubled(model: nn.Module, x: Tensor, classes: Tensor, times: float = 2.0) -> Tensor:
+        point = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(model(point).gather(1, classes[:, None]).sum(), point)
+        return times * gradient
+
+    maps = attribute(net, x, y, doubled, times=3.0)
+    torch.testing.assert_close(maps.values, 3 * attribute(net, x, y).values)
+    assert maps.method == "doubled" and maps.settings == {"times": 3.0}
+    with pytest.raises(InputError, match=r"doubled.*tims"):
+        attribute(net, x, y, doubled, tims=3.0)
+    with pytest.raises(InputError, match=r"must return maps of shape \(6, 1, 12, 12\), not \(6, 12, 12\)"):
+        attribute(net, x, y, lambda model, x, classes: x[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "salency"}, "unknown method 'salency'; did you mean 'saliency'"),
+        (
+            {"method": "smoothgrad", "stdv": 0.1},
+            "unknown setting of method 'smoothgrad': 'stdv'; did you mean 'stdev'",
+        ),
+        ({"method": "smoothgrad", "n": 0}, "method 'smoothgrad': 'n'"),
+        ({"method": "smoothgrad", "base": "vargrad"}, "noise tunnel"),
+        (
+            {"method": "smoothgrad", "base_settings": {"abs": True}},
+            "unknown setting of method 'saliency': 'abs'",
+        ),
+        ({"method": "integrated_gradients", "baseline": "zeros"}, "method 'integrated_gradients'"),
+        ({"method": "integrated_gradients", "baseline": torch.zeros(1, 3, 3)}, "does not fit images"),
+        (
+            {"method": "integrated_gradients", "baseline": torch.zeros(2, 1, 12, 12)},
+            "baseline holds 2 images",
+        ),
+        ({"method": 3}, "method must be a name or a function"),
+        ({"y": None}, 'target="label" needs y'),
+        ({"y": torch.zeros(3, dtype=torch.int64)}, "labels must have the shape"),
+        ({"y": torch.full((6,), 5)}, "labels must be in 0 … 4"),
+        ({"target": 5}, "the model has the classes 0 … 4, not 5"),
+        ({"target": "lable"}, "target must be"),
+        ({"target": ("label", 9)}, "the model has the classes"),
+        ({"x": torch.full((6, 1, 12, 12), 1.5)}, r"images must lie in \[0, 1\]"),
+        ({"x": torch.full((6, 1, 12, 12), torch.nan)}, "NaN"),
+        ({"x": torch.zeros(6, 12, 12)}, r"\(N, C, H, W\)"),
+    ],
+)
+def test_bad_input_is_named(net, batch, change, message):
+    x, y = batch
+    given = {"x": x, "y": y, **change}
+    with pytest.raises(InputError, match=message):
+        attribute(net, given.pop("x"), given.pop("y"), **given)
+
+
+def test_a_model_that_returns_no_logits(batch):
+    x, y = batch
+    with pytest.raises(InputError, match="must return logits"):
+        attribute(nn.Flatten(0), x, y)
+
+
+def test_list_methods_shows_settings():
+    table = list_methods()
+    assert table.index.name == "name" and "steps=50" in table.loc["integrated_gradients", "settings"]
