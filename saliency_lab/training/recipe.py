@@ -163,6 +163,8 @@ def load_recipe(
     """
     if isinstance(source, Recipe):
         table, where = source.model_dump(), f"recipe '{source.name}'"
+        if not any(key.split(".")[0] == "objective" for key in overrides or {}):
+            table["objective"] = source.objective  # may be of a class that no recipe could name
     elif isinstance(source, Mapping):
         table, where = dict(source), "recipe"
     else:

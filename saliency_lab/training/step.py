@@ -92,6 +92,12 @@ class Step:
             torch.manual_seed(derive_seed(self.seed, "dropout", draw, self.rank))
         return self.net(x)
 
+    def start_noise(self) -> Tensor:
+        """The noise that `random_start` makes a point of the ball from."""
+        if self.attack.norm == "linf":
+            return self.draw("start")
+        return self.draw("start", torch.Size((len(self.x), self.x[0].numel() + 2)), normal=True)
+
     def perturb(
         self, loss: Callable[[Tensor], Tensor] | None = None, spec: AttackSpec | None = None
     ) -> Tensor:
@@ -111,11 +117,7 @@ class Step:
 
         start = self.x
         if spec.random_start:
-            if spec.norm == "linf":
-                noise = self.draw("start")
-            else:
-                noise = self.draw("start", torch.Size((len(self.x), self.x[0].numel() + 2)), normal=True)
-            start = random_start(self.x, self.eps, spec.norm, noise)
+            start = random_start(self.x, self.eps, spec.norm, self.start_noise())
         with evaluating(self.net):
             return projected_ascent(
                 self.x,
@@ -126,6 +128,11 @@ class Step:
                 steps=spec.steps,
                 norm=spec.norm,
             ).detach()
+
+    def correct(self, x: Tensor) -> Tensor:
+        """Whether the model, in eval mode, classifies each row of `x` as its label; bool (N,)."""
+        with evaluating(self.net), torch.no_grad():
+            return self.net(x).argmax(1) == self.y
 
     def logits_and_saliency(self, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """Train-mode logits of x, and s = ∂z_target/∂x in eval mode; `target=None` is the predicted class.

@@ -21,8 +21,10 @@ class Masking(Objective):
     """λ, the weight of the KL term."""
     fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
     """k, the share of the pixels that is replaced."""
-    fraction_schedule: Literal["constant", "linear"] = "constant"
-    """`linear` raises k from 0 to `fraction` over the training."""
+    fraction_schedule: Literal["constant", "linear", "adaptive"] = "constant"
+    """`linear` raises k from 0 to `fraction` over the training. `adaptive` gives each sample the largest of
+    ¼k, ½k, ¾k, k at which its masked input is still classified as its label, or else 0: our reading of
+    SMOOT (Karkehabadi, Homayoun & Sasan 2023), at the price of four forward passes."""
     ranking: Ranking = "signed"
     """`random` is the control that every claim about saliency must beat."""
     fill: Fill = "uniform"
@@ -31,13 +33,20 @@ class Masking(Objective):
 
     def mask(self, step: Step, x: Tensor, saliency: Tensor | None) -> Tensor:
         """M(x, s, k) at this step."""
-        fraction = self.fraction * (step.progress if self.fraction_schedule == "linear" else 1.0)
         if self.ranking == "random":
             scores = step.draw("ranking", torch.Size((len(x), *x.shape[2:])))
         else:
             assert saliency is not None
             scores = pixel_scores(saliency, self.ranking)
         noise = step.draw("fill") if self.fill == "uniform" else None
+        fraction: float | Tensor = self.fraction
+        if self.fraction_schedule == "linear":
+            fraction = self.fraction * step.progress
+        elif self.fraction_schedule == "adaptive":
+            fraction = torch.zeros(len(x), device=x.device)
+            for quarter in (0.25, 0.5, 0.75, 1.0):
+                candidate = masked(x, lowest(scores, quarter * self.fraction), self.fill, noise)
+                fraction = torch.where(step.correct(candidate), quarter * self.fraction, fraction)
         return masked(x, lowest(scores, fraction), self.fill, noise)
 
 

@@ -1,0 +1,54 @@
+"""The command's frame: the verbs, and errors as one paragraph and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from saliency_lab._common.errors import SaliencyLabError
+from saliency_lab.cli import attack, attribute, demo, doctor, listing, score, train
+
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+def _print_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)
+
+
+class Commands(TyperGroup):
+    """Turns this package's errors into a message and an exit code; a bug still shows its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        warnings.showwarning = _print_warning
+        try:
+            return super().invoke(ctx)
+        except SaliencyLabError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(EXIT_ERROR) from None
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command again goes on from what is saved", file=sys.stderr)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    name="saliency-lab",
+    cls=Commands,
+    help="Train models by recipe, attribute, score the maps, attack, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for verb in (demo, train, attribute, score, attack, listing, doctor):
+    verb.add_to(app)
+
+
+def main() -> None:
+    """Entry point of the `saliency-lab` script."""
+    app()

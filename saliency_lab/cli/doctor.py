@@ -1,0 +1,46 @@
+"""`saliency-lab doctor`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import typer
+
+from saliency_lab.cli.options import DataRoot
+
+OPTIONAL = {
+    "ipywidgets": "pip install 'saliency-lab[notebook]'",
+    "jupyterlab": "pip install 'saliency-lab[notebook]'",
+    "tensorboard": "pip install tensorboard",
+}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command()(doctor)
+
+
+def doctor(data_root: DataRoot = None) -> None:
+    """Show versions, devices and data found; say what is missing and how to get it."""
+    import pandas as pd
+    import torch
+
+    from saliency_lab._common.provenance import versions
+    from saliency_lab.cli.output import print_table
+    from saliency_lab.data import list_datasets
+
+    print_table(pd.DataFrame(versions().items(), columns=["package", "version"]), "versions")
+    devices = [("cpu", f"{torch.get_num_threads()} threads", "")]
+    for index in range(torch.cuda.device_count()):
+        devices.append((f"cuda:{index}", torch.cuda.get_device_name(index), ""))
+    if not torch.cuda.is_available():
+        devices.append(("cuda", "absent", "needs an NVIDIA GPU and its driver; everything runs on the CPU"))
+    mps = torch.backends.mps.is_available()
+    devices.append(("mps", "found" if mps else "absent", "" if mps else "needs an Apple GPU"))
+    print_table(pd.DataFrame(devices, columns=["device", "state", "note"]), "devices")
+    print_table(list_datasets(data_root), "data")
+    extras = [
+        (name, "found" if find_spec(name) else "absent", "" if find_spec(name) else how)
+        for name, how in OPTIONAL.items()
+    ]
+    print_table(pd.DataFrame(extras, columns=["optional package", "state", "how to get it"]), "extras")

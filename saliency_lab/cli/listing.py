@@ -1,0 +1,32 @@
+"""`saliency-lab list WHAT`."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import typer
+
+
+class What(enum.StrEnum):
+    """What can be listed."""
+
+    DATASETS = "datasets"
+    MODELS = "models"
+    RECIPES = "recipes"
+    METHODS = "methods"
+    METRICS = "metrics"
+    ATTACKS = "attacks"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command("list")(list_names)
+
+
+def list_names(what: Annotated[What, typer.Argument(help="What to list.", show_default=False)]) -> None:
+    """List the data sets, models, recipes, methods, metrics or attacks there are."""
+    import saliency_lab
+    from saliency_lab.cli.output import print_table
+
+    print_table(getattr(saliency_lab, f"list_{what.value}")())

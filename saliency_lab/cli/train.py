@@ -1,0 +1,90 @@
+"""`saliency-lab train RECIPE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.cli.options import DataRoot, key_values
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command()(train)
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A bundled recipe (`saliency-lab list recipes`) or a TOML file.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the run; by default runs/RECIPE/seed-N. An interrupted run resumes there."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key, such as attack.eps=8/255."),
+    ] = [],  # noqa: B006 - typer copies it
+    data_root: DataRoot = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", "--seed", help="One seed, or several: 0,1,2.")
+    ] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    devices: Annotated[
+        str, typer.Option(help="How many devices (processes) on this machine, or auto.")
+    ] = "1",
+    num_nodes: Annotated[int, typer.Option(min=1, help="How many machines.")] = 1,
+    strategy: Annotated[str, typer.Option(help="Fabric's strategy, such as ddp.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed; short for --set training.precision=…")
+    ] = None,
+) -> None:
+    """Train a model by a recipe.
+
+    The run's folder holds the weights (safetensors), a card, the log (CSV) and the recipe as it was used.
+    """
+    from saliency_lab.training import load_recipe
+    from saliency_lab.training import train as run
+
+    overrides = key_values(settings)
+    if data_root is not None:
+        overrides["data.root"] = str(data_root)
+    if precision is not None:
+        overrides["training.precision"] = precision
+    settled = load_recipe(recipe, overrides)
+    for seed in [settled.seed] if seeds is None else _seeds(seeds):
+        folder = out or Path("runs") / settled.name
+        if out is None or (seeds is not None and "," in seeds):
+            folder = folder / f"seed-{seed}"
+        model = run(
+            settled,
+            seed=seed,
+            out=folder,
+            accelerator=accelerator,
+            devices=devices if devices == "auto" else _count(devices),
+            num_nodes=num_nodes,
+            strategy=strategy,
+        )
+        metrics = model.card.metrics  # type: ignore[union-attr]
+        print(
+            f"{folder}: validation accuracy {metrics['val_clean']:.1%} clean, "
+            f"{metrics['val_robust']:.1%} under PGD-{settled.validation.steps} at ε = {settled.attack.eps:g}"
+        )
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds must be whole numbers such as 0,1,2, not '{text}'") from None
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"--devices must be a number of devices or auto, not '{text}'")
+    return int(text)

@@ -1,0 +1,131 @@
+import pytest
+
+import saliency_lab as sl
+from saliency_lab._common.errors import RecipeError
+from saliency_lab.training import OBJECTIVES, load_recipe, parse_override
+from saliency_lab.training.schedules import learning_rate_factor, ramp
+
+
+def write(folder, text, name="mine.toml"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_every_bundled_recipe_is_valid_and_says_what_it_does():
+    table = sl.list_recipes()
+    assert {"mnist/standard", "mnist/sgt", "mnist/at", "mnist/asgt", "digits/asgt"} <= set(table.index)
+    assert (table.description.str.len() > 10).all()
+
+
+def test_digits_recipes_are_those_of_mnist_on_other_data():
+    ours, theirs = load_recipe("digits/asgt"), load_recipe("mnist/asgt")
+    assert ours.objective == theirs.objective
+    assert ours.model == theirs.model
+    assert ours.attack.eps == theirs.attack.eps
+
+
+def test_extends_merges_tables_and_the_later_wins(tmp_path):
+    write(tmp_path, '[data]\nname = "digits"\n[attack]\neps = 0.3\nsteps = 3', "a.toml")
+    write(tmp_path, "[attack]\nsteps = 5", "b.toml")
+    recipe = load_recipe(write(tmp_path, 'extends = ["a", "b"]\n[attack]\nnorm = "l2"'))
+    assert (recipe.attack.eps, recipe.attack.steps, recipe.attack.norm) == (0.3, 5, "l2")
+    assert recipe.name == "mine"
+
+
+def test_another_objective_takes_none_of_the_base_keys_along(tmp_path):
+    write(tmp_path, '[data]\nname = "digits"\n[objective]\nname = "sgt"\nweight = 3.0', "a.toml")
+    recipe = load_recipe(write(tmp_path, 'extends = "a"\n[objective]\nname = "trades"'))
+    assert recipe.objective == OBJECTIVES["trades"]()
+    assert load_recipe(tmp_path / "a.toml", {"objective.name": "at"}).objective == OBJECTIVES["at"]()
+    assert load_recipe(tmp_path / "a.toml", {"objective.fraction": 0.1}).objective.weight == 3.0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[data]\nname = "digits"\n[atack]\neps = 0.1', ["'atack'", "did you mean 'attack'"]),
+        ('[data]\nname = "digits"\n[attack]\nepps = 0.1', ["'epps'", "did you mean 'eps'", "[attack]"]),
+        ('[data]\nname = "digits"\n[attack]\neps = -0.1', ["attack.eps", "-0.1"]),
+        ('[data]\nname = "digits"\n[attack]\neps = "8/0"', ["attack.eps", "8/0"]),
+        ('[data]\nname = "digits"\n[training]\nepochs = "ten"', ["training.epochs", "integer", "'ten'"]),
+        ('[data]\nname = "digits"\n[training]\nepochs = 0', ["training.epochs", "given: 0"]),
+        ('[data]\nname = "digits"\n[objective]\nname = "sgtt"', ["'sgtt'", "did you mean 'sgt'"]),
+        ('[data]\nname = "digits"\n[objective]\nname = "sgt"\nrank = 1', ["objective 'sgt'", "'rank'"]),
+        ('[data]\nname = "digits"\n[objective]\nname = "sgt"\nranking = "abs"', ["ranking", "'absolute'"]),
+        ('[data]\nname = "digits"\n[objective]\nweight = 1.0', ["objective's name"]),
+        ('[data]\nname = "digits"\n[training]\npatience = 3', ["patience", "select"]),
+        ("[attack]\neps = 0.1", ["'data'", "required"]),
+        ("[data\nname", ["not valid TOML"]),
+        ('extends = "nowhere"', ["nowhere.toml"]),
+        ('extends = "mine"', ["extends itself"]),
+    ],
+)
+def test_a_bad_recipe_names_the_file_and_the_key(tmp_path, text, words):
+    path = write(tmp_path, text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    for word in ["mine.toml" if words != ["nowhere.toml"] else "", *words]:
+        assert word in str(caught.value)
+
+
+def test_unknown_names_suggest_the_nearest():
+    with pytest.raises(sl.SaliencyLabError, match="unknown recipe 'mnist/agst'; did you mean 'mnist/asgt'"):
+        load_recipe("mnist/agst")
+    with pytest.raises(sl.SaliencyLabError, match=r"no recipe file 'nowhere\.toml'"):
+        load_recipe("nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("attack.eps=8/255", "attack.eps", "8/255"),
+        ("training.epochs=3", "training.epochs", 3),
+        ("training.channels_last=true", "training.channels_last", True),
+        ("objective.ranking=random", "objective.ranking", "random"),
+        ('data.name="digits"', "data.name", "digits"),
+    ],
+)
+def test_overrides_are_toml_or_text(text, key, value):
+    assert parse_override(text) == (key, value)
+    with pytest.raises(RecipeError, match="key=value"):
+        parse_override("attack.eps")
+
+
+def test_epsilon_as_pixels_and_a_recipe_through_its_own_dump():
+    recipe = load_recipe("mnist/asgt", {"attack.eps": "8/255"})
+    assert recipe.attack.eps == 8 / 255
+    assert load_recipe(recipe.model_dump()) == recipe
+    assert load_recipe(recipe.model_dump(mode="json")) == recipe
+
+
+def test_a_users_own_objective_by_module_and_attribute(tmp_path, monkeypatch):
+    (tmp_path / "mine_module.py").write_text(
+        "from saliency_lab.training import Objective\n"
+        "class Mine(Objective):\n"
+        '    name = "mine_module:Mine"\n'
+        "    strength: float = 1.0\n"
+        "    def terms(self, step):\n"
+        '        return {"mine": self.strength * step.logits(step.x).square().mean()}\n'
+        "NUMBER = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = load_recipe("digits/standard", {"objective.name": "mine_module:Mine", "objective.strength": 2.0})
+    assert recipe.objective.strength == 2.0
+    with pytest.raises(RecipeError, match="not a subclass"):
+        load_recipe("digits/standard", {"objective.name": "mine_module:NUMBER"})
+    with pytest.raises(RecipeError, match="cannot import 'nowhere_at_all'"):
+        load_recipe("digits/standard", {"objective.name": "nowhere_at_all:Mine"})
+
+
+def test_schedules_at_their_end_points():
+    assert learning_rate_factor("constant", 0.7) == 1.0
+    assert learning_rate_factor("cosine", 0.0) == 1.0
+    assert learning_rate_factor("cosine", 0.5) == pytest.approx(0.5)
+    assert learning_rate_factor("one_cycle", 0.0) == 0.0
+    assert learning_rate_factor("one_cycle", 0.3) == pytest.approx(1.0)
+    assert learning_rate_factor("one_cycle", 1.0) == pytest.approx(0.0)
+    assert learning_rate_factor("step", 0.49) == 1.0
+    assert ramp(0.0, 2.0) == 0.0
+    assert ramp(2.0, 2.0) == 1.0

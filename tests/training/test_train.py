@@ -1,0 +1,335 @@
+"""The loop: repeatable, resumable to the bit, and honest about runs that are none."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import saliency_lab as sl
+from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
+from saliency_lab.data import ImageData, Split
+from saliency_lab.training import Objective, loop
+
+TINY = {
+    "training.epochs": 2,
+    "training.batch_size": 16,
+    "validation.images": 16,
+    "validation.steps": 2,
+    "attack.steps": 2,
+    "attack.warmup_epochs": 0.0,
+}
+
+
+def tiny_images(channels=1, side=28, n=64):
+    """Bright or dark in one half: learnt in a few steps."""
+    draws = torch.Generator().manual_seed(0)
+
+    def split(count):
+        labels = torch.arange(count) % 3
+        images = torch.rand(count, channels, side, side, generator=draws) * 0.5
+        for label in range(3):
+            images[labels == label, :, label * side // 3 : (label + 1) * side // 3] += 0.5
+        return Split((images * 255).to(torch.uint8), labels)
+
+    return ImageData("halves", split(n), split(24), split(24), ("top", "middle", "bottom"))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return tiny_images()
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_same_recipe_twice_gives_the_same_weights_and_another_seed_does_not(images):
+    first = weights(sl.train("digits/asgt", images, overrides=TINY))
+    torch.manual_seed(5)
+    assert same(first, weights(sl.train("digits/asgt", images, overrides=TINY)))
+    assert not same(first, weights(sl.train("digits/asgt", images, seed=1, overrides=TINY)))
+
+
+def test_training_leaves_the_global_generators_alone_and_says_where_it_comes_from(images):
+    torch.manual_seed(3)
+    random.seed(3)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    model = sl.train("digits/sgt", images, overrides=TINY)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert np.array_equal(before[2], np.random.get_state()[1])  # noqa: NPY002
+    assert not model.training
+    assert model.card.recipe["objective"]["name"] == "sgt"
+    assert model.card.data == images.fingerprint
+    assert set(model.card.metrics) >= {"val_clean", "val_robust"}
+
+
+def test_it_learns_and_logs(images, tmp_path):
+    model = sl.train(
+        "digits/at",
+        images,
+        out=tmp_path / "run",
+        overrides=TINY | {"training.epochs": 12, "attack.eps": 0.05},
+    )
+    x, y = images.test.all()
+    assert (model(x).argmax(1) == y).float().mean() > 0.9
+    with (tmp_path / "run/log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
+    assert float(rows[-1]["loss_adversarial"]) < float(rows[0]["loss_adversarial"])
+    assert float(rows[-1]["val_clean"]) == model.card.metrics["val_clean"]
+    loaded = sl.load_model(tmp_path / "run")
+    assert same(weights(model), weights(loaded))
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a run between two steps."""
+
+
+@pytest.mark.parametrize("recipe", ["digits/standard", "digits/asgt"])
+@pytest.mark.parametrize("stop_at", [1, 4, 6])
+def test_a_run_stopped_at_any_step_resumes_to_the_same_weights(
+    images, tmp_path, monkeypatch, recipe, stop_at
+):
+    overrides = TINY | {
+        "training.ema_decay": 0.9,
+        "training.select": "clean",
+        "optimizer.schedule": "one_cycle",
+    }
+    whole = weights(sl.train(recipe, images, overrides=overrides))
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    step, taken = loop.Trainer._step, []
+
+    def stopping(self, indices):
+        if len(taken) == stop_at:
+            raise Stopped
+        taken.append(indices)
+        return step(self, indices)
+
+    monkeypatch.setattr(loop.Trainer, "_step", stopping)
+    with pytest.raises(Stopped):
+        sl.train(recipe, images, out=tmp_path, overrides=overrides)
+    monkeypatch.setattr(loop.Trainer, "_step", step)
+    assert not (tmp_path / "model.safetensors").exists()
+    resumed = sl.train(recipe, images, out=tmp_path, overrides=overrides)
+    assert same(whole, weights(resumed))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "log.csv",
+        "model.json",
+        "model.safetensors",
+        "recipe.json",
+    ]
+
+
+KILLED = """
+import sys, torch
+torch.set_num_threads(1)
+import saliency_lab as sl
+from saliency_lab.training import loop
+loop.SAVE_EVERY_SECONDS = 0.0
+sl.show_progress(False)
+print("started", flush=True)
+sl.train("digits/sgt", sl.load_dataset("digits"), out=sys.argv[1],
+         overrides={"training.epochs": 3, "validation.steps": 2, "validation.images": 32})
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+    """SIGKILL at random moments, again and again, until the run gets through."""
+    draws = random.Random(time.time_ns())
+    overrides = {"training.epochs": 3, "validation.steps": 2, "validation.images": 32}
+    whole = weights(sl.train("digits/sgt", sl.load_dataset("digits"), overrides=overrides))
+    kills = 0
+    for _ in range(30):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path / "run")],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        process.stdout.readline()
+        try:
+            process.wait(timeout=draws.uniform(0.2, 1.2) if kills < 3 else 120)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert kills > 0
+    assert process.returncode == 0
+    assert same(whole, weights(sl.load_model(tmp_path / "run")))
+
+
+def test_a_finished_run_is_loaded_and_another_recipe_is_refused(images, tmp_path):
+    first = sl.train("digits/standard", images, out=tmp_path, overrides=TINY)
+    written = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    again = sl.train("digits/standard", images, out=tmp_path, overrides=TINY)
+    assert same(weights(first), weights(again))
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(InputError, match=r"holds another run \(it differs in recipe\.seed\)"):
+        sl.train("digits/standard", images, seed=4, out=tmp_path, overrides=TINY)
+    with pytest.raises(InputError, match="it differs in data"):
+        sl.train("digits/standard", tiny_images(n=80), out=tmp_path, overrides=TINY)
+
+
+def test_damaged_files_of_a_run_are_named(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Trainer, "fit", lambda self: self._save() or (_ for _ in ()).throw(Stopped))
+    with pytest.raises(Stopped):
+        sl.train("digits/standard", images, out=tmp_path, overrides=TINY)
+    monkeypatch.undo()
+    state = tmp_path / "state.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"state\.pt' is damaged .* delete it"):
+        sl.train("digits/standard", images, out=tmp_path, overrides=TINY)
+    (tmp_path / "recipe.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"recipe\.json' is damaged"):
+        sl.train("digits/standard", images, out=tmp_path, overrides=TINY)
+
+
+def test_collapse_is_an_error_and_leaves_no_model(images, tmp_path):
+    with pytest.raises(TrainingError, match=r"collapsed to a constant; set attack\.warmup_epochs") as caught:
+        sl.train(
+            "digits/at",
+            images,
+            out=tmp_path,
+            overrides=TINY | {"attack.eps": 1.0},
+        )
+    assert "recipe 'digits/at', epoch 2" in str(caught.value)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_within_the_epoch(images, tmp_path):
+    with pytest.raises(TrainingError, match=r"'clean' became .* in epoch 1; lower optimizer\.learning_rate"):
+        sl.train(
+            "digits/standard",
+            images,
+            out=tmp_path,
+            overrides=TINY | {"optimizer.learning_rate": 1e30, "optimizer.name": "sgd"},
+        )
+    assert not (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_vanished_input_gradients_are_said(images):
+    class Loud(nn.Module):
+        """Logits so far apart that the softmax saturates."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.out = nn.Linear(28 * 28, 3)
+
+        def forward(self, x):
+            return 1e6 * self.out(x.flatten(1))
+
+    with pytest.warns(UserWarning, match="input gradient is exactly 0 for .* audit"):
+        sl.train("digits/standard", images, model=Loud(), overrides=TINY)
+
+
+def test_a_users_own_model_is_copied_and_its_checkpoint_takes_it_back(images, tmp_path):
+    torch.manual_seed(0)
+    mine = nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
+    before = weights(mine)
+    model = sl.train("digits/standard", images, model=mine, out=tmp_path, overrides=TINY)
+    assert same(before, weights(mine))
+    assert not same(before, weights(model))
+    assert same(
+        weights(model), weights(sl.train("digits/standard", images, model=mine, out=tmp_path, overrides=TINY))
+    )
+
+
+class Quadratic(Objective):
+    """A user's objective as a plain object."""
+
+    name = "quadratic"
+
+    def terms(self, step):
+        return {"quadratic": (step.logits(step.x) - nn.functional.one_hot(step.y, 3)).square().mean()}
+
+
+def test_a_users_own_objective_as_an_object(images):
+    recipe = sl.load_recipe("digits/standard", TINY)
+    model = sl.train(recipe.model_copy(update={"objective": Quadratic()}), images)
+    assert model.card.recipe["objective"] == {"name": "quadratic"}
+
+
+def test_selection_keeps_the_best_epoch_and_patience_stops(images, tmp_path):
+    overrides = TINY | {"training.epochs": 30, "training.select": "clean", "training.patience": 2}
+    model = sl.train("digits/standard", images, out=tmp_path, overrides=overrides)
+    with (tmp_path / "log.csv").open() as file:
+        scores = [float(row["val_clean"]) for row in csv.DictReader(file)]
+    assert len(scores) < 30
+    assert model.card.metrics["val_clean"] == max(scores)
+    assert scores.index(max(scores)) == len(scores) - 3
+
+
+def test_batches_that_cannot_be_made_are_refused(images):
+    with pytest.raises(InputError, match=r"training\.batch_size = 65 is more than the 64 training images"):
+        sl.train("digits/standard", images, overrides=TINY | {"training.batch_size": 65})
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed"])
+def test_half_precision_and_channels_last_train_rgb_images_with_augmentation(precision):
+    images = tiny_images(channels=3, side=32, n=48)
+    model = sl.train(
+        "digits/asgt",
+        images,
+        overrides=TINY
+        | {
+            "model.name": "resnet8",
+            "training.precision": precision,
+            "training.channels_last": True,
+            "data.augmentation": "crop_flip",
+            "training.epochs": 1,
+        },
+    )
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert 0 <= model.card.metrics["val_robust"] <= model.card.metrics["val_clean"] <= 1
+
+
+TWO = """
+import sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[2])
+import saliency_lab as sl
+from test_train import tiny_images, TINY
+sl.show_progress(False)
+sl.train("digits/asgt", tiny_images(), out=sys.argv[1], accelerator="cpu", devices=int(sys.argv[3]),
+         strategy="ddp" if sys.argv[3] == "2" else "auto", overrides=TINY)
+"""
+
+
+def test_two_processes_give_what_one_gives_within_rounding(tmp_path):
+    script = tmp_path / "train_on.py"
+    script.write_text(TWO)
+    for devices in "12":
+        subprocess.run(
+            [sys.executable, str(script), str(tmp_path / devices), str(Path(__file__).parent), devices],
+            check=True,
+            env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+            | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            timeout=300,
+        )
+    logs = [list(csv.DictReader((tmp_path / d / "log.csv").open())) for d in "12"]
+    for one, two in zip(*logs, strict=True):
+        for term in ("loss", "loss_clean", "loss_adversarial", "loss_divergence"):
+            assert float(one[term]) == pytest.approx(float(two[term]), rel=2e-4)
+    one, two = (sl.load_model(tmp_path / d).state_dict() for d in "12")
+    assert all(torch.allclose(one[name], two[name], atol=2e-4) for name in one)
+    assert json.loads((tmp_path / "1/recipe.json").read_text()) == json.loads(
+        (tmp_path / "2/recipe.json").read_text()
+    )
