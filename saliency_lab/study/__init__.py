@@ -1,1 +1,6 @@
-"""To be filled."""
+"""The study: models × methods × metrics × attacks on the same images, its store and its statistics."""
+
+from saliency_lab.study.comparison import Comparison
+from saliency_lab.study.study import Study
+
+__all__ = ["Comparison", "Study"]

@@ -1,0 +1,122 @@
+"""One measure against another, a point a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.plotting.style import SCREEN_WIDTH, colours, figure, markers, styled
+
+Estimate = tuple[float, float, float]
+"""A value and the ends of its interval."""
+
+_GOOD = {"higher": "better →", "lower": "← better", "neither": ""}
+
+
+@styled
+def tradeoff(
+    points: Mapping[str, tuple[Estimate, Estimate]],
+    *,
+    marks: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    better: tuple[str, str] = ("neither", "neither"),
+    percent: tuple[bool, bool] = (False, False),
+    title: str | None = None,
+    note: str | None = None,
+) -> Figure:
+    """Draw one labelled point a model with its interval in both directions.
+
+    Parameters
+    ----------
+    points : mapping of name to ((x, low, high), (y, low, high))
+    marks : mapping of name to (xs, ys), optional
+        Small marks behind the points, such as one a training seed.
+    xlabel, ylabel : str
+    better : pair of "higher", "lower" or "neither"
+        Which way is better along x and along y; said at the axes.
+    percent : pair of bool
+        Write the axis in percent.
+    title, note : str, optional
+        Above the panel on the left, and on the right.
+
+    Raises
+    ------
+    InputError
+        If `points` is empty or holds a value that is not finite.
+    """
+    at = {name: np.array(pair, dtype=float) for name, pair in points.items()}
+    if not at:
+        raise InputError("points must hold at least one model")
+    for name, pair in at.items():
+        if pair.shape != (2, 3) or not np.isfinite(pair[:, 0]).all():
+            raise InputError(
+                f"the point of '{name}' must be two finite triples (value, low, high): {pair.tolist()}"
+            )
+    fig = figure(0.62 * SCREEN_WIDTH, 4.6)
+    ax = fig.subplots()
+    colour, marker = colours(list(at)), markers(list(at))
+    for name, (xs, ys) in (marks or {}).items():
+        ax.plot(xs, ys, marker[name], color=colour[name], markersize=4, alpha=0.45, zorder=2)
+    for name, ((x, x_low, x_high), (y, y_low, y_high)) in at.items():
+        ax.errorbar(
+            x,
+            y,
+            xerr=[[x - x_low], [x_high - x]],
+            yerr=[[y - y_low], [y_high - y]],
+            fmt=marker[name],
+            color=colour[name],
+            markersize=8,
+            elinewidth=1.4,
+            zorder=3,
+        )
+    ax.margins(0.16, 0.14)
+    ax.grid(True)
+    for axis, share in zip((ax.xaxis, ax.yaxis), percent, strict=True):
+        if share:
+            axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ax.set(
+        xlabel=f"{xlabel}   {_GOOD[better[0]]}".rstrip(),
+        ylabel=f"{ylabel}   {_GOOD[better[1]]}".rstrip(),
+    )
+    if title:
+        ax.set_title(title, loc="left")
+    if note:
+        ax.set_title(note, loc="right", fontsize=8, color="#606060")
+    _name_points(ax, {name: pair[:, 0] for name, pair in at.items()}, colour)
+    return fig
+
+
+def _name_points(ax: Axes, at: Mapping[str, np.ndarray], colour: Mapping[str, str]) -> None:
+    """Write each name in the corner of its cross that is farthest from the other points and names."""
+    ax.figure.canvas.draw()  # fixes the transform from data to pixels
+    pixels = {name: ax.transData.transform(point) for name, point in at.items()}
+    taken = dict(pixels)
+    for name, here in pixels.items():
+        width = 8.0 * len(name)
+        best, best_room, best_middle = (1, 1), -np.inf, here
+        for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+            middle = here + np.array([dx * (10 + width / 2), dy * 14.0])
+            others = [place for other, place in taken.items() if other != name]
+            room = min((float(np.hypot(*((middle - place) / (2, 1)))) for place in others), default=1e3)
+            if not ax.bbox.contains(here[0] + dx * (10 + width), middle[1]):
+                room -= 1e4
+            if room > best_room:
+                best, best_room, best_middle = (dx, dy), room, middle
+        taken[f"{name}'s name"] = best_middle
+        dx, dy = best
+        ax.annotate(
+            name,
+            (float(at[name][0]), float(at[name][1])),
+            (7 * dx, 5 * dy),
+            textcoords="offset points",
+            color=colour[name],
+            ha="left" if dx > 0 else "right",
+            va="bottom" if dy > 0 else "top",
+            fontweight="bold",
+        )

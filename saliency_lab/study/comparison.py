@@ -1,0 +1,263 @@
+"""Models against a baseline: one row a model and measure, with interval, paired test and effect size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.seeding import derive_seed
+from saliency_lab.metrics.catalogue import METRICS
+from saliency_lab.study import statistics
+from saliency_lab.study.statistics import Interval, Paired
+
+if TYPE_CHECKING:
+    from saliency_lab.attribution import Attributions
+    from saliency_lab.study.figures import ComparisonPlots
+
+Better = Literal["higher", "lower", "neither"]
+ACCURACY, ROBUST = "accuracy", "robust_accuracy"
+
+
+class Pictures(Protocol):
+    """Where a comparison finds images and maps to draw; a `Study` is one."""
+
+    x: Tensor
+    y: Tensor
+
+    def read_maps(self, model: str, method: str, seed: int | None = None) -> Attributions:
+        """Maps of one model by one method."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """Something measured on the same images for every model: values (seeds, images) by model."""
+
+    metric: str
+    method: str
+    eps: float
+    better: Better
+    values: Mapping[str, np.ndarray]
+
+    @property
+    def share(self) -> bool:
+        """Whether the values are right or wrong, and the mean a share."""
+        return self.metric in (ACCURACY, ROBUST)
+
+    @property
+    def label(self) -> str:
+        """The method, or the attack and its ε."""
+        return f"{self.method}, ε = {self.eps:.4g}" if self.metric == ROBUST else self.method
+
+    def interval(self, model: str, level: float, seed: int) -> Interval:
+        """Mean and its interval."""
+        find = statistics.proportion_interval if self.share else statistics.mean_interval
+        key = derive_seed(seed, "bootstrap", self.metric, self.label, model)
+        return find(self.values[model], level=level, seed=key)
+
+    def paired(self, model: str, other: str, level: float, seed: int) -> Paired:
+        """`model` against `other` on the same images."""
+        test = statistics.paired_proportions if self.share else statistics.paired_scores
+        key = derive_seed(seed, "paired", self.metric, self.label, model, other)
+        return test(self.values[model], self.values[other], level=level, seed=key)
+
+    def leaders(self, means: Mapping[str, float], seed: int, alpha: float) -> dict[str, str]:
+        """Say which model is "best", and which are a "tie": not told from it at `alpha` (Holm)."""
+        known = {model: mean for model, mean in means.items() if not np.isnan(mean)}
+        if self.better == "neither" or len(known) < 2:
+            return {}
+        choose = max if self.better == "higher" else min
+        best = choose(known, key=lambda model: known[model])
+        others = [model for model in known if model != best]
+        p = statistics.holm([self.paired(model, best, 1 - alpha, seed).p for model in others])
+        tied = [model for model, value in zip(others, p, strict=True) if not value < alpha]
+        return {best: "best"} | dict.fromkeys(tied, "tie")
+
+
+class Comparison:
+    """Every model against a baseline on the same images.
+
+    Made by `Study.compare`, or from tables of the same columns.
+
+    * Map scores: mean with a BCa bootstrap interval over the images, Wilcoxon's signed-rank test
+      against the baseline, matched-pairs rank-biserial correlation as effect size.
+    * Accuracy, attacked or not: Wilson's interval, McNemar's exact test, difference of shares as effect size.
+    * Several seeds a model: intervals by resampling seeds and images. The tests average over the seeds: they
+      are about these networks, the intervals also about others of the same recipe.
+
+    p-values are corrected by Holm, as two families: all map scores, and all accuracies.
+
+    Parameters
+    ----------
+    scores, robustness : DataFrame
+        As `Study.scores` and `Study.robustness`; one may be empty.
+    baseline : str
+        The model that the others are tested against.
+    level : float
+        Of the intervals; 1 − level is the level of the tests.
+    better : mapping, optional
+        Label of a metric → "higher", "lower" or "neither"; by default as `list_metrics()` says.
+    """
+
+    def __init__(
+        self,
+        scores: pd.DataFrame,
+        robustness: pd.DataFrame,
+        *,
+        baseline: str,
+        level: float = 0.95,
+        seed: int = 0,
+        better: Mapping[str, Better] | None = None,
+        pictures: Pictures | None = None,
+    ) -> None:
+        if not len(scores) and not len(robustness):
+            raise InputError("there is nothing to compare yet; call study.score or study.attack first")
+        if not 0 < level < 1:
+            raise InputError(f"level must be above 0 and below 1, such as 0.95, not {level}")
+        self.scores, self.robustness = scores, robustness
+        self.models: list[str] = list(dict.fromkeys([*scores["model"], *robustness["model"]]))
+        if baseline not in self.models:
+            raise unknown_name("baseline:", baseline, self.models)
+        self.baseline, self.level, self.seed = baseline, level, seed
+        self._better = dict(better or {})
+        self.pictures = pictures
+
+    @cached_property
+    def measures(self) -> list[Measure]:
+        """What is compared: accuracies first, then each metric by method."""
+        found = []
+        clean_seen = False
+        keys: Any
+        for keys, rows in self.robustness.groupby(["attack", "eps"], sort=False):
+            attack, eps = keys
+            if eps > 0 or not clean_seen:
+                name, method = (ROBUST, attack) if eps > 0 else (ACCURACY, "")
+                clean_seen |= eps == 0
+                found.append(Measure(name, method, float(eps), "higher", _arrays(rows, "robust", bool)))
+        for keys, rows in self.scores.groupby(["metric", "method"], sort=False):
+            metric, method = keys
+            values = _arrays(rows, "score", float)
+            found.append(Measure(metric, method, np.nan, self._direction(metric), values))
+        return found
+
+    def _direction(self, metric: str) -> Better:
+        return self._better.get(metric) or (METRICS[metric].better if metric in METRICS else "neither")
+
+    def measure(self, metric: str, method: str | None = None, eps: float | None = None) -> Measure:
+        """Return one measure: by default of the first method, and of the largest ε."""
+        known = list(dict.fromkeys(m.metric for m in self.measures))
+        if metric not in known:
+            raise unknown_name("measure of this comparison:", metric, known)
+        found = [m for m in self.measures if m.metric == metric]
+        labels = list(dict.fromkeys(m.method for m in found))
+        if method is not None and method not in labels:
+            raise unknown_name(f"method for {metric}:", method, labels)
+        found = [m for m in found if m.method == (labels[0] if method is None else method)]
+        if metric != ROBUST or eps is None:
+            return found[-1]
+        near = [m for m in found if np.isclose(m.eps, eps)]
+        if not near:
+            raise InputError(f"no attack at ε = {eps:g}; there are: {', '.join(f'{m.eps:g}' for m in found)}")
+        return near[0]
+
+    def table(self) -> pd.DataFrame:
+        """One row a (metric, method, ε, model).
+
+        Columns: `n` values used and `undefined` left out, over all seeds; `mean`, `low`, `high`; against
+        the baseline, `difference` with `difference_low` and `difference_high`, `p`, `p_holm`, `effect`;
+        and `rank`, which is "best", or "tie" where the model cannot be told from the best.
+        """
+        return self._table.copy()
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
+        rows = []
+        for measure in self.measures:
+            intervals = {m: measure.interval(m, self.level, self.seed) for m in measure.values}
+            means = {m: interval.mean for m, interval in intervals.items()}
+            leaders = measure.leaders(means, self.seed, 1 - self.level)
+            for model, interval in intervals.items():
+                undefined = int(np.isnan(measure.values[model].astype(float)).sum())
+                row = {
+                    "metric": measure.metric,
+                    "method": measure.method,
+                    "eps": measure.eps,
+                    "model": model,
+                    "seeds": len(measure.values[model]),
+                    "n": measure.values[model].size - undefined,
+                    "undefined": undefined,
+                    **interval._asdict(),
+                }
+                if model != self.baseline and self.baseline in measure.values:
+                    paired = measure.paired(model, self.baseline, self.level, self.seed)
+                    row |= {
+                        "difference": paired.difference,
+                        "difference_low": paired.low,
+                        "difference_high": paired.high,
+                        "p": paired.p,
+                        "effect": paired.effect,
+                    }
+                rows.append(row | {"rank": leaders.get(model, "")})
+        table = pd.DataFrame(rows).reindex(columns=_COLUMNS)
+        shares = table["metric"].isin((ACCURACY, ROBUST))
+        for family in (shares, ~shares):
+            table.loc[family, "p_holm"] = statistics.holm(table.loc[family, "p"].to_numpy(float))
+        return table
+
+    @property
+    def plot(self) -> ComparisonPlots:
+        """Figures: `plot.maps()`, `plot.robustness()`, `plot.tradeoff(x, y)`."""
+        from saliency_lab.study.figures import ComparisonPlots
+
+        return ComparisonPlots(self)
+
+    def __str__(self) -> str:
+        from saliency_lab.study.rendering import as_text
+
+        return as_text(self)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_html(self) -> str:
+        """Return the summary as an HTML table: a row a measure, a column a model."""
+        from saliency_lab.study.rendering import as_html
+
+        return as_html(self)
+
+    def to_markdown(self) -> str:
+        """Return the summary as a Markdown table."""
+        from saliency_lab.study.rendering import as_markdown
+
+        return as_markdown(self)
+
+    def to_latex(self) -> str:
+        """Return the summary as a LaTeX table (needs the package booktabs)."""
+        from saliency_lab.study.rendering import as_latex
+
+        return as_latex(self)
+
+
+_COLUMNS = [
+    *("metric", "method", "eps", "model", "seeds", "n", "undefined", "mean", "low", "high"),
+    *("difference", "difference_low", "difference_high", "p", "p_holm", "effect", "rank"),
+]
+
+
+def _arrays(rows: pd.DataFrame, column: str, dtype: type) -> dict[str, np.ndarray]:
+    """Values (seeds, images) by model; the images are the same, in the same order, for all."""
+    samples = np.unique(rows["sample"])
+    arrays = {}
+    for model, group in rows.groupby("model", sort=False):
+        wide = group.pivot(index="seed", columns="sample", values=column).reindex(columns=samples)
+        arrays[str(model)] = wide.to_numpy(dtype)
+    return arrays

@@ -1,0 +1,110 @@
+"""The figures of a comparison."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab.plotting import curves, maps, tradeoff
+from saliency_lab.study.comparison import ROBUST
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from saliency_lab.study.comparison import Comparison, Measure
+
+
+class ComparisonPlots:
+    """Figures of a comparison; each method returns a matplotlib Figure."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
+
+    def maps(self, n: int = 6, *, method: str | None = None) -> Figure:
+        """Maps of the first `n` images: a row an image, a column a model, one shared colour scale.
+
+        Raises
+        ------
+        InputError
+            If there is no such method, or the comparison was made from tables alone.
+        """
+        comparison = self._comparison
+        pictures = comparison.pictures
+        if pictures is None:
+            raise InputError("this comparison was made from tables and has no maps; use study.compare()")
+        method = method or next(iter(comparison.scores["method"]), None)
+        if method is None:
+            raise InputError(
+                "nothing has been attributed and scored yet; call study.attribute and study.score"
+            )
+        columns = {model: pictures.read_maps(model, method).values[:n] for model in comparison.models}
+        labels = [str(label) for label in pictures.y[:n].tolist()]
+        return maps.grid(pictures.x[:n], columns, labels=labels, title=method.replace("_", " "))
+
+    def robustness(self, attack: str | None = None) -> Figure:
+        """Accuracy against ε, a line and band a model; of the first attack unless another is named."""
+        comparison = self._comparison
+        attacks = list(dict.fromkeys(comparison.robustness["attack"]))
+        if not attacks:
+            raise InputError("nothing has been attacked yet; call study.attack('pgd', eps=[0.1, 0.2])")
+        attack = attack or attacks[0]
+        if attack not in attacks:
+            raise unknown_name("attack of this study:", attack, attacks)
+        table = comparison._table
+        clean = table[table["metric"] == "accuracy"]
+        attacked = table[(table["metric"] == ROBUST) & (table["method"] == attack)]
+        rows = pd.concat([clean, attacked]).rename(columns={"mean": "accuracy"})
+        columns = ["eps", "accuracy", "low", "high", "n"]
+        lines = {model: rows[rows["model"] == model][columns] for model in comparison.models}
+        return curves.robustness(lines, title=f"{attack.upper() if len(attack) < 5 else attack}")
+
+    def tradeoff(
+        self,
+        x: str = ROBUST,
+        y: str = "sparseness",
+        *,
+        method: str | None = None,
+        attack: str | None = None,
+        eps: float | None = None,
+    ) -> Figure:
+        """One measure against another: a point a model with both intervals, seeds as small marks.
+
+        Parameters
+        ----------
+        x, y
+            "accuracy", "robust_accuracy" or a metric.
+        method
+            Of the maps; the first unless another is named.
+        attack, eps
+            Of "robust_accuracy"; the first, and the largest ε, unless others are named.
+        """
+        comparison = self._comparison
+        measures = [
+            comparison.measure(name, attack if name == ROBUST else method, eps if name == ROBUST else None)
+            for name in (x, y)
+        ]
+        models = [model for model in comparison.models if all(model in m.values for m in measures)]
+        points, marks = {}, {}
+        for model in models:
+            across, up = (m.interval(model, comparison.level, comparison.seed) for m in measures)
+            points[model] = (across, up)
+            xs, ys = (np.nanmean(m.values[model].astype(float), axis=1) for m in measures)
+            if 1 < len(xs) == len(ys):
+                marks[model] = (xs, ys)
+        return tradeoff.tradeoff(
+            points,
+            marks=marks,
+            xlabel=_axis(measures[0]),
+            ylabel=_axis(measures[1]),
+            better=(measures[0].better, measures[1].better),
+            percent=(measures[0].share, measures[1].share),
+            note=f"bars: {100 * comparison.level:g} % intervals",
+        )
+
+
+def _axis(measure: Measure) -> str:
+    name = measure.metric.replace("_", " ")
+    return f"{name} ({measure.label.replace('_', ' ')})" if measure.label else name

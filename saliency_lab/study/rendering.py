@@ -1,0 +1,145 @@
+"""A comparison as text: a row a measure, a column a model, each cell a mean and its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from saliency_lab.study.comparison import Comparison
+
+_ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
+
+
+def as_text(comparison: Comparison) -> str:
+    """For a terminal."""
+    head, rows = _grid(comparison, lambda text, leads: f"{text}{' •' if leads else ''}")
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [head, *rows]
+    ]
+    rule = "─" * max(map(len, lines))
+    return "\n".join([_title(comparison), rule, lines[0], rule, *lines[1:], rule, *_notes(comparison, "•")])
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """A pipe table; what leads is bold."""
+    head, rows = _grid(comparison, lambda text, leads: f"**{text}**" if leads else text)
+    head, *rows = [[cell.replace("|", "\\|").replace("*\\*", "\\*") for cell in row] for row in [head, *rows]]
+    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return "\n".join([*lines, "", _title(comparison) + ". " + " ".join(_notes(comparison, "bold"))])
+
+
+def as_html(comparison: Comparison) -> str:
+    """A table; what leads is bold."""
+    head, rows = _grid(comparison, lambda text, leads: f"<b>{escape(text)}</b>" if leads else escape(text))
+    caption = f"<caption>{escape(_title(comparison))}</caption>"
+    header = "".join(f'<th style="text-align:left">{escape(cell)}</th>' for cell in head)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td style="text-align:left">{cell if i > 1 else escape(cell)}</td>'
+            for i, cell in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    notes = "".join(f"<div>{escape(line)}</div>" for line in _notes(comparison, "bold"))
+    return f"<table>{caption}<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>{notes}"
+
+
+def as_latex(comparison: Comparison) -> str:
+    """A booktabs table; what leads is bold."""
+    head, rows = _grid(comparison, lambda text, leads: f"\\textbf{{{_tex(text)}}}" if leads else _tex(text))
+    body = [" & ".join([_tex(row[0]), _tex(row[1]), *row[2:]]) + r" \\" for row in rows]
+    notes = " ".join(_tex(line) for line in (_title(comparison) + ".", *_notes(comparison, "bold")))
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}",
+            r"\toprule",
+            " & ".join(_tex(cell) for cell in head) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\caption{{{notes}}}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _title(comparison: Comparison) -> str:
+    table = comparison._table
+    images = max(next(iter(measure.values.values())).shape[1] for measure in comparison.measures)
+    seeds = int(table["seeds"].max())
+    over = f"{images} images" + (f" and up to {seeds} seeds" if seeds > 1 else "")
+    return f"{len(comparison.models)} models on {over}: mean [{comparison.level:.0%} interval]".replace(
+        "%", " %"
+    )
+
+
+def _notes(comparison: Comparison, mark: str) -> list[str]:
+    alpha = f"{1 - comparison.level:.2g}"
+    notes = [
+        f"{mark}: the best, or not told from it at {alpha} (paired test, Holm). "
+        f"*: differs from '{comparison.baseline}' at {alpha} (paired test, Holm over the table).",
+    ]
+    if (comparison._table["undefined"] > 0).any():
+        notes.append("NaN: values that are undefined and left out.")
+    return notes
+
+
+def _grid(comparison: Comparison, mark: Callable[[str, bool], str]) -> tuple[list[str], list[list[str]]]:
+    facts = iter(comparison._table.to_dict("records"))  # in the order of the measures, and of their models
+    alpha = 1 - comparison.level
+    rows = []
+    for measure in comparison.measures:
+        cells = dict.fromkeys(comparison.models, "")
+        for model in measure.values:
+            fact = next(facts)
+            text = _cell(fact, measure.share) + ("*" if fact["p_holm"] < alpha else "")
+            cells[model] = mark(text, fact["rank"] != "")
+        rows.append([f"{measure.metric} {_ARROWS[measure.better]}".strip(), measure.label, *cells.values()])
+    return ["metric", "method", *comparison.models], rows
+
+
+def _cell(row: Mapping[Any, Any], share: bool) -> str:
+    """Mean [low, high], to the digits that the interval supports.
+
+    >>> _cell({"mean": 0.51234, "low": 0.50111, "high": 0.52999, "undefined": 2}, share=False)
+    '0.512 [0.501, 0.530] 2 NaN'
+    >>> _cell({"mean": 0.9, "low": 0.85, "high": 0.9312, "undefined": 0}, share=True)
+    '90.0 % [85.0, 93.1]'
+    """
+    if np.isnan(row["mean"]):
+        return "undefined"
+    undefined = f" {int(row['undefined'])} NaN" if row["undefined"] else ""
+    if share:
+        return f"{100 * row['mean']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{undefined}"
+    width = row["high"] - row["low"]
+    digits = 3
+    if np.isfinite(width) and width > 0:
+        digits = int(np.clip(1 - np.floor(np.log10(width)), 0, 6))
+    largest = max(abs(row["low"]), abs(row["high"])) if np.isfinite(width) else abs(row["mean"])
+    form = f".{digits}f" if largest < 1e5 and (width == 0 or width > 1e-6) else ".3g"
+    return f"{row['mean']:{form}} [{row['low']:{form}}, {row['high']:{form}}]{undefined}"
+
+
+_TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "ε": r"$\varepsilon$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)

@@ -1,0 +1,212 @@
+"""What a study asks for, what each request depends on, and how it is computed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from saliency_lab._common.checks import parse_epsilon
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import device_of
+from saliency_lab._common.provenance import versions
+from saliency_lab._common.settings import parse_settings
+from saliency_lab.attacks.curve import robustness_curve
+from saliency_lab.attacks.methods import method_of
+from saliency_lab.attribution import Attributions, attribute
+from saliency_lab.attribution.catalogue import METHODS
+from saliency_lab.metrics.catalogue import METRICS
+from saliency_lab.metrics.evaluation import evaluate_many
+from saliency_lab.study.cells import Cell, Content, canonical, matters
+
+Requests: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"
+"""A name, several, or label → settings; a label that is not a name says which by `method` or `metric`."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A method, metric or attack with its settings, under the label it has in the tables."""
+
+    label: str
+    what: str | Callable[..., Any]
+    settings: Mapping[str, Any]
+
+    @property
+    def identity(self) -> Any:
+        """The name, or the content of the user's own function."""
+        return self.what if isinstance(self.what, str) else canonical(self.what)
+
+
+def read_requests(given: Requests, kind: str) -> list[Request]:
+    """Read what the user asked for; `kind` is "method" or "metric".
+
+    >>> read_requests({"wide": {"method": "smoothgrad", "sigma": 0.3}}, "method")
+    [Request(label='wide', what='smoothgrad', settings={'sigma': 0.3})]
+    """
+    if isinstance(given, str) or callable(given):
+        given = [given]
+    if not isinstance(given, Mapping):
+        given = {_label(each): {kind: each} for each in given}
+    if not given:
+        raise InputError(f"name at least one {kind}; list_{kind}s() says which there are")
+    requests = []
+    for label, value in given.items():
+        settings = {kind: value} if isinstance(value, str) or callable(value) else dict(value)
+        requests.append(Request(label, settings.pop(kind, label), settings))
+    return requests
+
+
+def _label(what: Any) -> str:
+    return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
+
+
+# --- what cells depend on -----------------------------------------------------------------------
+
+
+def maps_cell(model: str, images: str, request: Request, seed: int) -> Cell:
+    """Return the cell of one method's maps; raise InputError for an unknown method or setting."""
+    settings: Any = dict(request.settings)
+    if isinstance(request.what, str):
+        settings = parse_settings(METHODS[request.what].settings, settings, of=f"method '{request.what}'")
+    return Cell(
+        "maps",
+        {
+            "model": model,
+            "images": images,
+            "method": request.identity,
+            "settings": canonical(settings),
+            "seed": seed,
+            "versions": matters("maps"),
+        },
+    )
+
+
+def scores_cell(model: str, images: str, maps: Cell, request: Request, seed: int) -> Cell:
+    """Return the cell of one metric's scores of one set of maps."""
+    settings: Any = dict(request.settings)
+    engine = settings.pop("engine", None)
+    if isinstance(request.what, str):
+        engine = engine or METRICS[request.what].engines[0]
+        settings = parse_settings(METRICS[request.what].settings, settings, of=f"metric '{request.what}'")
+    return Cell(
+        "scores",
+        {
+            "model": model,
+            "images": images,
+            "maps": maps.key,
+            "metric": request.identity,
+            "engine": engine,
+            "settings": canonical(settings),
+            "seed": seed,
+            "versions": matters("scores"),
+        },
+    )
+
+
+def attack_cell(model: str, images: str, request: Request, eps: Sequence[float], seed: int) -> Cell:
+    """Return the cell of one attack over a range of ε."""
+    attack: Any = request.what
+    settings = parse_settings(method_of(attack).settings, request.settings, of=f"attack '{request.label}'")
+    return Cell(
+        "attack",
+        {
+            "model": model,
+            "images": images,
+            "attack": request.identity,
+            "eps": list(eps),
+            "settings": canonical(settings),
+            "seed": seed,
+            "versions": matters("attack"),
+        },
+    )
+
+
+def read_eps(eps: float | str | Sequence[float | str]) -> tuple[float, ...]:
+    """Ascending radii, with 0 (the clean images) always among them.
+
+    >>> read_eps("8/255") == (0.0, 8 / 255)
+    True
+    """
+    given = [eps] if isinstance(eps, str | int | float) else list(eps)
+    if not given:
+        raise InputError("eps must hold at least one radius, such as 0.1 or [0.1, 0.2]")
+    return tuple(sorted({0.0, *(parse_epsilon(value) for value in given)}))
+
+
+# --- computing them -----------------------------------------------------------------------------
+
+
+def compute_maps(model: nn.Module, x: Tensor, y: Tensor, request: Request, seed: int) -> Content:
+    """Attribute; the content of a "maps" cell."""
+    maps = attribute(model, x, y, request.what, seed=seed, **request.settings)
+    tensors = {"values": maps.values, "classes": maps.classes}
+    if maps.total is not None:
+        tensors["total"] = maps.total
+    info = {
+        "method": maps.method,
+        "settings": canonical(maps.settings),
+        "target": maps.target,
+        "seed": maps.seed,
+        "seconds": maps.seconds,
+        "provenance": canonical(maps.provenance),
+    }
+    return Content(tensors, info)
+
+
+def as_attributions(content: Content) -> Attributions:
+    """Return the maps that a "maps" cell holds."""
+    tensors, info = content.tensors, content.info
+    return Attributions(
+        values=tensors["values"], classes=tensors["classes"], total=tensors.get("total"), **info
+    )
+
+
+def compute_scores(
+    model: nn.Module, x: Tensor, y: Tensor, maps: Mapping[str, Any], request: Request, seed: int
+) -> dict[str, Content]:
+    """Score the maps of several methods by one metric, with shared passes; contents of "scores" cells."""
+    settings = dict(request.settings)
+    engine = settings.pop("engine", None)
+    metric: Any = {request.what: settings}
+    found = evaluate_many(model, x, y, maps, metric, seed=seed, engine=engine)
+    contents = {}
+    for method, by_metric in found.items():
+        (scores,) = by_metric.values()
+        tensors = {"values": torch.from_numpy(scores.values)}
+        if scores.curve is not None:
+            tensors |= {
+                "curve": torch.from_numpy(scores.curve.values).contiguous(),
+                "at": torch.as_tensor(scores.curve.at).contiguous(),
+            }
+        info = {
+            "undefined": scores.undefined,
+            "engine": scores.engine,
+            "seconds": scores.seconds,
+            "provenance": _provenance(model),
+        }
+        contents[method] = Content(tensors, info)
+    return contents
+
+
+def compute_attack(
+    model: nn.Module, x: Tensor, y: Tensor, request: Request, eps: Sequence[float], seed: int
+) -> Content:
+    """Attack at every ε; the content of an "attack" cell: `robust` (ε, sample)."""
+    started = time.perf_counter()
+    attack: Any = request.what
+    curve = robustness_curve(model, x, y, list(eps), attack, seed=seed, **request.settings)
+    info = {
+        "eps": list(eps),
+        "norm": curve.norm,
+        "seconds": time.perf_counter() - started,
+        "provenance": _provenance(model),
+    }
+    return Content({"robust": curve.robust}, info)
+
+
+def _provenance(model: nn.Module) -> dict[str, Any]:
+    return {"device": str(device_of(model)), "versions": versions()}
