@@ -1,17 +1,24 @@
 """Scores of maps: by name, one float64 a sample, from a fast engine and from Quantus."""
 
-from saliency_lab.metrics import complexity, faithfulness, removal
+from saliency_lab.metrics import (  # noqa: F401 - registers the metrics
+    axiomatic,
+    comparison,
+    complexity,
+    curves,
+    faithfulness,
+    localisation,
+    randomisation,
+    road,
+    robustness,
+)
 from saliency_lab.metrics.catalogue import Curve, list_metrics
 from saliency_lab.metrics.evaluation import Scores, evaluate, evaluate_detailed, evaluate_many
 
 __all__ = [
     "Curve",
     "Scores",
-    "complexity",
     "evaluate",
     "evaluate_detailed",
     "evaluate_many",
-    "faithfulness",
     "list_metrics",
-    "removal",
 ]

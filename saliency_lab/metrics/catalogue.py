@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from saliency_lab._common.registry import Registry
 from saliency_lab._common.settings import Settings
+from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import Needs
 from saliency_lab.metrics.probe import Probe
 
@@ -31,24 +32,25 @@ class Curve:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an engine returns for a block: float64 (N,), and the curve behind it if there is one."""
+    """What an engine returns for a block: float64 (N,), the curve behind it, and why a sample failed."""
 
     values: np.ndarray
     curve: Curve | None = None
+    failures: Sequence[str | None] | None = None
 
 
 @dataclass(frozen=True)
 class Case:
-    """What an engine is given: the probe, the maps (N, C, H, W), the settings, and how maps are made.
+    """What an engine is given: the probe, the maps (N, C, H, W), the settings, and how maps are made again.
 
     `maps` are float64, on the probe's device; a map that cannot be scored is zeros there and its score is
-    discarded. `explain(model, x, y)` returns maps, or is None when unknown.
+    discarded.
     """
 
     probe: Probe
     maps: Tensor
     settings: Any
-    explain: Callable[..., Any] | None = None
+    explainer: Explainer
 
 
 Score = Callable[[Case], Outcome]
@@ -71,8 +73,10 @@ class Metric:
     """Why a usable map's score is NaN."""
     fast: Score | None = None
     quantus: Score | None = None
-    maps: Callable[[Any], int] | None = None
-    """Maps made a sample, from the settings, for metrics that explain again."""
+    maps: Callable[[Any], str] | None = None
+    """Maps made a sample, in words, from the settings, for metrics that explain again."""
+    whole: bool = False
+    """A sample is compared with the others of the call, so its score depends on them by definition."""
 
     @property
     def engines(self) -> list[Engine]:
@@ -111,7 +115,7 @@ def list_metrics() -> pd.DataFrame:
                 "better": metric.better,
                 "range": metric.range,
                 "forwards": metric.forwards(defaults, 28 * 28),
-                "maps": metric.maps(defaults) if metric.maps else 0,
+                "maps": metric.maps(defaults) if metric.maps else "0",
                 "engines": ", ".join(metric.engines),
                 "settings": ", ".join(metric.settings.model_fields),
                 "reference": metric.reference,

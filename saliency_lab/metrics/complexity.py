@@ -1,9 +1,12 @@
-"""How concentrated is the map? No forward pass is needed."""
+"""How concentrated is the map? A pixel counts by the magnitudes of its channels; no forward pass."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from saliency_lab._common.settings import Settings
@@ -14,6 +17,12 @@ from saliency_lab.metrics.maps import pixel_scores
 
 class NoSettings(Settings):
     """The metric has none."""
+
+
+class Threshold(Settings):
+    """A pixel counts if its magnitude exceeds `eps` times the map's largest."""
+
+    eps: float = Field(1e-5, ge=0, lt=1)
 
 
 def gini(values: Tensor) -> Tensor:
@@ -27,21 +36,30 @@ def gini(values: Tensor) -> Tensor:
     return (weights * values.sort(dim=1).values).sum(1) / (count * values.sum(1))
 
 
-def _sparseness(case: Case) -> Outcome:
-    return Outcome(gini(pixel_scores(case.maps, absolute=True)).cpu().numpy())
-
-
 def _unit_maximum(case: Case) -> Tensor:
-    """Magnitudes a pixel (N, H·W), each map's largest 1."""
+    """Magnitudes (N, H·W), each map's largest 1."""
     scores = pixel_scores(case.maps, absolute=True)
     return scores / scores.amax(1, keepdim=True)
 
 
-def _quantus(name: str, case: Case, **settings: object) -> Outcome:
+def _sparseness(case: Case) -> Outcome:
+    return Outcome(gini(pixel_scores(case.maps, absolute=True)).cpu().numpy())
+
+
+def _complexity(case: Case) -> Outcome:
+    scores = pixel_scores(case.maps, absolute=True)
+    shares = scores / scores.sum(1, keepdim=True)
+    return Outcome(torch.special.entr(shares).sum(1).cpu().numpy())
+
+
+def _effective_complexity(case: Case) -> Outcome:
+    return Outcome((_unit_maximum(case) > case.settings.eps).sum(1).double().cpu().numpy())
+
+
+def _quantus(name: str, case: Case, **settings: Any) -> Outcome:
     space = quantus.MaskSpace(case.probe, "black", "logit")
-    return Outcome(
-        np.asarray(quantus.evaluate_batch(name, space, _unit_maximum(case), **settings), np.float64)
-    )
+    scores = quantus.evaluate_batch(name, space, _unit_maximum(case), abs=True, **settings)
+    return Outcome(np.asarray(scores, np.float64))
 
 
 register(
@@ -56,6 +74,36 @@ register(
         needs="nonzero",
         undefined="the map's sum overflows",
         fast=_sparseness,
-        quantus=lambda case: _quantus("Sparseness", case, abs=True),
+        quantus=lambda case: _quantus("Sparseness", case),
+    )
+)
+register(
+    Metric(
+        name="complexity",
+        family="complexity",
+        better="lower",
+        range="[0, ln(H·W)]",
+        reference="Bhatt et al., IJCAI 2020",
+        settings=NoSettings,
+        forwards=lambda s, pixels: 0,
+        needs="nonzero",
+        undefined="the map's sum overflows",
+        fast=_complexity,
+        quantus=lambda case: _quantus("Complexity", case),
+    )
+)
+register(
+    Metric(
+        name="effective_complexity",
+        family="complexity",
+        better="lower",
+        range="[1, H·W]",
+        reference="Nguyen and Rodríguez Martínez, arXiv:2007.07584, 2020",
+        settings=Threshold,
+        forwards=lambda s, pixels: 0,
+        needs="nonzero",
+        undefined="the map's sum overflows",
+        fast=_effective_complexity,
+        quantus=lambda case: _quantus("EffectiveComplexity", case, eps=case.settings.eps),
     )
 )

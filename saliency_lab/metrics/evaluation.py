@@ -16,11 +16,15 @@ from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.inference import chunk_rows
 from saliency_lab._common.progress import progress
+from saliency_lab._common.provenance import fingerprint
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.metrics.catalogue import METRICS, Case, Curve, Engine, Metric, Outcome
-from saliency_lab.metrics.maps import take_maps, unusable
+from saliency_lab.metrics.explainer import Explainer
+from saliency_lab.metrics.maps import check_maps, take_maps, unusable
+from saliency_lab.metrics.own import own_metric
 from saliency_lab.metrics.probe import Probe, require_logits
+from saliency_lab.metrics.quantus_engine import quantus_failure
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,9 @@ def evaluate(
         Images and the class that each map explains.
     attributions : Attributions, Tensor or ndarray
         Signed maps (N, C, H, W), or (N, 1, H, W) with one value a pixel.
-    metric : str
-        A name of `list_metrics()`.
+    metric : str, Quantus metric object or callable
+        A name of `list_metrics()`; a metric object built with Quantus; or your own
+        `f(model, x, y, maps)` that returns one number a sample.
     seed : int
         Of the random draws, which depend on it and on the image alone.
     engine : {"fast", "quantus"}, optional
@@ -159,7 +164,7 @@ class _Job:
 
 
 def _job(metric: Any, settings: Mapping[str, Any], engine: Engine | None) -> _Job:
-    found = METRICS[metric]
+    found = METRICS[metric] if isinstance(metric, str) else own_metric(metric)
     chosen = found.engines[0] if engine is None else engine
     if chosen not in found.engines:
         raise InputError(
@@ -184,23 +189,45 @@ def _run(
     """Score block by block, so that memory does not grow with the number of samples."""
     x = check_images(x).detach()
     y = check_labels(y, len(x))
-    maps = {method: take_maps(given, x) for method, given in attributions.items()}
+    maps = {method: check_maps(given, x) for method, given in attributions.items()}
+    for job in jobs:
+        _check_per_sample(job, len(x))
     tallies = {method: [_Tally() for _ in jobs] for method in maps}
     size = chunk_rows(x.shape)
+    blocks = [slice(start, start + size) for start in range(0, len(x), size)]
+    by_block = [index for index, job in enumerate(jobs) if not job.metric.whole]
+    whole = [index for index, job in enumerate(jobs) if job.metric.whole]
+    passes = [(rows, by_block) for rows in blocks if by_block] + [(slice(None), whole)] * bool(whole)
     with preserved_rng():
-        for start in progress(range(0, len(x), size), label="score"):
-            rows = slice(start, start + size)
+        for rows, chosen in progress(passes, label="score"):
             probe = Probe(model, x[rows], y[rows], seed=seed)
-            _check_outputs(probe, jobs)
-            for index, job in enumerate(jobs):
+            _check_outputs(probe, [jobs[index] for index in chosen])
+            explainers = {method: Explainer(given, y).rows(rows) for method, given in attributions.items()}
+            for index in chosen:
+                job = replace(jobs[index], settings=_rows_of(jobs[index].settings, rows))
                 for method, values in maps.items():
                     began = time.perf_counter()
-                    _score_block(job, probe, values[rows], tallies[method][index])
-                    tallies[method][index].seconds += time.perf_counter() - began
+                    tally = tallies[method][index]
+                    _score_block(job, probe, take_maps(values[rows], x[rows]), explainers[method], tally)
+                    tally.seconds += time.perf_counter() - began
     return {
         method: [_scores(job, tally, seed) for job, tally in zip(jobs, tallies[method], strict=True)]
         for method in maps
     }
+
+
+def _check_per_sample(job: _Job, count: int) -> None:
+    """Settings that are tensors hold one entry a sample."""
+    for key, value in dict(job.settings).items():
+        if isinstance(value, Tensor) and len(value) != count:
+            raise InputError(
+                f"metric '{job.metric.name}': '{key}' must hold one entry a sample, {count}, not {len(value)}"
+            )
+
+
+def _rows_of(settings: Settings, rows: slice) -> Settings:
+    own = {key: value[rows] for key, value in dict(settings).items() if isinstance(value, Tensor)}
+    return settings.model_copy(update=own)
 
 
 def _check_outputs(probe: Probe, jobs: list[_Job]) -> None:
@@ -218,11 +245,12 @@ def _check_outputs(probe: Probe, jobs: list[_Job]) -> None:
         require_logits(probe)
 
 
-def _score_block(job: _Job, probe: Probe, maps: Tensor, tally: _Tally) -> None:
+def _score_block(job: _Job, probe: Probe, maps: Tensor, explainer: Explainer, tally: _Tally) -> None:
     reasons = unusable(maps, job.metric.needs)
     good = torch.tensor([reason is None for reason in reasons])
     usable = maps.where(good[:, None, None, None], 0.0).to(probe.device)
-    outcome, failures = _isolated(job, Case(probe, usable, job.settings))
+    outcome = _isolated(job, Case(probe, usable, job.settings, explainer))
+    failures = outcome.failures or [None] * len(probe)
     values = np.where(good.numpy(), np.asarray(outcome.values, dtype=np.float64), np.nan)
     for reason, failure, value in zip(reasons, failures, values, strict=True):
         tally.reasons.append(reason or failure or (job.metric.undefined if np.isnan(value) else None))
@@ -231,45 +259,58 @@ def _score_block(job: _Job, probe: Probe, maps: Tensor, tally: _Tally) -> None:
         tally.curves.append(outcome.curve)
 
 
-def _isolated(job: _Job, case: Case) -> tuple[Outcome, list[str | None]]:
+def _isolated(job: _Job, case: Case) -> Outcome:
     """Score a block; where Quantus fails, score its samples one by one, so that only a bad one is lost."""
-    count = len(case.probe)
     try:
-        return job.score(case), [None] * count
+        return job.score(case)
     except SaliencyLabError:
         raise
     except Exception as error:
-        if job.engine != "quantus":
+        if job.engine != "quantus" or job.metric.whole:
             raise
-        if count == 1:
-            return Outcome(np.array([np.nan])), [f"Quantus cannot score it: {type(error).__name__}: {error}"]
-    parts = [_isolated(job, _only(case, row)) for row in range(count)]
-    values = np.concatenate([part.values for part, _ in parts])
-    return Outcome(values), [failure for _, (failure,) in parts]
+        if len(case.probe) == 1:
+            return Outcome(np.array([np.nan]), failures=[quantus_failure(error)])
+    parts = [_isolated(job, _only(case, row)) for row in range(len(case.probe))]
+    return Outcome(
+        np.concatenate([part.values for part in parts]),
+        failures=[part.failures[0] if part.failures else None for part in parts],
+    )
 
 
 def _only(case: Case, row: int) -> Case:
-    probe = case.probe
-    one = slice(row, row + 1)
+    probe, one = case.probe, slice(row, row + 1)
     alone = Probe(probe.model, probe.images[one], probe.labels[one], seed=probe.seed)
-    return replace(case, probe=alone, maps=case.maps[one])
+    return Case(alone, case.maps[one], _rows_of(case.settings, one), case.explainer.rows(one))
 
 
 def _scores(job: _Job, tally: _Tally, seed: int) -> Scores:
-    curve = None
-    if tally.curves:
-        at = [part.at for part in tally.curves]
-        curve = Curve(
-            np.concatenate([part.values for part in tally.curves]),
-            at[0] if at[0].ndim == 1 else np.concatenate(at),
-        )
     return Scores(
         values=np.concatenate(tally.values),
         reasons=tuple(tally.reasons),
         metric=job.metric.name,
         engine=job.engine,
         seed=seed,
-        settings=job.settings.model_dump(),
+        settings={key: _plain(value) for key, value in dict(job.settings).items()},
         seconds=tally.seconds,
-        curve=curve,
+        curve=_joined(tally.curves),
     )
+
+
+def _joined(curves: list[Curve]) -> Curve | None:
+    """The curves of all blocks; those of fewer steps keep their last value (IROF: fewer segments)."""
+    if not curves:
+        return None
+    longest = max(curve.values.shape[1] for curve in curves)
+    padded = [np.pad(c.values, ((0, 0), (0, longest - c.values.shape[1])), mode="edge") for c in curves]
+    at = curves[0].at
+    if at.ndim == 2:
+        rows = [np.pad(c.at, ((0, 0), (0, longest - c.at.shape[1])), mode="edge") for c in curves]
+        at = np.concatenate(rows)
+    return Curve(np.concatenate(padded), at)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as text where it is a tensor or a function."""
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {fingerprint(value)[:12]}"
+    return getattr(value, "__name__", repr(value)) if callable(value) else value

@@ -8,13 +8,17 @@ from pydantic import Field
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.provenance import fingerprint
 from saliency_lab._common.seeding import sample_uniform
 from saliency_lab._common.settings import Settings
 from saliency_lab.metrics import quantus_engine as quantus
 from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
-from saliency_lab.metrics.maps import pixel_scores
+from saliency_lab.metrics.maps import descending_ranks, pixel_scores
 from saliency_lab.metrics.probe import Answers, Baseline, Output, Probe
-from saliency_lab.metrics.statistics import pearson
+from saliency_lab.metrics.removal import cuts, patches, unit_sums
+from saliency_lab.metrics.statistics import pearson, spearman
+
+UNVARIED = "the model's answer, or the map's sum, is the same for everything removed"
 
 
 class RandomSubsets(Settings):
@@ -27,6 +31,42 @@ class RandomSubsets(Settings):
     output: Output = "probability"
 
 
+class SensitivityN(Settings):
+    """For each fraction of the pixels, `runs` random subsets of that size are removed."""
+
+    fractions: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7)
+    runs: int = Field(25, ge=3)
+    baseline: Baseline = "black"
+    absolute: bool = False
+    output: Output = "probability"
+
+
+class Groups(Settings):
+    """Pixels are removed in `steps` groups of neighbours in rank, each group alone."""
+
+    steps: int = Field(28, ge=3)
+    baseline: Baseline = "black"
+    absolute: bool = False
+    output: Output = "probability"
+
+
+class RandomFills(Settings):
+    """Each of `steps` groups of neighbours in rank is filled `samples` times with uniform draws."""
+
+    steps: int = Field(28, ge=3)
+    samples: int = Field(10, ge=1)
+    absolute: bool = True
+    output: Output = "probability"
+
+
+class Patches(Settings):
+    """Every patch of each size is removed, each alone; maps explain logits, so logits are read."""
+
+    patch_sizes: tuple[int, ...] = (4,)
+    baseline: Baseline = "black"
+    output: Output = "logit"
+
+
 def random_subsets(probe: Probe, runs: int, size: int) -> Tensor:
     """Draw `runs` subsets of `size` pixels for each image: indices (N, runs, size), keyed by (seed, image).
 
@@ -35,8 +75,10 @@ def random_subsets(probe: Probe, runs: int, size: int) -> Tensor:
     InputError
         If a subset would not leave a pixel.
     """
-    if size >= probe.pixels:
-        raise InputError(f"'subset_size' must be below the number of pixels, {probe.pixels}, not {size}")
+    if not 1 <= size < probe.pixels:
+        raise InputError(
+            f"a subset must hold at least 1 and fewer than all of the {probe.pixels} pixels, not {size}"
+        )
 
     def draw() -> Tensor:
         rows = [
@@ -48,34 +90,37 @@ def random_subsets(probe: Probe, runs: int, size: int) -> Tensor:
     return probe.remember(("subsets", runs, size), draw)
 
 
-def without_subsets(probe: Probe, runs: int, size: int, baseline: Baseline) -> Answers:
-    """Answers (N, runs) with each random subset replaced by the baseline."""
+def without(probe: Probe, subsets: Tensor, baseline: Baseline) -> Answers:
+    """Answers (N, runs) with each subset (N, runs, size) replaced by the baseline."""
 
     def build(i: Tensor, j: Tensor) -> Tensor:
         gone = torch.zeros(len(i), probe.pixels, dtype=torch.bool, device=probe.device)
-        gone.scatter_(1, random_subsets(probe, runs, size)[i, j], True)
+        gone.scatter_(1, subsets[i, j], True)
         return torch.where(gone.view(len(i), 1, *probe.x.shape[2:]), probe.fill(baseline)[i], probe.x[i])
 
-    return probe.remember(("without", runs, size, baseline), lambda: probe.ask(runs, build))
+    return probe.ask(subsets.shape[1], build)
 
 
-def subset_sums(scores: Tensor, subsets: Tensor) -> Tensor:
-    """Sums (N, runs) of the pixel scores (N, H·W) over subsets (N, runs, size)."""
-    return scores.gather(1, subsets.flatten(1)).view(subsets.shape).sum(2)
+def _subset_correlation(case: Case, runs: int, size: int) -> Tensor:
+    """Pearson's r (N,) of sums and drops over random subsets of one size."""
+    probe, settings = case.probe, case.settings
+    subsets = random_subsets(probe, runs, size)
+    answers = probe.remember(
+        ("without", runs, size, settings.baseline), lambda: without(probe, subsets, settings.baseline)
+    )
+    drops = probe.clean.read(settings.output) - answers.read(settings.output)
+    scores = pixel_scores(case.maps, absolute=settings.absolute)
+    sums = scores.gather(1, subsets.flatten(1)).view(subsets.shape).sum(2)
+    return pearson(sums, drops)
 
 
 def _faithfulness_correlation(case: Case) -> Outcome:
-    probe, settings = case.probe, case.settings
-    answers = without_subsets(probe, settings.runs, settings.subset_size, settings.baseline)
-    drops = probe.clean.read(settings.output) - answers.read(settings.output)
-    subsets = random_subsets(probe, settings.runs, settings.subset_size)
-    sums = subset_sums(pixel_scores(case.maps, absolute=settings.absolute), subsets)
-    return Outcome(pearson(sums, drops).cpu().numpy())
+    return Outcome(_subset_correlation(case, case.settings.runs, case.settings.subset_size).cpu().numpy())
 
 
 def _faithfulness_correlation_quantus(case: Case) -> Outcome:
     probe, settings = case.probe, case.settings
-    with quantus.drawn_subsets(random_subsets(probe, settings.runs, settings.subset_size)):
+    with quantus.subsets_given(random_subsets(probe, settings.runs, settings.subset_size)):
         scores = quantus.evaluate_batch(
             "FaithfulnessCorrelation",
             quantus.MaskSpace(probe, settings.baseline, settings.output),
@@ -85,6 +130,115 @@ def _faithfulness_correlation_quantus(case: Case) -> Outcome:
             perturb_baseline=0.0,
         )
     return Outcome(np.asarray(scores, dtype=np.float64))
+
+
+def _sensitivity_n(case: Case) -> Outcome:
+    sizes = [round(fraction * case.probe.pixels) for fraction in case.settings.fractions]
+    rows = [_subset_correlation(case, case.settings.runs, size) for size in sizes]
+    return Outcome(torch.stack(rows).mean(0).cpu().numpy())
+
+
+def _groups(case: Case, absolute: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranks (N, H·W), cuts (K + 1,), and the sum of the scores in each group (N, K)."""
+    scores = pixel_scores(case.maps, absolute=absolute)
+    ranks = descending_ranks(scores)
+    cut = cuts(case.probe.pixels, case.settings.steps).to(case.probe.device)
+    group = torch.bucketize(ranks, cut, right=True).long() - 1
+    return ranks, cut, unit_sums(scores, group)
+
+
+def _faithfulness_estimate(case: Case) -> Outcome:
+    probe, settings = case.probe, case.settings
+    ranks, cut, sums = _groups(case, settings.absolute)
+    fill = probe.fill(settings.baseline)
+
+    def build(i: Tensor, j: Tensor) -> Tensor:
+        gone = (ranks[i] >= cut[j, None]) & (ranks[i] < cut[j + 1, None])
+        return torch.where(gone.view(len(i), 1, *probe.x.shape[2:]), fill[i], probe.x[i])
+
+    drops = probe.clean.read(settings.output) - probe.ask(len(cut) - 1, build).read(settings.output)
+    return Outcome(pearson(sums, drops).cpu().numpy())
+
+
+def _faithfulness_estimate_quantus(case: Case) -> Outcome:
+    probe, settings = case.probe, case.settings
+    scores = quantus.evaluate_batch(
+        "FaithfulnessEstimate",
+        quantus.MaskSpace(probe, settings.baseline, settings.output),
+        pixel_scores(case.maps, absolute=settings.absolute),
+        features_in_step=quantus.equal_steps(probe.pixels, settings.steps),
+        perturb_baseline=0.0,
+    )
+    return Outcome(np.asarray(scores, dtype=np.float64))
+
+
+def random_fills(probe: Probe, samples: int) -> Tensor:
+    """Uniform images (N, samples, C, H, W), keyed by (seed, image)."""
+    return probe.remember(
+        ("fills", samples),
+        lambda: sample_uniform(probe.seeds("fills"), (samples, *probe.x.shape[1:])).to(probe.x),
+    )
+
+
+def _monotonicity_correlation(case: Case) -> Outcome:
+    probe, settings = case.probe, case.settings
+    ranks, cut, sums = _groups(case, settings.absolute)
+    fills = random_fills(probe, settings.samples)
+
+    def build(i: Tensor, j: Tensor) -> Tensor:
+        group, sample = j // settings.samples, j % settings.samples
+        gone = (ranks[i] >= cut[group, None]) & (ranks[i] < cut[group + 1, None])
+        return torch.where(gone.view(len(i), 1, *probe.x.shape[2:]), fills[i, sample], probe.x[i])
+
+    answers = probe.ask((len(cut) - 1) * settings.samples, build).read(settings.output)
+    changes = (answers - probe.clean.read(settings.output)).square()
+    return Outcome(spearman(sums, changes.unflatten(1, (-1, settings.samples)).mean(2)).cpu().numpy())
+
+
+def _monotonicity_correlation_quantus(case: Case) -> Outcome:
+    probe, settings = case.probe, case.settings
+    space = quantus.MaskSpace(probe, "black", settings.output, fills=random_fills(probe, settings.samples))
+    scores = quantus.evaluate_batch(
+        "MonotonicityCorrelation",
+        space,
+        pixel_scores(case.maps, absolute=settings.absolute),
+        eps=0.0,
+        nr_samples=settings.samples,
+        features_in_step=quantus.equal_steps(probe.pixels, settings.steps),
+        perturb_func=space.fill_in_turn,
+        perturb_baseline=0.0,
+    )
+    return Outcome(np.asarray(scores, dtype=np.float64))
+
+
+def _infidelity(case: Case) -> Outcome:
+    probe, settings = case.probe, case.settings
+    fill = probe.fill(settings.baseline)
+    changed = (case.maps * (probe.x - fill)).sum(1).flatten(1)  # Σ over channels of map × perturbation
+    parts = []
+    for size in settings.patch_sizes:
+        units = patches(probe.x.shape, size).to(probe.device)
+        drops = probe.clean.read(settings.output) - without_units(probe, units, settings.baseline).read(
+            settings.output
+        )
+        parts.append((unit_sums(changed, units) - drops).square().mean(1))
+    return Outcome(torch.stack(parts).mean(0).cpu().numpy())
+
+
+def without_units(probe: Probe, units: Tensor, baseline: Baseline) -> Answers:
+    """Answers (N, U) with each unit of `units` (H·W,) alone replaced by the baseline."""
+    fill = probe.fill(baseline)
+
+    def build(i: Tensor, j: Tensor) -> Tensor:
+        gone = units == j[:, None]
+        return torch.where(gone.view(len(i), 1, *probe.x.shape[2:]), fill[i], probe.x[i])
+
+    count = int(units.max()) + 1
+    return probe.remember(("units", fingerprint(units), baseline), lambda: probe.ask(count, build))
+
+
+def _patch_count(pixels: int, size: int) -> int:
+    return (-(-round(pixels**0.5) // size)) ** 2
 
 
 register(
@@ -97,8 +251,66 @@ register(
         settings=RandomSubsets,
         forwards=lambda s, pixels: s.runs + 1,
         needs="nonzero",
-        undefined="the model's answer, or the map's sum, is the same for every subset",
+        undefined=UNVARIED,
         fast=_faithfulness_correlation,
         quantus=_faithfulness_correlation_quantus,
+    )
+)
+register(
+    Metric(
+        name="faithfulness_estimate",
+        family="faithfulness",
+        better="higher",
+        range="[-1, 1]",
+        reference="Alvarez-Melis and Jaakkola, NeurIPS 2018",
+        settings=Groups,
+        forwards=lambda s, pixels: len(cuts(pixels, s.steps)),
+        needs="varying",
+        undefined=UNVARIED,
+        fast=_faithfulness_estimate,
+        quantus=_faithfulness_estimate_quantus,
+    )
+)
+register(
+    Metric(
+        name="sensitivity_n",
+        family="faithfulness",
+        better="higher",
+        range="[-1, 1]",
+        reference="Ancona et al., ICLR 2018",
+        settings=SensitivityN,
+        forwards=lambda s, pixels: s.runs * len(s.fractions) + 1,
+        needs="nonzero",
+        undefined=UNVARIED,
+        fast=_sensitivity_n,
+    )
+)
+register(
+    Metric(
+        name="monotonicity_correlation",
+        family="faithfulness",
+        better="higher",
+        range="[-1, 1]",
+        reference="Nguyen and Rodríguez Martínez, arXiv:2007.07584, 2020",
+        settings=RandomFills,
+        forwards=lambda s, pixels: (len(cuts(pixels, s.steps)) - 1) * s.samples + 1,
+        needs="varying",
+        undefined=UNVARIED,
+        fast=_monotonicity_correlation,
+        quantus=_monotonicity_correlation_quantus,
+    )
+)
+register(
+    Metric(
+        name="infidelity",
+        family="faithfulness",
+        better="lower",
+        range="[0, inf)",
+        reference="Yeh et al., NeurIPS 2019",
+        settings=Patches,
+        forwards=lambda s, pixels: sum(_patch_count(pixels, size) for size in s.patch_sizes) + 1,
+        needs="finite",
+        undefined="the model's answer is not a number",
+        fast=_infidelity,
     )
 )

@@ -14,11 +14,8 @@ Needs = Literal["finite", "nonzero", "varying"]
 """What a metric needs of a map to be defined; each includes the one before."""
 
 
-def take_maps(attributions: Any, x: Tensor, *, of: str = "attributions") -> Tensor:
-    """Return signed maps (N, C, H, W), float64, on the CPU, from `Attributions`, a tensor or an array.
-
-    A map of one channel for an image of several holds a pixel's total: it is shared equally between
-    the channels, so that the sum over the channels is that total again.
+def check_maps(attributions: Any, x: Tensor, *, of: str = "attributions") -> Tensor:
+    """Return signed maps (N, C, H, W) or (N, 1, H, W) from `Attributions`, a tensor or an array.
 
     Raises
     ------
@@ -41,7 +38,16 @@ def take_maps(attributions: Any, x: Tensor, *, of: str = "attributions") -> Tens
         raise InputError(
             f"{of} must have the images' shape {tuple(x.shape)} or {one_channel}, not {tuple(maps.shape)}"
         )
-    maps = maps.to(torch.float64)
+    return maps
+
+
+def take_maps(attributions: Any, x: Tensor, *, of: str = "attributions") -> Tensor:
+    """Return what `check_maps` accepts as signed maps (N, C, H, W), float64, on the CPU.
+
+    A map of one channel for an image of several holds a pixel's total: it is shared equally between
+    the channels, so that the sum over the channels is that total again.
+    """
+    maps = check_maps(attributions, x, of=of).to(torch.float64)
     if maps.shape[1] != x.shape[1]:
         maps = (maps / x.shape[1]).expand(x.shape)
     return maps

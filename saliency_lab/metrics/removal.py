@@ -1,36 +1,22 @@
-"""Curves of the model's answer as units (pixels, patches, segments) are removed in the map's order."""
+"""The model's answers as units (pixels, patches, segments) are removed in the map's order."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from saliency_lab._common.provenance import fingerprint
-from saliency_lab._common.settings import Settings
-from saliency_lab.metrics import quantus_engine as quantus
-from saliency_lab.metrics.catalogue import Case, Curve, Metric, Outcome, register
-from saliency_lab.metrics.maps import descending_ranks, pixel_scores
-from saliency_lab.metrics.probe import Answers, Baseline, Output, Probe
+from saliency_lab.metrics.catalogue import Curve, Outcome
+from saliency_lab.metrics.probe import Answers, Baseline, Probe
 
 
-class Flipping(Settings):
-    """Pixels are flipped in `steps` equal parts, the highest scores first."""
-
-    steps: int = Field(28, ge=1)
-    baseline: Baseline = "black"
-    absolute: bool = False
-    output: Output = "probability"
-
-
-def cuts(pixels: int, steps: int) -> Tensor:
+def cuts(units: int, steps: int) -> Tensor:
     """How many units are gone after each of `steps` equal parts, from 0 to all, int32 (steps + 1,).
 
     >>> cuts(10, 4)
     tensor([ 0,  2,  5,  8, 10], dtype=torch.int32)
     """
-    return torch.linspace(0, pixels, min(steps, pixels) + 1, dtype=torch.float64).round().to(torch.int32)
+    return torch.linspace(0, units, min(steps, units) + 1, dtype=torch.float64).round().to(torch.int32)
 
 
 def removal(probe: Probe, ranks: Tensor, cut: Tensor, baseline: Baseline, *, insert: bool = False) -> Answers:
@@ -51,6 +37,28 @@ def removal(probe: Probe, ranks: Tensor, cut: Tensor, baseline: Baseline, *, ins
     return probe.remember(key, lambda: probe.ask(cut.shape[1], build))
 
 
+def patches(shape: torch.Size, size: int) -> Tensor:
+    """Which patch of `size`×`size` each pixel is in, int64 (H·W,), row by row.
+
+    Where `size` does not divide the image, the outer patches are cut off by half the rest on each side.
+
+    >>> patches(torch.Size([3, 4]), 2).reshape(3, 4)
+    tensor([[0, 0, 1, 1],
+            [0, 0, 1, 1],
+            [2, 2, 3, 3]])
+    """
+    height, width = shape[-2:]
+    down, across = ((torch.arange(n) + (-n % size) // 2) // size for n in (height, width))
+    return (down[:, None] * (int(across[-1]) + 1) + across).flatten()
+
+
+def unit_sums(scores: Tensor, units: Tensor) -> Tensor:
+    """Sum (N, U) of the pixel scores (N, H·W) over each unit; `units` is (H·W,) or (N, H·W)."""
+    units = units.to(scores.device).expand_as(scores)
+    sums = torch.zeros(len(scores), int(units.max()) + 1, dtype=scores.dtype, device=scores.device)
+    return sums.scatter_add_(1, units, scores)
+
+
 def area(values: Tensor, at: Tensor) -> Tensor:
     """Trapezoid area (N,) under curves (N, K) over `at` (K,) or (N, K), divided by the range of `at`."""
     at = at.expand_as(values)
@@ -60,50 +68,3 @@ def area(values: Tensor, at: Tensor) -> Tensor:
 def outcome(values: Tensor, curve: Tensor, at: Tensor) -> Outcome:
     """Pack scores (N,) and the curve behind them."""
     return Outcome(values.cpu().numpy(), Curve(curve.cpu().numpy(), at.cpu().numpy()))
-
-
-def _flipping_curve(case: Case) -> tuple[Tensor, Tensor]:
-    """The answer (N, K) and the fraction flipped (K,)."""
-    probe, settings = case.probe, case.settings
-    ranks = descending_ranks(pixel_scores(case.maps, absolute=settings.absolute))
-    cut = cuts(probe.pixels, settings.steps).to(probe.device)
-    answers = removal(probe, ranks, cut, settings.baseline)
-    return answers.read(settings.output), cut.double() / probe.pixels
-
-
-def _pixel_flipping(case: Case) -> Outcome:
-    curve, at = _flipping_curve(case)
-    return outcome(area(curve, at), curve, at)
-
-
-def _pixel_flipping_quantus(case: Case) -> Outcome:
-    probe, settings = case.probe, case.settings
-    per_step = quantus.equal_steps(probe.pixels, settings.steps)
-    after = quantus.evaluate_batch(
-        "PixelFlipping",
-        quantus.MaskSpace(probe, settings.baseline, settings.output),
-        descending_ranks(pixel_scores(case.maps, absolute=settings.absolute)).neg(),
-        features_in_step=per_step,
-        perturb_baseline=0.0,
-        return_auc_per_sample=False,
-    )
-    curve = torch.cat([probe.clean.read(settings.output).cpu(), torch.as_tensor(np.asarray(after))], 1)
-    at = torch.linspace(0, 1, curve.shape[1], dtype=torch.float64)
-    return outcome(area(curve, at), curve, at)
-
-
-register(
-    Metric(
-        name="pixel_flipping",
-        family="faithfulness",
-        better="lower",
-        range="[0, 1]",
-        reference="Bach et al., PLoS ONE 2015",
-        settings=Flipping,
-        forwards=lambda s, pixels: len(cuts(pixels, s.steps)),
-        needs="varying",
-        undefined="the model's answer is not a number",
-        fast=_pixel_flipping,
-        quantus=_pixel_flipping_quantus,
-    )
-)

@@ -1,0 +1,127 @@
+"""Does the map keep what is asked of any map: its sum, its zeros, its indifference to a shift?"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from saliency_lab._common.settings import Settings
+from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
+from saliency_lab.metrics.explainer import Explaining
+from saliency_lab.metrics.faithfulness import without_units
+from saliency_lab.metrics.maps import pixel_scores
+from saliency_lab.metrics.probe import Baseline, Output
+from saliency_lab.metrics.removal import cuts, patches, removal, unit_sums
+from saliency_lab.models.layers import cam_layer
+
+
+class Completeness(Settings):
+    """The map should sum to f(x) − f(baseline); maps explain logits, so logits are read."""
+
+    baseline: Baseline = "black"
+    output: Output = "logit"
+
+
+class NonSensitivity(Settings):
+    """Patches of `patch_size`² pixels; changes, and shares of the largest sum, below `eps` are none."""
+
+    patch_size: int = Field(4, ge=1)
+    eps: float = Field(1e-5, ge=0)
+    baseline: Baseline = "black"
+    output: Output = "probability"
+
+
+class Shift(Explaining):
+    """The input is shifted by `shift` (and scaled back into [0, 1]), and the network undoes it."""
+
+    shift: float = Field(0.5, gt=0)
+
+
+def _completeness(case: Case) -> Outcome:
+    probe, settings = case.probe, case.settings
+    everything = torch.zeros(len(probe), probe.pixels, dtype=torch.int32, device=probe.device)
+    answers = removal(probe, everything, cuts(1, 1), settings.baseline).read(settings.output)
+    gap = case.maps.flatten(1).sum(1) - (answers[:, 0] - answers[:, 1])
+    return Outcome(gap.abs().cpu().numpy())
+
+
+def _non_sensitivity(case: Case) -> Outcome:
+    probe, settings = case.probe, case.settings
+    units = patches(probe.x.shape, settings.patch_size).to(probe.device)
+    answers = without_units(probe, units, settings.baseline).read(settings.output)
+    changes = (answers - probe.clean.read(settings.output)).abs()
+    shares = unit_sums(pixel_scores(case.maps, absolute=True), units)
+    ignored = shares <= settings.eps * shares.amax(1, keepdim=True)
+    return Outcome(((changes < settings.eps) ^ ignored).double().mean(1).cpu().numpy())
+
+
+class Shifted(nn.Module):
+    """f((1 + shift)·x' − shift): what f says of x, when given x' = (x + shift) / (1 + shift)."""
+
+    def __init__(self, model: nn.Module, shift: float) -> None:
+        super().__init__()
+        self.model = model
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        return self.model((1 + self.shift) * x - self.shift)
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        """The network's own."""
+        return cam_layer(self.model)
+
+
+def _input_invariance(case: Case) -> Outcome:
+    shift = case.settings.shift
+    network = Shifted(case.probe.model, shift)
+    x = ((case.probe.images + shift) / (1 + shift)).clamp(0, 1)
+    maps = case.explainer(network, x, case.explainer.classes, case.settings.explain)
+    return Outcome(torch.cosine_similarity(case.maps.cpu().flatten(1), maps.flatten(1), dim=1).numpy())
+
+
+register(
+    Metric(
+        name="completeness",
+        family="axiomatic",
+        better="lower",
+        range="[0, inf)",
+        reference="Sundararajan et al., ICML 2017",
+        settings=Completeness,
+        forwards=lambda s, pixels: 2,
+        needs="finite",
+        undefined="the model's answer is not a number",
+        fast=_completeness,
+    )
+)
+register(
+    Metric(
+        name="non_sensitivity",
+        family="axiomatic",
+        better="lower",
+        range="[0, 1]",
+        reference="Nguyen and Rodríguez Martínez, arXiv:2007.07584, 2020",
+        settings=NonSensitivity,
+        forwards=lambda s, pixels: (-(-round(pixels**0.5) // s.patch_size)) ** 2 + 1,
+        needs="nonzero",
+        undefined="the model's answer is not a number",
+        fast=_non_sensitivity,
+    )
+)
+register(
+    Metric(
+        name="input_invariance",
+        family="axiomatic",
+        better="higher",
+        range="[-1, 1]",
+        reference="Kindermans et al., Explainable AI 2019",
+        settings=Shift,
+        forwards=lambda s, pixels: 0,
+        needs="nonzero",
+        undefined="the map of the shifted image is not finite",
+        fast=_input_invariance,
+        maps=lambda s: "1",
+    )
+)

@@ -1,0 +1,363 @@
+"""Metrics that integrate a curve of the model's answers over what is removed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from pydantic import Field
+from skimage.segmentation import slic
+from torch import Tensor
+
+from saliency_lab._common.settings import Settings
+from saliency_lab.metrics import quantus_engine as quantus
+from saliency_lab.metrics.catalogue import Case, Curve, Metric, Outcome, register
+from saliency_lab.metrics.maps import descending_ranks, pixel_scores
+from saliency_lab.metrics.probe import Baseline, Output, Probe
+from saliency_lab.metrics.removal import area, cuts, outcome, patches, removal, unit_sums
+
+NOT_A_NUMBER = "the model's answer is not a number"
+
+
+class PixelCurve(Settings):
+    """Pixels are removed (or shown) in `steps` equal parts, the highest scores first."""
+
+    steps: int = Field(28, ge=1)
+    baseline: Baseline = "black"
+    absolute: bool = False
+    output: Output = "probability"
+
+
+class Insertion(PixelCurve):
+    """The image is rebuilt from its blur."""
+
+    baseline: Baseline = "blur"
+
+
+class MaskedAccuracy(Settings):
+    """Pixels are removed in `steps` equal parts."""
+
+    steps: int = Field(28, ge=1)
+    baseline: Baseline = "black"
+    absolute: bool = False
+
+
+class PatchCurve(Settings):
+    """Patches of `patch_size`² pixels are removed one by one, the highest sums first."""
+
+    patch_size: int = Field(4, ge=1)
+    baseline: Baseline = "black"
+    absolute: bool = False
+    output: Output = "probability"
+
+
+class RegionPerturbation(PatchCurve):
+    """The first `regions` patches are removed."""
+
+    regions: int = Field(100, ge=1)
+
+
+class Segments(Settings):
+    """SLIC segments (about `segments` of them) are removed one by one, the highest means first."""
+
+    segments: int = Field(100, ge=2)
+    baseline: Baseline = "mean"
+    absolute: bool = False
+    output: Output = "probability"
+
+
+def _pixel_order(case: Case, *, ascending: bool = False) -> tuple[Tensor, Tensor]:
+    """Ranks (N, H·W) and cuts (K,) of a curve over pixels."""
+    scores = pixel_scores(case.maps, absolute=case.settings.absolute)
+    ranks = descending_ranks(-scores if ascending else scores)
+    return ranks, cuts(case.probe.pixels, case.settings.steps).to(case.probe.device)
+
+
+def _deletion(case: Case) -> Outcome:
+    ranks, cut = _pixel_order(case)
+    curve = removal(case.probe, ranks, cut, case.settings.baseline).read(case.settings.output)
+    at = cut.double() / case.probe.pixels
+    return outcome(area(curve, at), curve, at)
+
+
+def _insertion(case: Case) -> Outcome:
+    ranks, cut = _pixel_order(case)
+    curve = removal(case.probe, ranks, cut, case.settings.baseline, insert=True).read(case.settings.output)
+    at = cut.double() / case.probe.pixels
+    return outcome(area(curve, at), curve, at)
+
+
+def _masked_accuracy(case: Case, *, lowest: bool) -> Outcome:
+    ranks, cut = _pixel_order(case, ascending=lowest)
+    curve = removal(case.probe, ranks, cut, case.settings.baseline).correct.double()
+    at = cut.double() / case.probe.pixels
+    return outcome(area(curve, at), curve, at)
+
+
+def _pixel_flipping_quantus(case: Case) -> Outcome:
+    probe, settings = case.probe, case.settings
+    after = quantus.evaluate_batch(
+        "PixelFlipping",
+        quantus.MaskSpace(probe, settings.baseline, settings.output),
+        descending_ranks(pixel_scores(case.maps, absolute=settings.absolute)).neg(),
+        features_in_step=quantus.equal_steps(probe.pixels, settings.steps),
+        perturb_baseline=0.0,
+        return_auc_per_sample=False,
+    )
+    return _from_start(case, after)
+
+
+def _from_start(case: Case, after: object) -> Outcome:
+    """Put the clean answer before Quantus's curve, and integrate over the fraction removed."""
+    start = case.probe.clean.read(case.settings.output).cpu()
+    curve = torch.cat([start, torch.as_tensor(np.asarray(after, dtype=np.float64))], 1)
+    at = torch.linspace(0, 1, curve.shape[1], dtype=torch.float64)
+    return outcome(area(curve, at), curve, at)
+
+
+def _monotonicity(case: Case) -> Outcome:
+    ranks, cut = _pixel_order(case, ascending=True)
+    curve = removal(case.probe, ranks, cut, case.settings.baseline, insert=True).read(case.settings.output)
+    rising = (curve.diff(dim=1) >= 0).all(1).double()
+    return outcome(rising, curve, cut.double() / case.probe.pixels)
+
+
+def _patch_curve(case: Case, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """The answer (N, K) and the number of patches removed (K,)."""
+    probe, settings = case.probe, case.settings
+    units = patches(probe.x.shape, settings.patch_size).to(probe.device)
+    sums = unit_sums(pixel_scores(case.maps, absolute=settings.absolute), units)
+    count = sums.shape[1] if limit is None else min(limit, sums.shape[1])
+    cut = torch.arange(count + 1, dtype=torch.int32, device=probe.device)
+    ranks = descending_ranks(sums)[:, units]
+    return removal(probe, ranks, cut, settings.baseline).read(settings.output), cut.double()
+
+
+def _selectivity(case: Case) -> Outcome:
+    curve, gone = _patch_curve(case)
+    at = gone / gone[-1]
+    return outcome(area(curve, at), curve, at)
+
+
+def _selectivity_quantus(case: Case) -> Outcome:
+    probe, settings = case.probe, case.settings
+    after = quantus.evaluate_batch(
+        "Selectivity",
+        quantus.MaskSpace(probe, settings.baseline, settings.output),
+        pixel_scores(case.maps, absolute=settings.absolute),
+        patch_size=settings.patch_size,
+        perturb_baseline=0.0,
+    )
+    return _from_start(case, after)
+
+
+def _region_perturbation(case: Case) -> Outcome:
+    curve, gone = _patch_curve(case, case.settings.regions)
+    drops = curve[:, :1] - curve
+    return outcome(drops.mean(1), drops, gone)
+
+
+def _region_perturbation_quantus(case: Case) -> Outcome:
+    probe, settings = case.probe, case.settings
+    after = quantus.evaluate_batch(
+        "RegionPerturbation",
+        quantus.MaskSpace(probe, settings.baseline, settings.output),
+        pixel_scores(case.maps, absolute=settings.absolute),
+        patch_size=settings.patch_size,
+        order="morf",
+        regions_evaluation=settings.regions,
+        perturb_baseline=0.0,
+    )
+    drops = np.pad(np.asarray(after, dtype=np.float64), ((0, 0), (1, 0)))
+    return Outcome(drops.mean(1), Curve(drops, np.arange(drops.shape[1], dtype=np.float64)))
+
+
+def segmentation(probe: Probe, segments: int) -> Tensor:
+    """SLIC segment of each pixel, int64 (N, H·W), numbered from 0; Achanta et al., TPAMI 2012."""
+
+    def segment() -> Tensor:
+        rows = [
+            slic(image, n_segments=segments, start_label=0)
+            for image in probe.images.double().permute(0, 2, 3, 1).cpu().numpy()
+        ]
+        return torch.as_tensor(np.stack(rows)).flatten(1).long().to(probe.device)
+
+    return probe.remember(("slic", segments), segment)
+
+
+def _segment_means(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean score a segment (N, U), −inf where a sample has fewer; the segments; how many (N, 1)."""
+    units = segmentation(case.probe, case.settings.segments)
+    scores = pixel_scores(case.maps, absolute=case.settings.absolute)
+    sizes = unit_sums(torch.ones_like(scores), units)
+    means = unit_sums(scores, units) / sizes
+    return means.where(sizes > 0, -torch.inf), units, (sizes > 0).sum(1, keepdim=True)
+
+
+def _irof(case: Case) -> Outcome:
+    probe, settings = case.probe, case.settings
+    means, units, count = _segment_means(case)
+    cut = torch.arange(int(count.max()) + 1, device=probe.device).minimum(count)
+    ranks = descending_ranks(means).gather(1, units)
+    answers = removal(probe, ranks, cut.int(), settings.baseline).read(settings.output)
+    return _irof_outcome(answers / answers[:, :1], cut / count)
+
+
+def _irof_outcome(curve: Tensor, at: Tensor) -> Outcome:
+    return outcome(1 - torch.trapezoid(curve, at.double(), dim=1), curve, at.double())
+
+
+def _irof_quantus(case: Case) -> Outcome:
+    probe, settings = case.probe, case.settings
+    _, units, count = _segment_means(case)
+    with (
+        quantus.segments_given(units.reshape(len(probe), *probe.x.shape[2:])),
+        quantus.curve_caught() as caught,
+    ):
+        quantus.evaluate_batch(
+            "IROF",
+            quantus.MaskSpace(probe, settings.baseline, settings.output),
+            pixel_scores(case.maps, absolute=settings.absolute),
+            segmentation_method="slic",
+            perturb_baseline=0.0,
+        )
+    after = torch.as_tensor(caught[0])
+    curve = torch.cat([torch.ones(len(after), 1, dtype=torch.float64), after.double()], 1)
+    at = torch.arange(curve.shape[1]).minimum(count.cpu()) / count.cpu()
+    return _irof_outcome(curve, at)
+
+
+def _patches_across(pixels: int, size: int) -> int:
+    side = round(pixels**0.5)
+    return (-(-side // size)) ** 2
+
+
+register(
+    Metric(
+        name="pixel_flipping",
+        family="faithfulness",
+        better="lower",
+        range="[0, 1]",
+        reference="Bach et al., PLoS ONE 2015",
+        settings=PixelCurve,
+        forwards=lambda s, pixels: len(cuts(pixels, s.steps)),
+        needs="varying",
+        undefined=NOT_A_NUMBER,
+        fast=_deletion,
+        quantus=_pixel_flipping_quantus,
+    )
+)
+register(
+    Metric(
+        name="deletion",
+        family="faithfulness",
+        better="lower",
+        range="[0, 1]",
+        reference="Petsiuk et al., BMVC 2018",
+        settings=PixelCurve,
+        forwards=lambda s, pixels: len(cuts(pixels, s.steps)),
+        needs="varying",
+        undefined=NOT_A_NUMBER,
+        fast=_deletion,
+    )
+)
+register(
+    Metric(
+        name="insertion",
+        family="faithfulness",
+        better="higher",
+        range="[0, 1]",
+        reference="Petsiuk et al., BMVC 2018",
+        settings=Insertion,
+        forwards=lambda s, pixels: len(cuts(pixels, s.steps)),
+        needs="varying",
+        undefined=NOT_A_NUMBER,
+        fast=_insertion,
+    )
+)
+register(
+    Metric(
+        name="masked_input_accuracy",
+        family="faithfulness",
+        better="lower",
+        range="[0, 1]",
+        reference="Ismail et al., NeurIPS 2021",
+        settings=MaskedAccuracy,
+        forwards=lambda s, pixels: len(cuts(pixels, s.steps)),
+        needs="varying",
+        undefined=NOT_A_NUMBER,
+        fast=lambda case: _masked_accuracy(case, lowest=False),
+    )
+)
+register(
+    Metric(
+        name="masked_input_accuracy_lowest",
+        family="faithfulness",
+        better="higher",
+        range="[0, 1]",
+        reference="Ismail et al., NeurIPS 2021",
+        settings=MaskedAccuracy,
+        forwards=lambda s, pixels: len(cuts(pixels, s.steps)),
+        needs="varying",
+        undefined=NOT_A_NUMBER,
+        fast=lambda case: _masked_accuracy(case, lowest=True),
+    )
+)
+register(
+    Metric(
+        name="selectivity",
+        family="faithfulness",
+        better="lower",
+        range="[0, 1]",
+        reference="Montavon et al., Digital Signal Processing 2018",
+        settings=PatchCurve,
+        forwards=lambda s, pixels: _patches_across(pixels, s.patch_size) + 1,
+        needs="varying",
+        undefined=NOT_A_NUMBER,
+        fast=_selectivity,
+        quantus=_selectivity_quantus,
+    )
+)
+register(
+    Metric(
+        name="region_perturbation",
+        family="faithfulness",
+        better="higher",
+        range="[-1, 1]",
+        reference="Samek et al., TNNLS 2017",
+        settings=RegionPerturbation,
+        forwards=lambda s, pixels: min(s.regions, _patches_across(pixels, s.patch_size)) + 1,
+        needs="varying",
+        undefined=NOT_A_NUMBER,
+        fast=_region_perturbation,
+        quantus=_region_perturbation_quantus,
+    )
+)
+register(
+    Metric(
+        name="irof",
+        family="faithfulness",
+        better="higher",
+        range="(-inf, 1]",
+        reference="Rieger and Hansen, arXiv:2003.08747, 2020",
+        settings=Segments,
+        forwards=lambda s, pixels: s.segments + 1,
+        needs="varying",
+        undefined="the model's answer on the image is zero or not a number",
+        fast=_irof,
+        quantus=_irof_quantus,
+    )
+)
+register(
+    Metric(
+        name="monotonicity",
+        family="faithfulness",
+        better="higher",
+        range="{0, 1}",
+        reference="Arya et al., arXiv:1909.03012, 2019",
+        settings=PixelCurve,
+        forwards=lambda s, pixels: len(cuts(pixels, s.steps)),
+        needs="varying",
+        undefined=NOT_A_NUMBER,
+        fast=_monotonicity,
+    )
+)

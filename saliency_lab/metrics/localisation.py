@@ -1,0 +1,202 @@
+"""Does the map lie where the evidence is known to be? `masks` (N, 1, H, W) is true there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.settings import Settings
+from saliency_lab.metrics import quantus_engine as quantus
+from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
+from saliency_lab.metrics.maps import descending_ranks, pixel_scores
+
+
+class Masks(Settings):
+    """`masks` (N, 1, H, W), bool or 0 and 1; `absolute` ranks pixels by magnitude."""
+
+    masks: Tensor
+    absolute: bool = False
+
+
+class MagnitudeMasks(Masks):
+    """Magnitudes by default, so that shares of the whole are shares."""
+
+    absolute: bool = True
+
+
+class PositiveMasks(Settings):
+    """`masks` (N, 1, H, W), bool or 0 and 1; only positive values count."""
+
+    masks: Tensor
+
+
+class TopK(Masks):
+    """The top fraction `k` of the pixels is looked at."""
+
+    k: float = Field(0.1, gt=0, le=1)
+
+
+def _inside(case: Case) -> Tensor:
+    """The masks as bool (N, H·W).
+
+    Raises
+    ------
+    InputError
+        If they have another shape or hold anything but 0 and 1.
+    """
+    masks, expected = case.settings.masks, (len(case.probe), 1, *case.probe.x.shape[2:])
+    if tuple(masks.shape) != expected:
+        raise InputError(f"'masks' must have the shape {expected}, not {tuple(masks.shape)}")
+    if not ((masks == 0) | (masks == 1)).all():
+        raise InputError("'masks' must hold 0 and 1 (or False and True) only")
+    return masks.flatten(1).bool().to(case.maps.device)
+
+
+def _scores(case: Case) -> Tensor:
+    return pixel_scores(case.maps, absolute=case.settings.absolute)
+
+
+def _pointing_game(case: Case) -> Tensor:
+    return _inside(case).gather(1, _scores(case).argmax(1, keepdim=True))[:, 0].double()
+
+
+def _share(values: Tensor, inside: Tensor) -> Tensor:
+    return (values * inside).sum(1) / values.sum(1)
+
+
+def _mass(case: Case) -> Tensor:
+    return _share(_scores(case), _inside(case))
+
+
+def _positive_mass(case: Case) -> Tensor:
+    return _share(pixel_scores(case.maps, absolute=False).clamp_min(0), _inside(case))
+
+
+def _hits(case: Case, counts: Tensor) -> Tensor:
+    """Share (N,) of the `counts` (N,) highest pixels that lie inside."""
+    top = descending_ranks(_scores(case)) < counts[:, None]
+    return (top & _inside(case)).sum(1) / counts
+
+
+def _rank_accuracy(case: Case) -> Tensor:
+    return _hits(case, _inside(case).sum(1).double())
+
+
+def _top_k(case: Case) -> Tensor:
+    pixels = case.probe.pixels
+    count = max(1, round(case.settings.k * pixels))
+    return _hits(
+        case, torch.full((len(case.probe),), float(count), dtype=torch.float64, device=case.maps.device)
+    )
+
+
+def _auc(case: Case) -> Tensor:
+    """Probability that a pixel inside outranks one outside, ties half (Mann and Whitney)."""
+    from scipy.stats import rankdata
+
+    inside = _inside(case)
+    ranks = torch.as_tensor(rankdata(_scores(case).cpu().numpy(), axis=1)).to(inside.device)
+    hits = inside.sum(1).double()
+    misses = inside.shape[1] - hits
+    return ((ranks * inside).sum(1) - hits * (hits + 1) / 2) / (hits * misses)
+
+
+def _quantus(name: str, case: Case, scores: Tensor, **settings: Any) -> Tensor:
+    space = quantus.MaskSpace(case.probe, "black", "logit")
+    masks = _inside(case).cpu().numpy().reshape(space.x.shape)
+    found = quantus.evaluate_batch(name, space, scores, masks=masks, **settings)
+    return torch.as_tensor(np.asarray(found, dtype=np.float64))
+
+
+def _register(
+    name: str,
+    reference: str,
+    settings: type[Settings],
+    score: Callable[[Case], Tensor],
+    in_quantus: Callable[[Case], Tensor] | None = None,
+) -> None:
+    """A metric of `masks`; an image without a pixel inside has no score."""
+
+    def scored(case: Case, run: Callable[[Case], Tensor]) -> Outcome:
+        values = run(case).cpu()
+        return Outcome(values.where(_inside(case).any(1).cpu(), torch.nan).numpy())
+
+    register(
+        Metric(
+            name=name,
+            family="localisation",
+            better="higher",
+            range="[0, 1]",
+            reference=reference,
+            settings=settings,
+            forwards=lambda s, pixels: 0,
+            needs="varying",
+            undefined="the mask is empty, or the map has no value to share",
+            fast=lambda case: scored(case, score),
+            quantus=(lambda case: scored(case, in_quantus)) if in_quantus else None,
+        )
+    )
+
+
+_register(
+    "pointing_game",
+    "Zhang et al., IJCV 2018",
+    Masks,
+    _pointing_game,
+    lambda case: _quantus("PointingGame", case, _scores(case), weighted=False),
+)
+_register(
+    "attribution_localisation",
+    "Kohlbrenner et al., IJCNN 2020",
+    PositiveMasks,
+    _positive_mass,
+    lambda case: _quantus(
+        "AttributionLocalisation",
+        case,
+        pixel_scores(case.maps, absolute=False),
+        weighted=False,
+        max_size=1.0,
+        positive_attributions=True,
+    ),
+)
+_register(
+    "top_k_intersection",
+    "Theiner et al., WACV 2022",
+    TopK,
+    _top_k,
+    lambda case: _quantus(
+        "TopKIntersection",
+        case,
+        _scores(case),
+        k=max(1, round(case.settings.k * case.probe.pixels)),
+        concept_influence=False,
+    ),
+)
+_register(
+    "relevance_mass_accuracy",
+    "Arras et al., Information Fusion 2022",
+    MagnitudeMasks,
+    _mass,
+    lambda case: _quantus("RelevanceMassAccuracy", case, _scores(case)),
+)
+_register(
+    "relevance_rank_accuracy",
+    "Arras et al., Information Fusion 2022",
+    Masks,
+    _rank_accuracy,
+    lambda case: _quantus("RelevanceRankAccuracy", case, _scores(case)),
+)
+_register(
+    "auc",
+    "Fawcett, Pattern Recognition Letters 2006",
+    Masks,
+    _auc,
+    lambda case: _quantus("AUC", case, _scores(case)),
+)
+_register("focus", "Arias-Duart et al., FUZZ-IEEE 2022", PositiveMasks, _positive_mass)

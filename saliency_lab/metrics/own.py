@@ -1,0 +1,164 @@
+"""A user's own metric: an object built with Quantus, or a function."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab._common.inference import undisturbed
+from saliency_lab._common.seeding import preserved_rng
+from saliency_lab._common.settings import Settings
+from saliency_lab.metrics.catalogue import Case, Metric, Outcome
+from saliency_lab.metrics.explainer import Explaining
+from saliency_lab.metrics.probe import Output
+from saliency_lab.metrics.quantus_engine import quantus_failure
+
+COMPARE_SAMPLES = {"Consistency", "Sufficiency", "BatchSufficiency"}
+
+
+class QuantusObject(Explaining):
+    """`masks` (N, 1, H, W) for localisation; `softmax` is Quantus's own, set by `output`."""
+
+    output: Output = "probability"
+    masks: Tensor | None = None
+
+
+class NoSettings(Settings):
+    """A function takes none."""
+
+
+def own_metric(metric: Any) -> Metric:
+    """Describe a Quantus metric object, or a function `f(model, x, y, maps)`, as a metric.
+
+    Raises
+    ------
+    InputError
+        If it is neither.
+    """
+    from quantus.metrics.base import Metric as QuantusMetric
+
+    if isinstance(metric, QuantusMetric):
+        name = type(metric).__name__
+        return Metric(
+            name=name,
+            family="faithfulness",
+            better="neither",
+            range="its own",
+            reference="the user's own Quantus object",
+            settings=QuantusObject,
+            forwards=lambda s, pixels: 1,
+            needs="nonzero",
+            undefined="Quantus returns NaN",
+            quantus=lambda case: _quantus_object(metric, case),
+            whole=name in COMPARE_SAMPLES,
+        )
+    if callable(metric) and not isinstance(metric, type):
+        return Metric(
+            name=getattr(metric, "__name__", type(metric).__name__),
+            family="faithfulness",
+            better="neither",
+            range="its own",
+            reference="the user's own function",
+            settings=NoSettings,
+            forwards=lambda s, pixels: 0,
+            needs="finite",
+            undefined="the function returns NaN",
+            fast=lambda case: _function(metric, case),
+        )
+    raise InputError(
+        "metric must be a name of list_metrics(), a Quantus metric object, or a function "
+        f"f(model, x, y, maps), not {metric!r}"
+    )
+
+
+def _function(metric: Callable[..., Any], case: Case) -> Outcome:
+    probe = case.probe
+    with undisturbed(probe.model):
+        values = metric(probe.model, probe.images.clone(), probe.labels.clone(), case.maps.float().cpu())
+    values = np.asarray(torch.as_tensor(values).detach().cpu(), dtype=np.float64)
+    if values.shape != (len(probe),):
+        raise InputError(f"your metric must return one number a sample, ({len(probe)},), not {values.shape}")
+    return Outcome(values)
+
+
+def _quantus_object(metric: Any, case: Case) -> Outcome:
+    """Call the object on one sample at a time, so that nothing in it can depend on the batch."""
+    if type(metric).__name__ in COMPARE_SAMPLES:
+        return Outcome(np.asarray(_call(metric, case, slice(None), case.probe.seed), dtype=np.float64))
+    values: list[float] = []
+    failures: list[str | None] = []
+    for row, seed in enumerate(case.probe.seeds("quantus")):
+        value, failure = np.nan, None
+        if case.maps[row].any():  # one that cannot be scored is zeros
+            try:
+                value = _number(_call(metric, case, slice(row, row + 1), seed))
+            except SaliencyLabError:
+                raise
+            except Exception as error:
+                failure = quantus_failure(error)
+        values.append(value)
+        failures.append(failure)
+    return Outcome(np.array(values), failures=failures)
+
+
+def _call(metric: Any, case: Case, rows: slice, seed: int) -> Any:
+    from quantus.helpers.model.pytorch_model import PyTorchModel
+
+    fresh = copy.copy(metric)
+    fresh.return_aggregate, fresh.evaluation_scores, fresh.all_evaluation_scores = False, [], []
+    if hasattr(fresh, "return_auc_per_sample"):
+        fresh.return_auc_per_sample = False
+    probe, settings = case.probe, case.settings
+
+    def explain(model: nn.Module, inputs: np.ndarray, targets: np.ndarray, **_: Any) -> np.ndarray:
+        inside = torch.as_tensor(np.asarray(inputs), dtype=torch.float32).clamp(0, 1)
+        return case.explainer(model, inside, torch.as_tensor(targets).long(), settings.explain).numpy()
+
+    try:
+        with (
+            undisturbed(probe.model),
+            preserved_rng(seed),
+            warnings.catch_warnings(),
+            mock.patch("quantus.helpers.utils.calculate_auc", _area),
+        ):
+            warnings.simplefilter("ignore")
+            return fresh(
+                model=probe.model,
+                x_batch=probe.images[rows].cpu().numpy().copy(),
+                y_batch=probe.labels[rows].cpu().numpy(),
+                a_batch=case.maps[rows].float().cpu().numpy().copy(),
+                s_batch=None if settings.masks is None else settings.masks[rows].cpu().numpy(),
+                channel_first=True,
+                explain_func=explain,
+                explain_func_kwargs={},
+                model_predict_kwargs={},
+                softmax=settings.output == "probability",
+                device=str(probe.device),
+                batch_size=len(probe),
+            )
+    finally:  # its caches would keep the model alive
+        PyTorchModel._get_last_softmax_layer_index.cache_clear()
+        PyTorchModel._get_model_with_linear_top.cache_clear()
+
+
+def _area(values: np.ndarray, dx: int = 1, batched: bool = False) -> Any:
+    return np.trapezoid(np.asarray(values), dx=dx, axis=1 if batched else -1)
+
+
+def _number(result: Any) -> float:
+    """One number from what Quantus returns for a sample.
+
+    A curve becomes its trapezoid area over a range of 1; results by layer or percentage their mean.
+    """
+    if isinstance(result, dict):
+        return float(np.mean([_number(value) for value in result.values()]))
+    values = np.asarray(result, dtype=np.float64).ravel()
+    return float(values[0] if values.size == 1 else np.trapezoid(values) / (values.size - 1))

@@ -1,0 +1,210 @@
+"""Does the map change when what the network learned is destroyed, or when another class is asked for?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.seeding import derive_seed, preserved_rng, sample_normal, sample_uniform
+from saliency_lab.attribution.similarity import rank_correlation, ssim
+from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
+from saliency_lab.metrics.explainer import Explaining
+from saliency_lab.metrics.probe import Probe
+
+Order = Literal["top_down", "bottom_up", "independent"]
+LIKENESS = {"spearman": rank_correlation, "ssim": ssim}
+
+
+class Randomisation(Explaining):
+    """Layers are re-initialised from the output down, from the input up, or one at a time."""
+
+    order: Order = "top_down"
+    similarity: Literal["spearman", "ssim"] = "spearman"
+    absolute: bool = True
+
+
+class SmoothRandomisation(Randomisation):
+    """Maps are averaged over `samples` copies with noise of `noise` times the image's range."""
+
+    samples: int = Field(10, ge=1)
+    noise: float = Field(0.1, ge=0)
+
+
+class Histogram(Explaining):
+    """Complexity is the entropy of a histogram of the map in `bins` bins."""
+
+    bins: int = Field(100, ge=2)
+
+
+class OtherClass(Explaining):
+    """The class is drawn among the others, keyed by (seed, image)."""
+
+    similarity: Literal["spearman", "ssim"] = "ssim"
+
+
+def randomised(model: nn.Module, order: Order, seed: int) -> Iterator[nn.Module]:
+    """Copies of the network with one more layer re-initialised each (with `independent`: only one).
+
+    A layer is a module with `reset_parameters`; its draw is keyed by (seed, its name).
+
+    Raises
+    ------
+    InputError
+        If the network has no such layer.
+    """
+    names = [name for name, module in model.named_modules() if hasattr(module, "reset_parameters")]
+    if not names:
+        raise InputError("the model has no layer with reset_parameters, so there is nothing to randomise")
+    network = copy.deepcopy(model)
+    for name in names[::-1] if order == "top_down" else names:
+        if order == "independent":
+            network = copy.deepcopy(model)
+        with preserved_rng(derive_seed(seed, "randomised", name)):
+            network.get_submodule(name).reset_parameters()  # type: ignore[operator]
+        yield network
+
+
+def _layers(model: nn.Module) -> int:
+    return sum(hasattr(module, "reset_parameters") for module in model.modules())
+
+
+def _likeness_to_randomised(case: Case, start: Tensor, noisy: Tensor | None) -> Outcome:
+    """Mean likeness (N,) of the map and the maps of the randomised networks."""
+    settings = case.settings
+    rows = []
+    for network in randomised(case.probe.model, settings.order, case.probe.seed):
+        maps = _explained(case, network, noisy)
+        first, second = (start.abs(), maps.abs()) if settings.absolute else (start, maps)
+        rows.append(LIKENESS[settings.similarity](first, second))
+    return Outcome(torch.stack(rows).mean(0).numpy())
+
+
+def _explained(case: Case, network: nn.Module, noisy: Tensor | None) -> Tensor:
+    """Maps (N, C, H, W) of the images, or means over noisy copies (N, S, C, H, W) of them."""
+    classes = case.explainer.classes
+    if noisy is None:
+        return case.explainer(network, case.probe.images, classes, case.settings.explain)
+    count = noisy.shape[1]
+    maps = case.explainer(
+        network, noisy.flatten(0, 1), classes.repeat_interleave(count, 0), case.settings.explain
+    )
+    return maps.unflatten(0, noisy.shape[:2]).mean(1)
+
+
+def _mprt(case: Case) -> Outcome:
+    return _likeness_to_randomised(case, case.maps.cpu(), None)
+
+
+def _smooth_mprt(case: Case) -> Outcome:
+    noisy = noisy_copies(case.probe, case.settings.samples, case.settings.noise)
+    return _likeness_to_randomised(case, _explained(case, case.probe.model, noisy), noisy)
+
+
+def noisy_copies(probe: Probe, samples: int, noise: float) -> Tensor:
+    """Copies (N, samples, C, H, W) with Gaussian noise, clipped to [0, 1], keyed by (seed, image)."""
+
+    def draw() -> Tensor:
+        x = probe.images[:, None]
+        span = x.amax((1, 2, 3, 4), keepdim=True) - x.amin((1, 2, 3, 4), keepdim=True)
+        draws = sample_normal(probe.seeds("noisy copies"), (samples, *x.shape[2:])).to(x)
+        return (x + noise * span * draws).clamp(0, 1)
+
+    return probe.remember(("noisy copies", samples, noise), draw)
+
+
+def histogram_entropy(maps: Tensor, bins: int) -> Tensor:
+    """Entropy (N,) in nats of each map's histogram between its own smallest and largest value."""
+    rows = []
+    for values in maps.double().cpu().flatten(1):
+        counts = torch.histogram(values, bins).hist
+        rows.append(torch.special.entr(counts / counts.sum()).sum())
+    return torch.stack(rows)
+
+
+def _efficient_mprt(case: Case) -> Outcome:
+    *_, network = randomised(case.probe.model, "top_down", case.probe.seed)
+    before = histogram_entropy(case.maps, case.settings.bins)
+    after = histogram_entropy(_explained(case, network, None), case.settings.bins)
+    return Outcome(((after - before) / before).numpy())
+
+
+def _random_logit(case: Case) -> Outcome:
+    probe = case.probe
+    with torch.inference_mode():
+        count = probe.logits(probe.x[:1]).shape[1]
+    draws = sample_uniform(probe.seeds("other class"), (1,))[:, 0]
+    classes = case.explainer.classes
+    if classes.ndim != 1:
+        raise InputError("random_logit needs maps that explain one class a sample, not a contrast of two")
+    other = (classes + 1 + (draws * (count - 1)).long().clamp_max(count - 2)) % count
+    maps = case.explainer(probe.model, probe.images, other, case.settings.explain)
+    return Outcome(LIKENESS[case.settings.similarity](case.maps.cpu(), maps).numpy())
+
+
+CONSTANT = "a map of a randomised network, or of the other class, is constant, zero or not finite"
+register(
+    Metric(
+        name="mprt",
+        family="randomisation",
+        better="lower",
+        range="[-1, 1]",
+        reference="Adebayo et al., NeurIPS 2018",
+        settings=Randomisation,
+        forwards=lambda s, pixels: 0,
+        needs="varying",
+        undefined=CONSTANT,
+        fast=_mprt,
+        maps=lambda s: "layers",
+    )
+)
+register(
+    Metric(
+        name="smooth_mprt",
+        family="randomisation",
+        better="lower",
+        range="[-1, 1]",
+        reference="Hedström et al., arXiv:2401.06465, 2024",
+        settings=SmoothRandomisation,
+        forwards=lambda s, pixels: 0,
+        needs="varying",
+        undefined=CONSTANT,
+        fast=_smooth_mprt,
+        maps=lambda s: f"{s.samples} × (layers + 1)",
+    )
+)
+register(
+    Metric(
+        name="efficient_mprt",
+        family="randomisation",
+        better="higher",
+        range="(-inf, inf)",
+        reference="Hedström et al., arXiv:2401.06465, 2024",
+        settings=Histogram,
+        forwards=lambda s, pixels: 0,
+        needs="varying",
+        undefined=CONSTANT,
+        fast=_efficient_mprt,
+        maps=lambda s: "1",
+    )
+)
+register(
+    Metric(
+        name="random_logit",
+        family="randomisation",
+        better="lower",
+        range="[-1, 1]",
+        reference="Sixt et al., ICML 2020",
+        settings=OtherClass,
+        forwards=lambda s, pixels: 0,
+        needs="varying",
+        undefined=CONSTANT,
+        fast=_random_logit,
+        maps=lambda s: "1",
+    )
+)

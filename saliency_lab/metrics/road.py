@@ -1,0 +1,176 @@
+"""ROAD: removed pixels become a noisy linear interpolation of what is left, so no mask shows its shape."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from saliency_lab._common.provenance import fingerprint
+from saliency_lab._common.seeding import sample_normal
+from saliency_lab._common.settings import Settings
+from saliency_lab.metrics import quantus_engine as quantus
+from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
+from saliency_lab.metrics.maps import descending_ranks, pixel_scores
+from saliency_lab.metrics.probe import Answers, Probe
+from saliency_lab.metrics.removal import outcome
+
+TOLERANCE = 1e-4
+"""Length of the residual, in units of the image range, at which the interpolation counts as solved."""
+
+CHECK_EVERY = 6
+LIMIT = 2000
+
+
+class Road(Settings):
+    """The top `percentages` of the pixels are removed; `noise` is in units of the image range."""
+
+    percentages: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(
+        (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0), min_length=1
+    )
+    noise: float = Field(0.01, ge=0)
+    absolute: bool = False
+
+
+@cache
+def _degrees(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Sum of the weights of each pixel's neighbours that lie in the image (H, W)."""
+    ones = torch.zeros(1, height + 2, width + 2, dtype=dtype, device=device)
+    ones[:, 1:-1, 1:-1] = 1
+    return _neighbour_sum(ones)[0]
+
+
+def _neighbour_sum(padded: Tensor) -> Tensor:
+    """Weighted sum (R, H, W) of the eight neighbours, 1/6 beside and 1/12 across; the border is zeros."""
+    across = padded[:, :, :-2] + padded[:, :, 2:]
+    across.add_(padded[:, :, 1:-1], alpha=2)
+    total = across[:, :-2] + across[:, 2:]
+    total.add_(across[:, 1:-1], alpha=2)
+    return total.sub_(padded[:, 1:-1, 1:-1], alpha=4).div_(12)
+
+
+def interpolate(images: Tensor, gone: Tensor) -> Tensor:
+    """Replace the pixels `gone` (R, H, W) of `images` (R, H, W) by the weighted mean of their neighbours.
+
+    The neighbours may be gone themselves, so this is one symmetric positive definite system an image; all are
+    solved at once by conjugate gradients, each until its own residual is below `TOLERANCE`. At least one
+    pixel of each image stays.
+
+    >>> images = torch.tensor([[[0.0, 9.0, 1.0]]])
+    >>> interpolate(images, images == 9)
+    tensor([[[0.0000, 0.5000, 1.0000]]])
+    """
+    rows, height, width = images.shape
+    degree = _degrees(height, width, images.dtype, images.device)
+    free = gone.to(images.dtype)
+    kept = torch.zeros(rows, height + 2, width + 2, dtype=images.dtype, device=images.device)
+    kept[:, 1:-1, 1:-1] = images * (1 - free)
+    mean = kept.sum((1, 2)) / (1 - free).sum((1, 2))
+    out = torch.where(gone, mean[:, None, None], images)
+    start = kept.clone()
+    start[:, 1:-1, 1:-1] = out
+    residual = (_neighbour_sum(start) - degree * out).mul_(free)
+    direction = torch.zeros_like(kept)
+    direction[:, 1:-1, 1:-1] = residual
+    solution, open_rows = out.clone(), torch.arange(rows, device=images.device)
+    square = residual.square().sum((1, 2), keepdim=True)
+    for step in range(LIMIT):
+        if step % CHECK_EVERY == 0:
+            going = square.flatten() > TOLERANCE**2
+            if not going.all():
+                done = ~going
+                out[open_rows[done]] = solution[done]
+                if not going.any():
+                    break
+                open_rows, solution, residual = open_rows[going], solution[going], residual[going]
+                direction, free, square = direction[going], free[going], square[going]
+        inner = direction[:, 1:-1, 1:-1]
+        image = (degree * inner).sub_(_neighbour_sum(direction)).mul_(free)
+        length = square / (inner * image).sum((1, 2), keepdim=True).clamp_min(torch.finfo(images.dtype).tiny)
+        solution.addcmul_(length, inner)
+        residual.addcmul_(length, image, value=-1)
+        after = residual.square().sum((1, 2), keepdim=True)
+        inner.mul_(after / square.clamp_min(torch.finfo(images.dtype).tiny)).add_(residual)
+        square = after
+    else:
+        out[open_rows] = solution
+    return out
+
+
+def removed_counts(pixels: int, percentages: tuple[float, ...]) -> Tensor:
+    """How many pixels each percentage is, rounded down but at least one stays, int32 (K,)."""
+    return torch.tensor([min(int(pixels * p / 100), pixels - 1) for p in percentages], dtype=torch.int32)
+
+
+def imputation_noise(probe: Probe, noise: float) -> Tensor:
+    """Gaussian noise (N, C, H, W), keyed by (seed, image)."""
+    return probe.remember(
+        ("imputation noise", noise),
+        lambda: noise * sample_normal(probe.seeds("imputation noise"), probe.x.shape[1:]).to(probe.x),
+    )
+
+
+def imputed(probe: Probe, ranks: Tensor, counts: Tensor, noise: float) -> Answers:
+    """Answers (N, K) with the pixels of rank below count k imputed."""
+    draws = imputation_noise(probe, noise)
+
+    def build(i: Tensor, j: Tensor) -> Tensor:
+        gone = (ranks[i] < counts[j, None]).view(len(i), 1, *probe.x.shape[2:]).expand(-1, *probe.x.shape[1:])
+        filled = interpolate(probe.x[i].flatten(0, 1), gone.flatten(0, 1)).view(gone.shape)
+        return torch.where(gone, filled + draws[i], filled)
+
+    key = ("imputed", fingerprint(ranks, counts), noise)
+    return probe.remember(key, lambda: probe.ask(len(counts), build))
+
+
+def _order(case: Case) -> tuple[Tensor, Tensor]:
+    """Ranks (N, H·W) and how many pixels are removed (K,)."""
+    ranks = descending_ranks(pixel_scores(case.maps, absolute=case.settings.absolute))
+    counts = removed_counts(case.probe.pixels, case.settings.percentages)
+    return ranks, counts.to(case.probe.device)
+
+
+def _outcome(case: Case, correct: Tensor) -> Outcome:
+    at = torch.tensor(case.settings.percentages, dtype=torch.float64) / 100
+    return outcome(correct.mean(1), correct, at)
+
+
+def _road(case: Case) -> Outcome:
+    return _outcome(case, imputed(case.probe, *_order(case), case.settings.noise).correct.double())
+
+
+def _road_quantus(case: Case) -> Outcome:
+    probe, settings = case.probe, case.settings
+    ranks, _ = _order(case)
+    space = quantus.ImputedSpace(probe, imputation_noise(probe, settings.noise))
+    (correct,) = quantus.evaluate_batch(
+        "ROAD",
+        space,
+        ranks.neg(),
+        state={"a_size": probe.pixels},
+        percentages=list(settings.percentages),
+        noise=0.0,
+        perturb_func=space.impute,
+    )
+    return _outcome(case, torch.as_tensor(np.asarray(correct, dtype=np.float64)))
+
+
+register(
+    Metric(
+        name="road",
+        family="faithfulness",
+        better="lower",
+        range="[0, 1]",
+        reference="Rong et al., ICML 2022",
+        settings=Road,
+        forwards=lambda s, pixels: len(s.percentages),
+        needs="varying",
+        undefined="the model's answer is not a number",
+        fast=_road,
+        quantus=_road_quantus,
+    )
+)

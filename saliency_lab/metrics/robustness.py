@@ -1,0 +1,331 @@
+"""Does the map stay when the image hardly changes? Metrics of one method share the maps of the neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.seeding import sample_uniform
+from saliency_lab._common.settings import Epsilon
+from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
+from saliency_lab.metrics import quantus_engine as quantus
+from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
+from saliency_lab.metrics.explainer import Explaining
+from saliency_lab.metrics.maps import take_maps
+from saliency_lab.metrics.probe import Output, Probe
+
+TINY = 1e-6
+"""What stands for a zero in the relative changes of Agarwal et al."""
+
+
+class Neighbours(Explaining):
+    """`samples` neighbours uniform in the L∞ ball of `radius`, clipped to [0, 1]."""
+
+    samples: int = Field(10, ge=1)
+    radius: Epsilon = 0.05
+
+
+class RelativeNeighbours(Neighbours):
+    """Only neighbours that the model puts in the image's class count."""
+
+    output: Output = "logit"
+
+
+class Translations(Explaining):
+    """The image is shifted across in `steps` steps, black behind it."""
+
+    steps: int = Field(28, ge=1)
+
+
+class Attacked(Explaining):
+    """`attacked` (N, C, H, W) holds the images after an attack."""
+
+    attacked: Tensor
+
+
+class AttackedTopK(Attacked):
+    """The top fraction `k` of the pixels is compared."""
+
+    k: float = Field(0.1, gt=0, le=1)
+
+
+def neighbours(probe: Probe, samples: int, radius: float) -> Tensor:
+    """Neighbours (N, samples, C, H, W) on the CPU, keyed by (seed, image)."""
+
+    def draw() -> Tensor:
+        noise = sample_uniform(probe.seeds("neighbours"), (samples, *probe.x.shape[1:])).to(probe.images)
+        return (probe.images[:, None] + radius * (2 * noise - 1)).clamp(0, 1)
+
+    return probe.remember(("neighbours", samples, radius), draw)
+
+
+def neighbour_maps(case: Case) -> Tensor:
+    """Maps (N, samples, C, H, W) of the neighbours, float64, on the CPU."""
+    settings = case.settings
+    points = neighbours(case.probe, settings.samples, settings.radius)
+
+    def explain() -> Tensor:
+        classes = case.explainer.classes.repeat_interleave(settings.samples, dim=0)
+        maps = case.explainer(case.probe.model, points.flatten(0, 1), classes, settings.explain)
+        return maps.unflatten(0, points.shape[:2])
+
+    return case.explainer.remember(
+        ("neighbours", settings.samples, settings.radius, settings.explain), explain
+    )
+
+
+def _lengths(values: Tensor) -> Tensor:
+    """Euclidean lengths (N, S) of (N, S, ...)."""
+    return values.double().flatten(2).norm(dim=2)
+
+
+def _map_changes(case: Case) -> Tensor:
+    """‖map − map of the neighbour‖ (N, S)."""
+    return _lengths(case.maps.cpu()[:, None] - neighbour_maps(case))
+
+
+def _sensitivity(case: Case, reduce: Callable[[Tensor], Tensor]) -> Outcome:
+    length = _lengths(case.maps.cpu()[:, None])
+    return Outcome(reduce(_map_changes(case) / length).numpy())
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.amax(1)
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.mean(1)
+
+
+def _local_lipschitz(case: Case) -> Outcome:
+    points = neighbours(case.probe, case.settings.samples, case.settings.radius)
+    steps = _lengths(case.probe.images.double()[:, None] - points.double())
+    return Outcome((_map_changes(case) / steps).amax(1).numpy())
+
+
+def relative(change: Tensor, value: Tensor) -> Tensor:
+    """`change` / `value`, entry by entry, with `TINY` in place of a value of zero."""
+    return change / value.where(value != 0, TINY)
+
+
+def _relative_stability(case: Case, changes: Callable[[Case, Tensor], Tensor]) -> Outcome:
+    """Largest ratio of the map's relative change to `changes` (N, S), over neighbours of the same class."""
+    maps = case.maps.cpu()[:, None]
+    above = _lengths(relative(maps - neighbour_maps(case), maps))
+    points = neighbours(case.probe, case.settings.samples, case.settings.radius)
+    ratio = above / changes(case, points).clamp_min(TINY)
+    same = _winners(case, points)[:, 1:] == _winners(case, points)[:, :1]
+    return Outcome(ratio.where(same, -torch.inf).amax(1).where(same.any(1), torch.nan).numpy())
+
+
+def _outputs(case: Case, points: Tensor) -> Tensor:
+    """Logits (N, 1 + S, K), float64, of the images and their neighbours."""
+    probe = case.probe
+
+    def compute() -> Tensor:
+        every = torch.cat([probe.images[:, None], points], 1)
+        rows = [
+            probe.logits(chunk.to(probe.device)).double().cpu()
+            for chunk in every.flatten(0, 1).split(probe.chunk)
+        ]
+        return torch.cat(rows).unflatten(0, every.shape[:2])
+
+    return probe.remember(("neighbour outputs", case.settings.samples, case.settings.radius), compute)
+
+
+def _winners(case: Case, points: Tensor) -> Tensor:
+    return _outputs(case, points).argmax(2)
+
+
+def _input_change(case: Case, points: Tensor) -> Tensor:
+    x = case.probe.images.double()[:, None]
+    return _lengths(relative(x - points.double(), x))
+
+
+def _output_change(case: Case, points: Tensor) -> Tensor:
+    out = _outputs(case, points)
+    out = out.softmax(2) if case.settings.output == "probability" else out
+    return _lengths(out[:, :1] - out[:, 1:])
+
+
+def _representation_change(case: Case, points: Tensor) -> Tensor:
+    held = _representations(case, points)
+    return _lengths(relative(held[:, :1] - held[:, 1:], held[:, :1]))
+
+
+def _representations(case: Case, points: Tensor) -> Tensor:
+    """Input (N, 1 + S, D) of the model's last linear layer."""
+    probe = case.probe
+    layers = [module for module in probe.model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise InputError(
+            "relative_representation_stability reads the input of the last nn.Linear, and there is none"
+        )
+    caught: list[Tensor] = []
+    handle = layers[-1].register_forward_pre_hook(lambda _, given: caught.append(given[0].double().cpu()))
+    try:
+        every = torch.cat([probe.images[:, None], points], 1)
+        for chunk in every.flatten(0, 1).split(probe.chunk):
+            probe.logits(chunk.to(probe.device))
+    finally:
+        handle.remove()
+    return torch.cat(caught).flatten(1).unflatten(0, every.shape[:2])
+
+
+def _quantus_neighbours(name: str, case: Case, **settings: object) -> Outcome:
+    """Quantus's metric on the same neighbours and their maps."""
+    space = quantus.Neighbourhood(
+        case.probe,
+        neighbours(case.probe, case.settings.samples, case.settings.radius),
+        neighbour_maps(case),
+    )
+    return Outcome(
+        quantus.evaluate_neighbours(
+            name,
+            space,
+            case.maps,
+            nr_samples=case.settings.samples,
+            return_nan_when_prediction_changes=False,
+            **settings,
+        )
+    )
+
+
+def _continuity(case: Case) -> Outcome:
+    """Quantus's Continuity; its inputs are translations, which stay in [0, 1]."""
+
+    def explain(model: nn.Module, inputs: np.ndarray, targets: np.ndarray, **_: object) -> np.ndarray:
+        x = torch.as_tensor(np.asarray(inputs), dtype=torch.float32)
+        maps = case.explainer(model, x, case.explainer.classes, case.settings.explain)
+        return (maps / maps.abs().amax((1, 2, 3), keepdim=True).clamp_min(TINY)).numpy()
+
+    return Outcome(quantus.evaluate_explained("Continuity", case, explain, nr_steps=case.settings.steps))
+
+
+def _under_attack(case: Case, compare: Callable[[Tensor, Tensor], Tensor]) -> Outcome:
+    attacked = case.settings.attacked
+    shape = case.probe.images.shape
+    if attacked.shape != shape:
+        raise InputError(
+            f"'attacked' must have the images' shape {tuple(shape)}, not {tuple(attacked.shape)}"
+        )
+    maps = case.explainer.remember(
+        ("attacked", case.settings.explain),
+        lambda: case.explainer(case.probe.model, attacked, case.explainer.classes, case.settings.explain),
+    )
+    return Outcome(compare(case.maps.cpu(), take_maps(maps, attacked)).numpy())
+
+
+def _register_neighbours(
+    name: str,
+    reference: str,
+    fast: Callable[[Case], Outcome],
+    quantus_name: str | None = None,
+    *,
+    settings: type[Neighbours] = Neighbours,
+    range_: str = "[0, inf)",
+    **constructor: object,
+) -> None:
+    register(
+        Metric(
+            name=name,
+            family="robustness",
+            better="lower",
+            range=range_,
+            reference=reference,
+            settings=settings,
+            forwards=lambda s, pixels: s.samples + 1 if settings is RelativeNeighbours else 0,
+            needs="nonzero",
+            undefined="a neighbour's map is not finite, or no neighbour is put in the image's class",
+            fast=fast,
+            quantus=(lambda case: _quantus_neighbours(quantus_name, case, **constructor))
+            if quantus_name
+            else None,
+            maps=lambda s: str(s.samples),
+        )
+    )
+
+
+_register_neighbours(
+    "max_sensitivity",
+    "Yeh et al., NeurIPS 2019",
+    lambda case: _sensitivity(case, _largest),
+    "MaxSensitivity",
+    lower_bound=0.2,
+    upper_bound=None,
+)
+_register_neighbours(
+    "avg_sensitivity",
+    "Yeh et al., NeurIPS 2019",
+    lambda case: _sensitivity(case, _mean),
+    "AvgSensitivity",
+    lower_bound=0.2,
+    upper_bound=None,
+)
+_register_neighbours(
+    "local_lipschitz_estimate",
+    "Alvarez-Melis and Jaakkola, NeurIPS 2018",
+    _local_lipschitz,
+    "LocalLipschitzEstimate",
+    perturb_mean=0.0,
+    perturb_std=0.1,
+)
+
+
+def _register_relative(name: str, changes: Callable[[Case, Tensor], Tensor]) -> None:
+    _register_neighbours(
+        name,
+        "Agarwal et al., arXiv:2203.06877, 2022",
+        lambda case: _relative_stability(case, changes),
+        settings=RelativeNeighbours,
+    )
+
+
+_register_relative("relative_input_stability", _input_change)
+_register_relative("relative_output_stability", _output_change)
+_register_relative("relative_representation_stability", _representation_change)
+register(
+    Metric(
+        name="continuity",
+        family="robustness",
+        better="lower",
+        range="[0, inf)",
+        reference="Montavon et al., Digital Signal Processing 2018",
+        settings=Translations,
+        forwards=lambda s, pixels: s.steps,
+        needs="nonzero",
+        undefined="the map of a translation is not finite",
+        quantus=_continuity,
+        maps=lambda s: str(s.steps + 1),
+    )
+)
+for _name, _compare, _settings, _range in (
+    ("attack_rank_correlation", lambda case: _under_attack(case, rank_correlation), Attacked, "[-1, 1]"),
+    ("attack_ssim", lambda case: _under_attack(case, ssim), Attacked, "[-1, 1]"),
+    (
+        "attack_top_k",
+        lambda case: _under_attack(case, lambda a, b: top_k_overlap(a, b, case.settings.k)),
+        AttackedTopK,
+        "[0, 1]",
+    ),
+):
+    register(
+        Metric(
+            name=_name,
+            family="robustness",
+            better="higher",
+            range=_range,
+            reference="Ghorbani et al., AAAI 2019",
+            settings=_settings,
+            forwards=lambda s, pixels: 0,
+            needs="varying",
+            undefined="the map of the attacked image is constant, zero or not finite",
+            fast=_compare,
+            maps=lambda s: "1",
+        )
+    )
