@@ -199,11 +199,13 @@ def _irof(case: Case) -> Outcome:
     cut = torch.arange(int(count.max()) + 1, device=probe.device).minimum(count)
     ranks = descending_ranks(means).gather(1, units)
     answers = removal(probe, ranks, cut.int(), settings.baseline).read(settings.output)
-    return _irof_outcome(answers / answers[:, :1], cut / count)
+    return _irof_outcome(answers / answers[:, :1], cut, count)
 
 
-def _irof_outcome(curve: Tensor, at: Tensor) -> Outcome:
-    return outcome(1 - torch.trapezoid(curve, at.double(), dim=1), curve, at.double())
+def _irof_outcome(curve: Tensor, cut: Tensor, count: Tensor) -> Outcome:
+    at = cut.double() / count
+    over = 1 - torch.trapezoid(curve, at, dim=1)
+    return outcome(over.where(count[:, 0] > 1, torch.nan), curve, at)
 
 
 def _irof_quantus(case: Case) -> Outcome:
@@ -222,8 +224,8 @@ def _irof_quantus(case: Case) -> Outcome:
         )
     after = torch.as_tensor(caught[0])
     curve = torch.cat([torch.ones(len(after), 1, dtype=torch.float64), after.double()], 1)
-    at = torch.arange(curve.shape[1]).minimum(count.cpu()) / count.cpu()
-    return _irof_outcome(curve, at)
+    cut = torch.arange(curve.shape[1]).minimum(count.cpu())
+    return _irof_outcome(curve, cut, count.cpu())
 
 
 def _patches_across(pixels: int, size: int) -> int:
@@ -342,7 +344,7 @@ register(
         settings=Segments,
         forwards=lambda s, pixels: s.segments + 1,
         needs="varying",
-        undefined="the model's answer on the image is zero or not a number",
+        undefined="the image has a single segment, or the model's answer on it is zero or not a number",
         fast=_irof,
         quantus=_irof_quantus,
     )

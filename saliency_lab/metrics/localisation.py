@@ -121,11 +121,13 @@ def _register(
     score: Callable[[Case], Tensor],
     in_quantus: Callable[[Case], Tensor] | None = None,
 ) -> None:
-    """A metric of `masks`; an image without a pixel inside has no score."""
+    """A metric of `masks`; no score for an empty mask, or a map without a value to share."""
 
     def scored(case: Case, run: Callable[[Case], Tensor]) -> Outcome:
-        values = run(case).cpu()
-        return Outcome(values.where(_inside(case).any(1).cpu(), torch.nan).numpy())
+        defined = _inside(case).any(1)
+        if settings is PositiveMasks:
+            defined &= (pixel_scores(case.maps, absolute=False) > 0).any(1)
+        return Outcome(run(case).cpu().where(defined.cpu(), torch.nan).numpy())
 
     register(
         Metric(

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import undisturbed
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab.metrics.probe import Baseline, Output, Probe
 
@@ -169,10 +168,6 @@ class Neighbourhood:
         self.maps = maps.cpu().double().numpy()
         self._drawn = self._explained = 0
 
-    def get_model(self) -> Any:
-        """The network itself, which Quantus hands to `explain`."""
-        return self.probe.model
-
     def draw(self, arr: np.ndarray, **_: Any) -> np.ndarray:
         """A perturbation function that returns neighbour 0, 1, … in turn."""
         self._drawn += 1
@@ -197,43 +192,6 @@ def evaluate_neighbours(name: str, space: Neighbourhood, maps: Tensor, **setting
             a_batch=maps.cpu().numpy().copy(),
         )
     return np.asarray(scores, dtype=np.float64)
-
-
-def evaluate_explained(name: str, case: Any, explain: Any, **settings: Any) -> np.ndarray:
-    """What Quantus's metric `name` returns for a block, float64 (N,), when it makes its own maps."""
-    metric = build(name, **settings)
-    metric.explain_func, metric.explain_func_kwargs = explain, {}
-    with preserved_rng(case.probe.seed), undisturbed(case.probe.model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        scores = metric.evaluate_batch(
-            model=ImageSpace(case.probe),
-            x_batch=case.probe.images.float().cpu().numpy().copy(),
-            y_batch=case.probe.labels.cpu().numpy(),
-            a_batch=case.maps.cpu().numpy().copy(),
-        )
-    return np.asarray(scores, dtype=np.float64)
-
-
-class ImageSpace:
-    """Quantus's view of a block of images and the network's logits."""
-
-    def __init__(self, probe: Probe) -> None:
-        self.probe = probe
-
-    def get_model(self) -> Any:
-        """The network itself, which Quantus hands to `explain`."""
-        return self.probe.model
-
-    def shape_input(self, x: np.ndarray, shape: Any, **_: Any) -> np.ndarray:
-        """Return `x` as Quantus shaped it."""
-        return np.asarray(x).reshape(shape)
-
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        """Logits (n, K), float64."""
-        images = torch.as_tensor(np.asarray(x)).to(self.probe.x)
-        return (
-            torch.cat([self.probe.logits(c) for c in images.split(self.probe.chunk)]).double().cpu().numpy()
-        )
 
 
 @contextmanager
