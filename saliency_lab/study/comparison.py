@@ -15,7 +15,7 @@ from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.study import statistics
-from saliency_lab.study.statistics import Interval, Paired
+from saliency_lab.study.statistics import Interval, PairedTest
 
 if TYPE_CHECKING:
     from saliency_lab.attribution import Attributions
@@ -57,25 +57,32 @@ class Measure:
 
     def interval(self, model: str, level: float, seed: int) -> Interval:
         """Mean and its interval."""
-        find = statistics.proportion_interval if self.share else statistics.mean_interval
+        values = self.values[model]
+        if self.share:
+            return statistics.proportion_interval(values, level=level)
         key = derive_seed(seed, "bootstrap", self.metric, self.label, model)
-        return find(self.values[model], level=level, seed=key)
+        return statistics.mean_interval(values, level=level, seed=key)
 
-    def paired(self, model: str, other: str, level: float, seed: int) -> Paired:
-        """`model` against `other` on the same images."""
-        test = statistics.paired_proportions if self.share else statistics.paired_scores
+    def difference(self, model: str, other: str, level: float, seed: int) -> Interval:
+        """Mean difference on the same images, and its interval."""
         key = derive_seed(seed, "paired", self.metric, self.label, model, other)
-        return test(self.values[model], self.values[other], level=level, seed=key)
+        a, b = (self.values[each].astype(float) for each in (model, other))
+        return statistics.difference_interval(a, b, level=level, seed=key)
 
-    def leaders(self, means: Mapping[str, float], seed: int, alpha: float) -> dict[str, str]:
+    def test(self, model: str, other: str) -> PairedTest:
+        """Paired test of `model` against `other` on the same images."""
+        test = statistics.compare_proportions if self.share else statistics.compare_scores
+        return test(self.values[model], self.values[other])
+
+    def leaders(self, means: Mapping[str, float], alpha: float) -> dict[str, str]:
         """Say which model is "best", and which are a "tie": not told from it at `alpha` (Holm)."""
         known = {model: mean for model, mean in means.items() if not np.isnan(mean)}
-        if self.better == "neither" or len(known) < 2:
+        if self.better == "neither" or len(set(known.values())) < 2:
             return {}
         choose = max if self.better == "higher" else min
         best = choose(known, key=lambda model: known[model])
         others = [model for model in known if model != best]
-        p = statistics.holm([self.paired(model, best, 1 - alpha, seed).p for model in others])
+        p = statistics.holm([self.test(model, best).p for model in others])
         tied = [model for model, value in zip(others, p, strict=True) if not value < alpha]
         return {best: "best"} | dict.fromkeys(tied, "tie")
 
@@ -88,8 +95,8 @@ class Comparison:
     * Map scores: mean with a BCa bootstrap interval over the images, Wilcoxon's signed-rank test
       against the baseline, matched-pairs rank-biserial correlation as effect size.
     * Accuracy, attacked or not: Wilson's interval, McNemar's exact test, difference of shares as effect size.
-    * Several seeds a model: intervals by resampling seeds and images. The tests average over the seeds: they
-      are about these networks, the intervals also about others of the same recipe.
+    * Several seeds a model: intervals over seeds and images (`statistics.hierarchical_interval`). The tests
+      average over the seeds: they are about these networks, the intervals about the recipe.
 
     p-values are corrected by Holm, as two families: all map scores, and all accuracies.
 
@@ -181,7 +188,7 @@ class Comparison:
         for measure in self.measures:
             intervals = {m: measure.interval(m, self.level, self.seed) for m in measure.values}
             means = {m: interval.mean for m, interval in intervals.items()}
-            leaders = measure.leaders(means, self.seed, 1 - self.level)
+            leaders = measure.leaders(means, 1 - self.level)
             for model, interval in intervals.items():
                 undefined = int(np.isnan(measure.values[model].astype(float)).sum())
                 row = {
@@ -195,13 +202,14 @@ class Comparison:
                     **interval._asdict(),
                 }
                 if model != self.baseline and self.baseline in measure.values:
-                    paired = measure.paired(model, self.baseline, self.level, self.seed)
+                    difference = measure.difference(model, self.baseline, self.level, self.seed)
+                    test = measure.test(model, self.baseline)
                     row |= {
-                        "difference": paired.difference,
-                        "difference_low": paired.low,
-                        "difference_high": paired.high,
-                        "p": paired.p,
-                        "effect": paired.effect,
+                        "difference": difference.mean,
+                        "difference_low": difference.low,
+                        "difference_high": difference.high,
+                        "p": test.p,
+                        "effect": test.effect,
                     }
                 rows.append(row | {"rank": leaders.get(model, "")})
         table = pd.DataFrame(rows).reindex(columns=_COLUMNS)

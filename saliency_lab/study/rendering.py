@@ -29,7 +29,7 @@ def as_text(comparison: Comparison) -> str:
 def as_markdown(comparison: Comparison) -> str:
     """A pipe table; what leads is bold."""
     head, rows = _grid(comparison, lambda text, leads: f"**{text}**" if leads else text)
-    head, *rows = [[cell.replace("|", "\\|").replace("*\\*", "\\*") for cell in row] for row in [head, *rows]]
+    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in [head, *rows]]
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
     return "\n".join([*lines, "", _title(comparison) + ". " + " ".join(_notes(comparison, "bold"))])
 
@@ -88,7 +88,7 @@ def _notes(comparison: Comparison, mark: str) -> list[str]:
     alpha = f"{1 - comparison.level:.2g}"
     notes = [
         f"{mark}: the best, or not told from it at {alpha} (paired test, Holm). "
-        f"*: differs from '{comparison.baseline}' at {alpha} (paired test, Holm over the table).",
+        f"†: differs from '{comparison.baseline}' at {alpha} (paired test, Holm over the table).",
     ]
     if (comparison._table["undefined"] > 0).any():
         notes.append("NaN: values that are undefined and left out.")
@@ -103,7 +103,7 @@ def _grid(comparison: Comparison, mark: Callable[[str, bool], str]) -> tuple[lis
         cells = dict.fromkeys(comparison.models, "")
         for model in measure.values:
             fact = next(facts)
-            text = _cell(fact, measure.share) + ("*" if fact["p_holm"] < alpha else "")
+            text = _cell(fact, measure.share) + ("†" if fact["p_holm"] < alpha else "")
             cells[model] = mark(text, fact["rank"] != "")
         rows.append([f"{measure.metric} {_ARROWS[measure.better]}".strip(), measure.label, *cells.values()])
     return ["metric", "method", *comparison.models], rows
@@ -135,6 +135,7 @@ _TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "†": r"$^\dagger$",
     "ε": r"$\varepsilon$",
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",

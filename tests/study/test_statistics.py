@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from saliency_lab.study import statistics
+
+
+def test_bca_intervals_cover_the_mean_of_a_skewed_population() -> None:
+    draws = np.random.default_rng(1)
+    runs, hits = 500, 0
+    for run in range(runs):
+        low, high = statistics.mean_interval(draws.lognormal(0, 0.5, (1, 120)), seed=run)[1:]
+        hits += low <= math.exp(0.125) <= high
+    assert 0.93 <= hits / runs <= 0.97
+
+
+@pytest.mark.parametrize(("seed_spread", "image_spread"), [(0.0, 1.0), (0.3, 1.0), (1.0, 0.5)])
+def test_intervals_over_three_seeds_cover_the_mean_over_seeds_and_images(
+    seed_spread: float, image_spread: float
+) -> None:
+    draws = np.random.default_rng(2)
+    runs, hits = 1000, 0
+    for run in range(runs):
+        scores = (
+            7.0
+            + seed_spread * draws.normal(size=(3, 1))
+            + image_spread * draws.normal(size=(1, 60))
+            + 0.3 * draws.normal(size=(3, 60))
+        )
+        low, high = statistics.mean_interval(scores, seed=run)[1:]
+        hits += low <= 7.0 <= high
+    assert 0.94 <= hits / runs <= 0.985
+
+
+def test_the_difference_of_two_recipes_with_several_seeds_covers() -> None:
+    draws = np.random.default_rng(3)
+    runs, hits = 1000, 0
+    for run in range(runs):
+        images = draws.normal(size=(1, 60))
+        a = 1.0 + 0.3 * draws.normal(size=(4, 1)) + images + 0.2 * draws.normal(size=(4, 60))
+        b = 0.0 + 0.3 * draws.normal(size=(3, 1)) + images + 0.2 * draws.normal(size=(3, 60))
+        low, high = statistics.difference_interval(a, b, seed=run)[1:]
+        hits += low <= 1.0 <= high
+    assert 0.94 <= hits / runs <= 0.985
+
+
+def test_holm_holds_the_family_wise_error_of_paired_tests() -> None:
+    draws = np.random.default_rng(4)
+    runs, wrong = 400, 0
+    for _ in range(runs):
+        baseline = draws.normal(size=(1, 40))
+        p = [statistics.compare_scores(baseline + draws.normal(size=(1, 40)), baseline).p for _ in range(5)]
+        wrong += statistics.holm(p).min() < 0.05
+    assert wrong / runs <= 0.05 + 1.64 * math.sqrt(0.05 * 0.95 / runs)
+    assert wrong > 0  # it is a test that can reject
+
+
+@given(st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), max_size=12))
+@settings(max_examples=15, deadline=None)  # statsmodels collects garbage at every call
+def test_holm_is_that_of_statsmodels(p: list[float]) -> None:
+    found = statistics.holm(p)
+    known = ~np.isnan(p)
+    assert np.isnan(found[~known]).all()
+    if known.any():
+        np.testing.assert_allclose(found[known], multipletests(np.array(p)[known], method="holm")[1])
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40),
+)
+@settings(max_examples=60, deadline=None)
+def test_mcnemar_is_the_binomial_test_of_the_pairs_that_disagree(pairs: list[tuple[bool, bool]]) -> None:
+    a, b = (np.array([[pair[i] for pair in pairs]]) for i in (0, 1))
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    found = statistics.compare_proportions(a, b)
+    expected = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    assert found.p == pytest.approx(expected)
+    assert found.effect == pytest.approx((only_a - only_b) / len(pairs))
+
+
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_rank_biserial_is_what_the_definition_says(differences: list[int]) -> None:
+    found = statistics.compare_scores(np.array([differences], float), np.zeros((1, len(differences))))
+    moved = [d for d in differences if d]
+    if not moved:
+        assert (found.p, found.effect) == (1.0, 0.0)
+        return
+    # ranks with ties shared, by counting
+    rank = {
+        m: sum(abs(o) < m for o in moved) + (sum(abs(o) == m for o in moved) + 1) / 2 for m in map(abs, moved)
+    }
+    above = sum(rank[abs(d)] for d in moved if d > 0)
+    below = sum(rank[abs(d)] for d in moved if d < 0)
+    assert found.effect == pytest.approx((above - below) / (above + below))
+    assert found.p == pytest.approx(stats.wilcoxon(moved).pvalue)
+    assert -1 <= found.effect <= 1
+
+
+def test_wilson_is_the_closed_form() -> None:
+    right = np.array([[True] * 7 + [False] * 3])
+    share, low, high = statistics.proportion_interval(right)
+    z, n = stats.norm.isf(0.025), 10
+    centre = (0.7 + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(0.7 * 0.3 / n + z**2 / (4 * n**2))
+    assert (share, low, high) == pytest.approx((0.7, centre - half, centre + half))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_nothing_broken_is_not_certainty(seeds: int) -> None:
+    share, low, high = statistics.proportion_interval(np.zeros((seeds, 30), bool))
+    assert (share, low) == (0.0, 0.0)
+    assert 0.05 < high < 0.2
+
+
+def test_undefined_scores_are_left_out_in_pairs() -> None:
+    a = np.array([[1.0, np.nan, 3.0, 4.0, 9.0]])
+    b = np.array([[0.5, 1.0, np.nan, 3.0, 1.0]])
+    assert statistics.compare_scores(a, b).n == 3
+    assert statistics.mean_interval(a).mean == pytest.approx(17 / 4)
+    assert statistics.difference_interval(a, b).mean == pytest.approx((0.5 + 1 + 8) / 3)
+    nothing = np.full((1, 3), np.nan)
+    assert np.isnan(statistics.mean_interval(nothing)).all()
+    assert statistics.compare_scores(nothing, nothing).n == 0
+    assert np.isnan(statistics.compare_scores(nothing, nothing).p)
+
+
+@pytest.mark.parametrize("shape", [(1, 20), (3, 20)])
+def test_a_constant_has_an_interval_of_no_width(shape: tuple[int, int]) -> None:
+    assert statistics.mean_interval(np.full(shape, 0.25)) == (0.25, 0.25, 0.25)
+
+
+def test_the_interval_over_seeds_has_the_width_of_a_hierarchical_bootstrap() -> None:
+    draws = np.random.default_rng(0)
+    scores = draws.normal(size=(30, 1)) / 3 + draws.normal(size=(1, 200)) + draws.normal(size=(30, 200)) / 3
+    means = [scores[draws.integers(0, 30, 30)][:, draws.integers(0, 200, 200)].mean() for _ in range(4000)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    found = statistics.mean_interval(scores)
+    assert found.high - found.low == pytest.approx(high - low, rel=0.06)
+
+
+def test_seeds_with_undefined_scores_still_count() -> None:
+    scores = np.random.default_rng(0).normal(size=(3, 40))
+    scores[1, :5] = np.nan
+    scores[:, 7] = np.nan
+    mean, low, high = statistics.mean_interval(scores)
+    assert low < mean < high
+    assert mean == pytest.approx(np.nanmean(np.nanmean(np.delete(scores, 7, axis=1), axis=0)))
+
+
+def test_intervals_are_the_same_every_time() -> None:
+    scores = np.random.default_rng(0).normal(size=(2, 50))
+    first = statistics.mean_interval(scores[:1], seed=5)
+    assert statistics.mean_interval(scores[:1], seed=5) == first
+    assert statistics.mean_interval(scores[:1], seed=6) != first
