@@ -1,7 +1,19 @@
-"""Attacks on a model's predictions, robustness curves, and what they say."""
+"""Attacks on a model's predictions, robustness curves, and whether to believe them."""
 
-from saliency_lab.attacks.curve import RobustnessCurve, robustness_curve
-from saliency_lab.attacks.door import attack, list_attacks
+from saliency_lab.attacks.curve import RobustnessCurve, minimal_epsilon, robustness_curve, steps_curve
+from saliency_lab.attacks.door import attack
+from saliency_lab.attacks.methods import list_attacks
 from saliency_lab.attacks.result import AttackResult
+from saliency_lab.attacks.transfer import transfer_attack, worst_case
 
-__all__ = ["AttackResult", "RobustnessCurve", "attack", "list_attacks", "robustness_curve"]
+__all__ = [
+    "AttackResult",
+    "RobustnessCurve",
+    "attack",
+    "list_attacks",
+    "minimal_epsilon",
+    "robustness_curve",
+    "steps_curve",
+    "transfer_attack",
+    "worst_case",
+]

@@ -1,11 +1,11 @@
-"""Accuracy against the strength of the attack."""
+"""Accuracy against the strength of the attack, and the smallest ε that breaks each sample."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -15,23 +15,28 @@ from saliency_lab._common.checks import parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.ascent import Norm
-from saliency_lab.attacks.door import METHODS, run
+from saliency_lab.attacks.door import check_batch, run
+from saliency_lab.attacks.methods import METHODS, OwnAttack, method_of
 from saliency_lab.attacks.result import wilson
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RobustnessCurve:
-    """Which samples stay right as ε grows.
+    """Which samples stay right as the attack grows stronger.
 
     Attributes
     ----------
-    eps : tuple of E floats
-        Ascending radii in image units.
+    along : "eps" or "steps"
+        What grows.
+    at : tuple of E numbers
+        Its values, ascending: radii in image units, or numbers of steps.
     robust : Tensor (E, N) of bool
-        Right on x and not broken at this ε or at any smaller one of the curve; ε = 0 is clean accuracy.
+        Right on x and not broken at this value or at any smaller one of the curve; ε = 0 and 0 steps
+        are clean accuracy.
     """
 
-    eps: tuple[float, ...]
+    along: Literal["eps", "steps"]
+    at: tuple[float, ...]
     robust: Tensor
     method: str
     norm: Norm
@@ -40,24 +45,23 @@ class RobustnessCurve:
     seconds: float
 
     def __repr__(self) -> str:
-        shares = ", ".join(
-            f"{eps:.4g}: {share:.1%}" for eps, share in zip(self.eps, self.accuracy, strict=True)
-        )
-        return f"RobustnessCurve({self.method}, {self.norm}, n={self.robust.shape[1]}, {{{shares}}})"
+        shares = ", ".join(f"{at:.4g}: {share:.1%}" for at, share in zip(self.at, self.accuracy, strict=True))
+        n = self.robust.shape[1]
+        return f"RobustnessCurve({self.method}, {self.norm}, n={n}, {self.along} {{{shares}}})"
 
     @property
     def accuracy(self) -> list[float]:
-        """Robust accuracy at each ε."""
+        """Robust accuracy at each value."""
         return self.robust.double().mean(1).tolist()
 
     def table(self, level: float = 0.95) -> pd.DataFrame:
-        """One row an ε: eps, accuracy, low, high (the Wilson interval), n."""
+        """One row a value: eps (or steps), accuracy, low, high (the Wilson interval), n."""
         n = self.robust.shape[1]
         rows = [
-            (eps, right / n, *wilson(right, n, level), n)
-            for eps, right in zip(self.eps, self.robust.sum(1).tolist(), strict=True)
+            (at, right / n, *wilson(right, n, level), n)
+            for at, right in zip(self.at, self.robust.sum(1).tolist(), strict=True)
         ]
-        return pd.DataFrame(rows, columns=["eps", "accuracy", "low", "high", "n"])
+        return pd.DataFrame(rows, columns=[self.along, "accuracy", "low", "high", "n"])
 
     def to_dict(self) -> dict[str, Any]:
         """Settings and table, as values that JSON can hold."""
@@ -76,41 +80,141 @@ def robustness_curve(
     x: Tensor,
     y: Tensor,
     eps: Sequence[float | str] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
-    method: str = "pgd",
+    method: str | OwnAttack = "pgd",
     *,
     seed: int = 0,
     **settings: Any,
 ) -> RobustnessCurve:
     """Robust accuracy at each ε; a sample broken at a smaller ε stays broken and is not attacked again.
 
-    Parameters are those of `attack`, with a sequence of ε (sorted here).
+    Parameters are those of `attack`, with several ε (sorted here).
 
     Raises
     ------
     InputError
         As `attack`; also if `eps` is empty.
     """
-    begun = time.perf_counter()
-    parsed = parse_settings(METHODS[method].settings, settings, of=method)
     radii = sorted({parse_epsilon(value) for value in eps})
     if not radii:
         raise InputError("eps must hold at least one radius, such as (0, 0.1, 0.2)")
-    first = run(model, x, y, method, parsed, eps=radii[0], seed=seed)
-    alive = first.robust if radii[0] > 0 else first.clean_correct
-    rows = [alive]
-    for radius in radii[1:]:
-        alive = alive.clone()
+    strengths = [(radius, settings) for radius in radii]
+    return _curve(model, x, y, method, "eps", radii, strengths, seed)
+
+
+def steps_curve(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | str,
+    steps: Sequence[int] = (0, 1, 2, 5, 10, 20, 50, 100),
+    method: str = "pgd",
+    seed: int = 0,
+    **settings: Any,
+) -> RobustnessCurve:
+    """Robust accuracy at each number of steps, each a run of its own with the step size that suits it.
+
+    A sample broken with fewer steps stays broken. A curve that still falls at its end has not converged.
+
+    Raises
+    ------
+    InputError
+        As `attack`; also if `steps` is empty or negative, or the method has no steps.
+    """
+    if "steps" not in method_of(method).settings.model_fields:
+        raise InputError(f"attack '{method}' has no steps; 'pgd' has")
+    counts = sorted(set(steps))
+    if not counts or counts[0] < 0:
+        raise InputError("steps must hold at least one number ≥ 0, such as (1, 10, 100)")
+    radius = parse_epsilon(eps)
+    strengths = [(radius if count else 0.0, {**settings, "steps": max(count, 1)}) for count in counts]
+    return _curve(model, x, y, method, "steps", counts, strengths, seed)
+
+
+def minimal_epsilon(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    method: str = "pgd",
+    *,
+    largest: float | str = 1.0,
+    tolerance: float | str = "1/255",
+    seed: int = 0,
+    **settings: Any,
+) -> Tensor:
+    """Smallest ε at which the attack breaks each sample, by bisection of [0, largest]; float64 (N,).
+
+    The value is one at which a point was found, so an upper bound of the true distance, within
+    `tolerance` of an ε at which the attack failed. 0 where the model is wrong on x already; inf where the
+    attack fails at `largest`.
+
+    Parameters are those of `attack`, for methods that take one ε a sample.
+
+    Raises
+    ------
+    InputError
+        As `attack`; also if `tolerance` is zero or the method takes a single ε.
+    """
+    chosen = method_of(method)
+    if not chosen.each_eps:
+        names = ", ".join(name for name in METHODS if METHODS[name].each_eps)
+        raise InputError(
+            f"attack '{chosen.name}' takes a single ε for all samples; these take one each: {names}"
+        )
+    parsed = parse_settings(chosen.settings, settings, of=chosen.name)
+    high_end, precision = parse_epsilon(largest, name="largest"), parse_epsilon(tolerance, name="tolerance")
+    if precision == 0:
+        raise InputError('tolerance must be > 0, such as "1/255"')
+    first = run(model, x, y, chosen, parsed, eps=high_end, seed=seed)
+    found = torch.where(first.robust, torch.inf, first.distance.double())
+    found[~first.clean_correct] = 0.0
+    low = torch.zeros_like(found)
+    while len(rows := (found.isfinite() & (found - low > precision)).nonzero().flatten()):
+        middle = (low[rows] + found[rows]) / 2
+        at = rows.to(x.device)
+        tried = run(model, x[at], y.to(x.device)[at], chosen, parsed, eps=middle, seed=seed)
+        # a point closer than ε is a better bound than ε; one that rounding put outside is not
+        found[rows] = torch.where(tried.robust, found[rows], torch.minimum(middle, tried.distance.double()))
+        low[rows] = torch.where(tried.robust, middle, torch.minimum(low[rows], found[rows]))
+    return found
+
+
+def _curve(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    method: str | OwnAttack,
+    along: Literal["eps", "steps"],
+    values: Sequence[float],
+    strengths: Sequence[tuple[float, dict[str, Any]]],
+    seed: int,
+) -> RobustnessCurve:
+    begun = time.perf_counter()
+    chosen = method_of(method)
+    parsed = [parse_settings(chosen.settings, given, of=chosen.name) for _, given in strengths]
+    logits, y = check_batch(model, x, y)
+    alive = logits.argmax(1) == y
+    rows = []
+    for (radius, _), settings in zip(strengths, parsed, strict=True):
         left = alive.nonzero().flatten()
-        if len(left):
-            at = left.to(x.device)
-            alive[left] = run(model, x[at], y.to(x.device)[at], method, parsed, eps=radius, seed=seed).robust
+        if radius > 0 and len(left):
+            alive = alive.clone()
+            alive[left] = run(
+                model, x[left.to(x.device)], y[left], chosen, settings, eps=radius, seed=seed
+            ).robust
         rows.append(alive)
+    recorded = parsed[-1].model_dump(mode="json")
+    norm: Norm = recorded.get("norm", "linf")
+    if along == "steps":
+        del recorded["steps"]
+        recorded["eps"] = max(radius for radius, _ in strengths)
     return RobustnessCurve(
-        eps=tuple(radii),
+        along=along,
+        at=tuple(values),
         robust=torch.stack(rows),
-        method=method,
-        norm=first.norm,
-        settings=first.settings,
+        method=chosen.name,
+        norm=norm,
+        settings=recorded,
         seed=seed,
         seconds=time.perf_counter() - begun,
     )

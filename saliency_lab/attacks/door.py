@@ -1,13 +1,10 @@
-"""`attack`: any method by name, on any model, with one kind of result."""
+"""`attack`: any method on any model, with one kind of result."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,34 +13,19 @@ from saliency_lab._common.checks import check_images, check_labels, parse_epsilo
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows, device_of, predict, undisturbed
 from saliency_lab._common.progress import progress
-from saliency_lab._common.registry import Registry
+from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.ascent import Norm
-from saliency_lab.attacks.gradient import FgsmSettings, PgdSettings, fgsm, pgd
-from saliency_lab.attacks.problem import Outcome, Problem
+from saliency_lab.attacks.methods import METHODS, Method, OwnAttack, method_of
+from saliency_lab.attacks.problem import Problem
 from saliency_lab.attacks.result import AttackResult
-
-
-@dataclass(frozen=True)
-class Method:
-    """A named attack: its settings, what it does with a chunk of samples, and what it needs."""
-
-    settings: type[Settings]
-    run: Callable[[Problem, Any], Outcome]
-    access: str
-    targeted: bool
-
-
-METHODS: Registry[Method] = Registry("attack")
-METHODS.add("fgsm", Method(FgsmSettings, fgsm, "gradient", targeted=True))
-METHODS.add("pgd", Method(PgdSettings, pgd, "gradient", targeted=True))
 
 
 def attack(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    method: str = "pgd",
+    method: str | OwnAttack = "pgd",
     *,
     eps: float | str,
     seed: int = 0,
@@ -62,8 +44,8 @@ def attack(
         Takes images in [0, 1] (normalises inside) and returns logits (N, K). Looked at in eval mode.
     x, y : Tensor
         Images (N, C, H, W) in [0, 1] and labels (N,).
-    method : str
-        A name of `list_attacks()`.
+    method : str or callable
+        A name of `list_attacks()`, or your own `f(model, x, y, eps)` that returns points like x.
     eps : float or str
         Radius of the ball in image units; text such as "8/255" is accepted.
     seed : int
@@ -77,7 +59,7 @@ def attack(
     ------
     InputError
         Images outside [0, 1] or NaN, labels out of range, a negative ε, an unknown method or setting,
-        a model that does not return finite logits.
+        a model that does not return finite logits, a callable that leaves the ball.
 
     Examples
     --------
@@ -88,68 +70,82 @@ def attack(
     >>> attack(model, x, y, "pgd", eps="8/255", steps=2).robust
     tensor([ True, False])
     """
-    chosen = METHODS[method]
-    parsed = parse_settings(chosen.settings, settings, of=method)
-    return run(model, x, y, method, parsed, eps=parse_epsilon(eps), seed=seed, target=target)
+    chosen = method_of(method)
+    parsed = parse_settings(chosen.settings, settings, of=chosen.name)
+    return run(model, x, y, chosen, parsed, eps=parse_epsilon(eps), seed=seed, target=target)
 
 
 def run(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    method: str,
+    method: Method,
     settings: Settings,
     *,
     eps: float | Tensor,
     seed: int,
     target: Tensor | None = None,
+    source: nn.Module | None = None,
 ) -> AttackResult:
-    """Do what `attack` says, with settings already read and one ε, or one a sample (N,)."""
-    begun = time.perf_counter()
-    chosen = METHODS[method]
-    norm: Norm = getattr(settings, "norm", "linf")
-    check_images(x)
-    y = check_labels(y, len(x)).cpu()
-    clean = predict(model, x)
-    if not clean.isfinite().all():
-        first = int((~clean.isfinite().all(1)).nonzero()[0])
-        raise InputError(f"the model's logits for image {first} are not finite; it cannot be attacked")
-    check_labels(y, len(x), clean.shape[1])
-    target = _check_target(target, y, clean.shape[1], method)
+    """Do what `attack` says, with settings already read, and one ε, or one a sample (N,).
 
+    With `source` the points are sought on that model and judged on `model`. Libraries, and models that
+    are random in eval mode, draw from global generators that are seeded here and put back.
+    """
+    with preserved_rng(derive_seed(seed, "attack")):
+        return _run(model, x, y, method, settings, eps, seed, target, source)
+
+
+def _run(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    method: Method,
+    settings: Settings,
+    eps: float | Tensor,
+    seed: int,
+    target: Tensor | None,
+    source: nn.Module | None,
+) -> AttackResult:
+    begun = time.perf_counter()
+    norm: Norm = getattr(settings, "norm", "linf")
+    clean, y = check_batch(model, x, y)
+    target = _check_target(target, y, clean.shape[1], method)
     guess = clean.argmax(1)
     radius = torch.as_tensor(eps, dtype=x.dtype).expand(len(x))
-    open_rows = ((guess == y if target is None else guess != target) & (radius > 0)).nonzero().flatten()
+    wanted = (guess == y if target is None else guess != target) & (radius > 0)
+    rows = wanted.nonzero().flatten()
+
+    attacked = model if source is None else source
+    device = device_of(attacked)
+    there = clean if source is None else predict(source, x)
     found = x.detach().cpu().clone()
     queries = torch.zeros(len(x), dtype=torch.long)
     curve: Tensor | None = None
-    device = device_of(model)
-    rows_a_chunk = chunk_rows(x.shape)
-    with undisturbed(model), progress(label=method, total=len(open_rows)) as bar:
-        for rows in open_rows.split(rows_a_chunk):
-            at = rows.to(x.device)
+    with undisturbed(attacked), progress(label=method.name, total=len(rows)) as bar:
+        for chunk in rows.split(chunk_rows(x.shape)):
             problem = Problem(
-                model=model,
-                x=x.detach()[at].to(device),
-                y=y[rows].to(device),
-                target=None if target is None else target[rows].to(device),
-                logits=clean[rows].to(device, x.dtype),
-                eps=radius[rows].to(device),
+                model=attacked,
+                x=x.detach()[chunk.to(x.device)].to(device),
+                y=y[chunk].to(device),
+                target=None if target is None else target[chunk].to(device),
+                logits=there[chunk].to(device, x.dtype),
+                eps=radius[chunk].to(device),
                 norm=norm,
                 seed=seed,
             )
-            outcome = chosen.run(problem, settings)
-            found[rows] = outcome.points.cpu()
-            queries[rows] = outcome.queries.cpu()
+            outcome = method.run(problem, settings)
+            found[chunk] = outcome.points.cpu()
+            queries[chunk] = outcome.queries.cpu()
             if outcome.loss_curve is not None:
                 if curve is None:
                     curve = torch.full((len(x), outcome.loss_curve.shape[1]), torch.nan)
-                curve[rows] = outcome.loss_curve.float().cpu()
-            bar.update(len(rows))
+                curve[chunk] = outcome.loss_curve.float().cpu()
+            bar.update(len(chunk))
 
     logits = clean.clone()
-    if len(open_rows):
-        logits[open_rows] = predict(model, found[open_rows])
+    if len(rows):
+        logits[rows] = predict(model, found[rows])
     predictions = logits.argmax(1)
     clean_correct = guess == y
     delta = (found - x.detach().cpu()).flatten(1)
@@ -166,7 +162,7 @@ def run(
         queries=queries,
         distance=delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1),
         loss_curve=curve,
-        method=method,
+        method=method.name,
         eps=float(eps.max()) if isinstance(eps, Tensor) else eps,
         norm=norm,
         settings=settings.model_dump(mode="json"),
@@ -175,32 +171,30 @@ def run(
     )
 
 
-def list_attacks() -> pd.DataFrame:
-    """Methods by name: what each needs of the model, whether it takes a target, settings, reference.
+def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) of checked images and the checked labels, both on the CPU.
 
-    >>> list_attacks().loc["pgd", "access"]
-    'gradient'
+    Raises
+    ------
+    InputError
+        As `attack`.
     """
-    rows = {
-        name: {
-            "access": METHODS[name].access,
-            "targeted": METHODS[name].targeted,
-            "settings": ", ".join(
-                f"{key}={field.default!r}" for key, field in METHODS[name].settings.model_fields.items()
-            ),
-            "reference": (METHODS[name].run.__doc__ or "").split("\n")[0],
-        }
-        for name in METHODS
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+    check_images(x)
+    y = check_labels(y, len(x)).cpu()
+    logits = predict(model, x)
+    finite = logits.isfinite().all(1)
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        raise InputError(f"the model's logits for image {first} are not finite; it cannot be attacked")
+    return logits, check_labels(y, len(x), logits.shape[1])
 
 
-def _check_target(target: Tensor | None, y: Tensor, classes: int, method: str) -> Tensor | None:
+def _check_target(target: Tensor | None, y: Tensor, classes: int, method: Method) -> Tensor | None:
     if target is None:
         return None
-    if not METHODS[method].targeted:
+    if not method.targeted:
         names = ", ".join(name for name in METHODS if METHODS[name].targeted)
-        raise InputError(f"attack '{method}' takes no target; these do: {names}")
+        raise InputError(f"attack '{method.name}' takes no target; these do: {names}")
     try:
         target = check_labels(target, len(y), classes).cpu()
     except InputError as error:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from saliency_lab.attacks.ascent import Norm
-
-Classifier = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +16,7 @@ class Problem:
     `logits` (N, K) are the model's on x; `seeds(purpose)` gives one seed a sample.
     """
 
-    model: Classifier
+    model: nn.Module
     x: Tensor
     y: Tensor
     target: Tensor | None

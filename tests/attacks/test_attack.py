@@ -13,9 +13,20 @@ from torch import Tensor, nn
 
 import saliency_lab as sl
 from saliency_lab._common.seeding import sample_seeds, sample_uniform
-from saliency_lab.attacks.door import METHODS
+from saliency_lab.attacks.methods import METHODS
 
-CHEAP = {"pgd": {"steps": 5, "restarts": 2}}
+CHEAP = {
+    "bim": {"steps": 4, "momentum": 0.5},
+    "pgd": {"steps": 5, "restarts": 2},
+    "apgd_ce": {"steps": 6, "restarts": 2},
+    "apgd_dlr": {"steps": 6},
+    "apgd_t": {"steps": 5, "target_classes": 2},
+    "fab_t": {"steps": 4, "target_classes": 2},
+    "square": {"queries": 15},
+    "autoattack": {"steps": 4, "target_classes": 2, "queries": 10},
+    "noise": {"draws": 3},
+    "random_direction": {"draws": 3},
+}
 
 
 def textbook_pgd(
@@ -57,7 +68,7 @@ def test_pgd_visits_the_textbooks_points_and_keeps_the_best(case) -> None:
     noise = sample_uniform(sample_seeds(case.x, 3, "attack start 0"), case.x.shape[1:]).double()
     start = (case.x + eps * (2 * noise - 1)).clamp(0, 1)
     path = textbook_pgd(case.model, case.x, case.y, start, eps, alpha, steps)
-    found = sl.attack(case.model, case.x, case.y, "pgd", eps=eps, steps=steps, seed=3)
+    found = sl.attack(case.model, case.x, case.y, "pgd", eps=eps, steps=steps, step_size=alpha, seed=3)
     for i in range(5):
         logits = case.model(path[i]).detach()
         wrong = (logits.argmax(1) != case.y[i]).nonzero().flatten()
@@ -69,9 +80,34 @@ def test_pgd_visits_the_textbooks_points_and_keeps_the_best(case) -> None:
         assert torch.allclose(shown, losses[: found.queries[i]].float(), atol=1e-5)
 
 
+def test_step_lengths_fall_from_two_eps_to_zero_by_a_cosine() -> None:
+    """A slope that turns round at every pass shows the length of each step."""
+
+    class Turning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.visited: list[float] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            total = x.flatten(1).sum(1)
+            if torch.is_grad_enabled():
+                total = total * (-1) ** len(self.visited)
+                self.visited.append(x.detach().mean().item())
+            return torch.stack([torch.full_like(total, 10), total], 1)
+
+    x, y = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64), torch.tensor([0])
+    model = Turning()
+    sl.attack(model, x, y, "bim", eps=0.4, steps=4)
+    down = 0.9 - 0.4 * (1 + 2**-0.5)
+    assert model.visited == pytest.approx([0.5, 0.9, down, down + 0.4])
+    model = Turning()
+    sl.attack(model, x, y, "bim", eps=0.4, steps=3, step_size=0.03)
+    assert model.visited == pytest.approx([0.5, 0.53, 0.5])
+
+
 def test_without_early_stop_a_broken_sample_is_driven_further(case) -> None:
-    stopped = sl.attack(case.model, case.x, case.y, eps=0.3, steps=8)
-    driven = sl.attack(case.model, case.x, case.y, eps=0.3, steps=8, early_stop=False)
+    stopped = sl.attack(case.model, case.x, case.y, eps=0.3, steps=8, step_size=0.03)
+    driven = sl.attack(case.model, case.x, case.y, eps=0.3, steps=8, step_size=0.03, early_stop=False)
     assert stopped.success[:-2].all()
     assert torch.equal(stopped.robust, driven.robust)
     assert (driven.loss >= stopped.loss - 1e-6).all() and driven.loss.sum() > stopped.loss.sum() + 0.1
@@ -164,7 +200,7 @@ class Breaks(nn.Module):
         return self.inner(x)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].access != "none"])
+@pytest.mark.parametrize("method", list(METHODS))
 def test_everything_is_put_back_after_an_exception(case, method) -> None:
     model = Breaks(case.model).train()
     before = torch.get_rng_state()
@@ -184,7 +220,7 @@ def test_chunks_do_not_matter(case, monkeypatch) -> None:
 
 
 def test_seed_moves_the_start(case) -> None:
-    a, b = (sl.attack(case.model, case.x, case.y, eps=0.001, step_size=1e-4, seed=s) for s in (0, 1))
+    a, b = (sl.attack(case.model, case.x, case.y, eps=0.001, steps=5, step_size=1e-4, seed=s) for s in (0, 1))
     assert not torch.equal(a.adversarial, b.adversarial)
 
 
@@ -210,6 +246,16 @@ def test_a_nan_gradient_does_not_hide_a_weak_model() -> None:
 
     x, y = torch.full((1, 1, 2, 2), 0.1), torch.tensor([0])
     assert not sl.attack(Root(), x, y, eps=0.1).robust.any()
+
+
+def test_a_model_without_a_gradient_is_said_aloud(case) -> None:
+    class Detached(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return case.model(x.detach())
+
+    with pytest.warns(UserWarning, match="no gradient at the image"):
+        found = sl.attack(Detached(), case.x, case.y, "fgsm", eps=0.1)
+    assert torch.equal(found.adversarial, case.x)
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,17 @@ import torch
 from scipy.stats import binomtest
 
 import saliency_lab as sl
+from saliency_lab.attacks import minimal_epsilon, steps_curve
 
 
 def test_curve_against_single_attacks(case) -> None:
     eps = (0.02, 0, "1/255", 0.05)
     curve = sl.robustness_curve(case.model, case.x, case.y, eps, steps=5, seed=2)
-    assert curve.eps == (0.0, 1 / 255, 0.02, 0.05)
+    assert curve.at == (0.0, 1 / 255, 0.02, 0.05)
     assert torch.equal(curve.robust[0], torch.tensor([True] * 5 + [False] * 2))
     assert not (curve.robust[1:] & ~curve.robust[:-1]).any()
     alive = curve.robust[0]
-    for row, radius in zip(curve.robust, curve.eps, strict=True):
+    for row, radius in zip(curve.robust, curve.at, strict=True):
         alive = alive & sl.attack(case.model, case.x, case.y, eps=radius, steps=5, seed=2).robust
         assert torch.equal(row, alive)
 
@@ -39,3 +40,47 @@ def test_empty_eps_and_typos_are_refused(case) -> None:
         sl.robustness_curve(case.model, case.x, case.y, ())
     with pytest.raises(sl.SaliencyLabError, match="did you mean 'restarts'"):
         sl.robustness_curve(case.model, case.x, case.y, (0.1,), restart=2)
+
+
+def test_steps_curve(case) -> None:
+    curve = steps_curve(case.model, case.x, case.y, eps=0.02, steps=(5, 0, 1))
+    assert curve.at == (0, 1, 5) and "steps" in curve.table()
+    assert torch.equal(curve.robust[0], torch.tensor([True] * 5 + [False] * 2))
+    one = sl.attack(case.model, case.x, case.y, eps=0.02, steps=1)
+    five = sl.attack(case.model, case.x, case.y, eps=0.02, steps=5)
+    assert torch.equal(curve.robust[1], one.robust)
+    assert torch.equal(curve.robust[2], one.robust & five.robust)
+    with pytest.raises(sl.SaliencyLabError, match="has no steps"):
+        steps_curve(case.model, case.x, case.y, eps=0.1, method="fgsm")
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_minimal_epsilon_of_a_linear_model_is_the_distance_to_its_boundary(norm) -> None:
+    """|z₁ − z₀| over the dual norm of w₁ − w₀, for two classes, far from the limits of the image range."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).double()
+    x = 0.5 + 0.01 * torch.randn(6, 1, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        model[1].bias += torch.tensor([0.0, 0.3]) - model(x).mean(0)
+        z = model(x)
+        y = z.argmax(1)
+        y[-1] = 1 - y[-1]
+        w = model[1].weight[1] - model[1].weight[0]
+    dual = w.abs().sum() if norm == "linf" else w.norm()
+    exact = (z[:, 1] - z[:, 0]).abs() / dual
+    exact[-1] = 0.0
+    found = minimal_epsilon(model, x, y, norm=norm, tolerance=1e-4, steps=20)
+    assert (found >= exact - 1e-9).all() and (found <= exact + 1e-3).all()
+    far = minimal_epsilon(model, x, y, norm=norm, largest=1e-4)
+    assert far.tolist() == [torch.inf] * 5 + [0.0]
+
+
+def test_minimal_epsilon_breaks_at_its_value_and_bad_settings_are_refused(case) -> None:
+    found = minimal_epsilon(case.model, case.x, case.y, steps=5, tolerance=0.001, seed=4)
+    assert (found[:5] > 0).all() and (found[:5] < 1).all() and (found[5:] == 0).all()
+    alone = minimal_epsilon(case.model, case.x[2:3], case.y[2:3], steps=5, tolerance=0.001, seed=4)
+    assert torch.allclose(alone, found[2:3])
+    with pytest.raises(sl.SaliencyLabError, match="these take one each"):
+        minimal_epsilon(case.model, case.x, case.y, "square")
+    with pytest.raises(sl.SaliencyLabError, match="tolerance"):
+        minimal_epsilon(case.model, case.x, case.y, tolerance=0)

@@ -1,0 +1,53 @@
+"""Controls that use no gradient: what they break, an attack that works breaks as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from saliency_lab._common.settings import Settings
+from saliency_lab.attacks.ascent import Norm
+from saliency_lab.attacks.draws import ball_point, surface_point
+from saliency_lab.attacks.problem import Outcome, Problem
+
+
+class DrawSettings(Settings):
+    """The best of `draws` random points a sample."""
+
+    norm: Norm = "linf"
+    draws: int = Field(default=10, ge=1)
+
+
+def noise(problem: Problem, settings: DrawSettings) -> Outcome:
+    """Control: points drawn uniformly from the ε-ball."""
+    return _best_of(problem, settings.draws, lambda now, i: ball_point(now, f"noise {i}"))
+
+
+def random_direction(problem: Problem, settings: DrawSettings) -> Outcome:
+    """Control: points at the distance ε along random directions (signs for L∞, unit vectors for L2)."""
+    return _best_of(problem, settings.draws, lambda now, i: surface_point(now, f"direction {i}", now.eps))
+
+
+def _best_of(problem: Problem, draws: int, draw: Callable[[Problem, int], Tensor]) -> Outcome:
+    best = problem.x.clone()
+    best_loss = problem.x.new_full((len(best),), -torch.inf)
+    queries = torch.zeros(len(best), dtype=torch.long, device=best.device)
+    rows = torch.arange(len(best), device=best.device)
+    with torch.no_grad():
+        for i in range(draws):
+            now = problem.take(rows)
+            point = draw(now, i)
+            logits = now.model(point)
+            queries[rows] += 1
+            reached = now.broken(logits)
+            loss = F.cross_entropy(logits, now.y, reduction="none").to(best_loss.dtype)
+            better = reached | (loss > best_loss[rows])
+            best[rows[better]], best_loss[rows[better]] = point[better], loss[better]
+            rows = rows[~reached]
+            if not len(rows):
+                break
+    return Outcome(best, queries)

@@ -1,0 +1,259 @@
+"""The attacks of AutoAttack as pyautoattack implements them, made independent of the batch.
+
+pyautoattack draws starts for a whole batch from the global generator, so a sample's outcome there
+moves with its batch-mates. Here APGD gets its starts from us, one a sample; FAB-T makes no draw; and
+Square runs with one sequence of windows and signs, from the seed alone, that every sample sees.
+Everything else is the library's.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import torch
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
+from pydantic import Field
+from torch import Tensor
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.seeding import (
+    derive_seed,
+    preserved_rng,
+    sample_normal,
+    sample_seeds,
+    sample_uniform,
+)
+from saliency_lab._common.settings import Settings
+from saliency_lab.attacks.ascent import Norm, project
+from saliency_lab.attacks.problem import Outcome, Problem
+
+_SILENT = logging.getLogger("saliency_lab.pyautoattack")
+_SILENT.addHandler(logging.NullHandler())
+_SILENT.propagate = False
+
+
+class ApgdSettings(Settings):
+    """Auto-PGD on one loss: parameter-free but for its budget."""
+
+    norm: Norm = "linf"
+    steps: int = Field(default=100, ge=1)
+    restarts: int = Field(default=1, ge=1)
+
+
+class TargetedSettings(Settings):
+    """An attack on the `target_classes` likeliest wrong classes in turn (at most K − 1 of K)."""
+
+    norm: Norm = "linf"
+    steps: int = Field(default=100, ge=1)
+    target_classes: int = Field(default=9, ge=1)
+
+
+class SquareSettings(Settings):
+    """Random search by squares; `queries` a sample, by the model's outputs alone."""
+
+    norm: Norm = "linf"
+    queries: int = Field(default=5000, ge=1)
+
+
+class AutoAttackSettings(Settings):
+    """The standard ensemble: APGD-CE, targeted APGD-DLR, FAB-T, Square."""
+
+    norm: Norm = "linf"
+    steps: int = Field(default=100, ge=1)
+    target_classes: int = Field(default=9, ge=1)
+    queries: int = Field(default=5000, ge=1)
+
+
+def apgd_ce(problem: Problem, settings: ApgdSettings) -> Outcome:
+    """Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble …", ICML 2020."""
+    return _apgd(problem, settings, "ce")
+
+
+def apgd_dlr(problem: Problem, settings: ApgdSettings) -> Outcome:
+    """Croce and Hein, ICML 2020: Auto-PGD on the difference of logits ratio."""
+    _need_classes(problem, 3, "apgd_dlr")
+    return _apgd(problem, settings, "dlr")
+
+
+def apgd_t(problem: Problem, settings: TargetedSettings) -> Outcome:
+    """Croce and Hein, ICML 2020: Auto-PGD on the targeted difference of logits ratio."""
+    _need_classes(problem, 4, "apgd_t")
+    search = _Search(problem)
+    for rank, classes in _targets(problem, settings.target_classes):
+        rows = search.open_rows()
+        if not len(rows):
+            break
+        now = problem.take(rows)
+        library = APGDAttack_targeted(
+            search.model, n_iter=settings.steps, norm=_NORMS[now.norm], eps=_radius(now), device=now.x.device,
+            logger=_SILENT,
+        )  # fmt: skip
+        library.init_hyperparam(now.x)
+        library.y_target = classes[rows]
+        best, _, _, found = library.attack_single_run(
+            now.x.float(), now.y, x_init=_start(now, f"target {rank}")
+        )
+        search.add(rows, found, passes=settings.steps + 1, otherwise=best)
+    return search.outcome()
+
+
+def fab_t(problem: Problem, settings: TargetedSettings) -> Outcome:
+    """Croce and Hein, "Minimally Distorted Adversarial Examples …" (FAB), ICML 2020."""
+    search = _Search(problem)
+    for rank, _ in _targets(problem, settings.target_classes):
+        rows = search.open_rows()
+        if not len(rows):
+            break
+        now = problem.take(rows)
+        library = FABAttack_PT(
+            search.model, norm=_NORMS[now.norm], n_iter=settings.steps, eps=_radius(now), device=now.x.device,
+            targeted=True,
+        )  # fmt: skip
+        library.target_class = rank
+        found = library.attack_single_run(now.x.float(), now.y, is_targeted=True)
+        search.add(rows, found, passes=2 * settings.steps + 2)
+    return search.outcome()
+
+
+def square(problem: Problem, settings: SquareSettings) -> Outcome:
+    """Andriushchenko et al., "Square Attack: a Query-Efficient Black-Box Adversarial Attack", ECCV 2020."""
+    if problem.norm == "l2" and problem.x.shape[-2] < 5:
+        raise InputError("attack 'square' with norm 'l2' needs images at least 5 pixels high; use 'linf'")
+    search = _Search(problem)
+    library = _SharedDraws(
+        search.model, norm=_NORMS[problem.norm], n_queries=settings.queries, eps=_radius(problem),
+        device=problem.x.device, resc_schedule=False,
+    )  # fmt: skip
+    library.init_hyperparam(problem.x)
+    with preserved_rng(derive_seed(problem.seed, "square")), torch.no_grad():
+        queries, found = library.attack_single_run(problem.x.float(), problem.y)
+    search.add(torch.arange(len(problem.x), device=problem.x.device), found, passes=queries.long())
+    return search.outcome()
+
+
+def autoattack(problem: Problem, settings: AutoAttackSettings) -> Outcome:
+    """Croce and Hein, ICML 2020: APGD-CE, targeted APGD-DLR, FAB-T, Square; each on what the last left."""
+    _need_classes(problem, 4, "autoattack")
+    steps, targets = settings.steps, settings.target_classes
+    search = _Search(problem)
+    for run in (
+        lambda now: apgd_ce(now, ApgdSettings(norm=now.norm, steps=steps)),
+        lambda now: apgd_t(now, TargetedSettings(norm=now.norm, steps=steps, target_classes=targets)),
+        lambda now: fab_t(now, TargetedSettings(norm=now.norm, steps=steps, target_classes=targets)),
+        lambda now: square(now, SquareSettings(norm=now.norm, queries=settings.queries)),
+    ):
+        rows = search.open_rows()
+        if not len(rows):
+            break
+        outcome = run(problem.take(rows))
+        search.add(rows, outcome.points, passes=outcome.queries, otherwise=outcome.points)
+    return search.outcome()
+
+
+_NORMS: dict[Norm, Literal["Linf", "L2"]] = {"linf": "Linf", "l2": "L2"}
+
+
+class _SharedDraws(SquareAttack):
+    """Square whose sign draws are one row for all samples: none depends on who else is in the batch."""
+
+    def random_choice(self, shape: list[int]) -> Tensor:
+        row = [1, *shape[1:]] if len(shape) == 4 else shape
+        draw: Tensor = super().random_choice(row)
+        return draw.expand(shape)
+
+
+class _Search:
+    """The best point a sample over several runs; a run counts where it breaks the model inside the ball."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.points = problem.x.clone()
+        self.broken = torch.zeros(len(problem.x), dtype=torch.bool, device=problem.x.device)
+        self.queries = torch.zeros(len(problem.x), dtype=torch.long, device=problem.x.device)
+
+    def model(self, x: Tensor) -> Tensor:
+        """Float32 logits, as the library computes in, in a tensor of their own, since it writes into it."""
+        logits = self.problem.model(x.to(self.problem.x.dtype))
+        return logits.to(torch.float32, copy=True)
+
+    def open_rows(self) -> Tensor:
+        """Samples that no run has broken yet."""
+        return (~self.broken).nonzero().flatten()
+
+    def add(
+        self, rows: Tensor, found: Tensor, *, passes: int | Tensor, otherwise: Tensor | None = None
+    ) -> None:
+        """Take over the points that break the model after projection onto the ball, else `otherwise`.
+
+        FAB's nearest point may lie outside the ball: projected, it is judged anew like every other.
+        """
+        now = self.problem.take(rows)
+        with torch.no_grad():
+            inside = project(found.detach().to(now.x.dtype), now.x, now.eps, now.norm)
+            hit = now.broken(now.model(inside))
+        self.queries[rows] += passes + 1
+        if otherwise is not None:
+            self.points[rows] = project(otherwise.detach().to(now.x.dtype), now.x, now.eps, now.norm)
+        self.points[rows[hit]] = inside[hit]
+        self.broken[rows[hit]] = True
+
+    def outcome(self) -> Outcome:
+        """What was found: a point that breaks the model, the best attempt, or x itself."""
+        return Outcome(self.points, self.queries)
+
+
+def _apgd(problem: Problem, settings: ApgdSettings, loss: str) -> Outcome:
+    search = _Search(problem)
+    for restart in range(settings.restarts):
+        rows = search.open_rows()
+        if not len(rows):
+            break
+        now = problem.take(rows)
+        library = APGDAttack(
+            search.model, n_iter=settings.steps, norm=_NORMS[now.norm], eps=_radius(now), loss=loss,
+            device=now.x.device, logger=_SILENT,
+        )  # fmt: skip
+        library.init_hyperparam(now.x)
+        best, _, _, found = library.attack_single_run(
+            now.x.float(), now.y, x_init=_start(now, f"apgd {restart}")
+        )
+        search.add(rows, found, passes=settings.steps + 1, otherwise=best)
+    return search.outcome()
+
+
+def _start(problem: Problem, purpose: str) -> Tensor:
+    """APGD's start, on the surface of the ball, from each sample's own draw."""
+    seeds = sample_seeds(problem.x, problem.seed, purpose)
+    shape = problem.x.shape[1:]
+    noise = (2 * sample_uniform(seeds, shape) - 1) if problem.norm == "linf" else sample_normal(seeds, shape)
+    noise = noise.to(problem.x)
+    flat = noise.flatten(1)
+    length = flat.abs().amax(1) if problem.norm == "linf" else flat.norm(dim=1)
+    radius = (problem.eps / length).reshape(-1, 1, 1, 1)
+    return (problem.x + radius * noise).clamp(0, 1).float()
+
+
+def _targets(problem: Problem, count: int) -> list[tuple[int, Tensor]]:
+    """(rank from the top, the class of that rank on x (N,)): the library calls the second likeliest 2."""
+    order = problem.logits.sort(dim=1).indices
+    return [(rank, order[:, -rank]) for rank in range(2, min(count, order.shape[1] - 1) + 2)]
+
+
+def _radius(problem: Problem) -> float:
+    """The one ε that the library takes."""
+    first = problem.eps[0].item()
+    if not bool((problem.eps == first).all()):
+        raise InputError("this attack takes one ε for all samples")
+    return float(first)
+
+
+def _need_classes(problem: Problem, needed: int, method: str) -> None:
+    classes = problem.logits.shape[1]
+    if classes < needed:
+        raise InputError(
+            f"attack '{method}' needs {needed} classes or more, not {classes}; "
+            "use 'apgd_ce', 'fab_t' and 'square' and take the worst case"
+        )

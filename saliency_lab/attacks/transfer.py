@@ -1,0 +1,95 @@
+"""Points found on another model, and the worst case over all that was run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saliency_lab._common.checks import parse_epsilon
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.settings import parse_settings
+from saliency_lab.attacks.door import run
+from saliency_lab.attacks.methods import OwnAttack, method_of
+from saliency_lab.attacks.result import AttackResult
+
+
+def transfer_attack(
+    model: nn.Module,
+    source: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    method: str | OwnAttack = "pgd",
+    *,
+    eps: float | str,
+    seed: int = 0,
+    **settings: Any,
+) -> AttackResult:
+    """Attack `source`, judge the points on `model`: a black-box attack that needs no query of `model`.
+
+    Parameters are those of `attack`. A method with `early_stop` runs without it unless told otherwise:
+    a point deep in the wrong class of one model carries over to another more often.
+
+    Raises
+    ------
+    InputError
+        As `attack`.
+    """
+    chosen = method_of(method)
+    if "early_stop" in chosen.settings.model_fields:
+        settings = {"early_stop": False, **settings}
+    parsed = parse_settings(chosen.settings, settings, of=chosen.name)
+    return run(model, x, y, chosen, parsed, eps=parse_epsilon(eps), seed=seed, source=source)
+
+
+def worst_case(*results: AttackResult) -> AttackResult:
+    """Merge results on the same model and samples: a sample is robust if it is in every one of them.
+
+    A sample's row is that of the first result that broke it, else that of the highest loss; the queries
+    are summed. The result's `settings` holds each attack's own.
+
+    Raises
+    ------
+    InputError
+        If there is no result, or they differ in samples, ε, norm or clean accuracy.
+    """
+    if not results:
+        raise InputError("worst_case needs at least one result")
+    first = results[0]
+    for other in results[1:]:
+        if not torch.equal(other.labels, first.labels) or not torch.equal(
+            other.clean_correct, first.clean_correct
+        ):
+            raise InputError(f"'{other.method}' and '{first.method}' are not on the same model and samples")
+        if (other.eps, other.norm) != (first.eps, first.norm):
+            raise InputError(
+                f"'{other.method}' ({other.norm}, eps={other.eps:.4g}) and '{first.method}' "
+                f"({first.norm}, eps={first.eps:.4g}) differ in norm or ε; merge like with like"
+            )
+    held = torch.stack([result.robust for result in results])
+    loss = torch.stack([result.loss for result in results])
+    pick = torch.where(held.all(0), loss.argmax(0), held.int().argmin(0))
+    rows = torch.arange(len(first))
+
+    def chosen(name: str) -> Tensor:
+        return torch.stack([getattr(result, name) for result in results])[pick, rows]
+
+    return AttackResult(
+        adversarial=chosen("adversarial"),
+        labels=first.labels,
+        predictions=chosen("predictions"),
+        clean_correct=first.clean_correct,
+        robust=chosen("robust"),
+        success=chosen("success"),
+        loss=chosen("loss"),
+        queries=torch.stack([result.queries for result in results]).sum(0),
+        distance=chosen("distance"),
+        loss_curve=None,
+        method=f"worst of {', '.join(result.method for result in results)}",
+        eps=first.eps,
+        norm=first.norm,
+        settings={f"{i}: {result.method}": result.settings for i, result in enumerate(results)},
+        seed=first.seed,
+        seconds=sum(result.seconds for result in results),
+    )

@@ -1,0 +1,115 @@
+"""Our door to pyautoattack against pyautoattack called directly, and our PGD against its APGD."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
+
+import saliency_lab as sl
+from saliency_lab._common.seeding import preserved_rng
+
+EPS = {"linf": 0.1, "l2": 1.5}
+LIBRARY_NORM = {"linf": "Linf", "l2": "L2"}
+
+
+def library(method: str, norm: str, model):
+    common = {"norm": LIBRARY_NORM[norm], "eps": EPS[norm], "seed": 0, "device": "cpu"}
+    return {
+        "apgd_ce": lambda: APGDAttack(model, n_iter=20, loss="ce", **common),
+        "apgd_dlr": lambda: APGDAttack(model, n_iter=20, loss="dlr", **common),
+        "apgd_t": lambda: APGDAttack_targeted(model, n_iter=20, n_target_classes=3, **common),
+        "fab_t": lambda: FABAttack_PT(model, n_iter=20, targeted=True, n_target_classes=3, **common),
+        "square": lambda: SquareAttack(model, n_queries=300, resc_schedule=False, **common),
+    }[method]()
+
+
+SETTINGS = {
+    "apgd_ce": {"steps": 20},
+    "apgd_dlr": {"steps": 20},
+    "apgd_t": {"steps": 20, "target_classes": 3},
+    "fab_t": {"steps": 20, "target_classes": 3},
+    "square": {"queries": 300},
+}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("method", list(SETTINGS))
+def test_as_strong_as_the_library_itself(trained, batch, method, norm) -> None:
+    x, y = batch
+    found = sl.attack(trained, x, y, method, eps=EPS[norm], norm=norm, **SETTINGS[method])
+    trained.requires_grad_(False)
+    with preserved_rng():
+        theirs = library(method, norm, lambda z: trained(z).clone()).perturb(x, y)
+    trained.requires_grad_(True)
+    with torch.no_grad():
+        held = trained(theirs).argmax(1) == y
+    assert 0.02 < held.float().mean() < 0.9  # neither trivial nor hopeless
+    if method == "fab_t":  # it makes no draw
+        assert (found.robust != held).sum() <= 1
+    else:  # other draws, the same algorithm
+        allowed = 1 if method != "square" else 4
+        assert abs(int(found.robust.sum()) - int(held.sum())) <= allowed
+
+
+def test_the_ensemble_is_as_strong_as_the_library_and_as_its_parts(trained, batch) -> None:
+    x, y = batch[0][:24], batch[1][:24]
+    budget = {"steps": 10, "target_classes": 9, "queries": 100}
+    found = sl.attack(trained, x, y, "autoattack", eps=0.08, **budget)
+    ensemble = AutoAttack(trained, eps=0.08, norm="Linf", seed=0)
+    ensemble.apgd.n_iter = ensemble.apgd_targeted.n_iter = ensemble.fab.n_iter = 10
+    ensemble.square.n_queries = 100
+    trained.requires_grad_(False)
+    with preserved_rng():
+        points, _ = ensemble.run_standard_evaluation(x, y)
+    trained.requires_grad_(True)
+    with torch.no_grad():
+        held = trained(points).argmax(1) == y
+    assert abs(int(found.robust.sum()) - int(held.sum())) <= 1
+    first = sl.attack(trained, x, y, "apgd_ce", eps=0.08, steps=10)
+    assert not (found.robust & ~first.robust).any()
+    assert not torch.equal(found.queries, first.queries)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_is_not_weaker_than_apgd(trained, hardened, digits, norm) -> None:
+    x, y = digits.test.batch(torch.arange(len(digits.test)))
+    for model in (trained, hardened):
+        ours = sl.attack(model, x, y, "pgd", eps=EPS[norm], norm=norm, steps=40)
+        theirs = APGDAttack(model, n_iter=40, norm=LIBRARY_NORM[norm], eps=EPS[norm], loss="ce", device="cpu")
+        with preserved_rng():
+            points = theirs.perturb(x, y)
+        with torch.no_grad():
+            held = (model(points).argmax(1) == y).double().mean().item()
+        assert ours.robust_accuracy <= held + 0.5 / 100 + 1e-9
+
+
+@pytest.mark.parametrize("method", ["square", "apgd_ce"])
+def test_a_sample_does_not_see_its_batch_mates_in_float32(trained, batch, method) -> None:
+    x, y = batch
+    together = sl.attack(trained, x, y, method, eps=0.1, **SETTINGS[method])
+    for i in (3, 17):
+        alone = sl.attack(trained, x[i : i + 1], y[i : i + 1], method, eps=0.1, **SETTINGS[method])
+        assert alone.robust[0] == together.robust[i]
+        assert alone.queries[0] == together.queries[i]
+
+
+def test_nothing_is_printed(trained, batch, capsys, caplog) -> None:
+    x, y = batch[0][:3], batch[1][:3]
+    sl.attack(trained, x, y, "autoattack", eps=0.05, steps=3, target_classes=1, queries=3)
+    out = capsys.readouterr()
+    assert out.out == "" and caplog.text == ""
+
+
+def test_too_few_classes_are_refused(batch) -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 3))
+    x = batch[0][:2]
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    for method in ("apgd_t", "autoattack"):
+        with pytest.raises(sl.SaliencyLabError, match="4 classes or more"):
+            sl.attack(model, x, y, method, eps=0.1)
+    assert sl.attack(model, x, y, "fab_t", eps=0.5, steps=3).method == "fab_t"
