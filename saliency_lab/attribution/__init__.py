@@ -1,6 +1,8 @@
 """Attribution: Captum's image catalogue and more behind one call."""
 
-from saliency_lab.attribution import gradient, noise  # noqa: F401 - registers the methods
+# importing a module registers its methods, in this order
+from saliency_lab.attribution import gradient, shap, noise, rectifier, deeplift, lrp  # noqa: F401, I001
+from saliency_lab.attribution import layer, attention, perturbation, control  # noqa: F401
 from saliency_lab.attribution.catalogue import list_methods
 from saliency_lab.attribution.door import attribute
 from saliency_lab.attribution.result import Attributions

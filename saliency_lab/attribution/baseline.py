@@ -33,6 +33,27 @@ longer side; `uniform`: noise on [0, 1), one draw a sample; a tensor (C, H, W), 
 """
 
 
+def _images(value: object) -> object:
+    if not isinstance(value, Tensor) or value.ndim != 4 or not len(value) or not value.is_floating_point():
+        raise ValueError(
+            "baselines are a floating-point tensor (B, C, H, W), such as a batch of training images"
+        )
+    return value
+
+
+Baselines: TypeAlias = Annotated[Tensor, AfterValidator(_images)]
+"""A batch (B, C, H, W) of images over which to average; B ≥ 1, and any number of them."""
+
+
+def fitting(baselines: Tensor, task: Task) -> Tensor:
+    """The batch of baselines on the task's device; an error if they are of another shape than the images."""
+    if baselines.shape[1:] != task.x.shape[1:]:
+        raise InputError(
+            f"baselines of shape {tuple(baselines.shape)} do not fit images {tuple(task.x.shape[1:])}"
+        )
+    return baselines.to(task.x)
+
+
 def resolve_baseline(spec: str | Tensor, task: Task) -> Tensor:
     """The baseline (n, C, H, W) of each image of the task.
 
@@ -54,7 +75,7 @@ def resolve_baseline(spec: str | Tensor, task: Task) -> Tensor:
             raise InputError(f"baseline holds {len(given)} images; give one, or one an image")
         return given[task.index.to(given.device)].to(x)
     if spec == "zero":
-        return torch.zeros_like(x)
+        return x.new_zeros(1, *x.shape[1:]).expand_as(x)
     if spec == "mean":
         return x.mean((2, 3), keepdim=True).expand_as(x)
     if spec == "blur":

@@ -58,7 +58,8 @@ def list_methods() -> pd.DataFrame:
             "name": each.name,
             "family": each.family,
             "settings": ", ".join(
-                f"{key}={field.default!r}" for key, field in each.settings.model_fields.items()
+                key if field.is_required() else f"{key}={field.get_default(call_default_factory=True)!r}"
+                for key, field in each.settings.model_fields.items()
             ),
             "passes": each.passes,
             "reference": each.reference,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,19 +13,34 @@ from torch import Tensor, nn
 from saliency_lab._common.errors import InputError
 from saliency_lab.attribution import attribute, list_methods
 
-QUICK = {
+BASELINES = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(9))
+QUICK: dict[str, dict[str, Any]] = {
+    "gradient_shap": {"baselines": BASELINES, "n": 3},
+    "deep_lift_shap": {"baselines": BASELINES},
+    "layer_conductance": {"steps": 3},
+    "occlusion": {"window": 4, "stride": 4},
+    "feature_ablation": {"segments": 5},
+    "shapley_value_sampling": {"segments": 5, "n": 2},
+    "kernel_shap": {"segments": 5, "n": 8},
+    "lime": {"segments": 5, "n": 8},
+    "rise": {"n": 70, "cells": 3},
     "integrated_gradients": {"steps": 6},
     "smoothgrad": {"n": 3},
     "smoothgrad_sq": {"n": 3},
     "vargrad": {"n": 3},
 }
-NAMES = list(list_methods().index)
+ALL = list(list_methods().index)
+NAMES = [name for name in ALL if name != "attention_rollout"]
+CONTROLS = [name for name in ALL if list_methods().loc[name, "family"] == "control"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shape_type_and_record(name, rgb_net, rgb_batch):
     x, y = rgb_batch
-    maps = attribute(rgb_net, x, y, name, seed=4, **QUICK.get(name, {}))
+    settings = QUICK.get(name, {})
+    if "baselines" in settings:
+        settings = {**settings, "baselines": BASELINES.expand(-1, 3, -1, -1)}
+    maps = attribute(rgb_net, x, y, name, seed=4, **settings)
     assert maps.values.shape == x.shape and maps.values.dtype == torch.float32
     assert not maps.values.requires_grad and maps.values.isfinite().all()
     assert (maps.method, maps.seed, maps.target) == (name, 4, "label")
@@ -54,9 +70,10 @@ class Fragile(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.left -= 1
+        hidden = self.inner(x)
         if self.left == 0:
             raise RuntimeError("out of luck")
-        return self.inner(x)
+        return hidden
 
 
 def _state(model: nn.Module, x: Tensor, y: Tensor) -> list[object]:
@@ -77,7 +94,7 @@ def _state(model: nn.Module, x: Tensor, y: Tensor) -> list[object]:
 
 
 @pytest.mark.parametrize("fail_at", [0, 1, 2, 3])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_nothing_is_left_changed(name, fail_at, batch):
     x, y = batch
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(300, 5))
@@ -87,9 +104,12 @@ def test_nothing_is_left_changed(name, fail_at, batch):
     net[4](torch.rand(2, 300)).sum().backward()
     before = _state(model, x, y)
     if fail_at:
-        with pytest.raises(RuntimeError, match="out of luck"):
-            for _ in range(3):
+        with pytest.raises((RuntimeError, InputError), match=r"out of luck|no self-attention"):
+            for _ in range(fail_at):
                 attribute(model, x, y, name, **QUICK.get(name, {}))
+    elif name == "attention_rollout":
+        with pytest.raises(InputError):
+            attribute(model, x, y, name)
     else:
         attribute(model, x, y, name, **QUICK.get(name, {}))
     assert _state(model, x, y) == before

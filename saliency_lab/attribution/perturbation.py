@@ -1,0 +1,280 @@
+"""Methods that only look at the score: parts of the image are hidden and the score is read again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import EllipsisType
+
+import torch
+import torch.nn.functional as F
+from captum._utils.models.linear_model import SkLearnLasso
+from captum.attr import KernelShap, Lime
+from pydantic import Field
+from torch import Tensor
+
+from saliency_lab._common.seeding import generator, preserved_rng, sample_seeds
+from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.baseline import Baseline, resolve_baseline
+from saliency_lab.attribution.catalogue import Explained, method
+from saliency_lab.attribution.segments import Segments, find_segments
+from saliency_lab.attribution.task import Task
+
+_BLOCK = 64  # masks of RISE made at a time
+
+
+def scores_without(task: Task, base: Tensor, hidden: Tensor) -> Tensor:
+    """Scores (k, n) with parts of each image replaced by its baseline; `hidden` is bool (k, n or 1, H, W)."""
+    rows = []
+    for group in task.draws(len(hidden)):
+        mask = hidden[group.start : group.stop, :, None]
+        points = torch.where(mask, base, task.x)
+        rows.append(task.at(points.flatten(0, 1)).score(points.flatten(0, 1)).reshape(len(group), -1))
+    return torch.cat(rows)
+
+
+class OcclusionSettings(Settings):
+    """A square `window` moved by `stride` pixels and filled with the `baseline`.
+
+    By default the window is an eighth of the image's shorter side (at least 1) and the stride half of it.
+    """
+
+    window: int | None = Field(None, ge=1)
+    stride: int | None = Field(None, ge=1)
+    baseline: Baseline = "zero"
+
+
+@method(
+    "occlusion",
+    family="perturbation",
+    passes="1 + number of windows forward",
+    reference="Zeiler & Fergus, ECCV 2014",
+    settings=OcclusionSettings,
+)
+def occlusion(task: Task, settings: OcclusionSettings) -> Explained:
+    """Fall of the score with a window hidden, mean over the windows that cover the pixel."""
+    base, (height, width) = resolve_baseline(settings.baseline, task), task.x.shape[2:]
+    window = settings.window or max(1, min(height, width) // 8)
+    stride = settings.stride or max(1, window // 2)
+    corners = [
+        (top, left) for top in _starts(height, window, stride) for left in _starts(width, window, stride)
+    ]
+    full = task.score(task.x)
+    fall, cover = torch.zeros_like(task.x[:, 0]), torch.zeros(height, width).to(task.x)
+    for group in task.draws(len(corners)):
+        spans = [_square(*corners[k], window) for k in group]
+        points = task.x.expand(len(group), *task.x.shape).clone()
+        for row, span in zip(points, spans, strict=True):
+            row[span] = base[span]
+        flat = points.flatten(0, 1)
+        drops = full - task.at(flat).score(flat).reshape(len(group), -1)
+        for drop, span in zip(drops, spans, strict=True):
+            fall[span] += drop[:, None, None]
+            cover[span] += 1
+    return (fall / cover.clamp_min(1))[:, None].expand_as(task.x).clone(), None
+
+
+def _square(top: int, left: int, size: int) -> tuple[EllipsisType, slice, slice]:
+    return ..., slice(top, top + size), slice(left, left + size)
+
+
+def _starts(size: int, window: int, stride: int) -> range:
+    """Where windows begin, so that the last one reaches the edge (and may be cut by it)."""
+    return range(0, max(1, size - window + stride), stride)
+
+
+class SegmentSettings(Settings):
+    """Superpixels (`segments`) are replaced by the `baseline`."""
+
+    segments: Segments = 50
+    baseline: Baseline = "zero"
+
+
+@method(
+    "feature_ablation",
+    family="perturbation",
+    passes="1 + number of superpixels forward",
+    reference="Captum's FeatureAblation",
+    settings=SegmentSettings,
+)
+def feature_ablation(task: Task, settings: SegmentSettings) -> Explained:
+    """Fall of the score with a superpixel hidden; every pixel of it gets that value."""
+    segments, base = find_segments(settings.segments, task), resolve_baseline(settings.baseline, task)
+    count = int(segments.max()) + 1
+    full = task.score(task.x)
+    falls = []
+    for group in task.draws(count):
+        numbers = torch.arange(group.start, group.stop, device=segments.device)
+        falls.append(full - scores_without(task, base, segments == numbers.reshape(-1, 1, 1, 1)))
+    return _painted(torch.cat(falls).T, segments, task.x), None
+
+
+class ShapleySettings(SegmentSettings):
+    """`n` random orders in which the superpixels are put back onto the baseline."""
+
+    n: int = Field(25, ge=1)
+
+
+@method(
+    "shapley_value_sampling",
+    family="perturbation",
+    passes="n × number of superpixels forward",
+    reference="Castro et al., Computers & Operations Research 2009",
+    settings=ShapleySettings,
+)
+def shapley_value_sampling(task: Task, settings: ShapleySettings) -> Explained:
+    """Mean rise of the score as a superpixel joins those before it; every pixel of it gets that value."""
+    segments, base = find_segments(settings.segments, task), resolve_baseline(settings.baseline, task)
+    counts = segments.flatten(1).amax(1) + 1
+    most, empty = int(counts.max()), task.score(base)
+    values = torch.zeros(len(task.x), most).to(task.x)
+    seeds = sample_seeds(task.x, task.seed, "orders")
+    sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for _ in range(settings.n):
+        orders = torch.full((len(task.x), most), most, dtype=torch.int64)
+        for row, count, source in zip(orders, counts.tolist(), sources, strict=True):
+            row[:count] = torch.randperm(count, generator=source)
+        orders = orders.to(segments.device)
+        place = torch.full((len(task.x), most + 1), most, dtype=torch.int64).to(segments.device)
+        place.scatter_(1, orders, torch.arange(most, device=segments.device).expand_as(orders))
+        joins = place.gather(1, segments.flatten(1)).reshape(segments.shape)  # when each pixel comes back
+        before = empty
+        for group in task.draws(most):
+            steps = torch.arange(group.start, group.stop, device=segments.device).reshape(-1, 1, 1, 1)
+            reached = scores_without(task, base, joins > steps)
+            rises = reached - torch.cat([before[None], reached[:-1]])
+            joining = orders[:, group.start : group.stop]
+            present = joining < most  # an image may have fewer superpixels than the chunk's largest count
+            values.scatter_add_(1, joining.clamp_max(most - 1), rises.T * present)
+            before = reached[-1]
+    return _painted(values / settings.n, segments, task.x), None
+
+
+def _painted(values: Tensor, segments: Tensor, x: Tensor) -> Tensor:
+    """Values (n, K) of superpixels at their pixels, the same in every channel."""
+    flat = values.gather(1, segments.flatten(1)).reshape(segments.shape)
+    return flat[:, None].expand_as(x).clone()
+
+
+class KernelShapSettings(SegmentSettings):
+    """`n` coalitions of superpixels, drawn from the Shapley kernel."""
+
+    n: int = Field(200, ge=2)
+
+
+@method(
+    "kernel_shap",
+    family="perturbation",
+    passes="n forward",
+    reference="Lundberg & Lee, NeurIPS 2017",
+    settings=KernelShapSettings,
+)
+def kernel_shap(task: Task, settings: KernelShapSettings) -> Explained:
+    """Shapley values of superpixels by Captum's weighted regression; every pixel of one gets its value."""
+    return _by_surrogate(task, settings, KernelShap), None
+
+
+class LimeSettings(SegmentSettings):
+    """`n` random sets of superpixels; `alpha` is the weight of the lasso's penalty, in units of the score."""
+
+    n: int = Field(200, ge=2)
+    alpha: float = Field(0.01, ge=0)
+
+
+@method(
+    "lime",
+    family="perturbation",
+    passes="n forward",
+    reference="Ribeiro et al., KDD 2016",
+    settings=LimeSettings,
+)
+def lime(task: Task, settings: LimeSettings) -> Explained:
+    """Coefficients of Captum's local lasso over superpixels; every pixel of one gets its superpixel's."""
+
+    def build(score: Callable[[Tensor], Tensor]) -> Lime:
+        return Lime(score, interpretable_model=SkLearnLasso(alpha=settings.alpha))
+
+    return _by_surrogate(task, settings, build), None
+
+
+def _by_surrogate(
+    task: Task,
+    settings: KernelShapSettings | LimeSettings,
+    explainer: Callable[[Callable[[Tensor], Tensor]], Lime],
+) -> Tensor:
+    """Captum's surrogate models, image by image: it fits one at a time and draws from global generators."""
+    segments, base = find_segments(settings.segments, task), resolve_baseline(settings.baseline, task)
+    maps = []
+    for row, seed in enumerate(sample_seeds(task.x, task.seed, "coalitions")):
+        one, here = task.only(row), segments[row : row + 1]
+        if int(here.max()) == 0:  # one superpixel: nothing to tell apart, and Captum's sampling fails
+            value = one.score(one.x) - one.score(base[row : row + 1])
+            maps.append(value.reshape(1, 1, 1, 1).expand_as(one.x))
+            continue
+        explained = explainer(partial(_score, one))
+        with preserved_rng(seed):
+            values = explained.attribute(
+                one.x,
+                baselines=base[row : row + 1],
+                feature_mask=here[:, None].expand_as(one.x),
+                n_samples=settings.n,
+                perturbations_per_eval=task.rows,
+            )
+        maps.append(values)
+    return torch.cat(maps)
+
+
+def _score(task: Task, points: Tensor) -> Tensor:
+    return task.at(points).score(points)
+
+
+class RiseSettings(Settings):
+    """`n` masks: `cells` × `cells` switched on with `probability`, enlarged and shifted at random."""
+
+    n: int = Field(1000, ge=1)
+    cells: int = Field(7, ge=1)
+    probability: float = Field(0.5, gt=0, lt=1)
+    baseline: Baseline = "zero"
+
+
+@method(
+    "rise",
+    family="perturbation",
+    passes="n forward",
+    reference="Petsiuk et al., BMVC 2018",
+    settings=RiseSettings,
+)
+def rise(task: Task, settings: RiseSettings) -> Explained:
+    """Mean of random masks weighted by the class's softmax probability under each.
+
+    The masks depend on the seed and the image's size only, so that all images see the same ones.
+    Every channel holds the same value.
+    """
+    base = resolve_baseline(settings.baseline, task)
+    total = torch.zeros_like(task.x[:, 0])
+    for start in range(0, settings.n, _BLOCK):
+        masks = _masks(task, settings, start).to(task.x)
+        for group in task.draws(len(masks)):
+            shown = masks[group.start : group.stop, None, None]
+            points = torch.lerp(base, task.x, shown).flatten(0, 1)
+            chances = task.at(points).target.pick(task.model(points).softmax(1)).reshape(len(group), -1)
+            total += torch.einsum("kn,khw->nhw", chances, shown[:, 0, 0])
+    return (total / (settings.n * settings.probability))[:, None].expand_as(task.x).clone(), None
+
+
+def _masks(task: Task, settings: RiseSettings, start: int) -> Tensor:
+    """Masks `start` … of one block, (k, H, W) in [0, 1]."""
+    count = min(_BLOCK, settings.n - start)
+    height, width = task.x.shape[2:]
+    source = generator(task.seed, "rise", start, height, width)
+    on = torch.rand(count, 1, settings.cells, settings.cells, generator=source) < settings.probability
+    cell = [-(-size // settings.cells) for size in (height, width)]
+    size = [(settings.cells + 1) * each for each in cell]
+    large = F.interpolate(on.float(), size=size, mode="bilinear", align_corners=False)[:, 0]
+    tops, lefts = (torch.randint(0, each, (count,), generator=source).tolist() for each in cell)
+    return torch.stack(
+        [
+            mask[top : top + height, left : left + width]
+            for mask, top, left in zip(large, tops, lefts, strict=True)
+        ]
+    )

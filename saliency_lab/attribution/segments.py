@@ -1,0 +1,59 @@
+"""Superpixels: the features of the methods that switch parts of an image on and off."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import numpy as np
+import torch
+from pydantic import AfterValidator
+from skimage.segmentation import slic
+from torch import Tensor
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.attribution.task import Task
+
+
+def _valid(value: object) -> object:
+    if isinstance(value, Tensor):
+        if value.ndim not in (2, 3) or value.is_floating_point() or value.is_complex():
+            raise ValueError("segments are integers (H, W), or (N, H, W) with one an image")
+    elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            "segments is a number of superpixels ≥ 1, or a tensor of integers (H, W) or (N, H, W)"
+        )
+    return value
+
+
+Segments: TypeAlias = Annotated[int | Tensor, AfterValidator(_valid)]
+"""About how many superpixels SLIC makes of each image, or the superpixels: integers (H, W) or (N, H, W)."""
+
+
+def find_segments(spec: int | Tensor, task: Task) -> Tensor:
+    """Superpixels of each image, int64 (n, H, W) on its device, numbered 0 … K − 1 without gaps.
+
+    SLIC (Achanta et al., PAMI 2012) as in scikit-image; each image alone, so its own pixels decide.
+    """
+    if isinstance(spec, Tensor):
+        each = spec if spec.ndim == 3 else spec[None]
+        if each.shape[1:] != task.x.shape[2:]:
+            raise InputError(f"segments {tuple(spec.shape)} do not fit images {tuple(task.x.shape[2:])}")
+        if len(each) > 1 and int(task.index.max()) >= len(each):
+            raise InputError(f"segments are given for {len(each)} images; give one, or one an image")
+        chosen = each.expand(len(task.x), -1, -1) if len(each) == 1 else each[task.index]
+        rows = [np.unique(row, return_inverse=True)[1].reshape(row.shape) for row in chosen.cpu().numpy()]
+    else:
+        rows = [_slic(image, spec) for image in task.x.float().cpu().numpy()]
+    return torch.from_numpy(np.stack(rows).astype(np.int64)).to(task.x.device)
+
+
+def _slic(image: np.ndarray, count: int) -> np.ndarray:
+    colour = image.shape[0] == 3
+    found = slic(
+        image.transpose(1, 2, 0) if colour else image.mean(0),
+        n_segments=count,
+        compactness=10.0 if colour else 0.1,
+        channel_axis=-1 if colour else None,
+        start_label=0,
+    )
+    return np.unique(found, return_inverse=True)[1].reshape(found.shape)

@@ -1,0 +1,57 @@
+"""Expected gradients: integrated gradients averaged over baselines, by sampling."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from saliency_lab._common.seeding import sample_normal, sample_seeds
+from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.baseline import Baselines, fitting
+from saliency_lab.attribution.catalogue import Explained, method
+from saliency_lab.attribution.task import Task
+
+
+class GradientShapSettings(Settings):
+    """`n` draws of a baseline from `baselines` (B, C, H, W) and of a point on the line from it to the image.
+
+    The image first gets Gaussian noise of standard deviation `stdev`.
+    """
+
+    baselines: Baselines
+    n: int = Field(50, ge=1)
+    stdev: float = Field(0.0, ge=0)
+
+
+@method(
+    "gradient_shap",
+    family="gradient",
+    passes="n × (1 forward, 1 backward)",
+    reference="Lundberg & Lee, NeurIPS 2017; Erion et al., Nature Machine Intelligence 2021",
+    settings=GradientShapSettings,
+)
+def gradient_shap(task: Task, settings: GradientShapSettings) -> Explained:
+    """Mean of (x − b) · ∂f/∂x(b + α (x − b)), α uniform; sums to f(x) − mean f(b) as n grows."""
+    baselines = fitting(settings.baselines, task)
+    sources = [torch.Generator().manual_seed(seed) for seed in sample_seeds(task.x, task.seed, "expected")]
+    size = (len(sources), settings.n)
+    chosen, alpha = torch.empty(size, dtype=torch.int64), torch.empty(size)
+    for row, source in enumerate(sources):
+        chosen[row].random_(0, len(baselines), generator=source)
+        alpha[row].uniform_(generator=source)
+    chosen, alpha = chosen.T.to(task.x.device), alpha.T.to(task.x)
+    values = torch.zeros_like(task.x)
+    for group in task.draws(settings.n):
+        span = slice(group.start, group.stop)
+        base = baselines[chosen[span]]
+        ends = task.x.expand_as(base)
+        if settings.stdev:
+            noise = [
+                sample_normal(sample_seeds(task.x, task.seed, f"noise {k}"), task.x.shape[1:]) for k in group
+            ]
+            ends = ends + settings.stdev * torch.stack(noise).to(task.x)
+        points = base + alpha[span, :, None, None, None] * (ends - base)
+        gradient, _ = task.gradient(points.flatten(0, 1))
+        values += ((ends - base) * gradient.reshape(points.shape)).sum(0)
+    mean = torch.stack([task.score(each.expand_as(task.x)) for each in baselines]).mean(0)
+    return values / settings.n, task.score(task.x) - mean

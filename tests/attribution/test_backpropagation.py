@@ -1,0 +1,277 @@
+"""Guided back-propagation, deconvolution, DeepLIFT, LRP: Captum, closed forms, and what Captum gets wrong."""
+
+from __future__ import annotations
+
+import copy
+
+import captum.attr as ca
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, GammaRule, PropagationRule
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.attribution import attribute
+
+EPSILON = 1e-4
+REFERENCES = {"guided_backprop": ca.GuidedBackprop, "deconvolution": ca.Deconvolution}
+
+
+class Functional(nn.Module):
+    """The network of the fixture `net` in functions, in place, with one ReLU module used twice."""
+
+    def __init__(self, net: nn.Sequential) -> None:
+        super().__init__()
+        self.first, self.norm, self.second, self.last = net[0], net[1], net[4], net[8]
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.max_pool2d(self.relu(self.norm(self.first(x))), 2)
+        hidden = self.second(hidden)
+        self.relu(hidden)
+        return self.last(torch.flatten(hidden, 1))
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_rectified_gradients_are_captums(name, rgb_net, rgb_batch):
+    x, y = rgb_batch
+    expected = REFERENCES[name](rgb_net).attribute(x.clone(), target=y)
+    torch.testing.assert_close(attribute(rgb_net, x, y, name).values, expected, rtol=0, atol=1e-5)
+
+
+def _average_pooled(net: nn.Sequential) -> nn.Sequential:
+    return nn.Sequential(*net[:3], nn.AvgPool2d(2), *net[4:])
+
+
+def test_deep_lift_is_captums(rgb_net, rgb_batch):
+    x, y = rgb_batch
+    net, base = _average_pooled(rgb_net), x.flip(0)
+    expected, delta = ca.DeepLift(net).attribute(x, base, target=y, return_convergence_delta=True)
+    maps = attribute(net, x, y, "deep_lift", baseline=base)
+    torch.testing.assert_close(maps.values, expected.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(maps.delta, delta.double(), rtol=0, atol=1e-5)
+
+
+def test_deep_lift_through_max_pooling_alone_is_captums(batch):
+    x, y = batch
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(100, 5))
+    expected = ca.DeepLift(net).attribute(x, x.flip(0), target=y).detach()
+    maps = attribute(net, x, y, "deep_lift", baseline=x.flip(0))
+    torch.testing.assert_close(maps.values, expected, rtol=0, atol=1e-5)
+
+
+def test_deep_lift_is_complete_where_captums_is_not(net, batch):
+    """Max pooling behind a ReLU: Captum 0.9's map does not sum to the difference of the scores; ours does."""
+    x, y = batch
+    _, delta = ca.DeepLift(net).attribute(x, x.flip(0), target=y, return_convergence_delta=True)
+    maps = attribute(net, x, y, "deep_lift", baseline=x.flip(0))
+    assert maps.delta.abs().max() < 1e-6 and delta.abs().max() > 1e-3
+
+
+def test_deep_lift_shap_is_captums(net, batch):
+    x, y = batch
+    net = _average_pooled(net)
+    base = torch.rand(3, *x.shape[1:], generator=torch.Generator().manual_seed(5))
+    maps = attribute(net, x, y, "deep_lift_shap", baselines=base)
+    expected = ca.DeepLiftShap(net).attribute(x, base, target=y).detach()
+    torch.testing.assert_close(maps.values, expected, rtol=0, atol=1e-5)
+    assert maps.delta.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["guided_backprop", "deconvolution", "deep_lift", "lrp"])
+def test_functions_in_place_and_reuse_make_no_difference(name, net, batch):
+    """Captum sees modules used once: on the functional twin it silently differs or fails."""
+    x, y = batch
+    twin = Functional(net).eval()
+    torch.testing.assert_close(
+        attribute(twin, x, y, name).values, attribute(net, x, y, name).values, rtol=0, atol=1e-6
+    )
+
+
+def test_captum_gets_the_functional_twin_wrong(batch):
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat = nn.Flatten()
+            self.first, self.last = nn.Linear(144, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.relu(self.first(self.flat(x))))
+
+    x, y = batch
+    torch.manual_seed(0)
+    model = Plain()
+    with pytest.warns(UserWarning):
+        captums = ca.GuidedBackprop(model).attribute(x.clone().requires_grad_(), target=y)
+    torch.testing.assert_close(captums.detach(), attribute(model, x, y, "saliency").values)
+    assert not torch.allclose(attribute(model, x, y, "guided_backprop").values, captums.detach())
+
+
+class Overlapping(nn.Module):
+    """Max pooling whose windows overlap, as in every ResNet's stem, and a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.first, self.second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+            self.pool, self.last = nn.MaxPool2d(3, 2, padding=1), nn.Linear(100, 5)
+        self.act = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.pool(self.act(self.first(x)))
+        return self.last((hidden + F.relu(self.second(hidden))).flatten(1))
+
+
+@pytest.mark.parametrize("baseline", ["zero", "mean", "uniform"])
+def test_deep_lift_is_complete_where_pooling_windows_overlap(batch, baseline):
+    x, y = batch
+    maps = attribute(Overlapping(), x, y, "deep_lift", baseline=baseline)
+    torch.testing.assert_close(maps.delta, torch.zeros(len(x), dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.LeakyReLU(0.2),
+        nn.ELU(),
+        nn.GELU(),
+        nn.SiLU(),
+        nn.Tanh(),
+        nn.Softplus(),
+        nn.Hardswish(),
+        nn.ReLU6(inplace=True),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_deep_lift_is_complete_for_other_activations(batch, layer):
+    x, y = batch
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 3, 3), layer, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(75, 5)
+        ).eval()
+    maps = attribute(model, x, y, "deep_lift", baseline="blur")
+    torch.testing.assert_close(maps.delta, torch.zeros(len(x), dtype=torch.float64), rtol=0, atol=1e-5)
+    assert maps.total.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["deep_lift", "lrp"])
+def test_a_model_that_multiplies_activations_is_refused_by_name(name, batch):
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.sigmoid(self.conv(x))
+
+    x, y = batch
+    model = nn.Sequential()
+    model.add_module("gate", Gate())
+    model.add_module("head", nn.Sequential(nn.Flatten(), nn.Linear(144, 5)))
+    with pytest.raises(InputError, match=rf"{name} .*gate \(Gate\) calls Tensor.mul"):
+        attribute(model, x, y, name)
+
+
+def test_a_model_without_relus_is_refused_by_name(batch):
+    x, y = batch
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU(), nn.Flatten(), nn.Linear(200, 5))
+    with pytest.raises(InputError, match=r"1 \(GELU\) calls F.gelu"):
+        attribute(model, x, y, "guided_backprop")
+
+
+def test_deep_lift_refuses_a_model_whose_path_depends_on_the_values(batch):
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(144, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            flat = x.flatten(1)
+            return self.head(torch.relu(flat) if flat.sum() > 0 else torch.tanh(flat))
+
+    with pytest.raises(InputError, match="depends on the values"):
+        attribute(Fork(), *batch, "deep_lift")
+
+
+class Fused(nn.Module):
+    """The network as Captum's LRP wants it: batch norm merged, flattened by a method."""
+
+    def __init__(self, net: nn.Sequential, convolution: PropagationRule, linear: PropagationRule) -> None:
+        super().__init__()
+        net = copy.deepcopy(net)
+        body = nn.Sequential(fuse_conv_bn_eval(net[0], net[1]), *net[2:6])
+        self.body, self.head = body, net[8]
+        body[0].rule, body[2].rule, body[3].rule = convolution, EpsilonRule(1e-12), copy.copy(convolution)
+        self.head.rule = linear
+        for layer in (body[0], body[3], self.head):
+            layer.rule.STABILITY_FACTOR = EPSILON
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).flatten(1))
+
+
+def _without_biases(net: nn.Sequential) -> nn.Sequential:
+    for module in net:
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)
+    net[1].running_mean.zero_()
+    return net
+
+
+@pytest.mark.parametrize(
+    ("preset", "convolution", "linear"),
+    [
+        ("epsilon", EpsilonRule, EpsilonRule),
+        ("gamma", GammaRule, EpsilonRule),
+        ("alpha1_beta0", Alpha1_Beta0_Rule, Alpha1_Beta0_Rule),
+        ("epsilon_plus", Alpha1_Beta0_Rule, EpsilonRule),
+    ],
+)
+def test_lrp_is_captums_on_a_network_without_biases(net, batch, preset, convolution, linear):
+    """Under γ and α1β0 Captum leaves biases as they are; here they are weights (Montavon et al. 2019)."""
+    x, y = batch
+    net = _without_biases(net)
+    expected = ca.LRP(Fused(net, convolution(), linear())).attribute(x.clone(), target=y).detach()
+    ours = attribute(net, x, y, "lrp", preset=preset, epsilon=EPSILON).values
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_lrp_epsilon_is_captums_with_biases(net, batch):
+    x, y = batch
+    expected = ca.LRP(Fused(net, EpsilonRule(), EpsilonRule())).attribute(x.clone(), target=y).detach()
+    ours = attribute(net, x, y, "lrp", preset="epsilon", epsilon=EPSILON).values
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["epsilon", "gamma", "epsilon_plus", "epsilon_plus_flat"])
+def test_lrp_conserves_the_score_without_biases(net, batch, preset):
+    x, y = batch
+    maps = attribute(_without_biases(net), x, y, "lrp", preset=preset)
+    torch.testing.assert_close(maps.values.double().flatten(1).sum(1), maps.total, rtol=1e-3, atol=1e-4)
+
+
+def test_lrp_splits_a_residual_sum(batch):
+    """Captum hands the whole relevance to both branches, so its map sums to more than the score."""
+    x, y = batch
+    model = Overlapping()
+    model.act = nn.ReLU()
+    for layer in (model.first, model.second, model.last):
+        nn.init.zeros_(layer.bias)
+    maps = attribute(model, x, y, "lrp", preset="epsilon", epsilon=1e-9)
+    torch.testing.assert_close(maps.values.double().flatten(1).sum(1), maps.total, rtol=1e-3, atol=1e-4)
+
+
+def test_lrp_of_a_linear_model_is_input_times_weight(batch):
+    x, y = batch
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 5, bias=False))
+    expected = x * model[1].weight[y].reshape(x.shape).detach()
+    for preset in ("epsilon", "epsilon_plus"):
+        torch.testing.assert_close(
+            attribute(model, x, y, "lrp", preset=preset).values, expected, rtol=1e-4, atol=1e-6
+        )

@@ -1,0 +1,144 @@
+"""Occlusion, superpixel methods and RISE against Captum and their definitions."""
+
+from __future__ import annotations
+
+import captum.attr as ca
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.seeding import preserved_rng, sample_seeds
+from saliency_lab.attribution import attribute
+
+QUARTERS = (torch.arange(12)[:, None] // 6 * 2 + torch.arange(12) // 6).long()
+
+
+@pytest.mark.parametrize(("window", "stride"), [(3, 3), (4, 2), (5, 4), (12, 12)])
+def test_occlusion_is_captums(rgb_net, rgb_batch, window, stride):
+    x, y = rgb_batch
+    expected = ca.Occlusion(rgb_net).attribute(
+        x, (3, window, window), (3, stride, stride), baselines=x.flip(0), target=y
+    )
+    maps = attribute(rgb_net, x, y, "occlusion", window=window, stride=stride, baseline=x.flip(0))
+    torch.testing.assert_close(maps.values, expected.float(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "segments", [QUARTERS, torch.stack([QUARTERS + 7] * 5 + [torch.zeros_like(QUARTERS)])]
+)
+def test_feature_ablation_is_captums(rgb_net, rgb_batch, segments):
+    x, y = rgb_batch
+    mask = segments[:, None].expand_as(x) if segments.ndim == 3 else segments
+    expected = torch.cat(
+        [
+            ca.FeatureAblation(rgb_net).attribute(
+                x[k : k + 1], target=int(y[k]), feature_mask=mask[k : k + 1] if segments.ndim == 3 else mask
+            )
+            for k in range(len(x))
+        ]
+    )
+    maps = attribute(rgb_net, x, y, "feature_ablation", segments=segments)
+    torch.testing.assert_close(maps.values, expected, rtol=0, atol=1e-5)
+
+
+def test_shapley_sampling_converges_to_captums_exact_values(net, batch):
+    x, y = batch
+    exact = ca.ShapleyValues(net).attribute(x, target=y, feature_mask=QUARTERS)
+    errors = [
+        (attribute(net, x, y, "shapley_value_sampling", segments=QUARTERS, n=n).values - exact).abs().max()
+        for n in (2, 400)
+    ]
+    assert errors[1] < 0.1 * exact.abs().max() and errors[1] < errors[0]
+
+
+def test_shapley_values_of_one_order_sum_to_the_difference(net, batch):
+    x, y = batch
+    values = attribute(net, x, y, "shapley_value_sampling", segments=9, n=1).values
+    from saliency_lab.attribution.segments import _slic
+
+    with torch.no_grad():
+        rows = torch.arange(len(x))
+        gap = (net(x) - net(torch.zeros_like(x)))[rows, y]
+    for image, value, expected in zip(x, values, gap, strict=True):
+        found = _slic(image.numpy(), 9)
+        total = sum(value[0][torch.from_numpy(found == k)][0] for k in range(found.max() + 1))
+        torch.testing.assert_close(total, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "explainer"), [("kernel_shap", ca.KernelShap), ("lime", ca.Lime)])
+def test_surrogates_are_captums_with_the_samples_own_seed(net, batch, name, explainer):
+    x, y = batch
+    maps = attribute(net, x, y, name, segments=QUARTERS, n=40, seed=2).values
+    for row, seed in enumerate(sample_seeds(x, 2, "coalitions")):
+        with preserved_rng(seed):
+            expected = explainer(net).attribute(
+                x[row : row + 1], target=int(y[row]), feature_mask=QUARTERS, n_samples=40
+            )
+        torch.testing.assert_close(maps[row : row + 1], expected, rtol=0, atol=1e-5)
+
+
+def test_kernel_shap_is_exact_on_four_superpixels(net, batch):
+    x, y = batch
+    exact = ca.ShapleyValues(net).attribute(x, target=y, feature_mask=QUARTERS)
+    maps = attribute(net, x, y, "kernel_shap", segments=QUARTERS, n=2000).values
+    torch.testing.assert_close(maps, exact, rtol=0.1, atol=0.03 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["kernel_shap", "lime", "shapley_value_sampling", "feature_ablation"])
+def test_a_flat_image_is_one_superpixel(net, name):
+    x = torch.full((1, 1, 12, 12), 0.5)
+    maps = attribute(net, x, torch.tensor([1]), name, segments=torch.zeros(12, 12, dtype=torch.int64))
+    with torch.no_grad():
+        gap = (net(x) - net(torch.zeros_like(x)))[0, 1]
+    torch.testing.assert_close(maps.values, gap.expand_as(x), rtol=0, atol=1e-6)
+
+
+def test_rise_is_its_formula(net, batch):
+    """One cell a mask: on or off as a whole, so the map is the mean probability over masks that are on."""
+    x, y = batch
+    maps = attribute(net, x, y, "rise", n=200, cells=1, probability=0.5, seed=1).values
+    with torch.no_grad():
+        chance = net(x).softmax(1).gather(1, y[:, None])[:, 0]
+    ratio = maps.amax((1, 2, 3)) / chance
+    torch.testing.assert_close(maps, maps[:, :, :1, :1].expand_as(maps))
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-4, atol=0)
+    assert 0.8 < ratio[0] < 1.2
+
+
+def test_rise_finds_the_only_pixels_that_count():
+    weight = torch.zeros(2, 1, 28, 28)
+    weight[1, 0, 4:10, 18:24] = 0.2
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 2, bias=False))
+    model[1].weight.data = weight.flatten(1)
+    x = torch.full((2, 1, 28, 28), 0.3)
+    maps = attribute(model, x, method="rise", target=1, n=600).values
+    inside = weight[1].bool()
+    assert inside.flatten()[maps[0].flatten().argmax()]
+    assert maps[0][inside].mean() > maps[0][~inside].mean() + 2 * maps[0][~inside].std()
+    assert torch.equal(maps[0], maps[1])
+
+
+def test_superpixels_follow_the_image():
+    from saliency_lab.attribution.segments import _slic
+
+    image = np.zeros((3, 20, 20), dtype=np.float32)
+    image[:, :, 10:] = 1
+    found = _slic(image, 8)
+    assert not set(found[:, :10].ravel()) & set(found[:, 10:].ravel())
+    assert set(found.ravel()) == set(range(found.max() + 1))
+
+
+@pytest.mark.parametrize(
+    ("segments", "message"),
+    [
+        (0, "'segments'"),
+        (torch.zeros(12, 12), "segments are integers"),
+        (torch.zeros(5, 5, dtype=torch.int64), "do not fit images"),
+        (torch.zeros(2, 12, 12, dtype=torch.int64), "given for 2 images"),
+    ],
+)
+def test_bad_segments_are_named(net, batch, segments, message):
+    with pytest.raises(InputError, match=message):
+        attribute(net, *batch, "feature_ablation", segments=segments)
