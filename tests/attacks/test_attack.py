@@ -106,13 +106,13 @@ def test_step_lengths_fall_from_two_eps_to_zero_by_a_cosine() -> None:
 
 
 def test_without_early_stop_a_broken_sample_is_driven_further(case) -> None:
-    stopped = sl.attack(case.model, case.x, case.y, eps=0.3, steps=8, step_size=0.03)
-    driven = sl.attack(case.model, case.x, case.y, eps=0.3, steps=8, step_size=0.03, early_stop=False)
+    stopped = sl.attack(case.model, case.x, case.y, "bim", eps=0.1, step_size=0.01)
+    driven = sl.attack(case.model, case.x, case.y, "bim", eps=0.1, step_size=0.01, early_stop=False)
     assert stopped.success[:-2].all()
     assert torch.equal(stopped.robust, driven.robust)
-    assert (driven.loss >= stopped.loss - 1e-6).all() and driven.loss.sum() > stopped.loss.sum() + 0.1
-    assert (driven.queries[:-2] == 9).all()
-    assert (stopped.queries < 9).all()
+    assert (driven.loss[:-2] > stopped.loss[:-2]).all()
+    assert (driven.queries[:-2] == 11).all()
+    assert (stopped.queries < 11).all()
 
 
 def test_restarts_only_add(case) -> None:
