@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from typing import Any
@@ -10,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from saliency_lab._common.errors import SaliencyLabError
-from saliency_lab.cli import attack, attribute, demo, doctor, listing, score, train
+from saliency_lab.cli import attack, attribute, demo, doctor, download, listing, score, train
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -26,6 +27,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
         warnings.showwarning = _print_warning
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("saliency_lab").setLevel(logging.INFO)
         try:
             return super().invoke(ctx)
         except SaliencyLabError as error:
@@ -45,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for verb in (demo, train, attribute, score, attack, listing, doctor):
+for verb in (demo, train, attribute, score, attack, listing, download, doctor):
     verb.add_to(app)
 
 

@@ -27,6 +27,7 @@ def doctor(data_root: DataRoot = None) -> None:
 
     from saliency_lab._common.provenance import versions
     from saliency_lab.cli.output import print_table
+    from saliency_lab.data import data_root as find_root
     from saliency_lab.data import list_datasets
 
     print_table(pd.DataFrame(versions().items(), columns=["package", "version"]), "versions")
@@ -38,7 +39,10 @@ def doctor(data_root: DataRoot = None) -> None:
     mps = torch.backends.mps.is_available()
     devices.append(("mps", "found" if mps else "absent", "" if mps else "needs an Apple GPU"))
     print_table(pd.DataFrame(devices, columns=["device", "state", "note"]), "devices")
-    print_table(list_datasets(data_root), "data")
+    data = list_datasets(data_root)[["found"]].reset_index(names="data set")
+    absent = (data["found"] == "") & (data["data set"] != "image_folder")
+    data["how to get it"] = ("saliency-lab download " + data["data set"]).where(absent, "")
+    print_table(data, f"data, looked for under '{find_root(data_root)}'")
     extras = [
         (name, "found" if find_spec(name) else "absent", "" if find_spec(name) else how)
         for name, how in OPTIONAL.items()

@@ -1,21 +1,26 @@
-"""Options that several verbs share, and the data they name."""
+"""Options that several verbs share, and the study they describe."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saliency_lab._common.errors import InputError
+from saliency_lab._common.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
 
     from saliency_lab.data import Sample
+    from saliency_lab.study import Study
 
 Checkpoints = Annotated[
-    list[Path], typer.Argument(help="Folders of trained models, as `train` leaves them.", show_default=False)
+    list[Path],
+    typer.Argument(
+        metavar="MODEL...", help="Folders of trained models, as `train` leaves them.", show_default=False
+    ),
 ]
 DataName = Annotated[
     str | None, typer.Option("--data", help="Data set; by default the one the first model was trained on.")
@@ -25,40 +30,88 @@ DataRoot = Annotated[
     typer.Option("--data-root", help="Folder of the data files; by default $SALIENCY_LAB_DATA, then ./data."),
 ]
 Images = Annotated[int, typer.Option("--images", min=1, help="How many test images, stratified by class.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the choice of images and every draw.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the choice of images and of every draw.")]
 Store = Annotated[
     Path, typer.Option("--out", help="Folder of the results; what is there already is not computed again.")
 ]
+Methods = Annotated[
+    list[str], typer.Option("--method", help="Attribution method (`saliency-lab list methods`); repeatable.")
+]
+NamedSettings = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="NAME.KEY=VALUE",
+        help="A setting, such as integrated_gradients.steps=100; repeatable.",
+    ),
+]
 
 
-def key_values(pairs: list[str]) -> dict[str, Any]:
+def key_values(pairs: Sequence[str]) -> dict[str, Any]:
     """Read repeated `key=value` options; values are TOML, or else plain text."""
     from saliency_lab.training import parse_override
 
     return dict(parse_override(pair) for pair in pairs)
 
 
-def load_models(checkpoints: list[Path]) -> dict[str, nn.Module]:
-    """Load each checkpoint under its folder's name, or its path where two folders share a name."""
+def with_settings(names: Sequence[str], pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Give each name its settings from `NAME.KEY=VALUE` options; what belongs to other names is left out."""
+    requests: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in key_values(pairs).items():
+        name, dot, setting = key.partition(".")
+        if not dot:
+            raise InputError(f"--set {key}=… names no method, metric or attack; write NAME.{key}=…")
+        if name in requests:
+            requests[name][setting] = value
+    return requests
+
+
+def check_owners(pairs: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a setting of something that is not asked for."""
+    for key in key_values(pairs):
+        name = key.partition(".")[0]
+        if name not in names:
+            raise unknown_name("owner of a setting:", name, names)
+
+
+def open_study(
+    checkpoints: Sequence[Path], data: str | None, root: Path | None, images: int, seed: int, store: Path
+) -> Study:
+    """Load the models and draw the test images of a study kept in `store`."""
+    from saliency_lab.study import Study
+
+    models = _load_models(checkpoints)
+    return Study(models, _test_sample(models, data, root, images, seed), store=store, seed=seed)
+
+
+def _load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
+    """Load checkpoints by the recipe they were trained by: several seeds of one recipe are one model.
+
+    The name is the recipe's last part ("asgt" for "mnist/asgt") where that is unique; a checkpoint that
+    tells no recipe goes by its folder.
+    """
     from saliency_lab.models import load_model
 
-    names = [path.name for path in checkpoints]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in checkpoints]
-    return {name: load_model(path) for name, path in zip(names, checkpoints, strict=True)}
+    by_recipe: dict[str, list[nn.Module]] = {}
+    for path in checkpoints:
+        model = load_model(path)
+        recipe = model.card.recipe  # type: ignore[union-attr]
+        by_recipe.setdefault(recipe["name"] if recipe else path.as_posix(), []).append(model)
+    short = [name.rpartition("/")[2] for name in by_recipe]
+    names = short if len(set(short)) == len(short) else list(by_recipe)
+    return dict(zip(names, by_recipe.values(), strict=True))
 
 
-def test_sample(
-    models: dict[str, nn.Module], data: str | None, root: Path | None, images: int, seed: int
+def _test_sample(
+    models: dict[str, list[nn.Module]], data: str | None, root: Path | None, images: int, seed: int
 ) -> Sample:
-    """Draw test images of the named data set, or of the one the first model's recipe names."""
     from saliency_lab.data import load_dataset
 
     if data is None:
-        card: Any = getattr(next(iter(models.values())), "card", None)
+        card: Any = getattr(next(iter(models.values()))[0], "card", None)
         recipe = getattr(card, "recipe", None)
         if not recipe:
             raise InputError("the model does not say what it was trained on; name it with --data")
-        data, stored_root = recipe["data"]["name"], recipe["data"]["root"]
-        root = root or (Path(stored_root) if stored_root else None)
+        data, stored = recipe["data"]["name"], recipe["data"]["root"]
+        root = root or (Path(stored) if stored else None)
     return load_dataset(data, root).test.sample(images, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from saliency_lab.models.checkpoint import CUSTOM
 from saliency_lab.training.loop import Fitted, Trainer
 from saliency_lab.training.recipe import DataSpec, Recipe, load_recipe
 from saliency_lab.training.run import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -71,6 +74,7 @@ def train(
     run = RunFolder(out, identity) if out is not None else None
     if run is not None and run.finished:
         return load_model(run.path, model=net if own is not None else None)
+    logger.info("training %s, seed %d, on %d images", settled.name, settled.seed, len(data.train))
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,

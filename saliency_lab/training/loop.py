@@ -7,6 +7,7 @@ Every random draw of a step is derived from (recipe seed, step), and the order o
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from saliency_lab._common.errors import InputError, TrainingError
-from saliency_lab._common.progress import progress
+from saliency_lab._common.progress import no_progress, progress
 from saliency_lab._common.seeding import derive_seed, generator
 from saliency_lab.data import ImageData
 from saliency_lab.training.augmentation import crop_and_flip
@@ -28,6 +29,8 @@ from saliency_lab.training.recipe import OptimizerSpec, Recipe
 from saliency_lab.training.run import RunFolder
 from saliency_lab.training.schedules import learning_rate_factor, ramp
 from saliency_lab.training.step import Step
+
+logger = logging.getLogger(__name__)
 
 SAVE_EVERY_SECONDS = 60.0
 
@@ -219,7 +222,7 @@ class Trainer:
         return {term: value.detach().float() for term, value in terms.items()}
 
     def _validate(self) -> Validation:
-        with self.fabric.autocast():
+        with self.fabric.autocast(), no_progress():
             measured = validate(self.judged, *self.validation_images, self.recipe)
         return self.fabric.broadcast(measured)
 
@@ -287,6 +290,7 @@ class Trainer:
         if state is None:
             return
         self.position = _Position(**state["position"])
+        logger.info("%s: goes on at epoch %d", self.recipe.name, self.position.epoch + 1)
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:

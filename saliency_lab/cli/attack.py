@@ -1,0 +1,54 @@
+"""`saliency-lab attack MODEL...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saliency_lab.cli.options import (
+    Checkpoints,
+    DataName,
+    DataRoot,
+    Images,
+    NamedSettings,
+    Seed,
+    Store,
+    check_owners,
+    open_study,
+    with_settings,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command()(attack)
+
+
+def attack(
+    models: Checkpoints,
+    eps: Annotated[
+        list[str], typer.Option("--eps", help='Radius in image units, such as 0.1 or "8/255"; repeatable.')
+    ],
+    method: Annotated[str, typer.Option("--method", help="Attack (`saliency-lab list attacks`).")] = "pgd",
+    data: DataName = None,
+    data_root: DataRoot = None,
+    images: Images = 256,
+    seed: Seed = 0,
+    settings: NamedSettings = [],  # noqa: B006 - typer copies it
+    out: Store = Path("runs/study"),
+) -> None:
+    """Attack one or more models; print accuracy with 95 % intervals, write tables and a picture."""
+    from saliency_lab.plotting.style import save
+
+    check_owners(settings, [method])
+    study = open_study(models, data, data_root, images, seed, out)
+    study.attack(method, eps=eps, **with_settings([method], settings)[method])
+    comparison = study.compare()
+    print(comparison)
+    for path in study.write_tables():
+        print(path)
+    picture = out / f"robustness-{method}.png"
+    save(comparison.plot.robustness(), picture)
+    print(picture)

@@ -1,0 +1,57 @@
+"""`saliency-lab attribute MODEL...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saliency_lab.cli.options import (
+    Checkpoints,
+    DataName,
+    DataRoot,
+    Images,
+    Methods,
+    NamedSettings,
+    Seed,
+    Store,
+    check_owners,
+    open_study,
+    with_settings,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command()(attribute)
+
+
+def attribute(
+    models: Checkpoints,
+    method: Methods = ["saliency"],  # noqa: B006 - typer copies it
+    data: DataName = None,
+    data_root: DataRoot = None,
+    images: Images = 64,
+    seed: Seed = 0,
+    settings: NamedSettings = [],  # noqa: B006
+    out: Store = Path("runs/study"),
+    rows: Annotated[int, typer.Option(min=1, help="How many images the picture shows.")] = 6,
+) -> None:
+    """Compute saliency maps of one or more models; write the maps, and a picture for each method."""
+    from saliency_lab.plotting import maps
+    from saliency_lab.plotting.style import save
+
+    check_owners(settings, method)
+    study = open_study(models, data, data_root, images, seed, out)
+    study.attribute(with_settings(method, settings))
+    labels = [str(label) for label in study.y[:rows].tolist()]
+    for name in method:
+        for model, by_method in study.maps.items():
+            path = out / "maps" / f"{model.replace('/', '_')}-{name}.safetensors"
+            by_method[name].save(path)
+            print(path)
+        columns = {model: by_method[name].values[:rows] for model, by_method in study.maps.items()}
+        picture = out / f"maps-{name}.png"
+        save(maps.grid(study.x[:rows], columns, labels=labels, title=name.replace("_", " ")), picture)
+        print(picture)

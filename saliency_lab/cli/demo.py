@@ -1,0 +1,29 @@
+"""`saliency-lab demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command()(demo)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the models, tables and figures.")] = Path("runs/demo"),
+) -> None:
+    """Do the whole job on scikit-learn's digits: train four recipes, attribute, score, attack, compare.
+
+    Nothing is downloaded. A second run finds what the first one left, and takes seconds.
+    """
+    from saliency_lab.study.demo import run_demo
+
+    comparison, written = run_demo(out)
+    print(comparison)
+    print("\nwritten:")
+    for path in written:
+        print(f"  {path}")

@@ -1,0 +1,24 @@
+"""`saliency-lab download NAME`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from saliency_lab.cli.options import DataRoot
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command()(download)
+
+
+def download(
+    name: Annotated[str, typer.Argument(help="Data set (`saliency-lab list datasets`).", show_default=False)],
+    data_root: DataRoot = None,
+) -> None:
+    """Fetch a data set's files; nothing else in this package uses the network."""
+    from saliency_lab.data import load_dataset
+
+    print(load_dataset(name, data_root, download=True))

@@ -1,0 +1,49 @@
+"""`saliency-lab score MODEL...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saliency_lab.cli.options import (
+    Checkpoints,
+    DataName,
+    DataRoot,
+    Images,
+    Methods,
+    NamedSettings,
+    Seed,
+    Store,
+    check_owners,
+    open_study,
+    with_settings,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command()(score)
+
+
+def score(
+    models: Checkpoints,
+    metric: Annotated[
+        list[str], typer.Option("--metric", help="Metric (`saliency-lab list metrics`); repeatable.")
+    ] = ["faithfulness_correlation", "pixel_flipping", "sparseness"],  # noqa: B006 - typer copies it
+    method: Methods = ["saliency", "integrated_gradients"],  # noqa: B006
+    data: DataName = None,
+    data_root: DataRoot = None,
+    images: Images = 64,
+    seed: Seed = 0,
+    settings: NamedSettings = [],  # noqa: B006
+    out: Store = Path("runs/study"),
+) -> None:
+    """Score the saliency maps of one or more models; print means with 95 % intervals, write tidy tables."""
+    check_owners(settings, [*method, *metric])
+    study = open_study(models, data, data_root, images, seed, out)
+    study.attribute(with_settings(method, settings)).score(with_settings(metric, settings))
+    print(study.compare())
+    for path in study.write_tables():
+        print(path)
