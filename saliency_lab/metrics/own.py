@@ -25,7 +25,7 @@ COMPARE_SAMPLES = {"Consistency", "Sufficiency", "BatchSufficiency"}
 
 
 class QuantusObject(Explaining):
-    """`masks` (N, 1, H, W) for localisation; `softmax` is Quantus's own, set by `output`."""
+    """With `masks` (N, 1, H, W), maps are summed over their channels; `output` sets Quantus's softmax."""
 
     output: Output = "probability"
     masks: Tensor | None = None
@@ -122,6 +122,7 @@ def _call(metric: Any, case: Case, rows: slice, seed: int) -> Any:
         inside = torch.as_tensor(np.asarray(inputs), dtype=torch.float32).clamp(0, 1)
         return case.explainer(model, inside, torch.as_tensor(targets).long(), settings.explain).numpy()
 
+    maps = case.maps[rows] if settings.masks is None else case.maps[rows].sum(1, keepdim=True)
     try:
         with (
             undisturbed(probe.model),
@@ -134,7 +135,7 @@ def _call(metric: Any, case: Case, rows: slice, seed: int) -> Any:
                 model=probe.model,
                 x_batch=probe.images[rows].cpu().numpy().copy(),
                 y_batch=probe.labels[rows].cpu().numpy(),
-                a_batch=case.maps[rows].float().cpu().numpy().copy(),
+                a_batch=maps.float().cpu().numpy().copy(),
                 s_batch=None if settings.masks is None else settings.masks[rows].cpu().numpy(),
                 channel_first=True,
                 explain_func=explain,

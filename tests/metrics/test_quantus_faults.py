@@ -98,3 +98,116 @@ def test_pixels_of_an_rgb_image_are_visited_three_times():
     assert len(curve[0]) == 48  # 16 pixels
     ours = sl.evaluate_detailed(model, x, y, maps, "pixel_flipping", steps=16)
     assert ours.curve.values.shape == (1, 17)
+
+
+def test_monotonicity_restores_no_pixel_so_it_is_always_true(world):
+    model, x, y, maps = world
+    metric = quantus.Monotonicity(features_in_step=12, **QUIET)
+    assert all(call(metric, model, x, y, maps))
+    assert all(call(metric, model, x, y, -maps))
+    assert not sl.evaluate(model, x, y, maps, "monotonicity", steps=12).any()
+
+
+def test_sensitivity_n_correlates_over_samples_of_the_first_batch(world):
+    model, x, y, maps = world
+    scores = call(quantus.SensitivityN(features_in_step=12, **QUIET), model, x, y, maps)
+    assert len(scores) != len(x)  # one value a step
+    assert sl.evaluate(model, x, y, maps, "sensitivity_n", runs=5).shape == (4,)
+
+
+def test_infidelity_perturbs_what_is_perturbed_already(world):
+    """For the exact map of a linear model each perturbation alone has no error; so has their pile. A map that
+    is wrong in one patch is wrong in every later term of the pile."""
+    model, x, y, _ = world
+    weight = model[1].weight.detach()[y].reshape(x.shape)
+    wrong = weight * 1.0
+    wrong[:, :, :4, :4] += 1.0  # the first patch visited
+    metric = quantus.Infidelity(perturb_patch_sizes=[4], n_perturb_samples=1, **QUIET)
+    theirs = metric(
+        model=model, x_batch=x.numpy(), y_batch=y.numpy(), a_batch=wrong.numpy(), softmax=False,
+        channel_first=True, device="cpu",
+    )  # fmt: skip
+    error = x[:, 0, :4, :4].double().sum((1, 2)) ** 2
+    np.testing.assert_allclose(theirs, error, rtol=1e-3)  # all nine terms
+    ours = sl.evaluate(model, x, y, wrong * 1.0, "infidelity", patch_sizes=(4,))
+    np.testing.assert_allclose(ours, error / 9, rtol=1e-3)  # one of nine
+
+
+def test_infidelity_crashes_unless_the_patch_divides_the_image(world):
+    metric = quantus.Infidelity(perturb_patch_sizes=[5], n_perturb_samples=1, **QUIET)
+    with pytest.raises(ValueError, match="reshape"):
+        call(metric, *world)
+    assert np.isfinite(sl.evaluate(*world, "infidelity", patch_sizes=(5,))).all()
+
+
+def test_road_keeps_the_first_batch_only(world):
+    model, x, y, maps = world
+    metric = quantus.ROAD(percentages=[50], **QUIET)
+    every = call(metric, model, x, y, maps, batch_size=2)
+    right = quantus.ROAD(percentages=[50], **QUIET)
+    first = call(right, model, x[:2], y[:2], maps[:2], batch_size=2)
+    assert every == first
+
+
+@pytest.mark.parametrize(
+    "metric", [quantus.ROAD(percentages=[50], **QUIET), quantus.IROF(**QUIET)], ids=["road", "irof"]
+)
+def test_rgb_crashes(metric):
+    source = torch.Generator().manual_seed(0)
+    x, maps = torch.rand(2, 3, 16, 16, generator=source), torch.randn(2, 3, 16, 16, generator=source)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 3)).eval()
+    y = torch.tensor([0, 1])
+    with pytest.raises((IndexError, AssertionError, AttributeError, ValueError)):
+        call(metric, model, x, y, maps)
+    name = type(metric).__name__.lower()
+    assert np.isfinite(sl.evaluate(model, x, y, maps, name)).all()
+
+
+def test_monotonicity_correlation_crashes_on_a_prediction_near_zero(world):
+    model, x, y, maps = world
+    with torch.no_grad():
+        model[1].bias[0] = -60.0
+    metric = quantus.MonotonicityCorrelation(nr_samples=2, features_in_step=12, **QUIET)
+    with pytest.raises(ValueError, match="cannot assign"):
+        call(metric, model, x, y, maps)
+    for engine in ("fast", "quantus"):
+        scores = sl.evaluate(
+            model, x, y, maps, "monotonicity_correlation", engine=engine, steps=12, samples=2
+        )
+        assert np.isfinite(scores).all()
+
+
+def test_pointing_game_calls_an_empty_mask_a_hit(world):
+    model, x, y, maps = world
+    masks = torch.zeros(4, 1, 12, 12)
+    masks[0] = 1
+    hits = call(quantus.PointingGame(**QUIET), model, x, y, maps, s_batch=masks.numpy())
+    assert all(hits)
+    ours = sl.evaluate(model, x, y, maps, "pointing_game", masks=masks)
+    assert ours[0] == 1
+    assert np.isnan(ours[1:]).all()
+
+
+def test_mean_baseline_is_recomputed_from_the_perturbed_image():
+    x = torch.zeros(1, 1, 2, 2)
+    x[0, 0, 0, 0] = 1.0
+    maps = torch.tensor([[[[4.0, 3.0], [2.0, 1.0]]]])
+    model, y = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)).eval(), torch.tensor([0])
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0, 1, 1, 1], [0, 0, 0, 0]]))
+    metric = quantus.PixelFlipping(features_in_step=1, perturb_baseline="mean", normalise=False, **QUIET)
+    theirs = metric(
+        model=model, x_batch=x.numpy(), y_batch=y.numpy(), a_batch=maps.numpy(), softmax=False,
+        channel_first=True, device="cpu",
+    )  # fmt: skip
+    assert theirs[0][-1] < 0.5  # 1/4 into one pixel, then the mean of what that left, …
+    ours = sl.evaluate_detailed(
+        model, x, y, maps, "pixel_flipping", steps=4, baseline="mean", output="logit", engine="quantus"
+    )
+    np.testing.assert_allclose(ours.curve.values[0], [1, 0.25, 0.5, 0.75, 1.0], atol=1e-6)
+
+
+def test_continuity_shifts_past_the_edge(world):
+    metric = quantus.Continuity(nr_steps=5, **QUIET)
+    with pytest.raises(IndexError):
+        call(metric, *world, explain_func=lambda model, inputs, targets, **_: inputs)
