@@ -131,7 +131,7 @@ class Study:
         methods
             A name of `list_methods()`, a function `(model, x, classes, **settings)` that returns maps, a
             sequence of these, or label → settings. A label that is no name says which method it means:
-            `{"smooth": {"method": "smoothgrad", "sigma": 0.3}}`.
+            `{"smooth": {"method": "smoothgrad", "stdev": 0.3}}`.
 
         Raises
         ------

@@ -44,8 +44,8 @@ class Request:
 def read_requests(given: Requests, kind: str) -> list[Request]:
     """Read what the user asked for; `kind` is "method" or "metric".
 
-    >>> read_requests({"wide": {"method": "smoothgrad", "sigma": 0.3}}, "method")
-    [Request(label='wide', what='smoothgrad', settings={'sigma': 0.3})]
+    >>> read_requests({"wide": {"method": "smoothgrad", "stdev": 0.3}}, "method")
+    [Request(label='wide', what='smoothgrad', settings={'stdev': 0.3})]
     """
     if isinstance(given, str) or callable(given):
         given = [given]

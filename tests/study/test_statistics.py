@@ -86,7 +86,7 @@ def test_mcnemar_is_the_binomial_test_of_the_pairs_that_disagree(pairs: list[tup
 
 
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_rank_biserial_is_what_the_definition_says(differences: list[int]) -> None:
     found = statistics.compare_scores(np.array([differences], float), np.zeros((1, len(differences))))
     moved = [d for d in differences if d]

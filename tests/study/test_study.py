@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import saliency_lab as sl
+from saliency_lab._common.errors import InputError, SaliencyLabError, UnknownNameError
+from saliency_lab.study import Study, work
+
+METHODS = ["saliency", "input_x_gradient"]
+METRICS = {"sparseness": {}, "pixel_flipping": {"steps": 4}}
+MakeStudy = Callable[..., Study]
+
+
+def _run(study: Study) -> Study:
+    return study.attribute(METHODS).score(METRICS).attack("pgd", eps=[0.05, 0.2], steps=3)
+
+
+def _cells(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "cells").rglob("*.safetensors")}
+
+
+@pytest.fixture
+def nothing_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("compute_maps", "compute_scores", "compute_attack"):
+        monkeypatch.setattr(work, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
+
+
+def test_results_are_those_of_the_doors(make_study: MakeStudy) -> None:
+    study = _run(make_study(seeds=2))
+    x, y = study.x, study.y
+    net = study.members[1].module
+    maps = sl.attribute(net, x, y, "input_x_gradient")
+    assert torch.equal(study.read_maps("plain", "input_x_gradient", seed=1).values, maps.values)
+    rows = study.scores.query("model == 'plain' and seed == 1 and method == 'input_x_gradient'")
+    expected = sl.evaluate(net, x, y, maps, "pixel_flipping", steps=4)
+    np.testing.assert_array_equal(rows.query("metric == 'pixel_flipping'")["score"], expected)
+    robust = study.robustness.query("model == 'plain' and seed == 1 and eps == 0.2")["robust"]
+    curve = sl.robustness_curve(net, x, y, [0, 0.05, 0.2], "pgd", steps=3)
+    assert robust.tolist() == curve.robust[-1].tolist()
+    clean = study.robustness.query("model == 'plain' and seed == 1 and eps == 0")["robust"]
+    assert clean.tolist() == (net(x).argmax(1) == y).tolist()
+
+
+def test_tables_are_tidy(make_study: MakeStudy) -> None:
+    study = _run(make_study(seeds=2))
+    assert len(study.scores) == 2 * 2 * 2 * 2 * 12
+    assert not study.scores.duplicated(["model", "seed", "method", "metric", "sample"]).any()
+    assert len(study.robustness) == 2 * 2 * 3 * 12
+    assert not study.robustness.duplicated(["model", "seed", "attack", "eps", "sample"]).any()
+    assert study.failures.empty
+
+
+def test_memory_and_folder_give_the_same(make_study: MakeStudy, tmp_path: Path) -> None:
+    in_memory, in_folder = _run(make_study()), _run(make_study(tmp_path))
+    pd.testing.assert_frame_equal(in_memory.scores, in_folder.scores)
+    pd.testing.assert_frame_equal(in_memory.robustness, in_folder.robustness)
+
+
+def test_a_second_run_computes_nothing(
+    make_study: MakeStudy, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    first = _run(make_study(tmp_path))
+    before = _cells(tmp_path)
+    request.getfixturevalue("nothing_computed")
+    second = _run(make_study(tmp_path))
+    pd.testing.assert_frame_equal(first.scores, second.scores)
+    pd.testing.assert_frame_equal(first.robustness, second.robustness)
+    assert torch.equal(first.maps["plain"]["saliency"].values, second.maps["plain"]["saliency"].values)
+    assert _cells(tmp_path) == before
+
+
+def test_a_changed_setting_computes_its_own_cells_and_no_others(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    _run(make_study(tmp_path))
+    before = _cells(tmp_path)
+    study = make_study(tmp_path).attribute(METHODS)
+    study.score({"sparseness": {}, "pixel_flipping": {"steps": 6}})
+    after = _cells(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 4  # two models, two methods
+
+
+@pytest.mark.parametrize("change", ["weights", "images", "labels", "seed"])
+def test_whatever_a_cell_depends_on_makes_another_cell(
+    make_study: MakeStudy, tmp_path: Path, change: str
+) -> None:
+    make_study(tmp_path).attribute("saliency")
+    study = make_study(tmp_path, seed=int(change == "seed"))
+    if change == "weights":
+        with torch.no_grad():
+            study.members[0].module[3].bias[0] += 1e-3
+    elif change == "images":
+        study = Study({"plain": study.members[0].module}, (study.x.flip(0), study.y), store=tmp_path)
+    elif change == "labels":
+        study = Study({"plain": study.members[0].module}, (study.x, study.y.flip(0)), store=tmp_path)
+    count = len(_cells(tmp_path))
+    study.attribute("saliency")
+    assert len(_cells(tmp_path)) > count
+
+
+def test_explicit_defaults_and_other_orders_are_the_same_cell(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study(tmp_path).attribute({"smoothgrad": {}})
+    defaults = study.maps["plain"]["smoothgrad"].settings
+    count = len(_cells(tmp_path))
+    make_study(tmp_path).attribute({"smoothgrad": {"n": defaults["n"]}})
+    assert len(_cells(tmp_path)) == count
+
+
+def test_one_method_with_two_settings_under_two_labels(make_study: MakeStudy) -> None:
+    study = make_study()
+    study.attribute({"few": {"method": "smoothgrad", "n": 2}, "many": {"method": "smoothgrad", "n": 4}})
+    study.score("sparseness").attack("pgd", eps=0.1, steps=1).attack("pgd", label="pgd-3", eps=0.1, steps=3)
+    assert set(study.scores["method"]) == {"few", "many"}
+    assert set(study.robustness["attack"]) == {"pgd", "pgd-3"}
+    assert study.maps["plain"]["many"].settings["n"] == 4
+
+
+def test_a_users_own_function_is_a_method(make_study: MakeStudy, tmp_path: Path) -> None:
+    def brightness(model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    study = make_study(tmp_path).attribute(["saliency", brightness]).score("sparseness")
+    assert torch.equal(study.maps["plain"]["brightness"].values, study.x)
+    assert set(study.scores["method"]) == {"saliency", "brightness"}
+
+
+def test_a_cell_that_raises_is_recorded_and_the_rest_goes_on(make_study: MakeStudy, tmp_path: Path) -> None:
+    broken = True
+
+    def fragile(model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        if broken:
+            raise RuntimeError("the moon was full")
+        return x.clone()
+
+    study = make_study(tmp_path)
+    with pytest.warns(UserWarning, match=r"2 of 4 cells failed.*the moon was full"):
+        study.attribute([fragile, "saliency"])
+    failures = study.failures
+    assert failures["what"].tolist() == ["fragile"] * 2
+    assert failures["traceback"].str.contains("in fragile").all()
+    with pytest.warns(UserWarning, match="2 of 4 cells failed"):
+        study.score("sparseness")
+    assert set(study.scores["method"]) == {"saliency"}
+    assert set(study.failures["what"]) == {"fragile", "sparseness of fragile"}
+    broken = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        study.attribute([fragile, "saliency"]).score("sparseness")
+    assert study.failures.empty
+    assert set(study.scores["method"]) == {"saliency", "fragile"}
+
+
+def test_if_everything_fails_the_error_is_raised(make_study: MakeStudy) -> None:
+    def hopeless(model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        make_study().attribute(hopeless)
+
+
+def test_ctrl_c_goes_through_and_what_was_finished_stays(make_study: MakeStudy, tmp_path: Path) -> None:
+    def interrupted(model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_study(tmp_path).attribute(["saliency", interrupted])
+    assert len(_cells(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "empty", "moved"])
+def test_a_damaged_cell_is_named_and_computed_again(
+    make_study: MakeStudy, tmp_path: Path, damage: str
+) -> None:
+    first = _run(make_study(tmp_path))
+    scores, maps = first.scores, first.maps["plain"]["saliency"].values.clone()
+    draws = np.random.default_rng(0)
+    for kind in ("maps", "scores", "attack"):
+        files = sorted((tmp_path / "cells" / kind).rglob("*.safetensors"))
+        content = bytearray(files[0].read_bytes())
+        if damage == "moved":
+            files[0].write_bytes(files[1].read_bytes())
+        elif damage == "bit":
+            content[draws.integers(8, len(content))] ^= 4
+            files[0].write_bytes(content)
+        else:
+            files[0].write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+    with pytest.warns(UserWarning, match=r"the cell '.*' is (damaged|not under its own name)"):
+        second = _run(make_study(tmp_path))
+        for model in second.models:
+            for method in METHODS:
+                second.maps[model][method]
+    pd.testing.assert_frame_equal(second.scores, scores)
+    assert torch.equal(second.maps["plain"]["saliency"].values, maps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _run(make_study(tmp_path))
+
+
+def test_models_are_left_as_they_were(make_study: MakeStudy) -> None:
+    study = make_study()
+    for member in study.members:
+        member.module.train()
+    before = torch.get_rng_state()
+    _run(study).compare().table()
+    assert all(member.module.training for member in study.members)
+    assert all(p.requires_grad and p.grad is None for m in study.members for p in m.module.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_weights_that_changed_after_attribute_are_noticed(make_study: MakeStudy) -> None:
+    study = make_study().attribute("saliency")
+    with torch.no_grad():
+        study.members[0].module[3].bias += 1
+    with pytest.raises(InputError, match=r"the weights of plain .* changed since"):
+        study.score("sparseness")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.attribute("salency"), "did you mean 'saliency'"),
+        (lambda s: s.attribute({"smoothgrad": {"stdv": 3}}), "did you mean 'stdev'"),
+        (lambda s: s.attribute([]), "name at least one method"),
+        (lambda s: s.score("sparseness"), "no maps to score yet"),
+        (lambda s: s.attribute("saliency").score("sparsness"), "did you mean 'sparseness'"),
+        (lambda s: s.attack("pdg", eps=0.1), "did you mean 'pgd'"),
+        (lambda s: s.attack("pgd", eps=[]), "at least one radius"),
+        (lambda s: s.attack("pgd", eps=-1), "eps must be"),
+        (lambda s: s.compare(), "nothing to compare yet"),
+        (lambda s: s.write_tables(), "kept in memory"),
+        (lambda s: s.read_maps("plain", "saliency"), "unknown method of this study"),
+        (lambda s: s.attribute("saliency").read_maps("palin", "saliency"), "did you mean 'plain'"),
+    ],
+)
+def test_mistakes_are_named(make_study: MakeStudy, call: Callable[[Study], object], message: str) -> None:
+    with pytest.raises(SaliencyLabError, match=message):
+        call(make_study())
+
+
+def test_bad_models_and_samples_are_named(tiny_sample: tuple[torch.Tensor, torch.Tensor]) -> None:
+    with pytest.raises(InputError, match="models must map names"):
+        Study({}, tiny_sample)
+    with pytest.raises(InputError, match=r"model 'plain' must be an nn\.Module"):
+        Study({"plain": "resnet"}, tiny_sample)  # type: ignore[dict-item]
+    with pytest.raises(InputError, match="labels must have the shape"):
+        Study({"plain": nn.Identity()}, (tiny_sample[0], tiny_sample[1][:3]))
+
+
+def test_an_unknown_name_is_noticed_before_anything_is_computed(
+    make_study: MakeStudy, nothing_computed: None
+) -> None:
+    with pytest.raises(UnknownNameError):
+        make_study().attribute(["saliency", "no_such_method"])
+
+
+def test_a_full_disk_loses_nothing_and_says_what_to_do(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(tmp_path).attribute("saliency")
+    before = _cells(tmp_path)
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(SaliencyLabError, match=r"No space left.*Make room, then run the same again"):
+            study.score("sparseness")
+    assert _cells(tmp_path) == before
+    assert not list(tmp_path.rglob(".*.safetensors"))
+    assert len(study.score("sparseness").scores) == 24
+
+
+SCRIPT = """
+import sys, time, torch
+from torch import nn
+import saliency_lab as sl
+from saliency_lab.study import work
+sl.show_progress(False)
+torch.set_num_threads(1)
+
+def slow(compute):
+    def wrapper(*args):
+        time.sleep(0.05)
+        found = compute(*args)
+        print("computed", len(found) if isinstance(found, dict) else 1, flush=True)
+        return found
+    return wrapper
+
+for name in ("compute_maps", "compute_scores", "compute_attack"):
+    setattr(work, name, slow(getattr(work, name)))
+torch.manual_seed(0)
+nets = {f"net{i}": nn.Sequential(nn.Flatten(), nn.Linear(36, 3)) for i in range(3)}
+x, y = torch.rand(6, 1, 6, 6), torch.arange(6) % 3
+study = sl.Study(nets, (x, y), store=sys.argv[1])
+print("ready", flush=True)
+study.attribute(["saliency", "input_x_gradient"]).score(["sparseness", "complexity"])
+study.attack("fgsm", eps=[0.1])
+print("scores", float(study.scores["score"].sum()), len(study.scores), int(study.robustness["robust"].sum()))
+"""
+CELLS = 3 * 2 + 3 * 2 * 2 + 3
+
+
+def _start(store: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(store)], stdout=subprocess.PIPE, text=True)
+
+
+def _computed(output: str) -> int:
+    return sum(int(line.split()[1]) for line in output.splitlines() if line.startswith("computed"))
+
+
+def test_sigkill_loses_nothing_that_was_finished(tmp_path: Path) -> None:
+    draws = np.random.default_rng()
+    total, kept = 0, {}
+    for _ in range(2):
+        process = _start(tmp_path)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(draws.uniform(0.02, 0.6))
+        process.kill()
+        total += _computed(process.communicate()[0])
+        cells = _cells(tmp_path)
+        assert {name: cells[name] for name in kept} == kept
+        kept = cells
+    output = _start(tmp_path).communicate()[0]
+    cells = _cells(tmp_path)
+    assert {name: cells[name] for name in kept} == kept
+    assert len(cells) == CELLS
+    assert CELLS <= total + _computed(output) <= CELLS + 2 * 2  # at most the cells in hand are repeated
+    fresh = _start(tmp_path / "fresh").communicate()[0]
+    assert output.splitlines()[-1] == fresh.splitlines()[-1]
+
+
+def test_two_processes_share_a_store_and_compute_each_cell_once(tmp_path: Path) -> None:
+    both = [_start(tmp_path) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum(map(_computed, outputs)) == CELLS
+    assert len(_cells(tmp_path)) == CELLS
+    assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
