@@ -73,7 +73,7 @@ def proportion_interval(right: np.ndarray, *, level: float = 0.95) -> Interval:
         return Interval(share, max(0.0, interval.low), min(1.0, interval.high))
     n = right.shape[1]
     low, high = proportion_confint(round(share * n), n, alpha=1 - level, method="wilson")
-    return Interval(share, max(0.0, float(low)), min(1.0, float(high)))
+    return Interval(share, min(share, float(low)), max(share, float(high)))  # at 0 % low is 1e-17
 
 
 def difference_interval(a: np.ndarray, b: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Interval:

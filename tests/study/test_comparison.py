@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.study import Comparison, Study
+
+N = 40
+
+
+def _scores(seeds: int = 1) -> pd.DataFrame:
+    """Model "b" is above "a" in sparseness, "c" is "a" with noise; one score is undefined."""
+    draws = np.random.default_rng(0)
+    base = draws.normal(size=N)
+    rows = []
+    for method in ("saliency", "smoothgrad"):
+        for metric in ("sparseness", "pixel_flipping"):
+            for model, shift in (("a", 0.0), ("b", 1.0), ("c", 0.0)):
+                for seed in range(seeds):
+                    score = base + shift + 0.3 * draws.normal(size=N)
+                    rows.append(
+                        pd.DataFrame(
+                            {
+                                "model": model,
+                                "recipe": "",
+                                "seed": seed,
+                                "method": method,
+                                "metric": metric,
+                                "sample": range(N),
+                                "score": score,
+                            }
+                        )
+                    )
+    table = pd.concat(rows, ignore_index=True)
+    table.loc[(table["model"] == "c") & (table["sample"] == 3), "score"] = np.nan
+    return table
+
+
+def _robustness(seeds: int = 1) -> pd.DataFrame:
+    draws = np.random.default_rng(1)
+    rows = []
+    for model, share in (("a", 0.2), ("b", 0.8), ("c", 0.25)):
+        for seed in range(seeds):
+            alive = np.ones(N, bool)
+            for eps in (0.0, 0.1, 0.2):
+                alive = alive & (draws.random(N) < (0.95 if eps == 0 else share**0.5))
+                rows.append(
+                    pd.DataFrame(
+                        {
+                            "model": model,
+                            "recipe": "",
+                            "seed": seed,
+                            "attack": "pgd",
+                            "eps": eps,
+                            "sample": range(N),
+                            "robust": alive,
+                        }
+                    )
+                )
+    return pd.concat(rows, ignore_index=True)
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    return Comparison(_scores(), _robustness(), baseline="a")
+
+
+def test_the_table_holds_what_scipy_and_statsmodels_say(comparison: Comparison) -> None:
+    table = comparison.table().set_index(["metric", "method", "model"])
+    scores = _scores().query("metric == 'sparseness' and method == 'saliency'")
+    wide = scores.pivot(index="sample", columns="model", values="score")
+    row = table.loc[("sparseness", "saliency", "b")]
+    assert row["mean"] == pytest.approx(wide["b"].mean())
+    assert row["difference"] == pytest.approx((wide["b"] - wide["a"]).mean())
+    assert row["p"] == pytest.approx(stats.wilcoxon(wide["b"] - wide["a"]).pvalue)
+    bca = stats.bootstrap((wide["b"],), np.mean, n_resamples=20000, rng=np.random.default_rng(3))
+    assert row["low"] == pytest.approx(bca.confidence_interval.low, abs=0.03)
+    assert row["high"] == pytest.approx(bca.confidence_interval.high, abs=0.03)
+    robust = _robustness().query("model == 'b' and eps == 0.2")["robust"]
+    row = comparison.table().query("metric == 'robust_accuracy' and eps == 0.2 and model == 'b'").iloc[0]
+    assert row["mean"] == pytest.approx(robust.mean())
+    assert (row["low"], row["high"]) == pytest.approx(proportion_confint(robust.sum(), N, method="wilson"))
+
+
+def test_holm_is_over_all_map_scores_and_over_all_accuracies(comparison: Comparison) -> None:
+    table = comparison.table()
+    share = table["metric"].isin(["accuracy", "robust_accuracy"])
+    for family in (table[share], table[~share]):
+        tested = family[family["p"].notna()]
+        assert len(tested) == len(family) * 2 // 3  # all but the baseline
+        np.testing.assert_allclose(tested["p_holm"], multipletests(tested["p"], method="holm")[1])
+
+
+def test_undefined_scores_are_counted_and_shown(comparison: Comparison) -> None:
+    table = comparison.table()
+    scores = table[table["metric"] == "sparseness"].set_index(["method", "model"])
+    assert scores.loc[("saliency", "c"), ["n", "undefined"]].tolist() == [N - 1, 1]
+    assert scores.loc[("saliency", "a"), ["n", "undefined"]].tolist() == [N, 0]
+    assert "1 NaN" in str(comparison)
+
+
+def test_the_best_and_its_ties_follow_the_direction_of_the_metric(comparison: Comparison) -> None:
+    ranks = comparison.table().set_index(["metric", "method", "model"])["rank"]
+    assert ranks["sparseness", "saliency", "b"] == "best"  # higher is better
+    assert ranks["sparseness", "saliency", "a"] == ranks["sparseness", "saliency", "c"] == ""
+    assert ranks["pixel_flipping", "saliency", "b"] == ""  # lower is better
+    assert sorted(ranks["pixel_flipping", "saliency", each] for each in "ac") == ["best", "tie"]
+    flipped = Comparison(_scores(), _robustness(), baseline="a", better={"sparseness": "neither"})
+    assert set(flipped.table().query("metric == 'sparseness'")["rank"]) == {""}
+
+
+def test_several_seeds_widen_the_interval_and_are_counted() -> None:
+    scores = _scores(seeds=3)
+    scores["score"] += scores["seed"] * 0.5
+    row = (
+        Comparison(scores, _robustness(3), baseline="a")
+        .table()
+        .query("metric == 'sparseness' and method == 'saliency' and model == 'b'")
+        .iloc[0]
+    )
+    one = (
+        Comparison(scores[scores["seed"] == 0], _robustness(), baseline="a")
+        .table()
+        .query("metric == 'sparseness' and method == 'saliency' and model == 'b'")
+        .iloc[0]
+    )
+    assert (row["seeds"], row["n"]) == (3, 3 * N)
+    assert row["high"] - row["low"] > 1.5 * (one["high"] - one["low"])
+
+
+def test_text_shows_every_model_and_measure_and_marks_what_differs(comparison: Comparison) -> None:
+    text = str(comparison)
+    lines = text.splitlines()
+    assert "3 models on 40 images" in lines[0]
+    (row,) = (line for line in lines if line.startswith("robust_accuracy ↑  pgd, ε = 0.2"))
+    assert row.count("%") == 3
+    assert row.count("†") == 1
+    assert len({len(line) for line in lines if set(line) == {"─"}}) == 1
+    assert max(map(len, lines[:-2])) <= len(lines[1])
+
+
+def test_exports_say_the_same(comparison: Comparison) -> None:
+    mean = f"{100 * comparison.measure('robust_accuracy', eps=0.2).values['b'].mean():.1f}"
+    markdown, html, latex = comparison.to_markdown(), comparison.to_html(), comparison.to_latex()
+    assert f"**{mean} %" in markdown
+    assert f"<b>{mean} %" in html
+    assert rf"\textbf{{{mean} \%" in latex
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in rows} == {6}
+    assert html.count("<tr>") == 1 + 7
+    assert latex.count(r"\\") == 1 + 7
+    assert "_" not in latex.replace(r"\_", "")
+
+
+def test_names_are_escaped_in_html() -> None:
+    scores = _scores().replace({"model": {"b": "<script>"}})
+    assert "<script>" not in Comparison(scores, _robustness().iloc[:0], baseline="a").to_html()
+
+
+@pytest.mark.parametrize("part", ["scores", "robustness"])
+def test_one_of_the_two_tables_is_enough(part: str) -> None:
+    scores, robustness = _scores(), _robustness()
+    empty = (scores.iloc[:0], robustness) if part == "robustness" else (scores, robustness.iloc[:0])
+    assert len(Comparison(*empty, baseline="a").table()) == (12 if part == "scores" else 9)
+
+
+def test_mistakes_are_named(comparison: Comparison) -> None:
+    with pytest.raises(InputError, match="unknown baseline: 'd'"):
+        Comparison(_scores(), _robustness(), baseline="d")
+    with pytest.raises(InputError, match="level must be above 0"):
+        Comparison(_scores(), _robustness(), baseline="a", level=95)
+    with pytest.raises(InputError, match="did you mean 'sparseness'"):
+        comparison.plot.tradeoff("robust_accuracy", "sparsness")
+    with pytest.raises(InputError, match=r"no attack at ε = 0\.3; there are: 0\.1, 0\.2"):
+        comparison.plot.tradeoff(eps=0.3)
+    with pytest.raises(InputError, match="made from tables"):
+        comparison.plot.maps()
+
+
+def test_figures_show_the_numbers_of_the_table(comparison: Comparison) -> None:
+    before = dict(mpl.rcParams)
+    figure = comparison.plot.tradeoff("robust_accuracy", "sparseness", method="smoothgrad", eps=0.1)
+    assert isinstance(figure, Figure)
+    (ax,) = figure.axes
+    table = comparison.table().set_index(["metric", "method", "model"])
+    drawn = [tuple(float(v[0]) for v in line.get_data()) for line in ax.lines if line.get_marker() in "os^"]
+    robust = comparison.table().query("metric == 'robust_accuracy' and eps == 0.1").set_index("model")["mean"]
+    expected = [(robust[model], table.loc[("sparseness", "smoothgrad", model), "mean"]) for model in "abc"]
+    np.testing.assert_allclose(drawn, expected)
+    assert {text.get_text() for text in ax.texts} == {"a", "b", "c"}
+    assert "robust accuracy (pgd, ε = 0.1)" in ax.get_xlabel()
+    curves = comparison.plot.robustness().axes[0]
+    np.testing.assert_allclose(curves.lines[1].get_ydata()[2], _robust_mean("b", 0.2))
+    assert dict(mpl.rcParams) == before
+
+
+def _robust_mean(model: str, eps: float) -> float:
+    rows = _robustness()
+    return rows[(rows["model"] == model) & (rows["eps"] == eps)]["robust"].mean()
+
+
+def test_seeds_are_small_marks_of_the_tradeoff() -> None:
+    comparison = Comparison(_scores(3), _robustness(3), baseline="a")
+    (ax,) = comparison.plot.tradeoff().axes
+    small = [line for line in ax.lines if line.get_markersize() == 4]
+    assert [len(line.get_xdata()) for line in small] == [3, 3, 3]
+
+
+def test_maps_are_those_of_the_study(make_study: Callable[..., Study]) -> None:
+    study = make_study().attribute("saliency").score("sparseness")
+    figure = study.compare("plain").plot.maps(n=3)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert {"plain", "other"} <= set(titles)
