@@ -15,6 +15,7 @@ _ROOMS = {
     "Attributions": "attribution",
     "attribute": "attribution",
     "list_methods": "attribution",
+    "sanity_check": "attribution",
     "AttackResult": "attacks",
     "attack": "attacks",
     "list_attacks": "attacks",
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from saliency_lab._common.errors import SaliencyLabError
     from saliency_lab._common.progress import show_progress
     from saliency_lab.attacks import AttackResult, attack, list_attacks, robustness_curve
-    from saliency_lab.attribution import Attributions, attribute, list_methods
+    from saliency_lab.attribution import Attributions, attribute, list_methods, sanity_check
     from saliency_lab.data import ImageData, list_datasets, load_dataset
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
     from saliency_lab.models import Normalised, build_model, list_models, load_model, save_model
@@ -75,6 +76,7 @@ __all__ = [
     "load_model",
     "load_recipe",
     "robustness_curve",
+    "sanity_check",
     "save_model",
     "show_progress",
     "train",

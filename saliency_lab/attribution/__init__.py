@@ -6,5 +6,6 @@ from saliency_lab.attribution import layer, attention, perturbation, control  # 
 from saliency_lab.attribution.catalogue import list_methods
 from saliency_lab.attribution.door import attribute
 from saliency_lab.attribution.result import Attributions
+from saliency_lab.attribution.sanity import SanityCheck, sanity_check
 
-__all__ = ["Attributions", "attribute", "list_methods"]
+__all__ = ["Attributions", "SanityCheck", "attribute", "list_methods", "sanity_check"]

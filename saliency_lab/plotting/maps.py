@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -77,7 +78,8 @@ def grid(
     tall, wide = next(iter(columns.values())).shape[1:]
     height = width * tall / wide + (0.22 if predictions else 0.06)
     head = 0.25 + 0.2 * max(name.count("\n") for name in titles) + (0.35 if title else 0)
-    fig = figure(len(names) * (width + 0.06) + 1.3, max(count * height + head, 1.9))
+    left = 0.08 * max((len(str(label)) for label in labels), default=0) if labels is not None else 0.0
+    fig = figure(left + len(names) * (width + 0.06) + 1.1, max(count * height + head, 1.9))
     axes = fig.subplots(count, len(names), squeeze=False)
     first = 0 if pictures is None else 1
     for row in range(count):
@@ -253,9 +255,9 @@ def _bar(fig: Figure, axes: list[Axes], limit: float, scale: Scale, signed: bool
 
 
 def _wrap(name: str, limit: int = 14) -> str:
-    """Break a long column title at underscores, slashes and spaces."""
+    """Break a long column title behind underscores, slashes, dots and spaces."""
     lines = [""]
-    for part in name.replace("_", "_\0").replace("/", "/\0").replace(" ", " \0").split("\0"):
+    for part in re.sub(r"([_/. ])", "\\1\0", name).split("\0"):
         if lines[-1] and len(lines[-1]) + len(part) > limit:
             lines.append("")
         lines[-1] += part

@@ -7,6 +7,7 @@ from unittest import mock
 import captum.attr as ca
 import pytest
 import torch
+from captum.attr._core.gradient_shap import InputBaselineXGradient
 
 from saliency_lab._common.seeding import sample_normal, sample_seeds
 from saliency_lab.attribution import attribute
@@ -114,3 +115,36 @@ def test_zero_noise_is_the_base_method(net, batch):
     torch.testing.assert_close(
         attribute(net, x, y, "vargrad", stdev=0, n=3).values, torch.zeros_like(x), rtol=0, atol=1e-12
     )
+
+
+def test_gradient_shap_is_captums_given_the_same_draws(net, batch):
+    """Captum draws baselines and coefficients from NumPy's global generator; here the draws are ours."""
+    x, y = batch
+    baselines = torch.rand(3, *x.shape[1:], generator=torch.Generator().manual_seed(8))
+    maps = attribute(net, x, y, "gradient_shap", baselines=baselines, n=4, seed=5)
+    chosen, alpha = [], []
+    for seed in sample_seeds(x, 5, "expected"):
+        source = torch.Generator().manual_seed(seed)
+        chosen.append(torch.empty(4, dtype=torch.int64).random_(0, 3, generator=source))
+        alpha.append(torch.empty(4).uniform_(generator=source))
+    draws = []
+    for k in range(4):
+        base = baselines[torch.stack(chosen)[:, k]]
+        coefficients = torch.stack(alpha)[:, k].double().numpy()
+        with mock.patch("captum.attr._core.gradient_shap.np.random.uniform", return_value=coefficients):
+            explainer = InputBaselineXGradient(net)
+            draws.append(explainer.attribute(x.clone(), base, target=y).float())
+    torch.testing.assert_close(maps.values, torch.stack(draws).mean(0), rtol=0, atol=1e-5)
+    with torch.no_grad():
+        rows = torch.arange(len(x))
+        start = net(baselines)[:, y].mean(0)
+        torch.testing.assert_close(maps.total.float(), net(x)[rows, y] - start)
+
+
+def test_gradient_shap_converges_to_the_difference(net, batch):
+    x, y = batch
+    baselines = torch.rand(2, *x.shape[1:], generator=torch.Generator().manual_seed(8))
+    deltas = [
+        attribute(net, x, y, "gradient_shap", baselines=baselines, n=n).delta.abs().mean() for n in (4, 600)
+    ]
+    assert deltas[1] < deltas[0] / 3

@@ -1,0 +1,186 @@
+"""The sanity check of saliency maps: does a method's map change when the model forgets what it learnt?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import device_of, undisturbed
+from saliency_lab._common.progress import progress
+from saliency_lab._common.seeding import derive_seed, preserved_rng
+from saliency_lab.attribution.catalogue import METHODS
+from saliency_lab.attribution.door import attribute
+from saliency_lab.attribution.similarity import rank_correlation, ssim
+from saliency_lab.attribution.target import TargetSpec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TRAINED = "trained"
+_SHOWN = 4  # images whose maps are kept for the picture
+
+
+@dataclass(frozen=True, eq=False)
+class SanityCheck:
+    """Likeness of each method's maps to the trained model's, as layers are randomised from the output down.
+
+    Attributes
+    ----------
+    table : DataFrame
+        One row a method, step and sample: `method`, `step` (0 is the trained model), `layer` (the last one
+        randomised), `sample`, `rank_correlation` (Spearman of the signed maps), `absolute_rank_correlation`
+        and `ssim` (of their magnitudes).
+    maps : mapping of method to Tensor
+        (steps + 1, n, C, H, W): the maps of the first images.
+    """
+
+    table: pd.DataFrame
+    maps: Mapping[str, Tensor]
+
+    def summary(self) -> pd.DataFrame:
+        """Mean likeness over samples and randomised steps, one row a method; a sound method is near 0.
+
+        A map that was multiplied by the image is 0 wherever the image is, whatever the model: on images
+        with a black background only the signed `rank_correlation` is telling for such methods.
+        """
+        randomised = self.table[self.table.step > 0]
+        measures = ["rank_correlation", "absolute_rank_correlation", "ssim"]
+        return randomised.groupby("method", sort=False)[measures].mean()
+
+    def plot(self, measure: str = "rank_correlation") -> Figure:
+        """Likeness against the layers randomised so far, a line a method, mean and 95 % interval."""
+        from saliency_lab.plotting.sanity import cascade
+
+        return cascade(self.table, measure)
+
+    def plot_maps(self, image: int = 0) -> Figure:
+        """One image's maps: a row a method, a column a step, each panel on its own scale."""
+        from saliency_lab.plotting.maps import grid
+
+        layers = self.table.drop_duplicates("step").sort_values("step").layer
+        columns = {
+            layer: torch.stack([maps[step, image] for maps in self.maps.values()])
+            for step, layer in enumerate(layers)
+        }
+        return grid(None, columns, labels=list(self.maps), scale="panel")
+
+
+def sanity_check(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    methods: Sequence[str] = ("saliency", "integrated_gradients", "guided_backprop", "edges"),
+    *,
+    target: TargetSpec = "label",
+    seed: int = 0,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> SanityCheck:
+    """Randomise a copy of the model layer by layer from the output down, and watch each method's maps.
+
+    A method whose map hardly changes does not explain the model (Adebayo et al., "Sanity Checks for Saliency
+    Maps", NeurIPS 2018). `edges` is in the list as the control that must fail.
+
+    Parameters
+    ----------
+    model, x, y, target, seed
+        As for `attribute`. A layer is drawn anew as it was before training (`reset_parameters`);
+        normalisation layers go with the layer in front of them.
+    methods : sequence of str
+        Names of `list_methods()`.
+    settings : mapping of method to settings, optional
+
+    Raises
+    ------
+    InputError
+        As `attribute`; or if the model has no layer to randomise.
+    """
+    chosen = settings or {}
+    if stray := set(chosen) - set(methods):
+        raise InputError(f"settings are given for methods that are not checked: {', '.join(sorted(stray))}")
+    for name in methods:
+        METHODS[name]  # a misspelt name is told before the first map is computed
+    twin = copy.deepcopy(model)
+    layers = layers_from_output(twin, x[:1])
+    if target == "prediction":  # of the trained model: the randomised ones predict something else
+        target = attribute(model, x, method="constant", target="prediction").classes
+    reference: dict[str, Tensor] = {}
+    kept: dict[str, list[Tensor]] = {name: [] for name in methods}
+    rows = []
+    with progress(label="sanity check", total=len(methods) * (len(layers) + 1)) as bar:
+        for step, (layer, modules) in enumerate([(TRAINED, []), *layers]):
+            for module_name, module in modules:
+                randomise(module, derive_seed(seed, "randomise", module_name))
+            for name in methods:
+                options = chosen.get(name, {})
+                maps = attribute(twin, x, y, name, target=target, seed=seed, **options).values
+                base = reference.setdefault(name, maps)
+                kept[name].append(maps[:_SHOWN])
+                rows.append(_likeness(base, maps).assign(method=name, step=step, layer=layer))
+                bar.update()
+    table = pd.concat(rows, ignore_index=True)
+    order = ["method", "step", "layer", "sample", "rank_correlation", "absolute_rank_correlation", "ssim"]
+    return SanityCheck(table[order], {name: torch.stack(each) for name, each in kept.items()})
+
+
+def layers_from_output(model: nn.Module, image: Tensor) -> list[tuple[str, list[tuple[str, nn.Module]]]]:
+    """Layers with parameters, last executed first: a name, and its modules (a layer and its normalisation).
+
+    Raises
+    ------
+    InputError
+        If no module with parameters takes part in the forward pass.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    executed: list[nn.Module] = []
+    handles = [module.register_forward_pre_hook(lambda each, _: executed.append(each)) for module in names]
+    try:
+        with undisturbed(model), torch.no_grad():
+            dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+            model(image.detach().to(device_of(model), dtype, copy=True))
+    finally:
+        for handle in handles:
+            handle.remove()
+    layers: list[tuple[str, list[tuple[str, nn.Module]]]] = []
+    for module in dict.fromkeys(executed):
+        for each in (module, *(child for child in module.children() if child not in executed)):
+            own = list(each.parameters(recurse=False))
+            if not own:
+                continue
+            joins = bool(layers) and all(parameter.ndim < 2 for parameter in own)
+            if joins:
+                layers[-1][1].append((names[each], each))
+            else:
+                layers.append((names[each] or type(each).__name__, [(names[each], each)]))
+    if not layers:
+        raise InputError(f"{type(model).__name__} has no layer with parameters to randomise")
+    return layers[::-1]
+
+
+def randomise(module: nn.Module, seed: int) -> None:
+    """Draw a module's own parameters anew: by its own initialisation, else normal with the same spread."""
+    with preserved_rng(seed), torch.no_grad():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+            return
+        for parameter in module.parameters(recurse=False):
+            spread = float(parameter.std()) if parameter.numel() > 1 else float(parameter.abs())
+            parameter.normal_(0.0, spread)
+
+
+def _likeness(base: Tensor, maps: Tensor) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "sample": range(len(base)),
+            "rank_correlation": rank_correlation(base, maps).numpy(),
+            "absolute_rank_correlation": rank_correlation(base.abs(), maps.abs()).numpy(),
+            "ssim": ssim(base.abs(), maps.abs()).numpy(),
+        }
+    )

@@ -1,0 +1,49 @@
+"""The picture of a sanity check: likeness to the trained model's maps as layers are randomised."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.plotting.style import colours, figure, markers, styled
+
+_TITLES = {
+    "rank_correlation": "rank correlation\nwith the trained model's map",
+    "absolute_rank_correlation": "rank correlation of magnitudes\nwith the trained model's map",
+    "ssim": "SSIM of magnitudes\nwith the trained model's map",
+}
+
+
+@styled
+def cascade(table: pd.DataFrame, measure: str = "rank_correlation") -> Figure:
+    """A line a method over the layers randomised so far: mean over samples with its 95 % interval.
+
+    `table` has the columns `method`, `step`, `layer` and the measure, one row a sample.
+
+    Raises
+    ------
+    InputError
+        If the measure is no column of the table.
+    """
+    if measure not in _TITLES or measure not in table:
+        raise InputError(f"measure must be one of {', '.join(_TITLES)}, not {measure!r}")
+    layers = table.drop_duplicates("step").sort_values("step")
+    longest = max(len(layer) for layer in layers.layer)
+    fig = figure(max(5.5, 0.45 * len(layers) + 3.2), 3.4 + 0.05 * longest)
+    ax = fig.subplots()
+    methods = list(table.method.unique())
+    colour, marker = colours(methods), markers(methods)
+    for method in methods:
+        groups = table[table.method == method].groupby("step")[measure]
+        mean, error = groups.mean(), 1.96 * groups.sem().fillna(0.0)
+        ax.fill_between(mean.index, mean - error, mean + error, color=colour[method], alpha=0.2, linewidth=0)
+        ax.plot(mean.index, mean, color=colour[method], marker=marker[method], label=method)
+    ax.axhline(0, color="#404040", linewidth=0.8, linestyle=":")
+    ax.set_ylim(min(-0.05, *ax.get_ylim()), 1.05)
+    ax.set_xticks(layers.step, layers.layer, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_xlabel("randomised from the output down to")
+    ax.set_ylabel(_TITLES[measure])
+    ax.grid(axis="y")
+    fig.legend(loc="outside right upper")
+    return fig

@@ -1,0 +1,110 @@
+"""The sanity check by randomisation, on a network that reads digits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.attribution import attribute, sanity_check
+from saliency_lab.attribution.sanity import layers_from_output
+from saliency_lab.models import build_model
+
+
+@pytest.fixture(scope="module")
+def check(trained, digits_sample):
+    x, y = digits_sample.x, digits_sample.y
+    before = {key: value.clone() for key, value in trained.state_dict().items()}
+    methods = ["saliency", "integrated_gradients", "guided_backprop", "edges", "random"]
+    done = sanity_check(trained, x, y, methods, settings={"integrated_gradients": {"steps": 8}})
+    assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())
+    return done
+
+
+def test_guided_backprop_shows_its_known_failure(check):
+    """The gradient and integrated gradients forget with the model; guided back-propagation hardly does."""
+    correlation = check.summary().rank_correlation
+    assert abs(correlation["saliency"]) < 0.15 and abs(correlation["integrated_gradients"]) < 0.15
+    assert correlation["guided_backprop"] > 0.35
+
+
+def test_controls_score_as_controls_should(check):
+    summary = check.summary()
+    assert (summary.loc[["edges", "random"]] > 1 - 1e-9).all(axis=None)
+
+
+def test_first_step_is_the_trained_model_and_each_step_changes_one_more_layer(check, trained, digits_sample):
+    x, y = digits_sample.x, digits_sample.y
+    table = check.table
+    start = table[(table.step == 0)]
+    assert (start.rank_correlation > 1 - 1e-9).all() and (start.layer == "trained").all()
+    assert table.groupby("step").layer.first().tolist() == [
+        "trained",
+        "net.classifier.fc2",
+        "net.classifier.fc1",
+        "net.features.conv2",
+        "net.features.conv1",
+    ]
+    assert len(table) == 5 * 5 * len(x)
+    expected = attribute(trained, x[:4], y[:4], "saliency").values
+    torch.testing.assert_close(check.maps["saliency"][0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_it_repeats(check, trained, digits_sample):
+    again = sanity_check(trained, digits_sample.x, digits_sample.y, ["saliency"])
+    first = check.table[check.table.method == "saliency"].reset_index(drop=True)
+    assert again.table.equals(first)
+
+
+def test_normalisation_goes_with_its_layer_and_every_parameter_is_drawn_anew():
+    model = build_model("resnet8", input_shape=(3, 32, 32))
+    layers = layers_from_output(model, torch.rand(1, 3, 32, 32))
+    assert layers[0][0] == "net.fc" and layers[-1][0] == "net.stem.0"
+    assert [name for name, _ in layers[-1][1]] == ["net.stem.0", "net.stem.1"]
+    reached = {name for _, modules in layers for name, _ in modules}
+    assert reached == {
+        name for name, module in model.named_modules() if list(module.parameters(recurse=False))
+    }
+
+
+def test_a_transformers_attention_is_reached():
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = model, nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.layer(x.flatten(2).transpose(1, 2)).mean(1))
+
+    names = {name for _, modules in layers_from_output(Net(), torch.rand(1, 8, 4, 4)) for name, _ in modules}
+    assert {"layer.self_attn", "layer.self_attn.out_proj", "layer.linear1", "head"} <= names
+
+
+def test_pictures(check):
+    lines = check.plot()
+    ax = lines.axes[0]
+    assert [text.get_text() for text in lines.legends[0].get_texts()] == list(check.maps)
+    assert ax.get_xticklabels()[0].get_text() == "trained"
+    assert len(check.plot_maps().axes) == 5 * 5 + 1
+    with pytest.raises(InputError, match="measure must be one of"):
+        check.plot("likeness")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ["salency"]}, "did you mean 'saliency'"),
+        ({"settings": {"lrp": {}}}, "methods that are not checked: lrp"),
+    ],
+)
+def test_bad_input_is_named(trained, digits_sample, options, message):
+    with pytest.raises(InputError, match=message):
+        sanity_check(trained, digits_sample.x, digits_sample.y, **options)
+
+
+def test_a_model_without_parameters_is_named(digits_sample):
+    with pytest.raises(InputError, match="no layer with parameters"):
+        sanity_check(nn.Flatten(), digits_sample.x, digits_sample.y)
