@@ -52,10 +52,10 @@ class Validation:
 
 def collapse_message(validation: Validation, recipe: Recipe) -> str:
     """Say what a constant prediction usually comes from."""
-    if recipe.attack.warmup_epochs == 0 and recipe.attack.eps > 0:
-        cure = "set attack.warmup_epochs = 1, so that ε rises gradually, or lower attack.eps"
+    if recipe.attack.warmup == 0 and recipe.attack.eps > 0:
+        cure = "set attack.warmup = 0.2, so that ε rises gradually, or lower attack.eps"
     else:
-        cure = "lower optimizer.learning_rate, raise attack.warmup_epochs, or train for more training.epochs"
+        cure = "lower optimizer.learning_rate, raise attack.warmup, or train for more training.epochs"
     return (
         f"the model predicts one class for {validation.constant_share:.0%} of the validation images "
         f"(clean accuracy {validation.clean:.1%}): it collapsed to a constant; {cure}"

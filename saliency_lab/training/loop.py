@@ -208,7 +208,7 @@ class Trainer:
             x,
             y,
             attack=recipe.attack,
-            eps=recipe.attack.eps * ramp(index / self.batches, recipe.attack.warmup_epochs),
+            eps=recipe.attack.eps * ramp(share, recipe.attack.warmup),
             progress=share,
             seed=seed,
             rank=self.fabric.global_rank,
@@ -233,7 +233,7 @@ class Trainer:
         measured = self._validate()
         row: dict[str, Any] = {
             "epoch": at.epoch + 1,
-            "eps": recipe.attack.eps * ramp(at.epoch + 1, recipe.attack.warmup_epochs),
+            "eps": recipe.attack.eps * ramp((at.epoch + 1) / recipe.training.epochs, recipe.attack.warmup),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "loss": sum(at.sums.values()) / self.batches,
             **{f"loss_{term}": value / self.batches for term, value in at.sums.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -118,10 +118,17 @@ def recipes_folder() -> Path:
     return packaged if packaged.is_dir() else packaged.parent.parent / "recipes"
 
 
-def _bundled() -> dict[str, Path]:
-    folder = recipes_folder()
-    files = sorted(path for path in folder.rglob("*.toml") if not path.name.startswith("_"))
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+def _parts(kind: Literal["tasks", "objectives"]) -> dict[str, Path]:
+    return {path.stem: path for path in sorted((recipes_folder() / kind).glob("*.toml"))}
+
+
+def _bundled() -> dict[str, tuple[Path, Path]]:
+    """TASK/OBJECTIVE → the two files it is made of; the task's keys win."""
+    return {
+        f"{task}/{objective}": (below, above)
+        for task, above in _parts("tasks").items()
+        for objective, below in _parts("objectives").items()
+    }
 
 
 def list_recipes() -> pd.DataFrame:
@@ -135,7 +142,6 @@ def list_recipes() -> pd.DataFrame:
                 "description": recipe.description,
                 "data": recipe.data.name,
                 "model": recipe.model.name,
-                "objective": recipe.objective.name,
                 "eps": recipe.attack.eps,
                 "epochs": recipe.training.epochs,
             }
@@ -167,10 +173,14 @@ def load_recipe(
             table["objective"] = source.objective  # may be of a class that no recipe could name
     elif isinstance(source, Mapping):
         table, where = dict(source), "recipe"
+    elif str(source) in _bundled():
+        table, where = _merged(_bundled()[str(source)]), f"recipe '{source}'"
+        table["name"] = str(source)
+    elif Path(source).suffix == ".toml":
+        table, where = _read(Path(source)), f"recipe '{source}'"
+        table.setdefault("name", Path(source).stem)
     else:
-        path = _find(source)
-        table, where = _read(path), f"recipe '{path}'"
-        table.setdefault("name", str(source) if str(source) in _bundled() else path.stem)
+        raise unknown_name("recipe", str(source), _bundled())
     for key, value in (overrides or {}).items():
         table = _with(table, key.split("."), value)
     try:
@@ -179,20 +189,21 @@ def load_recipe(
         raise RecipeError(str(error)) from None
 
 
-def _find(source: str | Path) -> Path:
-    bundled = _bundled()
-    if str(source) in bundled:
-        return bundled[str(source)]
-    path = Path(source)
-    if path.suffix == ".toml":
-        if not path.is_file():
-            raise RecipeError(f"there is no recipe file '{path}'")
-        return path
-    raise unknown_name("recipe", str(source), bundled)
+def _merged(paths: Iterable[Path], seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read files and merge them; the later wins."""
+    table: dict[str, Any] = {}
+    for path in paths:
+        table = _merge(table, _read(path, seen))
+    return table
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a TOML file over what it extends (one file or several, relative to its folder; the later wins)."""
+    """Read a TOML file over what it extends.
+
+    That is a file beside it, a bundled recipe ("mnist/asgt") or a part of one ("tasks/mnist"), or a list.
+    """
+    if not path.is_file():
+        raise RecipeError(f"there is no recipe file '{path}'")
     path = path.resolve()
     if path in seen:
         raise RecipeError(f"recipe '{path}' extends itself through {' → '.join(p.name for p in seen)}")
@@ -205,11 +216,18 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     bases = table.pop("extends", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise RecipeError(f"recipe '{path}': 'extends' must be a file name or a list of them")
-    merged: dict[str, Any] = {}
-    for base in bases:
-        merged = _merge(merged, _read(path.parent / f"{base.removesuffix('.toml')}.toml", (*seen, path)))
-    return _merge(merged, table)
+        raise RecipeError(f"recipe '{path}': 'extends' must be a name or a list of names")
+    below = [file for base in bases for file in _extended(path, base)]
+    return _merge(_merged(below, (*seen, path)), table)
+
+
+def _extended(path: Path, base: str) -> tuple[Path, ...]:
+    """Files that `extends = base` in `path` means."""
+    beside = path.parent / f"{base.removesuffix('.toml')}.toml"
+    part = recipes_folder() / f"{base}.toml"
+    if beside.is_file() or not (part.is_file() or base in _bundled()):
+        return (beside,)
+    return (part,) if part.is_file() else _bundled()[base]
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

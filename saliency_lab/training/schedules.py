@@ -26,10 +26,10 @@ def learning_rate_factor(schedule: Schedule, progress: float) -> float:
     return 1.0
 
 
-def ramp(epoch: float, over: float) -> float:
-    """Rise linearly from 0 to 1 over the first `over` epochs; `epoch` counts fractions.
+def ramp(progress: float, over: float) -> float:
+    """Rise linearly from 0 to 1 over the first share `over` of the training.
 
-    >>> ramp(0.5, over=2.0), ramp(3.0, over=2.0), ramp(0.0, over=0.0)
+    >>> ramp(0.05, over=0.2), ramp(0.3, over=0.2), ramp(0.0, over=0.0)
     (0.25, 1.0, 1.0)
     """
-    return 1.0 if over <= 0 else min(1.0, epoch / over)
+    return 1.0 if over <= 0 else min(1.0, progress / over)

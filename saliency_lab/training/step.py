@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
@@ -27,8 +29,8 @@ class AttackSpec(Settings):
     step_size: Epsilon | None = None
     """α; None is 2.5·ε / steps (Madry et al. 2018)."""
     random_start: bool = True
-    warmup_epochs: float = 0.0
-    """ε rises linearly from 0 over these epochs."""
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """ε rises linearly from 0 over this share of the training."""
 
     def alpha(self, eps: float) -> float:
         """Step size at the (possibly ramped) radius `eps`."""

@@ -33,6 +33,14 @@ def test_extends_merges_tables_and_the_later_wins(tmp_path):
     assert recipe.name == "mine"
 
 
+def test_extends_takes_bundled_recipes_and_their_parts(tmp_path):
+    recipe = load_recipe(write(tmp_path, 'extends = "mnist/asgt"\n[attack]\neps = 0.3'))
+    assert recipe.objective == load_recipe("mnist/asgt").objective
+    assert (recipe.attack.eps, recipe.attack.warmup) == (0.3, 0.2)
+    recipe = load_recipe(write(tmp_path, 'extends = ["objectives/trades", "tasks/cifar10-resnet18"]'))
+    assert (recipe.objective.name, recipe.model.name, recipe.attack.eps) == ("trades", "resnet18", 0.02)
+
+
 def test_another_objective_takes_none_of_the_base_keys_along(tmp_path):
     write(tmp_path, '[data]\nname = "digits"\n[objective]\nname = "sgt"\nweight = 3.0', "a.toml")
     recipe = load_recipe(write(tmp_path, 'extends = "a"\n[objective]\nname = "trades"'))
@@ -127,5 +135,5 @@ def test_schedules_at_their_end_points():
     assert learning_rate_factor("one_cycle", 0.3) == pytest.approx(1.0)
     assert learning_rate_factor("one_cycle", 1.0) == pytest.approx(0.0)
     assert learning_rate_factor("step", 0.49) == 1.0
-    assert ramp(0.0, 2.0) == 0.0
-    assert ramp(2.0, 2.0) == 1.0
+    assert ramp(0.0, 0.2) == 0.0
+    assert ramp(0.2, 0.2) == 1.0

@@ -26,7 +26,7 @@ TINY = {
     "validation.images": 16,
     "validation.steps": 2,
     "attack.steps": 2,
-    "attack.warmup_epochs": 0.0,
+    "attack.warmup": 0.0,
 }
 
 
@@ -200,7 +200,7 @@ def test_damaged_files_of_a_run_are_named(images, tmp_path, monkeypatch):
 
 
 def test_collapse_is_an_error_and_leaves_no_model(images, tmp_path):
-    with pytest.raises(TrainingError, match=r"collapsed to a constant; set attack\.warmup_epochs") as caught:
+    with pytest.raises(TrainingError, match=r"collapsed to a constant; set attack\.warmup") as caught:
         sl.train(
             "digits/at",
             images,
