@@ -106,8 +106,8 @@ def test_step_lengths_fall_from_two_eps_to_zero_by_a_cosine() -> None:
 
 
 def test_without_early_stop_a_broken_sample_is_driven_further(case) -> None:
-    stopped = sl.attack(case.model, case.x, case.y, "bim", eps=0.1, step_size=0.01)
-    driven = sl.attack(case.model, case.x, case.y, "bim", eps=0.1, step_size=0.01, early_stop=False)
+    stopped = sl.attack(case.model, case.x, case.y, "bim", eps=0.2, step_size=0.02)
+    driven = sl.attack(case.model, case.x, case.y, "bim", eps=0.2, step_size=0.02, early_stop=False)
     assert stopped.success[:-2].all()
     assert torch.equal(stopped.robust, driven.robust)
     assert (driven.loss[:-2] > stopped.loss[:-2]).all()
