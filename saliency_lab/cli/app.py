@@ -26,7 +26,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
-        warnings.showwarning = _print_warning
+        warnings.showwarning = _print_warning  # type: ignore[assignment]
         logging.basicConfig(format="%(message)s")
         logging.getLogger("saliency_lab").setLevel(logging.INFO)
         try:

@@ -90,12 +90,13 @@ def _load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
     The name is the recipe's last part ("asgt" for "mnist/asgt") where that is unique; a checkpoint that
     tells no recipe goes by its folder.
     """
-    from saliency_lab.models import load_model
+    from saliency_lab.models import card_of, load_model
 
     by_recipe: dict[str, list[nn.Module]] = {}
     for path in checkpoints:
         model = load_model(path)
-        recipe = model.card.recipe  # type: ignore[union-attr]
+        card = card_of(model)
+        recipe = card.recipe if card else None
         by_recipe.setdefault(recipe["name"] if recipe else path.as_posix(), []).append(model)
     short = [name.rpartition("/")[2] for name in by_recipe]
     names = short if len(set(short)) == len(short) else list(by_recipe)
@@ -106,12 +107,12 @@ def _test_sample(
     models: dict[str, list[nn.Module]], data: str | None, root: Path | None, images: int, seed: int
 ) -> Sample:
     from saliency_lab.data import load_dataset
+    from saliency_lab.models import card_of
 
     if data is None:
-        card: Any = getattr(next(iter(models.values()))[0], "card", None)
-        recipe = getattr(card, "recipe", None)
+        card = card_of(next(iter(models.values()))[0])
+        recipe = card.recipe if card else None
         if not recipe:
             raise InputError("the model does not say what it was trained on; name it with --data")
-        data, stored = recipe["data"]["name"], recipe["data"]["root"]
-        root = root or (Path(stored) if stored else None)
+        data = recipe["data"]["name"]
     return load_dataset(data, root).test.sample(images, seed)

@@ -48,6 +48,7 @@ def train(
 
     The run's folder holds the weights (safetensors), a card, the log (CSV) and the recipe as it was used.
     """
+    from saliency_lab.models import card_of
     from saliency_lab.training import load_recipe
     from saliency_lab.training import train as run
 
@@ -70,10 +71,11 @@ def train(
             num_nodes=num_nodes,
             strategy=strategy,
         )
-        metrics = model.card.metrics  # type: ignore[union-attr]
+        card = card_of(model)
+        assert card is not None
         print(
-            f"{folder}: validation accuracy {metrics['val_clean']:.1%} clean, "
-            f"{metrics['val_robust']:.1%} under PGD-{settled.validation.steps} at ε = {settled.attack.eps:g}"
+            f"{folder}: validation accuracy {card.metrics['val_clean']:.1%} clean, "
+            f"{card.metrics['val_robust']:.1%} under PGD-{settled.validation.steps} at ε = {settled.attack.eps:g}"
         )
 
 

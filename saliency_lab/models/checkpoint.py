@@ -51,13 +51,19 @@ class ModelCard(BaseModel):
     created: str = ""
 
 
+def card_of(model: nn.Module) -> ModelCard | None:
+    """Return the card that `train` or `load_model` put on a model; None for any other."""
+    card = getattr(model, "card", None)
+    return card if isinstance(card, ModelCard) else None
+
+
 def save_model(model: nn.Module, folder: str | Path, card: ModelCard | None = None) -> ModelCard:
     """Write `folder`/model.safetensors and `folder`/model.json, each atomically; return the finished card.
 
     Without `card`, the model's own (`model.card`) is used, else one that says "custom".
     """
     folder = Path(folder)
-    card = card or getattr(model, "card", None) or ModelCard()
+    card = card or card_of(model) or ModelCard()
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()

@@ -67,7 +67,7 @@ def train(
     own = model if model is not None else _own_model(settled)
     net = copy.deepcopy(own) if own is not None else _build(settled, data)
     identity = {
-        "recipe": settled.model_dump(mode="json"),
+        "recipe": settled.portable(),
         "data": data.fingerprint,
         "architecture": settled.model.name if own is None else repr(own),
     }
@@ -146,7 +146,7 @@ def _card(recipe: Recipe, data: ImageData, fitted: Fitted, architecture: str) ->
         num_classes=len(data.classes),
         input_shape=data.input_shape,
         classes=data.classes,
-        recipe=recipe.model_dump(mode="json"),
+        recipe=recipe.portable(),
         seed=recipe.seed,
         data=data.fingerprint,
         metrics={

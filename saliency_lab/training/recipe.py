@@ -107,6 +107,10 @@ class Recipe(Settings):
             raise InputError(f"'{name}' is not a subclass of saliency_lab.training.Objective")
         return parse_settings(kind, given, of=f"objective '{name}'")
 
+    def portable(self) -> dict[str, Any]:
+        """All that decides the run as JSON values: everything but the folder of the data."""
+        return self.model_dump(mode="json", exclude={"data": {"root"}})
+
     @field_serializer("objective")
     def _dump_objective(self, value: Objective) -> dict[str, Any]:
         return {"name": value.name, **value.model_dump()}

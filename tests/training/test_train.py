@@ -75,6 +75,7 @@ def test_training_leaves_the_global_generators_alone_and_says_where_it_comes_fro
     assert not model.training
     assert model.card.recipe["objective"]["name"] == "sgt"
     assert model.card.data == images.fingerprint
+    assert "root" not in model.card.recipe["data"]
     assert set(model.card.metrics) >= {"val_clean", "val_robust"}
 
 
