@@ -199,9 +199,9 @@ def _run(
     whole = [index for index, job in enumerate(jobs) if job.metric.whole]
     passes = [(rows, by_block) for rows in blocks if by_block] + [(slice(None), whole)] * bool(whole)
     with preserved_rng():
+        _check_outputs(model, x, y, jobs)
         for rows, chosen in progress(passes, label="score"):
             probe = Probe(model, x[rows], y[rows], seed=seed)
-            _check_outputs(probe, [jobs[index] for index in chosen])
             explainers = {method: Explainer(given, y).rows(rows) for method, given in attributions.items()}
             for index in chosen:
                 job = replace(jobs[index], settings=_rows_of(jobs[index].settings, rows))
@@ -230,19 +230,19 @@ def _rows_of(settings: Settings, rows: slice) -> Settings:
     return settings.model_copy(update=own)
 
 
-def _check_outputs(probe: Probe, jobs: list[_Job]) -> None:
-    read = [
-        getattr(job.settings, "output", None)
-        for job in jobs
-        if job.metric.forwards(job.settings, probe.pixels)
-    ]
+def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[_Job]) -> None:
+    """Look at a few outputs: labels must be among the classes, and outputs be logits where that matters."""
+    pixels = x.shape[2] * x.shape[3]
+    read = {
+        getattr(job.settings, "output", None) for job in jobs if job.metric.forwards(job.settings, pixels)
+    }
     if not read:
         return
-    with torch.inference_mode():
-        classes = probe.logits(probe.x[:1]).shape[1]
-    check_labels(probe.labels, len(probe), classes)
+    few = Probe(model, x[:4], y[:4], seed=0)
+    logits = few.logits(few.x)
+    check_labels(y, len(y), logits.shape[1])
     if "probability" in read:
-        require_logits(probe)
+        require_logits(logits)
 
 
 def _score_block(job: _Job, probe: Probe, maps: Tensor, explainer: Explainer, tally: _Tally) -> None:

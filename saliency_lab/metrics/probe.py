@@ -147,16 +147,15 @@ class Probe:
         return torch.full_like(self.x[:1, :1, :1, :1], float(baseline == "white")).expand_as(self.x)
 
 
-def require_logits(probe: Probe) -> None:
-    """Refuse a model whose outputs are probabilities already: a second softmax would flatten them.
+def require_logits(out: Tensor) -> None:
+    """Refuse outputs (N, K) that are probabilities already: a second softmax would flatten them.
 
     Raises
     ------
     InputError
-        If every row of the outputs lies in [0, 1] and sums to 1.
+        If every row lies in [0, 1] and sums to 1.
     """
-    with torch.inference_mode():
-        out = probe.logits(probe.x[: probe.chunk]).double()
+    out = out.double()
     if ((out >= 0) & (out <= 1)).all() and torch.allclose(out.sum(1), torch.ones_like(out[:, 0]), atol=1e-4):
         raise InputError(
             "the model returns probabilities, not logits: its outputs lie in [0, 1] and sum to 1; "

@@ -1,0 +1,313 @@
+"""The fast engine beside Quantus and beside the bare forward passes of the same images.
+
+    python benchmarks/metrics.py [--quick] [--json FILE] [--only metrics|study|memory]
+
+Ratios are medians over rounds in which the three take turns. The floor is `model(x)` under no_grad on as many
+images, in the better of the two memory layouts and the best of three chunk sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import quantus
+import torch
+from torch import Tensor, nn
+
+import saliency_lab as sl
+from saliency_lab.metrics.catalogue import METRICS
+from saliency_lab.metrics.probe import channels_last
+
+QUIET = {
+    "abs": False,
+    "normalise": False,
+    "return_aggregate": False,
+    "disable_warnings": True,
+    "display_progressbar": False,
+}
+METHODS = [
+    "saliency", "input_x_gradient", "integrated_gradients", "smoothgrad", "guided_backprop", "deconvolution",
+    "deep_lift", "grad_cam",
+]  # fmt: skip
+
+
+def gradient(model: nn.Module, inputs: Any, targets: Any, **_: Any) -> np.ndarray:
+    """What both engines explain with, when the metric makes maps: one pass each way."""
+    with torch.enable_grad():
+        x = torch.as_tensor(np.asarray(inputs), dtype=torch.float32).requires_grad_(True)
+        out = model(x).gather(1, torch.as_tensor(np.asarray(targets))[:, None]).sum()
+        return torch.autograd.grad(out, x)[0].numpy()
+
+
+def pairs(pixels: int, quick: bool) -> dict[str, tuple[dict[str, Any], Callable[[], Any] | None]]:
+    """Metric → our settings, and Quantus's object with the same ones (None: it has no such metric)."""
+    runs, steps = (20, 16) if quick else (50, 16)
+    per_step = pixels // steps
+    explain = {"explain": lambda model, x, classes: gradient(model, x, classes)}
+    return {
+        "faithfulness_correlation": (
+            {"runs": runs, "subset_size": 224},
+            lambda: quantus.FaithfulnessCorrelation(nr_runs=runs, subset_size=224, **QUIET),
+        ),
+        "faithfulness_estimate": (
+            {"steps": steps},
+            lambda: quantus.FaithfulnessEstimate(features_in_step=per_step, **QUIET),
+        ),
+        "sensitivity_n": (
+            {"fractions": (0.2, 0.6), "runs": runs // 2},
+            lambda: quantus.SensitivityN(features_in_step=pixels // runs, **QUIET),
+        ),
+        "monotonicity_correlation": (
+            {"steps": steps, "samples": 2},
+            lambda: quantus.MonotonicityCorrelation(nr_samples=2, features_in_step=per_step, **QUIET),
+        ),
+        "infidelity": (
+            {"patch_sizes": (4,)},
+            lambda: quantus.Infidelity(perturb_patch_sizes=[4], n_perturb_samples=1, **QUIET),
+        ),
+        "pixel_flipping": (
+            {"steps": steps},
+            lambda: quantus.PixelFlipping(features_in_step=per_step, **QUIET),
+        ),
+        "deletion": ({"steps": steps}, None),
+        "insertion": ({"steps": steps}, None),
+        "masked_input_accuracy": ({"steps": steps}, None),
+        "monotonicity": ({"steps": steps}, lambda: quantus.Monotonicity(features_in_step=per_step, **QUIET)),
+        "selectivity": ({"patch_size": 4}, lambda: quantus.Selectivity(patch_size=4, **QUIET)),
+        "region_perturbation": (
+            {"patch_size": 4},
+            lambda: quantus.RegionPerturbation(patch_size=4, **QUIET),
+        ),
+        "irof": ({}, lambda: quantus.IROF(**QUIET)),
+        "road": ({}, lambda: quantus.ROAD(percentages=list(range(10, 100, 10)), **QUIET)),
+        "sparseness": ({}, lambda: quantus.Sparseness(**QUIET)),
+        "complexity": ({}, lambda: quantus.Complexity(**QUIET)),
+        "effective_complexity": ({}, lambda: quantus.EffectiveComplexity(**QUIET)),
+        "max_sensitivity": (
+            {"samples": 10, **explain},
+            lambda: quantus.MaxSensitivity(nr_samples=10, lower_bound=0.05, **QUIET),
+        ),
+        "avg_sensitivity": (
+            {"samples": 10, **explain},
+            lambda: quantus.AvgSensitivity(nr_samples=10, lower_bound=0.05, **QUIET),
+        ),
+        "mprt": (explain, lambda: quantus.MPRT(return_average_correlation=True, **QUIET)),
+    }
+
+
+class Floor:
+    """The cheapest way found to predict images of one shape, and its price."""
+
+    def __init__(self, model: nn.Module, shape: torch.Size) -> None:
+        self.model = model
+        choices = []
+        for chunk in (32, 64, 128):
+            x = torch.rand(chunk, *shape[1:])
+            for layout in (Tensor.contiguous, channels_last):
+                seconds = min(self._time(layout(x), 1) for _ in range(3)) / chunk
+                choices.append((seconds, chunk, layout))
+        _, self.chunk, self.layout = min(choices, key=lambda choice: choice[0])
+        self.x = self.layout(torch.rand(self.chunk, *shape[1:]))
+
+    def _time(self, x: Tensor, times: int) -> float:
+        began = time.perf_counter()
+        with torch.no_grad():
+            for _ in range(times):
+                self.model(x)
+        return time.perf_counter() - began
+
+    def seconds(self, images: int) -> float:
+        """Predict `images` images: full chunks and the rest."""
+        full, rest = divmod(images, self.chunk)
+        return self._time(self.x, full) + (self._time(self.x[:rest], 1) if rest else 0.0)
+
+    def gradients(self, images: int) -> float:
+        """One pass each way for `images` images."""
+        y = np.zeros(self.chunk, dtype=np.int64)
+        began = time.perf_counter()
+        for start in range(0, images, self.chunk):
+            rows = min(self.chunk, images - start)
+            gradient(self.model, self.x[:rows], y[:rows])
+        return time.perf_counter() - began
+
+
+def in_quantus(
+    build: Callable[[], Any], model: nn.Module, x: Tensor, y: Tensor, maps: Tensor
+) -> float | None:
+    """Seconds that Quantus takes, None where it raises."""
+    began = time.perf_counter()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            build()(
+                model=model, x_batch=x.numpy(), y_batch=y.numpy(), a_batch=maps.numpy().copy(), softmax=True,
+                channel_first=True, device="cpu", batch_size=64, explain_func=gradient,
+            )  # fmt: skip
+    except Exception:
+        return None
+    return time.perf_counter() - began
+
+
+def scene(name: str, count: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network and images: digits for sgt_cnn, uniform noise of CIFAR-10's shape for resnet18."""
+    if name == "sgt_cnn":
+        return sl.build_model(name, seed=0).eval(), *sl.load_dataset("digits").test.sample(count, seed=0)
+    source = torch.Generator().manual_seed(0)
+    x = torch.rand(count, 3, 32, 32, generator=source)
+    model = sl.build_model(name, input_shape=(3, 32, 32), num_classes=10, seed=0).eval()
+    return model, x, torch.arange(count) % 10
+
+
+def bench_metrics(quick: bool) -> list[dict[str, Any]]:
+    """Seconds of each metric over the floor, and over Quantus."""
+    rows = []
+    sizes = {"sgt_cnn": 16 if quick else 64} if quick else {"sgt_cnn": 64, "resnet18": 4}
+    for network, count in sizes.items():
+        model, x, y = scene(network, count)
+        pixels = x.shape[2] * x.shape[3]
+        maps = torch.as_tensor(gradient(model, x, y))
+        floor = Floor(model, x.shape)
+        for name, (settings, build) in pairs(pixels, quick).items():
+            metric = METRICS[name]
+            parsed = metric.settings(**settings)
+            per_sample = metric.forwards(parsed, pixels)
+            explained = {
+                "max_sensitivity": 10,
+                "avg_sensitivity": 10,
+                "mprt": 4 if network == "sgt_cnn" else 41,
+            }
+            ours, bare, theirs = [], [], []
+            for _ in range(2 if quick else (5 if network == "sgt_cnn" else 3)):
+                if name in explained:
+                    bare.append(floor.gradients(count * explained[name]))
+                else:
+                    bare.append(floor.seconds(count * per_sample))
+                began = time.perf_counter()
+                sl.evaluate(model, x, y, maps, name, engine="fast", **settings)
+                ours.append(time.perf_counter() - began)
+                if build is not None:
+                    theirs.append(in_quantus(build, model, x, y, maps))
+            seconds = [value for value in theirs if value is not None]
+            over = [a / b for a, b in zip(ours, bare, strict=True) if b > 1e-4]
+            rows.append(
+                {
+                    "network": network,
+                    "metric": name,
+                    "ms_per_sample": round(1e3 * statistics.median(ours) / count, 3),
+                    "over_floor": round(statistics.median(over), 2) if over else None,
+                    "quantus_over_floor": round(
+                        statistics.median(a / b for a, b in zip(seconds, bare, strict=False)), 2
+                    )
+                    if seconds and over
+                    else None,
+                    "quantus_over_fast": round(
+                        statistics.median(a / b for a, b in zip(seconds, ours, strict=False)), 2
+                    )
+                    if seconds
+                    else ("raises" if theirs else None),
+                }
+            )
+            print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def bench_study(quick: bool) -> list[dict[str, Any]]:
+    """Eight methods × six metrics by `evaluate_many`, and by the same loop with Quantus."""
+    count = 8 if quick else 32
+    model, x, y = scene("sgt_cnn", count)
+    source = pairs(784, quick)
+    names = ["faithfulness_correlation", "pixel_flipping", "infidelity", "sparseness", "road"]
+    metrics = {name: source[name][0] for name in names}
+    methods = {method: sl.attribute(model, x, y, method=method) for method in METHODS}
+    ours, theirs = [], []
+    for _ in range(1 if quick else 3):
+        began = time.perf_counter()
+        sl.evaluate_many(model, x, y, methods, metrics)
+        for method in METHODS[:2]:
+            settings = source["max_sensitivity"][0]
+            sl.evaluate(model, x, y, methods[method], "max_sensitivity", **settings)
+        ours.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        for index, maps in enumerate(methods.values()):
+            for name in [*names, *(["max_sensitivity"] if index < 2 else [])]:
+                build = source[name][1]
+                assert build is not None
+                assert in_quantus(build, model, x, y, maps.values) is not None
+        theirs.append(time.perf_counter() - began)
+    row = {
+        "samples": count,
+        "methods": len(methods),
+        "fast_seconds": round(statistics.median(ours), 2),
+        "quantus_seconds": round(statistics.median(theirs), 2),
+        "times_faster": round(statistics.median(b / a for a, b in zip(ours, theirs, strict=True)), 1),
+    }
+    print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+    return [row]
+
+
+MEMORY = """
+import resource, sys, time, torch, saliency_lab as sl
+torch.set_num_threads(1); sl.show_progress(False)
+n = int(sys.argv[1]); model = sl.build_model("small_cnn", seed=0)
+x = torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0)); y = torch.arange(n) % 10
+maps = torch.randn(n, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+sl.evaluate(model, x[:8], y[:8], maps[:8], "faithfulness_correlation")
+began = time.perf_counter()
+sl.evaluate(model, x, y, maps, "faithfulness_correlation")
+print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def bench_memory(quick: bool) -> list[dict[str, Any]]:
+    """Time and peak memory of faithfulness correlation (100 runs, small_cnn) by the number of samples."""
+    rows = []
+    for count in (100, 1000) if quick else (100, 1000, 10000):
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(count)], capture_output=True, text=True, check=True
+        )
+        seconds, kilobytes = done.stdout.split()[-2:]
+        rows.append(
+            {
+                "samples": count,
+                "seconds": round(float(seconds), 2),
+                "ms_per_sample": round(1e3 * float(seconds) / count, 2),
+                "peak_mb": round(int(kilobytes) / 1024),
+                "inputs_mb": round(count * 2 * 784 * 4 / 2**20),
+            }
+        )
+        print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer samples and rounds: under a minute")
+    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--only", choices=["metrics", "study", "memory"])
+    arguments = parser.parse_args()
+    sl.show_progress(False)
+    torch.set_num_threads(1)
+    parts = {"metrics": bench_metrics, "study": bench_study, "memory": bench_memory}
+    found = {}
+    for name, part in parts.items():
+        if arguments.only in (None, name):
+            print(f"\n{name}")
+            found[name] = part(arguments.quick)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
