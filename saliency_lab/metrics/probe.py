@@ -106,15 +106,15 @@ class Probe:
         """Answers (N, count) on variants of each image.
 
         `build(i, j)` returns variant `j[k]` of image `i[k]` for each k; passes are full chunks over
-        images × variants, whatever the two are.
+        images × variants, all images' first variant first: variants of a kind are built together.
         """
         total = len(self) * count
         rows: list[tuple[Tensor, Tensor, Tensor]] = []
         for index in torch.arange(total, device=self.device).split(self.chunk):
-            i, j = index // count, index % count
+            i, j = index % len(self), index // len(self)
             rows.append(self._answer(build(i, j), self.y[i]))
         logit, probability, correct = (
-            torch.cat(parts).reshape(len(self), count) for parts in zip(*rows, strict=True)
+            torch.cat(parts).reshape(count, len(self)).T.contiguous() for parts in zip(*rows, strict=True)
         )
         return Answers(logit, probability, correct)
 
