@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
+import pandas as pd
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as serialise
+from torch import Tensor
 
-from saliency_lab._common.errors import SaliencyLabError
+from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, writable_folder, write_json
 from saliency_lab._common.provenance import fingerprint
 from saliency_lab.study.cells import Cell, Content, Kind
-
-KINDS: tuple[Kind, ...] = ("maps", "scores", "attack")
 
 
 class DamagedCellError(SaliencyLabError):
@@ -32,14 +35,17 @@ class Busy(Exception):
 class Store(Protocol):
     """What a study needs of the place its cells are kept in."""
 
-    def has(self, cell: Cell) -> bool:
+    def has(self, kind: Kind, key: str) -> bool:
         """Whether the cell was written, without reading it."""
 
-    def read(self, cell: Cell) -> Content | None:
+    def read(self, kind: Kind, key: str) -> Content | None:
         """Return its content, None if it was never written; raise `DamagedCellError` if it is damaged."""
 
     def write(self, cell: Cell, content: Content) -> None:
         """Keep the content; an older one is replaced."""
+
+    def cells(self) -> Iterator[tuple[Cell, Content]]:
+        """Every intact cell."""
 
     def lock(self, name: str, *, wait: bool) -> AbstractContextManager[None]:
         """Hold `name` against other processes; raise `Busy` if it is held and `wait` is false."""
@@ -49,19 +55,23 @@ class MemoryStore:
     """Cells in memory; gone with the process."""
 
     def __init__(self) -> None:
-        self._cells: dict[str, Content] = {}
+        self._cells: dict[str, tuple[Cell, Content]] = {}
 
-    def has(self, cell: Cell) -> bool:
+    def has(self, kind: Kind, key: str) -> bool:
         """Whether the cell was written."""
-        return cell.key in self._cells
+        return key in self._cells
 
-    def read(self, cell: Cell) -> Content | None:
+    def read(self, kind: Kind, key: str) -> Content | None:
         """Return its content, None if it was never written."""
-        return self._cells.get(cell.key)
+        return self._cells[key][1] if key in self._cells else None
 
     def write(self, cell: Cell, content: Content) -> None:
         """Keep the content."""
-        self._cells[cell.key] = content
+        self._cells[cell.key] = cell, content
+
+    def cells(self) -> Iterator[tuple[Cell, Content]]:
+        """Every cell."""
+        yield from self._cells.values()
 
     def lock(self, name: str, *, wait: bool) -> AbstractContextManager[None]:
         """Nothing else can reach this memory."""
@@ -79,17 +89,17 @@ class FolderStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = writable_folder(folder)
 
-    def path(self, cell: Cell) -> Path:
+    def path(self, kind: Kind, key: str) -> Path:
         """Return the file of a cell."""
-        return self.folder / "cells" / cell.kind / cell.key[:2] / f"{cell.key}.safetensors"
+        return self.folder / "cells" / kind / key[:2] / f"{key}.safetensors"
 
-    def has(self, cell: Cell) -> bool:
+    def has(self, kind: Kind, key: str) -> bool:
         """Whether the cell's file is there, without reading it."""
-        return self.path(cell).exists()
+        return self.path(kind, key).exists()
 
-    def read(self, cell: Cell) -> Content | None:
+    def read(self, kind: Kind, key: str) -> Content | None:
         """Return its content, None if there is no file; raise `DamagedCellError` if the file is damaged."""
-        path = self.path(cell)
+        path = self.path(kind, key)
         return read_file(path)[1] if path.exists() else None
 
     def write(self, cell: Cell, content: Content) -> None:
@@ -101,13 +111,21 @@ class FolderStore:
         }
         data = serialise({name: tensor.contiguous() for name, tensor in content.tensors.items()}, header)
         try:
-            with atomic_path(self.path(cell)) as beside:
+            with atomic_path(self.path(cell.kind, cell.key)) as beside:
                 beside.write_bytes(data)
         except OSError as error:
             raise SaliencyLabError(
                 f"a finished cell could not be written to '{self.folder}' ({os.strerror(error.errno or 0)}); "
                 "what was finished before is safe. Make room, then run the same again: it goes on from there."
             ) from error
+
+    def cells(self) -> Iterator[tuple[Cell, Content]]:
+        """Every intact cell; damaged ones are named in a warning."""
+        for path in self.files():
+            try:
+                yield read_file(path)
+            except DamagedCellError as error:
+                warnings.warn(f"{error}; it is left out", stacklevel=2)
 
     @contextmanager
     def lock(self, name: str, *, wait: bool) -> Iterator[None]:
@@ -120,21 +138,73 @@ class FolderStore:
         except Timeout:
             raise Busy from None
 
-    def files(self) -> Iterator[Path]:
+    def files(self) -> list[Path]:
         """Every cell's file, in a fixed order."""
-        for kind in KINDS:
-            yield from sorted((self.folder / "cells" / kind).glob("*/*.safetensors"))
+        found = (self.folder / "cells").glob("*/*/*.safetensors")
+        return sorted(path for path in found if not path.name.startswith("."))
+
+    def verify(self) -> pd.DataFrame:
+        """Check every file against its name and its digest: one row a damaged cell, with the problem."""
+        rows = []
+        for path in self.files():
+            try:
+                read_file(path)
+            except DamagedCellError as error:
+                rows.append({"kind": path.parent.parent.name, "key": path.stem, "problem": str(error)})
+        return pd.DataFrame(rows, columns=["kind", "key", "problem"])
+
+    def collect(self, keep: Set[str]) -> int:
+        """Delete cells whose key is not in `keep` and what killed processes left; return the bytes freed."""
+        doomed = [path for path in self.files() if path.stem not in keep]
+        old = time.time() - 3600  # a younger unfinished file may be another process's work in hand
+        unfinished = (self.folder / "cells").glob("*/*/.*.safetensors")
+        doomed += [path for path in unfinished if path.stat().st_mtime < old]
+        freed = sum(path.stat().st_size for path in doomed)
+        for path in doomed:
+            path.unlink()
+        return freed
 
     def read_manifest(self) -> dict[str, Any]:
-        """What `write_manifest` wrote; empty if nothing or damaged."""
+        """What `write_manifest` wrote; empty if there is none, or it is no JSON."""
         try:
             return dict(json.loads((self.folder / "study.json").read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return {}
 
-    def write_manifest(self, manifest: dict[str, Any]) -> None:
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write `study.json`, atomically."""
         write_json(self.folder / "study.json", manifest)
+
+    def read_sample(self, images: str) -> tuple[Tensor, Tensor] | None:
+        """Images and labels by their fingerprint, None if they are not here or damaged."""
+        try:
+            found = load_file(self.folder / "samples" / f"{images}.safetensors")
+            x, y = found["x"], found["y"]
+        except (OSError, SafetensorError, KeyError):
+            return None
+        return (x, y) if fingerprint(x, y) == images else None
+
+    def write_sample(self, images: str, x: Tensor, y: Tensor) -> None:
+        """Keep images and labels under their fingerprint."""
+        path = self.folder / "samples" / f"{images}.safetensors"
+        if not path.exists():
+            with atomic_path(path) as beside:
+                beside.write_bytes(serialise({"x": x.contiguous(), "y": y.contiguous()}))
+
+
+def existing_folder(path: str | Path) -> Path:
+    """Return the path of a store that is to be read.
+
+    Raises
+    ------
+    InputError
+        If it is no folder.
+    """
+    if not Path(path).is_dir():
+        raise InputError(
+            f"there is no store at '{path}'; name the folder that was given as Study(..., store=…)"
+        )
+    return Path(path)
 
 
 def read_file(path: Path) -> tuple[Cell, Content]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 from torch import Tensor, nn
@@ -20,12 +20,19 @@ from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import fingerprint, model_fingerprint
 from saliency_lab.attribution import Attributions
 from saliency_lab.study import work
-from saliency_lab.study.cells import Cell, Content
-from saliency_lab.study.store import Busy, DamagedCellError, FolderStore, MemoryStore, Store
+from saliency_lab.study.cells import Cell, Content, Kind
+from saliency_lab.study.store import (
+    Busy,
+    DamagedCellError,
+    FolderStore,
+    MemoryStore,
+    Store,
+    existing_folder,
+)
 from saliency_lab.study.work import Request, Requests, read_requests
 
 if TYPE_CHECKING:
-    from saliency_lab.study.comparison import Comparison
+    from saliency_lab.study.comparison import Better, Comparison
 
 SCORES = ["model", "recipe", "seed", "method", "metric", "sample", "score"]
 ROBUSTNESS = ["model", "recipe", "seed", "attack", "eps", "sample", "robust"]
@@ -38,15 +45,30 @@ class Member:
     model: str
     seed: int
     recipe: str
-    module: nn.Module
+    module: nn.Module | None
 
     @property
-    def id(self) -> tuple[str, int]:
-        """What tells it from the others."""
-        return self.model, self.seed
+    def net(self) -> nn.Module:
+        """The network itself."""
+        if self.module is None:
+            raise InputError(
+                f"this study was loaded without its models, so nothing of {self} can be computed; "
+                "build it again: Study(models, sample, store=…) reads what is finished"
+            )
+        return self.module
 
     def __str__(self) -> str:
         return f"{self.model} (seed {self.seed})"
+
+
+class Place(NamedTuple):
+    """Where a cell stands in the grid: `label` is of a method or an attack, `metric` is for scores alone."""
+
+    kind: Kind
+    label: str
+    metric: str
+    model: str
+    seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +83,11 @@ class Unit:
 
     def __str__(self) -> str:
         return f"{self.what} of {self.member}"
+
+    def failure(self, label: str) -> tuple[str, int, str]:
+        """What a failure to compute one of its cells is recorded under."""
+        what = label if label == self.what else f"{self.what} of {label}"
+        return self.member.model, self.member.seed, what
 
 
 class Study:
@@ -110,9 +137,9 @@ class Study:
         self.seed = seed
         self.store: Store = MemoryStore() if store is None else FolderStore(store)
         self._images = fingerprint(self.x, self.y)
-        self._methods: dict[str, dict[tuple[str, int], tuple[Request, Cell]]] = {}
-        self._scores: dict[tuple[str, str], dict[tuple[str, int], Cell]] = {}
-        self._attacks: dict[str, dict[tuple[str, int], Cell]] = {}
+        self._requests: dict[str, Request] = {}
+        self._cells: dict[Place, str] = {}
+        self._better: dict[str, Better] = {}
         self._loaded: dict[str, Content] = {}
         self._failures: dict[tuple[str, int, str], BaseException] = {}
 
@@ -141,12 +168,12 @@ class Study:
         units = []
         prints = self._prints()
         for request in read_requests(methods, "method"):
-            cells = {
-                member.id: work.maps_cell(prints[member.id], self._images, request, self.seed)
-                for member in self.members
-            }
-            self._methods[request.label] = {at: (request, cell) for at, cell in cells.items()}
-            units += [self._maps_unit(member, request, cells[member.id]) for member in self.members]
+            for member, model in prints.items():
+                cell = work.maps_cell(model, self._images, request, self.seed)
+                self._cells[Place("maps", request.label, "", member.model, member.seed)] = cell.key
+                compute = partial(self._compute_maps, member, request)
+                units.append(Unit(member, request.label, cell.key, {request.label: cell}, compute))
+            self._requests[request.label] = request
         self._run(units, "attribute")
         return self
 
@@ -163,22 +190,25 @@ class Study:
         InputError
             For an unknown metric or setting, or if there are no maps yet.
         """
-        if not self._methods:
+        if not self._requests:
             raise InputError("there are no maps to score yet; call study.attribute([...]) first")
         units = []
         prints = self._prints()
-        for request in read_requests(metrics, "metric"):
-            for member in self.members:
-                maps = {label: cells[member.id][1] for label, cells in self._methods.items()}
-                if any(cell.depends["model"] != prints[member.id] for cell in maps.values()):
+        for member, model in prints.items():
+            for label, request in self._requests.items():
+                cell = work.maps_cell(model, self._images, request, self.seed)
+                if cell.key != self._cells[Place("maps", label, "", member.model, member.seed)]:
                     raise InputError(f"the weights of {member} changed since study.attribute; call it again")
-                cells = {
-                    label: work.scores_cell(prints[member.id], self._images, cell, request, self.seed)
-                    for label, cell in maps.items()
-                }
-                for label, cell in cells.items():
-                    self._scores.setdefault((label, request.label), {})[member.id] = cell
-                lock = fingerprint("scores", prints[member.id], request.label)
+        for request in read_requests(metrics, "metric"):
+            self._better[request.label] = work.describe_metric(request).better
+            for member, model in prints.items():
+                cells = {}
+                for label in self._requests:
+                    maps = self._cells[Place("maps", label, "", member.model, member.seed)]
+                    cells[label] = work.scores_cell(model, self._images, maps, request, self.seed)
+                    place = Place("scores", label, request.label, member.model, member.seed)
+                    self._cells[place] = cells[label].key
+                lock = fingerprint("scores", model, request.label)
                 compute = partial(self._compute_scores, member, request)
                 units.append(Unit(member, request.label, lock, cells, compute))
         self._run(units, "score")
@@ -212,9 +242,9 @@ class Study:
         radii = work.read_eps(eps)
         units = []
         prints = self._prints()
-        for member in self.members:
-            cell = work.attack_cell(prints[member.id], self._images, request, radii, self.seed)
-            self._attacks.setdefault(request.label, {})[member.id] = cell
+        for member, model in prints.items():
+            cell = work.attack_cell(model, self._images, request, radii, self.seed)
+            self._cells[Place("attack", request.label, "", member.model, member.seed)] = cell.key
             compute = partial(self._compute_attack, member, request, radii)
             units.append(Unit(member, request.label, cell.key, {request.label: cell}, compute))
         self._run(units, "attack")
@@ -230,8 +260,8 @@ class Study:
 
     def read_maps(self, model: str, method: str, seed: int | None = None) -> Attributions:
         """Maps of one model (of its first seed, or of `seed`) by one method."""
-        if method not in self._methods:
-            raise unknown_name("method of this study:", method, self._methods)
+        if method not in self._labels("maps"):
+            raise unknown_name("method of this study:", method, self._labels("maps"))
         members = [m for m in self.members if m.model == model and seed in (None, m.seed)]
         if not members:
             raise unknown_name(
@@ -243,20 +273,18 @@ class Study:
     def scores(self) -> pd.DataFrame:
         """One row a (model, recipe, seed, method, metric, sample): the score, NaN where undefined."""
         parts = []
-        for (method, metric), cells in self._scores.items():
-            for member, content in self._contents(cells):
-                values = content.tensors["values"].numpy()
-                parts.append((member, {"method": method, "metric": metric}, {"score": values}))
+        for place, member, content in self._contents("scores"):
+            keys = {"method": place.label, "metric": place.metric}
+            parts.append((member, keys, {"score": content.tensors["values"].numpy()}))
         return _table(parts, SCORES)
 
     @property
     def robustness(self) -> pd.DataFrame:
         """One row a (model, recipe, seed, attack, ε, sample): still right at this ε; ε = 0 is unattacked."""
         parts = []
-        for attack, cells in self._attacks.items():
-            for member, content in self._contents(cells):
-                for eps, robust in zip(content.info["eps"], content.tensors["robust"], strict=True):
-                    parts.append((member, {"attack": attack, "eps": eps}, {"robust": robust.numpy()}))
+        for place, member, content in self._contents("attack"):
+            for eps, robust in zip(content.info["eps"], content.tensors["robust"], strict=True):
+                parts.append((member, {"attack": place.label, "eps": eps}, {"robust": robust.numpy()}))
         return _table(parts, ROBUSTNESS)
 
     @property
@@ -290,6 +318,7 @@ class Study:
             baseline=self.models[0] if baseline is None else baseline,
             level=level,
             seed=self.seed,
+            better=self._better,
             pictures=self,
         )
 
@@ -298,11 +327,7 @@ class Study:
 
         By default into `tables` of the store.
         """
-        if folder is None:
-            if not isinstance(self.store, FolderStore):
-                raise InputError("this study is kept in memory; name a folder: study.write_tables('tables')")
-            folder = self.store.folder / "tables"
-        folder = Path(folder)
+        folder = self._folder().folder / "tables" if folder is None else Path(folder)
         tables = {"scores": self.scores, "robustness": self.robustness}
         written = []
         for name, table in tables.items():
@@ -311,13 +336,121 @@ class Study:
                 written.append(folder / f"{name}.parquet")
         return written
 
+    # --- the store ------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, store: str | Path) -> Study:
+        """Read a study back from its store, without its models: its tables, maps, comparison and figures.
+
+        Raises
+        ------
+        InputError
+            If there is no study, or its images are missing or damaged.
+        """
+        folder = FolderStore(existing_folder(store))
+        manifest = folder.read_manifest()
+        sample = folder.read_sample(str(manifest.get("images")))
+        if not manifest or sample is None:
+            what = "its images are missing or damaged" if manifest else "it has no readable study.json"
+            raise InputError(
+                f"no study can be loaded from '{store}': {what}; run the study again with this store"
+            )
+        study = cls({"": nn.Identity()}, sample, seed=manifest["seed"])
+        study.store, study.members = folder, []
+        study._adopt(manifest)
+        return study
+
+    def save(self, folder: str | Path) -> Study:
+        """Write everything into `folder`, another store, and go on there."""
+        target = FolderStore(folder)
+        held = set(self._cells.values())
+        for cell, content in self.store.cells():
+            if cell.key in held and not target.has(cell.kind, cell.key):
+                target.write(cell, content)
+        self.store = target
+        self._write_manifest()
+        return self
+
+    def merge(self, store: str | Path) -> Study:
+        """Take over the intact cells of another store, such as another machine's; damaged ones are named.
+
+        If that store holds a study of the same images and seed, its models, methods, metrics and attacks
+        appear in this study's tables.
+        """
+        other = FolderStore(existing_folder(store))
+        for cell, content in other.cells():
+            if not self.store.has(cell.kind, cell.key):
+                self.store.write(cell, content)
+        manifest = other.read_manifest()
+        if (manifest.get("images"), manifest.get("seed")) == (self._images, self.seed):
+            self._adopt(manifest)
+        self._write_manifest()
+        return self
+
+    def verify(self) -> pd.DataFrame:
+        """Check every file of the store; one row a damaged cell, which the next run computes again."""
+        return self._folder().verify()
+
+    def gc(self) -> int:
+        """Delete every cell of the store that this study does not hold; return the bytes freed."""
+        folder = self._folder()
+        if not self._cells:
+            raise InputError("this study holds nothing yet, so everything would go; run its verbs first")
+        freed = folder.collect(set(self._cells.values()))
+        folder.write_manifest(self._manifest())
+        return freed
+
+    def _folder(self) -> FolderStore:
+        if not isinstance(self.store, FolderStore):
+            raise InputError("this study is kept in memory; study.save('runs/first') gives it a folder")
+        return self.store
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "images": self._images,
+            "seed": self.seed,
+            "members": [[m.model, m.seed, m.recipe] for m in self.members],
+            "better": self._better,
+            "cells": [[*place, key] for place, key in self._cells.items()],
+        }
+
+    def _write_manifest(self) -> None:
+        """Add this study to `study.json`; what other processes put there about the same images stays."""
+        if not isinstance(self.store, FolderStore):
+            return
+        self.store.write_sample(self._images, self.x, self.y)
+        with self.store.lock("study.json", wait=True):
+            manifest, old = self._manifest(), self.store.read_manifest()
+            if (old.get("images"), old.get("seed")) == (self._images, self.seed):
+                known = {tuple(cell[:-1]) for cell in manifest["cells"]}
+                manifest["cells"] += [cell for cell in old["cells"] if tuple(cell[:-1]) not in known]
+                manifest["members"] += [m for m in old["members"] if m not in manifest["members"]]
+                manifest["better"] = old["better"] | manifest["better"]
+            if manifest != old:
+                self.store.write_manifest(manifest)
+
+    def _adopt(self, manifest: Mapping[str, Any]) -> None:
+        """Take over members and cells of a manifest that this study does not have."""
+        known = {(m.model, m.seed) for m in self.members}
+        for model, seed, recipe in manifest["members"]:
+            if (model, seed) not in known:
+                self.members.append(Member(model, seed, recipe, None))
+        self._better = manifest["better"] | self._better
+        for *place, key in manifest["cells"]:
+            self._cells.setdefault(Place(*place), key)
+        for at, key in self._cells.items():
+            if at.kind != "maps" and key not in self._loaded:
+                content = self._intact(at.kind, key)
+                if content is not None:
+                    self._loaded[key] = content
+
     def __repr__(self) -> str:
         count, seeds = len(self.models), len(self.members)
         models = f"{count} model{'s' if count > 1 else ''}" + (f" ({seeds} seeds)" if seeds > count else "")
         parts = {
-            "methods": list(self._methods),
-            "metrics": list(dict.fromkeys(metric for _, metric in self._scores)),
-            "attacks": list(self._attacks),
+            "methods": self._labels("maps"),
+            "metrics": list(dict.fromkeys(place.metric for place in self._cells if place.metric)),
+            "attacks": self._labels("attack"),
         }
         held = "".join(f"; {what}: {', '.join(names)}" for what, names in parts.items() if names)
         failed = f"; {len(self._failures)} failed" if self._failures else ""
@@ -325,41 +458,45 @@ class Study:
 
     # --- running --------------------------------------------------------------------------------
 
-    def _prints(self) -> dict[tuple[str, int], str]:
-        return {member.id: model_fingerprint(member.module) for member in self.members}
+    def _labels(self, kind: Kind) -> list[str]:
+        return list(dict.fromkeys(place.label for place in self._cells if place.kind == kind))
 
-    def _maps_unit(self, member: Member, request: Request, cell: Cell) -> Unit:
-        def compute(labels: Sequence[str]) -> dict[str, Content]:
-            return {request.label: work.compute_maps(member.module, self.x, self.y, request, self.seed)}
+    def _prints(self) -> dict[Member, str]:
+        return {member: model_fingerprint(member.net) for member in self.members}
 
-        return Unit(member, request.label, cell.key, {request.label: cell}, compute)
+    def _compute_maps(self, member: Member, request: Request, labels: Sequence[str]) -> dict[str, Content]:
+        return {request.label: work.compute_maps(member.net, self.x, self.y, request, self.seed)}
 
     def _compute_scores(self, member: Member, request: Request, labels: Sequence[str]) -> dict[str, Content]:
-        maps = {label: work.as_attributions(self._maps_content(member, label)) for label in labels}
-        return work.compute_scores(member.module, self.x, self.y, maps, request, self.seed)
+        maps = {
+            label: work.Made(self._maps_content(member, label), self._requests[label], self.seed)
+            for label in labels
+        }
+        return work.compute_scores(member.net, self.x, self.y, maps, request, self.seed)
 
     def _compute_attack(
         self, member: Member, request: Request, eps: Sequence[float], labels: Sequence[str]
     ) -> dict[str, Content]:
-        content = work.compute_attack(member.module, self.x, self.y, request, eps, self.seed)
-        return {request.label: content}
+        return {request.label: work.compute_attack(member.net, self.x, self.y, request, eps, self.seed)}
 
     def _maps_content(self, member: Member, label: str) -> Content:
         """Read a "maps" cell; a damaged one is named and computed again."""
-        request, cell = self._methods[label][member.id]
-        content = self._intact(cell)
+        key = self._cells[Place("maps", label, "", member.model, member.seed)]
+        content = self._intact("maps", key)
         if content is None:
-            failed = self._failures.get((*member.id, label))
+            failed = self._failures.get((member.model, member.seed, label))
             if failed is not None:
                 raise SaliencyLabError(f"there are no maps by '{label}' of {member}: {failed}") from failed
-            content = work.compute_maps(member.module, self.x, self.y, request, self.seed)
+            request = self._requests.get(label, Request(label, label, {}))
+            content = work.compute_maps(member.net, self.x, self.y, request, self.seed)
+            cell = work.maps_cell(model_fingerprint(member.net), self._images, request, self.seed)
             self.store.write(cell, content)
         return content
 
-    def _intact(self, cell: Cell) -> Content | None:
+    def _intact(self, kind: Kind, key: str) -> Content | None:
         """Return the content of a cell, None where it has to be computed."""
         try:
-            return self.store.read(cell)
+            return self.store.read(kind, key)
         except DamagedCellError as error:
             warnings.warn(f"{error}; it is computed again", stacklevel=2)
             return None
@@ -368,13 +505,16 @@ class Study:
         missing = []
         for label, cell in unit.cells.items():
             if cell.kind == "maps":  # large: read when needed
-                found = self.store.has(cell)
+                found = self.store.has(cell.kind, cell.key)
             else:
-                if cell.key not in self._loaded and (content := self._intact(cell)) is not None:
+                if (
+                    cell.key not in self._loaded
+                    and (content := self._intact(cell.kind, cell.key)) is not None
+                ):
                     self._loaded[cell.key] = content
                 found = cell.key in self._loaded
             if found:
-                self._failures.pop((*unit.member.id, _failure_name(unit, label)), None)
+                self._failures.pop(unit.failure(label), None)
             else:
                 missing.append(label)
         return missing
@@ -400,6 +540,7 @@ class Study:
                     error = error or next(iter(problems.values()), None)
                     bar.update()
                 todo = busy
+        self._write_manifest()
         if error is not None and not done:
             raise error
         if error is not None:
@@ -421,21 +562,21 @@ class Study:
                 for label in labels:
                     problems |= self._finish(unit, [label])
                 return problems
-            self._failures[(*unit.member.id, _failure_name(unit, labels[0]))] = error
+            self._failures[unit.failure(labels[0])] = error
             return {labels[0]: error}
         for label, content in contents.items():
             cell = unit.cells[label]
             self.store.write(cell, content)
             if cell.kind != "maps":
                 self._loaded[cell.key] = content
-            self._failures.pop((*unit.member.id, _failure_name(unit, label)), None)
+            self._failures.pop(unit.failure(label), None)
         return {}
 
-    def _contents(self, cells: Mapping[tuple[str, int], Cell]) -> Iterator[tuple[Member, Content]]:
-        for member in self.members:
-            cell = cells.get(member.id)
-            if cell is not None and cell.key in self._loaded:
-                yield member, self._loaded[cell.key]
+    def _contents(self, kind: Kind) -> Iterator[tuple[Place, Member, Content]]:
+        members = {(member.model, member.seed): member for member in self.members}
+        for place, key in self._cells.items():
+            if place.kind == kind and key in self._loaded:
+                yield place, members[place.model, place.seed], self._loaded[key]
 
 
 class _LazyMaps(Mapping[str, Attributions]):
@@ -448,14 +589,10 @@ class _LazyMaps(Mapping[str, Attributions]):
         return self._study.read_maps(self._member.model, method, self._member.seed)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._study._methods)
+        return iter(self._study._labels("maps"))
 
     def __len__(self) -> int:
-        return len(self._study._methods)
-
-
-def _failure_name(unit: Unit, label: str) -> str:
-    return label if label == unit.what else f"{unit.what} of {label}"
+        return len(self._study._labels("maps"))
 
 
 def _members(models: Mapping[str, nn.Module | Sequence[nn.Module]]) -> list[Member]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -19,8 +19,9 @@ from saliency_lab.attacks.curve import robustness_curve
 from saliency_lab.attacks.methods import method_of
 from saliency_lab.attribution import Attributions, attribute
 from saliency_lab.attribution.catalogue import METHODS
-from saliency_lab.metrics.catalogue import METRICS
-from saliency_lab.metrics.evaluation import evaluate_many
+from saliency_lab.metrics.catalogue import METRICS, Metric
+from saliency_lab.metrics.evaluation import Scores, evaluate_many
+from saliency_lab.metrics.own import own_metric
 from saliency_lab.study.cells import Cell, Content, canonical, matters
 
 Requests: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"
@@ -69,9 +70,7 @@ def _label(what: Any) -> str:
 
 def maps_cell(model: str, images: str, request: Request, seed: int) -> Cell:
     """Return the cell of one method's maps; raise InputError for an unknown method or setting."""
-    settings: Any = dict(request.settings)
-    if isinstance(request.what, str):
-        settings = parse_settings(METHODS[request.what].settings, settings, of=f"method '{request.what}'")
+    settings = full_settings(request)
     return Cell(
         "maps",
         {
@@ -85,26 +84,38 @@ def maps_cell(model: str, images: str, request: Request, seed: int) -> Cell:
     )
 
 
-def scores_cell(model: str, images: str, maps: Cell, request: Request, seed: int) -> Cell:
-    """Return the cell of one metric's scores of one set of maps."""
-    settings: Any = dict(request.settings)
-    engine = settings.pop("engine", None)
-    if isinstance(request.what, str):
-        engine = engine or METRICS[request.what].engines[0]
-        settings = parse_settings(METRICS[request.what].settings, settings, of=f"metric '{request.what}'")
+def full_settings(request: Request) -> dict[str, Any]:
+    """Settings of a method, defaults too; a user's own function has those given."""
+    if not isinstance(request.what, str):
+        return dict(request.settings)
+    of = f"method '{request.what}'"
+    return dict(parse_settings(METHODS[request.what].settings, request.settings, of=of))
+
+
+def scores_cell(model: str, images: str, maps: str, request: Request, seed: int) -> Cell:
+    """Return the cell of one metric's scores of one set of maps, given by its key."""
+    settings = dict(request.settings)
+    metric = describe_metric(request)
+    engine = settings.pop("engine", metric.engines[0])
+    parsed = parse_settings(metric.settings, settings, of=f"metric '{metric.name}'")
     return Cell(
         "scores",
         {
             "model": model,
             "images": images,
-            "maps": maps.key,
+            "maps": maps,
             "metric": request.identity,
             "engine": engine,
-            "settings": canonical(settings),
+            "settings": canonical(parsed),
             "seed": seed,
             "versions": matters("scores"),
         },
     )
+
+
+def describe_metric(request: Request) -> Metric:
+    """Return what is known of a metric, by name or the user's own."""
+    return METRICS[request.what] if isinstance(request.what, str) else own_metric(request.what)
 
 
 def attack_cell(model: str, images: str, request: Request, eps: Sequence[float], seed: int) -> Cell:
@@ -157,6 +168,24 @@ def compute_maps(model: nn.Module, x: Tensor, y: Tensor, request: Request, seed:
     return Content(tensors, info)
 
 
+@dataclass(frozen=True)
+class Made:
+    """Maps, and how they were made: metrics that explain again need it."""
+
+    content: Content
+    request: Request
+    seed: int
+
+    def attributions(self) -> Attributions:
+        """Return the maps, with their settings as objects rather than as text."""
+        return replace(as_attributions(self.content), settings=full_settings(self.request))
+
+    def explain(self, model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+        """Make maps of other images or another network the same way."""
+        made = attribute(model, x, classes, self.request.what, seed=self.seed, **self.request.settings)
+        return made.values
+
+
 def as_attributions(content: Content) -> Attributions:
     """Return the maps that a "maps" cell holds."""
     tensors, info = content.tensors, content.info
@@ -166,13 +195,21 @@ def as_attributions(content: Content) -> Attributions:
 
 
 def compute_scores(
-    model: nn.Module, x: Tensor, y: Tensor, maps: Mapping[str, Any], request: Request, seed: int
+    model: nn.Module, x: Tensor, y: Tensor, maps: Mapping[str, Made], request: Request, seed: int
 ) -> dict[str, Content]:
     """Score the maps of several methods by one metric, with shared passes; contents of "scores" cells."""
     settings = dict(request.settings)
     engine = settings.pop("engine", None)
-    metric: Any = {request.what: settings}
-    found = evaluate_many(model, x, y, maps, metric, seed=seed, engine=engine)
+    explains = "explain" in describe_metric(request).settings.model_fields and "explain" not in settings
+    own = {label: made for label, made in maps.items() if explains and callable(made.request.what)}
+    groups = [(settings | {"explain": made.explain}, [label]) for label, made in own.items()]
+    groups.append((settings, [label for label in maps if label not in own]))
+    found: dict[str, dict[str, Scores]] = {}
+    for chosen, labels in groups:
+        if labels:
+            given = {label: maps[label].attributions() for label in labels}
+            metric: Any = {request.what: chosen}
+            found |= evaluate_many(model, x, y, given, metric, seed=seed, engine=engine)
     contents = {}
     for method, by_metric in found.items():
         (scores,) = by_metric.values()

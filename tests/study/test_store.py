@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.study import Study
+from saliency_lab.study.cells import canonical, source_fingerprint
+
+MakeStudy = Callable[..., Study]
+
+
+def _finish(study: Study) -> Study:
+    study.attribute(["saliency", "input_x_gradient"]).score(["sparseness", "complexity"])
+    return study.attack("fgsm", eps=[0.1])
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted((folder / "cells").rglob("[!.]*.safetensors"))
+
+
+def test_a_study_is_read_back_without_its_models(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = _finish(make_study(tmp_path, seeds=2))
+    loaded = Study.load(tmp_path)
+    pd.testing.assert_frame_equal(loaded.scores, study.scores)
+    pd.testing.assert_frame_equal(loaded.robustness, study.robustness)
+    assert torch.equal(loaded.maps["other"]["saliency"].values, study.maps["other"]["saliency"].values)
+    assert torch.equal(loaded.x, study.x)
+    assert repr(loaded) == repr(study)
+    assert str(loaded.compare()) == str(study.compare())
+    with pytest.raises(InputError, match="loaded without its models"):
+        loaded.attribute("saliency")
+
+
+def test_what_cannot_be_loaded_says_why(make_study: MakeStudy, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no store at"):
+        Study.load(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no readable study\.json"):
+        Study.load(tmp_path)
+    _finish(make_study(tmp_path))
+    (sample,) = (tmp_path / "samples").iterdir()
+    sample.write_bytes(sample.read_bytes()[:100])
+    with pytest.raises(InputError, match="its images are missing or damaged"):
+        Study.load(tmp_path)
+
+
+def test_a_study_in_memory_can_be_saved(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = _finish(make_study())
+    assert study.save(tmp_path) is study
+    pd.testing.assert_frame_equal(Study.load(tmp_path).scores, study.scores)
+    assert study.score("effective_complexity").verify().empty
+
+
+def test_two_machines_are_merged(
+    make_net: Callable[[int], nn.Module], tiny_sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    one, two = ({name: make_net(i)} for i, name in enumerate(("plain", "other")))
+    both = _finish(Study(one | two, tiny_sample))
+    _finish(Study(one, tiny_sample, store=tmp_path / "one"))
+    _finish(Study(two, tiny_sample, store=tmp_path / "two"))
+    merged = Study.load(tmp_path / "one").merge(tmp_path / "two")
+    order = ["model", "method", "metric", "sample"]
+    pd.testing.assert_frame_equal(
+        merged.scores.sort_values(order, ignore_index=True), both.scores.sort_values(order, ignore_index=True)
+    )
+    shutil.rmtree(tmp_path / "two")
+    again = Study.load(tmp_path / "one")
+    assert again.models == ["plain", "other"]
+    assert torch.equal(again.maps["other"]["saliency"].values, both.maps["other"]["saliency"].values)
+
+
+def test_merging_leaves_damaged_cells_out_and_names_them(make_study: MakeStudy, tmp_path: Path) -> None:
+    _finish(make_study(tmp_path / "one"))
+    damaged = _files(tmp_path / "one")[3]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    study = make_study(tmp_path / "two")
+    with pytest.warns(UserWarning, match=damaged.stem):
+        study.merge(tmp_path / "one")
+    names = {path.name for path in _files(tmp_path / "two")}
+    assert names == {path.name for path in _files(tmp_path / "one")} - {damaged.name}
+
+
+def test_cells_of_other_images_come_along_but_stay_out_of_the_tables(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    first = _finish(make_study(tmp_path / "one"))
+    nets = {member.model: member.module for member in first.members}
+    other = Study(nets, (first.x[:4], first.y[:4]), store=tmp_path / "two")
+    other.attribute("saliency").score("sparseness")
+    before = other.scores
+    other.merge(tmp_path / "one")
+    pd.testing.assert_frame_equal(other.scores, before)
+    assert len(_files(tmp_path / "two")) == len(_files(tmp_path / "one")) + 4
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_verify_finds_any_changed_byte(make_study: MakeStudy, tmp_path: Path, seed: int) -> None:
+    study = make_study(tmp_path).attribute("saliency").score("sparseness")
+    assert study.verify().empty
+    draws = np.random.default_rng(seed)
+    path = _files(tmp_path)[draws.integers(4)]
+    content = bytearray(path.read_bytes())
+    content[draws.integers(len(content))] ^= 1 << draws.integers(8)
+    path.write_bytes(content)
+    assert study.verify()["key"].tolist() == [path.stem]
+
+
+def test_gc_keeps_this_study_and_nothing_else(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study(tmp_path).attribute("saliency").score(["sparseness", "complexity"])
+    kept = make_study(tmp_path).attribute("saliency").score("sparseness")
+    young, old = (_files(tmp_path)[0].with_name(f".{age}.safetensors") for age in ("young", "old"))
+    for path in (young, old):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    doomed = len(_files(tmp_path)) - 4
+    assert doomed == 2
+    assert kept.gc() > 0
+    assert len(_files(tmp_path)) == 4
+    assert young.exists()
+    assert not old.exists()
+    assert set(Study.load(tmp_path).scores["metric"]) == {"sparseness"}
+    assert len(study.scores) == 2 * 2 * 12
+    with pytest.raises(InputError, match="everything would go"):
+        make_study(tmp_path).gc()
+    assert len(_files(tmp_path)) == 4
+
+
+def test_a_metric_that_explains_again_gets_the_method_of_the_study(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    """Also from the store, where settings are text, and for the user's own functions."""
+
+    def doubled(model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        x = x.requires_grad_()
+        chosen = model(x).gather(1, classes[:, None]).sum()
+        return 2 * torch.autograd.grad(chosen, x)[0]
+
+    methods = {
+        "saliency": {},
+        "occlusion": {},
+        "doubled": doubled,
+    }
+    for _ in range(2):
+        study = make_study(tmp_path).attribute(methods).score({"max_sensitivity": {}})
+        wide = study.scores.query("model == 'plain'").pivot(index="sample", columns="method", values="score")
+        np.testing.assert_allclose(wide["doubled"], wide["saliency"], rtol=1e-5)
+        assert wide.notna().all().all()
+
+
+def test_a_users_own_metric_is_scored_and_keyed_by_its_source(make_study: MakeStudy, tmp_path: Path) -> None:
+    def largest(model: nn.Module, x: torch.Tensor, y: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        return maps.flatten(1).amax(1)
+
+    study = make_study(tmp_path).attribute("saliency").score([largest, "sparseness"])
+    scores = study.scores.query("model == 'plain' and metric == 'largest'")["score"]
+    expected = study.maps["plain"]["saliency"].values.flatten(1).amax(1)
+    np.testing.assert_allclose(scores, expected)
+    count = len(_files(tmp_path))
+
+    def largest(model: nn.Module, x: torch.Tensor, y: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        return maps.flatten(1).abs().amax(1)
+
+    study = make_study(tmp_path).attribute("saliency").score(largest)
+    assert len(_files(tmp_path)) == count + 2
+    assert set(study.scores["metric"]) == {"largest"}
+
+
+def test_canonical_settings_tell_contents_apart() -> None:
+    a, b = torch.zeros(3), torch.ones(3)
+    assert canonical({"x": a}) == canonical({"x": a.clone()})
+    assert canonical({"x": a}) != canonical({"x": b})
+    assert canonical(np.zeros(3)) != canonical(np.ones(3))
+    assert canonical({"x": (1, 2)}) == canonical({"x": [1, 2]})
+    assert canonical(nn.Linear(2, 2)) != canonical(nn.Linear(2, 2))
+    assert source_fingerprint(len) != source_fingerprint(max)
+
+
+def test_a_damaged_manifest_does_not_stop_a_run(make_study: MakeStudy, tmp_path: Path) -> None:
+    _finish(make_study(tmp_path))
+    (tmp_path / "study.json").write_text("{")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        study = _finish(make_study(tmp_path))
+    pd.testing.assert_frame_equal(Study.load(tmp_path).scores, study.scores)
