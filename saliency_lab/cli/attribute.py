@@ -51,7 +51,8 @@ def attribute(
             path = out / "maps" / f"{model.replace('/', '_')}-{name}.safetensors"
             by_method[name].save(path)
             print(path)
-        columns = {model: by_method[name].values[:rows] for model, by_method in study.maps.items()}
+        columns = {model: held[name][:rows].normalise("max") for model, held in study.maps.items()}
         picture = out / f"maps-{name}.png"
-        save(maps.grid(study.x[:rows], columns, labels=labels, title=name.replace("_", " ")), picture)
+        title = f"{name.replace('_', ' ')}, each map divided by its largest magnitude"
+        save(maps.grid(study.x[:rows], columns, labels=labels, title=title), picture)
         print(picture)

@@ -75,7 +75,8 @@ def train(
         assert card is not None
         print(
             f"{folder}: validation accuracy {card.metrics['val_clean']:.1%} clean, "
-            f"{card.metrics['val_robust']:.1%} under PGD-{settled.validation.steps} at ε = {settled.attack.eps:g}"
+            f"{card.metrics['val_robust']:.1%} under PGD-{settled.validation.steps} "
+            f"at ε = {settled.attack.eps:g}"
         )
 
 

@@ -23,8 +23,11 @@ class ComparisonPlots:
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
 
-    def maps(self, n: int = 6, *, method: str | None = None) -> Figure:
+    def maps(self, n: int = 6, *, method: str | None = None, normalise: bool = True) -> Figure:
         """Maps of the first `n` images: a row an image, a column a model, one shared colour scale.
+
+        Each map is divided by its largest magnitude first, as models differ in the size of their gradients;
+        `normalise=False` shows the sizes as they are.
 
         Raises
         ------
@@ -40,9 +43,13 @@ class ComparisonPlots:
             raise InputError(
                 "nothing has been attributed and scored yet; call study.attribute and study.score"
             )
-        columns = {model: pictures.read_maps(model, method).values[:n] for model in comparison.models}
+        columns = {model: pictures.read_maps(model, method)[:n] for model in comparison.models}
+        title = method.replace("_", " ")
+        if normalise:
+            columns = {model: held.normalise("max") for model, held in columns.items()}
+            title += ", each map divided by its largest magnitude"
         labels = [str(label) for label in pictures.y[:n].tolist()]
-        return maps.grid(pictures.x[:n], columns, labels=labels, title=method.replace("_", " "))
+        return maps.grid(pictures.x[:n], columns, labels=labels, title=title)
 
     def robustness(self, attack: str | None = None) -> Figure:
         """Accuracy against ε, a line and band a model; of the first attack unless another is named."""
