@@ -15,9 +15,8 @@ from saliency_lab.cli.options import (
     NamedSettings,
     Seed,
     Store,
-    check_owners,
+    named_settings,
     open_study,
-    with_settings,
 )
 
 
@@ -42,9 +41,9 @@ def attack(
     """Attack one or more models; print accuracy with 95 % intervals, write tables and a picture."""
     from saliency_lab.plotting.style import save
 
-    check_owners(settings, [method])
+    own = named_settings(settings, [method])[method]
     study = open_study(models, data, data_root, images, seed, out)
-    study.attack(method, eps=eps, **with_settings([method], settings)[method])
+    study.attack(method, eps=eps, **own)
     comparison = study.compare()
     print(comparison)
     for path in study.write_tables():

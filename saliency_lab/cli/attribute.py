@@ -16,9 +16,8 @@ from saliency_lab.cli.options import (
     NamedSettings,
     Seed,
     Store,
-    check_owners,
+    named_settings,
     open_study,
-    with_settings,
 )
 
 
@@ -42,9 +41,9 @@ def attribute(
     from saliency_lab.plotting import maps
     from saliency_lab.plotting.style import save
 
-    check_owners(settings, method)
+    requests = named_settings(settings, method)
     study = open_study(models, data, data_root, images, seed, out)
-    study.attribute(with_settings(method, settings))
+    study.attribute(requests)
     labels = [str(label) for label in study.y[:rows].tolist()]
     for name in method:
         for model, by_method in study.maps.items():

@@ -54,24 +54,17 @@ def key_values(pairs: Sequence[str]) -> dict[str, Any]:
     return dict(parse_override(pair) for pair in pairs)
 
 
-def with_settings(names: Sequence[str], pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Give each name its settings from `NAME.KEY=VALUE` options; what belongs to other names is left out."""
-    requests: dict[str, dict[str, Any]] = {name: {} for name in names}
+def named_settings(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Give each name its settings from `NAME.KEY=VALUE` options."""
+    settings: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in key_values(pairs).items():
         name, dot, setting = key.partition(".")
         if not dot:
             raise InputError(f"--set {key}=… names no method, metric or attack; write NAME.{key}=…")
-        if name in requests:
-            requests[name][setting] = value
-    return requests
-
-
-def check_owners(pairs: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse a setting of something that is not asked for."""
-    for key in key_values(pairs):
-        name = key.partition(".")[0]
-        if name not in names:
+        if name not in settings:
             raise unknown_name("owner of a setting:", name, names)
+        settings[name][setting] = value
+    return settings
 
 
 def open_study(

@@ -16,9 +16,8 @@ from saliency_lab.cli.options import (
     NamedSettings,
     Seed,
     Store,
-    check_owners,
+    named_settings,
     open_study,
-    with_settings,
 )
 
 
@@ -41,9 +40,10 @@ def score(
     out: Store = Path("runs/study"),
 ) -> None:
     """Score the saliency maps of one or more models; print means with 95 % intervals, write tidy tables."""
-    check_owners(settings, [*method, *metric])
+    requests = named_settings(settings, [*method, *metric])
     study = open_study(models, data, data_root, images, seed, out)
-    study.attribute(with_settings(method, settings)).score(with_settings(metric, settings))
+    study.attribute({name: requests[name] for name in method})
+    study.score({name: requests[name] for name in metric})
     print(study.compare())
     for path in study.write_tables():
         print(path)
