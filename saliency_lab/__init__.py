@@ -18,8 +18,14 @@ _ROOMS = {
     "sanity_check": "attribution",
     "AttackResult": "attacks",
     "attack": "attacks",
+    "attack_map": "attacks",
+    "audit": "attacks",
     "list_attacks": "attacks",
+    "minimal_epsilon": "attacks",
     "robustness_curve": "attacks",
+    "steps_curve": "attacks",
+    "transfer_attack": "attacks",
+    "worst_case": "attacks",
     "ImageData": "data",
     "list_datasets": "data",
     "load_dataset": "data",
@@ -44,7 +50,18 @@ _ROOMS = {
 if TYPE_CHECKING:
     from saliency_lab._common.errors import SaliencyLabError
     from saliency_lab._common.progress import show_progress
-    from saliency_lab.attacks import AttackResult, attack, list_attacks, robustness_curve
+    from saliency_lab.attacks import (
+        AttackResult,
+        attack,
+        attack_map,
+        audit,
+        list_attacks,
+        minimal_epsilon,
+        robustness_curve,
+        steps_curve,
+        transfer_attack,
+        worst_case,
+    )
     from saliency_lab.attribution import Attributions, attribute, list_methods, sanity_check
     from saliency_lab.data import ImageData, list_datasets, load_dataset
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
@@ -61,7 +78,9 @@ __all__ = [
     "SaliencyLabError",
     "Study",
     "attack",
+    "attack_map",
     "attribute",
+    "audit",
     "build_model",
     "evaluate",
     "evaluate_detailed",
@@ -75,11 +94,15 @@ __all__ = [
     "load_dataset",
     "load_model",
     "load_recipe",
+    "minimal_epsilon",
     "robustness_curve",
     "sanity_check",
     "save_model",
     "show_progress",
+    "steps_curve",
     "train",
+    "transfer_attack",
+    "worst_case",
 ]
 
 

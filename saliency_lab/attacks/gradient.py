@@ -74,7 +74,7 @@ def bim(problem: Problem, settings: BimSettings) -> Outcome:
         problem,
         [problem.x],
         loss=settings.loss,
-        lengths=_lengths(problem, settings.step_size, settings.steps),
+        lengths=step_lengths(problem.eps, settings.step_size, settings.steps),
         momentum=settings.momentum,
         early_stop=settings.early_stop,
     )
@@ -87,7 +87,7 @@ def pgd(problem: Problem, settings: PgdSettings) -> Outcome:
         problem,
         [None] * settings.restarts,
         loss=settings.loss,
-        lengths=_lengths(problem, settings.step_size, settings.steps),
+        lengths=step_lengths(problem.eps, settings.step_size, settings.steps),
         momentum=settings.momentum,
         early_stop=settings.early_stop,
     )
@@ -198,11 +198,12 @@ def _input_gradient(values: Tensor, point: Tensor) -> Tensor:
     return slope.nan_to_num()
 
 
-def _lengths(problem: Problem, given: float | None, steps: int) -> Tensor:
+def step_lengths(eps: Tensor, given: float | None, steps: int) -> Tensor:
+    """Lengths (steps, N): all the one given, or from 2ε (N,) down to 0 by a cosine."""
     if given is not None:
-        return problem.eps.new_full((steps, len(problem.eps)), given)
-    phase = torch.arange(steps, dtype=problem.eps.dtype, device=problem.eps.device) * (math.pi / steps)
-    return torch.outer(1 + phase.cos(), problem.eps)
+        return eps.new_full((steps, len(eps)), given)
+    phase = torch.arange(steps, dtype=eps.dtype, device=eps.device) * (math.pi / steps)
+    return torch.outer(1 + phase.cos(), eps)
 
 
 def _check(problem: Problem, loss: LossName, *, starts_at_x: bool, method: str) -> None:

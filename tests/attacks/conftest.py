@@ -56,6 +56,7 @@ def hardened(digits: ImageData) -> nn.Module:
             optimiser.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
             optimiser.step()
+    model.zero_grad()
     return model.eval()
 
 

@@ -1,0 +1,480 @@
+"""Whether a robust accuracy can be believed: the checklist of the literature, each item with its evidence.
+
+Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense of Security", ICML 2018; Carlini
+et al., "On Evaluating Adversarial Robustness", 2019.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saliency_lab._common.checks import parse_epsilon
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import chunk_rows, device_of, predict, undisturbed
+from saliency_lab._common.progress import progress
+from saliency_lab._common.seeding import derive_seed, preserved_rng
+from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab.attacks.ascent import Norm
+from saliency_lab.attacks.door import attack, check_batch, run
+from saliency_lab.attacks.methods import Method, OwnAttack, method_of
+from saliency_lab.attacks.result import AttackResult
+from saliency_lab.attacks.transfer import transfer_attack
+
+Verdict = Literal["pass", "warn", "fail", "skipped"]
+Summary = Literal["believe", "doubt", "do not believe"]
+
+# Shares of all samples that another attack may break beyond the audited one: up to the first the item
+# passes, up to the second it warns. One sample is always allowed.
+WHITE_BOX = (0.02, 0.05)
+WEAKER_ATTACK = (0.01, 0.03)
+# Shares of the surviving samples that may show a fault of the gradient.
+SURVIVORS = (0.02, 0.05)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One item of the checklist: its verdict, the evidence in words, and the numbers behind them."""
+
+    name: str
+    verdict: Verdict
+    evidence: str
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Audit:
+    """What the checklist says about a robust accuracy.
+
+    Attributes
+    ----------
+    verdict : "believe", "doubt" or "do not believe"
+        "do not believe" if an item fails, "doubt" if one warns.
+    reason : str
+        The items that decided, with their evidence.
+    checks : tuple of Check
+    audited : AttackResult
+        The evaluation in question.
+    robust : Tensor (N,) of bool
+        Robust against every attack that was run.
+    """
+
+    verdict: Summary
+    reason: str
+    checks: tuple[Check, ...]
+    audited: AttackResult
+    robust: Tensor
+    budget: str
+    seconds: float
+
+    def __repr__(self) -> str:
+        return (
+            f"Audit({self.verdict}: {self.audited.method} at eps={self.audited.eps:.4g} says "
+            f"{self.robust_accuracy:.1%} robust, the worst case is {self.worst_case:.1%}; {self.reason})"
+        )
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The number in question."""
+        return self.audited.robust_accuracy
+
+    @property
+    def worst_case(self) -> float:
+        """Robust accuracy against every attack that was run: the number to report."""
+        return self.robust.double().mean().item()
+
+    def __getitem__(self, name: str) -> Check:
+        for check in self.checks:
+            if check.name == name:
+                return check
+        raise KeyError(name)
+
+    def table(self) -> pd.DataFrame:
+        """One row an item, indexed by its name: verdict, evidence."""
+        return pd.DataFrame(
+            [(check.name, check.verdict, check.evidence) for check in self.checks],
+            columns=["check", "verdict", "evidence"],
+        ).set_index("check")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but tensors, as values that JSON can hold."""
+        return {
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "robust_accuracy": self.robust_accuracy,
+            "worst_case": self.worst_case,
+            "clean_accuracy": self.audited.clean_accuracy,
+            "n": len(self.audited),
+            "method": self.audited.method,
+            "eps": self.audited.eps,
+            "norm": self.audited.norm,
+            "settings": self.audited.settings,
+            "seed": self.audited.seed,
+            "budget": self.budget,
+            "seconds": self.seconds,
+            "checks": [
+                {"check": c.name, "verdict": c.verdict, "evidence": c.evidence, "numbers": c.numbers}
+                for c in self.checks
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class _Budget:
+    steps: int
+    targets: int
+    queries: int
+
+
+_BUDGETS = {"quick": _Budget(steps=30, targets=4, queries=500), "full": _Budget(100, 9, 5000)}
+
+
+def audit(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | str,
+    method: str | OwnAttack = "pgd",
+    surrogates: Mapping[str, nn.Module] | None = None,
+    budget: Literal["quick", "full"] = "quick",
+    seed: int = 0,
+    **settings: Any,
+) -> Audit:
+    """Run the checklist on the robust accuracy that `attack(model, x, y, method, eps=eps, ...)` reports.
+
+    The other attacks run on the samples that survived the audited one: what they break besides is what
+    it missed.
+
+    Parameters
+    ----------
+    model, x, y, eps, method, seed, settings
+        The evaluation in question, as for `attack`.
+    surrogates : mapping of str to nn.Module, optional
+        Other models to transfer attacks from; without them that item is skipped.
+    budget : "quick" or "full"
+        Of the reference attacks: 30 steps, 4 target classes and 500 queries, or AutoAttack's standard
+        100, 9 and 5000.
+
+    Raises
+    ------
+    InputError
+        As `attack`.
+    """
+    begun = time.perf_counter()
+    if budget not in _BUDGETS:
+        raise InputError(f"unknown budget '{budget}'; known: {', '.join(_BUDGETS)}")
+    chosen = method_of(method)
+    parsed = parse_settings(chosen.settings, settings, of=chosen.name)
+    radius = parse_epsilon(eps)
+    if radius == 0:
+        raise InputError("an audit needs eps > 0")
+    logits, y = check_batch(model, x, y)
+    checks = [_outputs(logits, y), _determinism(model, x)]
+    audited = run(model, x, y, chosen, parsed, eps=radius, seed=seed)
+    panel = _Panel(model, x, y, audited, _BUDGETS[budget], surrogates or {}, seed)
+    stages: tuple[Callable[[], list[Check]], ...] = (
+        lambda: [panel.single_step(chosen)],
+        lambda: [panel.converged(chosen, parsed)],
+        lambda: panel.random(),
+        lambda: [panel.gradients()],
+        lambda: [panel.rescaled()],
+        lambda: panel.reference(classes=logits.shape[1]),
+        lambda: [panel.transfer()],
+        lambda: [_large_eps(model, x, y, chosen, parsed, audited, seed, classes=logits.shape[1])],
+    )
+    for stage in progress(stages, label="audit"):
+        checks += stage()
+    verdict, reason = _summary(checks)
+    return Audit(
+        verdict=verdict,
+        reason=reason,
+        checks=tuple(checks),
+        audited=audited,
+        robust=panel.robust(),
+        budget=budget,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+class _Panel:
+    """Other attacks on the survivors of the audited one, and which of them each breaks."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        audited: AttackResult,
+        budget: _Budget,
+        surrogates: Mapping[str, nn.Module],
+        seed: int,
+    ) -> None:
+        self.model, self.audited, self.budget = model, audited, budget
+        self.surrogates, self.seed = surrogates, seed
+        self.rows = audited.robust.nonzero().flatten()
+        self.x, self.y = x.detach().cpu()[self.rows], y[self.rows]
+        self.loss = audited.loss[self.rows]
+        self.missed = torch.zeros(len(self.rows), dtype=torch.bool)
+        self.norm: Norm = audited.norm
+
+    def robust(self) -> Tensor:
+        """Mask (N,): robust against the audited attack and all of the panel's."""
+        robust = self.audited.robust.clone()
+        robust[self.rows[self.missed]] = False
+        return robust
+
+    def breaks(self, method: str, seed: int | None = None, **settings: Any) -> AttackResult | None:
+        """Run a method on the survivors and note what it breaks; None if nobody survived."""
+        if not len(self.rows):
+            return None
+        seed = self.seed if seed is None else seed
+        found = attack(
+            self.model, self.x, self.y, method, eps=self.audited.eps, seed=seed, norm=self.norm, **settings
+        )
+        self.missed |= ~found.robust
+        return found
+
+    def compare(
+        self, name: str, who: str, found: list[AttackResult | None], limits: tuple[float, float]
+    ) -> Check:
+        """Judge a check by the share of all samples that the audited attack missed and `found` broke."""
+        n = len(self.audited)
+        if not len(self.rows):
+            return Check(name, "pass", "no sample survived the audited attack", {"missed": 0.0})
+        held = torch.stack([result.robust for result in found if result is not None]).all(0)
+        missed = int((~held).sum())
+        verdict = _grade(missed / n, limits, slack=1 / n)
+        evidence = (
+            f"{who}: {missed} of {n} samples broken that {self.audited.method} missed ({missed / n:.1%})"
+        )
+        return Check(name, verdict, evidence, {"missed": missed / n})
+
+    def single_step(self, chosen: Method) -> Check:
+        """An iterative attack breaks all that a single step breaks; a single step is no evaluation."""
+        iterative = "steps" in chosen.settings.model_fields
+        found = [self.breaks("fgsm"), self.breaks("r_fgsm")]
+        if iterative:
+            return self.compare("single step", "FGSM and R-FGSM", found, WEAKER_ATTACK)
+        found.append(self.breaks("pgd"))
+        return self.compare("single step", "FGSM, R-FGSM and PGD-40", found, WHITE_BOX)
+
+    def converged(self, chosen: Method, parsed: Settings) -> Check:
+        """More steps and restarts change nothing."""
+        given = parsed.model_dump()
+        if "steps" not in given:
+            return Check("converged", "skipped", f"{chosen.name} has no steps", {})
+        steps = 4 * given["steps"]
+        more = {**given, "steps": steps}
+        if "restarts" in given:
+            more["restarts"] = 2 * given["restarts"]
+        more.pop("norm")
+        found = self.breaks(chosen.name, derive_seed(self.seed, "audit"), **more)
+        who = f"{chosen.name} with {steps} steps, other starts" + (
+            f" and {more['restarts']} restarts" if "restarts" in more else ""
+        )
+        return self.compare("converged", who, [found], WHITE_BOX)
+
+    def random(self) -> list[Check]:
+        """No random point breaks what the attack did not, or has a higher loss than its best point."""
+        noise = self.breaks("noise", draws=20)
+        direction = self.breaks("random_direction", draws=20)
+        broken = self.compare(
+            "random points", "20 noise and 20 direction draws", [noise, direction], WEAKER_ATTACK
+        )
+        if noise is None or direction is None:
+            return [broken, Check("loss surface", "pass", broken.evidence, {})]
+        by_chance = torch.maximum(noise.loss, direction.loss)
+        start = F.cross_entropy(predict(self.model, self.x), self.y, reduction="none")
+        scale = 1e-6 + 1e-4 * start
+        above = (by_chance > self.loss + scale).double().mean().item()
+        flat = ((by_chance - start).abs().maximum((self.loss - start).abs()) <= 1e-6).double().mean().item()
+        verdict = _grade(max(above, flat), SURVIVORS, slack=1 / len(self.rows))
+        evidence = (
+            f"of {len(self.rows)} surviving samples, a random direction has a higher loss than "
+            f"{self.audited.method}'s best point for {above:.1%}, and the loss is flat for {flat:.1%}"
+        )
+        return [broken, Check("loss surface", verdict, evidence, {"above": above, "flat": flat})]
+
+    def gradients(self) -> Check:
+        """The gradient at the image, and at the attack's point, has not vanished."""
+        if not len(self.rows):
+            return Check("vanished gradients", "pass", "no sample survived the audited attack", {})
+        zero = _zero_gradient(self.model, self.x, self.y).double().mean().item()
+        saturated = (self.loss == 0).double().mean().item()
+        verdict = _grade(max(zero, saturated), SURVIVORS, slack=1 / len(self.rows))
+        evidence = (
+            f"of {len(self.rows)} surviving samples, {zero:.1%} have a zero input gradient and "
+            f"{saturated:.1%} a loss of exactly 0 (float32 has run out)"
+        )
+        return Check("vanished gradients", verdict, evidence, {"zero": zero, "saturated": saturated})
+
+    def rescaled(self) -> Check:
+        """Losses that the scale of the logits cannot hide from break no more."""
+        steps = self.budget.steps
+        found = [self.breaks("pgd", loss=loss, steps=steps) for loss in ("scaled_ce", "margin")]
+        return self.compare("rescaled logits", "PGD on rescaled logits and on the margin", found, WHITE_BOX)
+
+    def reference(self, classes: int) -> list[Check]:
+        """Square alone, and AutoAttack: APGD-CE, targeted APGD-DLR, FAB-T and Square."""
+        steps, targets = self.budget.steps, self.budget.targets
+        queries = self.budget.queries
+        square = self.breaks("square", queries=queries)
+        strong = [square, self.breaks("apgd_ce", steps=steps)]
+        if classes >= 4:
+            strong.append(self.breaks("apgd_t", steps=steps, target_classes=targets))
+        strong.append(self.breaks("fab_t", steps=steps, target_classes=targets))
+        return [
+            self.compare("black box", f"Square with {queries} queries", [square], WEAKER_ATTACK),
+            self.compare("AutoAttack", "APGD, FAB-T and Square", strong, WHITE_BOX),
+        ]
+
+    def transfer(self) -> Check:
+        """Points found on other models break no more."""
+        if not self.surrogates:
+            return Check("transfer", "skipped", "no surrogate model was given", {})
+        found: list[AttackResult | None] = []
+        for source in self.surrogates.values():
+            if not len(self.rows):
+                break
+            moved = transfer_attack(
+                self.model, source, self.x, self.y, eps=self.audited.eps, seed=self.seed, norm=self.norm
+            )
+            self.missed |= ~moved.robust
+            found.append(moved)
+        return self.compare("transfer", f"PGD on {', '.join(self.surrogates)}", found, WEAKER_ATTACK)
+
+
+def _grade(share: float, limits: tuple[float, float], *, slack: float) -> Verdict:
+    """Pass, warn or fail by a share; `slack` is one sample, which is always allowed."""
+    if share <= max(limits[0], slack) + 1e-12:
+        return "pass"
+    return "warn" if share <= limits[1] + 1e-12 else "fail"
+
+
+def _outputs(logits: Tensor, y: Tensor) -> Check:
+    """Logits, not probabilities; and an accuracy that fits images in [0, 1]."""
+    accuracy = (logits.argmax(1) == y).double().mean().item()
+    chance = 1 / logits.shape[1]
+    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
+        evidence = (
+            "the outputs are probabilities, not logits: the cross-entropy takes a second softmax of them"
+        )
+        return Check("units and outputs", "fail", evidence, {"accuracy": accuracy})
+    if accuracy <= 2 * chance:
+        evidence = (
+            f"clean accuracy is {accuracy:.1%}, near chance ({chance:.1%}): does the model expect normalised "
+            "images? saliency_lab.Normalised(model, mean, std) wraps one that does"
+        )
+        return Check("units and outputs", "warn", evidence, {"accuracy": accuracy})
+    evidence = f"images in [0, 1], logits, clean accuracy {accuracy:.1%}"
+    return Check("units and outputs", "pass", evidence, {"accuracy": accuracy})
+
+
+def _determinism(model: nn.Module, x: Tensor) -> Check:
+    """The same image gives the same logits: in eval mode, and in the mode the model was handed over in."""
+
+    def spread(mode: Callable[[], Tensor]) -> float:
+        passes = []
+        for seed in (1, 2, 3):
+            with preserved_rng(seed):
+                passes.append(mode().argmax(1))
+        return (torch.stack(passes) != passes[0]).any(0).double().mean().item()
+
+    def logits_differ(mode: Callable[[], Tensor]) -> bool:
+        passes = []
+        for seed in (1, 2):
+            with preserved_rng(seed):
+                passes.append(mode())
+        return not torch.allclose(passes[0], passes[1], rtol=1e-4, atol=1e-5)
+
+    few = x.detach()[: 2 * chunk_rows(x.shape)]
+    in_eval = lambda: predict(model, few)  # noqa: E731
+    as_given = lambda: _predict_as_given(model, few)  # noqa: E731
+    if logits_differ(in_eval):
+        share = spread(in_eval)
+        evidence = f"the model is random in eval mode: three passes disagree on {share:.1%} of the images"
+        return Check("determinism", "fail", evidence, {"disagree": share})
+    if logits_differ(as_given):
+        share = spread(as_given)
+        active = ", ".join(
+            name for name, module in model.named_modules() if module.training and _is_random(module)
+        )
+        evidence = (
+            f"the model was handed over in train mode and is random there ({active or 'an unknown module'}): "
+            f"three passes disagree on {share:.1%} of the images; it is attacked in eval mode, so call "
+            "model.eval() if that is the model you mean"
+        )
+        return Check("determinism", "warn", evidence, {"disagree": share})
+    return Check("determinism", "pass", "repeated passes give the same logits", {"disagree": 0.0})
+
+
+def _is_random(module: nn.Module) -> bool:
+    return "dropout" in type(module).__name__.lower() or "stochasticdepth" in type(module).__name__.lower()
+
+
+def _predict_as_given(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits in the model's own mode; buffers, such as BatchNorm's statistics, are put back."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.no_grad():
+            rows = [model(chunk.to(device_of(model))).float().cpu() for chunk in x.split(chunk_rows(x.shape))]
+        return torch.cat(rows)
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def _zero_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Mask (N,): the cross-entropy's gradient at the image is zero everywhere, or there is none."""
+    device, out = device_of(model), []
+    with undisturbed(model):
+        for images, labels in zip(x.split(chunk_rows(x.shape)), y.split(chunk_rows(x.shape)), strict=True):
+            point = images.to(device).requires_grad_()
+            loss = F.cross_entropy(model(point), labels.to(device), reduction="sum")
+            slope = torch.autograd.grad(loss, point, allow_unused=True)[0] if loss.requires_grad else None
+            size = torch.zeros(len(images)) if slope is None else slope.abs().flatten(1).amax(1).cpu()
+            out.append(~(size > 0))
+    return torch.cat(out)
+
+
+def _large_eps(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    chosen: Method,
+    parsed: Settings,
+    audited: AttackResult,
+    seed: int,
+    classes: int,
+) -> Check:
+    """With the whole image range to move in, the attack leaves nothing standing."""
+    whole = 1.0 if audited.norm == "linf" else math.sqrt(x[0].numel())
+    share = run(model, x, y, chosen, parsed, eps=whole, seed=seed).robust_accuracy
+    n = len(x)
+    if share <= max(0.01, 1 / n) + 1e-12:
+        verdict: Verdict = "pass"
+    else:
+        verdict = "warn" if share <= 1 / classes else "fail"
+    evidence = f"{chosen.name} at eps={whole:.4g}, which reaches every image, leaves {share:.1%} accuracy"
+    return Check("large eps", verdict, evidence, {"accuracy": share})
+
+
+def _summary(checks: list[Check]) -> tuple[Summary, str]:
+    severity: tuple[tuple[Verdict, Summary], ...] = (("fail", "do not believe"), ("warn", "doubt"))
+    for verdict, summary in severity:
+        deciding = [check for check in checks if check.verdict == verdict]
+        if deciding:
+            reason = "; ".join(f"{check.name}: {check.evidence}" for check in deciding)
+            return summary, reason
+    passed = sum(check.verdict == "pass" for check in checks)
+    return "believe", f"{passed} checks passed"

@@ -1,0 +1,274 @@
+"""An attack on the saliency map that keeps the prediction.
+
+Ghorbani, Abid and Zou, "Interpretation of Neural Networks is Fragile", AAAI 2019.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from saliency_lab._common.checks import check_images, parse_epsilon
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import chunk_rows, device_of, predict, undisturbed
+from saliency_lab._common.progress import progress
+from saliency_lab._common.seeding import derive_seed, preserved_rng
+from saliency_lab._common.settings import Epsilon, Settings, parse_settings
+from saliency_lab.attacks.ascent import Norm, project, steepest
+from saliency_lab.attacks.draws import ball_point
+from saliency_lab.attacks.gradient import step_lengths
+from saliency_lab.attacks.problem import Problem
+
+Goal = Literal["top_k", "mass_centre"]
+
+
+class MapAttackSettings(Settings):
+    """`k`: the share of pixels that the top-k attack empties. `beta`: the sharpness of the softplus.
+
+    `step_size` as for PGD: a cosine from 2ε down to 0 unless given.
+    """
+
+    norm: Norm = "linf"
+    steps: int = Field(default=50, ge=1)
+    step_size: Epsilon | None = None
+    k: float = Field(default=0.1, gt=0.0, lt=1.0)
+    beta: float = Field(default=10.0, gt=0.0)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MapAttackResult:
+    """Images that look the same to the model and not to its saliency map; one row a sample, on the CPU.
+
+    Attributes
+    ----------
+    adversarial : Tensor (N, C, H, W)
+        Inside the ball and [0, 1], with the prediction of x; x itself where no such point changed the map.
+    maps_before, maps_after : Tensor (N, C, H, W)
+        ∂z_c/∂x of the model itself for the class c predicted for x, signed, at x and at `adversarial`.
+    predictions : Tensor (N,)
+        The class predicted for x and for `adversarial`.
+    overlap : Tensor (N,)
+        Share of the top-k pixels of |map| (summed over channels) that are still in the top k: 1 is unmoved.
+    shift : Tensor (N,)
+        Distance in pixels between the centres of mass of the two maps.
+    distance : Tensor (N,)
+        ‖adversarial − x‖ in the attack's norm.
+    """
+
+    adversarial: Tensor
+    maps_before: Tensor
+    maps_after: Tensor
+    predictions: Tensor
+    overlap: Tensor
+    shift: Tensor
+    distance: Tensor
+    goal: Goal
+    eps: float
+    settings: dict[str, Any]
+    seed: int
+    seconds: float
+
+    def __repr__(self) -> str:
+        return (
+            f"MapAttackResult({self.goal}, {self.settings['norm']}, eps={self.eps:.4g}: top-"
+            f"{self.settings['k']:.0%} overlap {self.overlap.mean():.1%}, centre moved "
+            f"{self.shift.mean():.2f} pixels, n={len(self.overlap)}, seed={self.seed}, {self.seconds:.1f} s)"
+        )
+
+    def table(self) -> pd.DataFrame:
+        """One row a sample: prediction, overlap, shift, distance."""
+        columns = {"prediction": self.predictions, "overlap": self.overlap, "shift": self.shift}
+        columns["distance"] = self.distance
+        table = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+        return table.rename_axis("sample")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the images and maps, as values that JSON can hold."""
+        return {
+            "goal": self.goal,
+            "eps": self.eps,
+            "settings": self.settings,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "n": len(self.overlap),
+            "overlap": self.overlap.double().mean().item(),
+            "shift": self.shift.double().mean().item(),
+            "samples": self.table().to_dict(orient="list"),
+        }
+
+
+def attack_map(
+    model: nn.Module,
+    x: Tensor,
+    goal: Goal = "top_k",
+    *,
+    eps: float | str,
+    seed: int = 0,
+    **settings: Any,
+) -> MapAttackResult:
+    """Look for a point of the ε-ball with the same prediction and another saliency map.
+
+    The map is the input gradient of the predicted class's logit, |·| summed over channels and divided by
+    its sum. `top_k` takes mass from the pixels that were the map's top k; `mass_centre` moves its centre
+    of mass. Of all points on the way that keep the prediction, the one that changes the *model's own* map
+    most is returned.
+
+    A map of a network of ReLUs is piecewise constant and has no useful gradient, so the direction is
+    that of a copy with softplus(β·)/β in place of each `nn.ReLU`, as in the paper; the model is not changed.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As for `attack`; ReLUs must be modules.
+    x : Tensor (N, C, H, W)
+        Images in [0, 1].
+    goal : "top_k" or "mass_centre"
+    eps, seed
+        As for `attack`.
+    settings
+        Those of `MapAttackSettings`.
+
+    Raises
+    ------
+    InputError
+        As `attack`; also if the smoothed model's map still has no gradient (a functional ReLU).
+    """
+    begun = time.perf_counter()
+    if goal not in ("top_k", "mass_centre"):
+        raise InputError(f"unknown goal '{goal}'; known: top_k, mass_centre")
+    parsed = parse_settings(MapAttackSettings, settings, of="attack_map")
+    radius = parse_epsilon(eps)
+    check_images(x)
+    images = x.detach().cpu()
+    classes = predict(model, images).argmax(1)
+    smooth = smoothed(model, parsed.beta)
+    found, before, after = images.clone(), torch.empty_like(images), torch.empty_like(images)
+    device = device_of(model)
+    with (
+        preserved_rng(derive_seed(seed, "attack_map")),
+        undisturbed(model),
+        undisturbed(smooth),
+        progress(label=goal, total=len(images)) as bar,
+    ):
+        for rows in torch.arange(len(images)).split(chunk_rows(images.shape)):
+            problem = Problem(
+                model=model,
+                x=images[rows].to(device),
+                y=classes[rows].to(device),
+                target=None,
+                logits=torch.empty(0),
+                eps=images.new_full((len(rows),), radius).to(device),
+                norm=parsed.norm,
+                seed=seed,
+            )
+            points = _climb(problem, smooth, goal, parsed) if radius > 0 else problem.x
+            found[rows] = points.cpu()
+            before[rows] = input_gradient(model, problem.x, problem.y).cpu()
+            after[rows] = input_gradient(model, points, problem.y).cpu()
+            bar.update(len(rows))
+    delta = (found - images).flatten(1)
+    return MapAttackResult(
+        adversarial=found,
+        maps_before=before,
+        maps_after=after,
+        predictions=classes,
+        overlap=(_top_k(before, parsed.k) & _top_k(after, parsed.k)).double().sum(1)
+        / _top_k(before, parsed.k).sum(1),
+        shift=(_centre(_mass(after)) - _centre(_mass(before))).norm(dim=1),
+        distance=delta.abs().amax(1) if parsed.norm == "linf" else delta.norm(dim=1),
+        goal=goal,
+        eps=radius,
+        settings=parsed.model_dump(mode="json"),
+        seed=seed,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def smoothed(model: nn.Module, beta: float) -> nn.Module:
+    """Return a copy with softplus(βz)/β in place of each `nn.ReLU`.
+
+    >>> smoothed(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), beta=30.0)[1]
+    Softplus(beta=30.0, threshold=20.0)
+    """
+    twin = copy.deepcopy(model)
+    if isinstance(twin, nn.ReLU):
+        return nn.Softplus(beta)
+    for parent in list(twin.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(parent, name, nn.Softplus(beta))
+    return twin
+
+
+def input_gradient(model: nn.Module, x: Tensor, classes: Tensor, *, graph: bool = False) -> Tensor:
+    """∂z_c/∂x (N, C, H, W) of each image's own class c; with `graph` it can be differentiated again."""
+    with torch.enable_grad():
+        point = x if graph else x.detach().requires_grad_()
+        score = model(point).gather(1, classes[:, None]).sum()
+        return torch.autograd.grad(score, point, create_graph=graph)[0]
+
+
+def _climb(problem: Problem, smooth: nn.Module, goal: Goal, settings: MapAttackSettings) -> Tensor:
+    def change(gradient: Tensor) -> Tensor:
+        mass = _mass(gradient)
+        if goal == "top_k":
+            return -(mass.flatten(1) * top).sum(1)
+        return (_centre(mass) - centre).square().sum(1)
+
+    clean = _mass(input_gradient(problem.model, problem.x, problem.y))
+    top, centre = _top_k(clean, settings.k), _centre(clean)
+    best = problem.x.clone()
+    best_change = -(clean.flatten(1) * top).sum(1) if goal == "top_k" else torch.zeros_like(clean[:, 0, 0, 0])
+    point = ball_point(problem, "map attack start")
+    lengths = step_lengths(problem.eps, settings.step_size, settings.steps)
+    for step in range(settings.steps + 1):
+        achieved = change(input_gradient(problem.model, point, problem.y))
+        with torch.no_grad():
+            kept = problem.model(point).argmax(1) == problem.y
+        better = kept & (achieved > best_change)
+        best[better], best_change[better] = point[better], achieved[better]
+        if step == settings.steps:
+            break
+        point = point.detach().requires_grad_()
+        wanted = change(input_gradient(smooth, point, problem.y, graph=True))
+        slope = (
+            torch.autograd.grad(wanted.sum(), point, allow_unused=True)[0] if wanted.requires_grad else None
+        )
+        if slope is None or (step == 0 and not bool(slope.any())):
+            raise InputError(
+                "the saliency map has no gradient: only nn.ReLU modules can be smoothed, so use one where "
+                "the model calls a functional ReLU or another piecewise linear layer"
+            )
+        move = lengths[step].reshape(-1, 1, 1, 1) * steepest(slope.nan_to_num(), problem.norm)
+        point = project(point.detach() + move, problem.x, problem.eps, problem.norm)
+    return best
+
+
+def _mass(gradient: Tensor) -> Tensor:
+    """|gradient| summed over channels, over its sum: (N, 1, H, W), zero where the gradient is."""
+    size = gradient.abs().sum(1, keepdim=True)
+    total = size.sum((1, 2, 3), keepdim=True)
+    return size / total.clamp_min(torch.finfo(size.dtype).tiny)
+
+
+def _top_k(gradient: Tensor, k: float) -> Tensor:
+    """Mask (N, H·W) of the round(k·H·W) pixels with the largest |gradient|; ties go to the earlier pixel."""
+    size = gradient.abs().sum(1).flatten(1)
+    count = max(1, round(k * size.shape[1]))
+    order = size.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(size, dtype=torch.bool).scatter(1, order, True)
+
+
+def _centre(mass: Tensor) -> Tensor:
+    """Centre of mass (N, 2) in pixels: row, column."""
+    height, width = mass.shape[-2:]
+    rows = torch.arange(height, dtype=mass.dtype, device=mass.device)
+    columns = torch.arange(width, dtype=mass.dtype, device=mass.device)
+    return torch.stack([(mass.sum((1, 3)) * rows).sum(1), (mass.sum((1, 2)) * columns).sum(1)], 1)

@@ -1,0 +1,146 @@
+"""The audit on models with known faults, and on an adversarially trained network."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import saliency_lab as sl
+from saliency_lab.attacks import audit
+
+
+class Loud(nn.Module):
+    """Logits times 100: the cross-entropy saturates."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 100 * self.inner(x)
+
+
+class Quantised(Loud):
+    """The input rounded to eight levels: no gradient gets through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner((7 * x).round() / 7)
+
+
+class RoundedLogits(Loud):
+    """A rounding defence at the other end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (2 * self.inner(x)).round() / 2
+
+
+class Noisy(Loud):
+    """Dropout left on for good: eval() does not reach the functional call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(F.dropout(x, 0.3, training=True))
+
+
+class Shattered(Loud):
+    """The input rounded, with a backward pass that points nowhere in particular."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = (7 * x).round() / 7
+        return self.inner(rounded.detach() + 1e-3 * (torch.sin(1e4 * x) - torch.sin(1e4 * x).detach()))
+
+
+class Probabilities(Loud):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).softmax(1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "eps", "caught_by"),
+    [
+        (Loud, 0.1, {"rescaled logits", "AutoAttack", "vanished gradients"}),
+        (Quantised, 0.1, {"vanished gradients", "black box"}),
+        (RoundedLogits, 0.1, {"vanished gradients", "black box"}),
+        (Noisy, 0.1, {"determinism"}),
+        (Shattered, 0.1, {"black box"}),
+        (Probabilities, 0.1, {"units and outputs"}),
+    ],
+)
+def test_known_faults_are_not_believed(trained, batch, fault, eps, caught_by) -> None:
+    model = fault(trained).eval()
+    x, y = batch
+    report = audit(model, x[:36], y[:36], eps=eps)
+    assert report.verdict == "do not believe", report.table().to_string()
+    failed = {check.name for check in report.checks if check.verdict == "fail"}
+    assert caught_by <= failed, report.table().to_string()
+    assert all(name in report.reason for name in caught_by)
+
+
+def test_an_adversarially_trained_network_is_believed(hardened, trained, batch) -> None:
+    report = audit(hardened, *batch, eps=0.1, surrogates={"standard": trained})
+    assert report.verdict == "believe", report.table().to_string()
+    assert {check.verdict for check in report.checks} == {"pass"}
+    assert 0.5 < report.worst_case <= report.robust_accuracy <= report.audited.clean_accuracy
+    assert report.robust_accuracy - report.worst_case <= 0.02
+
+
+def test_dropout_in_train_mode_is_noticed(hardened, batch) -> None:
+    model = nn.Sequential(nn.Dropout(0.2), hardened).train()
+    hardened.eval()
+    report = audit(model, *batch, eps=0.1)
+    assert report.verdict == "doubt" and report["determinism"].verdict == "warn"
+    assert "train mode" in report.reason and "(0)" in report.reason  # the module's name
+    assert model.training and not hardened.training
+
+
+def test_a_single_step_is_not_believed_where_it_overstates(trained, batch) -> None:
+    """Half the accuracy FGSM reports at this radius falls to PGD: the gap, not the name, decides."""
+    x, y = batch
+    report = audit(trained, x, y, eps=0.12, method="fgsm")
+    gap = report.robust_accuracy - sl.attack(trained, x, y, eps=0.12).robust_accuracy
+    assert (report["single step"].verdict != "pass") == (gap > 0.02)
+    assert report["converged"].verdict == "skipped"
+    assert report.worst_case <= report.robust_accuracy - gap
+
+
+def test_a_model_that_expects_normalised_images_is_questioned(batch) -> None:
+    constant = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    report = audit(constant, *batch, eps=0.1)
+    assert report["units and outputs"].verdict == "warn" and "Normalised" in report.reason
+
+
+def test_nothing_survives_nothing_to_doubt(trained, batch) -> None:
+    report = audit(trained, *batch, eps=0.4)
+    assert report.robust_accuracy == 0 and report.verdict == "believe"
+
+
+def test_audit_leaves_no_trace_and_can_be_written_down(hardened, batch) -> None:
+    x, y = batch[0][:10], batch[1][:10]
+    model = nn.Sequential(nn.BatchNorm2d(1), hardened).train()
+    statistics = [buffer.clone() for buffer in model.buffers()]
+    before, kept = torch.get_rng_state(), x.clone()
+    report = audit(model, x, y, eps="10/255")
+    assert torch.equal(torch.get_rng_state(), before) and torch.equal(x, kept)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), statistics, strict=True))
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    hardened.eval()
+    written = json.loads(json.dumps(report.to_dict()))
+    assert written["eps"] == 10 / 255 and len(written["checks"]) == len(report.table()) == 12
+    assert report.verdict in repr(report)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": 0}, "eps > 0"),
+        ({"budget": "huge"}, "known: quick, full"),
+        ({"stesp": 3}, "did you mean 'steps'"),
+    ],
+)
+def test_bad_input_is_refused(hardened, batch, change, message) -> None:
+    with pytest.raises(sl.SaliencyLabError, match=message):
+        audit(hardened, *batch, **{"eps": 0.1, **change})
