@@ -2,5 +2,17 @@
 
 from saliency_lab.data.catalogue import data_root, list_datasets, load_dataset
 from saliency_lab.data.images import ImageData, Sample, Split
+from saliency_lab.data.located import LocatedSample, LocatedSplit
+from saliency_lab.data.mosaic import make_mosaics
 
-__all__ = ["ImageData", "Sample", "Split", "data_root", "list_datasets", "load_dataset"]
+__all__ = [
+    "ImageData",
+    "LocatedSample",
+    "LocatedSplit",
+    "Sample",
+    "Split",
+    "data_root",
+    "list_datasets",
+    "load_dataset",
+    "make_mosaics",
+]

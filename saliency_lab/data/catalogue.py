@@ -13,6 +13,8 @@ from saliency_lab._common.registry import Registry
 from saliency_lab.data.digits import read_digits
 from saliency_lab.data.folder import read_image_folder
 from saliency_lab.data.images import ImageData, Split, split_off_validation
+from saliency_lab.data.mosaic import read_mosaics
+from saliency_lab.data.planted import read_planted
 from saliency_lab.data.vision import SOURCES
 
 if TYPE_CHECKING:
@@ -41,6 +43,26 @@ DATASETS.add(
         "1×28×28",
         "10",
         lambda root, download: read_digits(),
+        None,
+    ),
+)
+DATASETS.add(
+    "mosaic",
+    Entry(
+        "2×2 mosaics of digits, the evidence in one quadrant; with masks; embedded",
+        "1×56×56",
+        "5",
+        lambda root, download: read_mosaics(),
+        None,
+    ),
+)
+DATASETS.add(
+    "planted",
+    Entry(
+        "noise with a small planted pattern that is the label; with masks; made on the spot",
+        "1×24×24",
+        "4",
+        lambda root, download: read_planted(),
         None,
     ),
 )
