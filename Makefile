@@ -34,7 +34,7 @@ unit: $(VENV)/dev  ## the tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
 notebooks: $(VENV)/dev  ## run the notebooks again and keep their output
-	$(BIN)/python notebooks/execute.py
+	cd notebooks && SALIENCY_LAB_PROGRESS=0 ../$(BIN)/jupyter execute --inplace *.ipynb
 
 clean:  ## remove the virtual environment and the caches (never runs/)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
