@@ -15,7 +15,7 @@ from saliency_lab.plotting.style import SCREEN_WIDTH, colours, figure, markers, 
 Estimate = tuple[float, float, float]
 """A value and the ends of its interval."""
 
-_GOOD = {"higher": "better →", "lower": "← better", "neither": ""}
+ARROWS = {"higher": "better →", "lower": "← better", "neither": ""}
 
 
 @styled
@@ -81,8 +81,8 @@ def tradeoff(
         if share:
             axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set(
-        xlabel=f"{xlabel}   {_GOOD[better[0]]}".rstrip(),
-        ylabel=f"{ylabel}   {_GOOD[better[1]]}".rstrip(),
+        xlabel=f"{xlabel}   {ARROWS[better[0]]}".rstrip(),
+        ylabel=f"{ylabel}   {ARROWS[better[1]]}".rstrip(),
     )
     if title:
         ax.set_title(title, loc="left")

@@ -15,6 +15,7 @@ from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.study import statistics
+from saliency_lab.study.ranking import Ranking, agreement, rank
 from saliency_lab.study.statistics import Interval, PairedTest
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class Pictures(Protocol):
 
     def read_maps(self, model: str, method: str, seed: int | None = None) -> Attributions:
         """Maps of one model by one method."""
+
+    def read_curves(self, model: str, method: str, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Curves (seeds, images, K) behind one model's scores and their positions (K,), or None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,9 +222,51 @@ class Comparison:
             table.loc[family, "p_holm"] = statistics.holm(table.loc[family, "p"].to_numpy(float))
         return table
 
+    def ranking(self, metric: str, model: str | None = None) -> Ranking:
+        """Rank the methods by a metric within each image, for one model (the baseline): Friedman and Nemenyi.
+
+        Scores are averaged over the seeds first.
+
+        Raises
+        ------
+        InputError
+            If the metric has no direction, or there are fewer than three methods.
+        """
+        model = self.baseline if model is None else model
+        self.measure(metric)  # names an unknown one
+        found = [m for m in self.measures if m.metric == metric and model in m.values and not m.share]
+        if not found:
+            raise InputError(f"there are no maps of '{model}' scored by '{metric}'")
+        if found[0].better == "neither":
+            raise InputError(f"neither high nor low values of '{metric}' are better, so it ranks nothing")
+        values = {m.method: statistics.over_seeds(m.values[model]) for m in found}
+        return rank(values, higher=found[0].better == "higher", alpha=1 - self.level)
+
+    def agreement(self) -> pd.DataFrame:
+        """Do the metrics agree about which method is better? See `ranking.agreement`.
+
+        Metrics of which neither high nor low values are better are left out.
+
+        Raises
+        ------
+        InputError
+            If there are fewer than three methods or two metrics.
+        """
+        directed = [m for m in self.measures if not m.share and m.better != "neither"]
+        if len({m.metric for m in directed}) < 2:
+            raise InputError("agreement needs two metrics of which high or low values are better")
+        scores: list[dict[str, dict[str, np.ndarray]]] = []
+        for model in self.models:
+            by_metric: dict[str, dict[str, np.ndarray]] = {}
+            for m in directed:
+                sign = 1.0 if m.better == "higher" else -1.0
+                by_metric.setdefault(m.metric, {})[m.method] = sign * statistics.over_seeds(m.values[model])
+            scores.append(by_metric)
+        return agreement(scores)
+
     @property
     def plot(self) -> ComparisonPlots:
-        """Figures: `plot.maps()`, `plot.robustness()`, `plot.tradeoff(x, y)`."""
+        """Figures: maps, robustness, tradeoff, dots, curves, ranking, agreement."""
         from saliency_lab.study.figures import ComparisonPlots
 
         return ComparisonPlots(self)

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from saliency_lab._common.errors import InputError, unknown_name
-from saliency_lab.plotting import curves, maps, tradeoff
+from saliency_lab.plotting import bands, curves, dots, heatmap, maps, ranks, tradeoff
+from saliency_lab.study import statistics
 from saliency_lab.study.comparison import ROBUST
 
 if TYPE_CHECKING:
@@ -108,8 +109,81 @@ class ComparisonPlots:
             ylabel=_axis(measures[1]),
             better=(measures[0].better, measures[1].better),
             percent=(measures[0].share, measures[1].share),
-            note=f"bars: {100 * comparison.level:g} % intervals",
+            note=self._note(),
         )
+
+    def dots(self, metric: str) -> Figure:
+        """One measure of every model, by method (by ε for "robust_accuracy"): dots with intervals."""
+        comparison = self._comparison
+        first = comparison.measure(metric)
+        found = [m for m in comparison.measures if m.metric == metric]
+        groups = {
+            m.label or metric: {
+                model: m.interval(model, comparison.level, comparison.seed) for model in m.values
+            }
+            for m in found
+        }
+        return dots.dots(
+            groups,
+            xlabel=metric.replace("_", " "),
+            better=first.better,
+            percent=first.share,
+            note=self._note(),
+        )
+
+    def curves(self, metric: str, *, method: str | None = None) -> Figure:
+        """The curves behind a metric such as "pixel_flipping": the mean over images, a band a model.
+
+        Raises
+        ------
+        InputError
+            If the metric keeps no curves, or the comparison was made from tables alone.
+        """
+        comparison = self._comparison
+        measure = comparison.measure(metric, method)
+        if comparison.pictures is None:
+            raise InputError("this comparison was made from tables and has no curves; use study.compare()")
+        drawn = {}
+        for model in measure.values:
+            found = comparison.pictures.read_curves(model, measure.method, metric)
+            if found is None:
+                raise InputError(f"'{metric}' has no curve that could be averaged over images")
+            values, at = found
+            ends = np.array(
+                [
+                    statistics.mean_interval(values[:, :, k], level=comparison.level, seed=k)
+                    for k in range(len(at))
+                ]
+            )
+            drawn[model] = (at, *ends.T)
+        share = bool(max(at.max() for at, *_ in drawn.values()) <= 1)
+        return bands.bands(
+            drawn,
+            xlabel="share of the pixels changed" if share else "step",
+            ylabel=metric.replace("_", " "),
+            share=share,
+            title=measure.method.replace("_", " "),
+            note=self._note(),
+        )
+
+    def ranking(self, metric: str, model: str | None = None) -> Figure:
+        """Critical-difference diagram of the methods' ranks by a metric; see `Comparison.ranking`."""
+        found = self._comparison.ranking(metric, model)
+        return ranks.critical_difference(
+            {str(name): float(value) for name, value in found.ranks.items()},
+            found.critical_difference,
+            title=f"{metric.replace('_', ' ')}, {model or self._comparison.baseline}",
+            note=f"{found.n} images; Friedman p = {found.p:.2g}; Nemenyi at {found.alpha:.2g}",
+        )
+
+    def agreement(self) -> Figure:
+        """Heat map of the agreement between metrics about the methods; see `Comparison.agreement`."""
+        return heatmap.correlations(
+            self._comparison.agreement(), label="mean rank correlation over the methods of an image"
+        )
+
+    def _note(self) -> str:
+        return f"{100 * self._comparison.level:g} % intervals"
 
 
 def _axis(measure: Measure) -> str:

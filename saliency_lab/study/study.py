@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
@@ -268,6 +269,20 @@ class Study:
                 "model of this study:", model if seed is None else f"{model} {seed}", self.models
             )
         return work.as_attributions(self._maps_content(members[0], method))
+
+    def read_curves(self, model: str, method: str, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Curves (seeds, images, K) behind one model's scores, and their positions (K,).
+
+        None for metrics without curves, and for those whose positions differ between images.
+        """
+        found = [
+            content.tensors
+            for place, member, content in self._contents("scores")
+            if (place.label, place.metric, member.model) == (method, metric, model)
+        ]
+        if not found or any("curve" not in tensors or tensors["at"].ndim > 1 for tensors in found):
+            return None
+        return np.stack([tensors["curve"].numpy() for tensors in found]), found[0]["at"].numpy()
 
     @property
     def scores(self) -> pd.DataFrame:

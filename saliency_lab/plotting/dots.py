@@ -1,0 +1,73 @@
+"""Values with their intervals as dots: a row a group, a colour a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.plotting.style import SCREEN_WIDTH, colours, figure, markers, styled
+from saliency_lab.plotting.tradeoff import ARROWS, Estimate
+
+
+@styled
+def dots(
+    groups: Mapping[str, Mapping[str, Estimate]],
+    *,
+    xlabel: str = "",
+    better: str = "neither",
+    percent: bool = False,
+    title: str | None = None,
+    note: str | None = None,
+) -> Figure:
+    """Draw estimates as dots with intervals, a band of rows a group, the models in one order in each.
+
+    Parameters
+    ----------
+    groups : mapping of group to mapping of model to (value, low, high)
+    xlabel : str
+    better : "higher", "lower" or "neither"
+        Which way is better; said at the axis.
+    percent : bool
+        Write the axis in percent.
+    title, note : str, optional
+        Above the panel, on the left and on the right.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to draw.
+    """
+    models = list(dict.fromkeys(model for group in groups.values() for model in group))
+    if not models:
+        raise InputError("groups must hold at least one estimate")
+    colour, marker = colours(models), markers(models)
+    spread = 0.7 / len(models)
+    fig = figure(0.7 * SCREEN_WIDTH, 1.3 + len(groups) * (0.25 + 0.2 * len(models)))
+    ax = fig.subplots()
+    for row, group in enumerate(groups.values()):
+        for i, model in enumerate(models):
+            if model in group:
+                value, low, high = group[model]
+                height = row + (i - (len(models) - 1) / 2) * spread
+                ax.errorbar(
+                    value, height, xerr=[[value - low], [high - value]], fmt=marker[model],
+                    color=colour[model], markersize=6, elinewidth=1.4, label=model if row == 0 else None,
+                )  # fmt: skip
+        if row:
+            ax.axhline(row - 0.5, color="#D9D9D9", linewidth=0.6)
+    ax.set_yticks(range(len(groups)), [name.replace("_", " ") for name in groups])
+    ax.set_ylim(len(groups) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+    if percent:
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ax.set_xlabel(f"{xlabel}   {ARROWS[better]}".rstrip())
+    if title:
+        ax.set_title(title, loc="left")
+    if note:
+        ax.set_title(note, loc="right", fontsize=8, color="#606060")
+    fig.legend(loc="outside right upper")
+    return fig
