@@ -62,6 +62,11 @@ def robustness(
     right = max(table[along].max() for table in tables.values())
     left = min(table[along].min() for table in tables.values())
     ax.set_xlim(left, right if right > left else left + 1)
+    if along == "steps":
+        ax.set_xscale("symlog", linthresh=1)
+        ticks = sorted({step for table in tables.values() for step in table[along]})
+        ax.set_xticks(ticks, [f"{step:g}" for step in ticks])
+        ax.minorticks_off()
     ax.set_ylim(0, 1)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.grid(axis="y")
