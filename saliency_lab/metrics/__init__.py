@@ -13,6 +13,7 @@ from saliency_lab.metrics import (  # noqa: F401 - registers the metrics
 )
 from saliency_lab.metrics.catalogue import Curve, list_metrics
 from saliency_lab.metrics.evaluation import Scores, evaluate, evaluate_detailed, evaluate_many
+from saliency_lab.metrics.meta import meta_evaluate
 
 __all__ = [
     "Curve",
@@ -21,4 +22,5 @@ __all__ = [
     "evaluate_detailed",
     "evaluate_many",
     "list_metrics",
+    "meta_evaluate",
 ]

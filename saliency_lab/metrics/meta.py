@@ -1,0 +1,152 @@
+"""Which metric to believe: does it resist what should not matter and react to what should?
+
+Hedström et al., "The Meta-Evaluation Problem in Explainable AI", TMLR 2023 (MetaQuantus); here the map and
+the model are perturbed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy.stats import wilcoxon
+from torch import Tensor, nn
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.seeding import generator, sample_normal, sample_seeds, sample_uniform
+from saliency_lab.attribution import Attributions
+from saliency_lab.metrics.catalogue import METRICS
+from saliency_lab.metrics.evaluation import evaluate_many
+from saliency_lab.metrics.explainer import Explainer
+from saliency_lab.metrics.maps import take_maps
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MINOR_NOISE = 0.01
+"""Standard deviation of what is added to a map, in units of the map's root mean square."""
+
+MINOR_WEIGHTS, DISRUPTIVE_WEIGHTS = 0.001, 2.0
+"""Standard deviation of the factor (mean 1) that each weight is multiplied with."""
+
+
+def meta_evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attributions: Mapping[str, Attributions],
+    metrics: Mapping[str, Mapping[str, Any]],
+    *,
+    draws: int = 3,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score metrics by what perturbations of the maps, and of the model, do to them.
+
+    A minor perturbation should leave a metric's scores as they are (`same`: p of Wilcoxon's signed-rank test
+    on the paired scores) and the order of the methods too (`order`: share of ranks kept). A disruptive one
+    should change the scores (`same` is 1 − p) and make them worse (`order`: share of scores that are worse).
+    Maps are disrupted by shuffling their pixels; the model by its weights, and its maps are made again.
+
+    Parameters
+    ----------
+    attributions : mapping
+        Two methods or more → what `attribute` returned for them.
+    metrics : mapping
+        Name → settings; a metric for which neither higher nor lower is better cannot be judged.
+    draws : int
+        Perturbations of each kind, of which the mean is taken.
+
+    Returns
+    -------
+    DataFrame
+        One row a metric; columns `map` and `model`, the mean of the four criteria of each, in [0, 1], and the
+        criteria themselves.
+    """
+    import pandas as pd
+
+    if len(attributions) < 2:
+        raise InputError("meta_evaluate ranks methods, so it needs the maps of two or more")
+    for name in metrics:
+        if METRICS[name].better == "neither":
+            raise InputError(f"metric '{name}' has no better side, so it cannot be judged")
+    clean = _scores(model, x, y, attributions, metrics, seed)
+    columns: dict[str, list[np.ndarray]] = {}
+    for draw in range(draws):
+        worlds = {
+            "map, minor": (model, {m: _noisy(a, x, seed, draw) for m, a in attributions.items()}),
+            "map, disruptive": (model, {m: _shuffled(a, x, seed, draw) for m, a in attributions.items()}),
+            "model, minor": _other_model(model, x, attributions, MINOR_WEIGHTS, seed, draw),
+            "model, disruptive": _other_model(model, x, attributions, DISRUPTIVE_WEIGHTS, seed, draw),
+        }
+        for world, (network, maps) in worlds.items():
+            found = _scores(network, x, y, maps, metrics, seed)
+            minor = world.endswith("minor")
+            columns.setdefault(f"{world}, same", []).append(_same(clean, found, minor=minor))
+            columns.setdefault(f"{world}, order", []).append(_order(clean, found, minor=minor))
+    table = pd.DataFrame({key: np.mean(rows, axis=0) for key, rows in columns.items()}, index=list(metrics))
+    for part in ("model", "map"):
+        table.insert(0, part, table.filter(like=f"{part}, ").mean(axis=1))
+    return table.rename_axis("metric")
+
+
+def _scores(
+    model: nn.Module, x: Tensor, y: Tensor, maps: Mapping[str, Any], metrics: Mapping[str, Any], seed: int
+) -> np.ndarray:
+    """Scores (metrics, methods, N), the higher the better."""
+    found = evaluate_many(model, x, y, maps, metrics, seed=seed)
+    sign = {name: 1 if METRICS[name].better == "higher" else -1 for name in metrics}
+    return np.array([[sign[name] * found[method][name].values for method in maps] for name in metrics])
+
+
+def _same(before: np.ndarray, after: np.ndarray, *, minor: bool) -> np.ndarray:
+    """P of the signed-rank test, mean over methods, one a metric; 1 − p for a disruptive perturbation."""
+    p = np.array([[_p(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(before, after, strict=True)])
+    return p.mean(1) if minor else 1 - p.mean(1)
+
+
+def _p(before: np.ndarray, after: np.ndarray) -> float:
+    change = after - before
+    change = change[np.isfinite(change)]
+    return float(wilcoxon(change).pvalue) if np.any(change) else 1.0
+
+
+def _order(before: np.ndarray, after: np.ndarray, *, minor: bool) -> np.ndarray:
+    """Share of (method, sample) whose rank stays, or whose score worsens; one a metric."""
+    known = np.isfinite(before) & np.isfinite(after)
+    if minor:
+        hits = before.argsort(axis=1, kind="stable") == after.argsort(axis=1, kind="stable")
+    else:
+        hits = after < before
+    return (hits & known).sum((1, 2)) / known.sum((1, 2)).clip(1)
+
+
+def _noisy(attributions: Attributions, x: Tensor, seed: int, draw: int) -> Tensor:
+    maps = take_maps(attributions, x)
+    noise = sample_normal(sample_seeds(x, seed, f"meta noise {draw}"), tuple(maps.shape[1:])).double()
+    return maps + MINOR_NOISE * maps.square().mean((1, 2, 3), keepdim=True).sqrt() * noise
+
+
+def _shuffled(attributions: Attributions, x: Tensor, seed: int, draw: int) -> Tensor:
+    maps = take_maps(attributions, x).flatten(2)
+    keys = sample_uniform(sample_seeds(x, seed, f"meta shuffle {draw}"), (maps.shape[2],))
+    order = keys.argsort(dim=1)[:, None].expand_as(maps)
+    return maps.gather(2, order).reshape(x.shape)
+
+
+def _other_model(
+    model: nn.Module, x: Tensor, attributions: Mapping[str, Attributions], spread: float, seed: int, draw: int
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The network with each weight multiplied by a normal factor, and its maps."""
+    network = copy.deepcopy(model)
+    source = generator(seed, "meta weights", spread, draw)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(1 + spread * torch.randn(weight.shape, generator=source).to(weight))
+    maps = {}
+    for method, given in attributions.items():
+        explainer = Explainer(given, torch.empty(0, dtype=torch.int64))
+        maps[method] = explainer(network, x, explainer.classes)
+    return network, maps

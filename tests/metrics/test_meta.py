@@ -1,0 +1,41 @@
+"""The meta-evaluation: a metric that ought to be believed is, and one that ought not to be is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import saliency_lab as sl
+from saliency_lab._common.errors import InputError
+from saliency_lab.metrics import meta_evaluate
+
+
+@pytest.fixture(scope="module")
+def table(digits_sample, trained):
+    x, y = digits_sample
+    maps = {name: sl.attribute(trained, x, y, method=name) for name in ("saliency", "input_x_gradient")}
+    metrics = {"sensitivity_n": {"runs": 15}, "masked_input_accuracy": {}, "sparseness": {}}
+    return meta_evaluate(trained, x, y, maps, metrics, draws=1)
+
+
+def test_criteria_are_shares_and_their_means(table):
+    assert list(table.index) == ["sensitivity_n", "masked_input_accuracy", "sparseness"]
+    assert ((table >= 0) & (table <= 1)).all().all()
+    for part in ("map", "model"):
+        criteria = [column for column in table.columns if column.startswith(f"{part}, ")]
+        assert len(criteria) == 4
+        np.testing.assert_allclose(table[part], table[criteria].mean(axis=1))
+
+
+def test_shuffling_the_pixels_is_noticed_by_faithfulness_and_not_by_sparseness(table):
+    """Sparseness does not look at where the values are."""
+    assert table.loc["sparseness", "map, disruptive, same"] == 0
+    assert table.loc["sparseness", "map, disruptive, order"] < 0.6
+    assert table.loc["sensitivity_n", "map, disruptive, order"] > 0.8
+    assert table.loc["sensitivity_n", "map"] > table.loc["sparseness", "map"]
+
+
+def test_one_method_cannot_be_ranked(digits_sample, trained):
+    x, y = digits_sample
+    with pytest.raises(InputError, match="two or more"):
+        meta_evaluate(trained, x, y, {"one": sl.attribute(trained, x, y)}, {"sparseness": {}})
