@@ -27,8 +27,6 @@ from saliency_lab.attribution.calls import (
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.task import Task
 
-_NEAR = 1e-10  # below this difference of inputs the derivative takes over, as in Captum
-
 
 class _Record(Rule):
     """Notes what goes into every nonlinearity on the baseline."""
@@ -48,36 +46,33 @@ class _Rescale(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, facts: tuple[Tensor, Tensor]) -> Tensor:
-        output, ratio = facts
-        ctx.save_for_backward(ratio)
+        output, ctx.ratio = facts
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.saved_tensors[0], None
+        return ctx.ratio.mul_(gradients[0]), None  # in place: the graph is run once
 
 
 class _RescalePool(Function):
     """Output of max pooling; the change of each maximum is carried by where it is and where it was.
 
-    `facts` are the image's output and the places of its maxima, and the baseline's input, output, places.
+    `facts` are the output, and twice places and ratios: for the part that rose and for the part that fell.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, facts: tuple[Tensor, ...]) -> Tensor:
-        output, places, other, old, was = facts
-        ctx.save_for_backward(x - other, output - old, (output - old).clamp_min(0), places, was)
+    def forward(ctx: Any, x: Tensor, facts: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        output, *ctx.rest = facts
+        ctx.shape = x.shape
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        difference, change, rise, places, was = ctx.saved_tensors
-        spread, plain = torch.zeros_like(difference).flatten(2), torch.zeros_like(difference).flatten(2)
-        for share, where in ((rise, places), (change - rise, was.expand(change.shape))):
-            spread.scatter_add_(2, where.flatten(2), (gradients[0] * share).flatten(2))
-        plain.scatter_add_(2, places.flatten(2), gradients[0].flatten(2))
-        ratio = torch.where(difference.flatten(2).abs() < _NEAR, plain, spread / difference.flatten(2))
-        return ratio.view_as(difference), None
+        places, rising, was, falling = ctx.rest
+        spread = gradients[0].new_zeros(ctx.shape).flatten(2)
+        for where, ratio in ((places, rising), (was, falling)):
+            spread.scatter_add_(2, where.expand(ratio.shape).flatten(2), ratio.mul_(gradients[0]).flatten(2))
+        return spread.view(ctx.shape), None
 
 
 class _Replay(Rule):
@@ -102,23 +97,22 @@ class _Replay(Rule):
         free = {key: value for key, value in kwargs.items() if key != "inplace"}
         plain = _out_of_place(func)
         with torch.no_grad():
-            output, old = plain(x, *args[1:], **free), plain(other, *args[1:], **free)
-            difference = x - other
-            ratio = (output - old) / difference
-        near = difference.abs() < _NEAR
-        if func in RELU:
-            slope: Tensor = (x > 0).to(x.dtype)
-        else:
-            with torch.enable_grad():
-                point = x.clone().requires_grad_(True)
-                (slope,) = torch.autograd.grad(plain(point, *args[1:], **free).sum(), point)
-        result = _Rescale.apply(args[0], (output, torch.where(near, slope, ratio)))
-        return deliver(result, func, args, kwargs)
+            output = plain(x, *args[1:], **free)
+            ratio = (output - plain(other, *args[1:], **free)).div_(x - other)
+            ratio.nan_to_num_(0.0)  # 0/0: what did not change carries nothing
+        return deliver(_Rescale.apply(args[0], (output, ratio)), func, args, kwargs)
 
     def _pool(self, x: Tensor, other: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        output, places = F.max_pool2d(x.detach(), *args, **{**kwargs, "return_indices": True})
-        old, was = F.max_pool2d(other, *args, **{**kwargs, "return_indices": True})
-        return _RescalePool.apply(x, (output, places, other, old, was))
+        with torch.no_grad():
+            told = {**kwargs, "return_indices": True}
+            output, places = F.max_pool2d(x.detach(), *args, **told)
+            old, was = F.max_pool2d(other, *args, **told)
+            change = output - old
+            there = other.flatten(2).expand(len(x), -1, -1).gather(2, places.flatten(2)).view_as(output)
+            before = x.flatten(2).gather(2, was.expand_as(output).flatten(2)).view_as(output)
+            rising = change.clamp_min(0).div_(output - there).nan_to_num_(0.0)
+            falling = change.clamp_max_(0).div_(before.sub_(old)).nan_to_num_(0.0)
+        return _RescalePool.apply(x, (output, places, rising, was, falling))
 
     def _other(self, func: Call) -> Tensor:
         recorded, other = next(self.left, (None, None))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import chunk_rows, device_of, undisturbed
+from saliency_lab._common.inference import device_of, undisturbed
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import fingerprint, versions
 from saliency_lab._common.seeding import preserved_rng
@@ -21,7 +21,7 @@ from saliency_lab._common.settings import parse_settings
 from saliency_lab.attribution.catalogue import METHODS, Explained
 from saliency_lab.attribution.result import Attributions
 from saliency_lab.attribution.target import TargetSpec, describe_target, resolve_target
-from saliency_lab.attribution.task import Task
+from saliency_lab.attribution.task import Task, pass_rows
 
 OwnMethod = Callable[..., Tensor]
 """A user's method: `function(model, x, classes, **settings)` returns maps of the shape of `x`."""
@@ -86,7 +86,7 @@ def attribute(
     totals = []
     with undisturbed(model), preserved_rng(seed):
         aim = resolve_target(model, x.to(dtype), y, target)
-        rows = chunk_rows(x.shape)
+        rows = pass_rows(x.shape, backward=True)
         with progress(label=name, total=len(x)) as bar, torch.no_grad():
             for start in range(0, len(x), rows):
                 stop = min(start + rows, len(x))

@@ -18,7 +18,7 @@ from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import Baseline, resolve_baseline
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.segments import Segments, find_segments
-from saliency_lab.attribution.task import Task
+from saliency_lab.attribution.task import Task, pass_rows
 
 _BLOCK = 64  # masks of RISE made at a time
 
@@ -26,7 +26,7 @@ _BLOCK = 64  # masks of RISE made at a time
 def scores_without(task: Task, base: Tensor, hidden: Tensor) -> Tensor:
     """Scores (k, n) with parts of each image replaced by its baseline; `hidden` is bool (k, n or 1, H, W)."""
     rows = []
-    for group in task.draws(len(hidden)):
+    for group in task.draws(len(hidden), backward=False):
         mask = hidden[group.start : group.stop, :, None]
         points = torch.where(mask, base, task.x)
         rows.append(task.at(points.flatten(0, 1)).score(points.flatten(0, 1)).reshape(len(group), -1))
@@ -61,7 +61,7 @@ def occlusion(task: Task, settings: OcclusionSettings) -> Explained:
     ]
     full = task.score(task.x)
     fall, cover = torch.zeros_like(task.x[:, 0]), torch.zeros(height, width).to(task.x)
-    for group in task.draws(len(corners)):
+    for group in task.draws(len(corners), backward=False):
         spans = [_square(*corners[k], window) for k in group]
         points = task.x.expand(len(group), *task.x.shape).clone()
         for row, span in zip(points, spans, strict=True):
@@ -103,7 +103,7 @@ def feature_ablation(task: Task, settings: SegmentSettings) -> Explained:
     count = int(segments.max()) + 1
     full = task.score(task.x)
     falls = []
-    for group in task.draws(count):
+    for group in task.draws(count, backward=False):
         numbers = torch.arange(group.start, group.stop, device=segments.device)
         falls.append(full - scores_without(task, base, segments == numbers.reshape(-1, 1, 1, 1)))
     return _painted(torch.cat(falls).T, segments, task.x), None
@@ -139,7 +139,7 @@ def shapley_value_sampling(task: Task, settings: ShapleySettings) -> Explained:
         place.scatter_(1, orders, torch.arange(most, device=segments.device).expand_as(orders))
         joins = place.gather(1, segments.flatten(1)).reshape(segments.shape)  # when each pixel comes back
         before = empty
-        for group in task.draws(most):
+        for group in task.draws(most, backward=False):
             steps = torch.arange(group.start, group.stop, device=segments.device).reshape(-1, 1, 1, 1)
             reached = scores_without(task, base, joins > steps)
             rises = reached - torch.cat([before[None], reached[:-1]])
@@ -218,7 +218,7 @@ def _by_surrogate(
                 baselines=base[row : row + 1],
                 feature_mask=here[:, None].expand_as(one.x),
                 n_samples=settings.n,
-                perturbations_per_eval=task.rows,
+                perturbations_per_eval=pass_rows(task.x.shape, backward=False),
             )
         maps.append(values)
     return torch.cat(maps)
@@ -254,7 +254,7 @@ def rise(task: Task, settings: RiseSettings) -> Explained:
     total = torch.zeros_like(task.x[:, 0])
     for start in range(0, settings.n, _BLOCK):
         masks = _masks(task, settings, start).to(task.x)
-        for group in task.draws(len(masks)):
+        for group in task.draws(len(masks), backward=False):
             shown = masks[group.start : group.stop, None, None]
             points = torch.lerp(base, task.x, shown).flatten(0, 1)
             chances = task.at(points).target.pick(task.model(points).softmax(1)).reshape(len(group), -1)

@@ -4,57 +4,57 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from saliency_lab._common.settings import Settings
-from saliency_lab.attribution.calls import ELEMENTWISE, RELU, Call, Rule, deliver, refuse, trace
+from saliency_lab.attribution.calls import ELEMENTWISE, RELU, Call, Rule, is_in_place, refuse, trace
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.task import Task
 
 
-class _GuidedReLU(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x > 0)
-        return x.clamp_min(0)
+class _PositiveReLU(Function):
+    """A ReLU that lets back only what is positive; `guided`, only where its input was positive as well."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0].clamp_min(0) * ctx.saved_tensors[0]
+    def forward(ctx: Any, x: Tensor, guided: bool, in_place: bool) -> Tensor:
+        output = x.clamp_min_(0) if in_place else x.clamp_min(0)
+        if in_place:
+            ctx.mark_dirty(x)
+        ctx.guided = guided
+        ctx.save_for_backward(output)
+        return output
 
-
-class _DeconvolutionReLU(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clamp_min(0)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0].clamp_min(0)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        if not ctx.guided:
+            return gradients[0].clamp_min(0), None, None
+        (output,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradients[0], output, 0).clamp_min_(0), None, None
 
 
 class _RectifierRule(Rule):
-    def __init__(self, function: type[Function]) -> None:
+    def __init__(self, *, guided: bool) -> None:
         super().__init__()
-        self.function, self.used = function, False
+        self.guided, self.used = guided, False
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func not in RELU:
+        if func not in RELU or not args[0].requires_grad:
             return func(*args, **kwargs)
         self.used = True
-        return deliver(self.function.apply(args[0]), func, args, kwargs)
+        return _PositiveReLU.apply(args[0], self.guided, is_in_place(func, args, kwargs))
 
 
-def rectified_gradient(task: Task, function: type[Function], method: str) -> Tensor:
-    """The gradient of the score with `function` in the place of every ReLU.
+def rectified_gradient(task: Task, method: str, *, guided: bool) -> Tensor:
+    """The gradient of the score with only what is positive let back to every ReLU.
 
     Raises
     ------
     InputError
         If the model calls no ReLU that can be seen: the map would be the plain gradient.
     """
-    rule = _RectifierRule(function)
+    rule = _RectifierRule(guided=guided)
     gradient, _ = task.gradient(task.x, rule)
     if not rule.used:
         others = [(name, func) for name, func, _ in trace(task.model, task.x[:1]) if func in ELEMENTWISE]
@@ -75,7 +75,7 @@ def rectified_gradient(task: Task, function: type[Function], method: str) -> Ten
 )
 def guided_backprop(task: Task, settings: Settings) -> Explained:
     """The gradient, where each ReLU also stops what is negative on the way back."""
-    return rectified_gradient(task, _GuidedReLU, "guided_backprop"), None
+    return rectified_gradient(task, "guided_backprop", guided=True), None
 
 
 @method(
@@ -86,9 +86,9 @@ def guided_backprop(task: Task, settings: Settings) -> Explained:
 )
 def deconvolution(task: Task, settings: Settings) -> Explained:
     """The gradient, where each ReLU stops what is negative on the way back, whatever its input was."""
-    return rectified_gradient(task, _DeconvolutionReLU, "deconvolution"), None
+    return rectified_gradient(task, "deconvolution", guided=False), None
 
 
 def guided_gradient(task: Task) -> Tensor:
     """Guided back-propagation's map, for `guided_grad_cam`."""
-    return rectified_gradient(task, _GuidedReLU, "guided_grad_cam")
+    return rectified_gradient(task, "guided_grad_cam", guided=True)
