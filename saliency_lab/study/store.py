@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
+import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -186,10 +187,24 @@ class FolderStore:
 
     def write_sample(self, images: str, x: Tensor, y: Tensor) -> None:
         """Keep images and labels under their fingerprint."""
-        path = self.folder / "samples" / f"{images}.safetensors"
+        self._write_once(self.folder / "samples" / f"{images}.safetensors", {"x": x, "y": y})
+
+    def read_weights(self, model: str) -> dict[str, Tensor]:
+        """Parameters and buffers of a model by its fingerprint."""
+        return load_file(self.folder / "weights" / f"{model}.safetensors")
+
+    def write_weights(self, model: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep parameters and buffers under the model's fingerprint, for workers."""
+        self._write_once(self.folder / "weights" / f"{model}.safetensors", tensors)
+
+    def _write_once(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         if not path.exists():
+            copies = {
+                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in tensors.items()
+            }
             with atomic_path(path) as beside:
-                beside.write_bytes(serialise({"x": x.contiguous(), "y": y.contiguous()}))
+                beside.write_bytes(serialise(copies))
 
 
 def existing_folder(path: str | Path) -> Path:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,12 +23,12 @@ from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
 from saliency_lab.study.store import (
     Busy,
-    DamagedCellError,
     FolderStore,
     MemoryStore,
     Store,
     existing_folder,
 )
+from saliency_lab.study.task import Failure, Task, hand_over, perform_remotely, read_intact
 from saliency_lab.study.work import Request, Requests, read_requests
 
 if TYPE_CHECKING:
@@ -72,25 +71,6 @@ class Place(NamedTuple):
     seed: int
 
 
-@dataclass(frozen=True, eq=False)
-class Unit:
-    """Cells that are computed together, by label, and the function that computes some of them."""
-
-    member: Member
-    what: str
-    lock: str
-    cells: Mapping[str, Cell]
-    compute: Callable[[Sequence[str]], Mapping[str, Content]]
-
-    def __str__(self) -> str:
-        return f"{self.what} of {self.member}"
-
-    def failure(self, label: str) -> tuple[str, int, str]:
-        """What a failure to compute one of its cells is recorded under."""
-        what = label if label == self.what else f"{self.what} of {label}"
-        return self.member.model, self.member.seed, what
-
-
 class Study:
     """Models compared on the same images; every result is kept, and only what is missing is computed.
 
@@ -106,11 +86,15 @@ class Study:
         processes may share it. Without one, results are kept in memory.
     seed : int
         Of every random draw in methods, metrics, attacks and bootstrap.
+    executor : concurrent.futures.Executor, optional
+        Runs the missing cells, in other processes or on other machines (Dask's `client.get_executor()`);
+        results are the same. Workers read images and weights from the store, which they must all see.
 
     Raises
     ------
     InputError
-        If there are no models, or the images or labels are not what they should be.
+        If there are no models, or the images or labels are not what they should be, or there is an
+        executor and no store.
 
     Examples
     --------
@@ -130,6 +114,7 @@ class Study:
         *,
         store: str | Path | None = None,
         seed: int = 0,
+        executor: Executor | None = None,
     ) -> None:
         self.x, self.y = sample
         check_images(self.x)
@@ -137,12 +122,17 @@ class Study:
         self.members = _members(models)
         self.seed = seed
         self.store: Store = MemoryStore() if store is None else FolderStore(store)
+        if executor is not None and store is None:
+            raise InputError(
+                "an executor's workers meet in the store: Study(..., store='runs/first', executor=…)"
+            )
+        self.executor = executor
         self._images = fingerprint(self.x, self.y)
         self._requests: dict[str, Request] = {}
         self._cells: dict[Place, str] = {}
         self._better: dict[str, Better] = {}
         self._loaded: dict[str, Content] = {}
-        self._failures: dict[tuple[str, int, str], BaseException] = {}
+        self._failures: dict[tuple[str, int, str], Failure] = {}
 
     @property
     def models(self) -> list[str]:
@@ -166,16 +156,16 @@ class Study:
         InputError
             For an unknown method or setting, before anything is computed.
         """
-        units = []
+        tasks = []
         prints = self._prints()
         for request in read_requests(methods, "method"):
             for member, model in prints.items():
                 cell = work.maps_cell(model, self._images, request, self.seed)
                 self._cells[Place("maps", request.label, "", member.model, member.seed)] = cell.key
-                compute = partial(self._compute_maps, member, request)
-                units.append(Unit(member, request.label, cell.key, {request.label: cell}, compute))
+                cells = {request.label: cell}
+                tasks.append((member, Task(request.label, request, self.seed, cell.key, cells)))
             self._requests[request.label] = request
-        self._run(units, "attribute")
+        self._run(tasks, prints, "attribute")
         return self
 
     def score(self, metrics: Requests) -> Study:
@@ -193,26 +183,26 @@ class Study:
         """
         if not self._requests:
             raise InputError("there are no maps to score yet; call study.attribute([...]) first")
-        units = []
         prints = self._prints()
+        maps: dict[Member, dict[str, tuple[Cell, Request]]] = {member: {} for member in prints}
         for member, model in prints.items():
             for label, request in self._requests.items():
                 cell = work.maps_cell(model, self._images, request, self.seed)
                 if cell.key != self._cells[Place("maps", label, "", member.model, member.seed)]:
                     raise InputError(f"the weights of {member} changed since study.attribute; call it again")
+                maps[member][label] = cell, request
+        tasks = []
         for request in read_requests(metrics, "metric"):
             self._better[request.label] = work.describe_metric(request).better
             for member, model in prints.items():
                 cells = {}
-                for label in self._requests:
-                    maps = self._cells[Place("maps", label, "", member.model, member.seed)]
-                    cells[label] = work.scores_cell(model, self._images, maps, request, self.seed)
+                for label, (scored, _) in maps[member].items():
+                    cells[label] = work.scores_cell(model, self._images, scored.key, request, self.seed)
                     place = Place("scores", label, request.label, member.model, member.seed)
                     self._cells[place] = cells[label].key
                 lock = fingerprint("scores", model, request.label)
-                compute = partial(self._compute_scores, member, request)
-                units.append(Unit(member, request.label, lock, cells, compute))
-        self._run(units, "score")
+                tasks.append((member, Task(request.label, request, self.seed, lock, cells, maps[member])))
+        self._run(tasks, prints, "score")
         return self
 
     def attack(
@@ -241,14 +231,14 @@ class Study:
         (named,) = read_requests(attack, "attack")
         request = Request(label or named.label, attack, settings)
         radii = work.read_eps(eps)
-        units = []
+        tasks = []
         prints = self._prints()
         for member, model in prints.items():
             cell = work.attack_cell(model, self._images, request, radii, self.seed)
             self._cells[Place("attack", request.label, "", member.model, member.seed)] = cell.key
-            compute = partial(self._compute_attack, member, request, radii)
-            units.append(Unit(member, request.label, cell.key, {request.label: cell}, compute))
-        self._run(units, "attack")
+            cells = {request.label: cell}
+            tasks.append((member, Task(request.label, request, self.seed, cell.key, cells, eps=radii)))
+        self._run(tasks, prints, "attack")
         return self
 
     # --- what came out --------------------------------------------------------------------------
@@ -310,10 +300,10 @@ class Study:
                 "model": model,
                 "seed": seed,
                 "what": what,
-                "error": f"{type(error).__name__}: {error}",
-                "traceback": "".join(traceback.format_exception(error)),
+                "error": failure.error,
+                "traceback": failure.traceback,
             }
-            for (model, seed, what), error in self._failures.items()
+            for (model, seed, what), failure in self._failures.items()
         ]
         return pd.DataFrame(rows, columns=["model", "seed", "what", "error", "traceback"])
 
@@ -455,7 +445,7 @@ class Study:
             self._cells.setdefault(Place(*place), key)
         for at, key in self._cells.items():
             if at.kind != "maps" and key not in self._loaded:
-                content = self._intact(at.kind, key)
+                content = read_intact(self.store, at.kind, key)
                 if content is not None:
                     self._loaded[key] = content
 
@@ -479,113 +469,125 @@ class Study:
     def _prints(self) -> dict[Member, str]:
         return {member: model_fingerprint(member.net) for member in self.members}
 
-    def _compute_maps(self, member: Member, request: Request, labels: Sequence[str]) -> dict[str, Content]:
-        return {request.label: work.compute_maps(member.net, self.x, self.y, request, self.seed)}
-
-    def _compute_scores(self, member: Member, request: Request, labels: Sequence[str]) -> dict[str, Content]:
-        maps = {
-            label: work.Made(self._maps_content(member, label), self._requests[label], self.seed)
-            for label in labels
-        }
-        return work.compute_scores(member.net, self.x, self.y, maps, request, self.seed)
-
-    def _compute_attack(
-        self, member: Member, request: Request, eps: Sequence[float], labels: Sequence[str]
-    ) -> dict[str, Content]:
-        return {request.label: work.compute_attack(member.net, self.x, self.y, request, eps, self.seed)}
-
     def _maps_content(self, member: Member, label: str) -> Content:
         """Read a "maps" cell; a damaged one is named and computed again."""
         key = self._cells[Place("maps", label, "", member.model, member.seed)]
-        content = self._intact("maps", key)
+        content = read_intact(self.store, "maps", key)
         if content is None:
-            failed = self._failures.get((member.model, member.seed, label))
-            if failed is not None:
-                raise SaliencyLabError(f"there are no maps by '{label}' of {member}: {failed}") from failed
+            failure = self._failures.get((member.model, member.seed, label))
+            if failure is not None:
+                raise SaliencyLabError(f"there are no maps by '{label}' of {member}: {failure.error}")
             request = self._requests.get(label, Request(label, label, {}))
             content = work.compute_maps(member.net, self.x, self.y, request, self.seed)
             cell = work.maps_cell(model_fingerprint(member.net), self._images, request, self.seed)
             self.store.write(cell, content)
         return content
 
-    def _intact(self, kind: Kind, key: str) -> Content | None:
-        """Return the content of a cell, None where it has to be computed."""
-        try:
-            return self.store.read(kind, key)
-        except DamagedCellError as error:
-            warnings.warn(f"{error}; it is computed again", stacklevel=2)
-            return None
-
-    def _missing(self, unit: Unit) -> list[str]:
+    def _missing(self, member: Member, task: Task) -> list[str]:
+        """Return the labels of a task that have no intact cell yet; keep the others' scores at hand."""
         missing = []
-        for label, cell in unit.cells.items():
+        for label, cell in task.cells.items():
             if cell.kind == "maps":  # large: read when needed
                 found = self.store.has(cell.kind, cell.key)
             else:
-                if (
-                    cell.key not in self._loaded
-                    and (content := self._intact(cell.kind, cell.key)) is not None
-                ):
-                    self._loaded[cell.key] = content
+                if cell.key not in self._loaded:
+                    content = read_intact(self.store, cell.kind, cell.key)
+                    if content is not None:
+                        self._loaded[cell.key] = content
                 found = cell.key in self._loaded
             if found:
-                self._failures.pop(unit.failure(label), None)
+                self._failures.pop(_failure_key(member, task, label), None)
             else:
                 missing.append(label)
         return missing
 
-    def _run(self, units: Sequence[Unit], verb: str) -> None:
-        """Compute what is missing; what other processes are at work on is waited for at the end."""
-        todo = [unit for unit in units if self._missing(unit)]
-        done = failed = 0
-        error: BaseException | None = None
-        with progress(label=verb, total=len(todo)) as bar:
-            for wait in (False, True):
-                busy = []
-                for unit in todo:
-                    bar.set_postfix_str(str(unit))
-                    try:
-                        with self.store.lock(unit.lock, wait=wait):
-                            problems = self._finish(unit, self._missing(unit))
-                    except Busy:
-                        busy.append(unit)
-                        continue
-                    done += len(unit.cells) - len(problems)
-                    failed += len(problems)
-                    error = error or next(iter(problems.values()), None)
+    def _run(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:
+        """Compute what is missing, write down what failed, and say so."""
+        problems: list[Failure] = []
+        finished = 0
+        todo = []
+        for member, task in tasks:
+            missing = self._missing(member, task)
+            hopeless = {
+                label: failure
+                for label in missing
+                if task.kind == "scores"
+                and (failure := self._failures.get((member.model, member.seed, label)))
+            }
+            for label, failure in hopeless.items():
+                self._failures[_failure_key(member, task, label)] = failure
+                problems.append(failure)
+            cells = {label: task.cells[label] for label in missing if label not in hopeless}
+            if cells:
+                todo.append((member, replace(task, cells=cells)))
+        try:
+            with progress(label=verb, total=len(todo)) as bar:
+                for member, task, failed in self._perform(todo, prints):
+                    for label, failure in failed.items():
+                        self._failures[_failure_key(member, task, label)] = failure
+                    problems += failed.values()
+                    finished += len(task.cells) - len(failed)
+                    self._missing(member, task)
                     bar.update()
-                todo = busy
-        self._write_manifest()
-        if error is not None and not done:
-            raise error
-        if error is not None:
+        finally:
+            self._write_manifest()
+        if problems and not finished:
+            raise problems[0].exception or SaliencyLabError(problems[0].error)
+        if problems:
             warnings.warn(
-                f"{failed} of {failed + done} cells failed and the rest went on; study.failures says why "
-                f"(the first: {error})",
+                f"{len(problems)} of {len(problems) + finished} cells failed and the rest went on; "
+                f"study.failures says why (the first: {problems[0].error})",
                 stacklevel=3,
             )
 
-    def _finish(self, unit: Unit, labels: Sequence[str]) -> dict[str, BaseException]:
-        """Compute and keep some cells of a unit; return the errors by label."""
-        if not labels:
-            return {}
+    def _perform(
+        self, todo: Sequence[tuple[Member, Task]], prints: Mapping[Member, str]
+    ) -> Iterator[tuple[Member, Task, dict[str, Failure]]]:
+        if self.executor is None:
+            return self._perform_here(todo)
+        return self._perform_elsewhere(todo, prints, self.executor)
+
+    def _perform_here(
+        self, todo: Sequence[tuple[Member, Task]]
+    ) -> Iterator[tuple[Member, Task, dict[str, Failure]]]:
+        """One after the other; what other processes are at work on is waited for at the end."""
+        for wait in (False, True):
+            busy = []
+            for member, task in todo:
+                try:
+                    with self.store.lock(task.lock, wait=wait):
+                        labels = self._missing(member, task)
+                        failed = task.perform(member.net, self.x, self.y, self.store, labels)
+                except Busy:
+                    busy.append((member, task))
+                    continue
+                yield member, task, failed
+            todo = busy
+
+    def _perform_elsewhere(
+        self, todo: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], executor: Executor
+    ) -> Iterator[tuple[Member, Task, dict[str, Failure]]]:
+        """By the executor's workers; what a dead worker had in hand is a failure."""
+        store = self._folder()
+        store.write_sample(self._images, self.x, self.y)
+        inputs = {
+            member: hand_over(store, self._images, prints[member], member.net)
+            for member in dict.fromkeys(member for member, _ in todo)
+        }
+        futures: dict[Future[dict[str, Failure]], tuple[Member, Task]] = {}
         try:
-            contents = unit.compute(labels)
-        except Exception as error:
-            if len(labels) > 1:  # one by one, so that only the bad one is lost
-                problems: dict[str, BaseException] = {}
-                for label in labels:
-                    problems |= self._finish(unit, [label])
-                return problems
-            self._failures[unit.failure(labels[0])] = error
-            return {labels[0]: error}
-        for label, content in contents.items():
-            cell = unit.cells[label]
-            self.store.write(cell, content)
-            if cell.kind != "maps":
-                self._loaded[cell.key] = content
-            self._failures.pop(unit.failure(label), None)
-        return {}
+            for member, task in todo:
+                try:
+                    futures[executor.submit(perform_remotely, inputs[member], task)] = member, task
+                except BrokenExecutor as error:
+                    yield member, task, _worker_died(task, error)
+            for future in as_completed(futures):
+                member, task = futures[future]
+                problem = future.exception()
+                yield member, task, future.result() if problem is None else _worker_died(task, problem)
+        finally:
+            for future in futures:
+                future.cancel()
 
     def _contents(self, kind: Kind) -> Iterator[tuple[Place, Member, Content]]:
         members = {(member.model, member.seed): member for member in self.members}
@@ -610,6 +612,22 @@ class _LazyMaps(Mapping[str, Attributions]):
         return len(self._study._labels("maps"))
 
 
+def _worker_died(task: Task, error: BaseException) -> dict[str, Failure]:
+    """Return the failure of a whole task: its worker died, or it could not be sent there."""
+    reason = SaliencyLabError(
+        f"the executor did not finish '{task.label}' ({type(error).__name__}: {error}); "
+        "what was finished is in the store, so run the same again"
+    )
+    reason.__cause__ = error
+    return dict.fromkeys(task.cells, Failure.of(reason))
+
+
+def _failure_key(member: Member, task: Task, label: str) -> tuple[str, int, str]:
+    """Return what a failure of one of a task's cells is recorded under."""
+    what = label if label == task.label else f"{task.label} of {label}"
+    return member.model, member.seed, what
+
+
 def _members(models: Mapping[str, nn.Module | Sequence[nn.Module]]) -> list[Member]:
     if not isinstance(models, Mapping) or not models:
         raise InputError("models must map names to modules, such as {'standard': model}, with one at least")
@@ -629,12 +647,15 @@ def _members(models: Mapping[str, nn.Module | Sequence[nn.Module]]) -> list[Memb
 
 
 def _table(
-    parts: Sequence[tuple[Member, Mapping[str, Any], Mapping[str, Any]]], columns: list[str]
+    parts: Sequence[tuple[Member, Mapping[str, Any], Mapping[str, np.ndarray]]], columns: list[str]
 ) -> pd.DataFrame:
-    frames = []
-    for member, keys, values in parts:
-        count = len(next(iter(values.values())))
-        facts = {"model": member.model, "recipe": member.recipe, "seed": member.seed, **keys}
-        frames.append(pd.DataFrame({**facts, "sample": range(count), **values}))
-    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
-    return table[columns]
+    """One row a value: facts of the member and keys of the part, repeated, beside its values."""
+    if not parts:
+        return pd.DataFrame(columns=columns)
+    facts = [{"model": m.model, "recipe": m.recipe, "seed": m.seed, **keys} for m, keys, _ in parts]
+    counts = [len(next(iter(values.values()))) for *_, values in parts]
+    repeated = pd.DataFrame(facts).loc[np.repeat(np.arange(len(parts)), counts)].reset_index(drop=True)
+    repeated["sample"] = np.concatenate([np.arange(count) for count in counts])
+    for name in parts[0][2]:
+        repeated[name] = np.concatenate([values[name] for *_, values in parts])
+    return repeated[columns]

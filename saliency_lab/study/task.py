@@ -1,0 +1,174 @@
+"""Tasks: cells that are computed together, here or by a worker that reads its inputs from the store."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import multiprocessing
+import threading
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import device_of
+from saliency_lab._common.progress import show_progress
+from saliency_lab.study import work
+from saliency_lab.study.cells import Cell, Content, Kind
+from saliency_lab.study.store import DamagedCellError, FolderStore, Store
+from saliency_lab.study.work import Request
+
+
+@dataclass(frozen=True, eq=False)
+class Failure:
+    """Why a cell has no content; the exception itself is kept only in the process that raised it."""
+
+    error: str
+    traceback: str
+    exception: BaseException | None = None
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Describe an exception."""
+        text = "".join(traceback.format_exception(error))
+        return cls(f"{type(error).__name__}: {error}", text, error)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Cells of one model that are computed together, by label.
+
+    Either one method's maps, or one metric's scores of several methods' maps, or one attack. `maps` says
+    what a score task scores, by label: the cell and how it is made. `lock` keeps other processes off.
+    """
+
+    label: str
+    request: Request
+    seed: int
+    lock: str
+    cells: Mapping[str, Cell]
+    maps: Mapping[str, tuple[Cell, Request]] = field(default_factory=dict)
+    eps: Sequence[float] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """Kind of its cells."""
+        return next(iter(self.cells.values())).kind
+
+    def perform(
+        self, net: nn.Module, x: Tensor, y: Tensor, store: Store, labels: Sequence[str]
+    ) -> dict[str, Failure]:
+        """Compute and keep the cells of these labels; return what failed. Other errors are the store's."""
+        if not labels:
+            return {}
+        try:
+            contents = self._compute(net, x, y, store, labels)
+        except Exception as error:
+            if len(labels) == 1:
+                return {labels[0]: Failure.of(error)}
+            problems: dict[str, Failure] = {}  # one by one, so that only the bad one is lost
+            for label in labels:
+                problems |= self.perform(net, x, y, store, [label])
+            return problems
+        for label, content in contents.items():
+            store.write(self.cells[label], content)
+        return {}
+
+    def _compute(
+        self, net: nn.Module, x: Tensor, y: Tensor, store: Store, labels: Sequence[str]
+    ) -> Mapping[str, Content]:
+        if self.kind == "maps":
+            return {self.label: work.compute_maps(net, x, y, self.request, self.seed)}
+        if self.kind == "attack":
+            return {self.label: work.compute_attack(net, x, y, self.request, self.eps, self.seed)}
+        made = {}
+        for label in labels:
+            cell, request = self.maps[label]
+            content = read_intact(store, cell.kind, cell.key)
+            if content is None:
+                content = work.compute_maps(net, x, y, request, self.seed)
+                store.write(cell, content)
+            made[label] = work.Made(content, request, self.seed)
+        return work.compute_scores(net, x, y, made, self.request, self.seed)
+
+
+def read_intact(store: Store, kind: Kind, key: str) -> Content | None:
+    """Return the content of a cell, None where it has to be computed; a damaged one is named."""
+    try:
+        return store.read(kind, key)
+    except DamagedCellError as error:
+        warnings.warn(f"{error}; it is computed again", stacklevel=2)
+        return None
+
+
+# --- in a worker --------------------------------------------------------------------------------
+
+_alone = threading.Lock()  # libraries below draw from global generators: one task a process at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Where a worker finds what a task needs; the network comes without its weights."""
+
+    folder: str
+    images: str
+    weights: str
+    skeleton: nn.Module
+    device: str
+
+
+def hand_over(store: FolderStore, images: str, weights: str, net: nn.Module) -> Inputs:
+    """Put a network's weights into the store, and return what a worker needs to assemble it."""
+    store.write_weights(weights, _tensors(net))
+    skeleton = copy.deepcopy(net).to("meta")
+    return Inputs(str(store.folder.resolve()), images, weights, skeleton, str(device_of(net)))
+
+
+def perform_remotely(inputs: Inputs, task: Task) -> dict[str, Failure]:
+    """Do a task in another process: inputs come from the store and results go there."""
+    with _alone:
+        if multiprocessing.parent_process() is not None:
+            show_progress(False)
+        store = FolderStore(inputs.folder)
+        x, y = _sample(inputs.folder, inputs.images)
+        net = _assemble(store, inputs)
+        with store.lock(task.lock, wait=True):
+            labels = [
+                label for label, cell in task.cells.items() if read_intact(store, cell.kind, cell.key) is None
+            ]
+            problems = task.perform(net, x, y, store, labels)
+    return {label: replace(problem, exception=None) for label, problem in problems.items()}
+
+
+@functools.lru_cache(maxsize=1)
+def _sample(folder: str, images: str) -> tuple[Tensor, Tensor]:
+    found = FolderStore(folder).read_sample(images)
+    if found is None:
+        raise InputError(f"the images of this study are missing or damaged in '{folder}'")
+    return found
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, also the buffers that a state_dict leaves out."""
+    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+
+def _assemble(store: FolderStore, inputs: Inputs) -> nn.Module:
+    net = copy.deepcopy(inputs.skeleton).to_empty(device=inputs.device)
+    try:
+        weights = store.read_weights(inputs.weights)
+        with torch.no_grad():
+            for name, tensor in _tensors(net).items():
+                tensor.copy_(weights[name])
+    except (OSError, SafetensorError, KeyError) as error:
+        path = Path(inputs.folder) / "weights" / f"{inputs.weights}.safetensors"
+        raise InputError(
+            f"the weights '{path}' are missing or damaged; delete that file and run again"
+        ) from error
+    return net
