@@ -19,6 +19,7 @@ from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import fingerprint
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab.attribution import Attributions
 from saliency_lab.metrics.catalogue import METRICS, Case, Curve, Engine, Metric, Outcome
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import check_maps, take_maps, unusable
@@ -42,7 +43,7 @@ class Scores:
     seconds : float
         Wall time spent; passes shared with an earlier metric or method count there.
     curve : Curve or None
-        The curve behind the scores, for metrics that integrate one.
+        The curve behind the scores, for metrics that integrate one; NaN for a map that cannot be scored.
     """
 
     values: np.ndarray
@@ -190,6 +191,8 @@ def _run(
     x = check_images(x).detach()
     y = check_labels(y, len(x))
     maps = {method: check_maps(given, x) for method, given in attributions.items()}
+    for given in attributions.values():
+        _check_classes(given, y)
     for job in jobs:
         _check_per_sample(job, len(x))
     tallies = {method: [_Tally() for _ in jobs] for method in maps}
@@ -214,6 +217,17 @@ def _run(
         method: [_scores(job, tally, seed) for job, tally in zip(jobs, tallies[method], strict=True)]
         for method in maps
     }
+
+
+def _check_classes(given: Any, y: Tensor) -> None:
+    """Maps that say which class they explain must be scored for that class."""
+    if isinstance(given, Attributions) and given.classes.ndim == 1:
+        other = int((given.classes.cpu() != y.cpu()).sum())
+        if other:
+            raise InputError(
+                f"the maps of '{given.method}' explain another class than y for {other} of {len(y)} samples; "
+                "pass y=maps.classes, or maps.values to score them for y all the same"
+            )
 
 
 def _check_per_sample(job: _Job, count: int) -> None:
@@ -256,7 +270,8 @@ def _score_block(job: _Job, probe: Probe, maps: Tensor, explainer: Explainer, ta
         tally.reasons.append(reason or failure or (job.metric.undefined if np.isnan(value) else None))
     tally.values.append(values)
     if outcome.curve is not None:
-        tally.curves.append(outcome.curve)
+        curve = np.where(good.numpy()[:, None], outcome.curve.values, np.nan)
+        tally.curves.append(Curve(curve, outcome.curve.at))
 
 
 def _isolated(job: _Job, case: Case) -> Outcome:
@@ -292,7 +307,7 @@ def _scores(job: _Job, tally: _Tally, seed: int) -> Scores:
         seed=seed,
         settings={key: _plain(value) for key, value in dict(job.settings).items()},
         seconds=tally.seconds,
-        curve=_joined(tally.curves),
+        curve=_joined(tally.curves) if len(tally.curves) == len(tally.values) else None,
     )
 
 

@@ -18,7 +18,6 @@ from saliency_lab.metrics.catalogue import METRICS
 CASES = [(name, engine) for name in METRICS for engine in METRICS[name].engines]
 ALONE = [(name, engine) for name, engine in CASES if not METRICS[name].whole]
 PASSES = [name for name in METRICS if METRICS[name].maps is None and name != "irof"]
-IMAGES = ("pixel_flipping", "faithfulness_correlation", "sparseness", "road", "max_sensitivity")
 
 
 def test_table_names_every_metric_and_what_it_means():
@@ -84,6 +83,26 @@ def test_a_bad_map_costs_only_its_own_score(scene, small, name, engine):
     expected = {"the map holds NaN or infinities": 2} | ({"the map is zero everywhere": 1} if zero else {})
     assert scores.undefined == expected
     assert [reason is not None for reason in scores.reasons] == bad.tolist()
+
+
+def test_the_mean_curve_is_that_of_the_maps_that_can_be_scored(scene):
+    model, x, y, maps = scene
+    clean = evaluate_detailed(model, x, y, maps, "pixel_flipping", steps=6).curve.values
+    spoilt = maps.clone()
+    spoilt[2] = 0
+    curve = evaluate_detailed(model, x, y, spoilt, "pixel_flipping", steps=6).curve.values
+    assert np.isnan(curve[2]).all()
+    np.testing.assert_array_equal(np.delete(curve, 2, 0), np.delete(clean, 2, 0))
+
+
+@pytest.mark.parametrize("name", ["pixel_flipping", "irof", "faithfulness_correlation"])
+def test_more_samples_than_a_block_holds(scene, small, name):
+    model, x, y, maps = scene
+    many = torch.arange(150) % 6  # a block is 128
+    scores = evaluate_detailed(model, x[many], y[many], maps[many], name, **small(name, x))
+    few = sl.evaluate(model, x, y, maps, name, **small(name, x))
+    np.testing.assert_allclose(scores.values, few[many], atol=1e-6)
+    assert scores.curve is None or len(scores.curve.values) == 150
 
 
 @pytest.mark.parametrize(("name", "engine"), CASES)
@@ -253,6 +272,29 @@ class TestBadInput:
         scores = sl.evaluate(model, self.x, self.y, self.maps, "pixel_flipping", steps=4, output="logit")
         plain = sl.evaluate(self.model, self.x, self.y, self.maps, "pixel_flipping", steps=4)
         np.testing.assert_allclose(scores, plain, atol=1e-6)
+
+    def test_large_images(self):
+        source = torch.Generator().manual_seed(0)
+        x, maps = torch.rand(1, 3, 224, 224, generator=source), torch.randn(1, 3, 224, 224, generator=source)
+        model = nn.Sequential(nn.Conv2d(3, 2, 16, 16), nn.Flatten(), nn.Linear(392, 3))
+        settings = {
+            "pixel_flipping": {"steps": 4},
+            "faithfulness_correlation": {"runs": 4},
+            "road": {"percentages": (50.0,)},
+            "irof": {"segments": 40},
+            "infidelity": {"patch_sizes": (56,)},
+            "sparseness": {},
+        }
+        found = evaluate_many(model, x, torch.tensor([1]), {"map": maps}, settings)["map"]
+        assert all(np.isfinite(scores.values).all() for scores in found.values())
+
+    def test_masks_of_another_length(self):
+        with pytest.raises(InputError, match="'masks' must hold one entry a sample, 2, not 3"):
+            sl.evaluate(self.model, self.x, self.y, self.maps, "auc", masks=torch.ones(3, 1, 8, 8))
+
+    def test_no_methods(self):
+        with pytest.raises(InputError, match="one at least"):
+            evaluate_many(self.model, self.x, self.y, {}, ["sparseness"])
 
     def test_model_of_feature_maps(self):
         with pytest.raises(InputError, match=r"logits of the shape \(N, classes\)"):

@@ -91,6 +91,14 @@ class TestMapsMadeAgain:
         )  # fmt: skip
         np.testing.assert_allclose(scores, by_hand, rtol=1e-4)
 
+    def test_maps_of_another_class_are_refused(self, digits_sample, trained):
+        x, y = digits_sample
+        other = (y + 1) % 10
+        maps = sl.attribute(trained, x, other)
+        with pytest.raises(InputError, match=r"another class than y for 8 of 8 samples; pass y=maps.classes"):
+            sl.evaluate(trained, x, y, maps, "pixel_flipping")
+        sl.evaluate(trained, x, maps.classes, maps, "pixel_flipping")
+
     def test_plain_maps_need_explain(self, scene):
         with pytest.raises(InputError, match="hand in the Attributions"):
             sl.evaluate(*scene, "max_sensitivity", samples=2)
