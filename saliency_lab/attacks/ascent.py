@@ -42,6 +42,32 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     return gradient / _l2(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
+class Stepper:
+    """`project(point + length · steepest(gradient))` around one `x`, in place."""
+
+    def __init__(self, x: Tensor, eps: float | Tensor, norm: Norm) -> None:
+        self.x, self.norm = x, norm
+        self._radius = _per_sample(eps, x)
+        if norm == "linf":
+            self._low = (x - self._radius).clamp_(min=0.0)
+            self._high = (x + self._radius).clamp_(max=1.0)
+        self._buffer = torch.empty_like(x)
+
+    @torch.no_grad()
+    def step_(self, point: Tensor, gradient: Tensor, length: float | Tensor) -> None:
+        """Move `point` by one step; `length` is one, or one a sample (N,)."""
+        stride = _per_sample(length, self.x)
+        if self.norm == "linf":
+            point.addcmul_(torch.sign(gradient, out=self._buffer), stride)
+            torch.clamp(point, self._low, self._high, out=point)
+            return
+        length_of = _l2(gradient).clamp_min_(torch.finfo(gradient.dtype).tiny)
+        point.addcmul_(torch.div(gradient, length_of, out=self._buffer), stride)
+        delta = torch.sub(point, self.x, out=self._buffer)
+        shrink = (self._radius / _l2(delta).clamp_min(1e-12)).clamp_max_(1.0)
+        torch.addcmul(self.x, delta, shrink, out=point).clamp_(0.0, 1.0)
+
+
 def random_start(x: Tensor, eps: float | Tensor, norm: Norm, noise: Tensor) -> Tensor:
     """Return a point uniform in the ε-ball, then clipped to [0, 1].
 

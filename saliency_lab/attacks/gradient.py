@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from saliency_lab._common.settings import Epsilon, Settings
-from saliency_lab.attacks.ascent import Norm, project, steepest
+from saliency_lab.attacks.ascent import Norm, Stepper
 from saliency_lab.attacks.draws import ball_point, surface_point
 from saliency_lab.attacks.losses import LossName, attack_loss, check_loss
 from saliency_lab.attacks.problem import Outcome, Problem
@@ -105,7 +105,7 @@ def climb(
     """Climb the loss from each of `starts` (none: a random point of the ball); keep the best point a sample.
 
     `lengths` (steps, N) are those of the steps. Each point's one forward pass gives the gradient for the
-    next step and the verdict on the point itself.
+    next step and the verdict on the point itself, so a sample is broken if any point on the way is.
     """
     steps = len(lengths)
     best = _Best(problem, steps)
@@ -115,40 +115,41 @@ def climb(
             break
         now = problem.take(rows)
         point = ball_point(now, f"attack start {restart}") if start is None else start[rows]
+        point = point.detach().clone().requires_grad_()
+        stepper = Stepper(now.x, now.eps, now.norm)
         velocity = torch.zeros_like(point) if momentum else None
         best.begin_restart()
         for step in range(steps):
-            point.requires_grad_()
             logits = now.model(point)
             values = attack_loss(loss, logits, now)
             reached = now.broken(logits)
-            best.look(rows, step, point.detach(), values.detach(), reached)
-            if early_stop and reached.all():
+            count = best.look(rows, step, point.detach(), values.detach(), reached)
+            if early_stop and count == len(rows):
                 rows = rows[:0]
                 break
             slope = _input_gradient(values, point)
-            point = point.detach()
-            if early_stop and reached.any():
+            if early_stop and count:
                 stay = ~reached
-                rows, now, point, slope = rows[stay], now.take(stay), point[stay], slope[stay]
+                rows, now, slope = rows[stay], now.take(stay), slope[stay]
+                point = point.detach()[stay].requires_grad_()
+                stepper = Stepper(now.x, now.eps, now.norm)
                 velocity = None if velocity is None else velocity[stay]
             if velocity is not None:
                 length = slope.abs().flatten(1).sum(1).clamp_min(torch.finfo(slope.dtype).tiny)
                 slope = velocity = momentum * velocity + slope / length.reshape(-1, 1, 1, 1)
-            move = lengths[step, rows].reshape(-1, 1, 1, 1) * steepest(slope, now.norm)
-            point = project(point + move, now.x, now.eps, now.norm)
+            stepper.step_(point, slope, lengths[step, rows])
         if len(rows):
             with torch.no_grad():
                 logits = now.model(point)
-                best.look(rows, steps, point, attack_loss(loss, logits, now), now.broken(logits))
+                best.look(rows, steps, point.detach(), attack_loss(loss, logits, now), now.broken(logits))
         best.end_restart()
     return Outcome(best.points, best.queries, best.curve)
 
 
 class _Best:
-    """The best point seen a sample: a broken one before one that is not, then the higher loss.
+    """The best point seen a sample, of all broken ones and the last ones of the restarts.
 
-    A start counts only if it is broken.
+    A broken point is better than one that is not; among equals the higher loss wins.
     """
 
     def __init__(self, problem: Problem, steps: int) -> None:
@@ -158,6 +159,7 @@ class _Best:
         self.broken = torch.zeros(n, dtype=torch.bool, device=problem.x.device)
         self.queries = torch.zeros(n, dtype=torch.long, device=problem.x.device)
         self.curve = problem.x.new_full((n, steps + 1), torch.nan)
+        self._last = steps
 
     def open_rows(self, early_stop: bool) -> Tensor:
         """Samples to go on with."""
@@ -171,18 +173,23 @@ class _Best:
     def end_restart(self) -> None:
         self.curve[self._improved] = self._track[self._improved]
 
-    def look(self, rows: Tensor, step: int, point: Tensor, loss: Tensor, reached: Tensor) -> None:
+    def look(self, rows: Tensor, step: int, point: Tensor, loss: Tensor, reached: Tensor) -> int:
+        """Take over what is better at points just judged; how many of them are broken."""
         self.queries[rows] += 1
         self._track[rows, step] = loss
+        count = int(reached.sum())
+        if step < self._last:
+            if not count:
+                return 0
+            rows, point, loss, reached = rows[reached], point[reached], loss[reached], reached[reached]
         was_broken = self.broken[rows]
-        higher = loss > self.loss[rows]
-        comparable = higher if step > 0 else higher & reached
-        better = torch.where(reached == was_broken, comparable, reached)
+        better = torch.where(reached == was_broken, loss > self.loss[rows], reached)
         chosen = rows[better]
         self.points[chosen] = point[better]
         self.loss[chosen] = loss[better]
         self._improved[chosen] = True
         self.broken[rows] = was_broken | reached
+        return count
 
 
 def _input_gradient(values: Tensor, point: Tensor) -> Tensor:
@@ -195,7 +202,7 @@ def _input_gradient(values: Tensor, point: Tensor) -> Tensor:
             stacklevel=2,
         )
         return torch.zeros_like(point)
-    return slope.nan_to_num()
+    return slope if slope.sum().isfinite() else slope.nan_to_num()
 
 
 def step_lengths(eps: Tensor, given: float | None, steps: int) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saliency_lab.attacks.ascent import project, projected_ascent, random_start, steepest
+from saliency_lab.attacks.ascent import Stepper, project, projected_ascent, random_start, steepest
 
 SHAPE = (3, 2, 4, 4)
 cases = {
@@ -70,6 +70,21 @@ def test_every_iterate_of_the_ascent_stays_around_the_original_image(seed, eps, 
     last = projected_ascent(x, gradient, start=start, eps=eps, step_size=eps / 2, steps=6, norm=norm)
     assert len(visited) == 6
     assert all(inside(point, x, eps, norm) for point in [*visited, last])
+
+
+@settings(max_examples=30, deadline=None)
+@given(**cases)
+def test_the_step_in_place_is_the_projected_steepest_step(seed, eps, scale, norm) -> None:
+    x = images(seed)
+    source = torch.Generator().manual_seed(seed + 1)
+    gradient = scale * torch.randn(SHAPE, generator=source, dtype=torch.float64)
+    start = project(x + torch.randn(SHAPE, generator=source, dtype=torch.float64), x, eps, norm)
+    lengths = torch.tensor([0.0, 0.3, 2.0], dtype=torch.float64) * eps
+    moved = start + lengths.reshape(-1, 1, 1, 1) * steepest(gradient, norm)
+    point = start.clone().requires_grad_()
+    Stepper(x, eps, norm).step_(point, gradient, lengths)
+    assert torch.allclose(point.detach(), project(moved, x, eps, norm), atol=1e-12)
+    assert inside(point.detach(), x, eps, norm)
 
 
 def test_one_radius_a_sample() -> None:
