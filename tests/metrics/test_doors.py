@@ -275,7 +275,8 @@ class TestBadInput:
 
     def test_large_images(self):
         source = torch.Generator().manual_seed(0)
-        x, maps = torch.rand(1, 3, 224, 224, generator=source), torch.randn(1, 3, 224, 224, generator=source)
+        x = torch.rand(1, 3, 7, 7, generator=source).repeat_interleave(32, 2).repeat_interleave(32, 3)
+        maps = torch.randn(1, 3, 224, 224, generator=source)
         model = nn.Sequential(nn.Conv2d(3, 2, 16, 16), nn.Flatten(), nn.Linear(392, 3))
         settings = {
             "pixel_flipping": {"steps": 4},
