@@ -73,11 +73,11 @@ def open_study(
     """Load the models and draw the test images of a study kept in `store`."""
     from saliency_lab.study import Study
 
-    models = _load_models(checkpoints)
-    return Study(models, _test_sample(models, data, root, images, seed), store=store, seed=seed)
+    models = load_models(checkpoints)
+    return Study(models, draw_images(models, data, root, images, seed), store=store, seed=seed)
 
 
-def _load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
+def load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
     """Load checkpoints by the recipe they were trained by: several seeds of one recipe are one model.
 
     The name is the recipe's last part ("asgt" for "mnist/asgt") where that is unique; a checkpoint that
@@ -96,9 +96,10 @@ def _load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
     return dict(zip(names, by_recipe.values(), strict=True))
 
 
-def _test_sample(
+def draw_images(
     models: dict[str, list[nn.Module]], data: str | None, root: Path | None, images: int, seed: int
 ) -> Sample:
+    """Draw test images of the named data set, or of the one the first model was trained on."""
     from saliency_lab.data import load_dataset
     from saliency_lab.models import card_of
 

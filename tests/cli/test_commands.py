@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, messages, files."""
 
+import json
 import os
 import signal
 import subprocess
@@ -34,7 +35,7 @@ def models(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "verb", ["demo", "train", "attribute", "score", "attack", "list", "download", "doctor"]
+    "verb", ["demo", "train", "attribute", "score", "attack", "audit", "list", "download", "doctor"]
 )
 def test_every_verb_has_help(verb):
     result = call(verb, "--help")
@@ -93,6 +94,18 @@ def test_attack_takes_pixels_and_draws_a_picture(models, tmp_path):
     assert "robust_accuracy" in result.stdout
     assert set(pd.read_parquet(tmp_path / "tables/robustness.parquet").eps.round(4)) == {0, 0.0314, 0.1}
     assert (tmp_path / "robustness-pgd.png").exists()
+
+
+def test_audit_says_whether_to_believe_and_writes_json(models, tmp_path):
+    result = call(
+        *("audit", *models, "--eps", "0.05", "--images", 8, "--set", "pgd.steps=5"),
+        *("--json", tmp_path / "audit.json"),
+    )
+    assert result.exit_code == 0, result.output
+    verdicts = json.loads((tmp_path / "audit.json").read_text())
+    assert set(verdicts) == {"standard", "sgt"}
+    for name, verdict in verdicts.items():
+        assert f"{name}: {verdict['verdict']}" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""`saliency-lab audit MODEL...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saliency_lab.cli.options import (
+    Checkpoints,
+    DataName,
+    DataRoot,
+    Images,
+    NamedSettings,
+    Seed,
+    load_models,
+    named_settings,
+    draw_images,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command()(audit)
+
+
+def audit(
+    models: Checkpoints,
+    eps: Annotated[str, typer.Option("--eps", help='Radius in image units, such as 0.1 or "8/255".')],
+    method: Annotated[str, typer.Option("--method", help="The attack in question.")] = "pgd",
+    full: Annotated[
+        bool, typer.Option("--full", help="Reference attacks at AutoAttack's standard strength (slow).")
+    ] = False,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    images: Images = 100,
+    seed: Seed = 0,
+    settings: NamedSettings = [],  # noqa: B006 - typer copies it
+    out: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the audits here.")
+    ] = None,
+) -> None:
+    """Say whether to believe a robust accuracy: run the checklist against the attack that reports it.
+
+    Several models are audited in turn, and each is also attacked by transfer from the others.
+    """
+    from saliency_lab._common.files import write_json
+    from saliency_lab.attacks import audit as run
+    from saliency_lab.cli.output import print_table
+
+    own = named_settings(settings, [method])[method]
+    loaded = load_models(models)
+    x, y = draw_images(loaded, data, data_root, images, seed)
+    first = {name: modules[0] for name, modules in loaded.items()}
+    verdicts = {}
+    for name, module in first.items():
+        others = {other: surrogate for other, surrogate in first.items() if other != name}
+        verdict = run(
+            module,
+            x,
+            y,
+            eps=eps,
+            method=method,
+            surrogates=others,
+            budget="full" if full else "quick",
+            seed=seed,
+            **own,
+        )
+        print(
+            f"{name}: {verdict.verdict}: {verdict.reason}. {method} at ε = {verdict.audited.eps:g} reports "
+            f"{verdict.robust_accuracy:.1%} robust, the worst case over all attacks is {verdict.worst_case:.1%}."
+        )
+        print_table(verdict.table())
+        verdicts[name] = verdict.to_dict()
+    if out is not None:
+        write_json(out, verdicts)
+        print(out)
