@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -19,17 +19,26 @@ TargetSpec: TypeAlias = ClassSpec | tuple[ClassSpec, ClassSpec]
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The classes of n samples, and those they are set against (None: the plain logit)."""
+    """The classes of n samples, those they are set against (None: plain logits), and the highest of all."""
 
     classes: Tensor
-    against: Tensor | None = None
+    against: Tensor | None
+    highest: int
 
     def pick(self, logits: Tensor) -> Tensor:
-        """Score (n,) of each row of `logits` (n, K): one logit, or the difference of two."""
+        """Score (n,) of each row of `logits` (n, K): one logit, or the difference of two.
+
+        Raises
+        ------
+        InputError
+            If `logits` has another shape, or no such class.
+        """
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(self.classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             wanted = f"({len(self.classes)}, classes)"
             raise InputError(f"the model must return logits of the shape {wanted}, but returned {got}")
+        if self.highest >= logits.shape[1]:
+            raise InputError(f"the model has the classes 0 … {logits.shape[1] - 1}, not {self.highest}")
         score = logits.gather(1, self.classes[:, None])[:, 0]
         if self.against is not None:
             score = score - logits.gather(1, self.against[:, None])[:, 0]
@@ -38,12 +47,12 @@ class Target:
     def repeat(self, times: int) -> Target:
         """The same samples `times` over: all of them, then all of them again."""
         against = None if self.against is None else self.against.repeat(times)
-        return Target(self.classes.repeat(times), against)
+        return replace(self, classes=self.classes.repeat(times), against=against)
 
     def rows(self, start: int, stop: int, device: torch.device) -> Target:
         """Samples start … stop − 1, on a device."""
         against = None if self.against is None else self.against[start:stop].to(device)
-        return Target(self.classes[start:stop].to(device), against)
+        return replace(self, classes=self.classes[start:stop].to(device), against=against)
 
 
 def resolve_target(model: nn.Module, x: Tensor, y: Tensor | None, spec: TargetSpec) -> Target:
@@ -52,16 +61,15 @@ def resolve_target(model: nn.Module, x: Tensor, y: Tensor | None, spec: TargetSp
     Raises
     ------
     InputError
-        If a label is needed and missing, or a class does not exist.
+        If a label is needed and missing, or is no class index. Whether the model has the class is
+        known at its first pass (`Target.pick`).
     """
     pair = spec if isinstance(spec, tuple) else (spec,)
     if len(pair) not in (1, 2):
         raise InputError(f"target: a contrast is a pair (class, against), not {len(pair)} entries")
-    one = predict(model, x[:1]).shape[1] if any(not _is_prediction(each) for each in pair) else 0
-    logits = predict(model, x) if any(_is_prediction(each) for each in pair) else None
-    count = one if logits is None else logits.shape[1]
-    chosen = [_classes(each, x, y, logits, count) for each in pair]
-    return Target(*chosen)
+    chosen = [_classes(model, each, x, y) for each in pair]
+    highest = max(int(each.max()) for each in chosen)
+    return Target(chosen[0], chosen[1] if len(chosen) == 2 else None, highest)
 
 
 def describe_target(spec: TargetSpec) -> str:
@@ -77,25 +85,21 @@ def describe_target(spec: TargetSpec) -> str:
     return f"class {spec}" if isinstance(spec, int) else spec
 
 
-def _is_prediction(spec: ClassSpec) -> bool:
-    return isinstance(spec, str) and spec == "prediction"
-
-
-def _classes(spec: ClassSpec, x: Tensor, y: Tensor | None, logits: Tensor | None, count: int) -> Tensor:
+def _classes(model: nn.Module, spec: ClassSpec, x: Tensor, y: Tensor | None) -> Tensor:
     if isinstance(spec, Tensor):
-        return check_labels(spec, len(x), count).cpu()
+        return check_labels(spec, len(x)).cpu()
     if isinstance(spec, int) and not isinstance(spec, bool):
-        if not 0 <= spec < count:
-            raise InputError(f"target: the model has the classes 0 … {count - 1}, not {spec}")
+        if spec < 0:
+            raise InputError(f"target: a class is 0 or more, not {spec}")
         return torch.full((len(x),), spec, dtype=torch.int64)
-    if spec == "prediction" and logits is not None:
-        return logits.argmax(1)
+    if spec == "prediction":
+        return predict(model, x).argmax(1)
     if spec == "label":
         if y is None:
             raise InputError(
                 'target="label" needs y, one label an image; or use target="prediction" or a class'
             )
-        return check_labels(y, len(x), count).cpu()
+        return check_labels(y, len(x)).cpu()
     raise InputError(
         f'target must be "label", "prediction", a class, a tensor (N,) of classes or a pair of these, '
         f"not {spec!r}"
