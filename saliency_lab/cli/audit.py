@@ -14,9 +14,9 @@ from saliency_lab.cli.options import (
     Images,
     NamedSettings,
     Seed,
+    draw_images,
     load_models,
     named_settings,
-    draw_images,
 )
 
 
@@ -69,7 +69,8 @@ def audit(
         )
         print(
             f"{name}: {verdict.verdict}: {verdict.reason}. {method} at ε = {verdict.audited.eps:g} reports "
-            f"{verdict.robust_accuracy:.1%} robust, the worst case over all attacks is {verdict.worst_case:.1%}."
+            f"{verdict.robust_accuracy:.1%} robust; the worst case over all attacks is "
+            f"{verdict.worst_case:.1%}."
         )
         print_table(verdict.table())
         verdicts[name] = verdict.to_dict()
