@@ -1,6 +1,7 @@
 """The study: models × methods × metrics × attacks on the same images, its store and its statistics."""
 
 from saliency_lab.study.comparison import Comparison
+from saliency_lab.study.ranking import Ranking
 from saliency_lab.study.study import Study
 
-__all__ = ["Comparison", "Study"]
+__all__ = ["Comparison", "Ranking", "Study"]

@@ -90,6 +90,8 @@ def _notes(comparison: Comparison, mark: str) -> list[str]:
         f"{mark}: the best, or not told from it at {alpha} (paired test, Holm). "
         f"†: differs from '{comparison.baseline}' at {alpha} (paired test, Holm over the table).",
     ]
+    if comparison._table["seeds"].max() > 1:
+        notes.append("Intervals are over seeds and images; tests are over images, about these networks.")
     if (comparison._table["undefined"] > 0).any():
         notes.append("NaN: values that are undefined and left out.")
     return notes

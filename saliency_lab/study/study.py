@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
@@ -33,6 +34,9 @@ from saliency_lab.study.work import Request, Requests, read_requests
 
 if TYPE_CHECKING:
     from saliency_lab.study.comparison import Better, Comparison
+
+_MEASURED = 16
+"""Images that `Study.plan` measures on."""
 
 SCORES = ["model", "recipe", "seed", "method", "metric", "sample", "score"]
 ROBUSTNESS = ["model", "recipe", "seed", "attack", "eps", "sample", "robust"]
@@ -240,6 +244,59 @@ class Study:
             tasks.append((member, Task(request.label, request, self.seed, cell.key, cells, eps=radii)))
         self._run(tasks, prints, "attack")
         return self
+
+    def plan(
+        self,
+        methods: Requests = (),
+        metrics: Requests = (),
+        attacks: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> pd.DataFrame:
+        """Say what the verbs would compute, without computing it.
+
+        Parameters
+        ----------
+        methods, metrics
+            As for `attribute` and `score`.
+        attacks
+            Label → settings of `attack`, `eps` among them; `attack` says which, where the label is no name.
+
+        Returns
+        -------
+        DataFrame
+            One row a (step, what): `cells`, how many of them are `missing`, and the `seconds` these will take
+            on this machine, measured on a few of the images and the first model.
+        """
+        scout = Scout(self)
+        few = slice(0, min(len(self.x), _MEASURED))
+        first = self.members[0]
+        measure = Study({first.model: first.net}, (self.x[few], self.y[few]), seed=self.seed)
+        rows = []
+
+        def look(step: str, request: Request, *given: Any, **settings: Any) -> None:
+            scout.cells.clear()
+            getattr(scout, step)(*given, **settings)
+            missing = sum(not self.store.has(cell.kind, cell.key) for cell in scout.cells)
+            row = {"step": step, "what": request.label, "cells": len(scout.cells), "missing": missing}
+            if missing:
+                started = time.perf_counter()
+                getattr(measure, step)(*given, **settings)
+                share = missing / len(scout.cells) * len(self.members)
+                row["seconds"] = (time.perf_counter() - started) * share * len(self.x) / len(measure.x)
+            rows.append(row)
+
+        for request in read_requests(methods, "method") if methods else []:
+            look("attribute", request, {request.label: {"method": request.what, **request.settings}})
+        for request in read_requests(metrics, "metric") if metrics else []:
+            if set(measure._labels("maps")) != set(scout._labels("maps")):
+                measure.attribute(
+                    {r.label: {"method": r.what, **r.settings} for r in scout._requests.values()}
+                )
+            look("score", request, {request.label: {"metric": request.what, **request.settings}})
+        for label, given in (attacks or {}).items():
+            settings = dict(given)
+            name = settings.pop("attack", label)
+            look("attack", Request(label, name, settings), name, label=label, **settings)
+        return pd.DataFrame(rows, columns=["step", "what", "cells", "missing", "seconds"])
 
     # --- what came out --------------------------------------------------------------------------
 
@@ -594,6 +651,22 @@ class Study:
         for place, key in self._cells.items():
             if place.kind == kind and key in self._loaded:
                 yield place, members[place.model, place.seed], self._loaded[key]
+
+
+class Scout(Study):
+    """A study that notes its cells and computes none."""
+
+    def __init__(self, study: Study) -> None:
+        models: dict[str, list[nn.Module]] = {}
+        for member in study.members:
+            models.setdefault(member.model, []).append(member.net)
+        super().__init__(models, (study.x, study.y), seed=study.seed)
+        self._requests = dict(study._requests)
+        self._cells = dict(study._cells)
+        self.cells: list[Cell] = []
+
+    def _run(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:
+        self.cells += [cell for _, task in tasks for cell in task.cells.values()]
 
 
 class _LazyMaps(Mapping[str, Attributions]):

@@ -109,7 +109,8 @@ def read_intact(store: Store, kind: Kind, key: str) -> Content | None:
 
 # --- in a worker --------------------------------------------------------------------------------
 
-_alone = threading.Lock()  # libraries below draw from global generators: one task a process at a time
+ALONE = threading.Lock()
+"""Held by whatever works in a worker: libraries draw from global generators, so one at a time a process."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +133,7 @@ def hand_over(store: FolderStore, images: str, weights: str, net: nn.Module) -> 
 
 def perform_remotely(inputs: Inputs, task: Task) -> dict[str, Failure]:
     """Do a task in another process: inputs come from the store and results go there."""
-    with _alone:
+    with ALONE:
         if multiprocessing.parent_process() is not None:
             show_progress(False)
         store = FolderStore(inputs.folder)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from torch import nn
+from typer.testing import CliRunner
+
+from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab.cli.app import app
+from saliency_lab.models import ModelCard, build_model, save_model
+from saliency_lab.study import Study, declaration
+from saliency_lab.study.declaration import plan_declared, read_declaration, run_declared
+
+TOML = """
+recipes = ["digits/standard", "digits/sgt"]
+overrides = { "training.epochs" = 1 }
+metrics = ["sparseness", "complexity"]
+baseline = "sgt"
+
+[data]
+name = "digits"
+images = 12
+
+[models]
+mine = ["net-0", "net-1"]
+
+[methods]
+saliency = {}
+smooth = { method = "smoothgrad", n = 2 }
+
+[attacks.few]
+attack = "pgd"
+eps = [0.1, "16/255"]
+steps = 1
+"""
+
+
+@pytest.fixture
+def declared_file(tmp_path: Path) -> Path:
+    for seed in range(2):
+        card = ModelCard(architecture="small_cnn", num_classes=10, input_shape=(1, 28, 28))
+        save_model(build_model("small_cnn", seed=seed), tmp_path / f"net-{seed}", card)
+    path = tmp_path / "first.toml"
+    path.write_text(TOML)
+    return path
+
+
+def test_a_declared_study_is_planned_run_and_then_read(declared_file: Path, tmp_path: Path) -> None:
+    declared = read_declaration(declared_file)
+    store = tmp_path / "store"
+    plan = plan_declared(declared, store).set_index(["step", "what"])
+    assert plan["cells"].tolist() == [1, 1, 4, 4, 8, 8, 4]
+    assert (plan["missing"] == plan["cells"]).all()
+    assert (plan.loc[["attribute", "score", "attack"], "seconds"] > 0).all()
+    assert not list(store.glob("cells/**/*.safetensors"))
+    study, comparison = run_declared(declared, store)
+    assert study.models == ["standard", "sgt", "mine"]
+    assert (comparison.baseline, set(study.scores["method"])) == ("sgt", {"saliency", "smooth"})
+    assert sorted(study.robustness["eps"].unique()) == [0.0, 16 / 255, 0.1]
+    assert (plan_declared(declared, store)["missing"] == 0).all()
+    weights = {path: path.stat().st_mtime_ns for path in store.rglob("model.safetensors")}
+    declared_file.write_text(TOML.replace('"complexity"', '"effective_complexity"'))
+    changed = read_declaration(declared_file)
+    plan = plan_declared(changed, store)
+    assert plan.query("missing > 0")["what"].tolist() == ["effective_complexity"]
+    with ThreadPoolExecutor(2) as pool:
+        again, _ = run_declared(changed, store, executor=pool)
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("model.safetensors")} == weights
+    pd.testing.assert_frame_equal(again.robustness, study.robustness)
+    declared_file.write_text(TOML.replace('"training.epochs" = 1', '"training.epochs" = 2'))
+    plan = plan_declared(read_declaration(declared_file), store)
+    assert plan.query("step == 'train'")["missing"].tolist() == [1, 1]
+
+
+def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    declared_file.write_text(
+        TOML.replace('recipes = ["digits/standard", "digits/sgt"]', "").replace('"sgt"', '"mine"')
+    )
+    store = str(tmp_path / "store")
+
+    def call(*options: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["study", str(declared_file), "--out", store, *options])
+        return result.exit_code, result.output
+
+    code, text = call("--plan")
+    assert code == 0
+    assert "14 of 14 are missing" in text  # two nets: two methods, two metrics of each, one attack
+    code, text = call()
+    assert code == 0
+    assert "sparseness ↑" in text
+    assert "scores.parquet" in text
+    assert "0 of" in call("--plan")[1]
+    assert call("--verify") == (0, "every cell is intact\n")
+    broken = next(Path(store).glob("cells/scores/*/*.safetensors"))
+    broken.write_bytes(b"")
+    code, text = call("--verify")
+    assert code == 1
+    assert broken.stem in text
+    code, text = call("--executor", "nobody")
+    assert code == 2
+    monkeypatch.setattr(declaration, "_load", lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
+    declared_file.write_text(
+        declared_file.read_text().replace("saliency = {}", "saliency = {}\ngrad_cam = {}")
+    )
+    code, text = call()
+    assert code == 1
+    assert "grad_cam" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("recipes =", "recipe ="), "did you mean 'recipes'"),
+        (("images = 12", "images = 0"), "greater than or equal to 1"),
+        (('name = "digits"', 'nam = "digits"'), "did you mean 'name'"),
+        (("[models]", "[models"), "is no TOML"),
+        (('"digits/sgt"', '"digits/sgtt"'), "did you mean 'digits/sgt'"),
+        (('baseline = "sgt"', 'baseline = "sgd"'), "did you mean 'sgt'"),
+        (("net-1", "net-9"), "no checkpoint at"),
+        (("smoothgrad", "smothgrad"), "did you mean 'smoothgrad'"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(
+    declared_file: Path, tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    declared_file.write_text(TOML.replace(*change))
+    for use in (plan_declared, run_declared):
+        with pytest.raises(SaliencyLabError, match=message):
+            use(read_declaration(declared_file), tmp_path / "store")
+    assert not list((tmp_path / "store").glob("models/*"))  # nothing was trained first
+
+
+def test_a_file_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read the study"):
+        read_declaration(tmp_path / "none.toml")
+    (tmp_path / "empty.toml").write_text('[data]\nname = "digits"\n')
+    with pytest.raises(InputError, match="names nothing to compare"):
+        read_declaration(tmp_path / "empty.toml")
+
+
+def test_a_plan_counts_what_is_there_and_computes_nothing(
+    make_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    study = make_study(tmp_path, seeds=2).attribute("saliency").score("sparseness")
+    cells = sorted(tmp_path.rglob("*.safetensors"))
+    plan = study.plan(["saliency", "edges"], {"sparseness": {}}, {"fgsm": {"eps": 0.1}})
+    assert plan[["what", "cells", "missing"]].to_numpy().tolist() == [
+        ["saliency", 4, 0], ["edges", 4, 4], ["sparseness", 8, 4], ["fgsm", 4, 4]
+    ]  # fmt: skip
+    assert sorted(tmp_path.rglob("*.safetensors")) == cells
+    assert repr(study).count("edges") == 0
