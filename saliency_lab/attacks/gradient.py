@@ -113,41 +113,56 @@ def climb(
         rows = best.open_rows(early_stop)
         if not len(rows):
             break
-        now = problem.take(rows)
+        now, stride = problem.take(rows), lengths[:, rows]
         point = ball_point(now, f"attack start {restart}") if start is None else start[rows]
         point = point.detach().clone().requires_grad_()
         stepper = Stepper(now.x, now.eps, now.norm)
         velocity = torch.zeros_like(point) if momentum else None
-        best.begin_restart()
+        track = point.new_full((len(rows), steps + 1), torch.nan)
         for step in range(steps):
             logits = now.model(point)
             values = attack_loss(loss, logits, now)
             reached = now.broken(logits)
-            count = best.look(rows, step, point.detach(), values.detach(), reached)
+            track[:, step] = values.detach()
+            count = int(reached.sum())
+            if count:
+                gone = rows[reached]
+                best.offer(gone, point.detach()[reached], values.detach()[reached], broken=True)
+                if early_stop:
+                    best.finish(gone, track[reached], passes=step + 1)
             if early_stop and count == len(rows):
                 rows = rows[:0]
                 break
             slope = _input_gradient(values, point)
             if early_stop and count:
                 stay = ~reached
-                rows, now, slope = rows[stay], now.take(stay), slope[stay]
+                rows, now, stride, slope, track = (
+                    rows[stay],
+                    now.take(stay),
+                    stride[:, stay],
+                    slope[stay],
+                    track[stay],
+                )
                 point = point.detach()[stay].requires_grad_()
                 stepper = Stepper(now.x, now.eps, now.norm)
                 velocity = None if velocity is None else velocity[stay]
             if velocity is not None:
                 length = slope.abs().flatten(1).sum(1).clamp_min(torch.finfo(slope.dtype).tiny)
                 slope = velocity = momentum * velocity + slope / length.reshape(-1, 1, 1, 1)
-            stepper.step_(point, slope, lengths[step, rows])
+            stepper.step_(point, slope, stride[step])
         if len(rows):
             with torch.no_grad():
                 logits = now.model(point)
-                best.look(rows, steps, point.detach(), attack_loss(loss, logits, now), now.broken(logits))
-        best.end_restart()
+                track[:, steps] = values = attack_loss(loss, logits, now)
+            reached, last = now.broken(logits), point.detach()
+            for rows_of, broken in ((~reached, False), (reached, True)):
+                best.offer(rows[rows_of], last[rows_of], values[rows_of], broken=broken)
+            best.finish(rows, track, passes=steps + 1)
     return Outcome(best.points, best.queries, best.curve)
 
 
 class _Best:
-    """The best point seen a sample, of all broken ones and the last ones of the restarts.
+    """The best point a sample, of all broken ones and the last ones of the restarts.
 
     A broken point is better than one that is not; among equals the higher loss wins.
     """
@@ -159,37 +174,28 @@ class _Best:
         self.broken = torch.zeros(n, dtype=torch.bool, device=problem.x.device)
         self.queries = torch.zeros(n, dtype=torch.long, device=problem.x.device)
         self.curve = problem.x.new_full((n, steps + 1), torch.nan)
-        self._last = steps
+        self._improved = torch.zeros_like(self.broken)
 
     def open_rows(self, early_stop: bool) -> Tensor:
         """Samples to go on with."""
         wanted = ~self.broken if early_stop else torch.ones_like(self.broken)
         return wanted.nonzero().flatten()
 
-    def begin_restart(self) -> None:
-        self._track = torch.full_like(self.curve, torch.nan)
-        self._improved = torch.zeros_like(self.broken)
-
-    def end_restart(self) -> None:
-        self.curve[self._improved] = self._track[self._improved]
-
-    def look(self, rows: Tensor, step: int, point: Tensor, loss: Tensor, reached: Tensor) -> int:
-        """Take over what is better at points just judged; how many of them are broken."""
-        self.queries[rows] += 1
-        self._track[rows, step] = loss
-        count = int(reached.sum())
-        if step < self._last:
-            if not count:
-                return 0
-            rows, point, loss, reached = rows[reached], point[reached], loss[reached], reached[reached]
-        was_broken = self.broken[rows]
-        better = torch.where(reached == was_broken, loss > self.loss[rows], reached)
+    def offer(self, rows: Tensor, points: Tensor, loss: Tensor, *, broken: bool) -> None:
+        """Take over the points that are better than what is there."""
+        better = loss > self.loss[rows]
+        better = better | ~self.broken[rows] if broken else better & ~self.broken[rows]
         chosen = rows[better]
-        self.points[chosen] = point[better]
-        self.loss[chosen] = loss[better]
+        self.points[chosen], self.loss[chosen] = points[better], loss[better]
+        self.broken[chosen] |= broken
         self._improved[chosen] = True
-        self.broken[rows] = was_broken | reached
-        return count
+
+    def finish(self, rows: Tensor, track: Tensor, *, passes: int) -> None:
+        """Count a restart's passes, and keep its losses where it gave the best point so far."""
+        self.queries[rows] += passes
+        improved = self._improved[rows]
+        self.curve[rows[improved]] = track[improved]
+        self._improved[rows] = False
 
 
 def _input_gradient(values: Tensor, point: Tensor) -> Tensor:
