@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.settings import Settings
-from saliency_lab.attribution.calls import Call, Rule
+from saliency_lab.attribution.calls import Call, Rule, check_visible
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.layer import Interpolation, enlarge
 from saliency_lab.attribution.task import Task
@@ -61,6 +61,7 @@ def attention_rollout(task: Task, settings: RolloutSettings) -> Explained:
     InputError
         If no self-attention over a square grid of patches and one class token can be seen.
     """
+    check_visible(task.model, "attention_rollout")
     watch = _Watch()
     with torch.enable_grad(), watch:  # without gradients torch takes a path that hides the weights
         task.model(task.x.clone().requires_grad_(True))

@@ -75,6 +75,25 @@ MIXING = calls(
 )
 
 
+def check_visible(model: nn.Module, method: str) -> None:
+    """Refuse a model of which a part was scripted or compiled: its calls cannot be seen.
+
+    Raises
+    ------
+    InputError
+        Names the part.
+    """
+    for name, module in model.named_modules():
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        if scripted or compiled:
+            kind = "scripted" if scripted else "compiled"
+            raise InputError(
+                f"{method} must see the calls the model makes, and {name or 'the model'} is {kind}; pass the "
+                "module it was made from, or use 'saliency' or 'integrated_gradients'"
+            )
+
+
 class Rule(TorchFunctionMode):
     """While active, calls that the model makes go through `call`; a subclass says what becomes of them."""
 

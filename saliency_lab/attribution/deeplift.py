@@ -19,6 +19,7 @@ from saliency_lab.attribution.calls import (
     RELU,
     Call,
     Rule,
+    check_visible,
     deliver,
     interacts,
     refuse,
@@ -140,6 +141,7 @@ def rescale(task: Task, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
     InputError
         Names the modules that multiply, normalise or attend, which the rescale rule does not cover.
     """
+    check_visible(task.model, method)
     record = _Record()
     with record:
         start = task.score(base)

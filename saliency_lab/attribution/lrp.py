@@ -20,6 +20,7 @@ from saliency_lab.attribution.calls import (
     Call,
     Rule,
     calls,
+    check_visible,
     deliver,
     interacts,
     refuse,
@@ -242,6 +243,7 @@ def lrp(task: Task, settings: LrpSettings) -> Explained:
     InputError
         Names the modules with operations that have no rule, such as attention.
     """
+    check_visible(task.model, "lrp")
     rule = _Propagation(settings)
     points = task.x.detach().clone().requires_grad_(True)
     with torch.enable_grad():

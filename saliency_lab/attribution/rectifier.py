@@ -9,7 +9,16 @@ from torch import Tensor
 from torch.autograd import Function
 
 from saliency_lab._common.settings import Settings
-from saliency_lab.attribution.calls import ELEMENTWISE, RELU, Call, Rule, is_in_place, refuse, trace
+from saliency_lab.attribution.calls import (
+    ELEMENTWISE,
+    RELU,
+    Call,
+    Rule,
+    check_visible,
+    is_in_place,
+    refuse,
+    trace,
+)
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.task import Task
 
@@ -54,6 +63,7 @@ def rectified_gradient(task: Task, method: str, *, guided: bool) -> Tensor:
     InputError
         If the model calls no ReLU that can be seen: the map would be the plain gradient.
     """
+    check_visible(task.model, method)
     rule = _RectifierRule(guided=guided)
     gradient, _ = task.gradient(task.x, rule)
     if not rule.used:
@@ -62,7 +72,7 @@ def rectified_gradient(task: Task, method: str, *, guided: bool) -> Tensor:
             method,
             "changes the gradient at ReLUs, and this model has none that can be seen",
             others,
-            "Its map would be the plain gradient; use 'saliency' (and an uncompiled, unscripted model).",
+            "Its map would be the plain gradient; use 'saliency'.",
         )
     return gradient
 

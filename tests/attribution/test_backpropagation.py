@@ -275,3 +275,20 @@ def test_lrp_of_a_linear_model_is_input_times_weight(batch):
         torch.testing.assert_close(
             attribute(model, x, y, "lrp", preset=preset).values, expected, rtol=1e-4, atol=1e-6
         )
+
+
+@pytest.mark.parametrize(
+    "name", ["guided_backprop", "deconvolution", "deep_lift", "lrp", "attention_rollout"]
+)
+def test_scripted_and_compiled_parts_are_refused_by_name(name, batch):
+    x, y = batch
+    body = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    model = nn.Sequential()
+    model.add_module("body", torch.jit.trace(body.eval(), x))
+    model.add_module("head", nn.Sequential(nn.Flatten(), nn.Linear(200, 5)))
+    with pytest.raises(InputError, match=f"{name} must see the calls the model makes, and body is scripted"):
+        attribute(model, x, y, name)
+    model.body = body
+    body.compile()
+    with pytest.raises(InputError, match="body is compiled"):
+        attribute(model, x, y, name)

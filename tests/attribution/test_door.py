@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -269,3 +270,29 @@ def test_no_pass_holds_more_images_than_a_chunk(name):
     attribute(Counting(), torch.rand(140, 1, 24, 24), method=name, target=1, **{**few, **baselines})
     attribute(Counting(), torch.rand(1, 1, 24, 24), method=name, target=1, **{**many, **baselines})
     assert 1 <= largest <= 128
+
+
+@pytest.mark.parametrize("base", [name for name in NAMES if list_methods().loc[name, "family"] != "noise"])
+def test_noise_tunnels_go_over_every_method(base, net, batch):
+    x, y = batch
+    maps = attribute(
+        net, x[:2], y[:2], "smoothgrad", base=base, base_settings=QUICK.get(base, {}), n=2
+    ).values
+    assert maps.isfinite().all() and maps.shape == x[:2].shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_in_double_precision(name, net, batch):
+    x, y = batch
+    expected = attribute(net, x, y, name, **QUICK.get(name, {})).values
+    maps = attribute(copy.deepcopy(net).double(), x, y, name, **QUICK.get(name, {})).values
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_channels_last_and_strided_images(net, batch):
+    x, y = batch
+    expected = attribute(net, x, y, "deep_lift").values
+    strided = torch.stack([x, x], -1)[..., 0]
+    for images in (x.to(memory_format=torch.channels_last), strided):
+        torch.testing.assert_close(attribute(net, images, y, "deep_lift").values, expected)
