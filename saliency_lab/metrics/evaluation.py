@@ -188,8 +188,8 @@ def _run(
     model: nn.Module, x: Tensor, y: Tensor, attributions: Mapping[str, Any], jobs: list[_Job], seed: int
 ) -> dict[str, list[Scores]]:
     """Score block by block, so that memory does not grow with the number of samples."""
-    x = check_images(x).detach()
-    y = check_labels(y, len(x))
+    x = check_images(x).detach().cpu()
+    y = check_labels(y, len(x)).cpu()
     maps = {method: check_maps(given, x) for method, given in attributions.items()}
     for given in attributions.values():
         _check_classes(given, y)
@@ -222,7 +222,7 @@ def _run(
 def _check_classes(given: Any, y: Tensor) -> None:
     """Maps that say which class they explain must be scored for that class."""
     if isinstance(given, Attributions) and given.classes.ndim == 1:
-        other = int((given.classes.cpu() != y.cpu()).sum())
+        other = int((given.classes.cpu() != y).sum())
         if other:
             raise InputError(
                 f"the maps of '{given.method}' explain another class than y for {other} of {len(y)} samples; "
@@ -233,9 +233,10 @@ def _check_classes(given: Any, y: Tensor) -> None:
 def _check_per_sample(job: _Job, count: int) -> None:
     """Settings that are tensors hold one entry a sample."""
     for key, value in dict(job.settings).items():
-        if isinstance(value, Tensor) and len(value) != count:
+        if isinstance(value, Tensor) and (value.ndim == 0 or len(value) != count):
             raise InputError(
-                f"metric '{job.metric.name}': '{key}' must hold one entry a sample, {count}, not {len(value)}"
+                f"metric '{job.metric.name}': '{key}' must hold one entry a sample, {count}, "
+                f"not the shape {tuple(value.shape)}"
             )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import chunk_rows
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution import Attributions, attribute
 from saliency_lab.metrics.maps import take_maps
@@ -17,7 +18,8 @@ from saliency_lab.metrics.maps import take_maps
 Explain = Callable[[nn.Module, Tensor, Tensor], Any]
 """`explain(model, x, classes)` returns maps of `x` (n, C, H, W) for one class an image (n,)."""
 
-GROUP = 512  # images explained at a time
+GROUP = 512
+"""Images handed to `attribute` at a time, which cuts them into passes; your own function gets one pass's."""
 
 
 class Explaining(Settings):
@@ -57,9 +59,10 @@ class Explainer:
             If it is not known how the maps were made.
         """
         run = explain or self._again
+        size = GROUP if explain is None else max(1, chunk_rows(x.shape) // 2)
         parts = [
             take_maps(run(model, some, which), some, of="what explain returns")
-            for some, which in zip(x.cpu().split(GROUP), classes.split(GROUP), strict=True)
+            for some, which in zip(x.cpu().split(size), classes.split(size), strict=True)
         ]
         return torch.cat(parts)
 

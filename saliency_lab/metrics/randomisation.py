@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -12,20 +12,21 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import derive_seed, preserved_rng, sample_normal, sample_uniform
-from saliency_lab.attribution.similarity import rank_correlation, ssim
+from saliency_lab.attribution.similarity import ssim
 from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
 from saliency_lab.metrics.explainer import Explaining
 from saliency_lab.metrics.probe import Probe
+from saliency_lab.metrics.statistics import mean_ranks, pearson
 
 Order = Literal["top_down", "bottom_up", "independent"]
-LIKENESS = {"spearman": rank_correlation, "ssim": ssim}
+Similarity = Literal["spearman", "ssim"]
 
 
 class Randomisation(Explaining):
     """Layers are re-initialised from the output down, from the input up, or one at a time."""
 
     order: Order = "top_down"
-    similarity: Literal["spearman", "ssim"] = "spearman"
+    similarity: Similarity = "spearman"
     absolute: bool = True
 
 
@@ -45,7 +46,7 @@ class Histogram(Explaining):
 class OtherClass(Explaining):
     """The class is drawn among the others, keyed by (seed, image)."""
 
-    similarity: Literal["spearman", "ssim"] = "ssim"
+    similarity: Similarity = "ssim"
 
 
 def randomised(model: nn.Module, order: Order, seed: int) -> Iterator[nn.Module]:
@@ -77,12 +78,20 @@ def _layers(model: nn.Module) -> int:
 def _likeness_to_randomised(case: Case, start: Tensor, noisy: Tensor | None) -> Outcome:
     """Mean likeness (N,) of the map and the maps of the randomised networks."""
     settings = case.settings
+    like = likeness_to(start.abs() if settings.absolute else start, settings.similarity)
     rows = []
     for network in randomised(case.probe.model, settings.order, case.probe.seed):
         maps = _explained(case, network, noisy)
-        first, second = (start.abs(), maps.abs()) if settings.absolute else (start, maps)
-        rows.append(LIKENESS[settings.similarity](first, second))
+        rows.append(like(maps.abs() if settings.absolute else maps))
     return Outcome(torch.stack(rows).mean(0).numpy())
+
+
+def likeness_to(first: Tensor, similarity: Similarity) -> Callable[[Tensor], Tensor]:
+    """How like `first` (N, C, H, W) other maps are: a function of them that returns (N,)."""
+    if similarity == "ssim":
+        return lambda maps: ssim(first, maps)
+    ranks = mean_ranks(first.flatten(1))
+    return lambda maps: pearson(ranks, mean_ranks(maps.flatten(1)))
 
 
 def _explained(case: Case, network: nn.Module, noisy: Tensor | None) -> Tensor:
@@ -144,7 +153,7 @@ def _random_logit(case: Case) -> Outcome:
         raise InputError("random_logit needs maps that explain one class a sample, not a contrast of two")
     other = (classes + 1 + (draws * (count - 1)).long().clamp_max(count - 2)) % count
     maps = case.explainer(probe.model, probe.images, other, case.settings.explain)
-    return Outcome(LIKENESS[case.settings.similarity](case.maps.cpu(), maps).numpy())
+    return Outcome(likeness_to(case.maps.cpu(), case.settings.similarity)(maps).numpy())
 
 
 CONSTANT = "a map of a randomised network, or of the other class, is constant, zero or not finite"

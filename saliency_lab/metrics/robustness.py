@@ -225,7 +225,7 @@ def _shifted(images: Tensor, shift: int) -> Tensor:
 
 
 def _under_attack(case: Case, compare: Callable[[Tensor, Tensor], Tensor]) -> Outcome:
-    attacked = case.settings.attacked
+    attacked = case.settings.attacked.cpu()
     shape = case.probe.images.shape
     if attacked.shape != shape:
         raise InputError(

@@ -20,7 +20,7 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
     """Spearman's ρ (N,) of the rows, ties given their mean rank; NaN where either is constant."""
-    return pearson(_mean_ranks(a), _mean_ranks(b))
+    return pearson(mean_ranks(a), mean_ranks(b))
 
 
 def _centred(rows: Tensor) -> Tensor:
@@ -31,5 +31,6 @@ def _centred(rows: Tensor) -> Tensor:
     return (rows - rows.mean(1, keepdim=True)).where(varies, 0.0)
 
 
-def _mean_ranks(rows: Tensor) -> Tensor:
+def mean_ranks(rows: Tensor) -> Tensor:
+    """Ranks (N, K) from 1, ties given their mean rank."""
     return torch.as_tensor(rankdata(rows.cpu().numpy(), axis=1)).to(rows.device)

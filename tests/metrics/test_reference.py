@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import quantus
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import saliency_lab as sl
 from saliency_lab.metrics import evaluate_detailed
 from saliency_lab.metrics.faithfulness import random_fills
+from saliency_lab.metrics.maps import descending_ranks
 from saliency_lab.metrics.probe import Probe
 from saliency_lab.metrics.randomisation import histogram_entropy, randomised
-from saliency_lab.metrics.removal import patches
+from saliency_lab.metrics.removal import cuts, patches
 from saliency_lab.metrics.road import interpolate
 from saliency_lab.metrics.robustness import neighbours
 
@@ -41,7 +44,7 @@ def linear(request):
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "want"),
+    ("name", "chosen", "want"),
     [
         ("faithfulness_correlation", {"runs": 8, "subset_size": 30}, 1.0),
         ("faithfulness_estimate", {"steps": 9}, 1.0),
@@ -49,10 +52,10 @@ def linear(request):
         ("completeness", {}, 0.0),
     ],
 )
-def test_exact_map_of_a_linear_model_is_perfect(linear, name, settings, want):
-    scores = sl.evaluate(*linear, name, output="logit", **settings)
+def test_exact_map_of_a_linear_model_is_perfect(linear, name, chosen, want):
+    scores = sl.evaluate(*linear, name, output="logit", **chosen)
     np.testing.assert_allclose(scores, want, atol=1e-9)
-    worse = sl.evaluate(*linear[:3], linear[3].flip(2, 3), name, output="logit", **settings)
+    worse = sl.evaluate(*linear[:3], linear[3].flip(2, 3), name, output="logit", **chosen)
     if name != "completeness":  # the sum is the same
         assert (np.abs(worse - want) > 1e-3).all()
 
@@ -80,8 +83,8 @@ def test_curves_of_a_linear_model_are_cumulative_sums(linear):
     def area(curve):
         return np.trapezoid(curve, axis=1) / (curve.shape[1] - 1)
 
-    def score(name, **settings):
-        return sl.evaluate(model, x, y, maps, name, output="logit", **settings)
+    def score(name, **chosen):
+        return sl.evaluate(model, x, y, maps, name, output="logit", **chosen)
 
     np.testing.assert_allclose(score("deletion", steps=144), area(left(down)), atol=1e-9)
     np.testing.assert_allclose(
@@ -222,6 +225,18 @@ class TestInterpolation:
         gone[0, 0, 0] = False
         np.testing.assert_allclose(interpolate(images, gone), images[0, 0, 0].item(), atol=2e-3)
 
+    @settings(max_examples=20, deadline=None)
+    @given(seed=st.integers(0, 10**6), share=st.floats(0.05, 0.95))
+    def test_values_stay_between_those_that_were_kept(self, seed, share):
+        source = torch.Generator().manual_seed(seed)
+        images, gone = torch.rand(2, 9, 11, generator=source), torch.rand(2, 9, 11, generator=source) < share
+        gone[:, 4, 5] = False
+        filled = interpolate(images, gone)
+        assert torch.equal(filled[~gone], images[~gone])
+        for image, mask, result in zip(images, gone, filled, strict=True):
+            low, high = image[~mask].aminmax()
+            assert ((result >= low - 2e-3) & (result <= high + 2e-3)).all()
+
     def test_rows_do_not_depend_on_each_other(self):
         images, gone = torch.rand(6, 12, 12), torch.rand(6, 12, 12) < 0.8
         together = interpolate(images, gone)
@@ -229,9 +244,28 @@ class TestInterpolation:
         torch.testing.assert_close(alone, together, rtol=1e-6, atol=1e-6)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(-3, 3), min_size=8, max_size=8), min_size=1, max_size=4))
+def test_ranks_are_a_stable_order_from_the_highest(rows):
+    ranks = descending_ranks(torch.tensor(rows, dtype=torch.float64))
+    for values, found in zip(rows, ranks.tolist(), strict=True):
+        want = sorted(range(8), key=lambda k: (-values[k], k))
+        assert [want.index(k) for k in range(8)] == found
+
+
+@settings(max_examples=30, deadline=None)
+@given(units=st.integers(1, 500), steps=st.integers(1, 60))
+def test_cuts_run_from_none_to_all_in_equal_parts(units, steps):
+    cut = cuts(units, steps)
+    parts = cut.diff()
+    assert (cut[0], cut[-1]) == (0, units)
+    assert len(parts) == min(steps, units)
+    assert parts.max() - parts.min() <= 1
+
+
 def test_sensitivity_and_lipschitz_against_their_definitions(scene):
     model, x, y, maps = scene
-    settings = {"samples": 4, "radius": "8/255", "explain": gradient}
+    chosen = {"samples": 4, "radius": "8/255", "explain": gradient}
     points = neighbours(Probe(model, x, y, seed=0), 4, 8 / 255).double()
     assert ((points - x[:, None].double()).abs() <= 8 / 255 + 1e-6).all()
     assert ((points >= 0) & (points <= 1)).all()
@@ -245,7 +279,7 @@ def test_sensitivity_and_lipschitz_against_their_definitions(scene):
         "avg_sensitivity": ratio.mean(1),
         "local_lipschitz_estimate": (change / steps).amax(1),
     }.items():
-        np.testing.assert_allclose(sl.evaluate(model, x, y, maps, name, **settings), want, rtol=1e-5)
+        np.testing.assert_allclose(sl.evaluate(model, x, y, maps, name, **chosen), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +391,7 @@ class TestLocalisation:
     masks = torch.tensor([[[[True, True, False], [False, False, False]]]])
 
     @pytest.mark.parametrize(
-        ("name", "settings", "want"),
+        ("name", "chosen", "want"),
         [
             ("pointing_game", {}, 1.0),
             ("attribution_localisation", {}, 4 / 7),
@@ -369,8 +403,8 @@ class TestLocalisation:
             ("auc", {}, 5 / 8),  # 4 beats four outside; −1 beats one
         ],
     )
-    def test_by_hand(self, name, settings, want):
-        score = sl.evaluate(self.model, self.x, self.y, self.maps, name, masks=self.masks, **settings)
+    def test_by_hand(self, name, chosen, want):
+        score = sl.evaluate(self.model, self.x, self.y, self.maps, name, masks=self.masks, **chosen)
         assert score[0] == pytest.approx(want)
 
     def test_an_empty_mask_has_no_score(self):
@@ -428,13 +462,13 @@ class TestComparison:
         return maps
 
     @pytest.mark.parametrize(
-        ("name", "settings"), [("consistency", {"top": 1}), ("sufficiency", {"threshold": 0.1})]
+        ("name", "chosen"), [("consistency", {"top": 1}), ("sufficiency", {"threshold": 0.1})]
     )
-    def test_share_of_like_maps_with_the_same_prediction(self, name, settings):
+    def test_share_of_like_maps_with_the_same_prediction(self, name, chosen):
         with torch.no_grad():
             predicted = self.model(self.x).argmax(1)
         want = [((predicted[:3] == predicted[i]).sum() - 1).item() / 2 for i in range(3)]
-        scores = evaluate_detailed(self.model, self.x, self.y, self.maps(), name, **settings)
+        scores = evaluate_detailed(self.model, self.x, self.y, self.maps(), name, **chosen)
         np.testing.assert_allclose(scores.values[:3], want)
         assert np.isnan(scores.values[3])
         assert scores.undefined == {"no other map of the call is like this one": 1}
