@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
 
 from saliency_lab.attacks.ascent import Norm
@@ -117,5 +116,7 @@ def wilson(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
     >>> low, round(high, 3)
     (0.0, 0.278)
     """
+    from statsmodels.stats.proportion import proportion_confint  # here, for it takes a second to import
+
     low, high = proportion_confint(right, n, alpha=1 - level, method="wilson")
     return max(0.0, float(low)), min(1.0, float(high))
