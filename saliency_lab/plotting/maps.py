@@ -19,8 +19,8 @@ from saliency_lab.plotting.style import ALERT, DIVERGING, SEQUENTIAL, figure, st
 Scale = Literal["shared", "row", "panel"]
 _BAR_LABEL = {
     "shared": "{kind} attribution",
-    "row": "{kind} attribution, of the row's largest",
-    "panel": "{kind} attribution, of the panel's largest",
+    "row": "{kind} attribution\nof the row's largest",
+    "panel": "{kind} attribution\nof the panel's largest",
 }
 
 
@@ -100,6 +100,72 @@ def grid(
     if title:
         fig.suptitle(title)
     _bar(fig, list(axes.flat), float(limits.max()), scale, signed, clipped=clip < 100)
+    return fig
+
+
+@styled
+def gallery(
+    image: Any,
+    maps: Mapping[str, Any],
+    *,
+    columns: int = 6,
+    title: str | None = None,
+    signed: bool = True,
+    blend: float = 0.0,
+    clip: float = 99.5,
+    cell: float = 1.25,
+) -> Figure:
+    """One image and its maps by many methods, in rows of `columns`, each panel on its own scale.
+
+    Parameters
+    ----------
+    image : array (C, H, W) in [0, 1]
+    maps : mapping of panel title to array (C, H, W), or (1, C, H, W) such as one sample's `Attributions`
+    columns : int
+        Panels a row, ≥ 1.
+
+    The others are as in `grid`.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to draw, or the arrays do not fit each other.
+    """
+    if columns < 1:
+        raise InputError(f"columns must be at least 1, not {columns}")
+    planes = {}
+    for name, values in maps.items():
+        array = _array(values)
+        planes[name] = _plane(name, array if array.ndim == 4 else array[None], signed)
+    picture = _array(image)
+    if picture.ndim != 3:
+        raise InputError(f"the image must have the shape (C, H, W), not {picture.shape}")
+    if any(len(plane) != 1 for plane in planes.values()):
+        raise InputError("a gallery shows one image; index the maps, or use grid")
+    _count_rows(picture[None], planes, None, None)
+    drawn = _pictures(picture[None])[0]
+    titles = [_wrap(name) for name in ("image", *planes)]
+    across = min(columns, len(titles))
+    down = -(-len(titles) // across)
+    lines = 1 + max(name.count("\n") for name in titles)
+    width = max(cell, 0.085 * max(len(line) for name in titles for line in name.split("\n")))
+    tall, wide = picture.shape[1:]
+    height = width * tall / wide + 0.12 + 0.17 * lines
+    fig = figure(across * (width + 0.08) + 1.0, max(down * height + (0.35 if title else 0), 1.9))
+    axes = list(fig.subplots(down, across, squeeze=False).flat)
+    for ax in axes[len(titles) :]:
+        ax.remove()
+    axes = axes[: len(titles)]
+    axes[0].imshow(drawn, cmap="gray", vmin=0, vmax=1)
+    for ax, plane in zip(axes[1:], planes.values(), strict=True):
+        limit = float(_limits(plane[None], "panel", clip).max())
+        _draw(ax, plane[0], drawn if blend else None, limit, signed, blend)
+    for ax, name in zip(axes, titles, strict=True):
+        ax.set_title(name, fontsize=10)
+        _bare(ax)
+    if title:
+        fig.suptitle(title)
+    _bar(fig, axes, 1.0, "panel", signed, clipped=clip < 100)
     return fig
 
 

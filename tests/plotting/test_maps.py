@@ -7,7 +7,7 @@ import torch
 from matplotlib import font_manager
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.maps import grid, overlay
+from saliency_lab.plotting.maps import gallery, grid, overlay
 from saliency_lab.plotting.style import PALETTE, colours, save
 
 X = torch.rand(3, 3, 10, 10, generator=torch.Generator().manual_seed(0))
@@ -24,6 +24,13 @@ def _extents(fig):
     ]
 
 
+def _assert_nothing_cropped(fig):
+    boxes = _extents(fig)
+    width, height = fig.canvas.get_width_height()
+    for box in boxes:
+        assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"scale": "panel", "signed": False, "blend": 0.5, "title": "A title"}]
 )
@@ -34,9 +41,19 @@ def test_grid_draws_every_panel_and_crops_nothing(options):
     assert len(fig.axes) == 3 * 3 + 1
     assert sum(ax.get_xlabel() == "taken for dog" for ax in fig.axes) == 1
     assert sum(ax.get_xlabel() == "taken for cat" for ax in fig.axes) == 1
-    width, height = fig.canvas.get_width_height()
-    for box in _extents(fig):
-        assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
+    _assert_nothing_cropped(fig)
+
+
+@pytest.mark.parametrize(("count", "columns"), [(2, 6), (7, 4), (1, 1)])
+def test_gallery_has_no_empty_panel_and_crops_nothing(count, columns):
+    maps = {f"integrated_gradients_{k}": X[:1] - 0.1 * k for k in range(count)}
+    fig = gallery(X[0], maps, columns=columns, signed=False, blend=0.5, title="A title")
+    assert len(fig.axes) == count + 2 and all(ax.images for ax in fig.axes[:-1])
+    _assert_nothing_cropped(fig)
+
+
+def test_a_single_row_crops_nothing():
+    _assert_nothing_cropped(grid(X[:1], {"a": X[:1]}, labels=["a long class name"], scale="panel"))
 
 
 def test_shared_scale_is_one_and_centred_at_zero():
@@ -114,6 +131,10 @@ def test_palette_names_and_font():
         (lambda: grid(X, {"a": X}, scale="figure"), "scale must be one of"),
         (lambda: grid(X, {"a": X}, clip=0), "percentile"),
         (lambda: overlay(X[0], X[0, :, :5]), "the image is"),
+        (lambda: gallery(X[0], {"a": X}), "a gallery shows one image"),
+        (lambda: gallery(X[0], {}), "no map"),
+        (lambda: gallery(X[0], {"a": X[0]}, columns=0), "columns must be at least 1"),
+        (lambda: gallery(X, {"a": X[0]}), "the image must have the shape"),
         (lambda: overlay(X[0], X[0], blend=2), "blend"),
     ],
 )
