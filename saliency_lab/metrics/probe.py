@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -35,6 +35,12 @@ class Answers:
     def read(self, output: Output) -> Tensor:
         """Return the probability or the logit of the label's class."""
         return self.probability if output == "probability" else self.logit
+
+    @staticmethod
+    def beside(parts: Sequence[Answers]) -> Answers:
+        """Join answers (N, K₁), (N, K₂), … into (N, K₁ + K₂ + …)."""
+        joined = zip(*((part.logit, part.probability, part.correct) for part in parts), strict=True)
+        return Answers(*(torch.cat(tensors, 1) for tensors in joined))
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -131,6 +137,10 @@ class Probe:
     def clean(self) -> Answers:
         """Answers (N, 1) on the images themselves."""
         return self.remember(("clean",), lambda: self.ask(1, lambda i, j: self.x[i]))
+
+    def empty(self, baseline: Baseline) -> Answers:
+        """Answers (N, 1) on the baselines themselves."""
+        return self.remember(("empty", baseline), lambda: self.ask(1, lambda i, j: self.fill(baseline)[i]))
 
     def fill(self, baseline: Baseline) -> Tensor:
         """What removed pixels become, (N, C, H, W)."""

@@ -22,19 +22,27 @@ def cuts(units: int, steps: int) -> Tensor:
 def removal(probe: Probe, ranks: Tensor, cut: Tensor, baseline: Baseline, *, insert: bool = False) -> Answers:
     """Answers (N, K) with the pixels of rank below cut k replaced by the baseline.
 
-    `ranks` (N, H·W) and `cut` (K,), or (N, K) for one a sample, are int32. With `insert`, the pixels of rank
-    at or above it are replaced instead: the image is rebuilt from the baseline.
+    `ranks` (N, H·W) and `cut` (K,), or (N, K) for one a sample, are int32; cuts rise from 0. With `insert`,
+    the pixels of rank at or above the cut are replaced instead: the image is rebuilt from the baseline. The
+    untouched image and the bare baseline, in which such curves begin and end, are asked once for all maps.
     """
     cut = cut.to(probe.device).expand(len(probe), -1)
-    key = ("removal", fingerprint(ranks, cut), baseline, insert)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
-        gone = ranks[i] < cut[i, j, None]
+        gone = ranks[i] < cut[i, j + 1, None]
         if insert:
             gone = ~gone
         return torch.where(gone.view(len(i), 1, *probe.x.shape[2:]), probe.fill(baseline)[i], probe.x[i])
 
-    return probe.remember(key, lambda: probe.ask(cut.shape[1], build))
+    def ask() -> Answers:
+        ends = [probe.clean, probe.empty(baseline)]
+        first, last = ends[::-1] if insert else ends
+        complete = bool((cut[:, -1] > ranks.amax(1)).all())
+        inner = cut.shape[1] - 1 - complete
+        parts = [first] + [probe.ask(inner, build)] * (inner > 0) + [last] * complete
+        return Answers.beside(parts)
+
+    return probe.remember(("removal", fingerprint(ranks, cut), baseline, insert), ask)
 
 
 def patches(shape: torch.Size, size: int) -> Tensor:
