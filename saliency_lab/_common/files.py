@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it replaces `path` on success and is removed on an error.
+
+    `durable=False` does not wait for the disk: the file survives this process's death but perhaps not the
+    machine's, which is enough for what is checked when read and can be made again.
 
     Raises
     ------
@@ -32,8 +35,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     beside = Path(name)
     try:
         yield beside
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
         beside.chmod(0o666 & ~mask)

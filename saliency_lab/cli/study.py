@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
@@ -87,10 +88,11 @@ def _executor(name: str, workers: int, address: str | None) -> Iterator[Executor
             raise InputError(
                 "Dask is missing; install it with: pip install 'saliency-lab[distributed]'"
             ) from error
+        logging.getLogger("distributed").setLevel(logging.ERROR)
         with contextlib.ExitStack() as stack:
             if address is None:
                 cluster = LocalCluster(
-                    n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+                    n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0"
                 )
                 stack.enter_context(cluster)
                 client = Client(cluster)

@@ -112,7 +112,7 @@ class FolderStore:
         }
         data = serialise({name: tensor.contiguous() for name, tensor in content.tensors.items()}, header)
         try:
-            with atomic_path(self.path(cell.kind, cell.key)) as beside:
+            with atomic_path(self.path(cell.kind, cell.key), durable=False) as beside:
                 beside.write_bytes(data)
         except OSError as error:
             raise SaliencyLabError(
