@@ -170,6 +170,13 @@ def scene(name: str, count: int) -> tuple[nn.Module, Tensor, Tensor]:
     return model, x, torch.arange(count) % 10
 
 
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the last row of a Markdown table, and its head before the first."""
+    if len(rows) == 1:
+        print("| " + " | ".join(rows[0]) + " |\n" + "| --- " * len(rows[0]) + "|")
+    print("| " + " | ".join("" if v is None else str(v) for v in rows[-1].values()) + " |", flush=True)
+
+
 def bench_metrics(quick: bool) -> list[dict[str, Any]]:
     """Seconds of each metric over the floor, and over Quantus."""
     rows = []
@@ -219,7 +226,7 @@ def bench_metrics(quick: bool) -> list[dict[str, Any]]:
                     else ("raises" if theirs else None),
                 }
             )
-            print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+            show(rows)
     return rows
 
 
@@ -258,7 +265,7 @@ def bench_study(quick: bool) -> list[dict[str, Any]]:
         "quantus_seconds": round(statistics.median(theirs), 2),
         "times_faster": round(statistics.median(b / a for a, b in zip(ours, theirs, strict=True)), 1),
     }
-    print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+    show([row])
     return [row]
 
 
@@ -292,7 +299,7 @@ def bench_memory(quick: bool) -> list[dict[str, Any]]:
                 "inputs_mb": round(count * 2 * 784 * 4 / 2**20),
             }
         )
-        print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+        show(rows)
     return rows
 
 
@@ -308,7 +315,7 @@ def main() -> None:
     found = {}
     for name, part in parts.items():
         if arguments.only in (None, name):
-            print(f"\n{name}")
+            print(f"\n{name}\n")
             found[name] = part(arguments.quick)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,11 @@ from saliency_lab.metrics.catalogue import METRICS
 CASES = [(name, engine) for name in METRICS for engine in METRICS[name].engines]
 ALONE = [(name, engine) for name, engine in CASES if not METRICS[name].whole]
 PASSES = [name for name in METRICS if METRICS[name].maps is None and name != "irof"]
+
+
+def test_every_metric_is_explained_in_the_documents():
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert [name for name in METRICS if f"`{name}`" not in text] == []
 
 
 def test_table_names_every_metric_and_what_it_means():
