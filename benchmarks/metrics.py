@@ -180,7 +180,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def bench_metrics(quick: bool) -> list[dict[str, Any]]:
     """Seconds of each metric over the floor, and over Quantus."""
     rows = []
-    sizes = {"sgt_cnn": 16} if quick else {"sgt_cnn": 48, "resnet18": 2}
+    sizes = {"sgt_cnn": 16} if quick else {"sgt_cnn": 16, "resnet18": 1}
     for network, count in sizes.items():
         model, x, y = scene(network, count)
         pixels = x.shape[2] * x.shape[3]
@@ -196,7 +196,7 @@ def bench_metrics(quick: bool) -> list[dict[str, Any]]:
                 "mprt": 4 if network == "sgt_cnn" else 41,
             }
             ours, bare, theirs = [], [], []
-            for _ in range(2 if quick else (5 if network == "sgt_cnn" else 3)):
+            for _ in range(2 if quick else 3):
                 if name in explained:
                     bare.append(floor.gradients(count * explained[name]))
                 else:
@@ -232,7 +232,7 @@ def bench_metrics(quick: bool) -> list[dict[str, Any]]:
 
 def bench_study(quick: bool) -> list[dict[str, Any]]:
     """Eight methods × six metrics by `evaluate_many`, and by the same loop with Quantus."""
-    count = 8 if quick else 32
+    count = 8 if quick else 16
     model, x, y = scene("sgt_cnn", count)
     source = pairs(784, quick)
     if not quick:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Engine = Literal["fast", "quantus"]
-Family = Literal["faithfulness", "complexity", "robustness", "randomisation", "localisation", "axiomatic"]
+Family = Literal[
+    "faithfulness", "complexity", "robustness", "randomisation", "localisation", "axiomatic", "own"
+]
+"""The families of Quantus, and `own` for a user's metric."""
 
 
 @dataclass(frozen=True)

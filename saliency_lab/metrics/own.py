@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -43,13 +44,12 @@ def own_metric(metric: Any) -> Metric:
     InputError
         If it is neither.
     """
-    from quantus.metrics.base import Metric as QuantusMetric
-
-    if isinstance(metric, QuantusMetric):
+    loaded = sys.modules.get("quantus.metrics.base")  # whoever built such an object has imported it
+    if loaded is not None and isinstance(metric, loaded.Metric):
         name = type(metric).__name__
         return Metric(
             name=name,
-            family="faithfulness",
+            family="own",
             better="neither",
             range="its own",
             reference="the user's own Quantus object",
@@ -63,7 +63,7 @@ def own_metric(metric: Any) -> Metric:
     if callable(metric) and not isinstance(metric, type):
         return Metric(
             name=getattr(metric, "__name__", type(metric).__name__),
-            family="faithfulness",
+            family="own",
             better="neither",
             range="its own",
             reference="the user's own function",
