@@ -65,12 +65,12 @@ def overhead(rounds: int, images: int) -> dict[str, float]:
     bare(nets, x, y)
     for turn in range(rounds):
         with tempfile.TemporaryDirectory() as store:
-            calls = [lambda: bare(nets, x, y), lambda: whole(nets, x, y, store)]  # noqa: B023
+            calls = [lambda: bare(nets, x, y), lambda at=store: whole(nets, x, y, at)]
             taken = {i: seconds(calls[i]) for i in ((0, 1) if turn % 2 else (1, 0))}
             without = taken[0]
             times.append(taken[1])
             study = whole(nets, x, y, store)
-            shares.append(seconds(lambda: study.compare().table()) / without)  # noqa: B023
+            shares.append(seconds(lambda s=study: s.compare().table()) / without)
         ratios.append(times[-1] / without)
     return {
         "study over the bare calls": statistics.median(ratios),

@@ -144,16 +144,12 @@ class Comparison:
         """What is compared: accuracies first, then each metric by method."""
         found = []
         clean_seen = False
-        keys: Any
-        for keys, rows in self.robustness.groupby(["attack", "eps"], sort=False):
-            attack, eps = keys
+        for (attack, eps), values in _arrays(self.robustness, ["attack", "eps"], "robust").items():
             if eps > 0 or not clean_seen:
                 name, method = (ROBUST, attack) if eps > 0 else (ACCURACY, "")
                 clean_seen |= eps == 0
-                found.append(Measure(name, method, float(eps), "higher", _arrays(rows, "robust", bool)))
-        for keys, rows in self.scores.groupby(["metric", "method"], sort=False):
-            metric, method = keys
-            values = _arrays(rows, "score", float)
+                found.append(Measure(name, method, float(eps), "higher", values))
+        for (metric, method), values in _arrays(self.scores, ["metric", "method"], "score").items():
             found.append(Measure(metric, method, np.nan, self._direction(metric), values))
         return found
 
@@ -307,11 +303,23 @@ _COLUMNS = [
 ]
 
 
-def _arrays(rows: pd.DataFrame, column: str, dtype: type) -> dict[str, np.ndarray]:
-    """Values (seeds, images) by model; the images are the same, in the same order, for all."""
-    samples = np.unique(rows["sample"])
-    arrays = {}
-    for model, group in rows.groupby("model", sort=False):
-        wide = group.pivot(index="seed", columns="sample", values=column).reindex(columns=samples)
-        arrays[str(model)] = wide.to_numpy(dtype)
-    return arrays
+def _arrays(table: pd.DataFrame, keys: list[str], column: str) -> dict[Any, dict[str, np.ndarray]]:
+    """Values (seeds, images) by key and model; the images are the same, in the same order, for all."""
+    if not len(table):
+        return {}
+    samples, position = np.unique(table["sample"].to_numpy(), return_inverse=True)
+    values = table[column].to_numpy()
+    values = values if values.dtype == bool else values.astype(float)
+    rows: dict[Any, dict[str, list[np.ndarray]]] = {}
+    group: Any
+    for group, at in table.groupby([*keys, "model", "seed"], sort=False).indices.items():
+        *key, model, _ = group
+        if len(at) != len(samples):
+            raise InputError(
+                f"model '{model}' has {len(at)} of {len(samples)} images of {column} for "
+                f"{', '.join(map(str, key))}; all models must be measured on the same images"
+            )
+        row = np.empty(len(samples), values.dtype)
+        row[position[at]] = values[at]
+        rows.setdefault(tuple(key), {}).setdefault(str(model), []).append(row)
+    return {key: {model: np.stack(found) for model, found in by.items()} for key, by in rows.items()}

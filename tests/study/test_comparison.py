@@ -166,6 +166,18 @@ def test_names_are_escaped_in_html() -> None:
     assert "<script>" not in Comparison(scores, _robustness().iloc[:0], baseline="a").to_html()
 
 
+def test_models_on_other_images_are_not_compared_and_the_order_of_rows_does_not_matter() -> None:
+    scores, robustness = _scores(2), _robustness(2)
+    with pytest.raises(InputError, match=r"model 'a' has 39 of 40 images of score"):
+        Comparison(scores.drop(index=5), robustness, baseline="a").table()
+    shuffled = Comparison(scores.sample(frac=1, random_state=0), robustness, baseline="a").table()
+    keys = ["metric", "method", "eps", "model"]
+    pd.testing.assert_frame_equal(
+        shuffled.sort_values(keys, ignore_index=True),
+        Comparison(scores, robustness, baseline="a").table().sort_values(keys, ignore_index=True),
+    )
+
+
 @pytest.mark.parametrize("part", ["scores", "robustness"])
 def test_one_of_the_two_tables_is_enough(part: str) -> None:
     scores, robustness = _scores(), _robustness()
