@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -34,7 +36,9 @@ class RandomSubsets(Settings):
 class SensitivityN(Settings):
     """For each fraction of the pixels, `runs` random subsets of that size are removed."""
 
-    fractions: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7)
+    fractions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.1, 0.3, 0.5, 0.7), min_length=1, strict=False
+    )
     runs: int = Field(25, ge=3)
     baseline: Baseline = "black"
     absolute: bool = False
@@ -62,7 +66,7 @@ class RandomFills(Settings):
 class Patches(Settings):
     """Every patch of each size is removed, each alone; maps explain logits, so logits are read."""
 
-    patch_sizes: tuple[int, ...] = (4,)
+    patch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((4,), min_length=1, strict=False)
     baseline: Baseline = "black"
     output: Output = "logit"
 

@@ -30,7 +30,7 @@ class Road(Settings):
     """The top `percentages` of the pixels are removed; `noise` is in units of the image range."""
 
     percentages: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(
-        (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0), min_length=1
+        (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0), min_length=1, strict=False
     )
     noise: float = Field(0.01, ge=0)
     absolute: bool = False

@@ -243,6 +243,13 @@ class TestBadInput:
         with pytest.raises(InputError, match="'steps'"):
             sl.evaluate(self.model, self.x, self.y, self.maps, "pixel_flipping", steps=0)
 
+    def test_a_list_will_do_for_several_values(self):
+        given = {"fractions": [0.2, 0.5], "runs": 3}
+        found = evaluate_detailed(self.model, self.x, self.y, self.maps, "sensitivity_n", **given)
+        assert found.settings["fractions"] == (0.2, 0.5)
+        with pytest.raises(InputError, match=r"'fractions.1': .*less than 1"):
+            sl.evaluate(self.model, self.x, self.y, self.maps, "sensitivity_n", fractions=[0.2, 2.0])
+
     def test_unknown_engine(self):
         with pytest.raises(InputError, match=r"engine 'slow'.*fast, quantus"):
             sl.evaluate(self.model, self.x, self.y, self.maps, "pixel_flipping", engine="slow")
