@@ -78,16 +78,17 @@ def read_declaration(path: str | Path) -> Declaration:
         raise InputError(
             f"the study '{path}' names nothing to compare; give recipes = [...] or a table [models]"
         )
-    return declared.model_copy(update={"folder": path.parent})
+    return declared.model_copy(update={"folder": path.parent.resolve()})
 
 
 def run_declared(
     declared: Declaration, store: str | Path, *, executor: Executor | None = None
 ) -> tuple[Study, Comparison]:
     """Train what is missing, compute what is missing, compare; everything is kept in `store`."""
+    store = Path(store).resolve()  # a worker may have another working folder
     data = _data(declared)
     sample = data.test.sample(declared.data.images, declared.seed)
-    stand_ins = Study(_models(declared, data, Path(store), stand_in=True), sample, seed=declared.seed)
+    stand_ins = Study(_models(declared, data, store, stand_in=True), sample, seed=declared.seed)
     _verbs(Scout(stand_ins), declared)  # a mistake in the file is told before anything is trained
     if executor is not None:
         jobs = [
@@ -97,7 +98,7 @@ def run_declared(
         ]
         for job in jobs:
             job.result()
-    models = _models(declared, data, Path(store), stand_in=False)
+    models = _models(declared, data, store, stand_in=False)
     study = Study(models, sample, store=store, seed=declared.seed, executor=executor)
     _verbs(study, declared)
     return study, study.compare(declared.baseline, level=declared.level)
@@ -161,13 +162,13 @@ def _finished(folder: Path) -> bool:
     return (folder / "model.json").exists()
 
 
-def _train(recipe: Recipe, data: str, declared: Declaration, seed: int, store: str | Path) -> None:
+def _train(recipe: Recipe, data: str, declared: Declaration, seed: int, store: Path) -> None:
     """Train one network in a worker, which reads the data itself."""
     with ALONE:
         found = _data(declared)
         if found.fingerprint != data:
             raise InputError(f"a worker found other files of '{declared.data.name}'; all must see the same")
-        train(recipe, found, seed=seed, out=_run_folder(recipe, data, seed, Path(store)))
+        train(recipe, found, seed=seed, out=_run_folder(recipe, data, seed, store))
 
 
 def _models(

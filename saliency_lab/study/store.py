@@ -25,6 +25,9 @@ from saliency_lab._common.provenance import fingerprint
 from saliency_lab.study.cells import Cell, Content, Kind
 
 
+MANIFEST = "study.json"
+
+
 class DamagedCellError(SaliencyLabError):
     """A cell's file is not what was written."""
 
@@ -131,7 +134,8 @@ class FolderStore:
     @contextmanager
     def lock(self, name: str, *, wait: bool) -> Iterator[None]:
         """Hold `name` against other processes; raise `Busy` if it is held and `wait` is false."""
-        path = self.folder / "locks" / fingerprint(name)[:2]  # 256 files, however many cells
+        # 256 files, however many cells; the manifest has its own, so that it never waits for a cell
+        path = self.folder / "locks" / (name if name == MANIFEST else fingerprint(name)[:2])
         path.parent.mkdir(exist_ok=True)
         try:
             with FileLock(path, timeout=-1 if wait else 0):
@@ -168,13 +172,13 @@ class FolderStore:
     def read_manifest(self) -> dict[str, Any]:
         """What `write_manifest` wrote; empty if there is none, or it is no JSON."""
         try:
-            return dict(json.loads((self.folder / "study.json").read_text(encoding="utf-8")))
+            return dict(json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return {}
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write `study.json`, atomically."""
-        write_json(self.folder / "study.json", manifest)
+        write_json(self.folder / MANIFEST, manifest)
 
     def read_sample(self, images: str) -> tuple[Tensor, Tensor] | None:
         """Images and labels by their fingerprint, None if they are not here or damaged."""

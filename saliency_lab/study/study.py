@@ -23,6 +23,7 @@ from saliency_lab.attribution import Attributions
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
 from saliency_lab.study.store import (
+    MANIFEST,
     Busy,
     FolderStore,
     MemoryStore,
@@ -481,7 +482,7 @@ class Study:
         if not isinstance(self.store, FolderStore):
             return
         self.store.write_sample(self._images, self.x, self.y)
-        with self.store.lock("study.json", wait=True):
+        with self.store.lock(MANIFEST, wait=True):
             manifest, old = self._manifest(), self.store.read_manifest()
             if (old.get("images"), old.get("seed")) == (self._images, self.seed):
                 known = {tuple(cell[:-1]) for cell in manifest["cells"]}
