@@ -24,7 +24,6 @@ from saliency_lab._common.files import atomic_path, writable_folder, write_json
 from saliency_lab._common.provenance import fingerprint
 from saliency_lab.study.cells import Cell, Content, Kind
 
-
 MANIFEST = "study.json"
 
 
