@@ -247,6 +247,7 @@ class Trainer:
         at.history.append(row)
         if self.run is not None and self.fabric.is_global_zero:
             self.run.write_log(at.history)
+            self.run.mirror_to_tensorboard(row)
         last = at.epoch + 1 == recipe.training.epochs
         if measured.collapsed and (last or at.collapsed_before):
             raise TrainingError(

@@ -6,13 +6,17 @@ import csv
 import io
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from saliency_lab._common.errors import CheckpointError, InputError
 from saliency_lab._common.files import atomic_path, writable_folder, write_json
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 RECIPE, STATE, LOG, WEIGHTS = "recipe.json", "state.pt", "log.csv", "model.safetensors"
 
@@ -33,6 +37,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
         self.path = writable_folder(path)
+        self._writer: SummaryWriter | None = None
         wanted = json.loads(json.dumps(identity))
         if (self.path / RECIPE).exists():
             held = self._held()
@@ -83,6 +88,18 @@ class RunFolder:
     def drop_state(self) -> None:
         """Remove the state of a finished run."""
         (self.path / STATE).unlink(missing_ok=True)
+
+    def mirror_to_tensorboard(self, row: Mapping[str, Any]) -> None:
+        """Add an epoch's row to TensorBoard's event files, if TensorBoard is installed."""
+        if find_spec("tensorboard") is None:
+            return
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=row["epoch"])
+        for key, value in row.items():
+            self._writer.add_scalar(key, value, row["epoch"])
+        self._writer.flush()
 
     def write_log(self, rows: list[dict[str, Any]]) -> None:
         """Write the log, one row an epoch."""

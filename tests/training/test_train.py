@@ -128,7 +128,7 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_weights(
     assert not (tmp_path / "model.safetensors").exists()
     resumed = sl.train(recipe, images, out=tmp_path, overrides=overrides)
     assert same(whole, weights(resumed))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+    assert sorted(p.name for p in tmp_path.glob("*.*")) == [
         "log.csv",
         "model.json",
         "model.safetensors",
