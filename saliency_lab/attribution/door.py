@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images
@@ -101,7 +100,7 @@ def attribute(
     return Attributions(
         values=values,
         method=name,
-        settings=_as_text(parsed),
+        settings=dict(parsed),
         target=describe_target(target),
         seconds=time.perf_counter() - started,
         seed=seed,
@@ -142,17 +141,3 @@ def _chosen(
 def _dtype_of(model: nn.Module) -> torch.dtype:
     """The model's floating-point type; float32 for a model without parameters."""
     return next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
-
-
-def _as_text(settings: BaseModel | dict[str, Any]) -> dict[str, Any]:
-    """Settings that JSON can hold; a tensor becomes its shape and fingerprint."""
-    given = settings if isinstance(settings, dict) else dict(settings)
-    return {key: _plain(value) for key, value in given.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return f"tensor {tuple(value.shape)} {fingerprint(value)[:12]}"
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
+from saliency_lab._common.provenance import fingerprint
 from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class Attributions:
     values : Tensor
         (N, C, H, W), float32, signed, on the CPU.
     method, settings, target, seed
-        What was asked for; `settings` holds every setting, defaults too (a tensor as text).
+        What was asked for; `settings` holds every setting, defaults too, so that `attribute` can be called
+        with them again. In a file a tensor becomes its shape and fingerprint.
     seconds : float
         Wall time of the whole call.
     classes : Tensor
@@ -183,7 +185,7 @@ class Attributions:
             tensors["total"] = self.total.contiguous()
         header = {
             "method": self.method,
-            "settings": dict(self.settings),
+            "settings": _plain(self.settings),
             "target": self.target,
             "seconds": self.seconds,
             "seed": self.seed,
@@ -222,7 +224,8 @@ class Attributions:
         facts = {
             "maps": f"{count} × ({channels}, {height}, {width})",
             "method": self.method,
-            "settings": ", ".join(f"{key}={value!r}" for key, value in self.settings.items()) or "none",
+            "settings": ", ".join(f"{key}={value!r}" for key, value in _plain(self.settings).items())
+            or "none",
             "target": self.target,
             "range": f"{self.values.min():.3g} … {self.values.max():.3g}",
         }
@@ -242,6 +245,15 @@ class Attributions:
             for key, value in self._facts().items()
         )
         return f"<table><caption>Attributions</caption>{rows}</table>"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold; a tensor becomes its shape and fingerprint, another object its repr."""
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {fingerprint(value)[:12]}"
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
 
 
 def _one_of(name: str, given: object, choices: Any) -> None:

@@ -95,10 +95,17 @@ def test_save_and_load(maps, tmp_path):
     back = Attributions.load(path)
     assert torch.equal(back.values, maps.reduce().values) and torch.equal(back.classes, maps.classes)
     assert torch.equal(back.total, maps.total)
-    for name in ("method", "settings", "target", "seconds", "seed", "provenance"):
+    for name in ("method", "target", "seconds", "seed", "provenance"):
         assert getattr(back, name) == getattr(maps, name)
+    assert back.settings["steps"] == 4 and set(back.settings) == set(maps.settings)
     assert back.processing == ("reduce(sum, signed)",)
     assert back.settings["baseline"].startswith("tensor (3, 12, 12) ")
+
+
+def test_settings_make_the_same_maps_again(maps, rgb_net, rgb_batch):
+    again = attribute(rgb_net, *rgb_batch, maps.method, seed=maps.seed, **maps.settings)
+    assert torch.equal(again.values, maps.values)
+    assert "tensor (3, 12, 12)" in repr(maps)
 
 
 def test_load_names_what_is_wrong(maps, tmp_path):
