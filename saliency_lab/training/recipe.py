@@ -122,8 +122,12 @@ def recipes_folder() -> Path:
     return packaged if packaged.is_dir() else packaged.parent.parent / "recipes"
 
 
+def _stem(path: Path) -> str:
+    return path.stem
+
+
 def _parts(kind: Literal["tasks", "objectives"]) -> dict[str, Path]:
-    return {path.stem: path for path in sorted((recipes_folder() / kind).glob("*.toml"))}
+    return {path.stem: path for path in sorted((recipes_folder() / kind).glob("*.toml"), key=_stem)}
 
 
 def _bundled() -> dict[str, tuple[Path, Path]]:
