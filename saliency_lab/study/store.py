@@ -20,7 +20,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
-from saliency_lab._common.files import atomic_path, writable_folder, write_json
+from saliency_lab._common.files import atomic_path, write_json
 from saliency_lab._common.provenance import fingerprint
 from saliency_lab.study.cells import Cell, Content, Kind
 
@@ -90,7 +90,7 @@ class FolderStore:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = writable_folder(folder)
+        self.folder = Path(folder)
 
     def path(self, kind: Kind, key: str) -> Path:
         """Return the file of a cell."""
@@ -135,7 +135,7 @@ class FolderStore:
         """Hold `name` against other processes; raise `Busy` if it is held and `wait` is false."""
         # 256 files, however many cells; the manifest has its own, so that it never waits for a cell
         path = self.folder / "locks" / (name if name == MANIFEST else fingerprint(name)[:2])
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(path, timeout=-1 if wait else 0):
                 yield

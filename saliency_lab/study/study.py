@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError, SaliencyLabError, unknown_name
-from saliency_lab._common.files import write_table
+from saliency_lab._common.files import writable_folder, write_table
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import fingerprint, model_fingerprint
 from saliency_lab.attribution import Attributions
@@ -126,7 +126,7 @@ class Study:
         self.y = check_labels(self.y, len(self.x))
         self.members = _members(models)
         self.seed = seed
-        self.store: Store = MemoryStore() if store is None else FolderStore(store)
+        self.store: Store = MemoryStore() if store is None else FolderStore(writable_folder(store))
         if executor is not None and store is None:
             raise InputError(
                 "an executor's workers meet in the store: Study(..., store='runs/first', executor=…)"
@@ -425,7 +425,7 @@ class Study:
 
     def save(self, folder: str | Path) -> Study:
         """Write everything into `folder`, another store, and go on there."""
-        target = FolderStore(folder)
+        target = FolderStore(writable_folder(folder))
         held = set(self._cells.values())
         for cell, content in self.store.cells():
             if cell.key in held and not target.has(cell.kind, cell.key):

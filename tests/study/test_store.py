@@ -41,6 +41,24 @@ def test_a_study_is_read_back_without_its_models(make_study: MakeStudy, tmp_path
         loaded.attribute("saliency")
 
 
+def test_a_store_that_cannot_be_written_can_be_read(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _finish(make_study(tmp_path))
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    monkeypatch.setattr("tempfile.mkstemp", refused)
+    loaded = Study.load(tmp_path)
+    pd.testing.assert_frame_equal(loaded.scores, study.scores)
+    assert loaded.verify().empty
+    assert torch.equal(loaded.maps["plain"]["saliency"].values, study.maps["plain"]["saliency"].values)
+    with pytest.raises(InputError, match="cannot write to the folder"):
+        make_study(tmp_path)
+
+
 def test_what_cannot_be_loaded_says_why(make_study: MakeStudy, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no store at"):
         Study.load(tmp_path / "nowhere")
