@@ -1,6 +1,6 @@
 """The fast engine beside Quantus and beside the bare forward passes of the same images.
 
-    python benchmarks/metrics.py [--quick] [--json FILE] [--only metrics|study|memory]
+    python benchmarks/metrics.py [--quick] [--json FILE] [--only metrics|study|memory] [--metric NAME]
 
 Ratios are medians over rounds in which the three take turns. The floor is `model(x)` under no_grad on as many
 images, in the better of the two memory layouts and the best of three chunk sizes.
@@ -177,16 +177,18 @@ def show(rows: list[dict[str, Any]]) -> None:
     print("| " + " | ".join("" if v is None else str(v) for v in rows[-1].values()) + " |", flush=True)
 
 
-def bench_metrics(quick: bool) -> list[dict[str, Any]]:
+def bench_metrics(quick: bool, chosen: list[str]) -> list[dict[str, Any]]:
     """Seconds of each metric over the floor, and over Quantus."""
-    rows = []
-    sizes = {"sgt_cnn": 16} if quick else {"sgt_cnn": 16, "resnet18": 1}
+    rows: list[dict[str, Any]] = []
+    sizes = {"sgt_cnn": 16} if quick else {"sgt_cnn": 64, "resnet18": 4}
     for network, count in sizes.items():
         model, x, y = scene(network, count)
         pixels = x.shape[2] * x.shape[3]
         maps = torch.as_tensor(gradient(model, x, y))
         floor = Floor(model, x.shape)
         for name, (settings, build) in pairs(pixels, quick or network == "resnet18").items():
+            if chosen and name not in chosen:
+                continue
             metric = METRICS[name]
             parsed = metric.settings(**settings)
             per_sample = metric.forwards(parsed, pixels)
@@ -232,7 +234,7 @@ def bench_metrics(quick: bool) -> list[dict[str, Any]]:
 
 def bench_study(quick: bool) -> list[dict[str, Any]]:
     """Eight methods × six metrics by `evaluate_many`, and by the same loop with Quantus."""
-    count = 8 if quick else 16
+    count = 8 if quick else 32
     model, x, y = scene("sgt_cnn", count)
     source = pairs(784, quick)
     if not quick:
@@ -308,10 +310,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer samples and rounds: under a minute")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--only", choices=["metrics", "study", "memory"])
+    parser.add_argument("--metric", action="append", default=[], help="this one (may be repeated)")
     arguments = parser.parse_args()
     sl.show_progress(False)
     torch.set_num_threads(1)
-    parts = {"metrics": bench_metrics, "study": bench_study, "memory": bench_memory}
+    parts = {
+        "metrics": lambda quick: bench_metrics(quick, arguments.metric),
+        "study": bench_study,
+        "memory": bench_memory,
+    }
     found = {}
     for name, part in parts.items():
         if arguments.only in (None, name):
