@@ -262,7 +262,7 @@ class Comparison:
 
     @property
     def plot(self) -> ComparisonPlots:
-        """Figures: maps, robustness, tradeoff, dots, curves, ranking, agreement."""
+        """Figures: maps, robustness, tradeoff, dots, slopes, curves, ranking, agreement."""
         from saliency_lab.study.figures import ComparisonPlots
 
         return ComparisonPlots(self)

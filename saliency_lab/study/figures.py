@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from saliency_lab._common.errors import InputError, unknown_name
-from saliency_lab.plotting import bands, curves, dots, heatmap, maps, ranks, tradeoff
+from saliency_lab.plotting import bands, curves, dots, heatmap, maps, ranks, slopes, tradeoff
 from saliency_lab.study import statistics
 from saliency_lab.study.comparison import ROBUST
 
@@ -114,20 +114,23 @@ class ComparisonPlots:
 
     def dots(self, metric: str) -> Figure:
         """One measure of every model, by method (by ε for "robust_accuracy"): dots with intervals."""
-        comparison = self._comparison
-        first = comparison.measure(metric)
-        found = [m for m in comparison.measures if m.metric == metric]
-        groups = {
-            m.label or metric: {
-                model: m.interval(model, comparison.level, comparison.seed) for model in m.values
-            }
-            for m in found
-        }
+        measure = self._comparison.measure(metric)
         return dots.dots(
-            groups,
+            self._estimates(metric),
             xlabel=metric.replace("_", " "),
-            better=first.better,
-            percent=first.share,
+            better=measure.better,
+            percent=measure.share,
+            note=self._note(),
+        )
+
+    def slopes(self, metric: str) -> Figure:
+        """One measure from model to model: a line a method (an ε for "robust_accuracy")."""
+        measure = self._comparison.measure(metric)
+        return slopes.slopes(
+            self._estimates(metric),
+            ylabel=metric.replace("_", " "),
+            better=measure.better,
+            percent=measure.share,
             note=self._note(),
         )
 
@@ -181,6 +184,16 @@ class ComparisonPlots:
         return heatmap.correlations(
             self._comparison.agreement(), label="mean rank correlation over the methods of an image"
         )
+
+    def _estimates(self, metric: str) -> dict[str, dict[str, statistics.Interval]]:
+        comparison = self._comparison
+        return {
+            m.label or metric: {
+                model: m.interval(model, comparison.level, comparison.seed) for model in m.values
+            }
+            for m in comparison.measures
+            if m.metric == metric
+        }
 
     def _note(self) -> str:
         return f"{100 * self._comparison.level:g} % intervals"

@@ -124,6 +124,9 @@ def test_figures_show_ranks_agreement_dots_and_curves(ranked: Comparison) -> Non
     table = ranked.table().query("metric == 'sparseness'")
     drawn = sorted(float(line.get_xdata()[0]) for line in ax.lines if line.get_marker() in ("o", "s"))
     np.testing.assert_allclose(drawn, sorted(table["mean"]))
+    (ax,) = ranked.plot.slopes("sparseness").axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["plain", "other"]
+    assert sorted(ax.lines[1].get_ydata()) == sorted(table[table["method"] == "input_x_gradient"]["mean"])
     (ax,) = ranked.plot.curves("pixel_flipping", method="random").axes
     curves, at = ranked.pictures.read_curves("other", "random", "pixel_flipping")
     np.testing.assert_allclose(ax.lines[1].get_ydata(), curves.mean((0, 1)))
