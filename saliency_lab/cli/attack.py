@@ -37,8 +37,12 @@ def attack(
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006 - typer copies it
     out: Store = Path("runs/study"),
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the table here.")
+    ] = None,
 ) -> None:
     """Attack one or more models; print accuracy with 95 % intervals, write tables and a picture."""
+    from saliency_lab._common.files import atomic_path
     from saliency_lab.plotting.style import save
 
     own = named_settings(settings, [method])[method]
@@ -48,6 +52,10 @@ def attack(
     print(comparison)
     for path in study.write_tables():
         print(path)
+    if json is not None:
+        with atomic_path(json) as beside:
+            comparison.table().to_json(beside, orient="records", indent=2)
+        print(json)
     picture = out / f"robustness-{method}.png"
     save(comparison.plot.robustness(), picture)
     print(picture)

@@ -88,10 +88,13 @@ def test_score_prints_a_table_and_writes_tidy_ones(models, tmp_path):
 def test_attack_takes_pixels_and_draws_a_picture(models, tmp_path):
     result = call(
         *("attack", *models, "--eps", "8/255", "--eps", 0.1, "--images", 8, "--set", "pgd.steps=2"),
-        *("--out", tmp_path),
+        *("--out", tmp_path, "--json", tmp_path / "attack.json"),
     )
     assert result.exit_code == 0, result.output
     assert "robust_accuracy" in result.stdout
+    rows = json.loads((tmp_path / "attack.json").read_text())
+    assert len(rows) == 2 * 3
+    assert {row["model"] for row in rows} == {"standard", "sgt"}
     assert set(pd.read_parquet(tmp_path / "tables/robustness.parquet").eps.round(4)) == {0, 0.0314, 0.1}
     assert (tmp_path / "robustness-pgd.png").exists()
 
