@@ -65,10 +65,7 @@ def pairs(pixels: int, quick: bool) -> dict[str, tuple[dict[str, Any], Callable[
             {"steps": steps},
             lambda: quantus.FaithfulnessEstimate(features_in_step=per_step, **QUIET),
         ),
-        "sensitivity_n": (
-            {"fractions": (0.2, 0.6), "runs": runs // 2},
-            lambda: quantus.SensitivityN(features_in_step=pixels // runs, **QUIET),
-        ),
+        "sensitivity_n": ({"fractions": (0.2, 0.6), "runs": runs // 2}, None),
         "monotonicity_correlation": (
             {"steps": steps, "samples": 2},
             lambda: quantus.MonotonicityCorrelation(nr_samples=2, features_in_step=per_step, **QUIET),
