@@ -102,7 +102,7 @@ def test_kernel_shap_moves_with_torchs_global_generator(net, batch):
 
 def test_kernel_shap_fails_on_one_superpixel(net, batch):
     x, _ = batch
-    with pytest.raises(ValueError, match="probs"):
+    with pytest.raises((ValueError, RuntimeError), match="prob"):  # which depends on global validation
         ca.KernelShap(net).attribute(
             x[:1], target=1, feature_mask=torch.zeros(12, 12, dtype=torch.int64), n_samples=5
         )
