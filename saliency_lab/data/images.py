@@ -30,8 +30,8 @@ class Sample(NamedTuple):
 def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
     """Return a random order of the indices in which every prefix holds the classes in their shares.
 
-    The first n of it are therefore a stratified sample (each class within one of its share), and
-    the first n contain the first m < n.
+    The first n of it are therefore a stratified sample, and contain the first m < n. Of K classes, one
+    that makes up the share p of the labels is within (1 + K·p) / 2 of n·p: within 1 where all are of a size.
     """
     draws = np.random.default_rng(derive_seed(seed, purpose))
     classes = labels.numpy()
