@@ -15,7 +15,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def download(
-    name: Annotated[str, typer.Argument(help="Data set (`saliency-lab list datasets`).", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="Data set (`saliency-lab list datasets`).", show_default=False),
+    ],
     data_root: DataRoot = None,
 ) -> None:
     """Fetch a data set's files; nothing else in this package uses the network."""

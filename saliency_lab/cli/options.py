@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,17 +14,21 @@ from saliency_lab._common.errors import InputError, unknown_name
 if TYPE_CHECKING:
     from torch import nn
 
-    from saliency_lab.data import Sample
+    from saliency_lab.data import ImageData, Sample
     from saliency_lab.study import Study
 
 Checkpoints = Annotated[
     list[Path],
     typer.Argument(
-        metavar="MODEL...", help="Folders of trained models, as `train` leaves them.", show_default=False
+        metavar="MODEL", help="Folders of trained models, as `train` leaves them.", show_default=False
     ),
 ]
 DataName = Annotated[
-    str | None, typer.Option("--data", help="Data set; by default the one the first model was trained on.")
+    str | None,
+    typer.Option(
+        "--data",
+        help="Data set, or your own module:attribute; by default what the first model was trained on.",
+    ),
 ]
 DataRoot = Annotated[
     Path | None,
@@ -80,33 +85,97 @@ def open_study(
 def load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
     """Load checkpoints by the recipe they were trained by: several seeds of one recipe are one model.
 
-    The name is the recipe's last part ("asgt" for "mnist/asgt") where that is unique; a checkpoint that
+    The name is the recipe's last part ("asgt" for "mnist/asgt") where that is unique. Where recipes of
+    one name differ, the keys in which they do follow: "sgt (objective.fraction=0.1)". A checkpoint that
     tells no recipe goes by its folder.
     """
-    from saliency_lab.models import card_of, load_model
+    from saliency_lab._common.provenance import fingerprint
+    from saliency_lab.models import card_of
 
-    by_recipe: dict[str, list[nn.Module]] = {}
+    seen: dict[str, Path] = {}
+    recipes: dict[str, dict[str, Any]] = {}
+    groups: dict[str, list[nn.Module]] = {}
     for path in checkpoints:
-        model = load_model(path)
+        model = _load(path)
         card = card_of(model)
-        recipe = card.recipe if card else None
-        by_recipe.setdefault(recipe["name"] if recipe else path.as_posix(), []).append(model)
-    short = [name.rpartition("/")[2] for name in by_recipe]
-    names = short if len(set(short)) == len(short) else list(by_recipe)
-    return dict(zip(names, by_recipe.values(), strict=True))
+        assert card is not None
+        if card.sha256 in seen:
+            raise InputError(
+                f"'{path}' holds the same weights as '{seen[card.sha256]}'; name each checkpoint once"
+            )
+        seen[card.sha256] = path
+        recipe = {"name": path.as_posix(), **(card.recipe or {}), "description": "", "seed": None}
+        key = fingerprint(recipe)
+        recipes[key] = recipe
+        groups.setdefault(key, []).append(model)
+    names = _names(list(recipes.values()))
+    return dict(zip(names, groups.values(), strict=True))
+
+
+def _load(path: Path) -> nn.Module:
+    """Load one checkpoint; a module that its recipe names as `module:attribute` is imported."""
+    from torch import nn
+
+    from saliency_lab._common.plugins import import_object
+    from saliency_lab.models import load_model, read_card
+
+    recipe = read_card(path).recipe or {}
+    name = recipe.get("model", {}).get("name", "")
+    if ":" not in name:
+        return load_model(path)
+    found = import_object(name)
+    module = found if isinstance(found, nn.Module) else found()
+    if not isinstance(module, nn.Module):
+        raise InputError(f"model '{name}' of '{path}' is not a torch module, but {type(module).__name__}")
+    return load_model(path, model=copy.deepcopy(module))
+
+
+def _names(recipes: list[dict[str, Any]]) -> list[str]:
+    """Short names, all different, for recipes that are all different."""
+    short = {recipe["name"]: recipe["name"].rpartition("/")[2] for recipe in recipes}
+    unique = len(set(short.values())) == len(short)
+    names = []
+    for recipe in recipes:
+        name, own = recipe["name"], _flatten(recipe)
+        others = [_flatten(other) for other in recipes if other["name"] == name]
+        differing = [
+            f"{key}={own[key]}" for key in sorted(own) if any(other.get(key) != own[key] for other in others)
+        ]
+        names.append((short[name] if unique else name) + (f" ({', '.join(differing)})" if differing else ""))
+    return names
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def draw_images(
     models: dict[str, list[nn.Module]], data: str | None, root: Path | None, images: int, seed: int
 ) -> Sample:
     """Draw test images of the named data set, or of the one the first model was trained on."""
-    from saliency_lab.data import load_dataset
     from saliency_lab.models import card_of
 
-    if data is None:
-        card = card_of(next(iter(models.values()))[0])
-        recipe = card.recipe if card else None
-        if not recipe:
-            raise InputError("the model does not say what it was trained on; name it with --data")
-        data = recipe["data"]["name"]
-    return load_dataset(data, root).test.sample(images, seed)
+    card = card_of(next(iter(models.values()))[0])
+    spec = {"name": data} if data is not None else (card.recipe or {}).get("data") if card else None
+    if spec is None:
+        raise InputError("the model does not say what it was trained on; name it with --data")
+    return _load_data(spec, root).test.sample(images, seed)
+
+
+def _load_data(spec: Mapping[str, Any], root: Path | None) -> ImageData:
+    """Load what a recipe's table [data] names: a data set, or a user's own `module:attribute`."""
+    from saliency_lab._common.plugins import import_object
+    from saliency_lab.data import ImageData, load_dataset
+
+    name = spec["name"]
+    if ":" not in name:
+        return load_dataset(name, root, image_size=spec.get("image_size"))
+    found = import_object(name)
+    found = found() if callable(found) else found
+    if not isinstance(found, ImageData):
+        raise InputError(f"data '{name}' is not a saliency_lab.ImageData, but {type(found).__name__}")
+    return found

@@ -104,8 +104,7 @@ def load_model(
         If a file is missing, damaged or does not match its card, or the weights are of another
         architecture.
     """
-    path = Path(path)
-    weights_path = path if path.suffix == ".safetensors" else path / WEIGHTS
+    weights_path = _weights_of(Path(path))
     card_path = weights_path.with_suffix(".json")
     try:
         weights = weights_path.read_bytes()
@@ -115,7 +114,9 @@ def load_model(
             "or train the model first"
         ) from error
     digest = hashlib.sha256(weights).hexdigest()
-    card = ModelCard(sha256=digest) if model is not None and not card_path.exists() else _read_card(card_path)
+    card = (
+        ModelCard(sha256=digest) if model is not None and not card_path.exists() else _parse_card(card_path)
+    )
     if card.sha256 != digest:
         raise CheckpointError(
             f"'{weights_path}' ({len(weights):,} bytes) is not the file that '{card_path.name}' describes: "
@@ -142,13 +143,28 @@ def load_model(
     return model.to(device).eval()
 
 
-def _read_card(path: Path) -> ModelCard:
+def read_card(path: str | Path) -> ModelCard:
+    """Read the card of a checkpoint, `path` as in `load_model`, and leave its weights alone.
+
+    Raises
+    ------
+    CheckpointError
+        If the card is missing or damaged.
+    """
+    return _parse_card(_weights_of(Path(path)).with_suffix(".json"))
+
+
+def _weights_of(path: Path) -> Path:
+    return path if path.suffix == ".safetensors" else path / WEIGHTS
+
+
+def _parse_card(path: Path) -> ModelCard:
     try:
         return ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise CheckpointError(
-            f"the card '{path}' cannot be read ({error.strerror}); copy it from where the weights come from, "
-            "or pass model=… to load the weights into a module of your own"
+            f"no checkpoint's card at '{path}' ({error.strerror}); name the folder that holds it beside the "
+            "weights, train the model first, or pass model=… to load weights into a module of your own"
         ) from error
     except ValueError as error:  # no JSON, or not of this form
         reason = str(error)
