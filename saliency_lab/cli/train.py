@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,17 +19,24 @@ def add_to(app: typer.Typer) -> None:
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A bundled recipe (`saliency-lab list recipes`) or a TOML file.")
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A bundled recipe (`saliency-lab list recipes`) or a TOML file.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the run; by default runs/RECIPE/seed-N. An interrupted run resumes there."
+            help="Folder of the run; by default runs/RECIPE,CHANGES/seed-N. An interrupted run resumes there."
         ),
     ] = None,
     settings: Annotated[
         list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key, such as attack.eps=8/255."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any recipe key, such as attack.eps=8/255; repeatable."
+        ),
     ] = [],  # noqa: B006 - typer copies it
     data_root: DataRoot = None,
     seeds: Annotated[
@@ -48,6 +56,8 @@ def train(
 
     The run's folder holds the weights (safetensors), a card, the log (CSV) and the recipe as it was used.
     """
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
     from saliency_lab.models import card_of
     from saliency_lab.training import load_recipe
     from saliency_lab.training import train as run
@@ -59,7 +69,7 @@ def train(
         overrides["training.precision"] = precision
     settled = load_recipe(recipe, overrides)
     for seed in [settled.seed] if seeds is None else _seeds(seeds):
-        folder = out or Path("runs") / settled.name
+        folder = out or Path("runs") / _folder_name(settled.name, overrides)
         if out is None or (seeds is not None and "," in seeds):
             folder = folder / f"seed-{seed}"
         model = run(
@@ -73,11 +83,18 @@ def train(
         )
         card = card_of(model)
         assert card is not None
-        print(
+        rank_zero_only(print)(  # each process of a distributed run comes here
             f"{folder}: validation accuracy {card.metrics['val_clean']:.1%} clean, "
             f"{card.metrics['val_robust']:.1%} under PGD-{settled.validation.steps} "
             f"at ε = {settled.attack.eps:g}"
         )
+
+
+def _folder_name(recipe: str, overrides: Mapping[str, Any]) -> str:
+    """Name a run by its recipe and what is changed in it; the seed has a folder of its own."""
+    said = {"name", "seed", "data.root"}
+    changes = [f"{key}={value}".replace("/", "-") for key, value in overrides.items() if key not in said]
+    return ",".join([recipe, *sorted(changes)])
 
 
 def _seeds(text: str) -> list[int]:
