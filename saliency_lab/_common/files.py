@@ -42,6 +42,9 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         os.umask(mask)
         beside.chmod(0o666 & ~mask)
         beside.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names no file
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

@@ -34,6 +34,12 @@ class Commands(TyperGroup):
         except SaliencyLabError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(EXIT_ERROR) from None
+        except BrokenPipeError:  # of `| head`: the frame below ends quietly
+            raise
+        except OSError as error:
+            where = f"'{error.filename}': " if error.filename else ""
+            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+            raise typer.Exit(EXIT_ERROR) from None
         except KeyboardInterrupt:
             print("\ninterrupted; the same command again goes on from what is saved", file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -1,22 +1,54 @@
 """The command line as a user meets it: exit codes, messages, files."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from saliency_lab.cli.app import app
+from saliency_lab.cli.options import load_models
 
 QUICK = [
     *("--set", "training.epochs=1", "--set", "validation.images=16", "--set", "validation.steps=1"),
     *("--set", "training.batch_size=32"),
 ]
+
+
+STUDY = """
+recipes = ["digits/standard"]
+methods = ["saliency"]
+metrics = ["sparseness"]
+overrides = { "training.epochs" = 1, "validation.images" = 16, "validation.steps" = 1 }
+data = { name = "digits", images = 8 }
+"""
+
+OWN = """
+import torch
+import saliency_lab as sl
+
+class Tiny(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+
+net = Tiny()
+
+def data():
+    x = torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(60) % 2
+    x[:, :, :2] *= y.view(-1, 1, 1, 1)
+    pairs = list(zip(x, y.tolist()))
+    return sl.ImageData.from_datasets(pairs[:40], pairs[40:], name="own", seed=0)
+"""
 
 
 def call(*arguments):
@@ -35,12 +67,20 @@ def models(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "verb", ["demo", "train", "attribute", "score", "attack", "audit", "list", "download", "doctor"]
+    "verb",
+    ["demo", "train", "attribute", "score", "attack", "study", "audit", "list", "download", "doctor"],
 )
 def test_every_verb_has_help(verb):
     result = call(verb, "--help")
     assert result.exit_code == 0
     assert verb in result.stdout
+
+
+def test_the_help_knows_every_verb():
+    listed = call("--help").stdout
+    for command in app.registered_commands:
+        assert (command.name or command.callback.__name__) in listed
+    assert len(app.registered_commands) == 10
 
 
 @pytest.mark.parametrize("what", ["datasets", "models", "recipes", "methods", "metrics", "attacks"])
@@ -61,6 +101,40 @@ def test_train_of_several_seeds_makes_a_folder_each(tmp_path):
     result = call("train", "digits/standard", "--seeds", "0,1", "--out", tmp_path, *QUICK)
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-0", "seed-1"]
+
+
+def test_the_default_folder_tells_changed_recipes_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for changes in ([], ["--set", "attack.eps=8/255", "--set", "seed=3"]):
+        result = call("train", "digits/standard", *changes, *QUICK)
+        assert result.exit_code == 0, result.output
+    quick = "training.batch_size=32,training.epochs=1,validation.images=16,validation.steps=1"
+    assert sorted(path.as_posix() for path in Path("runs").glob("*/*/seed-*")) == [
+        f"runs/digits/standard,attack.eps=8-255,{quick}/seed-3",
+        f"runs/digits/standard,{quick}/seed-0",
+    ]
+
+
+def test_only_the_first_process_of_a_distributed_run_prints_the_result(models, monkeypatch):
+    again = ("train", "digits/standard", "--out", models[0], *QUICK)
+    assert "validation accuracy" in call(*again).stdout
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    result = call(*again)
+    assert result.exit_code == 0, result.output
+    assert not result.stdout
+
+
+def test_a_changed_recipe_is_another_model_and_a_seed_is_not(models, tmp_path):
+    changed = ["--set", "objective.fraction=0.1"]
+    for name, options in {"changed": changed, "seed": ["--seed", 1]}.items():
+        result = call("train", "digits/sgt", "--out", tmp_path / name, *options, *QUICK)
+        assert result.exit_code == 0, result.output
+    loaded = load_models([*models, tmp_path / "seed", tmp_path / "changed"])
+    assert {name: [net.card.seed for net in nets] for name, nets in loaded.items()} == {
+        "standard": [0],
+        "sgt (objective.fraction=0.5)": [0, 1],
+        "sgt (objective.fraction=0.1)": [0],
+    }
 
 
 def test_attribute_writes_maps_and_a_picture(models, tmp_path):
@@ -111,6 +185,60 @@ def test_audit_says_whether_to_believe_and_writes_json(models, tmp_path):
         assert f"{name}: {verdict['verdict']}" in result.stdout
 
 
+def test_study_plans_computes_and_verifies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "first.toml").write_text(STUDY)
+    planned = call("study", "first.toml", "--plan")
+    assert planned.exit_code == 0, planned.output
+    assert "3 of 3 are missing in 'runs/first'" in planned.stdout
+    done = call("study", "first.toml")
+    assert done.exit_code == 0, done.output
+    assert "sparseness" in done.stdout
+    assert "0 of 3 are missing" in call("study", "first.toml", "--plan").stdout
+    assert "every cell is intact" in call("study", "first.toml", "--verify").stdout
+    cell = next(
+        path for path in (tmp_path / "runs/first").rglob("*.safetensors") if "models" not in path.parts
+    )
+    cell.write_bytes(b"damaged")
+    assert call("study", "first.toml", "--verify").exit_code == 1
+
+
+@pytest.mark.parametrize("model", ["own_of_cli:Tiny", "own_of_cli:net"])
+def test_a_users_own_model_and_data_are_found_again(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_of_cli", raising=False)
+    (tmp_path / "own_of_cli.py").write_text(OWN)
+    own = ["--set", f"model.name={model}", "--set", "data.name=own_of_cli:data"]
+    fast = ["--set", "training.batch_size=8", "--set", "optimizer.learning_rate=0.05"]
+    trained = call("train", "digits/standard", *own, "--out", "run", *QUICK, *fast)
+    assert trained.exit_code == 0, trained.output
+    result = call("attack", "run", "--eps", 0.1, "--images", 8, "--set", "pgd.steps=2", "--json", "a.json")
+    assert result.exit_code == 0, result.output
+    clean = next(row for row in json.loads(Path("a.json").read_text()) if row["metric"] == "accuracy")
+    monkeypatch.delitem(sys.modules, "own_of_cli")
+    import own_of_cli
+
+    x, y = own_of_cli.data().test.sample(8, 0)
+    weights = load_file("run/model.safetensors")
+    logits = x.flatten(1) @ weights["1.weight"].T + weights["1.bias"]
+    assert clean["mean"] == pytest.approx((logits.argmax(1) == y).double().mean().item())
+    overridden = call("attribute", "run", "--data", "mnist", "--data-root", tmp_path)
+    assert overridden.exit_code == 2
+    assert "mnist" in overridden.stderr
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = call("train", "digits/standard", "--out", tmp_path / "run", *QUICK)
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line == f"error: '{tmp_path / 'run/recipe.json'}': No space left on device"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -123,6 +251,8 @@ def test_audit_says_whether_to_believe_and_writes_json(models, tmp_path):
         (["train", "mnist/at", "--data-root", "/nowhere"], ["/nowhere", "download"]),
         (["train", "digits/at", "--out", "/proc/nowhere"], ["/proc/nowhere", "cannot write"]),
         (["attack", "/nowhere/model", "--eps", "0.1"], ["/nowhere/model", "no checkpoint"]),
+        (["attack", "MODEL", "MODEL", "--eps", "0.1"], ["same weights", "once"]),
+        (["attack", "MODEL", "--eps", "0.1", "--data", "nowhere_at_all:DATA"], ["nowhere_at_all"]),
         (["attack", "MODEL", "--eps", "8/0"], ["eps", "8/0"]),
         (["attack", "MODEL", "--eps", "0.1", "--method", "pdg"], ["'pdg'", "did you mean 'pgd'"]),
         (["attack", "MODEL", "--eps", "0.1", "--set", "fgsm.steps=1"], ["'fgsm'"]),
@@ -130,12 +260,16 @@ def test_audit_says_whether_to_believe_and_writes_json(models, tmp_path):
         (["score", "MODEL", "--images", "100000"], ["100000", "359"]),
         (["attribute", "MODEL", "--method", "salency"], ["did you mean 'saliency'"]),
         (["attribute", "MODEL", "--set", "steps=3"], ["NAME.steps"]),
+        (["study", "nowhere.toml"], ["nowhere.toml", "No such file"]),
+        (["study", "STUDY", "--executor", "slurm"], ["--executor", "serial", "slurm"]),
         (["download", "minst"], ["did you mean 'mnist'"]),
     ],
 )
 def test_bad_input_is_one_paragraph_and_exit_code_2(models, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
-    result = call(*[models[0] if argument == "MODEL" else argument for argument in arguments])
+    (tmp_path / "study.toml").write_text(STUDY)
+    stand_for = {"MODEL": models[0], "STUDY": "study.toml"}
+    result = call(*[stand_for.get(argument, argument) for argument in arguments])
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.strip().splitlines()) == 1
