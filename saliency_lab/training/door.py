@@ -15,7 +15,7 @@ from torch import nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.plugins import import_object
-from saliency_lab._common.provenance import versions
+from saliency_lab._common.provenance import model_fingerprint, versions
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.data import ImageData, load_dataset
 from saliency_lab.models import ModelCard, build_model, load_model, save_model
@@ -40,14 +40,15 @@ def train(
     num_nodes: int = 1,
     strategy: str = "auto",
 ) -> nn.Module:
-    """Train by a recipe; return the model in eval mode, its `card` telling how it was made.
+    """Train by a recipe; return the model on the CPU, in eval mode, its `card` telling how it was made.
 
     Parameters
     ----------
     recipe : a bundled name ("mnist/asgt"), a TOML file, a mapping or a Recipe
     data : the images; by default what the recipe names
     seed : replaces the recipe's seed
-    out : folder of the run. An interrupted run resumes there exactly; a finished one is loaded.
+    out : folder of the run. An interrupted run resumes there exactly; a finished one is loaded. Processes on
+        several machines must share it.
     overrides : dotted recipe keys, such as ``{"attack.eps": "8/255"}``
     model : your own module of images in [0, 1] that returns logits; a copy of it is trained
     accelerator, devices, num_nodes, strategy : as in `lightning_fabric.Fabric`
@@ -63,32 +64,27 @@ def train(
     if seed is not None:
         changes["seed"] = seed
     settled = load_recipe(recipe, changes)
-    data = data if data is not None else _load_data(settled.data, settled.seed)
+    data = data if data is not None else load_data(settled.data)
     own = model if model is not None else _own_model(settled)
-    net = copy.deepcopy(own) if own is not None else _build(settled, data)
     identity = {
         "recipe": settled.portable(),
         "data": data.fingerprint,
-        "architecture": settled.model.name if own is None else repr(own),
+        "architecture": settled.model.name if own is None else model_fingerprint(own),
     }
     run = RunFolder(out, identity) if out is not None else None
     if run is not None and run.finished:
-        return load_model(run.path, model=net if own is not None else None)
-    logger.info("training %s, seed %d, on %d images", settled.name, settled.seed, len(data.train))
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=strategy,
-        precision=settled.training.precision,
-    )
+        return load_model(run.path, model=copy.deepcopy(own))
+    net = copy.deepcopy(own) if own is not None else _build(settled, data)
+    fabric = _fabric(accelerator, devices, num_nodes, strategy, settled.training.precision)
+    if fabric.is_global_zero:
+        logger.info("training %s, seed %d, on %d images", settled.name, settled.seed, len(data.train))
     with preserved_rng():
         fitted: Fitted = fabric.launch(_fit, settled, data, net, run)  # type: ignore[arg-type]
     net.load_state_dict(fitted.weights)
     net.card = _card(settled, data, fitted, CUSTOM if own is not None else settled.model.name)  # type: ignore[assignment]
     if run is not None and fabric.is_global_zero:
         net.card = save_model(net, run.path)  # type: ignore[assignment]
-        run.drop_state()
+        run.close()
     for concern in fitted.concerns:
         warnings.warn(f"recipe '{settled.name}': {concern}", stacklevel=2)
     return net.eval()
@@ -98,11 +94,38 @@ def _fit(fabric: Fabric, recipe: Recipe, data: ImageData, net: nn.Module, run: R
     return Trainer(fabric, recipe, data, net, run).fit()
 
 
-def _load_data(spec: DataSpec, seed: int) -> ImageData:
-    if ":" not in spec.name:
-        return load_dataset(
-            spec.name, spec.root, val_fraction=spec.val_fraction, seed=seed, image_size=spec.image_size
+def _fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:
+    """Set Fabric up; what it does not know or have is an error that says so."""
+    if strategy.startswith(("fsdp", "deepspeed", "xla")):
+        raise InputError(f"strategy '{strategy}' shards the weights, which `train` cannot save; use 'ddp'")
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=precision,  # type: ignore[arg-type]
         )
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"cannot train with accelerator '{accelerator}', devices {devices} and strategy '{strategy}': "
+            f"{error}"
+        ) from error
+    if precision == "16-mixed" and fabric.device.type == "cpu":
+        raise InputError('training.precision = "16-mixed" needs a GPU; on the CPU use "bf16-mixed"')
+    return fabric
+
+
+def load_data(spec: DataSpec) -> ImageData:
+    """Load what a recipe's `[data]` names; every seed of a recipe sees the same validation split.
+
+    Raises
+    ------
+    DataNotFoundError, InputError
+        As `load_dataset`; or if `module:attribute` is no `ImageData`.
+    """
+    if ":" not in spec.name:
+        return load_dataset(spec.name, spec.root, val_fraction=spec.val_fraction, image_size=spec.image_size)
     found = import_object(spec.name)
     found = found() if callable(found) else found
     if not isinstance(found, ImageData):
@@ -128,13 +151,17 @@ def _own_model(recipe: Recipe) -> nn.Module | None:
 def _build(recipe: Recipe, data: ImageData) -> nn.Module:
     images = data.train.images
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
-    channels = [images[:, channel].double() / scale for channel in range(images.shape[1])]
+    mean, std = [], []
+    for channel in range(images.shape[1]):  # one at a time: float64 copies are large
+        values = images[:, channel].double() / scale
+        mean.append(values.mean().item())
+        std.append(max(values.std().item(), 1e-3))
     return build_model(
         recipe.model.name,
         num_classes=len(data.classes),
         input_shape=data.input_shape,
-        mean=[channel.mean().item() for channel in channels],
-        std=[max(channel.std().item(), 1e-3) for channel in channels],
+        mean=mean,
+        std=std,
         seed=recipe.seed,
     )
 

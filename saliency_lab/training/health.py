@@ -15,7 +15,9 @@ from saliency_lab.attacks import attack
 from saliency_lab.training.recipe import Recipe
 
 CONSTANT_SHARE = 0.99
+BALANCED_SHARE = 0.9
 ZERO_GRADIENT_SHARE = 0.5
+_SMALLER = 'lower optimizer.learning_rate or attack.eps, or set training.precision = "32-true"'
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,15 @@ class Validation:
     """Accuracy after PGD at the recipe's ε and the validation's steps."""
     constant_share: float
     """Share of the most frequent predicted class."""
+    label_share: float
+    """Share of the most frequent label: above it, a constant prediction is no surprise."""
     zero_gradient_share: float
     """Share of the images whose cross-entropy has an input gradient of exactly 0."""
 
     @property
     def collapsed(self) -> bool:
-        """Nearly all predictions are one class."""
-        return self.constant_share >= CONSTANT_SHARE
+        """Nearly all predictions are one class, and the labels are not."""
+        return self.constant_share >= CONSTANT_SHARE and self.label_share < BALANCED_SHARE
 
     def concerns(self, recipe: Recipe) -> list[str]:
         """Sentences a user should read, each with the key to change."""
@@ -63,8 +67,17 @@ def collapse_message(validation: Validation, recipe: Recipe) -> str:
 
 
 def validate(net: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> Validation:
-    """Measure `net` on validation images (N, C, H, W) in [0, 1] and their labels."""
-    predictions = predict(net, x).argmax(1)
+    """Measure `net` on validation images (N, C, H, W) in [0, 1] and their labels.
+
+    Raises
+    ------
+    TrainingError
+        If its logits are not finite.
+    """
+    logits = predict(net, x)
+    if not torch.isfinite(logits).all():
+        raise TrainingError(f"recipe '{recipe.name}': the model's logits became NaN or infinite; {_SMALLER}")
+    predictions = logits.argmax(1)
     outcome = attack(
         net,
         x,
@@ -79,6 +92,7 @@ def validate(net: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> Validation
         clean=(predictions == y).double().mean().item(),
         robust=outcome.robust_accuracy,
         constant_share=(predictions.bincount().max() / len(y)).item(),
+        label_share=(y.bincount().max() / len(y)).item(),
         zero_gradient_share=_zero_gradient_share(net, x, y),
     )
 
@@ -104,7 +118,4 @@ def check_finite(sums: dict[str, float], epoch: int) -> None:
     """
     for term, value in sums.items():
         if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss term '{term}' became {value} in epoch {epoch + 1}; lower optimizer.learning_rate"
-                ' or attack.eps, or set training.precision = "32-true"'
-            )
+            raise TrainingError(f"the loss term '{term}' became {value} in epoch {epoch + 1}; {_SMALLER}")

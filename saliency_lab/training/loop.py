@@ -10,7 +10,8 @@ import copy
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from saliency_lab._common.errors import InputError, TrainingError
+from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
 from saliency_lab._common.progress import no_progress, progress
 from saliency_lab._common.seeding import derive_seed, generator
 from saliency_lab.data import ImageData
@@ -32,7 +33,8 @@ from saliency_lab.training.step import Step
 
 logger = logging.getLogger(__name__)
 
-SAVE_EVERY_SECONDS = 60.0
+SAVE_EVERY_SECONDS, LOOK_EVERY_BATCHES = 60.0, 20
+"""A state is written once a minute; the clock is looked at every so many batches."""
 
 
 class Loss(nn.Module):
@@ -73,6 +75,8 @@ class _Position:
     sums: dict[str, float] = field(default_factory=dict)
     """Of each loss term over the batches of the current epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[str, float] = field(default_factory=dict)
+    """Validation of the weights that are kept: the last, or the best so far."""
     best: float = -1.0
     best_epoch: int = -1
     collapsed_before: bool = False
@@ -109,11 +113,13 @@ class Trainer:
                 f"training.batch_size = {batch} is more than the {len(data.train)} training images; lower it"
             )
         self.batches = len(data.train) // batch
-        self.net = net.train()
+        self.net = copy.deepcopy(net).train()
+        if fabric.world_size > 1 and fabric.device.type == "cuda":
+            self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
         if recipe.training.channels_last:
             self.net.to(memory_format=torch.channels_last)
         self.module, self.optimizer = fabric.setup(
-            Loss(self.net, recipe.objective), _optimizer(recipe.optimizer, net)
+            Loss(self.net, recipe.objective), _optimizer(recipe.optimizer, self.net)
         )
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]
         decay = recipe.training.ema_decay
@@ -137,24 +143,27 @@ class Trainer:
         """Train from the saved state, or from the start, to the end."""
         recipe, epochs = self.recipe, self.recipe.training.epochs
         self._resume()
-        validation = None
-        total = epochs * self.batches
-        with progress(label=recipe.name, total=total) as bar:
-            bar.update(self.position.epoch * self.batches + self.position.batch)
-            while self.position.epoch < epochs and not self._out_of_patience():
+        at, first = self.position, self.fabric.is_global_zero
+        with (
+            nullcontext() if first else no_progress(),
+            progress(label=recipe.name, total=epochs * self.batches) as bar,
+        ):
+            bar.update(at.epoch * self.batches + at.batch)
+            while at.epoch < epochs and not self._out_of_patience():
                 for _ in self._epoch():
                     bar.update()
-                validation = self._finish_epoch()
-                bar.set_postfix_str(_summary(self.position.history[-1]))
-        if validation is None:  # resumed after the last epoch: measure again what was measured then
-            validation = self._validate()
-        weights = self.best_weights if self.best_weights is not None else _cpu_copy(self.judged)
+                self._finish_epoch()
+                told = _summary(at.history[-1])
+                bar.set_postfix_str(told)
+                if bar.disable and first:
+                    logger.info("%s: epoch %d of %d: %s", recipe.name, at.epoch, epochs, told)
+        kept = Validation(**at.kept)
         return Fitted(
-            weights=weights,
-            validation=validation if self.best_weights is None else self._validation_of_best(),
-            epochs=self.position.epoch,
-            history=self.position.history,
-            concerns=validation.concerns(recipe),
+            weights=_cpu_copy(self.judged) if self.best_weights is None else self.best_weights,
+            validation=kept,
+            epochs=at.epoch,
+            history=at.history,
+            concerns=kept.concerns(recipe),
         )
 
     def _epoch(self) -> Iterator[None]:
@@ -171,13 +180,19 @@ class Trainer:
             for term, value in self._step(order[begin : begin + own]).items():
                 sums[term] = sums.get(term, torch.zeros((), device=value.device)) + value
             at.batch += 1
-            if self.run is not None and time.monotonic() - saved > SAVE_EVERY_SECONDS:
+            if self._time_to_save(at.batch, time.monotonic() - saved):
                 self._collect(sums, started)
                 sums, started = {}, time.monotonic()
                 self._save()
                 saved = time.monotonic()
             yield
         self._collect(sums, started)
+
+    def _time_to_save(self, batch: int, seconds: float) -> bool:
+        """Let the first process's clock decide for all, as saving takes part in by all of them."""
+        if self.run is None or batch % LOOK_EVERY_BATCHES:
+            return False
+        return self.fabric.broadcast(seconds > SAVE_EVERY_SECONDS)
 
     def _collect(self, sums: dict[str, Tensor], started: float) -> None:
         """Add device-side sums to the position's, and stop at one that is not finite."""
@@ -214,6 +229,11 @@ class Trainer:
             rank=self.fabric.global_rank,
             world_size=world,
         )
+        if not terms or any(value.ndim for value in terms.values()):
+            raise TrainingError(
+                f"objective '{recipe.objective.name}' must return one or more scalar terms, not "
+                f"{ {term: tuple(value.shape) for term, value in terms.items()} }"
+            )
         self.optimizer.zero_grad()
         self.fabric.backward(sum(terms.values()), inputs=self.parameters)
         self.optimizer.step()
@@ -222,11 +242,11 @@ class Trainer:
         return {term: value.detach().float() for term, value in terms.items()}
 
     def _validate(self) -> Validation:
-        with self.fabric.autocast(), no_progress():
+        with no_progress():
             measured = validate(self.judged, *self.validation_images, self.recipe)
         return self.fabric.broadcast(measured)
 
-    def _finish_epoch(self) -> Validation:
+    def _finish_epoch(self) -> None:
         """Validate, log, keep the best, save; stop at a collapse."""
         at, recipe = self.position, self.recipe
         seconds, started = at.seconds, time.monotonic()
@@ -249,25 +269,20 @@ class Trainer:
             self.run.write_log(at.history)
             self.run.mirror_to_tensorboard(row)
         last = at.epoch + 1 == recipe.training.epochs
-        if measured.collapsed and (last or at.collapsed_before):
+        if measured.collapsed and (last or at.collapsed_before) and self.best_weights is None:
             raise TrainingError(
                 f"recipe '{recipe.name}', epoch {at.epoch + 1}: {collapse_message(measured, recipe)}"
             )
         at.collapsed_before = measured.collapsed
         select = recipe.training.select
-        if select != "last":
-            score = measured.clean if select == "clean" else measured.robust
-            if score > at.best:
-                at.best, at.best_epoch, self.best_weights = score, at.epoch, _cpu_copy(self.judged)
+        score = measured.robust if select == "robust" else measured.clean
+        if select == "last":
+            at.kept = asdict(measured)
+        elif score > at.best and not measured.collapsed:
+            at.kept, at.best, at.best_epoch = asdict(measured), score, at.epoch
+            self.best_weights = _cpu_copy(self.judged)
         at.epoch, at.batch, at.seconds, at.sums = at.epoch + 1, 0, 0.0, {}
         self._save()
-        return measured
-
-    def _validation_of_best(self) -> Validation:
-        row = self.position.history[self.position.best_epoch]
-        return Validation(
-            row["val_clean"], row["val_robust"], row["val_constant_share"], row["val_zero_gradient_share"]
-        )
 
     def _out_of_patience(self) -> bool:
         patience = self.recipe.training.patience
@@ -283,6 +298,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
                 "best": self.best_weights,
+                "precision": self.fabric.strategy.precision.state_dict(),
             }
         )
 
@@ -290,7 +306,14 @@ class Trainer:
         state = self.run.load_state() if self.run is not None else None
         if state is None:
             return
-        self.position = _Position(**state["position"])
+        try:
+            self.position = _Position(**state["position"])
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"the state of the run in '{self.run.path}' was written by another version of this package; "  # type: ignore[union-attr]
+                "delete the folder to train from the start"
+            ) from error
         logger.info("%s: goes on at epoch %d", self.recipe.name, self.position.epoch + 1)
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])

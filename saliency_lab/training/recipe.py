@@ -122,12 +122,11 @@ def recipes_folder() -> Path:
     return packaged if packaged.is_dir() else packaged.parent.parent / "recipes"
 
 
-def _stem(path: Path) -> str:
-    return path.stem
-
-
 def _parts(kind: Literal["tasks", "objectives"]) -> dict[str, Path]:
-    return {path.stem: path for path in sorted((recipes_folder() / kind).glob("*.toml"), key=_stem)}
+    return {
+        path.stem: path
+        for path in sorted((recipes_folder() / kind).glob("*.toml"), key=lambda path: path.stem)
+    }
 
 
 def _bundled() -> dict[str, tuple[Path, Path]]:
@@ -140,7 +139,7 @@ def _bundled() -> dict[str, tuple[Path, Path]]:
 
 
 def list_recipes() -> pd.DataFrame:
-    """The bundled recipes: description, data set, architecture, objective, ε and epochs, indexed by name."""
+    """The bundled recipes: description, data set, architecture, ε and epochs, indexed by name."""
     rows = []
     for name in _bundled():
         recipe = load_recipe(name)
@@ -164,7 +163,7 @@ def load_recipe(
 
     Parameters
     ----------
-    source : a bundled name ("mnist/asgt"), the path of a TOML file, a mapping, or a Recipe
+    source : a bundled name ("mnist/asgt"), the path of a TOML file, a whole recipe as a mapping, or a Recipe
     overrides : dotted keys and their values, such as ``{"attack.eps": "8/255"}``
 
     Raises

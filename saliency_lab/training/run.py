@@ -14,11 +14,12 @@ import torch
 
 from saliency_lab._common.errors import CheckpointError, InputError
 from saliency_lab._common.files import atomic_path, writable_folder, write_json
+from saliency_lab.models.checkpoint import CARD
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-RECIPE, STATE, LOG, WEIGHTS = "recipe.json", "state.pt", "log.csv", "model.safetensors"
+RECIPE, STATE, LOG = "recipe.json", "state.pt", "log.csv"
 
 
 class RunFolder:
@@ -38,6 +39,8 @@ class RunFolder:
     def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
         self.path = writable_folder(path)
         self._writer: SummaryWriter | None = None
+        for left_behind in self.path.glob(f".{STATE}.*"):  # by a process that was killed while it wrote
+            left_behind.unlink(missing_ok=True)
         wanted = json.loads(json.dumps(identity))
         if (self.path / RECIPE).exists():
             held = self._held()
@@ -59,8 +62,8 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the model of the last epoch has been written."""
-        return (self.path / WEIGHTS).exists()
+        """Whether the model has been written, of which the card is the last part."""
+        return (self.path / CARD).exists()
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Write the state to resume from, replacing the last one."""
@@ -85,9 +88,11 @@ class RunFolder:
                 f"'{path}' is damaged ({type(error).__name__}); delete it to train from the start"
             ) from error
 
-    def drop_state(self) -> None:
-        """Remove the state of a finished run."""
+    def close(self) -> None:
+        """Remove what only an unfinished run needs."""
         (self.path / STATE).unlink(missing_ok=True)
+        if self._writer is not None:
+            self._writer.close()
 
     def mirror_to_tensorboard(self, row: Mapping[str, Any]) -> None:
         """Add an epoch's row to TensorBoard's event files, if TensorBoard is installed."""

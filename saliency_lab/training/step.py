@@ -9,11 +9,12 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import derive_seed, generator
 from saliency_lab._common.settings import Epsilon, Settings
 from saliency_lab.attacks.ascent import Norm, projected_ascent, random_start
@@ -25,12 +26,18 @@ class AttackSpec(Settings):
     eps: Epsilon = 0.1
     """Radius of the ball, in image units [0, 1]."""
     norm: Norm = "linf"
-    steps: int = 7
+    steps: Annotated[int, Field(ge=1)] = 7
     step_size: Epsilon | None = None
     """α; None is 2.5·ε / steps (Madry et al. 2018)."""
     random_start: bool = True
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
     """ε rises linearly from 0 over this share of the training."""
+
+    @model_validator(mode="after")
+    def _radius_in_image_units(self) -> AttackSpec:
+        if self.norm == "linf" and self.eps > 1:
+            raise InputError(f'eps is in image units, [0, 1]; did you mean "{self.eps:g}/255"?')
+        return self
 
     def alpha(self, eps: float) -> float:
         """Step size at the (possibly ramped) radius `eps`."""
@@ -39,9 +46,28 @@ class AttackSpec(Settings):
         return self.step_size * (eps / self.eps if self.eps else 1.0)
 
 
+_MODAL = (_DropoutNd, _NormBase, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)
+
+
 def mode_matters(net: nn.Module) -> bool:
-    """Whether train and eval mode give different outputs: the model has dropout, or BatchNorm."""
-    return any((isinstance(m, _DropoutNd) and m.p > 0) or isinstance(m, _NormBase) for m in net.modules())
+    """Whether train and eval mode may give different outputs.
+
+    Known not to are the layers of `torch.nn` without dropout, batch statistics or randomness, and the
+    architectures of this package made of them. Of any other class we cannot know, so it may.
+    """
+    return not all(_mode_free(module) for module in net.modules())
+
+
+def _mode_free(module: nn.Module) -> bool:
+    home = type(module).__module__
+    if home.startswith("torch.nn.modules."):
+        return not isinstance(module, _MODAL) or (isinstance(module, _DropoutNd) and module.p == 0)
+    return home.startswith("saliency_lab.models.")
+
+
+def full_precision(z: Tensor) -> Tensor:
+    """Logits as float32 where autocast made them shorter: losses are computed in full precision."""
+    return z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
 
 
 @contextmanager
@@ -90,9 +116,8 @@ class Step:
 
     def logits(self, x: Tensor, draw: int = 0) -> Tensor:
         """Forward in train mode. Passes with the same `draw` share their dropout mask."""
-        if mode_matters(self.net):
-            torch.manual_seed(derive_seed(self.seed, "dropout", draw, self.rank))
-        return self.net(x)
+        torch.manual_seed(derive_seed(self.seed, "dropout", draw, self.rank))
+        return full_precision(self.net(x))
 
     def start_noise(self) -> Tensor:
         """The noise that `random_start` makes a point of the ball from."""
@@ -113,7 +138,10 @@ class Step:
         def gradient(point: Tensor) -> Tensor:
             point = point.detach().requires_grad_()
             with torch.enable_grad():
-                (g,) = torch.autograd.grad(raised(self.net(point)), point)
+                z = self.net(point)
+                # in float16 a confident sample's gradient would underflow; a step has no use for its size
+                scale = 1024.0 if z.dtype == torch.float16 else 1.0
+                (g,) = torch.autograd.grad(scale * raised(full_precision(z)), point)
             self.last_gradient = g
             return g
 
@@ -139,7 +167,7 @@ class Step:
     def logits_and_saliency(self, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """Train-mode logits of x, and s = ∂z_target/∂x in eval mode; `target=None` is the predicted class.
 
-        Without dropout and BatchNorm both modes are one function, and one forward serves both, exactly.
+        Where the mode is known not to matter, both are one function, and one forward serves both, exactly.
         """
         if not mode_matters(self.net):
             return self._differentiate(x, target, keep_graph=True)
@@ -149,7 +177,7 @@ class Step:
 
     def _differentiate(self, x: Tensor, target: Tensor | None, *, keep_graph: bool) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_()
-        z = self.net(x)
+        z = full_precision(self.net(x))
         classes = z.detach().argmax(1) if target is None else target
         (saliency,) = torch.autograd.grad(z.gather(1, classes[:, None]).sum(), x, retain_graph=keep_graph)
         return z, saliency

@@ -113,6 +113,7 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_weights(
     }
     whole = weights(sl.train(recipe, images, overrides=overrides))
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "LOOK_EVERY_BATCHES", 1)
     step, taken = loop.Trainer._step, []
 
     def stopping(self, indices):
@@ -141,37 +142,47 @@ import sys, torch
 torch.set_num_threads(1)
 import saliency_lab as sl
 from saliency_lab.training import loop
-loop.SAVE_EVERY_SECONDS = 0.0
+loop.SAVE_EVERY_SECONDS, loop.LOOK_EVERY_BATCHES = 0.0, 1
 sl.show_progress(False)
-print("started", flush=True)
 sl.train("digits/sgt", sl.load_dataset("digits"), out=sys.argv[1],
          overrides={"training.epochs": 3, "validation.steps": 2, "validation.images": 32})
 """
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
-    """SIGKILL at random moments, again and again, until the run gets through."""
-    draws = random.Random(time.time_ns())
+    """SIGKILL at random moments after a state was saved, three times; then to the end."""
+    seed = time.time_ns()
+    print(f"moments drawn with seed {seed}")
+    draws = random.Random(seed)
     overrides = {"training.epochs": 3, "validation.steps": 2, "validation.images": 32}
     whole = weights(sl.train("digits/sgt", sl.load_dataset("digits"), overrides=overrides))
-    kills = 0
-    for _ in range(30):
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(tmp_path / "run")],
-            stdout=subprocess.PIPE,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        process.stdout.readline()
-        try:
-            process.wait(timeout=draws.uniform(0.2, 1.2) if kills < 3 else 120)
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-    assert kills > 0
-    assert process.returncode == 0
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    state = tmp_path / "run/state.pt"
+    for _ in range(3):
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        process = subprocess.Popen(command, env=environment)
+        while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
+            time.sleep(0.002)
+        time.sleep(draws.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
+    assert not (tmp_path / "run/model.json").exists()
+    finished = subprocess.run(command, env=environment, timeout=300)
+    assert finished.returncode == 0
     assert same(whole, weights(sl.load_model(tmp_path / "run")))
+    assert sorted(p.name for p in (tmp_path / "run").glob(".*")) == []
+
+
+def test_a_run_killed_between_weights_and_card_goes_on(images, tmp_path, monkeypatch):
+    close = loop.RunFolder.close
+    monkeypatch.setattr(loop.RunFolder, "close", lambda self: None)
+    whole = weights(sl.train("digits/standard", images, out=tmp_path, overrides=TINY))
+    (tmp_path / "model.json").unlink()
+    monkeypatch.setattr(loop.RunFolder, "close", close)
+    assert same(whole, weights(sl.train("digits/standard", images, out=tmp_path, overrides=TINY)))
+    assert (tmp_path / "model.json").exists()
 
 
 def test_a_finished_run_is_loaded_and_another_recipe_is_refused(images, tmp_path):
@@ -224,6 +235,48 @@ def test_a_loss_that_is_not_finite_stops_the_run_within_the_epoch(images, tmp_pa
     assert not (tmp_path / "state.pt").exists()
 
 
+def test_weights_that_the_last_update_ruined_are_said(images, tmp_path):
+    ruined = TINY | {"training.epochs": 1, "training.batch_size": 64, "optimizer.learning_rate": 1e30}
+    with pytest.raises(TrainingError, match=r"recipe 'digits/standard': .* NaN or infinite; lower optimizer"):
+        sl.train("digits/standard", images, out=tmp_path, overrides=ruined | {"optimizer.name": "sgd"})
+
+
+def test_labels_of_nearly_one_class_are_no_collapse(images):
+    one = Split(images.val.images[::3], torch.zeros(8, dtype=torch.int64))  # every third is of class 0
+    lopsided = ImageData("lopsided", images.train, one, images.test, images.classes)
+    model = sl.train("digits/standard", lopsided, overrides=TINY | {"training.epochs": 4})
+    assert model.card.metrics["val_clean"] == 1.0
+
+
+@pytest.mark.parametrize("terms", [{}, {"each": torch.zeros(16)}])
+def test_an_objective_that_returns_no_scalars_is_named(images, terms):
+    class Wrong(Objective):
+        def terms(self, step):
+            return terms
+
+    assert Wrong.name.endswith("Wrong")
+    recipe = sl.load_recipe("digits/standard", TINY).model_copy(update={"objective": Wrong()})
+    with pytest.raises(TrainingError, match=r"objective '.*Wrong' must return one or more scalar terms"):
+        sl.train(recipe, images)
+
+
+@pytest.mark.parametrize(
+    "where", [{"accelerator": "cuda"}, {"accelerator": "foo"}, {"strategy": "foo"}, {"strategy": "fsdp"}]
+)
+def test_hardware_that_is_not_there_is_said(images, where):
+    if where == {"accelerator": "cuda"} and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(InputError, match=next(iter(where.values()))):
+        sl.train("digits/standard", images, overrides=TINY, **where)
+
+
+def test_float16_needs_a_gpu(images):
+    with pytest.raises(InputError, match=r"training\.precision = \"16-mixed\" needs a GPU"):
+        sl.train(
+            "digits/standard", images, accelerator="cpu", overrides=TINY | {"training.precision": "16-mixed"}
+        )
+
+
 def test_vanished_input_gradients_are_said(images):
     class Loud(nn.Module):
         """Logits so far apart that the softmax saturates."""
@@ -250,6 +303,9 @@ def test_a_users_own_model_is_copied_and_its_checkpoint_takes_it_back(images, tm
     assert same(
         weights(model), weights(sl.train("digits/standard", images, model=mine, out=tmp_path, overrides=TINY))
     )
+    other = nn.Sequential(nn.Flatten(), nn.Linear(784, 3))  # prints alike, weighs differently
+    with pytest.raises(InputError, match="it differs in architecture"):
+        sl.train("digits/standard", images, model=other, out=tmp_path, overrides=TINY)
 
 
 class Quadratic(Objective):
@@ -274,6 +330,8 @@ def test_selection_keeps_the_best_epoch_and_patience_stops(images, tmp_path):
         scores = [float(row["val_clean"]) for row in csv.DictReader(file)]
     assert len(scores) < 30
     assert model.card.metrics["val_clean"] == max(scores)
+    x, y = images.val.sample(16)
+    assert (model(x).argmax(1) == y).double().mean() == max(scores)
     assert scores.index(max(scores)) == len(scores) - 3
 
 
@@ -306,7 +364,9 @@ import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
 import saliency_lab as sl
+from saliency_lab.training import loop
 from test_train import tiny_images, TINY
+loop.SAVE_EVERY_SECONDS, loop.LOOK_EVERY_BATCHES = 0.002, 1  # so that the processes' clocks disagree
 sl.show_progress(False)
 sl.train("digits/asgt", tiny_images(), out=sys.argv[1], accelerator="cpu", devices=int(sys.argv[3]),
          strategy="ddp" if sys.argv[3] == "2" else "auto", overrides=TINY)

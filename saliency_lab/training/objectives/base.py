@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,6 +16,13 @@ class Objective(Settings):
     """Base of all objectives: fields are keys under `[objective]`; the loss is the sum of the terms."""
 
     name: ClassVar[str]
+    """What a recipe calls it; a class that sets none is found as `module:class`."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Name a class that does not name itself."""
+        if "name" not in cls.__dict__:
+            cls.name = f"{cls.__module__}:{cls.__qualname__}"
 
     @abstractmethod
     def terms(self, step: Step) -> dict[str, Tensor]:

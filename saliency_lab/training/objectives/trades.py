@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from saliency_lab.training.objectives.base import Objective, register
-from saliency_lab.training.step import Step, divergence, evaluating
+from saliency_lab.training.step import Step, divergence, evaluating, full_precision
 
 
 @register
 class Trades(Objective):
     """CE(f(x), y) + β·max KL(p(x) ‖ p(x')) over x' in the ball. Zhang et al., ICML 2019.
 
-    The inner maximum climbs the KL from a random start (at x itself its gradient is 0).
+    The inner maximum climbs the KL from a random start always: at x itself its gradient is 0.
     """
 
     name: ClassVar[str] = "trades"
@@ -27,8 +27,9 @@ class Trades(Objective):
     def terms(self, step: Step) -> dict[str, Tensor]:
         """`clean` and `divergence`."""
         with evaluating(step.net), torch.no_grad():
-            fixed = step.net(step.x)
-        attacked = step.perturb(lambda z: divergence(fixed, z) * len(z))
+            fixed = full_precision(step.net(step.x))
+        away = step.attack.model_copy(update={"random_start": True})
+        attacked = step.perturb(lambda z: divergence(fixed, z) * len(z), away)
         clean = step.logits(step.x)
         return {
             "clean": F.cross_entropy(clean, step.y),
