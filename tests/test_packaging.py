@@ -1,10 +1,17 @@
-"""A wheel in an environment of its own: the recipes come along, and the command answers quickly."""
+"""A wheel in an environment of its own: the recipes come along, and the command answers quickly.
 
+And what the package imports is what it says it depends on.
+"""
+
+import ast
 import os
+import re
 import site
 import subprocess
 import sys
+import tomllib
 import venv
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -60,3 +67,72 @@ def test_help_and_import_do_not_load_torch(tmp_path):
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert loaded.stdout.strip() == "[]", loaded.stderr
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+USED_BY_PANDAS = {"pyarrow": "to_parquet"}
+
+
+def declared(requirements):
+    """Names of distributions, as packaging tools compare them."""
+    return {normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported(path):
+    """Top-level packages that a file imports; what only a type checker reads is left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    modules = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and id(node) not in for_types:
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and id(node) not in for_types:
+            modules.append(node.module)
+    return {module.partition(".")[0] for module in modules} - {*sys.stdlib_module_names, "saliency_lab"}
+
+
+def distributions_of(paths):
+    """Distribution → the files that import it; a name that several distributions share counts for each."""
+    owners = packages_distributions()
+    found = {}
+    for path in paths:
+        for module in imported(path):
+            for name in {normal(owner) for owner in owners.get(module, [module])}:
+                found.setdefault(name, set()).add(path.name)
+    return found
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    files = sorted((ROOT / "saliency_lab").rglob("*.py"))
+    found = distributions_of(files)
+    needed, optional = (
+        declared(PROJECT["dependencies"]),
+        declared(PROJECT["optional-dependencies"]["distributed"]),
+    )
+    assert {name: files for name, files in found.items() if name not in needed | optional} == {}
+    assert found.keys() & optional == {"distributed"}
+    assert found["distributed"] == {"study.py"}, "an extra is imported where its absence is told"
+    through_pandas = {
+        name
+        for name, call in USED_BY_PANDAS.items()
+        if any(f".{call}(" in path.read_text(encoding="utf-8") for path in files)
+    }
+    assert needed - found.keys() - through_pandas == set()
+
+
+def test_imports_are_found(tmp_path):
+    (tmp_path / "module.py").write_text(
+        "import os\nimport numpy.linalg\nfrom typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import requests\n"
+        "def late():\n    from skimage import io\n    import nowhere.at.all\n"
+    )
+    assert distributions_of([tmp_path / "module.py"]).keys() == {"numpy", "scikit-image", "nowhere"}
