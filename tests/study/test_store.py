@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import warnings
@@ -14,7 +15,7 @@ from torch import nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.study import Study
-from saliency_lab.study.cells import canonical, source_fingerprint
+from saliency_lab.study.cells import canonical
 
 MakeStudy = Callable[..., Study]
 
@@ -199,7 +200,7 @@ def test_canonical_settings_tell_contents_apart() -> None:
     assert canonical(np.zeros(3)) != canonical(np.ones(3))
     assert canonical({"x": (1, 2)}) == canonical({"x": [1, 2]})
     assert canonical(nn.Linear(2, 2)) != canonical(nn.Linear(2, 2))
-    assert source_fingerprint(len) != source_fingerprint(max)
+    assert canonical(len) != canonical(max)
 
 
 def test_a_damaged_manifest_does_not_stop_a_run(make_study: MakeStudy, tmp_path: Path) -> None:
@@ -209,3 +210,57 @@ def test_a_damaged_manifest_does_not_stop_a_run(make_study: MakeStudy, tmp_path:
         warnings.simplefilter("error")
         study = _finish(make_study(tmp_path))
     pd.testing.assert_frame_equal(Study.load(tmp_path).scores, study.scores)
+
+
+def _scaled(factor: object) -> Callable[..., torch.Tensor]:
+    def scaled(model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        return x * factor
+
+    return scaled
+
+
+class _Scale:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+    def method(self, model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+def _multiply(x: torch.Tensor, *, factor: float = 1.0) -> torch.Tensor:
+    return x * factor
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _scaled,
+        _Scale,
+        lambda factor: _Scale(factor).method,
+        lambda factor: functools.partial(_multiply, factor=factor),
+        lambda factor: functools.partial(_Scale(factor), None),
+        lambda factor: _scaled(torch.tensor(factor)),
+        lambda factor: _scaled(_scaled(factor)),
+        lambda factor: [lambda model, x, classes: x * 2, lambda model, x, classes: x * 3][factor == 3],
+    ],
+)
+def test_callables_that_differ_in_what_they_hold_are_told_apart(make: Callable[[float], object]) -> None:
+    assert canonical(make(2.0)) == canonical(make(2.0))
+    assert canonical(make(2.0)) != canonical(make(3.0))
+
+
+def test_quantus_objects_are_told_apart_by_their_settings() -> None:
+    quantus = pytest.importorskip("quantus")
+    few, many = (quantus.Sparseness(abs=each, disable_warnings=True) for each in (True, False))
+    assert canonical(few) == canonical(quantus.Sparseness(abs=True, disable_warnings=True))
+    assert canonical(few) != canonical(many)
+
+
+def test_a_function_that_closes_over_itself_has_a_key() -> None:
+    def walk(depth: int) -> int:
+        return depth and walk(depth - 1)
+
+    assert canonical(walk) == canonical(walk)
