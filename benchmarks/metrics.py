@@ -1,6 +1,7 @@
 """The fast engine beside Quantus and beside the bare forward passes of the same images.
 
     python benchmarks/metrics.py [--quick] [--json FILE] [--only metrics|study|memory] [--metric NAME]
+                                 [--network NAME]
 
 Ratios are medians over rounds in which the three take turns. The floor is `model(x)` under no_grad on as many
 images, in the better of the two memory layouts and the best of three chunk sizes.
@@ -174,11 +175,13 @@ def show(rows: list[dict[str, Any]]) -> None:
     print("| " + " | ".join("" if v is None else str(v) for v in rows[-1].values()) + " |", flush=True)
 
 
-def bench_metrics(quick: bool, chosen: list[str]) -> list[dict[str, Any]]:
+def bench_metrics(quick: bool, chosen: list[str], networks: list[str]) -> list[dict[str, Any]]:
     """Seconds of each metric over the floor, and over Quantus."""
     rows: list[dict[str, Any]] = []
     sizes = {"sgt_cnn": 16} if quick else {"sgt_cnn": 64, "resnet18": 4}
     for network, count in sizes.items():
+        if networks and network not in networks:
+            continue
         model, x, y = scene(network, count)
         pixels = x.shape[2] * x.shape[3]
         maps = torch.as_tensor(gradient(model, x, y))
@@ -308,11 +311,12 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--only", choices=["metrics", "study", "memory"])
     parser.add_argument("--metric", action="append", default=[], help="this one (may be repeated)")
+    parser.add_argument("--network", action="append", default=[], choices=["sgt_cnn", "resnet18"])
     arguments = parser.parse_args()
     sl.show_progress(False)
     torch.set_num_threads(1)
     parts = {
-        "metrics": lambda quick: bench_metrics(quick, arguments.metric),
+        "metrics": lambda quick: bench_metrics(quick, arguments.metric, arguments.network),
         "study": bench_study,
         "memory": bench_memory,
     }
