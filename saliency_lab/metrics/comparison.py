@@ -53,7 +53,9 @@ def _sufficiency(case: Case) -> Outcome:
     scores = pixel_scores(case.maps, absolute=case.settings.absolute)
     unit = scores / scores.norm(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
     distance = torch.cdist(unit, unit)
-    return _agreement(case, distance <= case.settings.threshold * distance.max())
+    usable = case.maps.flatten(1).any(1)  # one that cannot be scored must not widen the threshold
+    largest = distance.where(usable & usable[:, None], 0.0).max()
+    return _agreement(case, distance <= case.settings.threshold * largest)
 
 
 for _name, _settings, _score, _family, _reference in (

@@ -13,6 +13,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution import Attributions, attribute
+from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.metrics.maps import take_maps
 
 Explain = Callable[[nn.Module, Tensor, Tensor], Any]
@@ -72,6 +73,11 @@ class Explainer:
             raise InputError(
                 "this metric makes maps again, but was given plain ones: hand in the Attributions that "
                 "`attribute` returned, or explain=f with f(model, x, classes) returning maps"
+            )
+        if source.method not in METHODS:
+            raise InputError(
+                f"this metric makes maps again, and these were made by your own '{source.method}', of which "
+                "Attributions hold the name alone: hand in explain=f with f(model, x, classes) returning maps"
             )
         if source.processing or self.classes.ndim != 1:
             raise InputError(

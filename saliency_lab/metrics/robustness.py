@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.provenance import fingerprint
 from saliency_lab._common.seeding import sample_uniform
 from saliency_lab._common.settings import Epsilon
 from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
@@ -232,7 +233,7 @@ def _under_attack(case: Case, compare: Callable[[Tensor, Tensor], Tensor]) -> Ou
             f"'attacked' must have the images' shape {tuple(shape)}, not {tuple(attacked.shape)}"
         )
     maps = case.explainer.remember(
-        ("attacked", case.settings.explain),
+        ("attacked", fingerprint(attacked), case.settings.explain),
         lambda: case.explainer(case.probe.model, attacked, case.explainer.classes, case.settings.explain),
     )
     return Outcome(compare(case.maps.cpu(), take_maps(maps, attacked)).numpy())

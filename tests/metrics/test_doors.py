@@ -330,3 +330,37 @@ class TestBadInput:
         assert model.training
         assert model.head.weight.requires_grad
         assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_metrics_with_different_attacked_images_do_not_share_maps(scene):
+    model, x, y, _ = scene
+    maps = {"saliency": sl.attribute(model, x, y, "saliency")}
+    near, far = (x * 0.95).clamp(0, 1), (1 - x)
+    wanted = {"attack_ssim": {"attacked": near}, "attack_rank_correlation": {"attacked": far}}
+    found = evaluate_many(model, x, y, maps, wanted)["saliency"]
+    for name, settings in wanted.items():
+        alone = sl.evaluate(model, x, y, maps["saliency"], name, **settings)
+        np.testing.assert_array_equal(found[name].values, alone)
+
+
+def test_a_bad_map_does_not_widen_sufficiency_s_threshold():
+    source = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).eval()
+    x, y = torch.rand(6, 1, 6, 6, generator=source), torch.zeros(6, dtype=torch.int64)
+    maps = torch.rand(1, 1, 6, 6, generator=source) + 0.05 * torch.rand(6, 1, 6, 6, generator=source)
+    alone = sl.evaluate(model, x[:5], y[:5], maps[:5], "sufficiency")
+    maps[5] = 0
+    np.testing.assert_array_equal(sl.evaluate(model, x, y, maps, "sufficiency")[:5], alone)
+
+
+def test_maps_of_an_own_function_need_explain_to_be_made_again(scene):
+    model, x, y, _ = scene
+
+    def brightness(model, x, classes):
+        return x.clone()
+
+    maps = sl.attribute(model, x, y, brightness)
+    with pytest.raises(InputError, match=r"made by your own 'brightness'.*explain=f"):
+        sl.evaluate(model, x, y, maps, "max_sensitivity")
+    explain = {"explain": lambda model, x, classes: x}
+    assert np.isfinite(sl.evaluate(model, x, y, maps, "max_sensitivity", samples=2, **explain)).all()
