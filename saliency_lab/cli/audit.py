@@ -68,10 +68,12 @@ def audit(
             **own,
         )
         print(
-            f"{name}: {verdict.verdict}: {verdict.reason}. {method} at ε = {verdict.audited.eps:g} reports "
+            f"{name}: {verdict.verdict}. {method} at ε = {verdict.audited.eps:g} reports "
             f"{verdict.robust_accuracy:.1%} robust; the worst case over all attacks is "
-            f"{verdict.worst_case:.1%}."
+            f"{verdict.worst_case:.1%}. The reason:"
         )
+        for clause in verdict.reason.split("; "):
+            print(f"  {clause}")
         print_table(verdict.table())
         verdicts[name] = verdict.to_dict()
     if out is not None:

@@ -9,9 +9,10 @@ import typer
 from saliency_lab.cli.options import DataRoot
 
 OPTIONAL = {
-    "ipywidgets": "pip install 'saliency-lab[notebook]'",
-    "jupyterlab": "pip install 'saliency-lab[notebook]'",
-    "tensorboard": "pip install tensorboard",
+    "ipywidgets": ("progress bars in Jupyter", "pip install '.[notebook]'"),
+    "jupyterlab": ("the notebooks", "pip install '.[notebook]'"),
+    "distributed": ("study --executor dask", "pip install '.[distributed]'"),
+    "tensorboard": ("logs of a run in TensorBoard", "pip install tensorboard"),
 }
 
 
@@ -42,9 +43,11 @@ def doctor(data_root: DataRoot = None) -> None:
     data = list_datasets(data_root)[["found"]].reset_index(names="data set")
     absent = (data["found"] == "") & (data["data set"] != "image_folder")
     data["how to get it"] = ("saliency-lab download " + data["data set"]).where(absent, "")
+    data.loc[data["data set"] == "image_folder", "how to get it"] = "put train/CLASS/* and test/CLASS/* there"
     print_table(data, f"data, looked for under '{find_root(data_root)}'")
     extras = [
-        (name, "found" if find_spec(name) else "absent", "" if find_spec(name) else how)
-        for name, how in OPTIONAL.items()
+        (name, use, "found" if find_spec(name) else "absent", "" if find_spec(name) else how)
+        for name, (use, how) in OPTIONAL.items()
     ]
-    print_table(pd.DataFrame(extras, columns=["optional package", "state", "how to get it"]), "extras")
+    table = pd.DataFrame(extras, columns=["optional package", "for", "state", "how to get it"])
+    print_table(table, "extras; . is the folder of the checkout")

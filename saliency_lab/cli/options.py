@@ -14,7 +14,7 @@ from saliency_lab._common.errors import InputError, unknown_name
 if TYPE_CHECKING:
     from torch import nn
 
-    from saliency_lab.data import ImageData, Sample
+    from saliency_lab.data import Sample
     from saliency_lab.study import Study
 
 Checkpoints = Annotated[
@@ -157,25 +157,14 @@ def draw_images(
     models: dict[str, list[nn.Module]], data: str | None, root: Path | None, images: int, seed: int
 ) -> Sample:
     """Draw test images of the named data set, or of the one the first model was trained on."""
+    from saliency_lab._common.settings import parse_settings
     from saliency_lab.models import card_of
+    from saliency_lab.training.door import load_data
+    from saliency_lab.training.recipe import DataSpec
 
     card = card_of(next(iter(models.values()))[0])
-    spec = {"name": data} if data is not None else (card.recipe or {}).get("data") if card else None
-    if spec is None:
+    table = {"name": data} if data is not None else (card.recipe or {}).get("data") if card else None
+    if table is None:
         raise InputError("the model does not say what it was trained on; name it with --data")
-    return _load_data(spec, root).test.sample(images, seed)
-
-
-def _load_data(spec: Mapping[str, Any], root: Path | None) -> ImageData:
-    """Load what a recipe's table [data] names: a data set, or a user's own `module:attribute`."""
-    from saliency_lab._common.plugins import import_object
-    from saliency_lab.data import ImageData, load_dataset
-
-    name = spec["name"]
-    if ":" not in name:
-        return load_dataset(name, root, image_size=spec.get("image_size"))
-    found = import_object(name)
-    found = found() if callable(found) else found
-    if not isinstance(found, ImageData):
-        raise InputError(f"data '{name}' is not a saliency_lab.ImageData, but {type(found).__name__}")
-    return found
+    where = {"root": None if root is None else str(root)}
+    return load_data(parse_settings(DataSpec, table | where, of="data")).test.sample(images, seed)

@@ -85,9 +85,7 @@ def _executor(name: str, workers: int, address: str | None) -> Iterator[Executor
         try:
             from distributed import Client, LocalCluster
         except ImportError as error:
-            raise InputError(
-                "Dask is missing; install it with: pip install 'saliency-lab[distributed]'"
-            ) from error
+            raise InputError("Dask is missing; install it with: pip install '.[distributed]'") from error
         logging.getLogger("distributed").setLevel(logging.ERROR)
         with contextlib.ExitStack() as stack:
             if address is None:

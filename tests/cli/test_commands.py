@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -90,10 +91,12 @@ def test_list(what):
     assert len(result.stdout.splitlines()) > 4
 
 
-def test_doctor_says_what_is_missing_and_how_to_get_it(tmp_path):
+def test_doctor_says_what_is_missing_and_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("saliency_lab.cli.doctor.find_spec", lambda name: None)
     result = call("doctor", "--data-root", tmp_path)
     assert result.exit_code == 0
-    for word in ("torch", "cpu", "built in", "saliency-lab download", "mnist"):
+    told = ("torch", "cpu", "built in", "saliency-lab download mnist", "train/CLASS/*", "'.[distributed]'")
+    for word in (*told, "'.[notebook]'"):
         assert word in result.stdout
 
 
@@ -248,6 +251,13 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch):
         (["train", "digits/at", "--set", "nonsense"], ["key=value"]),
         (["train", "digits/at", "--seeds", "0,x"], ["--seeds", "0,x"]),
         (["train", "digits/at", "--devices", "two"], ["--devices", "two"]),
+        (["train", "digits/at", "--accelerator", "foo"], ["accelerator 'foo'"]),
+        (["train", "digits/at", "--strategy", "foo"], ["strategy 'foo'"]),
+        pytest.param(
+            ["train", "digits/at", "--accelerator", "cuda"],
+            ["accelerator 'cuda'"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU"),
+        ),
         (["train", "mnist/at", "--data-root", "/nowhere"], ["/nowhere", "download"]),
         (["train", "digits/at", "--out", "/proc/nowhere"], ["/proc/nowhere", "cannot write"]),
         (["attack", "/nowhere/model", "--eps", "0.1"], ["/nowhere/model", "no checkpoint"]),
