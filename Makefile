@@ -34,7 +34,7 @@ unit: $(VENV)/dev  ## the tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
 notebooks: $(VENV)/dev  ## run the notebooks again and keep their output
-	cd notebooks && SALIENCY_LAB_PROGRESS=0 ../$(BIN)/jupyter execute --inplace *.ipynb
+	cd notebooks && SALIENCY_LAB_PROGRESS=0 $(abspath $(BIN))/jupyter execute --inplace *.ipynb
 
 bench: $(VENV)/dev  ## the benchmarks in their short form (docs/benchmarks.md has the long one's figures)
 	for script in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script --quick || exit 1; done
