@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from pyautoattack import AutoAttack
@@ -10,7 +12,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 
 import saliency_lab as sl
-from saliency_lab._common.seeding import preserved_rng
+from saliency_lab._common.seeding import preserved_rng, sample_normal, sample_seeds, sample_uniform
 
 EPS = {"linf": 0.1, "l2": 1.5}
 LIBRARY_NORM = {"linf": "Linf", "l2": "L2"}
@@ -53,6 +55,37 @@ def test_as_strong_as_the_library_itself(trained, batch, method, norm) -> None:
     else:  # other draws, the same algorithm
         allowed = 1 if method != "square" else 4
         assert abs(int(found.robust.sum()) - int(held.sum())) <= allowed
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+def test_apgd_is_the_librarys_point_by_point_given_its_starts(trained, batch, loss, norm) -> None:
+    """What differs from the library called directly is the draw of the starts and nothing else."""
+    x, y = batch
+    single_run = APGDAttack.attack_single_run
+
+    def from_our_start(self, x, y):
+        seeds = sample_seeds(x, 5, "apgd 0")
+        draw = 2 * sample_uniform(seeds, x.shape[1:]) - 1 if norm == "linf" else None
+        draw = sample_normal(seeds, x.shape[1:]) if draw is None else draw
+        length = draw.flatten(1).abs().amax(1) if norm == "linf" else draw.flatten(1).norm(dim=1)
+        start = (x + (EPS[norm] / length).reshape(-1, 1, 1, 1) * draw).clamp(0, 1)
+        return single_run(self, x, y, x_init=start)
+
+    library = APGDAttack(
+        trained, n_iter=20, loss=loss, norm=LIBRARY_NORM[norm], eps=EPS[norm], seed=0, device="cpu"
+    )
+    trained.requires_grad_(False)
+    with preserved_rng(), mock.patch.object(APGDAttack, "attack_single_run", from_our_start):
+        theirs = library.perturb(x, y)
+    trained.requires_grad_(True)
+    ours = sl.attack(trained, x, y, f"apgd_{loss}", eps=EPS[norm], norm=norm, steps=20, seed=5)
+    with torch.no_grad():
+        held = trained(theirs).argmax(1) == y
+    assert torch.equal(ours.robust, held) and held.any()
+    assert ours.success.any()
+    broken = ours.success
+    torch.testing.assert_close(ours.adversarial[broken], theirs[broken], rtol=0, atol=1e-6)
 
 
 def test_the_ensemble_is_as_strong_as_the_library_and_as_its_parts(trained, batch) -> None:
