@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,8 +92,12 @@ def robustness_curve(
     Raises
     ------
     InputError
-        As `attack`; also if `eps` is empty.
+        As `attack`; also if `eps` is empty or a single radius.
     """
+    if isinstance(eps, str | float | int):
+        raise InputError(
+            f"eps must hold several radii, such as (0, 0.1, 0.2), not {eps!r}; for one use attack"
+        )
     radii = sorted({parse_epsilon(value) for value in eps})
     if not radii:
         raise InputError("eps must hold at least one radius, such as (0, 0.1, 0.2)")
@@ -119,13 +123,15 @@ def steps_curve(
     Raises
     ------
     InputError
-        As `attack`; also if `steps` is empty or negative, or the method has no steps.
+        As `attack`; also if `steps` is empty or holds anything but integers ≥ 0, or the method has no steps.
     """
     if "steps" not in method_of(method).settings.model_fields:
         raise InputError(f"attack '{method}' has no steps; 'pgd' has")
+    if not isinstance(steps, Iterable) or not all(isinstance(count, int) and count >= 0 for count in steps):
+        raise InputError(f"steps must hold integers ≥ 0, such as (1, 10, 100), not {steps!r}")
     counts = sorted(set(steps))
-    if not counts or counts[0] < 0:
-        raise InputError("steps must hold at least one number ≥ 0, such as (1, 10, 100)")
+    if not counts:
+        raise InputError("steps must hold at least one number, such as (1, 10, 100)")
     radius = parse_epsilon(eps)
     strengths = [(radius if count else 0.0, {**settings, "steps": max(count, 1)}) for count in counts]
     return _curve(model, x, y, method, "steps", counts, strengths, seed)

@@ -84,3 +84,15 @@ def test_minimal_epsilon_breaks_at_its_value_and_bad_settings_are_refused(case) 
         minimal_epsilon(case.model, case.x, case.y, "square")
     with pytest.raises(sl.SaliencyLabError, match="tolerance"):
         minimal_epsilon(case.model, case.x, case.y, tolerance=0)
+
+
+@pytest.mark.parametrize("eps", ["8/255", 0.1])
+def test_a_single_radius_is_no_curve(case, eps) -> None:
+    with pytest.raises(sl.SaliencyLabError, match=r"several radii.*for one use attack"):
+        sl.robustness_curve(case.model, case.x, case.y, eps=eps)
+
+
+@pytest.mark.parametrize("steps", [5, [0.5, 5], [-1], ["5"]])
+def test_steps_are_integers(case, steps) -> None:
+    with pytest.raises(sl.SaliencyLabError, match="integers ≥ 0"):
+        steps_curve(case.model, case.x, case.y, eps=0.1, steps=steps)
