@@ -59,7 +59,8 @@ def attack(
     ------
     InputError
         Images outside [0, 1] or NaN, labels out of range, a negative ε, an unknown method or setting,
-        a model that does not return finite logits, a callable that leaves the ball.
+        a model that does not return finite logits of two classes or more, computes in another type than
+        the images', or changes its input in place; a callable that leaves the ball.
 
     Examples
     --------
@@ -118,6 +119,8 @@ def _run(
 
     attacked = model if source is None else source
     device = device_of(attacked)
+    if source is not None:
+        check_model(source, x)
     there = clean if source is None else predict(source, x)
     found = x.detach().cpu().clone()
     queries = torch.zeros(len(x), dtype=torch.long)
@@ -181,12 +184,40 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     """
     check_images(x)
     y = check_labels(y, len(x)).cpu()
+    check_model(model, x)
     logits = predict(model, x)
+    if logits.shape[1] < 2:
+        raise InputError(
+            "the model returns one logit an image, so no other class can be predicted; return one logit a "
+            "class, such as torch.cat([-z, z], 1) / 2 for one z of a sigmoid"
+        )
     finite = logits.isfinite().all(1)
     if not finite.all():
         first = int((~finite).nonzero()[0])
         raise InputError(f"the model's logits for image {first} are not finite; it cannot be attacked")
     return logits, check_labels(y, len(x), logits.shape[1])
+
+
+def check_model(model: nn.Module, x: Tensor) -> None:
+    """Refuse a model that computes in another type than the images', or changes its input in place.
+
+    Raises
+    ------
+    InputError
+        Says what would do. A changed input would be taken for a point of the ball.
+    """
+    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), x.dtype)
+    if dtype != x.dtype:
+        raise InputError(f"the model computes in {dtype}, but the images are {x.dtype}; use x.to({dtype})")
+    with undisturbed(model), torch.no_grad():
+        image = x[:1].detach().to(device_of(model), copy=True)
+        before = image.clone()
+        model(image)
+    if not torch.equal(image, before):
+        raise InputError(
+            f"{type(model).__name__} changes its input in place, so a point that it looked at is no longer "
+            "what was attacked; let its forward begin with x = x.clone()"
+        )
 
 
 def _check_target(target: Tensor | None, y: Tensor, classes: int, method: Method) -> Tensor | None:

@@ -22,6 +22,7 @@ from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Epsilon, Settings, parse_settings
 from saliency_lab.attacks.ascent import Norm, project, steepest
+from saliency_lab.attacks.door import check_model
 from saliency_lab.attacks.draws import ball_point
 from saliency_lab.attacks.gradient import step_lengths
 from saliency_lab.attacks.problem import Problem
@@ -146,6 +147,7 @@ def attack_map(
     parsed = parse_settings(MapAttackSettings, settings, of="attack_map")
     radius = parse_epsilon(eps)
     check_images(x)
+    check_model(model, x)
     images = x.detach().cpu()
     classes = predict(model, images).argmax(1)
     smooth = smoothed(model, parsed.beta)
@@ -201,9 +203,9 @@ def smoothed(model: nn.Module, beta: float) -> nn.Module:
     if isinstance(twin, nn.ReLU):
         return nn.Softplus(beta)
     for parent in list(twin.modules()):
-        for name, child in parent.named_children():
+        for name, child in parent._modules.items():  # named_children() tells a module of two names once
             if isinstance(child, nn.ReLU):
-                setattr(parent, name, nn.Softplus(beta))
+                parent._modules[name] = nn.Softplus(beta)
     return twin
 
 
@@ -212,7 +214,10 @@ def input_gradient(model: nn.Module, x: Tensor, classes: Tensor, *, graph: bool 
     with torch.enable_grad():
         point = x if graph else x.detach().requires_grad_()
         score = model(point).gather(1, classes[:, None]).sum()
-        return torch.autograd.grad(score, point, create_graph=graph)[0]
+        slope = torch.autograd.grad(score, point, create_graph=graph, allow_unused=True)[0]
+    if slope is None:
+        raise InputError("the model's logits have no gradient at the image, so there is no map to attack")
+    return slope
 
 
 def _climb(problem: Problem, smooth: nn.Module, goal: Goal, settings: MapAttackSettings) -> Tensor:

@@ -117,3 +117,9 @@ def test_bad_input(trained, batch) -> None:
         attack_map(Functional(), x, eps=0.1)
     with pytest.raises(sl.SaliencyLabError, match="holds NaN"):
         attack_map(trained, x * torch.nan, eps=0.1)
+
+
+def test_a_relu_under_two_names_is_smoothed_under_both() -> None:
+    relu = nn.ReLU()
+    twin = smoothed(nn.Sequential(nn.Linear(3, 3), relu, nn.Linear(3, 3), relu), beta=5.0)
+    assert [isinstance(twin[i], nn.Softplus) for i in (1, 3)] == [True, True]
