@@ -304,3 +304,37 @@ def test_list_attacks_names_every_method_and_its_settings() -> None:
     assert list(table.index) == list(METHODS)
     assert "steps=40" in table.loc["pgd", "settings"]
     assert table["reference"].str.len().min() > 20
+
+
+class InPlace(nn.Module):
+    """Normalises its input where it stands."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.sub_(0.5).mul_(2.0))
+
+
+@pytest.mark.parametrize("method", ["pgd", "noise", "square", "apgd_ce"])
+def test_a_model_that_changes_its_input_is_refused(case, method) -> None:
+    """Its changed input would be returned as a point of the ball."""
+    kept = case.x.clone()
+    with pytest.raises(sl.SaliencyLabError, match=r"InPlace changes its input in place.*x\.clone"):
+        sl.attack(InPlace(case.model), case.x, case.y, method, eps=0.02)
+    with pytest.raises(sl.SaliencyLabError, match="changes its input in place"):
+        sl.transfer_attack(case.model, InPlace(case.model), case.x, case.y, eps=0.02)
+    assert torch.equal(case.x, kept)
+
+
+def test_images_of_another_type_than_the_models_are_refused(case) -> None:
+    with pytest.raises(sl.SaliencyLabError, match=r"computes in torch.float64.*torch.float32; use x\.to"):
+        sl.attack(case.model, case.x.float(), case.y, eps=0.02)
+
+
+def test_a_single_logit_is_refused(case) -> None:
+    """Its argmax never changes: every sample would be robust."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).double()
+    with pytest.raises(sl.SaliencyLabError, match="one logit a class"):
+        sl.attack(model, case.x, torch.zeros(7, dtype=torch.long), eps=0.5)
