@@ -145,3 +145,29 @@ def test_audit_leaves_no_trace_and_can_be_written_down(hardened, batch) -> None:
 def test_bad_input_is_refused(hardened, batch, change, message) -> None:
     with pytest.raises(sl.SaliencyLabError, match=message):
         audit(hardened, *batch, **{"eps": 0.1, **change})
+
+
+def test_two_classes_are_not_near_chance_by_themselves(batch) -> None:
+    x = batch[0][:8]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 2))
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    right = audit(model, x, y, eps=1e-4, steps=2)
+    assert right["units and outputs"].verdict == "pass"
+    y[: len(y) // 2] = 1 - y[: len(y) // 2]
+    half = audit(model, x, y, eps=1e-4, steps=2)
+    assert half["units and outputs"].verdict == "warn"
+
+
+@pytest.mark.parametrize("count", [1, 129])
+def test_one_image_left_over_does_not_stop_batch_norm_in_train_mode(count) -> None:
+    """129 is a chunk and one more."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4)).train()
+    x = torch.rand(count, 1, 4, 4)
+    with torch.no_grad():
+        y = nn.Sequential(*model).eval()(x).argmax(1)
+    model.train()
+    report = audit(model, x, y, eps=1e-4, steps=1)
+    assert report["determinism"].verdict == "pass" and model.training
