@@ -20,7 +20,7 @@ from saliency_lab._common.settings import parse_settings
 from saliency_lab.attribution.catalogue import METHODS, Explained
 from saliency_lab.attribution.result import Attributions
 from saliency_lab.attribution.target import TargetSpec, describe_target, resolve_target
-from saliency_lab.attribution.task import Task, pass_rows
+from saliency_lab.attribution.task import Task, dtype_of, pass_rows
 
 OwnMethod = Callable[..., Tensor]
 """A user's method: `function(model, x, classes, **settings)` returns maps of the shape of `x`."""
@@ -80,7 +80,7 @@ def attribute(
     started = time.perf_counter()
     x = check_images(x).detach()
     name, run, parsed = _chosen(method, settings)
-    device, dtype = device_of(model), _dtype_of(model)
+    device, dtype = device_of(model), dtype_of(model)
     values = torch.empty(x.shape, dtype=torch.float32)
     totals = []
     with undisturbed(model), preserved_rng(seed):
@@ -136,8 +136,3 @@ def _chosen(
         return maps.detach(), None
 
     return name, run, settings
-
-
-def _dtype_of(model: nn.Module) -> torch.dtype:
-    """The model's floating-point type; float32 for a model without parameters."""
-    return next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)

@@ -27,7 +27,7 @@ from saliency_lab.attribution.calls import (
     trace,
 )
 from saliency_lab.attribution.catalogue import Explained, method
-from saliency_lab.attribution.task import Task
+from saliency_lab.attribution.task import Task, slope
 
 Preset = Literal["epsilon", "gamma", "alpha1_beta0", "epsilon_plus", "epsilon_plus_flat"]
 Kind = Literal["epsilon", "gamma", "positive", "flat"]
@@ -259,5 +259,4 @@ def lrp(task: Task, settings: LrpSettings) -> Explained:
             culprits,
             "Use 'deep_lift' or a gradient.",
         )
-    (relevance,) = torch.autograd.grad(start, points)
-    return relevance, scores.detach()
+    return slope(start, points, task.model), scores.detach()

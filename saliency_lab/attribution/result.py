@@ -72,8 +72,8 @@ class Attributions:
 
     def __getitem__(self, rows: int | slice | Tensor | list[int]) -> Attributions:
         """The maps of some of the images; an int gives one image's, still (1, C, H, W)."""
-        if isinstance(rows, int):
-            rows = [range(len(self))[rows]]
+        if isinstance(rows, int | np.integer):
+            rows = [range(len(self))[int(rows)]]
         total = None if self.total is None else self.total[rows]
         return replace(self, values=self.values[rows], classes=self.classes[rows], total=total)
 
@@ -209,12 +209,12 @@ class Attributions:
             with safe_open(path, framework="pt") as file:
                 header = json.loads(file.metadata()["attributions"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            header["processing"] = tuple(header["processing"])
+            return cls(**tensors, **header)
         except (OSError, SafetensorError) as error:
             raise InputError(f"cannot read attributions from '{path}': {error}") from None
-        except (TypeError, KeyError):
+        except (TypeError, KeyError, json.JSONDecodeError):
             raise InputError(f"'{path}' is a safetensors file, but not one of attributions") from None
-        header["processing"] = tuple(header["processing"])
-        return cls(**tensors, **header)
 
     def _processed(self, values: Tensor, step: str) -> Attributions:
         return replace(self, values=values, processing=(*self.processing, step))

@@ -19,6 +19,7 @@ from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.attribution.door import attribute
 from saliency_lab.attribution.similarity import rank_correlation, ssim
 from saliency_lab.attribution.target import TargetSpec
+from saliency_lab.attribution.task import dtype_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,8 +143,7 @@ def layers_from_output(model: nn.Module, image: Tensor) -> list[tuple[str, list[
     handles = [module.register_forward_pre_hook(lambda each, _: executed.append(each)) for module in names]
     try:
         with undisturbed(model), torch.no_grad():
-            dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-            model(image.detach().to(device_of(model), dtype, copy=True))
+            model(image.detach().to(device_of(model), dtype_of(model), copy=True))
     finally:
         for handle in handles:
             handle.remove()

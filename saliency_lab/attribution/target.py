@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -82,16 +83,16 @@ def describe_target(spec: TargetSpec) -> str:
         return " − ".join(describe_target(each) for each in spec)
     if isinstance(spec, Tensor):
         return "given classes"
-    return f"class {spec}" if isinstance(spec, int) else spec
+    return f"class {spec}" if isinstance(spec, int | np.integer) else str(spec)
 
 
 def _classes(model: nn.Module, spec: ClassSpec, x: Tensor, y: Tensor | None) -> Tensor:
     if isinstance(spec, Tensor):
         return check_labels(spec, len(x)).cpu()
-    if isinstance(spec, int) and not isinstance(spec, bool):
+    if isinstance(spec, int | np.integer) and not isinstance(spec, bool):
         if spec < 0:
             raise InputError(f"target: a class is 0 or more, not {spec}")
-        return torch.full((len(x),), spec, dtype=torch.int64)
+        return torch.full((len(x),), int(spec), dtype=torch.int64)
     if spec == "prediction":
         return predict(model, x).argmax(1)
     if spec == "label":

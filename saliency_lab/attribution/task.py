@@ -9,9 +9,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows
 from saliency_lab.attribution.calls import Rule
 from saliency_lab.attribution.target import Target
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The model's floating-point type; float32 for a model without parameters."""
+    return next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
 
 
 def pass_rows(shape: torch.Size, *, backward: bool) -> int:
@@ -22,6 +28,23 @@ def pass_rows(shape: torch.Size, *, backward: bool) -> int:
     """
     rows = chunk_rows(shape)
     return max(1, rows // 2) if backward else rows
+
+
+def slope(score: Tensor, points: Tensor, model: nn.Module) -> Tensor:
+    """Gradient of a scalar with respect to the points that the model was given.
+
+    Raises
+    ------
+    InputError
+        If there is none: the model detaches its input, or does not look at it.
+    """
+    gradient = torch.autograd.grad(score, points, allow_unused=True)[0] if score.requires_grad else None
+    if gradient is None:
+        raise InputError(
+            f"the logits of {type(model).__name__} have no gradient at the image (does its forward detach "
+            "it, or run under no_grad?); use a method that needs none, such as 'occlusion' or 'rise'"
+        )
+    return gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +83,17 @@ class Task:
         """Gradient of the score at k·n inputs (as in `at`), and the scores (k·n,): one pass each way.
 
         With `rule`, the model's forward pass runs under it.
+
+        Raises
+        ------
+        InputError
+            If the logits have no gradient at the image.
         """
         points = points.detach().requires_grad_(True)
-        with torch.enable_grad():
-            with rule or nullcontext():
-                scores = self.at(points).score(points)
-            (gradient,) = torch.autograd.grad(scores.sum(), points)
-        return gradient, scores.detach()
+        with torch.enable_grad(), rule or nullcontext():
+            scores = self.at(points).score(points)
+            total = scores.sum()
+        return slope(total, points, self.model), scores.detach()
 
     def draws(self, count: int, *, backward: bool = True) -> Iterator[range]:
         """Cut `count` evaluations of every image into groups that fit one pass, forward or also back."""

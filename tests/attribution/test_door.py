@@ -296,3 +296,30 @@ def test_channels_last_and_strided_images(net, batch):
     strided = torch.stack([x, x], -1)[..., 0]
     for images in (x.to(memory_format=torch.channels_last), strided):
         torch.testing.assert_close(attribute(net, images, y, "deep_lift").values, expected)
+
+
+class Blind(nn.Module):
+    """Detaches its input, as a rounding or JPEG defence may."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.detach())
+
+
+@pytest.mark.parametrize(
+    "name", ["saliency", "integrated_gradients", "smoothgrad", "deep_lift", "lrp", "guided_backprop"]
+)
+def test_a_model_without_a_gradient_is_told(name, net, batch):
+    with pytest.raises(InputError, match=r"logits of Blind have no gradient at the image.*'occlusion'"):
+        attribute(Blind(net), *batch, name, **QUICK.get(name, {}))
+    assert attribute(Blind(net), *batch, "occlusion", window=6).values.abs().max() > 0
+
+
+def test_numpys_integers_are_integers(net, batch):
+    x, _ = batch
+    maps = attribute(net, x, target=np.int64(2))
+    assert maps.target == "class 2" and torch.equal(maps.values, attribute(net, x, target=2).values)
+    assert torch.equal(maps[np.int64(1)].values, maps.values[1:2])

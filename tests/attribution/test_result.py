@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 
@@ -109,8 +110,6 @@ def test_settings_make_the_same_maps_again(maps, rgb_net, rgb_batch):
 
 
 def test_load_names_what_is_wrong(maps, tmp_path):
-    from safetensors.torch import save_file
-
     path = maps.save(tmp_path / "maps.safetensors")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -121,6 +120,14 @@ def test_load_names_what_is_wrong(maps, tmp_path):
     save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="not one of attributions"):
         Attributions.load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("header", ["no json", "{}", '{"processing": [], "stray": 1}'])
+def test_a_header_that_is_not_ours_is_told(tmp_path, header):
+    path = tmp_path / "other.safetensors"
+    save_file({"values": torch.zeros(1, 1, 2, 2)}, path, metadata={"attributions": header})
+    with pytest.raises(InputError, match="not one of attributions"):
+        Attributions.load(path)
 
 
 def test_sequence_and_array(maps):
