@@ -21,6 +21,7 @@ from saliency_lab.models import build_model, load_model
 from saliency_lab.study.comparison import Comparison
 from saliency_lab.study.study import Scout, Study
 from saliency_lab.study.task import ALONE
+from saliency_lab.study.work import read_attacks
 from saliency_lab.training import Recipe, load_recipe, train
 
 NamedSettings = dict[str, dict[str, Any]]
@@ -111,9 +112,8 @@ def _verbs(study: Study, declared: Declaration) -> None:
         study.attribute(declared.methods)
     if declared.metrics:
         study.score(declared.metrics)
-    for label, settings in declared.attacks.items():
-        given = dict(settings)
-        study.attack(given.pop("attack", label), label=label, **given)
+    for attack in read_attacks(declared.attacks):
+        study.attack(attack.what, label=attack.label, **attack.settings)
 
 
 def plan_declared(declared: Declaration, store: str | Path) -> pd.DataFrame:

@@ -125,6 +125,8 @@ def _cell(row: Mapping[Any, Any], share: bool) -> str:
     if share:
         return f"{100 * row['mean']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{undefined}"
     width = row["high"] - row["low"]
+    if np.isnan(width):
+        return f"{row['mean']:.3g}{undefined}"
     digits = 3
     if np.isfinite(width) and width > 0:
         digits = int(np.clip(1 - np.floor(np.log10(width)), 0, 6))

@@ -41,7 +41,7 @@ UNKNOWN = Interval(np.nan, np.nan, np.nan)
 def mean_interval(scores: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Interval:
     """Mean of scores (S, N) and its interval; undefined scores are left out.
 
-    One seed: BCa over the images (Efron, JASA 1987). Several: `hierarchical_interval`.
+    One seed: BCa over the images (Efron, JASA 1987), none for a single one. Several: `hierarchical_interval`.
     """
     if len(scores) > 1:
         return hierarchical_interval([scores], level=level)
@@ -49,6 +49,8 @@ def mean_interval(scores: np.ndarray, *, level: float = 0.95, seed: int = 0) -> 
     if not len(values):
         return UNKNOWN
     mean = float(values.mean())
+    if len(values) == 1:
+        return Interval(mean, np.nan, np.nan)
     if np.ptp(values) == 0:
         return Interval(mean, mean, mean)
     with warnings.catch_warnings():

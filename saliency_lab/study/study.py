@@ -121,6 +121,10 @@ class Study:
         seed: int = 0,
         executor: Executor | None = None,
     ) -> None:
+        if isinstance(sample, Tensor) or len(sample) != 2:
+            raise InputError(
+                "sample must be images and labels, as data.test.sample(256) returns them: (x, y)"
+            )
         self.x, self.y = sample
         check_images(self.x)
         self.y = check_labels(self.y, len(self.x))
@@ -273,30 +277,41 @@ class Study:
         measure = Study({first.model: first.net}, (self.x[few], self.y[few]), seed=self.seed)
         rows = []
 
-        def look(step: str, request: Request, *given: Any, **settings: Any) -> None:
+        def for_few(settings: Mapping[str, Any]) -> dict[str, Any]:
+            """Cut what holds one entry an image."""
+            return {
+                key: value[few] if isinstance(value, Tensor) and value.shape[:1] == self.y.shape else value
+                for key, value in settings.items()
+            }
+
+        def do(study: Study, step: str, request: Request, settings: Mapping[str, Any]) -> None:
+            if step == "attack":
+                study.attack(request.what, label=request.label, **settings)
+            else:
+                kind = "method" if step == "attribute" else "metric"
+                getattr(study, step)({request.label: {kind: request.what, **settings}})
+
+        def look(step: str, request: Request) -> None:
             scout.cells.clear()
-            getattr(scout, step)(*given, **settings)
+            do(scout, step, request, request.settings)
             missing = sum(not self.store.has(cell.kind, cell.key) for cell in scout.cells)
             row = {"step": step, "what": request.label, "cells": len(scout.cells), "missing": missing}
             if missing:
                 started = time.perf_counter()
-                getattr(measure, step)(*given, **settings)
+                do(measure, step, request, for_few(request.settings))
                 share = missing / len(scout.cells) * len(self.members)
                 row["seconds"] = (time.perf_counter() - started) * share * len(self.x) / len(measure.x)
             rows.append(row)
 
         for request in read_requests(methods, "method") if methods else []:
-            look("attribute", request, {request.label: {"method": request.what, **request.settings}})
+            look("attribute", request)
         for request in read_requests(metrics, "metric") if metrics else []:
-            if set(measure._labels("maps")) != set(scout._labels("maps")):
-                measure.attribute(
-                    {r.label: {"method": r.what, **r.settings} for r in scout._requests.values()}
-                )
-            look("score", request, {request.label: {"metric": request.what, **request.settings}})
-        for label, given in (attacks or {}).items():
-            settings = dict(given)
-            name = settings.pop("attack", label)
-            look("attack", Request(label, name, settings), name, label=label, **settings)
+            for made in scout._requests.values():
+                if made.label not in measure._requests:
+                    do(measure, "attribute", made, for_few(made.settings))
+            look("score", request)
+        for request in work.read_attacks(attacks or {}):
+            look("attack", request)
         return pd.DataFrame(rows, columns=["step", "what", "cells", "missing", "seconds"])
 
     # --- what came out --------------------------------------------------------------------------
@@ -562,10 +577,11 @@ class Study:
     def _run(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:
         """Compute what is missing, write down what failed, and say so."""
         problems: list[Failure] = []
-        finished = 0
+        finished = 0  # now, or in an earlier run
         todo = []
         for member, task in tasks:
             missing = self._missing(member, task)
+            finished += len(task.cells) - len(missing)
             hopeless = {
                 label: failure
                 for label in missing
@@ -677,7 +693,12 @@ class _LazyMaps(Mapping[str, Attributions]):
         self._study, self._member = study, member
 
     def __getitem__(self, method: str) -> Attributions:
+        if method not in self:
+            raise KeyError(str(unknown_name("method of this study:", method, list(self))))
         return self._study.read_maps(self._member.model, method, self._member.seed)
+
+    def __contains__(self, method: object) -> bool:
+        return method in list(self)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._study._labels("maps"))

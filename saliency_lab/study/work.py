@@ -50,14 +50,40 @@ def read_requests(given: Requests, kind: str) -> list[Request]:
     """
     if isinstance(given, str) or callable(given):
         given = [given]
+    if not isinstance(given, Mapping | Sequence):
+        raise InputError(f"{kind}s must be a name, a function, several, or label → settings, not {given!r}")
     if not isinstance(given, Mapping):
-        given = {_label(each): {kind: each} for each in given}
+        by_label = {_label(each): each for each in given}
+        for each in given:
+            if by_label[_label(each)] is not each and by_label[_label(each)] != each:
+                raise InputError(
+                    f"two different {kind}s are called '{_label(each)}'; tell them apart by a label each, "
+                    f"such as {{'first': f, 'second': g}}"
+                )
+        given = {label: {kind: each} for label, each in by_label.items()}
     if not given:
         raise InputError(f"name at least one {kind}; list_{kind}s() says which there are")
     requests = []
     for label, value in given.items():
+        if not (isinstance(value, str | Mapping) or callable(value)):
+            raise InputError(f"{kind} '{label}' must map to its settings, such as {{}}, not {value!r}")
         settings = {kind: value} if isinstance(value, str) or callable(value) else dict(value)
         requests.append(Request(label, settings.pop(kind, label), settings))
+    return requests
+
+
+def read_attacks(given: Mapping[str, Mapping[str, Any]]) -> list[Request]:
+    """Read label → settings of `Study.attack`, `eps` among them.
+
+    >>> read_attacks({"weak": {"attack": "pgd", "eps": 0.1, "steps": 2}})
+    [Request(label='weak', what='pgd', settings={'eps': 0.1, 'steps': 2})]
+    """
+    requests = []
+    for label, each in given.items():
+        if not isinstance(each, Mapping) or "eps" not in each:
+            raise InputError(f"attack '{label}' needs its radii, such as eps = [0.1, 0.2]")
+        settings = dict(each)
+        requests.append(Request(label, settings.pop("attack", label), settings))
     return requests
 
 

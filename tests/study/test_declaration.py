@@ -122,6 +122,7 @@ def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: p
         (('baseline = "sgt"', 'baseline = "sgd"'), "did you mean 'sgt'"),
         (("net-1", "net-9"), "no checkpoint at"),
         (("smoothgrad", "smothgrad"), "did you mean 'smoothgrad'"),
+        (('eps = [0.1, "16/255"]', ""), "attack 'few' needs its radii"),
     ],
 )
 def test_mistakes_in_the_file_are_named(

@@ -160,3 +160,9 @@ def test_intervals_are_the_same_every_time() -> None:
     first = statistics.mean_interval(scores[:1], seed=5)
     assert statistics.mean_interval(scores[:1], seed=5) == first
     assert statistics.mean_interval(scores[:1], seed=6) != first
+
+
+def test_one_value_has_a_mean_and_no_interval() -> None:
+    found = statistics.mean_interval(np.array([[0.5, np.nan]]))
+    assert found.mean == 0.5
+    assert np.isnan([found.low, found.high]).all()

@@ -164,6 +164,40 @@ def test_a_cell_that_raises_is_recorded_and_the_rest_goes_on(make_study: MakeStu
     assert set(study.scores["method"]) == {"saliency", "fragile"}
 
 
+def test_a_second_run_over_a_failing_cell_goes_on_too(make_study: MakeStudy, tmp_path: Path) -> None:
+    def hopeless(model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no")
+
+    for _ in range(2):
+        study = make_study(tmp_path)
+        with pytest.warns(UserWarning, match="2 of 4 cells failed"):
+            study.attribute(["saliency", hopeless])
+        with pytest.warns(UserWarning, match="2 of 4 cells failed"):
+            study.score("sparseness")
+        assert set(study.scores["method"]) == {"saliency"}
+
+
+def test_settings_that_hold_one_entry_an_image_are_planned(
+    make_net: Callable[[int], nn.Module],
+) -> None:
+    x, y = torch.rand(20, 1, 6, 6), torch.arange(20) % 3
+    masks = torch.zeros(20, 1, 6, 6, dtype=torch.bool)
+    masks[..., :3] = True
+    study = Study({"plain": make_net(0)}, (x, y))
+    plan = study.plan("saliency", {"pointing_game": {"masks": masks}})
+    assert plan["missing"].tolist() == [1, 1]
+    assert (plan["seconds"] > 0).all()
+
+
+def test_maps_of_a_model_are_a_mapping(make_study: MakeStudy) -> None:
+    maps = make_study().attribute("saliency").maps["plain"]
+    assert "saliency" in maps
+    assert "occlusion" not in maps
+    assert maps.get("occlusion") is None
+    with pytest.raises(KeyError, match="did you mean 'saliency'"):
+        maps["salience"]
+
+
 def test_if_everything_fails_the_error_is_raised(make_study: MakeStudy) -> None:
     def hopeless(model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no")
@@ -235,6 +269,10 @@ def test_weights_that_changed_after_attribute_are_noticed(make_study: MakeStudy)
         (lambda s: s.attribute("salency"), "did you mean 'saliency'"),
         (lambda s: s.attribute({"smoothgrad": {"stdv": 3}}), "did you mean 'stdev'"),
         (lambda s: s.attribute([]), "name at least one method"),
+        (lambda s: s.attribute(5), "methods must be a name"),
+        (lambda s: s.attribute({"saliency": 5}), "'saliency' must map to its settings"),
+        (lambda s: s.attribute([lambda m, x, c: x, lambda m, x, c: -x]), "two different methods are called"),
+        (lambda s: s.plan(attacks={"pgd": {"steps": 3}}), "attack 'pgd' needs its radii"),
         (lambda s: s.score("sparseness"), "no maps to score yet"),
         (lambda s: s.attribute("saliency").score("sparsness"), "did you mean 'sparseness'"),
         (lambda s: s.attack("pdg", eps=0.1), "did you mean 'pgd'"),
@@ -256,6 +294,8 @@ def test_bad_models_and_samples_are_named(tiny_sample: tuple[torch.Tensor, torch
         Study({}, tiny_sample)
     with pytest.raises(InputError, match=r"model 'plain' must be an nn\.Module"):
         Study({"plain": "resnet"}, tiny_sample)  # type: ignore[dict-item]
+    with pytest.raises(InputError, match="sample must be images and labels"):
+        Study({"plain": nn.Identity()}, tiny_sample[0])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="labels must have the shape"):
         Study({"plain": nn.Identity()}, (tiny_sample[0], tiny_sample[1][:3]))
 
