@@ -177,22 +177,23 @@ def audit(
     radius = parse_epsilon(eps)
     if radius == 0:
         raise InputError("an audit needs eps > 0")
-    logits, y = check_batch(model, x, y)
-    checks = [_outputs(logits, y), _determinism(model, x)]
-    audited = run(model, x, y, chosen, parsed, eps=radius, seed=seed)
-    panel = _Panel(model, x, y, audited, _BUDGETS[budget], surrogates or {}, seed)
-    stages: tuple[Callable[[], list[Check]], ...] = (
-        lambda: [panel.single_step(chosen)],
-        lambda: [panel.converged(chosen, parsed)],
-        lambda: panel.random(),
-        lambda: [panel.gradients()],
-        lambda: [panel.rescaled()],
-        lambda: panel.reference(classes=logits.shape[1]),
-        lambda: [panel.transfer()],
-        lambda: [_large_eps(model, x, y, chosen, parsed, audited, seed, classes=logits.shape[1])],
-    )
-    for stage in progress(stages, label="audit"):
-        checks += stage()
+    with preserved_rng(derive_seed(seed, "audit")):
+        logits, y = check_batch(model, x, y)
+        checks = [_outputs(logits, y), _determinism(model, x)]
+        audited = run(model, x, y, chosen, parsed, eps=radius, seed=seed)
+        panel = _Panel(model, x, y, audited, _BUDGETS[budget], surrogates or {}, seed)
+        stages: tuple[Callable[[], list[Check]], ...] = (
+            lambda: [panel.single_step(chosen)],
+            lambda: [panel.converged(chosen, parsed)],
+            lambda: panel.random(),
+            lambda: [panel.gradients()],
+            lambda: [panel.rescaled()],
+            lambda: panel.reference(classes=logits.shape[1]),
+            lambda: [panel.transfer()],
+            lambda: [_large_eps(model, x, y, chosen, parsed, audited, seed, classes=logits.shape[1])],
+        )
+        for stage in progress(stages, label="audit"):
+            checks += stage()
     verdict, reason = _summary(checks)
     return Audit(
         verdict=verdict,

@@ -184,8 +184,9 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     """
     check_images(x)
     y = check_labels(y, len(x)).cpu()
-    check_model(model, x)
-    logits = predict(model, x)
+    with preserved_rng():
+        check_model(model, x)
+        logits = predict(model, x)
     if logits.shape[1] < 2:
         raise InputError(
             "the model returns one logit an image, so no other class can be predicted; return one logit a "

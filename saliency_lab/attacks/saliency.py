@@ -147,9 +147,10 @@ def attack_map(
     parsed = parse_settings(MapAttackSettings, settings, of="attack_map")
     radius = parse_epsilon(eps)
     check_images(x)
-    check_model(model, x)
     images = x.detach().cpu()
-    classes = predict(model, images).argmax(1)
+    with preserved_rng(derive_seed(seed, "attack_map")):
+        check_model(model, x)
+        classes = predict(model, images).argmax(1)
     smooth = smoothed(model, parsed.beta)
     found, before, after = images.clone(), torch.empty_like(images), torch.empty_like(images)
     device = device_of(model)

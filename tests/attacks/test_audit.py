@@ -171,3 +171,16 @@ def test_one_image_left_over_does_not_stop_batch_norm_in_train_mode(count) -> No
     model.train()
     report = audit(model, x, y, eps=1e-4, steps=1)
     assert report["determinism"].verdict == "pass" and model.training
+
+
+def test_a_model_that_is_random_in_eval_mode_does_not_move_the_global_generator(trained, batch) -> None:
+    model, x, y = Noisy(trained).eval(), batch[0][:6], batch[1][:6]
+    before = torch.get_rng_state()
+    first = audit(model, x, y, eps=0.05, steps=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(7)
+    assert audit(model, x, y, eps=0.05, steps=2).reason == first.reason
+    torch.set_rng_state(before)
+    sl.robustness_curve(model, x, y, eps=[0, 0.05], steps=2)
+    sl.attack_map(model, x, eps=0.05, steps=2)
+    assert torch.equal(torch.get_rng_state(), before)
