@@ -109,8 +109,9 @@ def sanity_check(
         METHODS[name]  # a misspelt name is told before the first map is computed
     twin = copy.deepcopy(model)
     layers = layers_from_output(twin, x[:1])
-    if target == "prediction":  # of the trained model: the randomised ones predict something else
-        target = attribute(model, x, method="constant", target="prediction").classes
+    # classes of the trained model, also inside a contrast: the randomised ones predict something else
+    classes = attribute(model, x, y, "constant", target=target).classes
+    fixed: TargetSpec = classes if classes.ndim == 1 else (classes[:, 0], classes[:, 1])
     reference: dict[str, Tensor] = {}
     kept: dict[str, list[Tensor]] = {name: [] for name in methods}
     rows = []
@@ -120,7 +121,7 @@ def sanity_check(
                 randomise(module, derive_seed(seed, "randomise", module_name))
             for name in methods:
                 options = chosen.get(name, {})
-                maps = attribute(twin, x, y, name, target=target, seed=seed, **options).values
+                maps = attribute(twin, x, y, name, target=fixed, seed=seed, **options).values
                 base = reference.setdefault(name, maps)
                 kept[name].append(maps[:_SHOWN])
                 rows.append(_likeness(base, maps).assign(method=name, step=step, layer=layer))

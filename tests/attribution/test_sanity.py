@@ -51,6 +51,16 @@ def test_first_step_is_the_trained_model_and_each_step_changes_one_more_layer(ch
     torch.testing.assert_close(check.maps["saliency"][0], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("contrast", [False, True])
+def test_a_predicted_class_stays_that_of_the_trained_model(trained, digits_sample, contrast):
+    x = digits_sample.x[:6]
+    with torch.no_grad():
+        predicted = trained(x).argmax(1)
+    words, classes = ("prediction", predicted) if not contrast else (("prediction", 3), (predicted, 3))
+    checks = [sanity_check(trained, x, methods=["saliency"], target=target) for target in (words, classes)]
+    assert checks[0].table.equals(checks[1].table)
+
+
 def test_it_repeats(check, trained, digits_sample):
     again = sanity_check(trained, digits_sample.x, digits_sample.y, ["saliency"])
     first = check.table[check.table.method == "saliency"].reset_index(drop=True)
