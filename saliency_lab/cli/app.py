@@ -49,6 +49,7 @@ app = typer.Typer(
     name="saliency-lab",
     cls=Commands,
     help="Train models by recipe, attribute, score the maps, attack, compare.",
+    epilog="New here? `saliency-lab demo` does the whole job in minutes and downloads nothing.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

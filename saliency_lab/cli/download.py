@@ -22,6 +22,7 @@ def download(
     data_root: DataRoot = None,
 ) -> None:
     """Fetch a data set's files; nothing else in this package uses the network."""
-    from saliency_lab.data import load_dataset
+    from saliency_lab.data import list_datasets, load_dataset
 
-    print(load_dataset(name, data_root, download=True))
+    data = load_dataset(name, data_root, download=True)
+    print(f"{list_datasets(data_root)['found'][name]}: {data}")

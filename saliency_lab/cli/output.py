@@ -5,33 +5,69 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
 
 WIDTH_OF_FILES = 160
 """Columns of a table that goes to a file or a pipe."""
+READABLE = 16
+"""Columns below which text in a table is no longer read with ease."""
 
 
 def print_table(table: pd.DataFrame, title: str | None = None) -> None:
-    """Print a table with its index as the first column; numbers are aligned to the right."""
+    """Print a table with its index as the first column; numbers are aligned to the right.
+
+    Where the terminal is too narrow for the columns, a paragraph a row is printed.
+    """
     import pandas as pd
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     shown = table.reset_index() if table.index.name or table.index.nlevels > 1 else table
+    right = [pd.api.types.is_numeric_dtype(shown[column]) for column in shown.columns]
+    rows = [
+        ["" if pd.isna(value) else _text(value) for value in row] for row in shown.itertuples(index=False)
+    ]
+    columns = [str(column) for column in shown.columns]
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES, highlight=False)
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    least = widths[0] + sum(
+        width if fixed else min(width, READABLE) for width, fixed in zip(widths[1:], right[1:], strict=True)
+    )
+    if least + 3 * len(columns) > console.width:
+        _print_paragraphs(console, columns, rows, title)
+    else:
+        _print_grid(console, columns, rows, right, title)
+
+
+def _print_grid(
+    console: Console, columns: list[str], rows: list[list[str]], right: list[bool], title: str | None
+) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for position, column in enumerate(shown.columns):
-        right = pd.api.types.is_numeric_dtype(shown[column])
+    for position, (column, number) in enumerate(zip(columns, right, strict=True)):
         grid.add_column(
-            str(column), justify="right" if right else "left", overflow="fold", no_wrap=right or not position
+            column, justify="right" if number else "left", overflow="fold", no_wrap=number or not position
         )
-    for row in shown.itertuples(index=False):
-        grid.add_row(*("" if pd.isna(value) else _text(value) for value in row))
-    Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES).print(grid)
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    console.print(grid)
+
+
+def _print_paragraphs(console: Console, columns: list[str], rows: list[list[str]], title: str | None) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    if title is not None:
+        console.print(Text(title, style="italic"))
+    for name, *values in rows:
+        console.print(Text(name, style="bold"))
+        facts = [f"{column}: {value}" for column, value in zip(columns[1:], values, strict=True) if value]
+        console.print(Padding(Text(" · ".join(facts)), (0, 0, 0, 4)))
 
 
 def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from saliency_lab.cli.app import app
 from saliency_lab.cli.options import load_models
+from saliency_lab.cli.output import print_table
 
 QUICK = [
     *("--set", "training.epochs=1", "--set", "validation.images=16", "--set", "validation.steps=1"),
@@ -89,6 +90,25 @@ def test_list(what):
     result = call("list", what)
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) > 4
+
+
+def test_a_table_too_wide_for_the_terminal_is_printed_as_paragraphs(monkeypatch, capsys):
+    table = pd.DataFrame({"what": ["words " * 10], "more": ["[x] " * 9], "share": [0.25]}, index=["row"])
+    table.index.name = "name"
+    print_table(table)
+    wide = capsys.readouterr().out
+    assert len([line for line in wide.splitlines() if line.strip()]) == 3  # header, rule, row
+    monkeypatch.setattr("saliency_lab.cli.output.WIDTH_OF_FILES", 40)
+    print_table(table)
+    narrow = capsys.readouterr().out
+    assert narrow.startswith("row\n    what: words")
+    assert "[x]" in narrow
+    assert "share: 0.25" in narrow
+    assert max(map(len, narrow.splitlines())) <= 40
+
+
+def test_download_says_where_the_files_are():
+    assert call("download", "digits").stdout.startswith("built in: ImageData('digits'")
 
 
 def test_doctor_says_what_is_missing_and_how_to_get_it(tmp_path, monkeypatch):
