@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-PACKAGES = ("saliency-lab", "torch", "torchvision", "captum", "quantus", "numpy", "scikit-image")
+PACKAGES = (
+    "saliency-lab",
+    "torch",
+    "torchvision",
+    "captum",
+    "quantus",
+    "pyautoattack",
+    "numpy",
+    "scikit-image",
+)
 
 
 @cache

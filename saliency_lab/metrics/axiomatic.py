@@ -103,6 +103,7 @@ register(
         better="lower",
         range="[0, 1]",
         reference="Nguyen and Rodríguez Martínez, arXiv:2007.07584, 2020",
+        shares="patches removed one at a time",
         settings=NonSensitivity,
         forwards=lambda s, pixels: (-(-round(pixels**0.5) // s.patch_size)) ** 2 + 1,
         needs="nonzero",

@@ -78,6 +78,8 @@ class Metric:
     quantus: Score | None = None
     maps: Callable[[Any], str] | None = None
     """Maps made a sample, in words, from the settings, for metrics that explain again."""
+    shares: str = ""
+    """What it asks that other metrics ask too, so that they are best scored together; empty for nothing."""
     whole: bool = False
     """A sample is compared with the others of the call, so its score depends on them by definition."""
 

@@ -117,8 +117,8 @@ def evaluate_detailed(
     **settings: Any,
 ) -> Scores:
     """Like `evaluate`, with the reasons of undefined scores, the curve, the settings and the time."""
-    job = _job(metric, settings, engine)
-    return _run(model, x, y, {"": attributions}, [job], seed)[""][0]
+    job = make_job(metric, settings, engine)
+    return run_jobs(model, x, y, {"": attributions}, [job], seed)[""][0]
 
 
 def evaluate_many(
@@ -147,31 +147,35 @@ def evaluate_many(
     if not isinstance(attributions, Mapping) or not attributions:
         raise InputError("attributions must map method names to maps, with one at least")
     wanted = metrics if isinstance(metrics, Mapping) else {name: {} for name in metrics}
-    jobs = [_job(name, settings, engine) for name, settings in wanted.items()]
-    found = _run(model, x, y, attributions, jobs, seed)
+    jobs = [make_job(name, settings, engine) for name, settings in wanted.items()]
+    found = run_jobs(model, x, y, attributions, jobs, seed)
     return {method: dict(zip(wanted, scores, strict=True)) for method, scores in found.items()}
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """A metric with its settings and engine."""
+
     metric: Metric
     settings: Settings
     engine: Engine
 
     def score(self, case: Case) -> Outcome:
+        """Score a block."""
         run = self.metric.fast if self.engine == "fast" else self.metric.quantus
         assert run is not None
         return run(case)
 
 
-def _job(metric: Any, settings: Mapping[str, Any], engine: Engine | None) -> _Job:
+def make_job(metric: Any, settings: Mapping[str, Any], engine: Engine | None) -> Job:
+    """Check a metric (a name, a Quantus object or a function), its settings and its engine."""
     found = METRICS[metric] if isinstance(metric, str) else own_metric(metric)
     chosen = found.engines[0] if engine is None else engine
     if chosen not in found.engines:
         raise InputError(
             f"metric '{found.name}' has no engine '{chosen}'; it has: {', '.join(found.engines)}"
         )
-    return _Job(found, parse_settings(found.settings, settings, of=f"metric '{found.name}'"), chosen)
+    return Job(found, parse_settings(found.settings, settings, of=f"metric '{found.name}'"), chosen)
 
 
 @dataclass
@@ -184,10 +188,10 @@ class _Tally:
     seconds: float = 0.0
 
 
-def _run(
-    model: nn.Module, x: Tensor, y: Tensor, attributions: Mapping[str, Any], jobs: list[_Job], seed: int
+def run_jobs(
+    model: nn.Module, x: Tensor, y: Tensor, attributions: Mapping[str, Any], jobs: list[Job], seed: int
 ) -> dict[str, list[Scores]]:
-    """Score block by block, so that memory does not grow with the number of samples."""
+    """Score each method's maps by each job, block by block, so that memory does not grow with the samples."""
     x = check_images(x).detach().cpu()
     y = check_labels(y, len(x)).cpu()
     maps = {method: check_maps(given, x) for method, given in attributions.items()}
@@ -230,7 +234,7 @@ def _check_classes(given: Any, y: Tensor) -> None:
             )
 
 
-def _check_per_sample(job: _Job, count: int) -> None:
+def _check_per_sample(job: Job, count: int) -> None:
     """Settings that are tensors hold one entry a sample."""
     for key, value in dict(job.settings).items():
         if isinstance(value, Tensor) and (value.ndim == 0 or len(value) != count):
@@ -245,7 +249,7 @@ def _rows_of(settings: Settings, rows: slice) -> Settings:
     return settings.model_copy(update=own)
 
 
-def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[_Job]) -> None:
+def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> None:
     """Look at a few outputs: labels must be among the classes, and outputs be logits where that matters."""
     pixels = x.shape[2] * x.shape[3]
     read = {
@@ -260,7 +264,7 @@ def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[_Job]) -> 
         require_logits(logits)
 
 
-def _score_block(job: _Job, probe: Probe, maps: Tensor, explainer: Explainer, tally: _Tally) -> None:
+def _score_block(job: Job, probe: Probe, maps: Tensor, explainer: Explainer, tally: _Tally) -> None:
     reasons = unusable(maps, job.metric.needs)
     good = torch.tensor([reason is None for reason in reasons])
     usable = maps.where(good[:, None, None, None], 0.0).to(probe.device)
@@ -275,7 +279,7 @@ def _score_block(job: _Job, probe: Probe, maps: Tensor, explainer: Explainer, ta
         tally.curves.append(Curve(curve, outcome.curve.at))
 
 
-def _isolated(job: _Job, case: Case) -> Outcome:
+def _isolated(job: Job, case: Case) -> Outcome:
     """Score a block; where Quantus fails, score its samples one by one, so that only a bad one is lost."""
     try:
         return job.score(case)
@@ -299,7 +303,7 @@ def _only(case: Case, row: int) -> Case:
     return Case(alone, case.maps[one], _rows_of(case.settings, one), case.explainer.rows(one))
 
 
-def _scores(job: _Job, tally: _Tally, seed: int) -> Scores:
+def _scores(job: Job, tally: _Tally, seed: int) -> Scores:
     return Scores(
         values=np.concatenate(tally.values),
         reasons=tuple(tally.reasons),

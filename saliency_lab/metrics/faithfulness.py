@@ -311,6 +311,7 @@ register(
         better="lower",
         range="[0, inf)",
         reference="Yeh et al., NeurIPS 2019",
+        shares="patches removed one at a time",
         settings=Patches,
         forwards=lambda s, pixels: sum(_patch_count(pixels, size) for size in s.patch_sizes) + 1,
         needs="finite",

@@ -252,6 +252,7 @@ def _register_neighbours(
     register(
         Metric(
             name=name,
+            shares="maps of neighbours",
             family="robustness",
             better="lower",
             range=range_,
@@ -335,6 +336,7 @@ for _name, _compare, _settings, _range in (
     register(
         Metric(
             name=_name,
+            shares="maps of attacked images",
             family="robustness",
             better="higher",
             range=_range,

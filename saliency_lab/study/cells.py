@@ -21,9 +21,9 @@ from saliency_lab._common.provenance import fingerprint, model_fingerprint, vers
 Kind = Literal["maps", "scores", "attack"]
 
 _PACKAGES: dict[Kind, tuple[str, ...]] = {
-    "maps": ("torch", "captum"),
+    "maps": ("torch", "captum", "numpy", "scikit-image"),
     "scores": ("torch", "quantus", "numpy", "scikit-image"),
-    "attack": ("torch",),
+    "attack": ("torch", "pyautoattack"),
 }
 
 

@@ -30,7 +30,7 @@ from saliency_lab.study.store import (
     Store,
     existing_folder,
 )
-from saliency_lab.study.task import Failure, Task, hand_over, perform_remotely, read_intact
+from saliency_lab.study.task import Failure, Name, Task, hand_over, perform_remotely, read_intact
 from saliency_lab.study.work import Request, Requests, read_requests
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ class Study:
         methods
             A name of `list_methods()`, a function `(model, x, classes, **settings)` that returns maps, a
             sequence of these, or label → settings. A label that is no name says which method it means:
-            `{"smooth": {"method": "smoothgrad", "stdev": 0.3}}`.
+            `{"smooth": {"method": "smoothgrad", "stdev": 0.3}}`. `target` among the settings is that of
+            `sl.attribute`; maps are scored for the class they explain.
 
         Raises
         ------
@@ -171,8 +172,8 @@ class Study:
             for member, model in prints.items():
                 cell = work.maps_cell(model, self._images, request, self.seed)
                 self._cells[Place("maps", request.label, "", member.model, member.seed)] = cell.key
-                cells = {request.label: cell}
-                tasks.append((member, Task(request.label, request, self.seed, cell.key, cells)))
+                requests, cells = {request.label: request}, {(request.label, ""): cell}
+                tasks.append((member, Task(requests, self.seed, cell.key, cells)))
             self._requests[request.label] = request
         self._run(tasks, prints, "attribute")
         return self
@@ -201,16 +202,18 @@ class Study:
                     raise InputError(f"the weights of {member} changed since study.attribute; call it again")
                 maps[member][label] = cell, request
         tasks = []
-        for request in read_requests(metrics, "metric"):
-            self._better[request.label] = work.describe_metric(request).better
+        for shared, requests in _sharing(read_requests(metrics, "metric")).items():
+            for label, request in requests.items():
+                self._better[label] = work.describe_metric(request).better
             for member, model in prints.items():
                 cells = {}
-                for label, (scored, _) in maps[member].items():
-                    cells[label] = work.scores_cell(model, self._images, scored.key, request, self.seed)
-                    place = Place("scores", label, request.label, member.model, member.seed)
-                    self._cells[place] = cells[label].key
-                lock = fingerprint("scores", model, request.label)
-                tasks.append((member, Task(request.label, request, self.seed, lock, cells, maps[member])))
+                for metric, request in requests.items():
+                    for method, (scored, _) in maps[member].items():
+                        cell = work.scores_cell(model, self._images, scored.key, request, self.seed)
+                        self._cells[Place("scores", method, metric, member.model, member.seed)] = cell.key
+                        cells[metric, method] = cell
+                lock = fingerprint("scores", model, shared)
+                tasks.append((member, Task(requests, self.seed, lock, cells, maps[member])))
         self._run(tasks, prints, "score")
         return self
 
@@ -245,8 +248,8 @@ class Study:
         for member, model in prints.items():
             cell = work.attack_cell(model, self._images, request, radii, self.seed)
             self._cells[Place("attack", request.label, "", member.model, member.seed)] = cell.key
-            cells = {request.label: cell}
-            tasks.append((member, Task(request.label, request, self.seed, cell.key, cells, eps=radii)))
+            requests, cells = {request.label: request}, {(request.label, ""): cell}
+            tasks.append((member, Task(requests, self.seed, cell.key, cells, eps=radii)))
         self._run(tasks, prints, "attack")
         return self
 
@@ -550,16 +553,22 @@ class Study:
             failure = self._failures.get((member.model, member.seed, label))
             if failure is not None:
                 raise SaliencyLabError(f"there are no maps by '{label}' of {member}: {failure.error}")
-            request = self._requests.get(label, Request(label, label, {}))
+            request = self._requests.get(label)
+            weights = model_fingerprint(member.net)
+            cell = None if request is None else work.maps_cell(weights, self._images, request, self.seed)
+            if request is None or cell is None or cell.key != key:
+                raise SaliencyLabError(
+                    f"the maps by '{label}' of {member} are gone, and were made by other settings or weights "
+                    "than are known here; call study.attribute with that method again"
+                )
             content = work.compute_maps(member.net, self.x, self.y, request, self.seed)
-            cell = work.maps_cell(model_fingerprint(member.net), self._images, request, self.seed)
             self.store.write(cell, content)
         return content
 
-    def _missing(self, member: Member, task: Task) -> list[str]:
-        """Return the labels of a task that have no intact cell yet; keep the others' scores at hand."""
+    def _missing(self, member: Member, task: Task) -> list[Name]:
+        """Return the names of a task's cells that are not intact yet; keep the others' scores at hand."""
         missing = []
-        for label, cell in task.cells.items():
+        for name, cell in task.cells.items():
             if cell.kind == "maps":  # large: read when needed
                 found = self.store.has(cell.kind, cell.key)
             else:
@@ -569,9 +578,9 @@ class Study:
                         self._loaded[cell.key] = content
                 found = cell.key in self._loaded
             if found:
-                self._failures.pop(_failure_key(member, task, label), None)
+                self._failures.pop(_failure_key(member, name), None)
             else:
-                missing.append(label)
+                missing.append(name)
         return missing
 
     def _run(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:
@@ -583,22 +592,22 @@ class Study:
             missing = self._missing(member, task)
             finished += len(task.cells) - len(missing)
             hopeless = {
-                label: failure
-                for label in missing
+                name: failure
+                for name in missing
                 if task.kind == "scores"
-                and (failure := self._failures.get((member.model, member.seed, label)))
+                and (failure := self._failures.get((member.model, member.seed, name[1])))
             }
-            for label, failure in hopeless.items():
-                self._failures[_failure_key(member, task, label)] = failure
+            for name, failure in hopeless.items():
+                self._failures[_failure_key(member, name)] = failure
                 problems.append(failure)
-            cells = {label: task.cells[label] for label in missing if label not in hopeless}
+            cells = {name: task.cells[name] for name in missing if name not in hopeless}
             if cells:
                 todo.append((member, replace(task, cells=cells)))
         try:
             with progress(label=verb, total=len(todo)) as bar:
                 for member, task, failed in self._perform(todo, prints):
-                    for label, failure in failed.items():
-                        self._failures[_failure_key(member, task, label)] = failure
+                    for name, failure in failed.items():
+                        self._failures[_failure_key(member, name)] = failure
                     problems += failed.values()
                     finished += len(task.cells) - len(failed)
                     self._missing(member, task)
@@ -616,22 +625,22 @@ class Study:
 
     def _perform(
         self, todo: Sequence[tuple[Member, Task]], prints: Mapping[Member, str]
-    ) -> Iterator[tuple[Member, Task, dict[str, Failure]]]:
+    ) -> Iterator[tuple[Member, Task, dict[Name, Failure]]]:
         if self.executor is None:
             return self._perform_here(todo)
         return self._perform_elsewhere(todo, prints, self.executor)
 
     def _perform_here(
         self, todo: Sequence[tuple[Member, Task]]
-    ) -> Iterator[tuple[Member, Task, dict[str, Failure]]]:
+    ) -> Iterator[tuple[Member, Task, dict[Name, Failure]]]:
         """One after the other; what other processes are at work on is waited for at the end."""
         for wait in (False, True):
             busy = []
             for member, task in todo:
                 try:
                     with self.store.lock(task.lock, wait=wait):
-                        labels = self._missing(member, task)
-                        failed = task.perform(member.net, self.x, self.y, self.store, labels)
+                        names = self._missing(member, task)
+                        failed = task.perform(member.net, self.x, self.y, self.store, names)
                 except Busy:
                     busy.append((member, task))
                     continue
@@ -640,7 +649,7 @@ class Study:
 
     def _perform_elsewhere(
         self, todo: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], executor: Executor
-    ) -> Iterator[tuple[Member, Task, dict[str, Failure]]]:
+    ) -> Iterator[tuple[Member, Task, dict[Name, Failure]]]:
         """By the executor's workers; what a dead worker had in hand is a failure."""
         store = self._folder()
         store.write_sample(self._images, self.x, self.y)
@@ -648,7 +657,7 @@ class Study:
             member: hand_over(store, self._images, prints[member], member.net)
             for member in dict.fromkeys(member for member, _ in todo)
         }
-        futures: dict[Future[dict[str, Failure]], tuple[Member, Task]] = {}
+        futures: dict[Future[dict[Name, Failure]], tuple[Member, Task]] = {}
         try:
             for member, task in todo:
                 try:
@@ -707,20 +716,29 @@ class _LazyMaps(Mapping[str, Attributions]):
         return len(self._study._labels("maps"))
 
 
-def _worker_died(task: Task, error: BaseException) -> dict[str, Failure]:
+def _worker_died(task: Task, error: BaseException) -> dict[Name, Failure]:
     """Return the failure of a whole task: its worker died, or it could not be sent there."""
     reason = SaliencyLabError(
-        f"the executor did not finish '{task.label}' ({type(error).__name__}: {error}); "
+        f"the executor did not finish '{', '.join(task.requests)}' ({type(error).__name__}: {error}); "
         "what was finished is in the store, so run the same again"
     )
     reason.__cause__ = error
     return dict.fromkeys(task.cells, Failure.of(reason))
 
 
-def _failure_key(member: Member, task: Task, label: str) -> tuple[str, int, str]:
-    """Return what a failure of one of a task's cells is recorded under."""
-    what = label if label == task.label else f"{task.label} of {label}"
-    return member.model, member.seed, what
+def _failure_key(member: Member, name: Name) -> tuple[str, int, str]:
+    """Return what a failure of a cell is recorded under."""
+    label, method = name
+    return member.model, member.seed, f"{label} of {method}" if method else label
+
+
+def _sharing(requests: Sequence[Request]) -> dict[str, dict[str, Request]]:
+    """Group metrics that ask the model the same, by what they ask; the rest are alone."""
+    groups: dict[str, dict[str, Request]] = {}
+    for request in requests:
+        shares = work.describe_metric(request).shares or request.label
+        groups.setdefault(shares, {})[request.label] = request
+    return groups
 
 
 def _members(models: Mapping[str, nn.Module | Sequence[nn.Module]]) -> list[Member]:

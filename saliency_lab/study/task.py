@@ -40,19 +40,23 @@ class Failure:
         return cls(f"{type(error).__name__}: {error}", text, error)
 
 
+Name = tuple[str, str]
+"""A cell of a task: the label of a method or an attack and "", or of a metric and the method it scores."""
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Cells of one model that are computed together, by label.
+    """Cells of one model that are computed together, by name.
 
-    Either one method's maps, or one metric's scores of several methods' maps, or one attack. `maps` says
-    what a score task scores, by label: the cell and how it is made. `lock` keeps other processes off.
+    Either one method's maps, or scores of several methods' maps by metrics that share their passes, or one
+    attack. `maps` says what a score task scores, by label: the cell and how it is made. `lock` keeps other
+    processes off.
     """
 
-    label: str
-    request: Request
+    requests: Mapping[str, Request]
     seed: int
     lock: str
-    cells: Mapping[str, Cell]
+    cells: Mapping[Name, Cell]
     maps: Mapping[str, tuple[Cell, Request]] = field(default_factory=dict)
     eps: Sequence[float] = ()
 
@@ -62,40 +66,56 @@ class Task:
         return next(iter(self.cells.values())).kind
 
     def perform(
-        self, net: nn.Module, x: Tensor, y: Tensor, store: Store, labels: Sequence[str]
-    ) -> dict[str, Failure]:
-        """Compute and keep the cells of these labels; return what failed. Other errors are the store's."""
-        if not labels:
+        self, net: nn.Module, x: Tensor, y: Tensor, store: Store, names: Sequence[Name]
+    ) -> dict[Name, Failure]:
+        """Compute and keep the cells of these names; return what failed. Other errors are the store's."""
+        if not names:
             return {}
         try:
-            contents = self._compute(net, x, y, store, labels)
+            contents = self._compute(net, x, y, store, names)
         except Exception as error:
-            if len(labels) == 1:
-                return {labels[0]: Failure.of(error)}
-            problems: dict[str, Failure] = {}  # one by one, so that only the bad one is lost
-            for label in labels:
-                problems |= self.perform(net, x, y, store, [label])
+            if len(names) == 1:
+                return {names[0]: Failure.of(error)}
+            labels = list(dict.fromkeys(label for label, _ in names))
+            parts = [[name] for name in names]  # so that only the bad one is lost
+            if len(labels) > 1:
+                parts = [[name for name in names if name[0] == label] for label in labels]
+            problems: dict[Name, Failure] = {}
+            for part in parts:
+                problems |= self.perform(net, x, y, store, part)
             return problems
-        for label, content in contents.items():
-            store.write(self.cells[label], content)
+        for name, content in contents.items():
+            store.write(self.cells[name], content)
         return {}
 
     def _compute(
-        self, net: nn.Module, x: Tensor, y: Tensor, store: Store, labels: Sequence[str]
-    ) -> Mapping[str, Content]:
-        if self.kind == "maps":
-            return {self.label: work.compute_maps(net, x, y, self.request, self.seed)}
-        if self.kind == "attack":
-            return {self.label: work.compute_attack(net, x, y, self.request, self.eps, self.seed)}
-        made = {}
-        for label in labels:
-            cell, request = self.maps[label]
-            content = read_intact(store, cell.kind, cell.key)
-            if content is None:
-                content = work.compute_maps(net, x, y, request, self.seed)
-                store.write(cell, content)
-            made[label] = work.Made(content, request, self.seed)
-        return work.compute_scores(net, x, y, made, self.request, self.seed)
+        self, net: nn.Module, x: Tensor, y: Tensor, store: Store, names: Sequence[Name]
+    ) -> Mapping[Name, Content]:
+        if self.kind != "scores":
+            (name,) = names
+            request = self.requests[name[0]]
+            if self.kind == "maps":
+                return {name: work.compute_maps(net, x, y, request, self.seed)}
+            return {name: work.compute_attack(net, x, y, request, self.eps, self.seed)}
+        made = {method: self._made(method, net, x, y, store) for method in dict.fromkeys(m for _, m in names)}
+        together: dict[tuple[str, ...], list[str]] = {}  # metrics that lack the same methods
+        for label in dict.fromkeys(label for label, _ in names):
+            together.setdefault(tuple(m for each, m in names if each == label), []).append(label)
+        contents: dict[Name, Content] = {}
+        for methods, labels in together.items():
+            maps = {method: made[method] for method in methods}
+            requests = [self.requests[label] for label in labels]
+            contents |= work.compute_scores(net, x, y, maps, requests, self.seed)
+        return contents
+
+    def _made(self, method: str, net: nn.Module, x: Tensor, y: Tensor, store: Store) -> work.Made:
+        """Maps of a method, from the store, or computed again where the store's are damaged."""
+        cell, request = self.maps[method]
+        content = read_intact(store, cell.kind, cell.key)
+        if content is None:
+            content = work.compute_maps(net, x, y, request, self.seed)
+            store.write(cell, content)
+        return work.Made(content, request, self.seed)
 
 
 def read_intact(store: Store, kind: Kind, key: str) -> Content | None:
@@ -131,7 +151,7 @@ def hand_over(store: FolderStore, images: str, weights: str, net: nn.Module) -> 
     return Inputs(str(store.folder.resolve()), images, weights, skeleton, str(device_of(net)))
 
 
-def perform_remotely(inputs: Inputs, task: Task) -> dict[str, Failure]:
+def perform_remotely(inputs: Inputs, task: Task) -> dict[Name, Failure]:
     """Do a task in another process: inputs come from the store and results go there."""
     with ALONE:
         if multiprocessing.parent_process() is not None:
@@ -140,11 +160,11 @@ def perform_remotely(inputs: Inputs, task: Task) -> dict[str, Failure]:
         x, y = _sample(inputs.folder, inputs.images)
         net = _assemble(store, inputs)
         with store.lock(task.lock, wait=True):
-            labels = [
-                label for label, cell in task.cells.items() if read_intact(store, cell.kind, cell.key) is None
+            names = [
+                name for name, cell in task.cells.items() if read_intact(store, cell.kind, cell.key) is None
             ]
-            problems = task.perform(net, x, y, store, labels)
-    return {label: replace(problem, exception=None) for label, problem in problems.items()}
+            problems = task.perform(net, x, y, store, names)
+    return {name: replace(problem, exception=None) for name, problem in problems.items()}
 
 
 @functools.lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from saliency_lab._common.checks import parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of
-from saliency_lab._common.provenance import versions
+from saliency_lab._common.provenance import fingerprint, versions
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.curve import robustness_curve
 from saliency_lab.attacks.methods import method_of
 from saliency_lab.attribution import Attributions, attribute
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.metrics.catalogue import METRICS, Metric
-from saliency_lab.metrics.evaluation import Scores, evaluate_many
+from saliency_lab.metrics.evaluation import Job, Scores, make_job, run_jobs
 from saliency_lab.metrics.own import own_metric
 from saliency_lab.study.cells import Cell, Content, canonical, matters
 
@@ -97,6 +97,9 @@ def _label(what: Any) -> str:
 def maps_cell(model: str, images: str, request: Request, seed: int) -> Cell:
     """Return the cell of one method's maps; raise InputError for an unknown method or setting."""
     settings = full_settings(request)
+    target = request.settings.get("target", "label")
+    if not (isinstance(target, str) and target == "label"):
+        settings["target"] = target
     return Cell(
         "maps",
         {
@@ -111,11 +114,11 @@ def maps_cell(model: str, images: str, request: Request, seed: int) -> Cell:
 
 
 def full_settings(request: Request) -> dict[str, Any]:
-    """Settings of a method, defaults too; a user's own function has those given."""
+    """Settings of a method, defaults too, without the target; a user's own function has those given."""
+    given = {key: value for key, value in request.settings.items() if key != "target"}
     if not isinstance(request.what, str):
-        return dict(request.settings)
-    of = f"method '{request.what}'"
-    return dict(parse_settings(METHODS[request.what].settings, request.settings, of=of))
+        return given
+    return dict(parse_settings(METHODS[request.what].settings, given, of=f"method '{request.what}'"))
 
 
 def scores_cell(model: str, images: str, maps: str, request: Request, seed: int) -> Cell:
@@ -208,8 +211,8 @@ class Made:
 
     def explain(self, model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
         """Make maps of other images or another network the same way."""
-        made = attribute(model, x, classes, self.request.what, seed=self.seed, **self.request.settings)
-        return made.values
+        settings = full_settings(self.request)
+        return attribute(model, x, classes, self.request.what, seed=self.seed, **settings).values
 
 
 def as_attributions(content: Content) -> Attributions:
@@ -221,38 +224,77 @@ def as_attributions(content: Content) -> Attributions:
 
 
 def compute_scores(
-    model: nn.Module, x: Tensor, y: Tensor, maps: Mapping[str, Made], request: Request, seed: int
-) -> dict[str, Content]:
-    """Score the maps of several methods by one metric, with shared passes; contents of "scores" cells."""
-    settings = dict(request.settings)
-    engine = settings.pop("engine", None)
-    explains = "explain" in describe_metric(request).settings.model_fields and "explain" not in settings
-    own = {label: made for label, made in maps.items() if explains and callable(made.request.what)}
-    groups = [(settings | {"explain": made.explain}, [label]) for label, made in own.items()]
-    groups.append((settings, [label for label in maps if label not in own]))
-    found: dict[str, dict[str, Scores]] = {}
-    for chosen, labels in groups:
-        if labels:
-            given = {label: maps[label].attributions() for label in labels}
-            metric: Any = {request.what: chosen}
-            found |= evaluate_many(model, x, y, given, metric, seed=seed, engine=engine)
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    maps: Mapping[str, Made],
+    requests: Sequence[Request],
+    seed: int,
+) -> dict[tuple[str, str], Content]:
+    """Score the maps of several methods by several metrics, with shared passes; contents of "scores" cells.
+
+    By (metric, method). Maps are scored for the class they explain, a contrast for the label.
+    """
     contents = {}
-    for method, by_metric in found.items():
-        (scores,) = by_metric.values()
-        tensors = {"values": torch.from_numpy(scores.values)}
-        if scores.curve is not None:
-            tensors |= {
-                "curve": torch.from_numpy(scores.curve.values).contiguous(),
-                "at": torch.as_tensor(scores.curve.at).contiguous(),
-            }
-        info = {
-            "undefined": scores.undefined,
-            "engine": scores.engine,
-            "seconds": scores.seconds,
-            "provenance": _provenance(model),
-        }
-        contents[method] = Content(tensors, info)
+    by_classes: dict[str, list[str]] = {}
+    for label, made in maps.items():
+        by_classes.setdefault(fingerprint(_classes(made, y)), []).append(label)
+    for labels in by_classes.values():
+        classes = _classes(maps[labels[0]], y)
+        for chosen, scored in _calls({label: maps[label] for label in labels}, requests):
+            given = {label: maps[label].attributions() for label in scored}
+            found = run_jobs(model, x, classes, given, list(chosen.values()), seed)
+            for method, by_metric in found.items():
+                for metric, scores in zip(chosen, by_metric, strict=True):
+                    contents[metric, method] = _scores_content(scores, model)
     return contents
+
+
+def _classes(made: Made, y: Tensor) -> Tensor:
+    classes = made.content.tensors["classes"]
+    return classes if classes.ndim == 1 else y
+
+
+def _calls(
+    maps: Mapping[str, Made], requests: Sequence[Request]
+) -> Iterator[tuple[dict[str, Job], Sequence[str]]]:
+    """Metrics by label with the methods they score in one call: own methods tell metrics how to explain."""
+    own = [label for label, made in maps.items() if callable(made.request.what)]
+    named = [label for label in maps if label not in own]
+    alone = [request for request in requests if own and _explains(request)]
+    together = [request for request in requests if request not in alone]
+    if together:
+        yield {request.label: _job(request, {}) for request in together}, list(maps)
+    if alone and named:
+        yield {request.label: _job(request, {}) for request in alone}, named
+    for label in own if alone else []:
+        yield {request.label: _job(request, {"explain": maps[label].explain}) for request in alone}, [label]
+
+
+def _explains(request: Request) -> bool:
+    return "explain" in describe_metric(request).settings.model_fields and "explain" not in request.settings
+
+
+def _job(request: Request, more: Mapping[str, Any]) -> Job:
+    settings = {**request.settings, **more}
+    engine = settings.pop("engine", None)
+    return make_job(request.what, settings, engine)
+
+
+def _scores_content(scores: Scores, model: nn.Module) -> Content:
+    tensors = {"values": torch.from_numpy(scores.values)}
+    if scores.curve is not None:
+        tensors |= {
+            "curve": torch.from_numpy(scores.curve.values).contiguous(),
+            "at": torch.as_tensor(scores.curve.at).contiguous(),
+        }
+    info = {
+        "undefined": scores.undefined,
+        "engine": scores.engine,
+        "seconds": scores.seconds,
+        "provenance": _provenance(model),
+    }
+    return Content(tensors, info)
 
 
 def compute_attack(

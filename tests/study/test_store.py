@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from saliency_lab._common.errors import InputError
+from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab.study import Study
-from saliency_lab.study.cells import canonical
+from saliency_lab.study.cells import canonical, matters
 
 MakeStudy = Callable[..., Study]
 
@@ -264,3 +264,19 @@ def test_a_function_that_closes_over_itself_has_a_key() -> None:
         return depth and walk(depth - 1)
 
     assert canonical(walk) == canonical(walk)
+
+
+def test_lost_maps_are_not_replaced_by_others(make_study: MakeStudy, tmp_path: Path) -> None:
+    make_study(tmp_path / "other").attribute({"smoothgrad": {"n": 2}})
+    study = make_study(tmp_path / "here").merge(tmp_path / "other")
+    shutil.rmtree(tmp_path / "here" / "cells")
+    with pytest.raises(SaliencyLabError, match=r"maps by 'smoothgrad' of plain .* are gone"):
+        study.read_maps("plain", "smoothgrad")
+
+
+def test_versions_of_what_makes_a_cell_are_known() -> None:
+    for kind in ("maps", "scores", "attack"):
+        found = matters(kind)
+        assert found
+        assert "absent" not in found.values()
+    assert "pyautoattack" in matters("attack")

@@ -189,6 +189,69 @@ def test_settings_that_hold_one_entry_an_image_are_planned(
     assert (plan["seconds"] > 0).all()
 
 
+def test_metrics_that_ask_the_same_share_their_passes(make_study: MakeStudy) -> None:
+    def passes(metrics: dict[str, dict[str, int]]) -> int:
+        study = make_study().attribute(METHODS)
+        count = 0
+
+        def note(*_: object) -> None:
+            nonlocal count
+            count += 1
+
+        study.members[0].module.register_forward_hook(note)
+        study.score(metrics)
+        return count
+
+    alone = passes({"pixel_flipping": {"steps": 4}})
+    assert passes({"pixel_flipping": {"steps": 4}, "deletion": {"steps": 4}}) < 1.6 * alone
+
+
+def test_one_metric_with_two_settings_and_a_failing_one_beside_it(make_study: MakeStudy) -> None:
+    study = make_study().attribute(METHODS)
+    metrics = {
+        "few": {"metric": "pixel_flipping", "steps": 3},
+        "many": {"metric": "pixel_flipping", "steps": 9},
+        "bad": {"metric": "deletion", "steps": 5, "engine": "fast"},
+        "worse": {"metric": "max_sensitivity", "explain": lambda model, x, classes: 1 / 0},
+        "good": {"metric": "avg_sensitivity", "samples": 2},
+    }
+    with pytest.warns(UserWarning, match="4 of 20 cells failed.*ZeroDivisionError"):
+        study.score(metrics)
+    assert set(study.scores["metric"]) == set(metrics) - {"worse"}
+    for label, steps in (("few", 3), ("many", 9)):
+        found = study.scores.query(f"model == 'plain' and method == 'saliency' and metric == '{label}'")
+        net, maps = study.members[0].module, study.maps["plain"]["saliency"]
+        expected = sl.evaluate(net, study.x, study.y, maps, "pixel_flipping", steps=steps)
+        np.testing.assert_array_equal(found["score"], expected)
+
+
+def test_maps_of_the_predicted_class_are_scored_for_it(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    predicted = {"method": "saliency", "target": "prediction"}
+    study.attribute({"saliency": {}, "predicted": predicted}).score({"pixel_flipping": {"steps": 4}})
+    net = study.members[0].module
+    maps = study.maps["plain"]["predicted"]
+    assert torch.equal(maps.classes, net(study.x).argmax(1))
+    assert not torch.equal(maps.classes, study.y)
+    found = study.scores.query("model == 'plain' and method == 'predicted'")["score"]
+    expected = sl.evaluate(net, study.x, maps.classes, maps, "pixel_flipping", steps=4)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_users_own_function_is_made_again_by_metrics_that_need_it(make_study: MakeStudy) -> None:
+    def doubled(model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    study = make_study().attribute([doubled, "saliency"])
+    study.score({"max_sensitivity": {"samples": 2}, "avg_sensitivity": {"samples": 2}, "sparseness": {}})
+    maps, net = study.maps["plain"]["doubled"], study.members[0].module
+    settings = {"samples": 2, "explain": lambda model, x, classes: 2 * x}
+    expected = sl.evaluate(net, study.x, study.y, maps, "max_sensitivity", **settings)
+    rows = study.scores.query("model == 'plain' and method == 'doubled' and metric == 'max_sensitivity'")
+    np.testing.assert_array_equal(rows["score"], expected)
+    assert len(study.scores) == 2 * 2 * 3 * 12
+
+
 def test_maps_of_a_model_are_a_mapping(make_study: MakeStudy) -> None:
     maps = make_study().attribute("saliency").maps["plain"]
     assert "saliency" in maps
