@@ -100,7 +100,8 @@ class _Replay(Rule):
         with torch.no_grad():
             output = plain(x, *args[1:], **free)
             ratio = (output - plain(other, *args[1:], **free)).div_(x - other)
-            ratio.nan_to_num_(0.0)  # 0/0: what did not change carries nothing
+            # 0/0: the limit is the derivative; changes that cancel in one unit still pass it one by one
+            ratio = torch.where(x == other, _derivative(func, plain, x, args[1:], free), ratio)
         return deliver(_Rescale.apply(args[0], (output, ratio)), func, args, kwargs)
 
     def _pool(self, x: Tensor, other: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -112,6 +113,7 @@ class _Replay(Rule):
             there = other.flatten(2).expand(len(x), -1, -1).gather(2, places.flatten(2)).view_as(output)
             before = x.flatten(2).gather(2, was.expand_as(output).flatten(2)).view_as(output)
             rising = change.clamp_min(0).div_(output - there).nan_to_num_(0.0)
+            rising.add_((change == 0) & (output == there))  # 0/0: the limit is the derivative
             falling = change.clamp_max_(0).div_(before.sub_(old)).nan_to_num_(0.0)
         return _RescalePool.apply(x, (output, places, rising, was, falling))
 
@@ -123,6 +125,15 @@ class _Replay(Rule):
                 "(its forward depends on the values); use 'integrated_gradients'"
             )
         return other
+
+
+def _derivative(func: Call, plain: Call, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Derivative of an elementwise function at `x`."""
+    if func in RELU:
+        return x > 0
+    with torch.enable_grad():
+        point = x.clone().requires_grad_(True)
+        return torch.autograd.grad(plain(point, *args, **kwargs).sum(), point)[0]
 
 
 def _out_of_place(func: Call) -> Call:

@@ -292,3 +292,46 @@ def test_scripted_and_compiled_parts_are_refused_by_name(name, batch):
     body.compile()
     with pytest.raises(InputError, match="body is compiled"):
         attribute(model, x, y, name)
+
+
+class Cancelling(nn.Module):
+    """Two pixels that cancel exactly in front of a nonlinearity: its Δinput and Δoutput are 0."""
+
+    def __init__(self, nonlinearity: nn.Module, shift: float) -> None:
+        super().__init__()
+        self.first, self.nonlinearity, self.last = nn.Linear(4, 1), nonlinearity, nn.Linear(1, 2)
+        with torch.no_grad():
+            self.first.weight[:] = torch.tensor([[1.0, -1.0, 0.0, 0.0]])
+            self.first.bias[:] = shift
+            self.last.weight[:] = torch.tensor([[3.0], [-3.0]])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.nonlinearity(self.first(x.flatten(1))))
+
+
+@pytest.mark.parametrize(
+    ("nonlinearity", "shift", "slope"),
+    [(nn.ReLU(), 0.5, 1.0), (nn.ReLU(), -0.5, 0.0), (nn.Sigmoid(), 0.0, 0.25), (nn.Tanh(), 0.0, 1.0)],
+)
+def test_deep_lift_takes_the_derivative_where_changes_cancel(nonlinearity, shift, slope):
+    model, x = Cancelling(nonlinearity, shift), torch.tensor([0.5, 0.5, 0.2, 0.9]).reshape(1, 1, 2, 2)
+    ours = attribute(model, x, method="deep_lift", target=0).values
+    expected = 3 * slope * torch.tensor([0.5, -0.5, 0.0, 0.0]).reshape(1, 1, 2, 2)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+    theirs = ca.DeepLift(model).attribute(x.clone(), torch.zeros_like(x), target=0)
+    torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=1e-6)
+
+
+def test_deep_lift_takes_the_derivative_where_changes_cancel_in_a_pooled_maximum():
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            mixed = torch.cat([x[..., :1] - x[..., 1:2] + 1, 0 * x[..., 2:]], -1)  # its maximum is unmoved
+            score = F.max_pool2d(mixed, (1, 3)).flatten(1)
+            return torch.cat([score, -score], 1)
+
+    x = torch.tensor([0.5, 0.5, 0.2, 0.9]).reshape(1, 1, 1, 4)
+    maps = attribute(Pooled(), x, method="deep_lift", target=0)
+    assert maps.values.flatten().tolist() == [0.5, -0.5, 0.0, 0.0]
+    nearly = x + torch.tensor([0.0, 1e-3, 0.0, 0.0])
+    moved = attribute(Pooled(), nearly, method="deep_lift", target=0)
+    torch.testing.assert_close(moved.values, maps.values, rtol=0, atol=2e-3)
