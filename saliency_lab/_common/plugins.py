@@ -28,7 +28,10 @@ def import_object(spec: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise InputError(f"cannot import '{module_name}' of '{spec}': {error}") from error
+        raise InputError(
+            f"cannot import '{module_name}' of '{spec}': {error}; run in the module's folder, or put that on "
+            "PYTHONPATH"
+        ) from error
     if not hasattr(module, attribute):
         raise InputError(f"the module '{module_name}' has no '{attribute}'; write module:attribute")
     return getattr(module, attribute)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +48,8 @@ def attribute(
     labels = [str(label) for label in study.y[:rows].tolist()]
     for name in method:
         for model, by_method in study.maps.items():
-            path = out / "maps" / f"{model.replace('/', '_')}-{name}.safetensors"
+            stem = re.sub(r"[^\w.=,-]+", "_", model).strip("_")
+            path = out / "maps" / f"{stem}-{name}.safetensors"
             by_method[name].save(path)
             print(path)
         columns = {model: held[name][:rows].normalise("max") for model, held in study.maps.items()}

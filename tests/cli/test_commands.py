@@ -158,6 +158,13 @@ def test_a_changed_recipe_is_another_model_and_a_seed_is_not(models, tmp_path):
         "sgt (objective.fraction=0.5)": [0, 1],
         "sgt (objective.fraction=0.1)": [0],
     }
+    out = tmp_path / "study"
+    result = call("attribute", models[1], tmp_path / "changed", "--images", 4, "--rows", 1, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (out / "maps").glob("*-saliency.safetensors")) == [
+        "sgt_objective.fraction=0.1-saliency.safetensors",
+        "sgt_objective.fraction=0.5-saliency.safetensors",
+    ]
 
 
 def test_attribute_writes_maps_and_a_picture(models, tmp_path):
