@@ -258,7 +258,12 @@ def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> N
     if not read:
         return
     few = Probe(model, x[:4], y[:4], seed=0)
-    logits = few.logits(few.x)
+    try:
+        logits = few.logits(few.x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise InputError(f"the model does not take images of shape {tuple(x.shape[1:])}: {error}") from error
     check_labels(y, len(y), logits.shape[1])
     if "probability" in read:
         require_logits(logits)

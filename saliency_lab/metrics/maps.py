@@ -30,7 +30,10 @@ def check_maps(attributions: Any, x: Tensor, *, of: str = "attributions") -> Ten
             f"{of} must be Attributions, a tensor or an array of the images' shape, "
             f"not {type(attributions).__name__}"
         )
-    maps = torch.as_tensor(values).detach().cpu()
+    try:
+        maps = torch.as_tensor(values).detach().cpu()
+    except TypeError:
+        raise InputError(f"{of} must be real numbers, not {values.dtype}") from None
     if maps.is_complex():
         raise InputError(f"{of} must be real numbers, not {maps.dtype}")
     one_channel = (len(x), 1, *x.shape[2:])

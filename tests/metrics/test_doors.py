@@ -364,3 +364,12 @@ def test_maps_of_an_own_function_need_explain_to_be_made_again(scene):
         sl.evaluate(model, x, y, maps, "max_sensitivity")
     explain = {"explain": lambda model, x, classes: x}
     assert np.isfinite(sl.evaluate(model, x, y, maps, "max_sensitivity", samples=2, **explain)).all()
+
+
+def test_images_of_other_channels_and_maps_of_text_are_named(scene):
+    model, x, y, _ = scene
+    other = torch.rand(6, 4 - x.shape[1], 12, 12)
+    with pytest.raises(InputError, match=rf"does not take images of shape \({other.shape[1]}, 12, 12\)"):
+        sl.evaluate(model, other, y, other, "deletion", steps=4)
+    with pytest.raises(InputError, match="must be real numbers, not <U1"):
+        sl.evaluate(model, x, y, np.full(tuple(x.shape), "a"), "sparseness")
