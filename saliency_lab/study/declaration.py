@@ -19,7 +19,8 @@ from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.data import ImageData, load_dataset
 from saliency_lab.models import build_model, load_model
 from saliency_lab.study.comparison import Comparison
-from saliency_lab.study.study import Scout, Study
+from saliency_lab.study.planning import Scout
+from saliency_lab.study.study import Study
 from saliency_lab.study.task import ALONE
 from saliency_lab.study.work import read_attacks
 from saliency_lab.training import Recipe, load_recipe, train

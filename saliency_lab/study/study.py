@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
@@ -35,9 +34,6 @@ from saliency_lab.study.work import Request, Requests, read_requests
 
 if TYPE_CHECKING:
     from saliency_lab.study.comparison import Better, Comparison
-
-_MEASURED = 16
-"""Images that `Study.plan` measures on."""
 
 SCORES = ["model", "recipe", "seed", "method", "metric", "sample", "score"]
 ROBUSTNESS = ["model", "recipe", "seed", "attack", "eps", "sample", "robust"]
@@ -274,48 +270,9 @@ class Study:
             One row a (step, what): `cells`, how many of them are `missing`, and the `seconds` these will take
             on this machine, measured on a few of the images and the first model.
         """
-        scout = Scout(self)
-        few = slice(0, min(len(self.x), _MEASURED))
-        first = self.members[0]
-        measure = Study({first.model: first.net}, (self.x[few], self.y[few]), seed=self.seed)
-        rows = []
+        from saliency_lab.study.planning import plan
 
-        def for_few(settings: Mapping[str, Any]) -> dict[str, Any]:
-            """Cut what holds one entry an image."""
-            return {
-                key: value[few] if isinstance(value, Tensor) and value.shape[:1] == self.y.shape else value
-                for key, value in settings.items()
-            }
-
-        def do(study: Study, step: str, request: Request, settings: Mapping[str, Any]) -> None:
-            if step == "attack":
-                study.attack(request.what, label=request.label, **settings)
-            else:
-                kind = "method" if step == "attribute" else "metric"
-                getattr(study, step)({request.label: {kind: request.what, **settings}})
-
-        def look(step: str, request: Request) -> None:
-            scout.cells.clear()
-            do(scout, step, request, request.settings)
-            missing = sum(not self.store.has(cell.kind, cell.key) for cell in scout.cells)
-            row = {"step": step, "what": request.label, "cells": len(scout.cells), "missing": missing}
-            if missing:
-                started = time.perf_counter()
-                do(measure, step, request, for_few(request.settings))
-                share = missing / len(scout.cells) * len(self.members)
-                row["seconds"] = (time.perf_counter() - started) * share * len(self.x) / len(measure.x)
-            rows.append(row)
-
-        for request in read_requests(methods, "method") if methods else []:
-            look("attribute", request)
-        for request in read_requests(metrics, "metric") if metrics else []:
-            for made in scout._requests.values():
-                if made.label not in measure._requests:
-                    do(measure, "attribute", made, for_few(made.settings))
-            look("score", request)
-        for request in work.read_attacks(attacks or {}):
-            look("attack", request)
-        return pd.DataFrame(rows, columns=["step", "what", "cells", "missing", "seconds"])
+        return plan(self, methods, metrics, attacks or {})
 
     # --- what came out --------------------------------------------------------------------------
 
@@ -677,22 +634,6 @@ class Study:
         for place, key in self._cells.items():
             if place.kind == kind and key in self._loaded:
                 yield place, members[place.model, place.seed], self._loaded[key]
-
-
-class Scout(Study):
-    """A study that notes its cells and computes none."""
-
-    def __init__(self, study: Study) -> None:
-        models: dict[str, list[nn.Module]] = {}
-        for member in study.members:
-            models.setdefault(member.model, []).append(member.net)
-        super().__init__(models, (study.x, study.y), seed=study.seed)
-        self._requests = dict(study._requests)
-        self._cells = dict(study._cells)
-        self.cells: list[Cell] = []
-
-    def _run(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:
-        self.cells += [cell for _, task in tasks for cell in task.cells.values()]
 
 
 class _LazyMaps(Mapping[str, Attributions]):

@@ -82,6 +82,8 @@ def read_attacks(given: Mapping[str, Mapping[str, Any]]) -> list[Request]:
     for label, each in given.items():
         if not isinstance(each, Mapping) or "eps" not in each:
             raise InputError(f"attack '{label}' needs its radii, such as eps = [0.1, 0.2]")
+        if "label" in each:
+            raise InputError(f"attack '{label}' has its label already; leave out label = {each['label']!r}")
         settings = dict(each)
         requests.append(Request(label, settings.pop("attack", label), settings))
     return requests

@@ -123,6 +123,7 @@ def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: p
         (("net-1", "net-9"), "no checkpoint at"),
         (("smoothgrad", "smothgrad"), "did you mean 'smoothgrad'"),
         (('eps = [0.1, "16/255"]', ""), "attack 'few' needs its radii"),
+        (("steps = 1", 'label = "x"'), "attack 'few' has its label already"),
     ],
 )
 def test_mistakes_in_the_file_are_named(

@@ -1,0 +1,82 @@
+"""What a study would compute, and how long that takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from torch import Tensor, nn
+
+from saliency_lab.study.cells import Cell
+from saliency_lab.study.study import Member, Study
+from saliency_lab.study.task import Task
+from saliency_lab.study.work import Request, Requests, read_attacks, read_requests
+
+_MEASURED = 16
+"""Images that `plan` measures on."""
+
+
+class Scout(Study):
+    """A study that notes its cells and computes none."""
+
+    def __init__(self, study: Study) -> None:
+        models: dict[str, list[nn.Module]] = {}
+        for member in study.members:
+            models.setdefault(member.model, []).append(member.net)
+        super().__init__(models, (study.x, study.y), seed=study.seed)
+        self._requests = dict(study._requests)
+        self._cells = dict(study._cells)
+        self.cells: list[Cell] = []
+
+    def _run(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:
+        self.cells += [cell for _, task in tasks for cell in task.cells.values()]
+
+
+def plan(
+    study: Study, methods: Requests, metrics: Requests, attacks: Mapping[str, Mapping[str, Any]]
+) -> pd.DataFrame:
+    """See `Study.plan`."""
+    scout = Scout(study)
+    few = slice(0, min(len(study.x), _MEASURED))
+    first = study.members[0]
+    measure = Study({first.model: first.net}, (study.x[few], study.y[few]), seed=study.seed)
+    rows = []
+
+    def for_few(settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Cut what holds one entry an image."""
+        return {
+            key: value[few] if isinstance(value, Tensor) and value.shape[:1] == study.y.shape else value
+            for key, value in settings.items()
+        }
+
+    def do(whose: Study, step: str, request: Request, settings: Mapping[str, Any]) -> None:
+        if step == "attack":
+            whose.attack(request.what, label=request.label, **settings)
+        else:
+            kind = "method" if step == "attribute" else "metric"
+            getattr(whose, step)({request.label: {kind: request.what, **settings}})
+
+    def look(step: str, request: Request) -> None:
+        scout.cells.clear()
+        do(scout, step, request, request.settings)
+        missing = sum(not study.store.has(cell.kind, cell.key) for cell in scout.cells)
+        row = {"step": step, "what": request.label, "cells": len(scout.cells), "missing": missing}
+        if missing:
+            started = time.perf_counter()
+            do(measure, step, request, for_few(request.settings))
+            share = missing / len(scout.cells) * len(study.members)
+            row["seconds"] = (time.perf_counter() - started) * share * len(study.x) / len(measure.x)
+        rows.append(row)
+
+    for request in read_requests(methods, "method") if methods else []:
+        look("attribute", request)
+    for request in read_requests(metrics, "metric") if metrics else []:
+        for made in scout._requests.values():
+            if made.label not in measure._requests:
+                do(measure, "attribute", made, for_few(made.settings))
+        look("score", request)
+    for request in read_attacks(attacks):
+        look("attack", request)
+    return pd.DataFrame(rows, columns=["step", "what", "cells", "missing", "seconds"])
