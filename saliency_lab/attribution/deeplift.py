@@ -98,10 +98,12 @@ class _Replay(Rule):
         free = {key: value for key, value in kwargs.items() if key != "inplace"}
         plain = _out_of_place(func)
         with torch.no_grad():
-            output = plain(x, *args[1:], **free)
-            ratio = (output - plain(other, *args[1:], **free)).div_(x - other)
-            # 0/0: the limit is the derivative; changes that cancel in one unit still pass it one by one
-            ratio = torch.where(x == other, _derivative(func, plain, x, args[1:], free), ratio)
+            output, start = plain(x, *args[1:], **free), plain(other, *args[1:], **free)
+            if func in RELU:  # (x⁺ − o⁺) / (x − o) without the difference, so the derivative where x = o
+                ratio = (output + start).div_(x.abs().add_(other.abs())).nan_to_num_(0.0)
+            else:  # where changes cancel, 0/0, its limit: they still pass one by one
+                ratio = (output - start).div_(x - other)
+                ratio = torch.where(x == other, _derivative(plain, x, args[1:], free), ratio)
         return deliver(_Rescale.apply(args[0], (output, ratio)), func, args, kwargs)
 
     def _pool(self, x: Tensor, other: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -127,13 +129,11 @@ class _Replay(Rule):
         return other
 
 
-def _derivative(func: Call, plain: Call, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _derivative(func: Call, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Derivative of an elementwise function at `x`."""
-    if func in RELU:
-        return x > 0
     with torch.enable_grad():
         point = x.clone().requires_grad_(True)
-        return torch.autograd.grad(plain(point, *args, **kwargs).sum(), point)[0]
+        return torch.autograd.grad(func(point, *args, **kwargs).sum(), point)[0]
 
 
 def _out_of_place(func: Call) -> Call:
