@@ -114,8 +114,8 @@ class _Replay(Rule):
             change = output - old
             there = other.flatten(2).expand(len(x), -1, -1).gather(2, places.flatten(2)).view_as(output)
             before = x.flatten(2).gather(2, was.expand_as(output).flatten(2)).view_as(output)
-            rising = change.clamp_min(0).div_(output - there).nan_to_num_(0.0)
-            rising.add_((change == 0) & (output == there))  # 0/0: the limit is the derivative
+            rising = change.clamp_min(0).div_(output - there).nan_to_num_(1.0)  # 0/0: the derivative,
+            rising.masked_fill_(change < 0, 0.0)  # unless the maximum left another place and fell
             falling = change.clamp_max_(0).div_(before.sub_(old)).nan_to_num_(0.0)
         return _RescalePool.apply(x, (output, places, rising, was, falling))
 
