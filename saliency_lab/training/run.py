@@ -67,8 +67,10 @@ class RunFolder:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Write the state to resume from, replacing the last one."""
+        packed = io.BytesIO()
+        torch.save(dict(state), packed)
         with atomic_path(self.path / STATE) as beside:
-            torch.save(dict(state), beside)
+            beside.write_bytes(packed.getbuffer())
 
     def load_state(self) -> dict[str, Any] | None:
         """Read the state to resume from; None if there is none.
