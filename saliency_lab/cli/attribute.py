@@ -39,21 +39,18 @@ def attribute(
     rows: Annotated[int, typer.Option(min=1, help="How many images the picture shows.")] = 6,
 ) -> None:
     """Compute saliency maps of one or more models; write the maps, and a picture for each method."""
-    from saliency_lab.plotting import maps
     from saliency_lab.plotting.style import save
+    from saliency_lab.study.figures import maps_of
 
     requests = named_settings(settings, method)
     study = open_study(models, data, data_root, images, seed, out)
     study.attribute(requests)
-    labels = [str(label) for label in study.y[:rows].tolist()]
     for name in method:
         for model, by_method in study.maps.items():
             stem = re.sub(r"[^\w.=,-]+", "_", model).strip("_")
             path = out / "maps" / f"{stem}-{name}.safetensors"
             by_method[name].save(path)
             print(path)
-        columns = {model: held[name][:rows].normalise("max") for model, held in study.maps.items()}
         picture = out / f"maps-{name}.png"
-        title = f"{name.replace('_', ' ')}, each map divided by its largest magnitude"
-        save(maps.grid(study.x[:rows], columns, labels=labels, title=title), picture)
+        save(maps_of(study, study.models, name, rows), picture)
         print(picture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -77,9 +78,11 @@ def grid(
     width = max(cell, 0.085 * max(len(line) for name in titles for line in name.split("\n")))
     tall, wide = next(iter(columns.values())).shape[1:]
     height = width * tall / wide + (0.22 if predictions else 0.06)
-    head = 0.25 + 0.2 * max(name.count("\n") for name in titles) + (0.35 if title else 0)
     left = 0.08 * max((len(str(label)) for label in labels), default=0) if labels is not None else 0.0
-    fig = figure(left + len(names) * (width + 0.06) + 1.1, max(count * height + head, 1.9))
+    across = left + len(names) * (width + 0.06) + 1.1
+    lines = textwrap.wrap(title or "", max(12, int(across / 0.105)))
+    head = 0.25 + 0.2 * max(name.count("\n") for name in titles) + (0.13 + 0.22 * len(lines) if lines else 0)
+    fig = figure(across, max(count * height + head, 1.9))
     axes = fig.subplots(count, len(names), squeeze=False)
     first = 0 if pictures is None else 1
     for row in range(count):
@@ -97,8 +100,8 @@ def grid(
         ax.set_title(name, fontsize=10)
     for ax in axes.flat:
         _bare(ax)
-    if title:
-        fig.suptitle(title)
+    if lines:
+        fig.suptitle("\n".join(lines))
     _bar(fig, list(axes.flat), float(limits.max()), scale, signed, clipped=clip < 100)
     return fig
 

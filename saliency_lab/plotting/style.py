@@ -93,6 +93,12 @@ _WRITE_RC: Any = {
 class LabFigure(Figure):
     """A matplotlib Figure that shows itself in Jupyter although pyplot does not know it."""
 
+    def savefig(self, *given: Any, **named: Any) -> None:
+        """Write the figure; the constrained layout needs a few passes until long labels fit."""
+        for _ in range(3):
+            self.draw_without_rendering()
+        super().savefig(*given, **named)
+
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")

@@ -30,7 +30,10 @@ class Pictures(Protocol):
     """Where a comparison finds images and maps to draw; a `Study` is one."""
 
     x: Tensor
-    y: Tensor
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the images' classes, or their numbers."""
 
     def read_maps(self, model: str, method: str, seed: int | None = None) -> Attributions:
         """Maps of one model by one method."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,19 @@ from saliency_lab.study.comparison import ROBUST
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from saliency_lab.study.comparison import Comparison, Measure
+    from saliency_lab.study.comparison import Comparison, Measure, Pictures
+
+
+def maps_of(
+    pictures: Pictures, models: Sequence[str], method: str, n: int, *, normalise: bool = True
+) -> Figure:
+    """Maps of the first `n` images by one method, a column a model; each is summed over channels."""
+    columns = {model: pictures.read_maps(model, method)[:n].reduce() for model in models}
+    title = method.replace("_", " ")
+    if normalise:
+        columns = {model: held.normalise("max") for model, held in columns.items()}
+        title += ", each map divided by its largest magnitude"
+    return maps.grid(pictures.x[:n], columns, labels=pictures.labels[:n], title=title)
 
 
 class ComparisonPlots:
@@ -44,13 +57,7 @@ class ComparisonPlots:
             raise InputError(
                 "nothing has been attributed and scored yet; call study.attribute and study.score"
             )
-        columns = {model: pictures.read_maps(model, method)[:n] for model in comparison.models}
-        title = method.replace("_", " ")
-        if normalise:
-            columns = {model: held.normalise("max") for model, held in columns.items()}
-            title += ", each map divided by its largest magnitude"
-        labels = [str(label) for label in pictures.y[:n].tolist()]
-        return maps.grid(pictures.x[:n], columns, labels=labels, title=title)
+        return maps_of(pictures, comparison.models, method, n, normalise=normalise)
 
     def robustness(self, attack: str | None = None) -> Figure:
         """Accuracy against ε, a line and band a model; of the first attack unless another is named."""

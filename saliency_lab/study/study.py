@@ -19,6 +19,7 @@ from saliency_lab._common.files import writable_folder, write_table
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import fingerprint, model_fingerprint
 from saliency_lab.attribution import Attributions
+from saliency_lab.models import card_of
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
 from saliency_lab.study.store import (
@@ -143,6 +144,13 @@ class Study:
     def models(self) -> list[str]:
         """Names of the models compared, in the order given."""
         return list(dict.fromkeys(member.model for member in self.members))
+
+    @property
+    def labels(self) -> list[str]:
+        """The images' classes by name, where a model's card tells the names; their numbers otherwise."""
+        cards = [card_of(member.module) for member in self.members if member.module is not None]
+        names = next((card.classes for card in cards if card is not None and card.classes), None)
+        return [names[label] if names else str(label) for label in self.y.tolist()]
 
     # --- the three verbs ------------------------------------------------------------------------
 

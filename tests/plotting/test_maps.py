@@ -141,3 +141,21 @@ def test_palette_names_and_font():
 def test_bad_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_a_long_title_stays_inside_a_narrow_figure():
+    figure = grid(np.zeros((1, 1, 4, 4)), {"a": np.ones((1, 1, 4, 4))}, title="many words " * 8)
+    figure.draw_without_rendering()
+    extent = figure._suptitle.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.x1
+
+
+def test_long_labels_are_not_cut_off_when_saved(tmp_path):
+    """Ink at the left border of the picture would be a label that goes on beyond it."""
+    labels = ["automobile", "frog", "cat", "horse"]
+    figure = grid(np.zeros((4, 1, 8, 8)), {"a": np.ones((4, 1, 8, 8))}, labels=labels)
+    save(figure, tmp_path / "maps.png")
+    picture = mpl.image.imread(tmp_path / "maps.png")[..., :3]
+    assert (picture[:, 0] == 1).all()
+    assert (picture[:, -1] == 1).all()

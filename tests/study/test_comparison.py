@@ -12,6 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from saliency_lab._common.errors import InputError
+from saliency_lab.models import ModelCard
 from saliency_lab.study import Comparison, Study
 
 N = 40
@@ -232,3 +233,10 @@ def test_maps_are_those_of_the_study(make_study: Callable[..., Study]) -> None:
     figure = study.compare("plain").plot.maps(n=3)
     titles = [ax.get_title() for ax in figure.axes]
     assert {"plain", "other"} <= set(titles)
+
+
+def test_pictures_name_the_classes_where_a_card_tells_them(make_study: Callable[..., Study]) -> None:
+    study = make_study()
+    assert study.labels == [str(label) for label in study.y.tolist()]
+    study.members[0].module.card = ModelCard(classes=tuple("abcdefghij"))  # type: ignore[assignment]
+    assert study.labels == ["abcdefghij"[label] for label in study.y.tolist()]
