@@ -11,13 +11,24 @@ from torch import Tensor, nn
 from saliency_lab._common.errors import InputError
 
 
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     """Yield `model` in eval mode with parameters that take no gradient; restore both on leaving.
 
-    Every module's own `training` flag and every parameter's `requires_grad` and `grad` are put
-    back, also when an exception is raised. Inputs may still take gradients inside.
+    Every module's own `training` flag and every parameter's `requires_grad` are put back, also
+    when an exception is raised. Inputs may still take gradients inside.
+
+    Raises
+    ------
+    InputError
+        If `model` is no torch module.
     """
+    _check_module(model)
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -33,7 +44,14 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's parameters (or buffers; the CPU if it has neither)."""
+    """Return the device of the model's parameters (or buffers; the CPU if it has neither).
+
+    Raises
+    ------
+    InputError
+        If `model` is no torch module.
+    """
+    _check_module(model)
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
@@ -55,7 +73,7 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
     Raises
     ------
     InputError
-        If the model does not return one row of K ≥ 2 logits an image.
+        If the model does not return one row of logits an image.
     """
     device = device_of(model)
     with undisturbed(model), torch.inference_mode():

@@ -25,6 +25,7 @@ from saliency_lab._common.provenance import fingerprint
 from saliency_lab.study.cells import Cell, Content, Kind
 
 MANIFEST = "study.json"
+MANIFEST_KEYS = {"images", "seed", "members", "cells", "better"}
 
 
 class DamagedCellError(SaliencyLabError):
@@ -169,11 +170,12 @@ class FolderStore:
         return freed
 
     def read_manifest(self) -> dict[str, Any]:
-        """What `write_manifest` wrote; empty if there is none, or it is no JSON."""
+        """What `write_manifest` wrote; empty if there is none, it is no JSON, or a part of it is missing."""
         try:
-            return dict(json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+            manifest = dict(json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             return {}
+        return manifest if manifest.keys() >= MANIFEST_KEYS else {}
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write `study.json`, atomically."""

@@ -203,9 +203,12 @@ def test_canonical_settings_tell_contents_apart() -> None:
     assert canonical(len) != canonical(max)
 
 
-def test_a_damaged_manifest_does_not_stop_a_run(make_study: MakeStudy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["{", "[1]", '{"images": "0", "seed": 0}'])
+def test_a_damaged_manifest_does_not_stop_a_run(make_study: MakeStudy, tmp_path: Path, damage: str) -> None:
     _finish(make_study(tmp_path))
-    (tmp_path / "study.json").write_text("{")
+    (tmp_path / "study.json").write_text(damage)
+    with pytest.raises(InputError, match=r"it has no readable study\.json; run the study again"):
+        Study.load(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         study = _finish(make_study(tmp_path))

@@ -1,0 +1,69 @@
+"""The conventions every room leans on: state put back, draws keyed by the sample, inputs refused by name."""
+
+import pytest
+import torch
+from torch import nn
+
+from saliency_lab._common.checks import check_images, check_labels
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import device_of, undisturbed
+from saliency_lab._common.seeding import sample_normal, sample_seeds, sample_uniform
+
+
+def test_mode_and_flags_come_back_after_an_exception():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.Linear(2, 2)).train()
+    model[1].eval()
+    model[2].weight.requires_grad_(False)
+    with pytest.raises(KeyError), undisturbed(model):
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        raise KeyError
+    assert [module.training for module in model] == [True, False, True]
+    assert [p.requires_grad for p in model.parameters()] == [True, True, False, True]
+
+
+def test_what_is_no_module_is_said():
+    with pytest.raises(InputError, match=r"must be a torch\.nn\.Module, not str"), undisturbed("runs/model"):
+        pass
+    with pytest.raises(InputError, match=r"must be a torch\.nn\.Module, not function"):
+        device_of(lambda x: x)
+
+
+@pytest.mark.parametrize("draw", [sample_uniform, sample_normal])
+def test_a_draw_belongs_to_the_sample_wherever_it_stands(draw):
+    x = torch.rand(6, 1, 4, 4)
+    order = torch.tensor([3, 0, 5])
+    whole = draw(sample_seeds(x, 0, "noise"), (2, 4, 4))
+    assert torch.equal(draw(sample_seeds(x[order], 0, "noise"), (2, 4, 4)), whole[order])
+    assert not torch.equal(draw(sample_seeds(x, 1, "noise"), (2, 4, 4)), whole)
+    assert not torch.equal(draw(sample_seeds(x, 0, "start"), (2, 4, 4)), whole)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.rand(3, 4, 4), r"shape \(N, C, H, W\)"),
+        (torch.zeros(0, 1, 4, 4), "N ≥ 1"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), r"x\.float\(\) / 255"),
+        (torch.full((2, 1, 4, 4), 1.5), r"image 0 spans \[1\.5, 1\.5\]"),
+        (torch.tensor([0.0, float("nan")]).reshape(2, 1, 1, 1), "image 1 holds NaN"),
+        ([[0.0]], "torch tensor, not list"),
+    ],
+)
+def test_bad_images_are_named(images, words):
+    with pytest.raises(InputError, match=words):
+        check_images(images)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (torch.tensor([0, 10]), "label 1 is 10"),
+        (torch.tensor([-1, 0]), "label 0 is -1"),
+        (torch.tensor([0.0, 1.0]), r"y\.long\(\)"),
+        (torch.tensor([0]), r"shape \(2,\)"),
+    ],
+)
+def test_bad_labels_are_named(labels, words):
+    with pytest.raises(InputError, match=words):
+        check_labels(labels, 2, num_classes=10)
