@@ -18,18 +18,19 @@ from torch import Tensor, nn
 import saliency_lab
 from saliency_lab._common.provenance import fingerprint, model_fingerprint, versions
 
-Kind = Literal["maps", "scores", "attack"]
+Kind = Literal["maps", "scores", "attack", "audit"]
 
 _PACKAGES: dict[Kind, tuple[str, ...]] = {
     "maps": ("torch", "captum", "numpy", "scikit-image"),
     "scores": ("torch", "quantus", "numpy", "scikit-image"),
     "attack": ("torch", "pyautoattack"),
+    "audit": ("torch", "pyautoattack"),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A set of maps, a vector of scores or an attack, by what it depends on.
+    """A set of maps, a vector of scores, an attack or an audit, by what it depends on.
 
     Two cells with equal `depends` are the same cell, on any machine: `key` is its hash.
     """

@@ -117,6 +117,8 @@ class Comparison:
         Of the intervals; 1 − level is the level of the tests.
     better : mapping, optional
         Label of a metric → "higher", "lower" or "neither"; by default as `list_metrics()` says.
+    audits : DataFrame, optional
+        As `Study.audits`: verdicts on the accuracies under attack, said below the table.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Comparison:
         level: float = 0.95,
         seed: int = 0,
         better: Mapping[str, Better] | None = None,
+        audits: pd.DataFrame | None = None,
         pictures: Pictures | None = None,
     ) -> None:
         if not len(scores) and not len(robustness):
@@ -140,6 +143,7 @@ class Comparison:
             raise unknown_name("baseline:", baseline, self.models)
         self.baseline, self.level, self.seed = baseline, level, seed
         self._better = dict(better or {})
+        self.audits = pd.DataFrame() if audits is None else audits
         self.pictures = pictures
 
     @cached_property

@@ -10,7 +10,8 @@ import pandas as pd
 from torch import Tensor, nn
 
 from saliency_lab.study.cells import Cell
-from saliency_lab.study.study import Member, Study
+from saliency_lab.study.members import Member
+from saliency_lab.study.study import Study
 from saliency_lab.study.task import Task
 from saliency_lab.study.work import Request, Requests, read_attacks, read_requests
 

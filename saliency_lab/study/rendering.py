@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 if TYPE_CHECKING:
     from saliency_lab.study.comparison import Comparison
@@ -94,7 +95,38 @@ def _notes(comparison: Comparison, mark: str) -> list[str]:
         notes.append("Intervals are over seeds and images; tests are over images, about these networks.")
     if (comparison._table["undefined"] > 0).any():
         notes.append("NaN: values that are undefined and left out.")
-    return notes
+    return notes + _verdicts(comparison)
+
+
+def _verdicts(comparison: Comparison) -> list[str]:
+    """One line an audit: each model's verdict, and its accuracy at the worst over all attacks."""
+    if not len(comparison.audits):
+        return []
+    facts = ["attack", "eps", "n", "model", "seed", "verdict", "worst_case"]
+    lines = []
+    for (attack, eps, n), held in comparison.audits[facts].drop_duplicates().groupby(["attack", "eps", "n"]):
+        said = [
+            f"{model} {_counted(of['verdict'])} ({100 * of['worst_case'].mean():.1f} %)"
+            for model, of in held.groupby("model", sort=False)
+        ]
+        lines.append(
+            f"Audit of {attack}, ε = {eps:.4g}, on {n} images (worst case over all its attacks): "
+            + ", ".join(said)
+            + "."
+        )
+    return lines
+
+
+def _counted(verdicts: pd.Series) -> str:
+    """The verdicts of several seeds.
+
+    >>> _counted(pd.Series(["believe", "doubt", "believe"]))
+    '2 × believe, 1 × doubt'
+    """
+    counts = verdicts.value_counts()
+    if len(counts) == 1:
+        return str(counts.index[0])
+    return ", ".join(f"{count} × {verdict}" for verdict, count in counts.items())
 
 
 def _grid(comparison: Comparison, mark: Callable[[str, bool], str]) -> tuple[list[str], list[list[str]]]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
-from dataclasses import dataclass, replace
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,51 +14,20 @@ from torch import Tensor, nn
 from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError, SaliencyLabError, unknown_name
 from saliency_lab._common.files import writable_folder, write_table
-from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import fingerprint, model_fingerprint
 from saliency_lab.attribution import Attributions
 from saliency_lab.models import card_of
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
-from saliency_lab.study.store import (
-    MANIFEST,
-    Busy,
-    FolderStore,
-    MemoryStore,
-    Store,
-    existing_folder,
-)
-from saliency_lab.study.task import Failure, Name, Task, hand_over, perform_remotely, read_intact
+from saliency_lab.study.members import Member, read_members
+from saliency_lab.study.running import Runner
+from saliency_lab.study.store import MANIFEST, FolderStore, MemoryStore, Store, existing_folder
+from saliency_lab.study.tables import AUDITS, ROBUSTNESS, SCORES, tidy
+from saliency_lab.study.task import Task, read_intact
 from saliency_lab.study.work import Request, Requests, read_requests
 
 if TYPE_CHECKING:
     from saliency_lab.study.comparison import Better, Comparison
-
-SCORES = ["model", "recipe", "seed", "method", "metric", "sample", "score"]
-ROBUSTNESS = ["model", "recipe", "seed", "attack", "eps", "sample", "robust"]
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """One trained network of a study: the model it belongs to, and its training seed and recipe."""
-
-    model: str
-    seed: int
-    recipe: str
-    module: nn.Module | None
-
-    @property
-    def net(self) -> nn.Module:
-        """The network itself."""
-        if self.module is None:
-            raise InputError(
-                f"this study was loaded without its models, so nothing of {self} can be computed; "
-                "build it again: Study(models, sample, store=…) reads what is finished"
-            )
-        return self.module
-
-    def __str__(self) -> str:
-        return f"{self.model} (seed {self.seed})"
 
 
 class Place(NamedTuple):
@@ -125,20 +92,19 @@ class Study:
         self.x, self.y = sample
         check_images(self.x)
         self.y = check_labels(self.y, len(self.x))
-        self.members = _members(models)
+        self.members = read_members(models)
         self.seed = seed
         self.store: Store = MemoryStore() if store is None else FolderStore(writable_folder(store))
         if executor is not None and store is None:
             raise InputError(
                 "an executor's workers meet in the store: Study(..., store='runs/first', executor=…)"
             )
-        self.executor = executor
         self._images = fingerprint(self.x, self.y)
         self._requests: dict[str, Request] = {}
         self._cells: dict[Place, str] = {}
         self._better: dict[str, Better] = {}
-        self._loaded: dict[str, Content] = {}
-        self._failures: dict[tuple[str, int, str], Failure] = {}
+        self._runner = Runner(self.x, self.y, self._images)
+        self.executor = executor
 
     @property
     def models(self) -> list[str]:
@@ -257,6 +223,44 @@ class Study:
         self._run(tasks, prints, "attack")
         return self
 
+    def audit(
+        self,
+        attack: str | Callable[..., Any] = "pgd",
+        *,
+        eps: float | str | Sequence[float | str],
+        images: int | None = None,
+        budget: Literal["quick", "full"] = "quick",
+        **settings: Any,
+    ) -> Study:
+        """Say of every model whether what this attack reports can be believed; see `sl.audit`.
+
+        Parameters
+        ----------
+        attack, eps, settings
+            As for `attack`; every ε is an audit of its own.
+        images
+            Only the first so many, as audits take long; all by default.
+        budget
+            Of the reference attacks, as for `sl.audit`.
+        """
+        (named,) = read_requests(attack, "attack")
+        count = len(self.x) if images is None else images
+        if not 1 <= count <= len(self.x):
+            raise InputError(f"images must be in 1 … {len(self.x)}, the number of this study's, not {images}")
+        seen = fingerprint(self.x[:count], self.y[:count])
+        prints = self._prints()
+        tasks = []
+        for radius in work.read_eps(eps)[1:]:
+            request = Request(f"audit of {named.label}, ε = {radius:.4g}", attack, settings)
+            for member, model in prints.items():
+                cell = work.audit_cell(model, seen, request, radius, budget, self.seed)
+                self._cells[Place("audit", request.label, "", member.model, member.seed)] = cell.key
+                requests, cells = {request.label: request}, {(request.label, ""): cell}
+                job = Task(requests, self.seed, cell.key, cells, eps=[radius], images=count, budget=budget)
+                tasks.append((member, job))
+        self._run(tasks, prints, "audit")
+        return self
+
     def plan(
         self,
         methods: Requests = (),
@@ -322,7 +326,7 @@ class Study:
         for place, member, content in self._contents("scores"):
             keys = {"method": place.label, "metric": place.metric}
             parts.append((member, keys, {"score": content.tensors["values"].numpy()}))
-        return _table(parts, SCORES)
+        return tidy(parts, SCORES)
 
     @property
     def robustness(self) -> pd.DataFrame:
@@ -331,7 +335,22 @@ class Study:
         for place, member, content in self._contents("attack"):
             for eps, robust in zip(content.info["eps"], content.tensors["robust"], strict=True):
                 parts.append((member, {"attack": place.label, "eps": eps}, {"robust": robust.numpy()}))
-        return _table(parts, ROBUSTNESS)
+        return tidy(parts, ROBUSTNESS)
+
+    @property
+    def audits(self) -> pd.DataFrame:
+        """One row a (model, recipe, seed, attack, ε, check), beside the verdict on the whole.
+
+        Columns: `n` images; `robust_accuracy` that the attack reports, `worst_case` over all attacks that the
+        audit ran; `verdict` and `reason` of the audit; `check`, `check_verdict` and `evidence` of one item.
+        """
+        rows = []
+        for _, member, content in self._contents("audit"):
+            facts = content.info
+            whole = [facts[key] for key in ("n", "robust_accuracy", "worst_case", "verdict", "reason")]
+            of = [member.model, member.recipe, member.seed, facts["method"], facts["eps"], *whole]
+            rows += [[*of, item["check"], item["verdict"], item["evidence"]] for item in facts["checks"]]
+        return pd.DataFrame(rows, columns=AUDITS)
 
     @property
     def failures(self) -> pd.DataFrame:
@@ -344,7 +363,7 @@ class Study:
                 "error": failure.error,
                 "traceback": failure.traceback,
             }
-            for (model, seed, what), failure in self._failures.items()
+            for (model, seed, what), failure in self._runner.failures.items()
         ]
         return pd.DataFrame(rows, columns=["model", "seed", "what", "error", "traceback"])
 
@@ -365,16 +384,17 @@ class Study:
             level=level,
             seed=self.seed,
             better=self._better,
+            audits=self.audits,
             pictures=self,
         )
 
     def write_tables(self, folder: str | Path | None = None) -> list[Path]:
-        """Write scores and robustness as Parquet and CSV into `folder`; return the Parquet files.
+        """Write scores, robustness and audits as Parquet and CSV into `folder`; return the Parquet files.
 
         By default into `tables` of the store.
         """
         folder = self._folder().folder / "tables" if folder is None else Path(folder)
-        tables = {"scores": self.scores, "robustness": self.robustness}
+        tables = {"scores": self.scores, "robustness": self.robustness, "audits": self.audits}
         written = []
         for name, table in tables.items():
             if len(table):
@@ -485,10 +505,10 @@ class Study:
         for *place, key in manifest["cells"]:
             self._cells.setdefault(Place(*place), key)
         for at, key in self._cells.items():
-            if at.kind != "maps" and key not in self._loaded:
+            if at.kind != "maps" and key not in self._runner.loaded:
                 content = read_intact(self.store, at.kind, key)
                 if content is not None:
-                    self._loaded[key] = content
+                    self._runner.loaded[key] = content
 
     def __repr__(self) -> str:
         count, seeds = len(self.models), len(self.members)
@@ -497,9 +517,10 @@ class Study:
             "methods": self._labels("maps"),
             "metrics": list(dict.fromkeys(place.metric for place in self._cells if place.metric)),
             "attacks": self._labels("attack"),
+            "audits": self._labels("audit"),
         }
         held = "".join(f"; {what}: {', '.join(names)}" for what, names in parts.items() if names)
-        failed = f"; {len(self._failures)} failed" if self._failures else ""
+        failed = f"; {len(self._runner.failures)} failed" if self._runner.failures else ""
         return f"Study({models}, {len(self.x)} images {tuple(self.x.shape[1:])}{held}{failed})"
 
     # --- running --------------------------------------------------------------------------------
@@ -515,7 +536,7 @@ class Study:
         key = self._cells[Place("maps", label, "", member.model, member.seed)]
         content = read_intact(self.store, "maps", key)
         if content is None:
-            failure = self._failures.get((member.model, member.seed, label))
+            failure = self._runner.failures.get((member.model, member.seed, label))
             if failure is not None:
                 raise SaliencyLabError(f"there are no maps by '{label}' of {member}: {failure.error}")
             request = self._requests.get(label)
@@ -530,118 +551,18 @@ class Study:
             self.store.write(cell, content)
         return content
 
-    def _missing(self, member: Member, task: Task) -> list[Name]:
-        """Return the names of a task's cells that are not intact yet; keep the others' scores at hand."""
-        missing = []
-        for name, cell in task.cells.items():
-            if cell.kind == "maps":  # large: read when needed
-                found = self.store.has(cell.kind, cell.key)
-            else:
-                if cell.key not in self._loaded:
-                    content = read_intact(self.store, cell.kind, cell.key)
-                    if content is not None:
-                        self._loaded[cell.key] = content
-                found = cell.key in self._loaded
-            if found:
-                self._failures.pop(_failure_key(member, name), None)
-            else:
-                missing.append(name)
-        return missing
-
     def _run(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:
-        """Compute what is missing, write down what failed, and say so."""
-        problems: list[Failure] = []
-        finished = 0  # now, or in an earlier run
-        todo = []
-        for member, task in tasks:
-            missing = self._missing(member, task)
-            finished += len(task.cells) - len(missing)
-            hopeless = {
-                name: failure
-                for name in missing
-                if task.kind == "scores"
-                and (failure := self._failures.get((member.model, member.seed, name[1])))
-            }
-            for name, failure in hopeless.items():
-                self._failures[_failure_key(member, name)] = failure
-                problems.append(failure)
-            cells = {name: task.cells[name] for name in missing if name not in hopeless}
-            if cells:
-                todo.append((member, replace(task, cells=cells)))
+        """Compute what is missing, and write down what the study holds now."""
         try:
-            with progress(label=verb, total=len(todo)) as bar:
-                for member, task, failed in self._perform(todo, prints):
-                    for name, failure in failed.items():
-                        self._failures[_failure_key(member, name)] = failure
-                    problems += failed.values()
-                    finished += len(task.cells) - len(failed)
-                    self._missing(member, task)
-                    bar.update()
+            self._runner.run(tasks, prints, store=self.store, executor=self.executor, verb=verb)
         finally:
             self._write_manifest()
-        if problems and not finished:
-            raise problems[0].exception or SaliencyLabError(problems[0].error)
-        if problems:
-            warnings.warn(
-                f"{len(problems)} of {len(problems) + finished} cells failed and the rest went on; "
-                f"study.failures says why (the first: {problems[0].error})",
-                stacklevel=3,
-            )
-
-    def _perform(
-        self, todo: Sequence[tuple[Member, Task]], prints: Mapping[Member, str]
-    ) -> Iterator[tuple[Member, Task, dict[Name, Failure]]]:
-        if self.executor is None:
-            return self._perform_here(todo)
-        return self._perform_elsewhere(todo, prints, self.executor)
-
-    def _perform_here(
-        self, todo: Sequence[tuple[Member, Task]]
-    ) -> Iterator[tuple[Member, Task, dict[Name, Failure]]]:
-        """One after the other; what other processes are at work on is waited for at the end."""
-        for wait in (False, True):
-            busy = []
-            for member, task in todo:
-                try:
-                    with self.store.lock(task.lock, wait=wait):
-                        names = self._missing(member, task)
-                        failed = task.perform(member.net, self.x, self.y, self.store, names)
-                except Busy:
-                    busy.append((member, task))
-                    continue
-                yield member, task, failed
-            todo = busy
-
-    def _perform_elsewhere(
-        self, todo: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], executor: Executor
-    ) -> Iterator[tuple[Member, Task, dict[Name, Failure]]]:
-        """By the executor's workers; what a dead worker had in hand is a failure."""
-        store = self._folder()
-        store.write_sample(self._images, self.x, self.y)
-        inputs = {
-            member: hand_over(store, self._images, prints[member], member.net)
-            for member in dict.fromkeys(member for member, _ in todo)
-        }
-        futures: dict[Future[dict[Name, Failure]], tuple[Member, Task]] = {}
-        try:
-            for member, task in todo:
-                try:
-                    futures[executor.submit(perform_remotely, inputs[member], task)] = member, task
-                except BrokenExecutor as error:
-                    yield member, task, _worker_died(task, error)
-            for future in as_completed(futures):
-                member, task = futures[future]
-                problem = future.exception()
-                yield member, task, future.result() if problem is None else _worker_died(task, problem)
-        finally:
-            for future in futures:
-                future.cancel()
 
     def _contents(self, kind: Kind) -> Iterator[tuple[Place, Member, Content]]:
         members = {(member.model, member.seed): member for member in self.members}
         for place, key in self._cells.items():
-            if place.kind == kind and key in self._loaded:
-                yield place, members[place.model, place.seed], self._loaded[key]
+            if place.kind == kind and key in self._runner.loaded:
+                yield place, members[place.model, place.seed], self._runner.loaded[key]
 
 
 class _LazyMaps(Mapping[str, Attributions]):
@@ -665,22 +586,6 @@ class _LazyMaps(Mapping[str, Attributions]):
         return len(self._study._labels("maps"))
 
 
-def _worker_died(task: Task, error: BaseException) -> dict[Name, Failure]:
-    """Return the failure of a whole task: its worker died, or it could not be sent there."""
-    reason = SaliencyLabError(
-        f"the executor did not finish '{', '.join(task.requests)}' ({type(error).__name__}: {error}); "
-        "what was finished is in the store, so run the same again"
-    )
-    reason.__cause__ = error
-    return dict.fromkeys(task.cells, Failure.of(reason))
-
-
-def _failure_key(member: Member, name: Name) -> tuple[str, int, str]:
-    """Return what a failure of a cell is recorded under."""
-    label, method = name
-    return member.model, member.seed, f"{label} of {method}" if method else label
-
-
 def _sharing(requests: Sequence[Request]) -> dict[str, dict[str, Request]]:
     """Group metrics that ask the model the same, by what they ask; the rest are alone."""
     groups: dict[str, dict[str, Request]] = {}
@@ -688,36 +593,3 @@ def _sharing(requests: Sequence[Request]) -> dict[str, dict[str, Request]]:
         shares = work.describe_metric(request).shares or request.label
         groups.setdefault(shares, {})[request.label] = request
     return groups
-
-
-def _members(models: Mapping[str, nn.Module | Sequence[nn.Module]]) -> list[Member]:
-    if not isinstance(models, Mapping) or not models:
-        raise InputError("models must map names to modules, such as {'standard': model}, with one at least")
-    members = []
-    for name, given in models.items():
-        modules = [given] if isinstance(given, nn.Module) else list(given)
-        if not modules or not all(isinstance(module, nn.Module) for module in modules):
-            raise InputError(f"model '{name}' must be an nn.Module or a sequence of them")
-        cards = [getattr(module, "card", None) for module in modules]
-        seeds: list[Any] = [getattr(card, "seed", None) for card in cards]
-        if None in seeds or len(set(seeds)) < len(seeds):
-            seeds = list(range(len(modules)))
-        for seed, card, module in zip(seeds, cards, modules, strict=True):
-            recipe = (getattr(card, "recipe", None) or {}).get("name") or ""
-            members.append(Member(name, seed, str(recipe), module))
-    return members
-
-
-def _table(
-    parts: Sequence[tuple[Member, Mapping[str, Any], Mapping[str, np.ndarray]]], columns: list[str]
-) -> pd.DataFrame:
-    """One row a value: facts of the member and keys of the part, repeated, beside its values."""
-    if not parts:
-        return pd.DataFrame(columns=columns)
-    facts = [{"model": m.model, "recipe": m.recipe, "seed": m.seed, **keys} for m, keys, _ in parts]
-    counts = [len(next(iter(values.values()))) for *_, values in parts]
-    repeated = pd.DataFrame(facts).loc[np.repeat(np.arange(len(parts)), counts)].reset_index(drop=True)
-    repeated["sample"] = np.concatenate([np.arange(count) for count in counts])
-    for name in parts[0][2]:
-        repeated[name] = np.concatenate([values[name] for *_, values in parts])
-    return repeated[columns]

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -41,7 +42,7 @@ class Failure:
 
 
 Name = tuple[str, str]
-"""A cell of a task: the label of a method or an attack and "", or of a metric and the method it scores."""
+"""A cell of a task: label of a method, attack or audit and "", or of a metric and the method it scores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +50,8 @@ class Task:
     """Cells of one model that are computed together, by name.
 
     Either one method's maps, or scores of several methods' maps by metrics that share their passes, or one
-    attack. `maps` says what a score task scores, by label: the cell and how it is made. `lock` keeps other
-    processes off.
+    attack, or one audit of the first `images` images. `maps` says what a score task scores, by label: the
+    cell and how it is made. `lock` keeps other processes off.
     """
 
     requests: Mapping[str, Request]
@@ -59,6 +60,8 @@ class Task:
     cells: Mapping[Name, Cell]
     maps: Mapping[str, tuple[Cell, Request]] = field(default_factory=dict)
     eps: Sequence[float] = ()
+    images: int = 0
+    budget: Literal["quick", "full"] = "quick"
 
     @property
     def kind(self) -> Kind:
@@ -96,7 +99,12 @@ class Task:
             request = self.requests[name[0]]
             if self.kind == "maps":
                 return {name: work.compute_maps(net, x, y, request, self.seed)}
-            return {name: work.compute_attack(net, x, y, request, self.eps, self.seed)}
+            if self.kind == "attack":
+                return {name: work.compute_attack(net, x, y, request, self.eps, self.seed)}
+            few = slice(0, self.images)
+            return {
+                name: work.compute_audit(net, x[few], y[few], request, self.eps[0], self.budget, self.seed)
+            }
         made = {method: self._made(method, net, x, y, store) for method in dict.fromkeys(m for _, m in names)}
         together: dict[tuple[str, ...], list[str]] = {}  # metrics that lack the same methods
         for label in dict.fromkeys(label for label, _ in names):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of
 from saliency_lab._common.provenance import fingerprint, versions
 from saliency_lab._common.settings import parse_settings
+from saliency_lab.attacks.checklist import audit
 from saliency_lab.attacks.curve import robustness_curve
 from saliency_lab.attacks.methods import method_of
 from saliency_lab.attribution import Attributions, attribute
@@ -167,6 +168,12 @@ def attack_cell(model: str, images: str, request: Request, eps: Sequence[float],
     )
 
 
+def audit_cell(model: str, images: str, request: Request, eps: float, budget: str, seed: int) -> Cell:
+    """Return the cell of an audit of one attack at one ε."""
+    attack = attack_cell(model, images, request, [eps], seed).depends
+    return Cell("audit", {**attack, "budget": budget, "versions": matters("audit")})
+
+
 def read_eps(eps: float | str | Sequence[float | str]) -> tuple[float, ...]:
     """Ascending radii, with 0 (the clean images) always among them.
 
@@ -313,6 +320,22 @@ def compute_attack(
         "provenance": _provenance(model),
     }
     return Content({"robust": curve.robust}, info)
+
+
+def compute_audit(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    request: Request,
+    eps: float,
+    budget: Literal["quick", "full"],
+    seed: int,
+) -> Content:
+    """Audit; the content of an "audit" cell: `robust` (sample,) against every attack that was run."""
+    attack: Any = request.what
+    found = audit(model, x, y, eps=eps, method=attack, budget=budget, seed=seed, **request.settings)
+    info = {**canonical(found.to_dict()), "provenance": _provenance(model)}
+    return Content({"robust": found.robust}, info)
 
 
 def _provenance(model: nn.Module) -> dict[str, Any]:

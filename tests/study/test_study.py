@@ -454,3 +454,29 @@ def test_two_processes_share_a_store_and_compute_each_cell_once(tmp_path: Path) 
     assert sum(map(_computed, outputs)) == CELLS
     assert len(_cells(tmp_path)) == CELLS
     assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
+
+
+def test_an_audit_is_a_cell_and_says_what_sl_audit_says(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study(tmp_path).audit("pgd", eps=[0.05, "0.1"], images=6, steps=4)
+    table = study.audits
+    assert set(table["eps"]) == {0.05, 0.1}
+    assert set(table["n"]) == {6}
+    member = study.members[0]
+    direct = sl.audit(member.net, study.x[:6], study.y[:6], eps=0.1, method="pgd", seed=study.seed, steps=4)
+    own = table[(table["model"] == member.model) & (table["eps"] == 0.1)]
+    assert own["check"].tolist() == [check.name for check in direct.checks]
+    assert own["check_verdict"].tolist() == [check.verdict for check in direct.checks]
+    assert set(own["verdict"]) == {direct.verdict}
+    assert set(own["worst_case"]) == {direct.worst_case}
+
+    again = make_study(tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.safetensors")}
+    again.audit("pgd", eps=[0.05, 0.1], images=6, steps=4)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").rglob("*.safetensors")} == written
+    pd.testing.assert_frame_equal(again.audits, table)
+    pd.testing.assert_frame_equal(Study.load(tmp_path).audits, table)
+
+    study.attack("pgd", eps=0.1, steps=4)
+    assert "Audit of pgd, ε = 0.1, on 6 images" in str(study.compare())
+    with pytest.raises(InputError, match="images must be in 1 … 12"):
+        study.audit("pgd", eps=0.1, images=13)

@@ -1,0 +1,53 @@
+"""Members: the trained networks of a study, by model and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from saliency_lab._common.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One trained network of a study: the model it belongs to, and its training seed and recipe."""
+
+    model: str
+    seed: int
+    recipe: str
+    module: nn.Module | None
+
+    @property
+    def net(self) -> nn.Module:
+        """The network itself."""
+        if self.module is None:
+            raise InputError(
+                f"this study was loaded without its models, so nothing of {self} can be computed; "
+                "build it again: Study(models, sample, store=…) reads what is finished"
+            )
+        return self.module
+
+    def __str__(self) -> str:
+        return f"{self.model} (seed {self.seed})"
+
+
+def read_members(models: Mapping[str, nn.Module | Sequence[nn.Module]]) -> list[Member]:
+    """Return every network under its model's name, in the order given; seeds come from the cards."""
+    if not isinstance(models, Mapping) or not models:
+        raise InputError("models must map names to modules, such as {'standard': model}, with one at least")
+    members = []
+    for name, given in models.items():
+        modules = [given] if isinstance(given, nn.Module) else list(given)
+        if not modules or not all(isinstance(module, nn.Module) for module in modules):
+            raise InputError(f"model '{name}' must be an nn.Module or a sequence of them")
+        cards = [getattr(module, "card", None) for module in modules]
+        seeds: list[Any] = [getattr(card, "seed", None) for card in cards]
+        if None in seeds or len(set(seeds)) < len(seeds):
+            seeds = list(range(len(modules)))
+        for seed, card, module in zip(seeds, cards, modules, strict=True):
+            recipe = (getattr(card, "recipe", None) or {}).get("name") or ""
+            members.append(Member(name, seed, str(recipe), module))
+    return members
