@@ -26,6 +26,7 @@ _ROOMS = {
     "steps_curve": "attacks",
     "transfer_attack": "attacks",
     "worst_case": "attacks",
+    "explore": "explorer",
     "ImageData": "data",
     "list_datasets": "data",
     "load_dataset": "data",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     )
     from saliency_lab.attribution import Attributions, attribute, list_methods, sanity_check
     from saliency_lab.data import ImageData, list_datasets, load_dataset
+    from saliency_lab.explorer import explore
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
     from saliency_lab.models import Normalised, build_model, list_models, load_model, save_model
     from saliency_lab.study import Comparison, Study
@@ -85,6 +87,7 @@ __all__ = [
     "evaluate",
     "evaluate_detailed",
     "evaluate_many",
+    "explore",
     "list_attacks",
     "list_datasets",
     "list_methods",

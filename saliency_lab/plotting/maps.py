@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -209,6 +209,58 @@ def overlay(
     return fig
 
 
+class Tiles(NamedTuple):
+    """Pixels of images and maps, uint8 (N, H, W, 3), and where each map's scale ends, (N,)."""
+
+    images: np.ndarray
+    maps: dict[str, np.ndarray]
+    limits: dict[str, np.ndarray]
+
+
+def tiles(
+    images: Any,
+    maps: Mapping[str, Any],
+    *,
+    scale: Scale = "shared",
+    signed: bool = True,
+    blend: float = 0.0,
+    clip: float = 99.5,
+) -> Tiles:
+    """The panels of `grid` as pixels, for a page that lays them out itself. Parameters as there.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to draw, or the arrays do not fit each other.
+    """
+    columns = {name: _plane(name, values, signed) for name, values in maps.items()}
+    _count_rows(images, columns, None, None)
+    pictures = _pictures(images)
+    limits = _limits(np.stack([*columns.values()]), scale, clip)
+    painted = {
+        name: _bytes(
+            np.stack(
+                [
+                    _painted(plane, picture if blend else None, limit, signed, blend)
+                    for plane, picture, limit in zip(planes, pictures, row, strict=True)
+                ]
+            )
+        )
+        for (name, planes), row in zip(columns.items(), limits, strict=True)
+    }
+    grey = pictures if pictures.ndim == 4 else pictures[..., None].repeat(3, axis=-1)
+    return Tiles(_bytes(grey), painted, dict(zip(columns, limits, strict=True)))
+
+
+def scale_bar(signed: bool = True, steps: int = 101) -> np.ndarray:
+    """The colours of a map's scale from its lowest to its highest value, uint8 (1, steps, 3)."""
+    return _bytes(_colours(signed)(np.linspace(0, 1, steps))[None, :, :3])
+
+
+def _bytes(colours: np.ndarray) -> np.ndarray:
+    return (255 * colours).round().astype(np.uint8)
+
+
 def _array(values: Any) -> np.ndarray:
     if not hasattr(values, "detach"):
         values = getattr(values, "values", values)  # Attributions hold their tensor there
@@ -276,6 +328,13 @@ def _colours(signed: bool) -> Colormap:
 def _draw(
     ax: Axes, plane: np.ndarray, picture: np.ndarray | None, limit: float, signed: bool, blend: float
 ) -> None:
+    ax.imshow(_painted(plane, picture, limit, signed, blend))
+
+
+def _painted(
+    plane: np.ndarray, picture: np.ndarray | None, limit: float, signed: bool, blend: float
+) -> np.ndarray:
+    """Colours (H, W, 3) in [0, 1] of one map, over its picture."""
     if not 0 <= blend <= 1:
         raise InputError(f"blend must lie in [0, 1], not {blend}")
     norm = Normalize(-limit if signed else 0, limit)
@@ -285,7 +344,7 @@ def _draw(
         strength = np.nan_to_num(np.abs(plane) / limit, nan=1.0).clip(0, 1)[..., None]
         cover = 1 - blend * (1 - strength)
         painted = cover * painted + (1 - cover) * (0.3 + 0.7 * grey)
-    ax.imshow(painted)
+    return painted
 
 
 def _bare(ax: Axes) -> None:

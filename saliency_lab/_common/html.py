@@ -1,0 +1,83 @@
+"""What results show of themselves in Jupyter: tables and small pictures, without colours of their own."""
+
+from __future__ import annotations
+
+import io
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LEFT = 'style="text-align:left;vertical-align:top"'
+_SIDE = 64
+"""Pixels: a thumbnail's height on the page; larger images are made smaller, so that a page stays small."""
+
+
+def facts(caption: str, rows: Mapping[str, str]) -> str:
+    """Return a table of a name and its value a row; everything is escaped.
+
+    >>> facts("a < b", {"size": "3 & 4"}).count("&")
+    2
+    """
+    body = "".join(
+        f"<tr><th {_LEFT}>{escape(name)}</th><td {_LEFT}>{escape(value)}</td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<table><caption>{escape(caption)}</caption>{body}</table>"
+
+
+def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table with a head; everything is escaped."""
+    top = "".join(f"<th {_LEFT}>{escape(name)}</th>" for name in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td {_LEFT}>{escape(value)}</td>" for value in row) + "</tr>" for row in rows
+    )
+    title = f"<caption>{escape(caption)}</caption>"
+    return f"<table>{title}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def picture(pixels: np.ndarray, alt: str, style: str = "") -> str:
+    """Return pixels, uint8 (H, W, 3), as an image that carries its own data; enlarged, they stay squares."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    data = b64encode(buffer.getvalue()).decode()
+    return (
+        f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}" '
+        f'style="max-width:100%;image-rendering:pixelated;{style}"/>'
+    )
+
+
+def shrunk(images: np.ndarray, side: int) -> np.ndarray:
+    """Return images, uint8 (N, H, W, 3), no higher or wider than `side` pixels."""
+    from PIL import Image
+
+    height, width = images.shape[1:3]
+    factor = side / max(height, width)
+    if factor >= 1:
+        return images
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.stack([np.asarray(Image.fromarray(image).resize(size)) for image in images])
+
+
+def strip(images: Tensor | np.ndarray, alt: str) -> str:
+    """Return images (N, C, H, W) in [0, 1] in one row of thumbnails; C is 3, or is averaged to grey."""
+    array = np.asarray(images, dtype=np.float64).clip(0, 1)
+    array = array if array.shape[1] == 3 else array.mean(1, keepdims=True).repeat(3, axis=1)
+    drawn = shrunk((255 * array).round().astype(np.uint8).transpose(0, 2, 3, 1), _SIDE)
+    return picture(np.concatenate(list(drawn), axis=1), alt, f"height:{_SIDE}px")
+
+
+def side_by_side(parts: Iterable[tuple[str, str]]) -> str:
+    """Return small pictures (HTML) with a line of text (escaped) below each, as many a row as fit."""
+    cells = "".join(
+        f'<figure style="margin:0"><div>{image}</div><figcaption>{escape(text)}</figcaption></figure>'
+        for image, text in parts
+    )
+    return f'<div style="display:flex;flex-wrap:wrap;gap:0.5em 1em">{cells}</div>'

@@ -1,0 +1,47 @@
+"""`explore`: the one door, which needs ipywidgets."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab.study import Study
+
+if TYPE_CHECKING:
+    from saliency_lab.explorer.widget import Explorer
+
+
+def explore(study: Study) -> Explorer:
+    """Look at a study's images and maps in Jupyter; put it on the last line of a cell.
+
+    Pick images, models and methods; filter the images by class, or by what an attack did to the prediction;
+    sort them by a metric to see the best and the worst. A method that the study does not hold is computed
+    on the models when it is chosen. A study that was loaded without its models shows what it holds.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    Explorer
+        An ipywidgets box. Its controls can be set from Python too, such as `view.models.value = ("at",)`.
+
+    Raises
+    ------
+    InputError
+        If `study` is no study.
+    SaliencyLabError
+        If ipywidgets is not installed.
+    """
+    if not isinstance(study, Study):
+        raise InputError(
+            f"explore takes a study, not {type(study).__name__}; "
+            "make one: sl.Study({'mine': model}, (x, y))"
+        )
+    if importlib.util.find_spec("ipywidgets") is None:
+        raise SaliencyLabError("sl.explore needs ipywidgets: pip install '.[notebook]'")
+    from saliency_lab.explorer.widget import Explorer
+
+    return Explorer(study)
