@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from saliency_lab._common.errors import InputError
 
 
@@ -18,6 +20,8 @@ def import_object(spec: str) -> Any:
     InputError
         If the module cannot be imported or has no such attribute.
 
+    Examples
+    --------
     >>> import_object("math:pi")
     3.141592653589793
     """
@@ -35,3 +39,18 @@ def import_object(spec: str) -> Any:
     if not hasattr(module, attribute):
         raise InputError(f"the module '{module_name}' has no '{attribute}'; write module:attribute")
     return getattr(module, attribute)
+
+
+def import_module(spec: str) -> nn.Module:
+    """Import a user's own network, or call the function of that name that returns one.
+
+    Raises
+    ------
+    InputError
+        If it cannot be imported or is no torch module.
+    """
+    found = import_object(spec)
+    net = found if isinstance(found, nn.Module) else found()
+    if not isinstance(net, nn.Module):
+        raise InputError(f"model '{spec}' is not a torch module, but {type(net).__name__}")
+    return net

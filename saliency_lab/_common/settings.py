@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import isabstract
+from reprlib import Repr
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -51,12 +52,16 @@ def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> No
             _check_keys(inner, value, f"{of}, table [{key}]")
 
 
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
 def _describe(error: ValidationError) -> str:
     """One clause a problem: the dotted key, the reason, and the value that was given."""
     clauses = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         reason = problem["msg"].removeprefix("Value error, ")
-        given = "" if problem["type"] in {"missing", "value_error"} else f" (given: {problem['input']!r})"
+        given = "" if problem["type"] in {"missing", "value_error"} else f" (given: {_SHORT.repr(problem['input'])})"
         clauses.append(f"'{key}': {reason}{given}" if key else f"{reason}{given}")
     return "; ".join(clauses)

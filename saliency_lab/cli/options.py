@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,12 +90,13 @@ def load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
     """
     from saliency_lab._common.provenance import fingerprint
     from saliency_lab.models import card_of
+    from saliency_lab.study.checkpoints import load_checkpoint
 
     seen: dict[str, Path] = {}
     recipes: dict[str, dict[str, Any]] = {}
     groups: dict[str, list[nn.Module]] = {}
     for path in checkpoints:
-        model = _load(path)
+        model = load_checkpoint(path)
         card = card_of(model)
         assert card is not None
         if card.sha256 in seen:
@@ -110,24 +110,6 @@ def load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
         groups.setdefault(key, []).append(model)
     names = _names(list(recipes.values()))
     return dict(zip(names, groups.values(), strict=True))
-
-
-def _load(path: Path) -> nn.Module:
-    """Load one checkpoint; a module that its recipe names as `module:attribute` is imported."""
-    from torch import nn
-
-    from saliency_lab._common.plugins import import_object
-    from saliency_lab.models import load_model, read_card
-
-    recipe = read_card(path).recipe or {}
-    name = recipe.get("model", {}).get("name", "")
-    if ":" not in name:
-        return load_model(path)
-    found = import_object(name)
-    module = found if isinstance(found, nn.Module) else found()
-    if not isinstance(module, nn.Module):
-        raise InputError(f"model '{name}' of '{path}' is not a torch module, but {type(module).__name__}")
-    return load_model(path, model=copy.deepcopy(module))
 
 
 def _names(recipes: list[dict[str, Any]]) -> list[str]:

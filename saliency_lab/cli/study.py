@@ -44,7 +44,8 @@ def study(
 
     Exits with 1 if some cells failed; they are tried again the next time.
     """
-    from saliency_lab.study.declaration import plan_declared, read_declaration, run_declared
+    from saliency_lab.study.declaration import read_declaration
+    from saliency_lab.study.declared import plan_declared, run_declared
     from saliency_lab.study.store import FolderStore, existing_folder
 
     declared = read_declaration(declaration)

@@ -36,7 +36,11 @@ class Scout(Study):
 
 
 def plan(
-    study: Study, methods: Requests, metrics: Requests, attacks: Mapping[str, Mapping[str, Any]]
+    study: Study,
+    methods: Requests,
+    metrics: Requests,
+    attacks: Mapping[str, Mapping[str, Any]],
+    audits: Mapping[str, Mapping[str, Any]],
 ) -> pd.DataFrame:
     """See `Study.plan`."""
     scout = Scout(study)
@@ -53,8 +57,8 @@ def plan(
         }
 
     def do(whose: Study, step: str, request: Request, settings: Mapping[str, Any]) -> None:
-        if step == "attack":
-            whose.attack(request.what, label=request.label, **settings)
+        if step in ("attack", "audit"):
+            getattr(whose, step)(request.what, label=request.label, **settings)
         else:
             kind = "method" if step == "attribute" else "metric"
             getattr(whose, step)({request.label: {kind: request.what, **settings}})
@@ -65,10 +69,12 @@ def plan(
         missing = sum(not study.store.has(cell.kind, cell.key) for cell in scout.cells)
         row = {"step": step, "what": request.label, "cells": len(scout.cells), "missing": missing}
         if missing:
+            images = request.settings.get("images", len(study.x)) if step == "audit" else len(study.x)
+            few_settings = for_few(request.settings) | ({"images": None} if step == "audit" else {})
             started = time.perf_counter()
-            do(measure, step, request, for_few(request.settings))
+            do(measure, step, request, few_settings)
             share = missing / len(scout.cells) * len(study.members)
-            row["seconds"] = (time.perf_counter() - started) * share * len(study.x) / len(measure.x)
+            row["seconds"] = (time.perf_counter() - started) * share * images / len(measure.x)
         rows.append(row)
 
     for request in read_requests(methods, "method") if methods else []:
@@ -80,4 +86,6 @@ def plan(
         look("score", request)
     for request in read_attacks(attacks):
         look("attack", request)
+    for request in read_attacks(audits):
+        look("audit", request)
     return pd.DataFrame(rows, columns=["step", "what", "cells", "missing", "seconds"])

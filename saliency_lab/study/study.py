@@ -23,7 +23,7 @@ from saliency_lab.study.members import Member, read_members
 from saliency_lab.study.running import Runner
 from saliency_lab.study.store import MANIFEST, FolderStore, MemoryStore, Store, existing_folder
 from saliency_lab.study.tables import AUDITS, ROBUSTNESS, SCORES, tidy
-from saliency_lab.study.task import Task, read_intact
+from saliency_lab.study.task import Failure, Task, read_intact
 from saliency_lab.study.work import Request, Requests, read_requests
 
 if TYPE_CHECKING:
@@ -230,13 +230,14 @@ class Study:
         eps: float | str | Sequence[float | str],
         images: int | None = None,
         budget: Literal["quick", "full"] = "quick",
+        label: str | None = None,
         **settings: Any,
     ) -> Study:
         """Say of every model whether what this attack reports can be believed; see `sl.audit`.
 
         Parameters
         ----------
-        attack, eps, settings
+        attack, eps, label, settings
             As for `attack`; every ε is an audit of its own.
         images
             Only the first so many, as audits take long; all by default.
@@ -251,7 +252,7 @@ class Study:
         prints = self._prints()
         tasks = []
         for radius in work.read_eps(eps)[1:]:
-            request = Request(f"audit of {named.label}, ε = {radius:.4g}", attack, settings)
+            request = Request(f"audit of {label or named.label}, ε = {radius:.4g}", attack, settings)
             for member, model in prints.items():
                 cell = work.audit_cell(model, seen, request, radius, budget, self.seed)
                 self._cells[Place("audit", request.label, "", member.model, member.seed)] = cell.key
@@ -266,6 +267,7 @@ class Study:
         methods: Requests = (),
         metrics: Requests = (),
         attacks: Mapping[str, Mapping[str, Any]] | None = None,
+        audits: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> pd.DataFrame:
         """Say what the verbs would compute, without computing it.
 
@@ -275,6 +277,8 @@ class Study:
             As for `attribute` and `score`.
         attacks
             Label → settings of `attack`, `eps` among them; `attack` says which, where the label is no name.
+        audits
+            As `attacks`, of `audit`.
 
         Returns
         -------
@@ -284,7 +288,7 @@ class Study:
         """
         from saliency_lab.study.planning import plan
 
-        return plan(self, methods, metrics, attacks or {})
+        return plan(self, methods, metrics, attacks or {}, audits or {})
 
     # --- what came out --------------------------------------------------------------------------
 
@@ -366,6 +370,10 @@ class Study:
             for (model, seed, what), failure in self._runner.failures.items()
         ]
         return pd.DataFrame(rows, columns=["model", "seed", "what", "error", "traceback"])
+
+    def note_failure(self, model: str, seed: int, what: str, failure: Failure) -> None:
+        """Record something that failed before this study began, such as a training run."""
+        self._runner.failures[model, seed, what] = failure
 
     def compare(self, baseline: str | None = None, *, level: float = 0.95) -> Comparison:
         """Compare the models with `baseline` (by default the first) on the same images.

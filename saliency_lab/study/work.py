@@ -74,7 +74,7 @@ def read_requests(given: Requests, kind: str) -> list[Request]:
 
 
 def read_attacks(given: Mapping[str, Mapping[str, Any]]) -> list[Request]:
-    """Read label → settings of `Study.attack`, `eps` among them.
+    """Read label → settings of `Study.attack` or `Study.audit`, `eps` among them.
 
     >>> read_attacks({"weak": {"attack": "pgd", "eps": 0.1, "steps": 2}})
     [Request(label='weak', what='pgd', settings={'eps': 0.1, 'steps': 2})]

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.plugins import import_object
+from saliency_lab._common.plugins import import_module, import_object
 from saliency_lab._common.provenance import model_fingerprint, versions
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.data import ImageData, load_dataset
@@ -44,14 +44,26 @@ def train(
 
     Parameters
     ----------
-    recipe : a bundled name ("mnist/asgt"), a TOML file, a mapping or a Recipe
-    data : the images; by default what the recipe names
-    seed : replaces the recipe's seed
-    out : folder of the run. An interrupted run resumes there exactly; a finished one is loaded. Processes on
+    recipe : str, path, mapping or Recipe
+        A bundled name ("mnist/asgt"), a TOML file, or the recipe itself.
+    data : ImageData, optional
+        The images; by default what the recipe names.
+    seed : int, optional
+        Replaces the recipe's seed.
+    out : path, optional
+        Folder of the run. An interrupted run resumes there exactly; a finished one is loaded. Processes on
         several machines must share it.
-    overrides : dotted recipe keys, such as ``{"attack.eps": "8/255"}``
-    model : your own module of images in [0, 1] that returns logits; a copy of it is trained
-    accelerator, devices, num_nodes, strategy : as in `lightning_fabric.Fabric`
+    overrides : mapping, optional
+        Dotted recipe keys, such as ``{"attack.eps": "8/255"}``.
+    model : nn.Module, optional
+        Your own, of images in [0, 1], that returns logits; a copy of it is trained.
+    accelerator, devices, num_nodes, strategy
+        As in `lightning_fabric.Fabric`.
+
+    Returns
+    -------
+    nn.Module
+        With `card`: recipe, metrics on the validation split, versions.
 
     Raises
     ------
@@ -140,12 +152,8 @@ def _own_model(recipe: Recipe) -> nn.Module | None:
     name = recipe.model.name
     if ":" not in name:
         return None
-    found = import_object(name)
     with preserved_rng(derive_seed(recipe.seed, "weights", name)):
-        net = found if isinstance(found, nn.Module) else found()
-    if not isinstance(net, nn.Module):
-        raise InputError(f"model.name = '{name}' is not a torch module, but {type(net).__name__}")
-    return net
+        return import_module(name)
 
 
 def _build(recipe: Recipe, data: ImageData) -> nn.Module:

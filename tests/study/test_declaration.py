@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from torch import nn
 from typer.testing import CliRunner
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab.cli.app import app
 from saliency_lab.models import ModelCard, build_model, save_model
-from saliency_lab.study import Study, declaration
-from saliency_lab.study.declaration import plan_declared, read_declaration, run_declared
+from saliency_lab.study import Study, declared
+from saliency_lab.study.declaration import read_declaration
+from saliency_lab.study.declared import plan_declared, run_declared, training_runs
+from saliency_lab.training import train
 
 TOML = """
 recipes = ["digits/standard", "digits/sgt"]
@@ -36,6 +39,12 @@ smooth = { method = "smoothgrad", n = 2 }
 attack = "pgd"
 eps = [0.1, "16/255"]
 steps = 1
+
+[[claims]]
+question = "Are its maps sparser?"
+model = "sgt"
+over = "standard"
+metric = "sparseness"
 """
 
 
@@ -50,18 +59,18 @@ def declared_file(tmp_path: Path) -> Path:
 
 
 def test_a_declared_study_is_planned_run_and_then_read(declared_file: Path, tmp_path: Path) -> None:
-    declared = read_declaration(declared_file)
+    first = read_declaration(declared_file)
     store = tmp_path / "store"
-    plan = plan_declared(declared, store).set_index(["step", "what"])
+    plan = plan_declared(first, store).set_index(["step", "what"])
     assert plan["cells"].tolist() == [1, 1, 4, 4, 8, 8, 4]
     assert (plan["missing"] == plan["cells"]).all()
-    assert (plan.loc[["attribute", "score", "attack"], "seconds"] > 0).all()
+    assert (plan.loc[["train", "attribute", "score", "attack"], "seconds"] > 0).all()
     assert not list(store.glob("cells/**/*.safetensors"))
-    study, comparison = run_declared(declared, store)
+    study, comparison = run_declared(first, store)
     assert study.models == ["standard", "sgt", "mine"]
     assert (comparison.baseline, set(study.scores["method"])) == ("sgt", {"saliency", "smooth"})
     assert sorted(study.robustness["eps"].unique()) == [0.0, 16 / 255, 0.1]
-    assert (plan_declared(declared, store)["missing"] == 0).all()
+    assert (plan_declared(first, store)["missing"] == 0).all()
     weights = {path: path.stat().st_mtime_ns for path in store.rglob("model.safetensors")}
     declared_file.write_text(TOML.replace('"complexity"', '"effective_complexity"'))
     changed = read_declaration(declared_file)
@@ -78,7 +87,9 @@ def test_a_declared_study_is_planned_run_and_then_read(declared_file: Path, tmp_
 
 def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     declared_file.write_text(
-        TOML.replace('recipes = ["digits/standard", "digits/sgt"]', "").replace('"sgt"', '"mine"')
+        TOML.replace('recipes = ["digits/standard", "digits/sgt"]', "")
+        .replace('"sgt"', '"mine"')
+        .replace('"standard"', '"mine"')
     )
     store = str(tmp_path / "store")
 
@@ -102,7 +113,9 @@ def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: p
     assert broken.stem in text
     code, text = call("--executor", "nobody")
     assert code == 2
-    monkeypatch.setattr(declaration, "_load", lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
+    monkeypatch.setattr(
+        declared, "load_checkpoint", lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    )
     declared_file.write_text(
         declared_file.read_text().replace("saliency = {}", "saliency = {}\ngrad_cam = {}")
     )
@@ -120,10 +133,14 @@ def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: p
         (("[models]", "[models"), "is no TOML"),
         (('"digits/sgt"', '"digits/sgtt"'), "did you mean 'digits/sgt'"),
         (('baseline = "sgt"', 'baseline = "sgd"'), "did you mean 'sgt'"),
-        (("net-1", "net-9"), "no checkpoint at"),
+        (("net-1", "net-9"), "no checkpoint's card at"),
         (("smoothgrad", "smothgrad"), "did you mean 'smoothgrad'"),
         (('eps = [0.1, "16/255"]', ""), "attack 'few' needs its radii"),
         (("steps = 1", 'label = "x"'), "attack 'few' has its label already"),
+        (("mine = [", "sgt = ["), "calls two models 'sgt'"),
+        (('"digits/sgt"]', '"digits/standard"]'), "listed twice"),
+        (('over = "standard"', 'over = "standrad"'), "did you mean 'standard'"),
+        (('metric = "sparseness"', 'metric = "sparsenes"'), "did you mean 'sparseness'"),
     ],
 )
 def test_mistakes_in_the_file_are_named(
@@ -134,6 +151,75 @@ def test_mistakes_in_the_file_are_named(
         with pytest.raises(SaliencyLabError, match=message):
             use(read_declaration(declared_file), tmp_path / "store")
     assert not list((tmp_path / "store").glob("models/*"))  # nothing was trained first
+
+
+def test_recipes_of_one_name_are_told_apart_and_a_study_may_extend_another(tmp_path: Path) -> None:
+    (tmp_path / "first.toml").write_text(
+        """
+        seeds = [0, 1]
+        overrides = { "training.epochs" = 2 }
+        data = { name = "digits", images = 12 }
+        [recipes]
+        sgt = "digits/sgt"
+        tenth = { recipe = "digits/sgt", seeds = [3], overrides = { "objective.fraction" = 0.1 } }
+        """
+    )
+    (tmp_path / "quick.toml").write_text(
+        """
+        extends = "first"
+        overrides = { "training.batch_size" = 32 }
+        data = { images = 6 }
+        """
+    )
+    runs = training_runs(read_declaration(tmp_path / "quick.toml"), "data", tmp_path)
+    assert [(run.model, run.seed, run.recipe.objective.fraction) for run in runs] == [
+        ("sgt", 0, 0.5), ("sgt", 1, 0.5), ("tenth", 3, 0.1)
+    ]  # fmt: skip
+    assert {(run.recipe.training.epochs, run.recipe.training.batch_size) for run in runs} == {(2, 32)}
+    assert len({run.folder for run in runs}) == 3
+    assert read_declaration(tmp_path / "quick.toml").data.images == 6
+    (tmp_path / "loop.toml").write_text('extends = "loop"')
+    with pytest.raises(InputError, match="another study beside it"):
+        read_declaration(tmp_path / "loop.toml")
+
+
+def test_a_run_that_collapses_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(
+        """
+        metrics = ["sparseness"]
+        methods = ["saliency"]
+        data = { name = "digits", images = 6 }
+        [recipes]
+        sound = { recipe = "digits/standard", overrides = { "training.epochs" = 1 } }
+        wild = { recipe = "digits/standard", overrides = { "optimizer.learning_rate" = 1e9 } }
+        """
+    )
+    with pytest.warns(UserWarning, match="wild .* could not be trained"):
+        study, comparison = run_declared(read_declaration(path), tmp_path / "store")
+    assert study.models == ["sound"] == comparison.models
+    assert study.failures[["model", "seed", "what"]].to_numpy().tolist() == [["wild", 0, "training"]]
+
+
+def test_a_checkpoint_of_an_own_architecture_is_loaded_by_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    overrides = {"training.epochs": 1, "model.name": "own_net:make"}
+    trained = train("digits/standard", overrides=overrides, out=tmp_path / "net")
+    (tmp_path / "study.toml").write_text(
+        """
+        models = { mine = "net" }
+        methods = ["saliency"]
+        metrics = ["sparseness"]
+        data = { name = "digits", images = 6 }
+        """
+    )
+    study, _ = run_declared(read_declaration(tmp_path / "study.toml"), tmp_path / "store")
+    assert torch.equal(study.members[0].net(study.x), trained(study.x))
 
 
 def test_a_file_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:

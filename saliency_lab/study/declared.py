@@ -1,0 +1,217 @@
+"""Carrying out a declared study: train what is missing, compute what is missing, compare."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from torch import nn
+
+from saliency_lab._common.errors import InputError, SaliencyLabError, TrainingError, unknown_name
+from saliency_lab._common.plugins import import_module
+from saliency_lab._common.progress import no_progress
+from saliency_lab._common.provenance import fingerprint
+from saliency_lab.data import ImageData, load_dataset
+from saliency_lab.data.images import stratified_order
+from saliency_lab.models import build_model
+from saliency_lab.study.checkpoints import load_checkpoint
+from saliency_lab.study.comparison import ACCURACY, ROBUST, Comparison
+from saliency_lab.study.declaration import Declaration
+from saliency_lab.study.planning import Scout
+from saliency_lab.study.study import Study
+from saliency_lab.study.task import ALONE, Failure
+from saliency_lab.study.work import read_attacks, read_requests
+from saliency_lab.training import Recipe, load_recipe, train
+
+
+class Run(NamedTuple):
+    """One training run of a declared study: the model it belongs to, its recipe and seed, its folder."""
+
+    model: str
+    recipe: Recipe
+    seed: int
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trained network is there."""
+        return (self.folder / "model.json").exists()
+
+
+def run_declared(
+    declared: Declaration, store: str | Path, *, executor: Executor | None = None
+) -> tuple[Study, Comparison]:
+    """Train what is missing, compute what is missing, compare; everything is kept in `store`.
+
+    A run that fails in training is a failure of the study, and the rest goes on without that network.
+    """
+    store = Path(store).resolve()  # a worker may have another working folder
+    data = load_declared_data(declared)
+    x, y = getattr(data, declared.data.split).sample(declared.data.images, declared.seed)
+    runs = training_runs(declared, data.fingerprint, store)
+    stand_ins = Study(_stand_ins(runs, data) | _finished_models(declared), (x, y), seed=declared.seed)
+    _check(declared, stand_ins)
+    _verbs(Scout(stand_ins), declared)  # a mistake in the file is told before anything is trained
+    trained: dict[str, list[nn.Module]] = {}
+    failures: dict[tuple[str, int], Failure] = {}
+    for run, outcome in _train_all(runs, data, declared, executor):
+        if isinstance(outcome, Failure):
+            failures[run.model, run.seed] = outcome
+        else:
+            trained.setdefault(run.model, []).append(outcome)
+    models = trained | _finished_models(declared)
+    if not models:
+        raise SaliencyLabError(
+            f"no model of this study could be trained: {next(iter(failures.values())).error}"
+        )
+    study = Study(models, (x, y), store=store, seed=declared.seed, executor=executor)
+    for (model, seed), failure in failures.items():
+        study.note_failure(model, seed, "training", failure)
+    _verbs(study, declared)
+    baseline = declared.baseline if declared.baseline in study.models else None
+    return study, study.compare(baseline, level=declared.level)
+
+
+def plan_declared(declared: Declaration, store: str | Path) -> pd.DataFrame:
+    """What there is to do, without doing it: see `Study.plan`; models that are to be trained come first.
+
+    The time of a training run is measured on its first steps.
+    """
+    data = load_declared_data(declared)
+    runs = training_runs(declared, data.fingerprint, Path(store))
+    sample = getattr(data, declared.data.split).sample(declared.data.images, declared.seed)
+    models = _stand_ins(runs, data) | _finished_models(declared)
+    study = Study(models, sample, store=store, seed=declared.seed)
+    _check(declared, study)
+    _verbs(Scout(study), declared)
+    rows = []
+    for model in dict.fromkeys(run.model for run in runs):
+        own = [run for run in runs if run.model == model]
+        missing = [run for run in own if not run.finished]
+        row: dict[str, Any] = {"step": "train", "what": model, "cells": len(own), "missing": len(missing)}
+        if missing:
+            row["seconds"] = len(missing) * _training_seconds(missing[0].recipe, data)
+        rows.append(row)
+    steps = study.plan(declared.methods, declared.metrics, declared.attacks, declared.audits)
+    return pd.concat([pd.DataFrame(rows), steps], ignore_index=True)[list(steps.columns)]
+
+
+def load_declared_data(declared: Declaration) -> ImageData:
+    """Load the data set of a declaration."""
+    root = declared.data.root
+    return load_dataset(declared.data.name, None if root is None else declared.folder / root)
+
+
+def training_runs(declared: Declaration, data: str, store: Path) -> list[Run]:
+    """Every training run of a declaration; its folder is named by the content of what decides it."""
+    runs = []
+    for model, trained in declared.recipes.items():
+        name = trained.recipe
+        source = declared.folder / name if name.endswith(".toml") else name
+        recipe = load_recipe(source, declared.overrides | trained.overrides)
+        for seed in declared.seeds if trained.seeds is None else trained.seeds:
+            key = fingerprint({**recipe.portable(), "seed": seed}, data)
+            folder = store / "models" / f"{recipe.name.replace('/', '-')}-seed-{seed}-{key[:12]}"
+            runs.append(Run(model, recipe, seed, folder))
+    return runs
+
+
+def _check(declared: Declaration, study: Study) -> None:
+    if declared.baseline is not None and declared.baseline not in study.models:
+        raise unknown_name("baseline:", declared.baseline, study.models)
+    metrics = (
+        [request.label for request in read_requests(declared.metrics, "metric")] if declared.metrics else []
+    )
+    for claim in declared.claims:
+        claim.check(study.models, [*metrics, *((ACCURACY, ROBUST) if declared.attacks else ())])
+
+
+def _verbs(study: Study, declared: Declaration) -> None:
+    if declared.methods:
+        study.attribute(declared.methods)
+    if declared.metrics:
+        study.score(declared.metrics)
+    for attack in read_attacks(declared.attacks):
+        study.attack(attack.what, label=attack.label, **attack.settings)
+    for audit in read_attacks(declared.audits):
+        study.audit(audit.what, label=audit.label, **audit.settings)
+
+
+def _train_all(
+    runs: Sequence[Run], data: ImageData, declared: Declaration, executor: Executor | None
+) -> Iterator[tuple[Run, nn.Module | Failure]]:
+    if executor is not None:
+        missing = [run for run in runs if not run.finished]
+        jobs = [executor.submit(_train_remotely, run, data.fingerprint, declared) for run in missing]
+        for job in jobs:
+            job.exception()  # waits; what failed is tried here again, where its error can be told
+    for run in runs:
+        try:
+            yield run, train(run.recipe, data, seed=run.seed, out=run.folder)
+        except TrainingError as error:
+            warnings.warn(f"{run.model} (seed {run.seed}) could not be trained: {error}", stacklevel=3)
+            yield run, Failure.of(error)
+
+
+def _train_remotely(run: Run, data: str, declared: Declaration) -> None:
+    """Train one network in a worker, which reads the data itself."""
+    with ALONE:
+        found = load_declared_data(declared)
+        if found.fingerprint != data:
+            raise InputError(f"a worker found other files of '{declared.data.name}'; all must see the same")
+        train(run.recipe, found, seed=run.seed, out=run.folder)
+
+
+def _stand_ins(runs: Sequence[Run], data: ImageData) -> dict[str, list[nn.Module]]:
+    """Every network to be trained: as it is where that is done, otherwise an untrained one in its place."""
+    models: dict[str, list[nn.Module]] = {}
+    for run in runs:
+        if run.finished:
+            net = load_checkpoint(run.folder)
+        else:
+            own = ":" in run.recipe.model.name
+            net = build_model(
+                "small_cnn" if own else run.recipe.model.name,
+                num_classes=len(data.classes),
+                input_shape=data.input_shape,
+                seed=run.seed,
+            )
+        models.setdefault(run.model, []).append(net)
+    return models
+
+
+def _finished_models(declared: Declaration) -> dict[str, list[nn.Module]]:
+    models = {}
+    for name, sources in declared.models.items():
+        listed = [sources] if isinstance(sources, str) else sources
+        models[name] = [
+            import_module(source) if ":" in source else load_checkpoint(declared.folder / source)
+            for source in listed
+        ]
+    return models
+
+
+_TIMED_STEPS = (2, 8)
+
+
+def _training_seconds(recipe: Recipe, data: ImageData) -> float:
+    """Seconds that a training run takes on this machine, from the difference between two short ones."""
+    short = load_recipe(recipe, {"training.epochs": 1, "validation.images": 10, "validation.steps": 1})
+    order = stratified_order(data.train.labels, 0, "plan")
+    steps, taken = [], []
+    for wanted in _TIMED_STEPS:
+        few = data.train.select(order[: wanted * recipe.training.batch_size])
+        started = time.perf_counter()
+        with no_progress(), contextlib.suppress(TrainingError):  # so few steps may well end at a constant
+            train(short, replace(data, train=few), seed=0)
+        taken.append(time.perf_counter() - started)
+        steps.append(len(few) // recipe.training.batch_size)
+    step = (taken[1] - taken[0]) / max(steps[1] - steps[0], 1)
+    return max(step, 0.0) * recipe.training.epochs * (len(data.train) // recipe.training.batch_size)

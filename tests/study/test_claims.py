@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.study.claims import Claim, in_words, judge
+from saliency_lab.study.comparison import Comparison
+from saliency_lab.study.tables import ROBUSTNESS
+
+IMAGES = 60
+
+
+def _comparison(seeds: int = 3) -> Comparison:
+    """Scores of which the differences are known: `good` is 1 above, `same` equal up to noise."""
+    draws = np.random.default_rng(0)
+    by_image = draws.normal(size=IMAGES)
+    rows = []
+    for model, shift in (("base", 0.0), ("good", 1.0), ("same", 0.0)):
+        for seed in range(seeds):
+            noise = draws.normal(scale=0.3, size=IMAGES)
+            for metric in ("sparseness", "complexity", "odd"):  # higher, lower, neither is better
+                for sample in range(IMAGES):
+                    score = by_image[sample] + shift + noise[sample]
+                    rows.append([model, "", seed, "saliency", metric, sample, score])
+    scores = pd.DataFrame(rows, columns=["model", "recipe", "seed", "method", "metric", "sample", "score"])
+    return Comparison(scores, pd.DataFrame(columns=ROBUSTNESS), baseline="base")
+
+
+def test_a_claim_is_answered_by_the_interval_of_the_paired_difference() -> None:
+    comparison = _comparison()
+    claim = Claim(
+        question="?", model="good", over=["base", "same"], metric=["sparseness", "complexity", "odd"]
+    )
+    answers = judge(claim, comparison)
+    by_metric = answers.groupby("metric")["verdict"].agg(set).to_dict()
+    assert by_metric == {"sparseness": {"better"}, "complexity": {"worse"}, "odd": {"higher"}}
+    held = comparison.measure("sparseness").values
+    direct = held["good"].mean() - held["base"].mean()
+    row = answers[(answers["metric"] == "sparseness") & (answers["over"] == "base")].iloc[0]
+    assert row["difference"] == pytest.approx(direct)
+    assert row["mean"] - row["mean_over"] == pytest.approx(direct)
+    assert row["difference_low"] < direct < row["difference_high"]
+
+
+def test_a_difference_that_is_noise_is_not_told_apart() -> None:
+    answers = judge(Claim(question="?", model="same", over="base", metric="sparseness"), _comparison())
+    assert answers["verdict"].tolist() == ["not told apart"]
+    assert in_words(answers) == ["same against base: **not told apart** by sparseness (saliency)."]
+
+
+def test_a_claim_about_what_was_not_measured_is_an_error() -> None:
+    claim = Claim(question="Faithful?", model="good", over="base", metric="sparseness", method="lime")
+    with pytest.raises(InputError, match="nothing that was measured answers the claim 'Faithful"):
+        judge(claim, _comparison())
