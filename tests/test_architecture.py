@@ -18,8 +18,8 @@ def allowed():
     for room, arrows in re.findall(
         r"^\| `(\w+)` \|.*\| ([^|]+) \|$", TABLE.read_text(encoding="utf-8"), re.M
     ):
-        above = arrows.strip() == "all above"
-        rooms[room] = set(rooms) if above else set(re.findall(r"`(\w+)`", arrows))
+        above = set(rooms) if arrows.startswith("all above") else set()
+        rooms[room] = above | set(re.findall(r"`(\w+)`", arrows))
     return rooms
 
 

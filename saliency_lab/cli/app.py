@@ -11,7 +11,19 @@ import typer
 from typer.core import TyperGroup
 
 from saliency_lab._common.errors import SaliencyLabError
-from saliency_lab.cli import attack, attribute, audit, demo, doctor, download, listing, score, study, train
+from saliency_lab.cli import (
+    attack,
+    attribute,
+    audit,
+    demo,
+    doctor,
+    download,
+    listing,
+    report,
+    score,
+    study,
+    train,
+)
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -55,7 +67,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for verb in (demo, train, attribute, score, attack, study, audit, listing, download, doctor):
+for verb in (demo, train, attribute, score, attack, study, audit, report, listing, download, doctor):
     verb.add_to(app)
 
 

@@ -396,6 +396,36 @@ class Study:
             pictures=self,
         )
 
+    @property
+    def cells(self) -> Mapping[Place, str]:
+        """Every cell asked for: where it stands in the grid → the key that its content is kept under."""
+        return dict(self._cells)
+
+    def report(
+        self, path: str | Path, *, baseline: str | None = None, level: float = 0.95, images: int = 64
+    ) -> Path:
+        """Write one self-contained HTML page: verdicts, tables, figures, maps to explore, audits, provenance.
+
+        See `saliency_lab.report.write_report`.
+
+        Parameters
+        ----------
+        path
+            The file; an older one is replaced when the new one is complete.
+        baseline, level
+            As for `compare`.
+        images
+            How many images the page holds at most, the first ones.
+
+        Raises
+        ------
+        InputError
+            If nothing has been attributed, scored, attacked or audited yet, or as `compare`.
+        """
+        from saliency_lab.report import write_report
+
+        return write_report(self, path, baseline=baseline, level=level, images=images)
+
     def write_tables(self, folder: str | Path | None = None) -> list[Path]:
         """Write scores, robustness and audits as Parquet and CSV into `folder`; return the Parquet files.
 

@@ -1,0 +1,105 @@
+"""Numbers as a reader wants them: as many digits as the interval supports, and a true minus sign."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+SPACE = "\N{NO-BREAK SPACE}"
+"""Between a number and its unit, where no line may end."""
+
+
+class Estimate(NamedTuple):
+    """A mean and the ends of its interval; NaN where there is none."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def number(value: float, digits: int, *, signed: bool = False) -> str:
+    """Write a number with `digits` decimals.
+
+    >>> number(-0.1234, 2), number(0.5, 1, signed=True), number(-0.001, 2)
+    ('−0.12', '+0.5', '0.00')
+    """
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def short(value: float) -> str:
+    """Write a number in four digits.
+
+    >>> short(0.031372549), short(-2.0), short(float("nan"))
+    ('0.03137', '−2', 'undefined')
+    """
+    return "undefined" if math.isnan(value) else f"{value:.4g}".replace("-", "−")
+
+
+def estimate(found: Estimate, *, share: bool, signed: bool = False) -> tuple[str, str]:
+    r"""Write the mean and its interval; shares in percent, their differences in percentage points.
+
+    >>> estimate(Estimate(0.51234, 0.50111, 0.52999), share=False)
+    ('0.512', '[0.501,\xa00.530]')
+    >>> estimate(Estimate(0.25, 0.2, 0.3012), share=True, signed=True)
+    ('+25.0\xa0points', '[+20.0,\xa0+30.1]')
+    >>> estimate(Estimate(float("nan"), float("nan"), float("nan")), share=False)
+    ('undefined', '')
+    """
+    mean, low, high = found
+    if math.isnan(mean):
+        return "undefined", ""
+    if share:
+        unit = f"{SPACE}points" if signed else f"{SPACE}%"
+        ends = [number(100 * end, 1, signed=signed) for end in (low, high)]
+        return number(100 * mean, 1, signed=signed) + unit, f"[{f',{SPACE}'.join(ends)}]"
+    width = high - low
+    if math.isnan(width):
+        return short(mean), ""
+    large = max(abs(low), abs(high)) >= 1e5 or 0 < width < 1e-6
+    if large or not math.isfinite(width):
+        return short(mean), f"[{short(low)},{SPACE}{short(high)}]"
+    digits = 3 if width == 0 else min(max(1 - math.floor(math.log10(width)), 0), 6)
+    ends = [number(end, digits, signed=signed) for end in (low, high)]
+    return number(mean, digits, signed=signed), f"[{f',{SPACE}'.join(ends)}]"
+
+
+def radius(eps: float) -> str:
+    r"""Write ε.
+
+    >>> radius(0.1)
+    'ε\xa0=\xa00.1'
+    """
+    return f"ε{SPACE}={SPACE}{short(eps)}"
+
+
+def p_value(p: float) -> str:
+    """Write a p-value.
+
+    >>> p_value(0.00001), p_value(0.0312), p_value(1.0)
+    ('< 0.001', '0.031', '1')
+    """
+    if math.isnan(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}".rstrip("0").rstrip(".")
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    >>> count(1, "image"), count(2000, "class")
+    ('1 image', '2,000 classes')
+    """
+    plural = f"{noun}{'es' if noun.endswith('s') else 's'}"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def listing(words: list[str]) -> str:
+    """Write a list as a sentence has it.
+
+    >>> listing(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

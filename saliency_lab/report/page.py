@@ -1,0 +1,165 @@
+"""The page: what is in it, and the one file it becomes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+import saliency_lab
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.files import atomic_path
+from saliency_lab.report import tables, verdicts
+from saliency_lab.report.audits import Audited, read_audits
+from saliency_lab.report.explorer import explorer
+from saliency_lab.report.figures import figures
+from saliency_lab.report.numbers import SPACE, count, listing
+from saliency_lab.report.provenance import provenance
+from saliency_lab.report.vector import Drawing
+from saliency_lab.study import Comparison, Study
+
+SCRIPTS = ("theme.js", "tables.js", "explorer.js")
+
+
+def write_report(
+    study: Study,
+    path: str | Path,
+    *,
+    baseline: str | None = None,
+    level: float = 0.95,
+    images: int = 64,
+) -> Path:
+    """Write a study as one HTML file that needs nothing else: no network, no server, no models.
+
+    The same study gives the same bytes.
+
+    Parameters
+    ----------
+    study : Study
+        With maps, scores or attacks; a loaded one will do.
+    path
+        The file; an older one is replaced when the new one is complete.
+    baseline, level
+        As for `Study.compare`.
+    images : int
+        The explorer holds the first so many; fewer where the page would be larger than 15 MB.
+
+    Raises
+    ------
+    InputError
+        If nothing has been attributed, scored or attacked, or `baseline`, `level` or `images` is wrong.
+    """
+    if images < 1:
+        raise InputError(f"images must be at least 1, not {images}")
+    html = _render(study, baseline, level, images)
+    path = Path(path)
+    with atomic_path(path) as beside:
+        beside.write_text(html, encoding="utf-8")
+    return path
+
+
+def _render(study: Study, baseline: str | None, level: float, images: int) -> str:
+    comparison = None
+    if len(study.scores) or len(study.robustness):
+        comparison = study.compare(baseline, level=level)
+    better = {m.metric: m.better for m in comparison.measures} if comparison else {}
+    found = explorer(study, better, images)
+    audits = read_audits(study.audits)
+    if comparison is None and found is None and not audits:
+        raise InputError(
+            "there is nothing to report yet; call study.attribute, study.score or study.attack first"
+        )
+    drawing = Drawing()
+    context: dict[str, Any] = {
+        "title": listing(study.models),
+        "lede": _lede(study),
+        "audits": audits,
+        "comparison": comparison,
+        "provenance": provenance(study, found.missing if found else []),
+        "explorer": found.data if found else None,
+        "shown": found.shown if found else 0,
+        "wanted": min(images, len(study.x)),
+        "total": len(study.x),
+        "version": saliency_lab.__version__,
+    }
+    if comparison is not None:
+        context |= _compared(comparison, audits, drawing)
+    style = _asset("style.css") + "\n" + drawing.rules + "\n"
+    script = "\n".join(_asset(name) for name in SCRIPTS)
+    context |= {
+        "style": Markup(style),
+        "script": Markup(script),
+        "policy": _policy(style, script),
+        "data": _embedded(context["explorer"]),
+    }
+    environment = Environment(
+        loader=PackageLoader("saliency_lab.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(context)
+
+
+def _compared(comparison: Comparison, audits: list[Audited], drawing: Drawing) -> dict[str, Any]:
+    """What the page says of a comparison."""
+    facts = comparison.table()
+    direction = {m.metric: m.better for m in comparison.measures}
+    facts["better"] = facts["metric"].map(direction)
+    pictures = figures(comparison, drawing)
+    return {
+        "verdicts": verdicts.verdicts(comparison, facts, audits),
+        "caution": verdicts.caution(facts),
+        "undefined": verdicts.undefined(facts),
+        "glance": tables.glance(comparison, facts),
+        "accuracies": tables.accuracies(comparison, facts),
+        "scores": tables.scores(comparison, facts),
+        "figures": pictures,
+        "level": f"{100 * comparison.level:g}{SPACE}%",
+        "alpha": f"{1 - comparison.level:.2g}",
+    }
+
+
+def _lede(study: Study) -> str:
+    labels: dict[str, dict[str, None]] = {}
+    for place in study.cells:
+        labels.setdefault(place.kind, {})[place.metric or place.label] = None
+    several = max((sum(m.model == name for m in study.members) for name in study.models), default=1)
+    nouns = {"maps": "attribution method", "scores": "metric", "attack": "attack"}
+    parts = [
+        count(len(study.models), "model")
+        + (f" of up to {count(several, 'training seed')}" if several > 1 else ""),
+        *(count(len(labels[kind]), noun) for kind, noun in nouns.items() if kind in labels),
+    ]
+    images = f"{count(len(study.x), 'image')} of {count(len(set(study.labels)), 'class')}"
+    return f"{listing(parts)}, on the same {images}."
+
+
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Return what a browser may do for this page: run its own script and style, show embedded pictures."""
+    return (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _embedded(data: dict[str, Any] | None) -> Markup:
+    """JSON that cannot end the element it stands in."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)

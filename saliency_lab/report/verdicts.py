@@ -1,0 +1,169 @@
+"""The verdicts in plain sentences: what differs from the baseline, and by how much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from saliency_lab.report.audits import Audited
+from saliency_lab.report.numbers import SPACE, Estimate, count, estimate, listing, radius, short
+from saliency_lab.report.tables import MEANING, SHARES, words
+from saliency_lab.study import Comparison
+
+AT_ONCE = 6
+"""Map scores up to which a model's sentences are all shown; more are folded."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of one model: `accuracy` and `scores` are sentences, `tally` sums the scores up."""
+
+    model: str
+    index: int
+    baseline: bool
+    accuracy: list[str]
+    tally: str
+    scores: list[str]
+    audits: list[Audited]
+
+    @property
+    def folded(self) -> bool:
+        """Whether the sentences about scores are behind a fold."""
+        return len(self.scores) > AT_ONCE
+
+
+def verdicts(comparison: Comparison, facts: pd.DataFrame, audits: Sequence[Audited]) -> list[Verdict]:
+    """Say of every model what differs from the baseline."""
+    found = []
+    for index, model in enumerate(comparison.models):
+        rows = facts[facts["model"] == model].to_dict("records")
+        shares = [row for row in rows if row["metric"] in SHARES]
+        others = [row for row in rows if row["metric"] not in SHARES]
+        baseline = model == comparison.baseline
+        tally, about = ("", []) if baseline else _scores(others, comparison)
+        found.append(
+            Verdict(
+                model=model,
+                index=index % 8,
+                baseline=baseline,
+                accuracy=_accuracies(shares, comparison, baseline),
+                tally=tally,
+                scores=about,
+                audits=[audit for audit in audits if audit.model == model],
+            )
+        )
+    return found
+
+
+def _accuracies(rows: Sequence[Mapping[Any, Any]], comparison: Comparison, baseline: bool) -> list[str]:
+    sentences = []
+    by_attack: dict[str, list[Mapping[Any, Any]]] = {}
+    for row in rows:
+        by_attack.setdefault(row["method"], []).append(row)
+    for attack, found in by_attack.items():
+        values = [
+            f"{' '.join(_written(row))}" + (f" at {radius(row['eps'])}" if attack else "") for row in found
+        ]
+        start = f"Under {attack}: " if attack else "Accuracy: "
+        sentence = f"{start}{listing(values)}."
+        if not baseline:
+            sentence += f" {_against(found, comparison)}"
+        sentences.append(sentence)
+    return sentences
+
+
+def _against(rows: Sequence[Mapping[Any, Any]], comparison: Comparison) -> str:
+    """Sum up the differences of accuracies from the baseline, one clause a direction."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        if math.isnan(row["p_holm"]):
+            continue
+        if _differs(row, comparison):
+            word = "higher" if row["difference"] > 0 else "lower"
+            place = f" at {radius(row['eps'])}" if row["method"] else ""
+            groups.setdefault(word, []).append(f"{' '.join(_difference(row))}{place}")
+        else:
+            groups.setdefault("alike", []).append(short(row["eps"]) if row["method"] else "")
+    clauses = []
+    for word, places in groups.items():
+        if word == "alike":
+            where = f" at ε{SPACE}={SPACE}{listing(places)}" if any(places) else ""
+            clauses.append(f"not told from {comparison.baseline}{where}")
+        else:
+            clauses.append(f"{word} than {comparison.baseline} by {listing(places)}")
+    text = "; ".join(clauses)
+    return text[:1].upper() + text[1:] + "." if text else ""
+
+
+def _scores(rows: Sequence[Mapping[Any, Any]], comparison: Comparison) -> tuple[str, list[str]]:
+    """Count a model's map scores by how they compare with the baseline, and say each that differs."""
+    counts = {"better": 0, "worse": 0, "different": 0, "not told apart": 0}
+    sentences = []
+    for row in rows:
+        if math.isnan(row["p_holm"]):
+            continue
+        word = _word(row, comparison)
+        counts[word] += 1
+        if word != "not told apart":
+            value, interval = _written(row)
+            sentences.append(
+                f"{words(row['metric'])} of {words(row['method'])}: {word}, {value} {interval}, "
+                f"{' '.join(_difference(row))} against {comparison.baseline} ({MEANING[row['better']]})."
+            )
+    total = sum(counts.values())
+    if not total:
+        return "", []
+    parts = [f"{word} on {'all' if number == total else number}" for word, number in counts.items() if number]
+    return f"Of {count(total, 'map score')}, against {comparison.baseline}: {listing(parts)}.", sentences
+
+
+def _word(row: Mapping[Any, Any], comparison: Comparison) -> str:
+    if not _differs(row, comparison):
+        return "not told apart"
+    if row["better"] == "neither":
+        return "different"
+    return "better" if (row["difference"] > 0) == (row["better"] == "higher") else "worse"
+
+
+def _differs(row: Mapping[Any, Any], comparison: Comparison) -> bool:
+    return bool(row["p_holm"] < 1 - comparison.level)
+
+
+def _written(row: Mapping[Any, Any]) -> tuple[str, str]:
+    return estimate(Estimate(row["mean"], row["low"], row["high"]), share=row["metric"] in SHARES)
+
+
+def _difference(row: Mapping[Any, Any]) -> tuple[str, str]:
+    found = Estimate(row["difference"], row["difference_low"], row["difference_high"])
+    return estimate(found, share=row["metric"] in SHARES, signed=True)
+
+
+def undefined(facts: pd.DataFrame) -> str:
+    """Say how many map scores are undefined and left out."""
+    rows = facts[~facts["metric"].isin(SHARES)]
+    if not len(rows):
+        return ""
+    lost, total = int(rows["undefined"].sum()), int((rows["undefined"] + rows["n"]).sum())
+    if not lost:
+        return f"All {total:,} map scores are defined."
+    by_metric = rows.groupby("metric", sort=False)["undefined"].sum()
+    where = [f"{words(str(metric))} ({int(number):,})" for metric, number in by_metric.items() if number]
+    return (
+        f"{lost:,} of {total:,} map scores ({lost / total:.1%}) are undefined and left out: {listing(where)}."
+    )
+
+
+def caution(facts: pd.DataFrame) -> str:
+    """Say what the intervals are about."""
+    if not len(facts):
+        return ""
+    if (facts["seeds"] > 1).any():
+        return (
+            "Intervals are over training seeds and images, so they are about the recipe; "
+            "the tests average over the seeds, so they are about these networks."
+        )
+    return "One training seed a model: the intervals and tests are over images, not over training runs."
