@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit notebooks bench clean
+.PHONY: help demo test lint unit notebooks docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -36,8 +36,11 @@ unit: $(VENV)/dev  ## the tests alone
 notebooks: $(VENV)/dev  ## run the notebooks again and keep their output
 	cd notebooks && SALIENCY_LAB_PROGRESS=0 $(abspath $(BIN))/jupyter execute --inplace *.ipynb
 
+docs: $(VENV)/dev  ## build the documentation; open docs/_build/html/index.html
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
+
 bench: $(VENV)/dev  ## the benchmarks in their short form (docs/benchmarks.md has the long one's figures)
 	for script in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script --quick || exit 1; done
 
 clean:  ## remove the virtual environment and the caches (never runs/)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist docs/_build docs/tutorials

@@ -1,50 +1,114 @@
-"""What the documents promise: the README's Python runs as printed, examples run, links lead somewhere."""
+"""What the documents promise: their Python runs, their commands are taken, their links lead somewhere."""
 
 import re
+import shlex
+import sys
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
+import typer
+from typer.main import get_command
 
 import saliency_lab as sl
+from saliency_lab.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [
+    path
+    for path in sorted((ROOT / "docs").rglob("*.md"))
+    if not {"_build", "tutorials"} & set(path.relative_to(ROOT / "docs").parts)
+]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *DOCS]
 SHORT = {
     "training.epochs": 1,
     "validation.images": 16,
     "validation.steps": 1,
     "attack.steps": 1,
 }
+FILE = re.compile(r"# ([\w-]+\.(?:py|toml))\n")
 
 
-def python_blocks(path):
-    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+def name_of(page):
+    return str(page.relative_to(ROOT))
 
 
-def test_the_ten_lines_of_the_readme_run_as_printed(tmp_path, monkeypatch):
-    """As printed, but for one epoch of training instead of thirty, and ten images."""
-    (block,) = python_blocks(ROOT / "README.md")
-    train, sample = sl.train, sl.data.Split.sample
-    monkeypatch.setattr(sl, "train", lambda *given, **named: train(*given, overrides=SHORT, **named))
+def blocks(page):
+    """(language, text, line) of every Python and TOML block of a page."""
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(r"^```(python|toml)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        yield found[1], found[2], text.count("\n", 0, found.start(2))
+
+
+def run(page):
+    """Execute a page's Python in one namespace; a block that begins with a file's name becomes that file."""
+    names = {"__name__": "__main__"}
+    for language, text, line in blocks(page):
+        if named := FILE.match(text):
+            Path(named[1]).write_text(text, encoding="utf-8")
+        elif language == "python":
+            exec(compile("\n" * line + text, str(page), "exec"), names)
+    return names
+
+
+@pytest.fixture
+def short(tmp_path, monkeypatch):
+    """Work in an empty folder, train for one epoch and draw ten images at most."""
+    train, sample, audit = sl.train, sl.data.Split.sample, sl.Study.audit
+
+    def briefly(*given, overrides=None, **named):
+        return train(*given, overrides={**(overrides or {}), **SHORT}, **named)
+
+    monkeypatch.setattr(sl, "train", briefly)
     monkeypatch.setattr(sl.data.Split, "sample", lambda self, n, seed=0: sample(self, min(n, 10), seed))
+    monkeypatch.setattr(
+        sl.Study, "audit", lambda self, *given, images=None, **named: audit(self, *given, **named)
+    )
     monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(block, names)
-    assert len(block.strip().splitlines()) == 11
-    assert set(names["comparison"].table()["model"]) == {"standard", "sgt", "at", "asgt"}
-    assert (tmp_path / "runs/first").is_dir()
-
-
-def test_the_example_of_an_objective_trains(tmp_path, monkeypatch):
-    (block,) = [b for b in python_blocks(ROOT / "docs/training.md") if "class LogitSqueezing" in b]
-    (tmp_path / "my_objectives.py").write_text(block)
     monkeypatch.syspath_prepend(str(tmp_path))
-    changes = SHORT | {"objective.name": "my_objectives:LogitSqueezing", "objective.weight": 0.1}
-    model = sl.train("digits/standard", overrides=changes)
-    assert model.card.recipe["objective"] == {"name": "my_objectives:LogitSqueezing", "weight": 0.1}
+    known = set(sys.modules)
+    with mpl.rc_context({"backend": "agg"}):
+        yield tmp_path
+    for name in set(sys.modules) - known:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == tmp_path:
+            del sys.modules[name]  # another page may have a file of the same name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_the_ten_lines_of_the_readme_run_as_printed(short):
+    """As printed, but for one epoch of training instead of thirty, and ten images."""
+    ((_, block, _),) = blocks(ROOT / "README.md")
+    comparison = run(ROOT / "README.md")["comparison"]
+    assert len(block.strip().splitlines()) == 11
+    assert set(comparison.table()["model"]) == {"standard", "sgt", "at", "asgt"}
+    assert (short / "runs/first").is_dir()
+
+
+@pytest.mark.parametrize("page", [page for page in DOCS if any(blocks(page))], ids=name_of)
+def test_examples_run(page, short):
+    run(page)
+
+
+def commands(page):
+    """Every `saliency-lab …` line of a page's blocks, continued lines joined, pipes and comments cut off."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"^(?:    |\$ )?(?:.*; do )?saliency-lab +([^|;\n]*)", text, re.MULTILINE):
+        yield shlex.split(re.sub(r"\$\{?\w+\}?", "thing", line), comments=True)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(commands(page))], ids=name_of)
+def test_commands_are_taken(page):
+    """Verbs and options exist and take such values; nothing is run."""
+    command = get_command(app)
+    context = typer.Context(command)
+    for verb, *rest in commands(page):
+        if verb.startswith("-"):
+            continue
+        known = command.get_command(context, verb)
+        assert known is not None, f"{name_of(page)}: saliency-lab {verb}"
+        known.make_context(verb, rest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"

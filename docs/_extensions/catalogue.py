@@ -1,0 +1,238 @@
+"""The directive `catalogue`: what the registries hold, as Markdown made from the code's own docstrings.
+
+On GitHub it shows as a small block that says what stands here.
+"""
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from docutils import nodes
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.docutils import SphinxDirective
+from typer.cli import get_docs_for_click
+from typer.main import get_command
+
+import saliency_lab as sl
+from saliency_lab._common.checks import parse_epsilon
+from saliency_lab.attacks.methods import METHODS as ATTACKS
+from saliency_lab.attribution.catalogue import METHODS
+from saliency_lab.cli.app import app as command_line
+from saliency_lab.metrics.catalogue import METRICS
+from saliency_lab.training import OBJECTIVES, Recipe
+
+WORDS = {"Tensor": "tensor", "str": "text", "bool": "true or false", "int": "whole number", "float": "number"}
+BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def bounds(metadata: Iterable[Any]) -> str:
+    """Say a field's limits: `≥ 0, < 1`."""
+    limits = [(sign, getattr(each, name, None)) for each in metadata for name, sign in BOUNDS.items()]
+    return ", ".join(f"{sign} {limit:g}" for sign, limit in limits if limit is not None)
+
+
+def kind(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """Say in Markdown what a field takes."""
+    metadata = list(metadata)
+    if any(getattr(each, "func", None) is parse_epsilon for each in metadata):
+        return 'number ≥ 0, or text such as `"8/255"`'
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return kind(inner[0], inner[1:])
+    if origin in (Union, types.UnionType):
+        return " or ".join(kind(each) for each in inner)
+    if origin is Literal:
+        return ", ".join(f"`{each!r}`" for each in inner).replace("'", '"')
+    if origin is tuple:
+        return f"numbers {kind(inner[0]).partition(' ')[2]}".strip()
+    if annotation in (None, types.NoneType):
+        return "none"
+    name = getattr(annotation, "__name__", str(annotation))
+    return f"{WORDS.get(name, f'`{name}`')} {bounds(metadata)}".strip()
+
+
+def meaning(model: type[BaseModel], key: str) -> str:
+    """Find the text below a field in the source, in the class or the nearest base that has it."""
+    for each in model.__mro__:
+        if each.__module__.startswith("saliency_lab"):
+            documented = ModuleAnalyzer.for_module(each.__module__).find_attr_docs()
+            if (each.__qualname__, key) in documented:
+                return " ".join(documented[each.__qualname__, key]).strip()
+    return ""
+
+
+def shown(field: FieldInfo) -> str:
+    """Say a field's default."""
+    if field.is_required():
+        return "(required)"
+    value = field.get_default(call_default_factory=True)
+    if value is None or value is PydanticUndefined:
+        return "none"
+    return f"`{value!r}`".replace("'", '"')
+
+
+def settings(model: type[BaseModel], fields: Iterable[str] | None = None) -> Iterator[str]:
+    """Tabulate the fields of a settings model: key, what it takes, default, meaning."""
+    keys = list(model.model_fields if fields is None else fields)
+    if not keys:
+        return
+    meanings = {key: meaning(model, key).replace("|", "\\|") for key in keys}
+    told = any(meanings.values())
+    yield "| setting | takes | default |" + (" meaning |" if told else "")
+    yield "| --- | --- | --- |" + (" --- |" if told else "")
+    for key in keys:
+        field = model.model_fields[key]
+        row = f"| `{key}` | {kind(field.annotation, field.metadata)} | {shown(field)} |"
+        yield row + (f" {meanings[key]} |" if told else "")
+    yield ""
+
+
+def text(thing: Any) -> str:
+    """Return a thing's docstring, unless it merely inherits one."""
+    return inspect.cleandoc(thing.__doc__ or "")
+
+
+def methods() -> Iterator[str]:
+    """Attribution methods by family."""
+    for family, names in grouped(METHODS, lambda name: METHODS[name].family):
+        yield f"## {family.capitalize()}\n"
+        for name in names:
+            method = METHODS[name]
+            yield f"### `{name}`\n\n{text(method.run)}\n"
+            yield f"Cost an image: {method.passes}. Source: {method.reference}.\n"
+            if method.settings.model_fields:
+                yield f"{text(method.settings)}\n"
+            yield from settings(method.settings)
+
+
+def metrics() -> Iterator[str]:
+    """Metrics by family."""
+    for family, names in grouped(METRICS, lambda name: METRICS[name].family):
+        yield f"## {family.capitalize()}\n"
+        for name in names:
+            metric = METRICS[name]
+            engines = " and ".join(f"`{engine}`" for engine in metric.engines)
+            defaults = metric.settings.model_construct()
+            cost = f"{metric.forwards(defaults, 28 * 28)} images predicted for one of 28×28"
+            if metric.maps:
+                cost += f", {metric.maps(defaults)} maps made"
+            better = "" if metric.better == "neither" else f"; {metric.better} is better"
+            yield f"### `{name}`\n"
+            yield f"Range {metric.range}{better}. Engines: {engines}. Source: {metric.reference}.\n"
+            yield f"Cost: {cost}.\n"
+            if metric.undefined:
+                yield f"NaN where {metric.undefined.rstrip('.')}.\n"
+            if metric.settings.model_fields:
+                yield f"{text(metric.settings)}\n"
+            yield from settings(metric.settings)
+
+
+def attacks() -> Iterator[str]:
+    """Attacks on the prediction."""
+    for name in ATTACKS:
+        attack = ATTACKS[name]
+        sees = {"gradient": "gradients", "logits": "logits only"}[attack.access]
+        yield f"## `{name}`\n\n{text(attack.run)}\n"
+        yield f"Sees {sees}. {'Takes' if attack.targeted else 'Takes no'} target class.\n"
+        yield f"{text(attack.settings)}\n"
+        yield from settings(attack.settings)
+
+
+def objectives() -> Iterator[str]:
+    """Training objectives."""
+    for name in OBJECTIVES:
+        objective = OBJECTIVES[name]
+        yield f"### `{name}`\n\n{text(objective)}\n"
+        yield from settings(objective)
+
+
+def recipe() -> Iterator[str]:
+    """Tables and keys of a recipe."""
+    kinds = {key: field.annotation for key, field in Recipe.model_fields.items() if key != "objective"}
+    tables = {
+        key: each for key, each in kinds.items() if inspect.isclass(each) and issubclass(each, BaseModel)
+    }
+    yield from settings(Recipe, [key for key in kinds if key not in tables])
+    for key, model in tables.items():
+        yield f"### `[{key}]`\n\n{text(model)}\n"
+        yield from settings(model)
+
+
+def recipes() -> Iterator[str]:
+    """Bundled recipes: tasks and objectives."""
+    table = sl.list_recipes()
+    yield "| task | data | architecture | ε | epochs |\n| --- | --- | --- | --- | --- |"
+    for task, rows in table.groupby(table.index.str.rpartition("/").get_level_values(0), sort=False):
+        row = rows.iloc[0]
+        yield f"| `{task}` | `{row.data}` | `{row.model}` | {row.eps:.3g} | {row.epochs} |"
+    yield "\n| objective | what it is |\n| --- | --- |"
+    first = table.index[0].rpartition("/")[0]
+    for name, description in table.loc[table.index.str.startswith(f"{first}/"), "description"].items():
+        yield f"| `{name.rpartition('/')[2]}` | {description} |"
+    yield ""
+
+
+def datasets() -> Iterator[str]:
+    """Data sets by name."""
+    yield "| name | what it is | image | classes |\n| --- | --- | --- | --- |"
+    for name, row in sl.list_datasets().iterrows():
+        yield f"| `{name}` | {row.description} | {row.image} | {row.classes} |"
+    yield ""
+
+
+def models() -> Iterator[str]:
+    """Architectures by name."""
+    yield "| name | what it is | parameters, 10 classes of 28×28 |\n| --- | --- | --- |"
+    for name, row in sl.list_models().iterrows():
+        yield f"| `{name}` | {row.description} | {row.parameters:,} |"
+    yield ""
+
+
+def cli() -> Iterator[str]:
+    """Verbs of the command line, as typer documents them."""
+    command = get_command(command_line)
+    told = get_docs_for_click(obj=command, ctx=typer.Context(command), name="saliency-lab")
+    yield told.partition("\n")[2]  # the page has a title
+
+
+CATALOGUES: dict[str, Callable[[], Iterator[str]]] = {
+    each.__name__: each
+    for each in (methods, metrics, attacks, objectives, recipe, recipes, datasets, models, cli)
+}
+
+
+def grouped(names: Iterable[str], key: Callable[[str], str]) -> Iterator[tuple[str, list[str]]]:
+    """Gather names by a key, both in the order of their first appearance."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    yield from groups.items()
+
+
+class Catalogue(SphinxDirective):
+    """The text of one catalogue, parsed as part of the page."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Parse what the catalogue says."""
+        make = CATALOGUES[self.arguments[0]]
+        return self.parse_text_to_nodes("\n".join(make()), allow_section_headings=True)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Add the directive. What it shows is in the code, so its pages are read anew on every build."""
+    app.add_directive("catalogue", Catalogue)
+    app.connect(
+        "env-get-outdated",
+        lambda app, env, added, changed, removed: sorted(
+            name for name in env.found_docs if name.startswith("reference/")
+        ),
+    )
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

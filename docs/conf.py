@@ -1,0 +1,65 @@
+"""How the documentation is built: `make docs`. Pages are Markdown that also reads well on GitHub."""
+
+import sys
+from pathlib import Path
+
+import saliency_lab
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "saliency_lab"
+author = "The saliency_lab developers"
+copyright = "The saliency_lab developers; BSD-3-Clause"
+version = release = saliency_lab.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "catalogue",
+    "cross_references",
+    "mathml",
+    "tutorials",
+]
+exclude_patterns = ["_build", "_extensions"]
+suppress_warnings = ["toc.empty_glob"]  # a folder of pages that has none yet
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!saliency_lab\.).*")]  # other libraries' names: no inventory is fetched
+
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 4
+nb_execution_mode = "off"  # notebooks are committed with their output
+nb_ipywidgets_js = {}  # the widgets' scripts come from another host
+
+default_role = "literal"  # `name` in a docstring is code
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True, "exclude-members": "model_config"}
+autodoc_type_aliases = {
+    name: name for name in ("Engine", "Estimate", "HasTable", "Norm", "OwnAttack", "OwnMethod", "TargetSpec")
+}
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+napoleon_google_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+napoleon_preprocess_types = False
+
+html_theme = "furo"
+html_title = f"saliency_lab {release}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_show_sourcelink = False
+html_copy_source = False
+
+
+def without_factories(app, what, name, thing, options, signature, returns):
+    """Write a dataclass's default that is made on the spot as `...`, which Sphinx can read."""
+    return (signature.replace("<factory>", "...") if signature else signature), returns
+
+
+def setup(app):
+    """Repair signatures."""
+    app.connect("autodoc-process-signature", without_factories)
