@@ -56,7 +56,7 @@ class MapAttackResult:
     predictions : Tensor (N,)
         The class predicted for x and for `adversarial`.
     overlap : Tensor (N,)
-        Share of the top-k pixels of |map| (summed over channels) that are still in the top k: 1 is unmoved.
+        Share of the top-k pixels (by magnitude, summed over channels) still in the top k: 1 is unmoved.
     shift : Tensor (N,)
         Distance in pixels between the centres of mass of the two maps.
     distance : Tensor (N,)
@@ -116,10 +116,10 @@ def attack_map(
 ) -> MapAttackResult:
     """Look for a point of the ε-ball with the same prediction and another saliency map.
 
-    The map is the input gradient of the predicted class's logit, |·| summed over channels and divided by
-    its sum. `top_k` takes mass from the pixels that were the map's top k; `mass_centre` moves its centre
-    of mass. Of all points on the way that keep the prediction, the one that changes the *model's own* map
-    most is returned.
+    The map is the input gradient of the predicted class's logit, its magnitudes summed over channels and
+    divided by their sum. `top_k` takes mass from the pixels that were the map's top k; `mass_centre` moves
+    its centre of mass. Of all points on the way that keep the prediction, the one that changes the
+    *model's own* map most is returned.
 
     A map of a network of ReLUs is piecewise constant and has no useful gradient, so the direction is
     that of a copy with softplus(β·)/β in place of each `nn.ReLU`, as in the paper; the model is not changed.

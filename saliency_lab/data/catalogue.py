@@ -102,7 +102,7 @@ def load_dataset(
         One of `list_datasets()`.
     root
         Folder of the files; see `data_root`. For "image_folder" the folder, or .zip file, that
-        holds train/CLASS/* and test/CLASS/*.
+        holds `train/CLASS/*` and `test/CLASS/*`.
     download
         Fetch the files if they are missing; only then is the network used.
     val_fraction
@@ -119,6 +119,8 @@ def load_dataset(
     DataNotFoundError
         If the files are missing or damaged; the message says where they were looked for.
 
+    Examples
+    --------
     >>> load_dataset("digits")
     ImageData('digits', train 1294, val 144, test 359 images (1, 28, 28), 10 classes)
     """

@@ -17,7 +17,7 @@ from saliency_lab.data.located import LocatedSplit
 
 
 def make_mosaics(data: ImageData, *, seed: int = 0) -> ImageData:
-    """Mosaics of any data set of at least four classes: images twice as high and wide, `LocatedSplit`s.
+    """Mosaics of any data set of at least four classes: images twice as high and wide, with masks.
 
     Each image of a target class becomes the target of one mosaic, in a quadrant drawn by `seed`; its
     distractors are drawn from the same split.
@@ -27,6 +27,8 @@ def make_mosaics(data: ImageData, *, seed: int = 0) -> ImageData:
     InputError
         If there are fewer than four classes, or a split holds no distractor.
 
+    Examples
+    --------
     >>> from saliency_lab.data import load_dataset
     >>> mosaics = make_mosaics(load_dataset("digits"))
     >>> mosaics.input_shape, mosaics.classes

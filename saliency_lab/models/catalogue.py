@@ -58,6 +58,8 @@ def build_model(
     InputError
         If the images are too small for the architecture, or a value is out of range.
 
+    Examples
+    --------
     >>> model = build_model("small_cnn", num_classes=10, input_shape=(1, 28, 28))
     >>> sum(p.numel() for p in model.parameters())
     166406

@@ -20,6 +20,8 @@ class Normalised(nn.Module):
     mean, std : float or sequence of float
         One value, or one a channel, in units of [0, 1]; std > 0.
 
+    Examples
+    --------
     >>> model = Normalised(nn.Flatten(), mean=0.5, std=0.25)
     >>> model(torch.tensor([[[[0.5, 1.0]]]]))
     tensor([[0., 2.]])

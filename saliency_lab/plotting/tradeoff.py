@@ -34,8 +34,9 @@ def tradeoff(
 
     Parameters
     ----------
-    points : mapping of name to ((x, low, high), (y, low, high))
-    marks : mapping of name to (xs, ys), optional
+    points : mapping of name to a pair of (value, low, high)
+        Along the horizontal and the vertical axis.
+    marks : mapping of name to a pair of sequences, optional
         Small marks behind the points, such as one a training seed.
     xlabel, ylabel : str
     better : pair of "higher", "lower" or "neither"

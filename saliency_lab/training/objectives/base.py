@@ -16,7 +16,7 @@ class Objective(Settings):
     """Base of all objectives: fields are keys under `[objective]`; the loss is the sum of the terms."""
 
     name: ClassVar[str]
-    """What a recipe calls it; a class that sets none is found as `module:class`."""
+    """What a recipe calls it; a class that sets none goes by its module and name."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
