@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import parse_epsilon
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.html import facts, table
 from saliency_lab._common.inference import chunk_rows, device_of, predict, undisturbed
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
@@ -38,6 +39,9 @@ WHITE_BOX = (0.02, 0.05)
 WEAKER_ATTACK = (0.01, 0.03)
 # Shares of the surviving samples that may show a fault of the gradient.
 SURVIVORS = (0.02, 0.05)
+
+
+_MARKS: dict[Verdict, str] = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "–"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,20 @@ class Audit:
             f"Audit({self.verdict}: {self.audited.method} at eps={self.audited.eps:.4g} says "
             f"{self.robust_accuracy:.1%} robust, the worst case is {self.worst_case:.1%}; {self.reason})"
         )
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "verdict": self.verdict,
+            "reported": f"{self.robust_accuracy:.1%} robust against {self.audited.method}",
+            "worst case": f"{self.worst_case:.1%} robust against every attack that was run",
+            "clean accuracy": f"{self.audited.clean_accuracy:.1%}",
+            "images": str(len(self.audited)),
+            "ε": f"{self.audited.eps:.4g} ({self.audited.norm})",
+        }
+        checks = [
+            (check.name, f"{_MARKS[check.verdict]} {check.verdict}", check.evidence) for check in self.checks
+        ]
+        return facts("audit", rows) + table("checklist", ["check", "verdict", "evidence"], checks)
 
     @property
     def robust_accuracy(self) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import parse_epsilon
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.html import table
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.door import check_batch, run
@@ -48,6 +49,14 @@ class RobustnessCurve:
         shares = ", ".join(f"{at:.4g}: {share:.1%}" for at, share in zip(self.at, self.accuracy, strict=True))
         n = self.robust.shape[1]
         return f"RobustnessCurve({self.method}, {self.norm}, n={n}, {self.along} {{{shares}}})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (f"{row[0]:.4g}", f"{row.accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]")
+            for row in self.table().itertuples(index=False)
+        ]
+        caption = f"{self.method} ({self.norm}) on {self.robust.shape[1]} images"
+        return table(caption, ["ε" if self.along == "eps" else "steps", "accuracy [95% interval]"], rows)
 
     @property
     def accuracy(self) -> list[float]:

@@ -8,7 +8,10 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from saliency_lab._common.html import facts, side_by_side, strip
 from saliency_lab.attacks.ascent import Norm
+
+_SHOWN = 8  # attacked images, in Jupyter
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,6 +70,24 @@ class AttackResult:
             f"{self.robust_accuracy:.1%} [{low:.1%}, {high:.1%}], clean {self.clean_accuracy:.1%}, "
             f"n={len(self)}, seed={self.seed}, {self.seconds:.1f} s)"
         )
+
+    def _repr_html_(self) -> str:
+        low, high = self.interval()
+        rows = {
+            "robust accuracy": f"{self.robust_accuracy:.1%} [{low:.1%}, {high:.1%}]",
+            "clean accuracy": f"{self.clean_accuracy:.1%}",
+            "images": str(len(self)),
+            "ε": f"{self.eps:.4g} ({self.norm})",
+            "settings": ", ".join(f"{key}={value!r}" for key, value in self.settings.items()),
+            "passes an image": f"{self.queries.double().mean().item():.4g}",
+            "seed": str(self.seed),
+            "time": f"{self.seconds:.3g} s",
+        }
+        parts = []
+        for row in self.success.nonzero()[:_SHOWN, 0].tolist():
+            said = f"{int(self.labels[row])} taken for {int(self.predictions[row])}"
+            parts.append((strip(self.adversarial[row : row + 1], f"attacked image {row}"), said))
+        return facts(f"attack {self.method}", rows) + side_by_side(parts)
 
     @property
     def clean_accuracy(self) -> float:

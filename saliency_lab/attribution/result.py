@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
+from saliency_lab._common.html import facts, strip
 from saliency_lab._common.provenance import fingerprint
 from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
 
@@ -93,7 +93,7 @@ class Attributions:
 
     @property
     def completeness_error(self) -> Tensor | None:
-        """|`delta`| over |`total`|, (N,) float64; None where the method promises no sum."""
+        """Size of `delta` over size of `total`, (N,) float64; None where the method promises no sum."""
         delta = self.delta
         return None if delta is None or self.total is None else delta.abs() / self.total.abs()
 
@@ -239,12 +239,15 @@ class Attributions:
         return f"Attributions({', '.join(f'{key}: {value}' for key, value in self._facts().items())})"
 
     def _repr_html_(self) -> str:
-        left = 'style="text-align:left"'
-        rows = "".join(
-            f"<tr><th {left}>{key}</th><td {left}>{html.escape(value)}</td></tr>"
-            for key, value in self._facts().items()
-        )
-        return f"<table><caption>Attributions</caption>{rows}</table>"
+        from saliency_lab.plotting.maps import tiles
+
+        few = self.values[:_SHOWN]
+        drawn = tiles(torch.zeros_like(few), {self.method: few}, scale="panel").maps[self.method]
+        alt = f"the first {len(few)} maps, each on its own scale: red raises the class, blue lowers it"
+        return facts("attributions", self._facts()) + strip(drawn.transpose(0, 3, 1, 2) / 255, alt)
+
+
+_SHOWN = 8  # maps, in Jupyter
 
 
 def _plain(value: Any) -> Any:

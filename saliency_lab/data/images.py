@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.html import facts, side_by_side, strip
 from saliency_lab._common.provenance import fingerprint
 from saliency_lab._common.seeding import derive_seed
 
@@ -172,14 +172,26 @@ class ImageData:
         return f"ImageData('{self.name}', {sizes} images {self.input_shape}, {len(self.classes)} classes)"
 
     def _repr_html_(self) -> str:
-        cells = "".join(f"<tr><th>{part}</th><td>{len(s)}</td></tr>" for part, s in self._splits().items())
-        shown = ", ".join(self.classes[:12]) + (" …" if len(self.classes) > 12 else "")
         channels, height, width = self.input_shape
-        return (
-            f"<table><caption>{escape(self.name)}</caption>{cells}"
-            f"<tr><th>image</th><td>{channels} × {height} × {width}</td></tr>"
-            f"<tr><th>classes</th><td>{escape(shown)}</td></tr></table>"
-        )
+        sizes = {part: f"{len(split)} images" for part, split in self._splits().items()}
+        more = len(self.classes) - _SHOWN_CLASSES
+        rows = sizes | {
+            "image": f"{channels} × {height} × {width}",
+            "classes": f"{len(self.classes)}, of which the first {_SHOWN_CLASSES} are shown"
+            if more > 0
+            else str(len(self.classes)),
+        }
+        parts = []
+        for label, name in enumerate(self.classes[:_SHOWN_CLASSES]):
+            members = (self.train.labels == label).nonzero()[:, 0]
+            examples = strip(self.train.batch(members[:3]).x, f"training images of class {name}")
+            parts.append(
+                (examples, f"{name}: {len(members)} train, {int((self.test.labels == label).sum())} test")
+            )
+        return facts(f"data set {self.name}", rows) + side_by_side(parts)
+
+
+_SHOWN_CLASSES = 12  # by their pictures, in Jupyter
 
 
 def split_off_validation(

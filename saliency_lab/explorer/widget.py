@@ -32,7 +32,7 @@ ANY = ""
 _TILE, _PIXELS = "7.5em", 160
 """A panel's width on the page, and the pixels it has at most."""
 
-_PAD = "padding:0.15em 0.3em"
+_PAD, _LINE = "padding:0.15em 0.3em", "line-height:1.4"
 
 
 class Explorer(widgets.VBox):
@@ -42,11 +42,11 @@ class Explorer(widgets.VBox):
     ----------
     category, outcome : Dropdown
         Which images are listed: of a class; with what an attack did to the chosen models' predictions.
-    metric : Dropdown; order : ToggleButtons
+    metric, order : Dropdown
         Sort the list by the mean score of the chosen models and methods; images without one come last.
     images, models, methods : SelectMultiple
         What is shown.
-    blend : FloatSlider; scale : ToggleButtons
+    blend : FloatSlider; scale : Dropdown
         How far the image shows through a weak map; one colour scale for all maps, or one for each.
     status, problems, picture : HTML
         What is listed and shown; what could not be; the maps.
@@ -68,14 +68,14 @@ class Explorer(widgets.VBox):
         self.category = _dropdown("class", [("all", ANY), *classes])
         self.outcome = _dropdown("prediction", [("any", ANY), *outcomes])
         self.metric = _dropdown("sort by", [("the study's order", ANY), *metrics])
-        self.order = _buttons("", [("best first", True), ("worst first", False)])
+        self.order = _dropdown("order", [("best first", True), ("worst first", False)])
         self.images = _list("images", [], rows=8)
         self.models = _list("models", members, rows=min(6, max(2, len(members))))
         self.methods = _list("methods", methods, rows=8)
         self.blend = widgets.FloatSlider(
             value=0.0, min=0.0, max=1.0, step=0.05, continuous_update=False, description="blend", layout=_WIDE
         )
-        self.scale = _buttons("scale", [("each its own", "panel"), ("one for all", "shared")])
+        self.scale = _dropdown("scale", [("each its own", "panel"), ("one for all", "shared")])
         self.status, self.problems, self.picture = (widgets.HTML() for _ in range(3))
 
         self.models.value = tuple(member for _, member in members[:FIRST])
@@ -124,17 +124,17 @@ class Explorer(widgets.VBox):
         self.status.value = "computing …"
         maps: dict[str, Tensor] = {}
         classes: dict[str, list[int]] = {}
-        problems: dict[str, Problem] = {}
+        problems: dict[Problem, list[str]] = {}
         for member, method in columns if rows else ():
             column = self._column(member, method)
             found = self._panels.read(member, method, rows)
             if isinstance(found, Problem):
-                problems[column] = found
+                problems.setdefault(found, []).append(column)
                 continue
             maps[column] = found.maps
             if found.classes is not None:
                 classes[column] = found.classes
-        self.problems.value = "".join(_said(column, problem) for column, problem in problems.items())
+        self.problems.value = "".join(_said(columns, problem) for problem, columns in problems.items())
         self.picture.value = self._page(rows, maps, classes) if maps else ""
         self.status.value = escape(self._summary(len(rows)))
 
@@ -188,12 +188,6 @@ def _dropdown(description: str, options: list[tuple[str, Any]]) -> widgets.Dropd
     return widgets.Dropdown(description=description, options=options, layout=_WIDE)
 
 
-def _buttons(description: str, options: list[tuple[str, Any]]) -> widgets.ToggleButtons:
-    return widgets.ToggleButtons(
-        description=description, options=options, style={"button_width": "6.6em"}, layout=_WIDE
-    )
-
-
 def _list(description: str, options: list[tuple[str, Any]], rows: int) -> widgets.SelectMultiple:
     return widgets.SelectMultiple(description=description, options=options, rows=rows, layout=_WIDE)
 
@@ -218,12 +212,12 @@ def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> st
         f"{''.join(cells)}</tr>"
         for title, cells in rows
     )
-    return f"<table><thead><tr><td></td>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table style='{_LINE}'><thead><tr><td></td>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cell(pixels: np.ndarray, alt: str, below: str = "") -> str:
     image = picture(shrunk(pixels[None], _PIXELS)[0], alt, f"width:{_TILE};max-width:none;display:block")
-    note = f'<div style="text-align:center;line-height:1.3">✗ {escape(below)}</div>' if below else ""
+    note = f'<div style="text-align:center">✗ {escape(below)}</div>' if below else ""
     return f'<td style="{_PAD};vertical-align:top">{image}{note}</td>'
 
 
@@ -236,9 +230,9 @@ def _breakable(name: str) -> str:
     return escape(name).replace("_", "_<wbr>")
 
 
-def _said(column: str, problem: Problem) -> str:
+def _said(columns: Sequence[str], problem: Problem) -> str:
     detail = f"<details><summary>traceback</summary><pre>{escape(problem.detail)}</pre></details>"
     return (
-        f'<div role="alert"><b>{escape(column)}</b>: {escape(problem.message)}'
+        f'<div role="alert" style="{_LINE}"><b>{escape(", ".join(columns))}</b>: {escape(problem.message)}'
         f"{detail if problem.detail else ''}</div>"
     )

@@ -17,6 +17,7 @@ from torch import nn
 
 from saliency_lab._common.errors import CheckpointError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, write_json
+from saliency_lab._common.html import facts
 from saliency_lab._common.provenance import versions
 from saliency_lab.models.catalogue import build_model
 from saliency_lab.models.layers import Normalised
@@ -49,6 +50,28 @@ class ModelCard(BaseModel):
     sha256: str = ""
     versions: dict[str, str] = {}
     created: str = ""
+
+    def _repr_html_(self) -> str:
+        shape = "" if self.input_shape is None else " × ".join(map(str, self.input_shape))
+        measured = [f"{key} {value:.4g}" for key, value in self.metrics.items() if value is not None]
+        known = {
+            "architecture": self.architecture,
+            "recipe": str((self.recipe or {}).get("name") or ""),
+            "seed": "" if self.seed is None else str(self.seed),
+            "image": shape,
+            "classes": ", ".join(self.classes or ()) or str(self.num_classes or ""),
+            "measured": ", ".join(measured),
+            "training data": self.data or "",
+            "weights (sha256)": self.sha256,
+            "made": ", ".join(part for part in (self.created, _versions_of(self)) if part),
+        }
+        return facts("model", {name: value for name, value in known.items() if value})
+
+
+def _versions_of(card: ModelCard) -> str:
+    return ", ".join(
+        f"{name} {card.versions[name]}" for name in ("saliency-lab", "torch") if name in card.versions
+    )
 
 
 def card_of(model: nn.Module) -> ModelCard | None:

@@ -12,6 +12,7 @@ import pandas as pd
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from saliency_lab._common.errors import InputError, RecipeError, unknown_name
+from saliency_lab._common.html import facts
 from saliency_lab._common.plugins import import_object
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.training.objectives import OBJECTIVES, Objective, Standard
@@ -111,6 +112,13 @@ class Recipe(Settings):
         """All that decides the run as JSON values: everything but the folder of the data."""
         return self.model_dump(mode="json", exclude={"data": {"root"}})
 
+    def _repr_html_(self) -> str:
+        rows = {"name": self.name, "description": self.description, "seed": str(self.seed)}
+        for part, table in self.model_dump().items():
+            if isinstance(table, Mapping):
+                rows[part] = ", ".join(f"{key} = {value!r}" for key, value in table.items())
+        return facts("recipe", rows)
+
     @field_serializer("objective")
     def _dump_objective(self, value: Objective) -> dict[str, Any]:
         return {"name": value.name, **value.model_dump()}
@@ -163,14 +171,18 @@ def load_recipe(
 
     Parameters
     ----------
-    source : a bundled name ("mnist/asgt"), the path of a TOML file, a whole recipe as a mapping, or a Recipe
-    overrides : dotted keys and their values, such as ``{"attack.eps": "8/255"}``
+    source : str, path, mapping or Recipe
+        A bundled name ("mnist/asgt"), the path of a TOML file, a whole recipe as a mapping, or a Recipe.
+    overrides : mapping, optional
+        Dotted keys and their values, such as ``{"attack.eps": "8/255"}``.
 
     Raises
     ------
     RecipeError
         Names the file and the key.
 
+    Examples
+    --------
     >>> load_recipe("mnist/asgt", {"attack.eps": "8/255"}).objective.name
     'asgt'
     """
