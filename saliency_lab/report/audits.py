@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -40,6 +41,7 @@ class Audited:
 def read_audits(audits: pd.DataFrame) -> list[Audited]:
     """Read `Study.audits`: a row a check, beside its audit's verdict."""
     found = []
+    key: Any
     for position, (key, rows) in enumerate(audits.groupby(_KEYS, sort=False, dropna=False)):
         facts = dict(zip(_KEYS, key, strict=True))
         checks = [

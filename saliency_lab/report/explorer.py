@@ -127,11 +127,11 @@ def _scores(
 ) -> list[dict[str, Any]]:
     """One entry a metric: `values[model][method]` is a list of N, or None."""
     found: dict[str, list[list[list[float | None] | None]]] = {}
-    for (metric, method, model, seed), rows in scores.groupby(
-        ["metric", "method", "model", "seed"], sort=False
-    ):
+    key: Any
+    for key, rows in scores.groupby(["metric", "method", "model", "seed"], sort=False):
+        metric, method, model, seed = key
         if seed == first[model] and method in methods:
-            grid = found.setdefault(str(metric), [[None for _ in methods] for _ in models])
+            grid = found.setdefault(metric, [[None for _ in methods] for _ in models])
             values = rows.sort_values("sample")["score"].to_numpy(float)[:shown]
             grid[models.index(model)][methods.index(method)] = _rounded(values)
     return [
@@ -144,12 +144,12 @@ def _attacks(
 ) -> list[dict[str, Any]]:
     """One entry an (attack, ε): `robust[model]` is a text of N zeros and ones, or None."""
     found: dict[tuple[str, float], list[str | None]] = {}
-    for (attack, eps, model, seed), rows in robustness.groupby(
-        ["attack", "eps", "model", "seed"], sort=False
-    ):
+    key: Any
+    for key, rows in robustness.groupby(["attack", "eps", "model", "seed"], sort=False):
+        attack, eps, model, seed = key
         if seed == first[model]:
             robust = rows.sort_values("sample")["robust"].to_numpy(bool)[:shown]
-            by_model = found.setdefault((str(attack), float(eps)), [None for _ in models])
+            by_model = found.setdefault((attack, float(eps)), [None for _ in models])
             by_model[models.index(model)] = "".join("01"[int(each)] for each in robust)
     return [
         {"attack": attack, "eps": eps, "robust": by_model}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from saliency_lab.report.tables import SHARES, words
@@ -59,11 +60,11 @@ def _picture(drawing: Drawing, caption: str, make: Callable[[], Figure], recolou
 def _accuracy(comparison: Comparison) -> Iterator[tuple[str, Callable[[], Figure]]]:
     plot = comparison.plot
     for attack in dict.fromkeys(comparison.robustness["attack"]):
-        yield f"Accuracy against ε under {attack}", lambda attack=attack: plot.robustness(attack)
+        yield f"Accuracy against ε under {attack}", partial(plot.robustness, attack)
     metric = next((m.metric for m in comparison.measures if not m.share and m.better != "neither"), None)
     if metric is not None and any(m.metric == "robust_accuracy" for m in comparison.measures):
         caption = f"Robust accuracy against {words(metric)}, a point a model"
-        yield caption, lambda: plot.tradeoff("robust_accuracy", metric)
+        yield caption, partial(plot.tradeoff, "robust_accuracy", metric)
 
 
 def _scores(comparison: Comparison) -> Iterator[tuple[str, Callable[[], Figure]]]:
@@ -71,12 +72,12 @@ def _scores(comparison: Comparison) -> Iterator[tuple[str, Callable[[], Figure]]
     for metric in _metrics(comparison):
         yield (
             f"{words(metric).capitalize()} of every model, by method",
-            lambda metric=metric: plot.dots(metric),
+            partial(plot.dots, metric),
         )
         if _has_curves(comparison, metric):
             method = comparison.measure(metric).method
             caption = f"The curves behind {words(metric)} of {words(method)}, mean over the images"
-            yield caption, lambda metric=metric: plot.curves(metric)
+            yield caption, partial(plot.curves, metric)
 
 
 def _rankings(comparison: Comparison) -> Iterator[tuple[str, Callable[[], Figure]]]:
@@ -85,7 +86,7 @@ def _rankings(comparison: Comparison) -> Iterator[tuple[str, Callable[[], Figure
         rows = [m for m in comparison.measures if m.metric == metric and comparison.baseline in m.values]
         if len(rows) >= FEWEST_METHODS and rows[0].better != "neither":
             caption = f"Methods ranked by {words(metric)} within each image, for {comparison.baseline}"
-            yield caption, lambda metric=metric: plot.ranking(metric)
+            yield caption, partial(plot.ranking, metric)
 
 
 def _agreement(comparison: Comparison) -> Iterator[tuple[str, Callable[[], Figure]]]:

@@ -76,7 +76,9 @@ def glance(comparison: Comparison, facts: pd.DataFrame) -> Table:
         *(Column(m, "number") for m in comparison.models),
     ]
     rows = []
-    for (metric, method, eps), group in facts.groupby(["metric", "method", "eps"], sort=False, dropna=False):
+    key: Any
+    for key, group in facts.groupby(["metric", "method", "eps"], sort=False, dropna=False):
+        metric, method, eps = key
         by_model = {row["model"]: row for row in group.to_dict("records")}
         cells = [
             Cell(f"{words(metric)} {ARROWS[group['better'].iloc[0]]}".strip()),

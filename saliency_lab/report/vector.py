@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib as mpl
@@ -84,7 +85,8 @@ class Drawing:
 
 def _read(figure: Figure) -> ElementTree.Element:
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "saliency_lab"}):
+    with warnings.catch_warnings(), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "saliency_lab"}):
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's fonts draw the text
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)

@@ -1,0 +1,291 @@
+"""The page in a real browser: it asks the network nothing, and all of it works by mouse and keyboard."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def path(reported, tmp_path_factory):
+    return reported.report(tmp_path_factory.mktemp("page") / "report.html")
+
+
+@pytest.fixture
+def page(browser, path):
+    return browser.open(path)
+
+
+def column(page, table, index):
+    rows = f"[...document.querySelectorAll('#{table} tbody tr:not([hidden])')]"
+    values = page.run(f"{rows}.map(row => row.cells[{index}].dataset.value)")
+    return [float(value) for value in values]
+
+
+def pixels(page, selector="#cards .tile canvas"):
+    return page.run(f"document.querySelector('{selector}').toDataURL()")
+
+
+def shown(page):
+    return page.run(
+        "[...document.querySelectorAll('#cards h3 .more')].map(e => Number(e.textContent.slice(1)))"
+    )
+
+
+def test_nothing_but_the_file_is_asked_for_and_nothing_is_complained_of(page, path):
+    page.click("#scores thead th:nth-child(4) button")
+    page.click("#theme")
+    page.click("#cards .tile")
+    page.choose("#blend", "40")
+    asked = [e["params"]["request"]["url"] for e in page.events if e["method"] == "Network.requestWillBeSent"]
+    assert {url for url in asked if not url.startswith("data:")} == {path.as_uri()}
+    told = [e for e in page.events if e["method"] in ("Runtime.exceptionThrown", "Log.entryAdded")]
+    told += [e for e in page.events if e["method"] == "Runtime.consoleAPICalled"]
+    assert told == []
+
+
+def test_the_policy_stops_what_the_page_does_not_hold(page):
+    refused = "fetch('https://example.org').then(() => 'sent', () => 'refused')"
+    assert page.run(refused) == "refused"
+    assert (
+        page.run(
+            "(() => { const s = document.createElement('script'); s.textContent = 'window.ran = 1';"
+            "document.body.append(s); return window.ran ?? 'refused'; })()"
+        )
+        == "refused"
+    )
+
+
+def test_a_heading_sorts_by_mouse_and_by_keyboard(page):
+    heading = "#scores thead th:nth-child(4)"
+    before = column(page, "scores", 3)
+    order = f"document.querySelector('{heading}').getAttribute('aria-sort')"
+    page.click(f"{heading} button")
+    assert column(page, "scores", 3) == sorted(before) != before
+    assert page.run(order) == "ascending"
+    page.run(f"document.querySelector('{heading} button').focus()")
+    page.press("Enter", 13)
+    assert column(page, "scores", 3) == sorted(before, reverse=True)
+    assert page.run(order) == "descending"
+    page.press("Enter", 13)
+    assert column(page, "scores", 3) == before
+    assert page.run(order) == "none"
+
+
+def test_filters_leave_the_rows_that_fit_and_say_how_many(page):
+    form = "[data-grid=scores] form"
+    page.choose(f"{form} select[data-column='1']", "edges")
+    page.choose(f"{form} select[data-column='2']", "other")
+    rows = page.run("[...document.querySelectorAll('#scores tbody tr:not([hidden])')].map(r => r.innerText)")
+    assert len(rows) == 3 and all("edges" in row and "other" in row for row in rows)
+    assert page.run(f"document.querySelector('{form} output').textContent") == "3 of 18 rows"
+
+
+def test_only_what_differs_is_left(reported, page):
+    page.click("[data-grid=scores] [data-differs]")
+    table = reported.compare().table()
+    differ = table[~table["metric"].isin(["accuracy", "robust_accuracy"]) & (table["p_holm"] < 0.05)]
+    assert 0 < len(column(page, "scores", 3)) == len(differ) < 18
+
+
+def test_blend_goes_from_the_map_to_the_image(page):
+    image = pixels(page, "#cards .original canvas")
+    first = pixels(page)
+    page.choose("#blend", "50")
+    half = pixels(page)
+    page.choose("#blend", "100")
+    assert pixels(page) == image
+    assert len({first, half, image}) == 3
+    page.choose("#blend", "0")
+    assert pixels(page) == first
+
+
+def test_a_tile_has_the_colours_of_the_map(reported, page):
+    """Against the colour map itself, applied to the study's map."""
+    import matplotlib as mpl
+    import numpy as np
+
+    drawn = page.run(
+        "(() => { const c = document.querySelector('#cards .tile canvas');"
+        "return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]; })()"
+    )
+    values = reported.read_maps("plain", "saliency").values[0].sum(0).numpy()
+    limit = np.percentile(np.abs(values), 99.5)
+    expected = mpl.colormaps["RdBu_r"](np.clip(values / limit, -1, 1) / 2 + 0.5)[..., :3]
+    assert np.abs(np.reshape(drawn, (6, 6, 4))[..., :3] / 255 - expected).max() < 0.04  # two of 256 colours
+
+
+def test_scales_and_values_change_the_maps_and_the_legend(page):
+    own = pixels(page)
+    page.choose("#scale", "all")
+    shared = pixels(page)
+    assert page.run("document.getElementById('bar-low').textContent").startswith("−")
+    page.choose("#values", "magnitude")
+    assert len({own, shared, pixels(page)}) == 3
+    assert page.run("document.getElementById('bar-low').textContent") == "0"
+
+
+def test_images_are_filtered_by_class_and_by_what_the_attack_changed(reported, page):
+    page.choose("#class", "1")
+    assert shown(page) == [i for i, label in enumerate(reported.labels) if label == "1"]
+    page.click("#reset")
+    assert shown(page) == list(range(12)) and page.run("document.getElementById('class').value") == ""
+    robust = reported.robustness.pivot_table(
+        index="sample", columns=["model", "eps"], values="robust", aggfunc="first"
+    )
+    robust = robust.astype(bool)
+    changed = {model: robust[model, 0.0] & ~robust[model, 0.2] for model in reported.models}
+    page.choose("#outcome", "changed")
+    assert shown(page) == [i for i in range(15) if changed["plain"][i] or changed["other"][i]][:12]
+    page.click("#controls [name=model][value='1']")
+    assert shown(page) == [i for i in range(15) if changed["plain"][i]]
+    page.choose("#outcome", "wrong")
+    assert shown(page) == [i for i in range(15) if not robust["plain", 0.0][i]]
+
+
+def test_a_metric_sorts_the_images_best_or_worst_first(reported, page):
+    for value in ("1", "2"):
+        page.run(
+            f"(() => {{ const box = document.querySelector('[name=method][value=\"{value}\"]');"
+            "if (box.checked) box.click(); })()"
+        )
+    page.click("#controls [name=model][value='1']")
+    page.choose("#metric", "1")
+    scores = reported.scores
+    rows = scores[
+        (scores[["model", "method", "metric"]] == ["plain", "saliency", "pixel_flipping"]).all(axis=1)
+    ]
+    order = rows.sort_values("score", kind="stable")["sample"].tolist()  # lower is better
+    assert shown(page) == order[:12]
+    page.choose("#order", "worst")
+    assert shown(page)[0] == order[-1]
+
+
+def test_picked_images_alone_are_shown_and_more_on_demand(page):
+    assert len(shown(page)) == 12
+    page.click("#further")
+    assert shown(page) == list(range(15))
+    assert page.run("document.getElementById('further').hidden")
+    page.run("document.getElementById('picker').open = true")
+    for number in (3, 8):
+        page.click(f".thumbs button:nth-child({number + 1})")
+    assert shown(page) == [3, 8]
+    assert page.run("document.getElementById('status').textContent") == "2 of 15 images"
+    pressed = "[...document.querySelectorAll('.thumbs [aria-pressed=true]')].map(e => e.ariaLabel)"
+    assert page.run(pressed) == ["Image 3, class 0", "Image 8, class 2"]
+
+
+def test_models_and_methods_are_chosen(page):
+    page.click("#controls [name=model][value='0']")
+    page.click("#controls [name=method][value='1']")
+    first = "document.querySelector('#cards table')"
+    heads = page.run(f"[...{first}.querySelectorAll('thead th')].map(e => e.childNodes[1].data)")
+    heads += page.run(f"[...{first}.querySelectorAll('tbody th')].map(e => e.textContent)")
+    assert heads == ["other", "saliency"]
+
+
+def test_a_tile_opens_large_and_escape_closes_it(page):
+    page.click("#cards .tile")
+    assert page.run("document.getElementById('zoom').open")
+    assert "saliency on plain: image 0" in page.run("document.getElementById('zoom').innerText")
+    page.press("Escape", 27)
+    page.settle()
+    assert not page.run("document.getElementById('zoom').open")
+    assert page.run("document.activeElement.className") == "tile"
+
+
+def test_the_theme_is_the_systems_until_it_is_chosen(browser, path):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    page = browser.open(path)
+    page.run("localStorage.clear()")
+    page.open(path)
+    light = page.run(ground)
+    dark = page.open(path, dark=True).run(ground)
+    assert light == "rgb(255, 255, 255)" and dark != light
+    assert page.run("document.getElementById('theme').ariaLabel") == "Light theme"
+    page.click("#theme")
+    assert page.run(ground) == light
+    assert page.open(path, dark=True).run(ground) == light  # remembered
+    page.run("localStorage.clear()")
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_no_page_is_wider_than_its_window(browser, path, width):
+    page = browser.open(path, width=width)
+    page.run("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    assert page.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_stands_out_from_its_ground(browser, path, dark):
+    """The contrast of WCAG 2 AA: 4.5, and 3 for large text and the data's colours."""
+    page = browser.open(path, dark=dark)
+    names = ["ink", "muted", "accent", "good", "doubt", "bad"]
+    found = page.run(
+        "(() => { const probe = document.createElement('i'); document.body.append(probe);"
+        "const rgb = (name) => { probe.style.color = `var(--${name})`;"
+        "return getComputedStyle(probe).color.match(/[\\d.]+/g).slice(0, 3).map(Number); };"
+        f"return Object.fromEntries({json.dumps([*names, 'paper', 'raised'])}.map(n => [n, rgb(n)])); }})()"
+    )
+
+    def luminance(rgb):
+        linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for ground in ("paper", "raised"):
+        for name in names:
+            low, high = sorted(luminance(found[each]) for each in (name, ground))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)
+
+
+def test_every_control_has_a_name(page):
+    page.run("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    page.click("#cards .tile")
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    roles = {
+        "button",
+        "checkbox",
+        "combobox",
+        "slider",
+        "link",
+        "image",
+        "table",
+        "dialog",
+        "searchbox",
+        "img",
+    }
+    nameless = [
+        node["role"]["value"]
+        for node in nodes
+        if not node.get("ignored")
+        and node["role"]["value"] in roles
+        and not node.get("name", {}).get("value", "").strip()
+    ]
+    assert nameless == []
+    counts = [sum(n["role"]["value"] == role for n in nodes) for role in ("button", "checkbox", "slider")]
+    assert page.run("document.getElementById('zoom').open") or all(counts)
+
+
+def test_the_keyboard_reaches_the_content_first_and_shows_where_it_is(page):
+    page.press("Tab", 9)
+    assert page.run("document.activeElement.className") == "skip"
+    assert page.run("getComputedStyle(document.activeElement).outlineStyle") != "none"
+    page.press("Enter", 13)
+    page.settle()
+    assert page.run("location.hash") == "#main"
+
+
+def test_without_scripts_the_tables_and_figures_are_there(browser, path):
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.call("Page.navigate", url=path.as_uri())
+        text = browser._wait(
+            lambda: (
+                (found := browser.call("Accessibility.getFullAXTree")["nodes"])
+                and any("needs JavaScript" in n.get("name", {}).get("value", "") for n in found)
+                and found
+            )
+        )
+        names = [node.get("name", {}).get("value", "") for node in text]
+        assert "Scores of the maps" in names and any(name.startswith("Accuracy against") for name in names)
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)

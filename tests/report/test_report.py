@@ -1,0 +1,427 @@
+"""The page as a file: what is in it, that it needs nothing else, and that its numbers are the study's."""
+
+import base64
+import hashlib
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from typer.testing import CliRunner
+
+import saliency_lab as sl
+from saliency_lab.cli.app import app
+from saliency_lab.report import bundle, explorer, write_report
+from saliency_lab.study import Study
+
+VOID = {"meta", "link", "input", "br", "img"}
+NASTY = ["<script>alert(1)</script>", "a & \"b\" 'c'", "modèle_ε → 模型", "</title><b>"]
+
+
+class Page(HTMLParser):
+    """Elements in order as (tag, attributes, text); raises where tags do not nest."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.text = path.read_text(encoding="utf-8")
+        self.elements, self._open = [], []
+        self.feed(self.text)
+        self.close()
+        assert not self._open, f"never closed: {self._open}"
+
+    def handle_starttag(self, tag, attributes):
+        element = (tag, dict(attributes), [])
+        self.elements.append(element)
+        if tag not in VOID:
+            self._open.append(element)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes), []))
+
+    def handle_endtag(self, tag):
+        assert self._open and self._open[-1][0] == tag, f"</{tag}> closes {self._open[-1][:2]}"
+        self._open.pop()
+
+    def handle_data(self, text):
+        for element in self._open:
+            element[2].append(text)
+
+    def all(self, tag):
+        return [(attributes, "".join(text)) for each, attributes, text in self.elements if each == tag]
+
+    @property
+    def data(self):
+        (found,) = (text for attributes, text in self.all("script") if "id" in attributes)
+        return json.loads(found)
+
+    def rows(self, name):
+        """Texts of a table's body, row by row."""
+        found, inside = [], False
+        for tag, attributes, text in self.elements:
+            if tag == "table":
+                inside = attributes.get("id") == name
+            elif inside and tag == "tr":
+                found.append([])
+            elif inside and tag in ("td", "th") and attributes.get("scope") != "col":
+                found[-1].append(" ".join("".join(text).split()))
+        return [row for row in found if row]
+
+
+@pytest.fixture(scope="module")
+def page(reported, tmp_path_factory):
+    return Page(reported.report(tmp_path_factory.mktemp("page") / "report.html"))
+
+
+def test_nothing_outside_the_file_is_referred_to(page):
+    for tag, attributes, _ in page.elements:
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href", "action", "srcset", "poster"):
+                assert value.startswith(("#", "data:")), (tag, name, value)
+    style = "".join(text for _, text in page.all("style"))
+    assert "@import" not in style and "url(" not in style
+    script = page.all("script")[-1][1]
+    assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|import\(|https?:", script)
+    names = {
+        value for _, attributes, _ in page.elements for value in attributes.values() if "http:" in str(value)
+    }
+    assert names == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, not addresses
+
+
+def test_the_policy_allows_this_script_and_style_and_no_connection(page):
+    (policy,) = (
+        a["content"] for a, _ in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    )
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'"
+    assert set(rules) == {"default-src", "style-src", "script-src", "img-src", "base-uri", "form-action"}
+    for rule, tag in (("style-src", "style"), ("script-src", "script")):
+        text = page.all(tag)[-1][1]
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert rules[rule] == f"'sha256-{digest}'"
+    assert not [a for _, a, _ in page.elements if "style" in a or any(k.startswith("on") for k in a)]
+
+
+def test_ids_are_unique_and_links_and_labels_meet_them(page):
+    ids = Counter(a["id"] for _, a, _ in page.elements if "id" in a)
+    assert [name for name, count in ids.items() if count > 1] == []
+    for _, attributes, _ in page.elements:
+        for name in ("href", "xlink:href", "aria-labelledby", "form"):
+            value = attributes.get(name, "")
+            if value and not value.startswith("data:"):
+                assert value.removeprefix("#") in ids, (name, value)
+        for value in attributes.values():
+            if str(value).startswith("url(#"):
+                assert value[5:-1] in ids
+
+
+def test_tables_have_captions_and_headings_have_a_scope(page):
+    assert len(page.all("caption")) == len(page.all("table")) >= 6
+    assert all(text.strip() for _, text in page.all("caption"))
+    assert {a.get("scope") for a, _ in page.all("th")} == {"col", "row"}
+    assert all(a["aria-sort"] == "none" for a, _ in page.all("th") if a["scope"] == "col")
+
+
+def test_figures_are_vectors_with_a_name_and_text(page):
+    charts = [(a, text) for a, text in page.all("svg") if a.get("role") == "img"]
+    assert len(charts) >= 6
+    assert all(a["aria-label"] and a["viewbox"] for a, _ in charts)
+    robustness = next(text for a, text in charts if a["aria-label"].startswith("Accuracy against"))
+    assert "accuracy under attack" in robustness and "plain" in robustness
+    rules = "".join(text for _, text in page.all("style"))
+    used = {
+        name
+        for _, a, _ in page.elements
+        for name in (a.get("class") or "").split()
+        if re.fullmatch(r"s\d+", name)
+    }
+    assert used and all(f".{name}{{" in rules for name in used)
+
+
+def test_the_tables_hold_the_comparison(reported, page):
+    table = reported.compare().table()
+    robust = table[table["metric"].isin(["accuracy", "robust_accuracy"])]
+    rows = page.rows("accuracies")
+    assert len(rows) == len(robust)
+    for row, (_, fact) in zip(rows, robust.iterrows(), strict=True):
+        assert row[2] == fact["model"]
+        assert row[3] == f"{100 * fact['mean']:.1f} % [{100 * fact['low']:.1f}, {100 * fact['high']:.1f}]"
+        assert row[-1] == str(fact["n"])
+    scores = table[table["metric"] == "sparseness"]
+    found = [row for row in page.rows("scores") if row[0] == "sparseness ↑"]
+    assert [row[1] for row in found] == [method.replace("_", " ") for method in scores["method"]]
+    for row, (_, fact) in zip(found, scores.iterrows(), strict=True):
+        value, low, high = (float(each.strip("[],").replace("−", "-")) for each in row[3].split())
+        assert [value, low, high] == pytest.approx(fact[["mean", "low", "high"]].tolist(), abs=6e-3)
+
+
+def test_maps_of_the_page_are_the_studys_to_half_a_step(reported, page):
+    data = page.data
+    shape = (len(data["classes"]), *data["shape"][1:])
+    assert [(each["model"], each["method"]) for each in data["maps"]] == [
+        (model, method) for model in reported.models for method in reported.maps[model]
+    ]
+    for each in data["maps"]:
+        levels = bundle.unpack(each["levels"], shape, np.int8).astype(float)
+        scale = np.array(each["scale"])[:, None, None]
+        truth = reported.read_maps(each["model"], each["method"]).values.sum(1).numpy()
+        assert np.all(np.abs(levels * scale / 127 - truth) <= scale * (0.5 / 127 + 1e-6))
+    images = bundle.unpack(data["images"], shape, np.uint8) / 255
+    assert np.abs(images - reported.x[:, 0].numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_scores_and_attacks_of_the_page_are_the_studys(reported, page):
+    data = page.data
+    scores = reported.scores
+    for metric in data["metrics"]:
+        for model, by_method in zip(data["models"], metric["values"], strict=True):
+            for method, values in zip(data["methods"], by_method, strict=True):
+                rows = scores[
+                    (scores[["metric", "model", "method"]] == [metric["name"], model, method]).all(axis=1)
+                ]
+                assert values == pytest.approx(rows.sort_values("sample")["score"].tolist(), rel=1e-5)
+    robust = reported.robustness
+    for attack in data["attacks"]:
+        for model, bits in zip(data["models"], attack["robust"], strict=True):
+            rows = robust[(robust["eps"] == attack["eps"]) & (robust["model"] == model)]
+            assert [bit == "1" for bit in bits] == rows["robust"].tolist()
+    assert [attack["eps"] for attack in data["attacks"]] == [0.0, 0.05, 0.2]
+
+
+finite = st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([0.0, float("nan"), float("inf")])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)), elements=finite)
+)
+def test_a_quantised_map_is_half_a_step_away_at_most(maps):
+    found = bundle.quantise(maps)
+    levels = bundle.unpack(bundle.pack(found.levels), maps.shape, np.int8)
+    known = np.isfinite(maps)
+    assert ((levels == bundle.UNDEFINED) == ~known).all()
+    step = found.scale[:, None, None] / bundle.STEPS
+    error = np.abs(levels * step - np.where(known, maps, 0).astype(float))
+    assert (error[known] <= (0.5 * step * (1 + 1e-9) + np.zeros_like(maps))[known]).all()
+    assert (found.clip > 0).all() and (found.scale > 0).all()
+
+
+def test_the_same_study_gives_the_same_bytes_loaded_or_not(reported, tmp_path):
+    first, second, third = (tmp_path / name for name in ("a.html", "b.html", "c.html"))
+    reported.report(first)
+    reported.report(second)
+    Study.load(reported.store.folder).report(third)
+    assert first.read_bytes() == second.read_bytes() == third.read_bytes()
+
+
+def test_nothing_is_left_changed(reported, tmp_path):
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    before = (torch.get_rng_state(), np.random.get_state()[1].copy(), dict(mpl.rcParams))  # noqa: NPY002
+    values = reported.read_maps("plain", "saliency").values.clone()
+    reported.report(tmp_path / "report.html")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert dict(mpl.rcParams) == before[2]
+    assert torch.equal(reported.read_maps("plain", "saliency").values, values)
+
+
+def test_names_are_text_wherever_they_stand(make_reported, tmp_path):
+    def raises(model, x, classes):
+        raise RuntimeError("<img src=x onerror=alert(2)>")
+
+    with pytest.warns(UserWarning, match="cells failed"):
+        study = make_reported(
+            NASTY, n=6, methods={NASTY[0]: "saliency", "<i>bad": raises}, metrics={NASTY[1]: "sparseness"}
+        )
+    page = Page(study.report(tmp_path / "report.html"))
+    assert len(page.all("script")) == 2 and len(page.all("title")) > 1
+    assert not page.all("img") and not page.all("b") and not page.all("i")
+    assert [" ".join(text.split()) for a, text in page.all("h2") if not a] == [
+        f"{NASTY[0]} baseline",
+        *NASTY[1:],
+    ]
+    assert {row[2] for row in page.rows("accuracies")} == set(NASTY)
+    assert page.data["models"] == NASTY
+    assert page.data["methods"] == [NASTY[0]]
+    problems = page.rows("problems")
+    assert len(problems) == 8 and all("<img src=x onerror=alert(2)>" in row[3] for row in problems[:4])
+
+
+@pytest.mark.parametrize(
+    ("asked", "absent"),
+    [
+        ({"eps": ()}, ["accuracies"]),
+        ({"metrics": ()}, ["scores"]),
+        ({"methods": (), "metrics": ()}, ["scores", "explorer"]),
+        ({"metrics": (), "eps": ()}, ["scores", "accuracies", "glance"]),
+        ({"models": ("alone",)}, []),
+        ({"channels": 3}, []),
+        ({"channels": 2, "seeds": 2}, []),
+    ],
+    ids=["no attacks", "no scores", "no maps", "maps alone", "one model", "RGB", "seeds"],
+)
+def test_a_part_that_is_missing_from_the_study_is_missing_from_the_page(
+    make_reported, tmp_path, asked, absent
+):
+    study = make_reported(**{"n": 6, **asked})
+    page = Page(study.report(tmp_path / "report.html"))
+    ids = {a["id"] for _, a, _ in page.elements if "id" in a}
+    parts = {"accuracies", "scores", "explorer", "glance", "members", "provenance", "audit", "summary"}
+    assert parts - ids == set(absent)
+    if "explorer" in ids:
+        depth = 3 if asked.get("channels") == 3 else 1
+        shape = (6, 6, 6, 3)[: 3 if depth == 1 else 4]
+        images = bundle.unpack(page.data["images"], shape, np.uint8)
+        expected = study.x.permute(0, 2, 3, 1).numpy() if depth == 3 else study.x.mean(1).numpy()
+        assert np.abs(images / 255 - expected).max() <= 0.5 / 255 + 1e-6
+
+
+def test_seeds_are_named_where_they_matter(make_reported, tmp_path):
+    study = make_reported(seeds=2, n=6)
+    page = Page(study.report(tmp_path / "report.html"))
+    assert [row[:2] for row in page.rows("members")] == [
+        ["plain", "0"],
+        ["plain", "1"],
+        ["other", "0"],
+        ["other", "1"],
+    ]
+    assert "Intervals are over training seeds and images" in page.text
+    first = study.read_maps("other", "saliency", seed=0).values.sum(1).numpy()
+    found = next(m for m in page.data["maps"] if (m["model"], m["method"]) == ("other", "saliency"))
+    levels = bundle.unpack(found["levels"], first.shape, np.int8)
+    assert (
+        np.abs(levels * np.array(found["scale"])[:, None, None] / 127 - first).max()
+        < 0.01 * np.abs(first).max()
+    )
+
+
+def test_a_page_stays_small_and_says_what_it_left_out(make_reported, tmp_path):
+    """Four models, six methods, 64 images whose maps are noise, which nothing can compress."""
+
+    def noise(model, x, classes):
+        return torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+
+    methods = {f"noise {i}": noise for i in range(6)}
+    models = [f"model {i}" for i in range(4)]
+    small = make_reported(models, n=64, side=32, methods=methods, metrics=(), eps=())
+    path = small.report(tmp_path / "small.html")
+    assert len(Page(path).data["classes"]) == 64 and path.stat().st_size < 15e6
+    large = make_reported(models, n=64, side=96, methods=methods, metrics=(), eps=())
+    path = large.report(tmp_path / "large.html")
+    shown = len(Page(path).data["classes"])
+    assert 30 < shown < 64 and 10e6 < path.stat().st_size < 15e6
+    assert (
+        f"The first {shown} of the study's 64 images (64 would make the page larger than 15 MB)"
+        in path.read_text()
+    )
+
+
+def test_the_explorer_holds_as_many_images_as_asked_and_one_at_least(reported, tmp_path, monkeypatch):
+    page = Page(reported.report(tmp_path / "report.html", images=5))
+    assert len(page.data["classes"]) == 5 and page.data["total"] == 15
+    assert "The first 5 of the study's 15 images, with" in " ".join(page.text.split())
+    monkeypatch.setattr(explorer, "BUDGET", 1)
+    page = Page(reported.report(tmp_path / "report.html"))
+    assert len(page.data["classes"]) == 1
+
+
+def test_verdicts_say_what_differs_and_by_how_much(make_reported, tmp_path):
+    """One network that is always right and one that never is, on 40 images."""
+    x, y = (
+        torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(40, dtype=torch.long),
+    )
+
+    def constant(favourite):
+        layer = torch.nn.Linear(16, 2)
+        with torch.no_grad():
+            layer.weight.zero_()
+            layer.bias.copy_(torch.eye(2)[favourite])
+        return torch.nn.Sequential(torch.nn.Flatten(), layer)
+
+    study = Study({"wrong": constant(1), "right": constant(0)}, (x, y)).attack("pgd", eps=[0.1, 0.2], steps=1)
+    page = Page(study.report(tmp_path / "report.html"))
+    said = " ".join(text for _, text in page.all("article"))
+    assert (
+        "Accuracy: 100.0 % [91.2, 100.0]. Higher than wrong by +100.0 points [+100.0, +100.0]."
+        in said.replace("\xa0", " ")
+    )
+    assert "at ε = 0.1 and +100.0 points [+100.0, +100.0] at ε = 0.2." in said.replace("\xa0", " ")
+    page = Page(study.report(tmp_path / "report.html", baseline="right"))
+    assert "Lower than right by −100.0 points" in " ".join(text for _, text in page.all("article")).replace(
+        "\xa0", " "
+    )
+
+
+def test_undefined_scores_are_counted(make_reported, tmp_path):
+    def half(model, x, y, maps):
+        return [float("nan") if i % 2 else float(i) for i in range(len(x))]
+
+    study = make_reported(n=10, metrics={"half": half}, eps=())
+    page = Page(study.report(tmp_path / "report.html"))
+    assert "30 of 60 map scores (50.0%) are undefined and left out: half (30)." in page.text
+    assert [row[-1] for row in page.rows("scores")] == ["5"] * 6
+
+
+def test_the_audit_is_told_beside_the_attack(reported, page):
+    audits = reported.audits.groupby("model", sort=False).first()
+    told = [
+        " ".join(text.split()).replace("\xa0", " ") for a, text in page.all("p") if a.get("class") == "audit"
+    ]
+    assert len(told) == 4  # in the model's card and in the section
+    for model, facts in audits.iterrows():
+        sentence = (
+            f"{facts['verdict']} pgd at ε = 0.05 reports {100 * facts['robust_accuracy']:.1f} % robust; "
+            f"the worst case over all attacks is {100 * facts['worst_case']:.1f} %, on 4 images."
+        )
+        assert told.count(sentence) >= 1, (model, told)
+    checks = reported.audits[reported.audits["model"] == "plain"]
+    assert [row[0] for row in page.rows("audit-0")] == checks["check"].tolist()
+    assert [row[2] for row in page.rows("audit-0")] == [" ".join(text.split()) for text in checks["evidence"]]
+
+
+def test_every_cell_has_its_key_and_settings(reported, page):
+    rows = page.rows("cells")
+    assert [row[-1] for row in rows] == list(reported.cells.values())
+    settings = next(row[4] for row in rows if row[0] == "attack")
+    assert "steps = 2" in settings and "eps = [0.0, 0.05, 0.2]" in settings
+
+
+def test_a_lost_cell_is_named(reported, tmp_path):
+    study = Study.load(Study.load(reported.store.folder).save(tmp_path / "copy").store.folder)
+    key = next(key for place, key in study.cells.items() if (place.kind, place.label) == ("maps", "edges"))
+    study.store.path("maps", key).unlink()
+    page = Page(study.report(tmp_path / "report.html"))
+    (row,) = page.rows("problems")
+    assert row[:3] == ["edges", "plain", "0"] and "not in the store" in row[3]
+    assert ("plain", "edges") not in [(m["model"], m["method"]) for m in page.data["maps"]]
+
+
+def test_what_cannot_be_reported_is_said(reported, tmp_path):
+    x, y = torch.rand(2, 1, 6, 6), torch.tensor([0, 1])
+    empty = Study({"a": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 2))}, (x, y))
+    with pytest.raises(sl.SaliencyLabError, match="nothing to report yet"):
+        empty.report(tmp_path / "report.html")
+    with pytest.raises(sl.SaliencyLabError, match="images must be at least 1"):
+        write_report(reported, tmp_path / "report.html", images=0)
+    with pytest.raises(sl.SaliencyLabError, match="did you mean 'plain'"):
+        reported.report(tmp_path / "report.html", baseline="plane")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_command_writes_the_page(reported, tmp_path):
+    out = tmp_path / "page.html"
+    done = CliRunner().invoke(
+        app, ["report", str(reported.store.folder), "--out", str(out), "--baseline", "other"]
+    )
+    assert done.exit_code == 0 and done.stdout.strip() == str(out)
+    assert "Differences are against <strong>other</strong>" in " ".join(out.read_text().split())
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "nowhere")])
+    assert done.exit_code == 2
