@@ -1,5 +1,6 @@
 """How the documentation is built: `make docs`. Pages are Markdown that also reads well on GitHub."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -15,8 +16,8 @@ version = release = saliency_lab.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "numpydoc",
     "sphinx_copybutton",
     "catalogue",
     "cross_references",
@@ -42,10 +43,7 @@ autodoc_type_aliases = {
 }
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
-napoleon_google_docstring = False
-napoleon_use_ivar = True
-napoleon_use_rtype = False
-napoleon_preprocess_types = False
+numpydoc_show_class_members = False
 
 html_theme = "furo"
 html_title = f"saliency_lab {release}"
@@ -55,11 +53,15 @@ html_show_sourcelink = False
 html_copy_source = False
 
 
-def without_factories(app, what, name, thing, options, signature, returns):
-    """Write a dataclass's default that is made on the spot as `...`, which Sphinx can read."""
-    return (signature.replace("<factory>", "...") if signature else signature), returns
+def readable(app, what, name, thing, options, signature, returns):
+    """Leave out how to make what nobody makes by hand; write a type's alias by its name."""
+    if signature is None:
+        return None
+    if what == "class" and "Parameters\n" not in (thing.__doc__ or ""):
+        return "", None
+    return re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature), returns
 
 
 def setup(app):
     """Repair signatures."""
-    app.connect("autodoc-process-signature", without_factories)
+    app.connect("autodoc-process-signature", readable)

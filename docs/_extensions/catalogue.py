@@ -6,6 +6,7 @@ On GitHub it shows as a small block that says what stands here.
 import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator
+from math import isnan
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -22,12 +23,23 @@ from typer.main import get_command
 import saliency_lab as sl
 from saliency_lab._common.checks import parse_epsilon
 from saliency_lab.attacks.methods import METHODS as ATTACKS
+from saliency_lab.attacks.saliency import MapAttackSettings
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.cli.app import app as command_line
 from saliency_lab.metrics.catalogue import METRICS
+from saliency_lab.models import ModelCard
+from saliency_lab.study.claims import Claim
+from saliency_lab.study.declaration import Declaration, SampleSpec, Trained
 from saliency_lab.training import OBJECTIVES, Recipe
 
-WORDS = {"Tensor": "tensor", "str": "text", "bool": "true or false", "int": "whole number", "float": "number"}
+WORDS = {
+    "Tensor": "tensor",
+    "Path": "path",
+    "str": "text",
+    "bool": "true or false",
+    "int": "whole number",
+    "float": "number",
+}
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
@@ -49,6 +61,10 @@ def kind(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         return " or ".join(kind(each) for each in inner)
     if origin is Literal:
         return ", ".join(f"`{each!r}`" for each in inner).replace("'", '"')
+    if origin is list:
+        return f"list of {kind(inner[0])}"
+    if origin is dict or annotation is dict:
+        return "table"
     if origin is tuple:
         return f"numbers {kind(inner[0]).partition(' ')[2]}".strip()
     if annotation in (None, types.NoneType):
@@ -144,6 +160,25 @@ def attacks() -> Iterator[str]:
         yield from settings(attack.settings)
 
 
+def map_attack() -> Iterator[str]:
+    """Settings of the attack on the map."""
+    yield f"{text(MapAttackSettings)}\n"
+    yield from settings(MapAttackSettings)
+
+
+def study_file() -> Iterator[str]:
+    """Tables and keys of a study's TOML file."""
+    yield from settings(Declaration, [key for key in Declaration.model_fields if key != "folder"])
+    for title, model in (("[data]", SampleSpec), ("[recipes.NAME]", Trained), ("[[claims]]", Claim)):
+        yield f"### `{title}`\n\n{text(model)}\n"
+        yield from settings(model)
+
+
+def card() -> Iterator[str]:
+    """Fields of a model's card."""
+    yield from settings(ModelCard)
+
+
 def objectives() -> Iterator[str]:
     """Training objectives."""
     for name in OBJECTIVES:
@@ -190,7 +225,8 @@ def models() -> Iterator[str]:
     """Architectures by name."""
     yield "| name | what it is | parameters, 10 classes of 28×28 |\n| --- | --- | --- |"
     for name, row in sl.list_models().iterrows():
-        yield f"| `{name}` | {row.description} | {row.parameters:,} |"
+        count = "" if isnan(row.parameters) else f"{row.parameters:,.0f}"
+        yield f"| `{name}` | {row.description} | {count} |"
     yield ""
 
 
@@ -203,7 +239,20 @@ def cli() -> Iterator[str]:
 
 CATALOGUES: dict[str, Callable[[], Iterator[str]]] = {
     each.__name__: each
-    for each in (methods, metrics, attacks, objectives, recipe, recipes, datasets, models, cli)
+    for each in (
+        methods,
+        metrics,
+        attacks,
+        map_attack,
+        objectives,
+        recipe,
+        recipes,
+        datasets,
+        models,
+        card,
+        study_file,
+        cli,
+    )
 }
 
 
