@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from saliency_lab.report.numbers import radius
+from saliency_lab.report.numbers import SPACE, count, radius, short
 from saliency_lab.report.tables import Cell, Column, Table
 
 MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "–"}
@@ -19,6 +20,7 @@ class Audited:
     """One audit of one network: its verdict, and its checks as a table."""
 
     model: str
+    index: int
     seed: int
     attack: str
     eps: float
@@ -30,15 +32,20 @@ class Audited:
     checks: Table
 
     @property
+    def radius(self) -> str:
+        """ε, written."""
+        return radius(self.eps)
+
+    @property
     def sentence(self) -> str:
         """The verdict, and the worst case beside what the attack reports."""
         return (
-            f"{self.attack} at {radius(self.eps)} reports {100 * self.robust_accuracy:.1f} % robust; "
-            f"the worst case over all attacks is {100 * self.worst_case:.1f} %, on {self.n:,} images."
+            f"{self.attack} at {self.radius} reports {_percent(self.robust_accuracy)} robust; "
+            f"the worst case over all attacks is {_percent(self.worst_case)}, on {count(self.n, 'image')}."
         )
 
 
-def read_audits(audits: pd.DataFrame) -> list[Audited]:
+def read_audits(audits: pd.DataFrame, models: Sequence[str]) -> list[Audited]:
     """Read `Study.audits`: a row a check, beside its audit's verdict."""
     found = []
     key: Any
@@ -59,5 +66,42 @@ def read_audits(audits: pd.DataFrame) -> list[Audited]:
             f"Checks of {facts['attack']} at {radius(facts['eps'])} on {facts['model']}, seed {facts['seed']}"
         )
         columns = [Column("check"), Column("verdict"), Column("evidence")]
-        found.append(Audited(**facts, checks=Table(f"audit-{position}", caption, columns, checks)))
+        index = models.index(facts["model"]) % 8
+        found.append(
+            Audited(**facts, index=index, checks=Table(f"audit-{position}", caption, columns, checks))
+        )
     return found
+
+
+def overview(audits: Sequence[Audited]) -> Table:
+    """A row an audit: its verdict, and the worst case beside what the attack reports."""
+    columns = [
+        Column("model", filtered=True),
+        Column("seed", "number"),
+        Column("attack", filtered=True),
+        Column("ε", "number", filtered=True),
+        Column("reported", "number", help="accuracy under the attack"),
+        Column("worst case", "number", help="accuracy under every attack of the audit: the number to report"),
+        Column("n", "number", help="images"),
+        Column("verdict", filtered=True),
+        Column("reason"),
+    ]
+    rows = [
+        [
+            Cell(each.model, model=each.index),
+            Cell(str(each.seed), each.seed),
+            Cell(each.attack),
+            Cell(short(each.eps), each.eps),
+            Cell(_percent(each.robust_accuracy), each.robust_accuracy),
+            Cell(_percent(each.worst_case), each.worst_case),
+            Cell(f"{each.n:,}", each.n),
+            Cell(each.verdict, badge=each.verdict.replace(" ", "-")),
+            Cell(each.reason),
+        ]
+        for each in audits
+    ]
+    return Table("audits", "Verdicts on the accuracies under attack", columns, rows)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}{SPACE}%"

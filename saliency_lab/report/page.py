@@ -15,7 +15,7 @@ import saliency_lab
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
 from saliency_lab.report import tables, verdicts
-from saliency_lab.report.audits import Audited, read_audits
+from saliency_lab.report.audits import Audited, overview, read_audits
 from saliency_lab.report.explorer import explorer
 from saliency_lab.report.figures import figures
 from saliency_lab.report.numbers import SPACE, count, listing
@@ -69,7 +69,7 @@ def _render(study: Study, baseline: str | None, level: float, images: int) -> st
         comparison = study.compare(baseline, level=level)
     better = {m.metric: m.better for m in comparison.measures} if comparison else {}
     found = explorer(study, better, images)
-    audits = read_audits(study.audits)
+    audits = read_audits(study.audits, study.models)
     if comparison is None and found is None and not audits:
         raise InputError(
             "there is nothing to report yet; call study.attribute, study.score or study.attack first"
@@ -79,6 +79,7 @@ def _render(study: Study, baseline: str | None, level: float, images: int) -> st
         "title": listing(study.models),
         "lede": _lede(study),
         "audits": audits,
+        "overview": overview(audits),
         "comparison": comparison,
         "provenance": provenance(study, found.missing if found else []),
         "explorer": found.data if found else None,

@@ -66,10 +66,10 @@ def provenance(study: Study, unread: Missing) -> Provenance:
         Column("what"),
         Column("model", filtered=True),
         Column("seed", "number"),
-        Column("settings"),
+        Column("settings", "code"),
         Column("seconds", "number"),
-        Column("device"),
-        Column("key"),
+        Column("device", "code"),
+        Column("key", "code"),
     ]
     return Provenance(
         facts=_facts(study),
@@ -103,7 +103,7 @@ def _members(study: Study, weights: Mapping[tuple[str, int], str]) -> Table:
         Column("model"),
         Column("training seed", "number"),
         Column("recipe"),
-        Column("fingerprint of the weights"),
+        Column("fingerprint of the weights", "code"),
     ]
     return Table("members", "The networks", columns, rows)
 

@@ -42,7 +42,7 @@ class Column:
     """A column: `filtered` gives it a filter, `help` is said beside its title."""
 
     title: str
-    kind: Literal["text", "number"] = "text"
+    kind: Literal["text", "number", "code"] = "text"
     filtered: bool = False
     help: str = ""
 
@@ -110,7 +110,8 @@ def accuracies(comparison: Comparison, facts: pd.DataFrame) -> Table:
         [Cell(row["method"] or "none"), Cell(short(row["eps"]), row["eps"])]
         for row in rows.to_dict("records")
     ]
-    return _measured("accuracies", "Accuracy, clean and attacked", "accuracy", comparison, rows, first, heads)
+    caption = "Accuracy by attack and ε. " + _legend(comparison)
+    return _measured("accuracies", caption, "accuracy", comparison, rows, first, heads)
 
 
 def scores(comparison: Comparison, facts: pd.DataFrame) -> Table:
@@ -124,7 +125,15 @@ def scores(comparison: Comparison, facts: pd.DataFrame) -> Table:
         [Cell(f"{words(row['metric'])} {ARROWS[row['better']]}".strip()), Cell(words(row["method"]))]
         for row in rows.to_dict("records")
     ]
-    return _measured("scores", "Scores of the maps", "score", comparison, rows, first, heads)
+    caption = "Scores by metric and method. " + _legend(comparison)
+    return _measured("scores", caption, "score", comparison, rows, first, heads)
+
+
+def _legend(comparison: Comparison) -> str:
+    legend = "Bold: the best of its measure, or not told from it."
+    if len(comparison.models) > 1:
+        legend += f" p: paired test against {comparison.baseline} on the same images, Holm over the table."
+    return legend
 
 
 def _measured(

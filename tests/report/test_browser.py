@@ -193,6 +193,29 @@ def test_a_tile_opens_large_and_escape_closes_it(page):
     assert page.run("document.activeElement.className") == "tile"
 
 
+def test_the_large_map_goes_from_image_to_image_and_tells_its_values(reported, page):
+    page.choose("#class", "1")
+    page.click("#cards .tile")
+    title = "document.getElementById('zoom-title').textContent"
+    assert page.run("document.getElementById('previous').disabled")
+    page.press("ArrowRight", 39)
+    page.settle()
+    assert page.run(title) == "saliency on plain: image 4, class 1"
+    x, y, side = page.run(
+        "(() => { const b = document.querySelector('.zoomed canvas:last-child').getBoundingClientRect();"
+        "return [b.x, b.y, b.width]; })()"
+    )
+    page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + 2.5 * side / 6, y=y + 4.5 * side / 6)
+    page.settle()
+    place, value = page.run("document.getElementById('readout').textContent").split(": ")
+    values = reported.read_maps("plain", "saliency").values[4].sum(0)
+    assert place == "row 4, column 2"
+    assert abs(float(value.replace("−", "-")) - values[4, 2]) <= 0.51 / 127 * values.abs().max()
+    page.press("ArrowLeft", 37)
+    page.settle()
+    assert page.run(title) == "saliency on plain: image 1, class 1"
+
+
 def test_the_theme_is_the_systems_until_it_is_chosen(browser, path):
     ground = "getComputedStyle(document.body).backgroundColor"
     page = browser.open(path)

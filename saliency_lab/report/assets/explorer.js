@@ -206,22 +206,42 @@ if (source) {
 
   // --- one map, large ------------------------------------------------------------------------
 
+  const dialog = byId("zoom");
   const zoom = (model, method, image) => {
     const ask = asked();
     const map = mapOf(model, method);
-    const canvases = [make("canvas", { width, height, role: "img", ariaLabel: "The image" }),
-      make("canvas", { width, height, role: "img", ariaLabel: "The map" })];
-    paintImage(canvases[0], image);
-    paintMap(canvases[1], map, image, ask);
+    const picture = make("canvas", { width, height, role: "img", ariaLabel: "The image" });
+    const large = make("canvas", { width, height, role: "img", ariaLabel: "The map" });
+    paintImage(picture, image);
+    paintMap(large, map, image, ask);
     const scores = data.metrics.map(
       (metric) => `${words(metric.name)} ${number(scoreOf(metric, model, method, image))}`,
     );
-    byId("zoom-title").textContent = `${words(data.methods[method])} on ${data.models[model]}: image ${image}, class ${data.classes[image]}`;
-    byId("zoom").querySelector(".zoomed").replaceChildren(...canvases);
+    byId("zoom-title").textContent =
+      `${words(data.methods[method])} on ${data.models[model]}: image ${image}, class ${data.classes[image]}`;
+    dialog.querySelector(".zoomed").replaceChildren(picture, large);
     byId("zoom-text").textContent = [`largest magnitude ${number(map.scale[image])}`, ...scores].join(" · ");
-    byId("zoom").showModal();
+    large.addEventListener("pointermove", async (event) => {
+      const levels = await levelsOf(map);
+      const [x, y] = [Math.floor((event.offsetX / large.clientWidth) * width), Math.floor((event.offsetY / large.clientHeight) * height)];
+      const level = levels[image * pixels + Math.min(y, height - 1) * width + Math.min(x, width - 1)];
+      const value = level === -128 ? "undefined" : number((level * map.scale[image]) / 127);
+      byId("readout").textContent = `row ${y}, column ${x}: ${value}`;
+    });
+    byId("readout").textContent = "Point at the map to read its values.";
+    const fitting = chooseImages(ask);
+    const place = fitting.indexOf(image);
+    for (const [id, step] of [["previous", -1], ["next", 1]]) {
+      byId(id).disabled = fitting[place + step] === undefined;
+      byId(id).onclick = () => zoom(model, method, fitting[place + step]);
+    }
+    if (!dialog.open) dialog.showModal();
   };
-  byId("close").addEventListener("click", () => byId("zoom").close());
+  dialog.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowLeft") byId("previous").click();
+    if (event.key === "ArrowRight") byId("next").click();
+  });
+  byId("close").addEventListener("click", () => dialog.close());
 
   // --- picking -------------------------------------------------------------------------------
 
@@ -247,10 +267,12 @@ if (source) {
   // --- wiring --------------------------------------------------------------------------------
 
   form.addEventListener("submit", (event) => event.preventDefault());
+  let waiting = null; // what the next frame does: however many inputs come before it, once
   byId("explorer-section").addEventListener("input", (event) => {
     const paints = ["blend", "scale", "values"].includes(event.target.id);
     if (!paints) limit = PAGE;
-    requestAnimationFrame(paints ? repaint : rebuild);
+    if (!waiting) requestAnimationFrame(() => { waiting(); waiting = null; });
+    if (!paints || !waiting) waiting = paints ? repaint : rebuild;
   });
   byId("reset").addEventListener("click", () => {
     form.reset();
