@@ -97,7 +97,16 @@ class Split:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
-    """A data set: training, validation and test images, and the names of the classes."""
+    """A data set: training, validation and test images, and the names of the classes.
+
+    Attributes
+    ----------
+    name : str
+    train, val, test : Split
+        Of one image size. The validation split is cut from the training part; the test part is never touched.
+    classes : tuple of str
+        Label k is the class `classes[k]`.
+    """
 
     name: str
     train: Split
