@@ -44,6 +44,7 @@ _ROOMS = {
     "train": "training",
     "Comparison": "study",
     "Study": "study",
+    "list_studies": "study",
     "SaliencyLabError": "_common.errors",
     "show_progress": "_common.progress",
 }
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     from saliency_lab.explorer import explore
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
     from saliency_lab.models import Normalised, build_model, list_models, load_model, save_model
-    from saliency_lab.study import Comparison, Study
+    from saliency_lab.study import Comparison, Study, list_studies
     from saliency_lab.training import list_recipes, load_recipe, train
 
 __all__ = [
@@ -94,6 +95,7 @@ __all__ = [
     "list_metrics",
     "list_models",
     "list_recipes",
+    "list_studies",
     "load_dataset",
     "load_model",
     "load_recipe",

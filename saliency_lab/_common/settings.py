@@ -62,6 +62,7 @@ def _describe(error: ValidationError) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         reason = problem["msg"].removeprefix("Value error, ")
-        given = "" if problem["type"] in {"missing", "value_error"} else f" (given: {_SHORT.repr(problem['input'])})"
+        told = problem["type"] in {"missing", "value_error"}
+        given = "" if told else f" (given: {_SHORT.repr(problem['input'])})"
         clauses.append(f"'{key}': {reason}{given}" if key else f"{reason}{given}")
     return "; ".join(clauses)

@@ -14,6 +14,7 @@ class What(enum.StrEnum):
     DATASETS = "datasets"
     MODELS = "models"
     RECIPES = "recipes"
+    STUDIES = "studies"
     METHODS = "methods"
     METRICS = "metrics"
     ATTACKS = "attacks"
@@ -25,7 +26,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def list_names(what: Annotated[What, typer.Argument(help="What to list.", show_default=False)]) -> None:
-    """List the data sets, models, recipes, methods, metrics or attacks there are."""
+    """List the data sets, models, recipes, studies, methods, metrics or attacks there are."""
     import saliency_lab
     from saliency_lab.cli.output import print_table
 

@@ -1,55 +1,111 @@
-"""`saliency-lab study STUDY.toml`."""
+"""`saliency-lab study STUDY.toml` and `saliency-lab reproduce NAME`."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
-from concurrent.futures import Executor
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saliency_lab._common.errors import InputError
+from saliency_lab.cli.executors import Address, ExecutorName, Workers, open_executor
+
+if TYPE_CHECKING:
+    from saliency_lab.study.declaration import Declaration
 
 EXIT_FAILED = 1
 
+Store = Annotated[
+    Path | None, typer.Option("--out", help="The store; by default runs/NAME. Run again to go on.")
+]
+Plan = Annotated[bool, typer.Option("--plan", help="Only say what there is to do, and how long it takes.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Only check every file of the store.")]
+Page = Annotated[
+    Path | None,
+    typer.Option("--page", metavar="DIR", help="Write the study's page, claims, tables and figures, here."),
+]
+StudyData = Annotated[
+    str | None, typer.Option("--data", help="Another data set than the file's, such as image_folder.")
+]
+StudyRoot = Annotated[
+    Path | None, typer.Option("--data-root", help="Folder (or image_folder's .zip) of the data files.")
+]
+
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the verbs."""
     app.command()(study)
+    app.command()(reproduce)
 
 
 def study(
     declaration: Annotated[
         Path, typer.Argument(metavar="STUDY.toml", help="What to train, score and compare.")
     ],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The store; by default runs/NAME. Run again to go on.")
-    ] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what there is to do, and how long it takes.")
-    ] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Only check every file of the store.")] = False,
-    executor: Annotated[
-        str, typer.Option(help="Who computes: serial, processes, or dask (needs the extra 'distributed').")
-    ] = "serial",
-    workers: Annotated[int, typer.Option(min=1, help="How many processes, or local Dask workers.")] = 2,
-    address: Annotated[
-        str | None, typer.Option(help="Of a running Dask scheduler, such as tcp://host:8786.")
-    ] = None,
+    out: Store = None,
+    page: Page = None,
+    data: StudyData = None,
+    data_root: StudyRoot = None,
+    plan: Plan = False,
+    verify: Verify = False,
+    executor: ExecutorName = "serial",
+    workers: Workers = 2,
+    address: Address = None,
 ) -> None:
     """Train, attribute, score, attack and compare what a TOML file declares; nothing is computed twice.
 
     Exits with 1 if some cells failed; they are tried again the next time.
     """
     from saliency_lab.study.declaration import read_declaration
-    from saliency_lab.study.declared import plan_declared, run_declared
+
+    declared = _with_data(read_declaration(declaration), data, data_root)
+    store = out or Path("runs") / declaration.stem
+    if _only_look(declared, store, plan, verify):
+        return
+    command = f"saliency-lab study {declaration.name} --page DIR"
+    _carry_out(declared, store, declaration.stem, page, command, executor, workers, address)
+
+
+def reproduce(
+    name: Annotated[str, typer.Argument(help="A bundled study: mnist, cifar10, ... (recipes/studies).")],
+    quick: Annotated[bool, typer.Option("--quick", help="The short form, minutes on two cores.")] = False,
+    out: Store = None,
+    page: Page = None,
+    data: StudyData = None,
+    data_root: StudyRoot = None,
+    plan: Plan = False,
+    executor: ExecutorName = "serial",
+    workers: Workers = 2,
+    address: Address = None,
+) -> None:
+    """Put the claims about saliency-guided training to the test: a bundled study, its page and figures.
+
+    It can be interrupted; the same command again goes on from what is finished.
+    """
+    from saliency_lab.study.declaration import bundled_study, read_declaration
+
+    name = f"{name}-quick" if quick else name
+    declared = _with_data(read_declaration(bundled_study(name)), data, data_root)
+    store = out or Path("runs") / name
+    if _only_look(declared, store, plan, verify=False):
+        return
+    command = f"saliency-lab reproduce {name.removesuffix('-quick')}" + (" --quick" if quick else "")
+    if data is not None:
+        command += f" --data {data} --data-root {'PATH' if data_root is None else data_root.name}"
+    _carry_out(declared, store, name, page or store / "results", command, executor, workers, address)
+
+
+def _with_data(declared: Declaration, name: str | None, root: Path | None) -> Declaration:
+    changes = {} if name is None else {"name": name}
+    if root is not None:
+        changes["root"] = str(root.resolve())
+    return declared.model_copy(update={"data": declared.data.model_copy(update=changes)})
+
+
+def _only_look(declared: Declaration, store: Path, plan: bool, verify: bool) -> bool:
+    """Print the plan of a study or the check of its store; False if neither was asked for."""
+    from saliency_lab.study.declared import plan_declared
     from saliency_lab.study.store import FolderStore, existing_folder
 
-    declared = read_declaration(declaration)
-    store = out or Path("runs") / declaration.stem
     if verify:
         damaged = FolderStore(existing_folder(store)).verify()
         print("every cell is intact" if damaged.empty else damaged.to_string(index=False))
@@ -57,45 +113,34 @@ def study(
     if plan:
         table = plan_declared(declared, store)
         print(table.to_string(index=False, na_rep="", float_format="{:.1f}".format))
-        print(f"{table['missing'].sum()} of {table['cells'].sum()} are missing in '{store}'")
-        return
-    with _executor(executor, workers, address) as pool:
+        print(
+            f"{table['missing'].sum()} of {table['cells'].sum()} are missing in '{store}', "
+            f"about {table['seconds'].sum() / 60:.0f} minutes of work for one process"
+        )
+    return plan
+
+
+def _carry_out(
+    declared: Declaration,
+    store: Path,
+    name: str,
+    page: Path | None,
+    command: str,
+    executor: str,
+    workers: int,
+    address: str | None,
+) -> None:
+    from saliency_lab.study.declared import load_declared_data, run_declared, training_runs
+    from saliency_lab.study.results import write_page
+
+    with open_executor(executor, workers, address) as pool:
         done, comparison = run_declared(declared, store, executor=pool)
     print(comparison)
     for path in done.write_tables():
         print(path)
+    if page is not None:
+        runs = training_runs(declared, load_declared_data(declared).fingerprint, store)
+        print(write_page(declared, runs, done, comparison, page, name=name, command=command))
     if len(done.failures):
         print(done.failures[["model", "seed", "what", "error"]].to_string(index=False))
         raise typer.Exit(EXIT_FAILED)
-
-
-@contextlib.contextmanager
-def _executor(name: str, workers: int, address: str | None) -> Iterator[Executor | None]:
-    kinds: tuple[Literal["serial", "processes", "dask"], ...] = ("serial", "processes", "dask")
-    if name not in kinds:
-        raise InputError(f"--executor must be one of {', '.join(kinds)}, not '{name}'")
-    if name == "serial":
-        yield None
-    elif name == "processes":
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
-
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            yield pool
-    else:
-        try:
-            from distributed import Client, LocalCluster
-        except ImportError as error:
-            raise InputError("Dask is missing; install it with: pip install '.[distributed]'") from error
-        logging.getLogger("distributed").setLevel(logging.ERROR)
-        with contextlib.ExitStack() as stack:
-            if address is None:
-                cluster = LocalCluster(
-                    n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0"
-                )
-                stack.enter_context(cluster)
-                client = Client(cluster)
-            else:
-                client = Client(address)
-            stack.enter_context(client)
-            yield client.get_executor()

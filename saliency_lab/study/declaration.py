@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pandas as pd
 from pydantic import Field, field_validator
 
 from saliency_lab._common.errors import InputError, unknown_name
@@ -87,9 +88,15 @@ def studies_folder() -> Path:
     return recipes_folder() / "studies"
 
 
-def list_studies() -> list[str]:
-    """Names of the bundled studies."""
-    return sorted(path.stem for path in studies_folder().glob("*.toml"))
+def list_studies() -> pd.DataFrame:
+    """The bundled studies: title, data set, images, models and seeds, indexed by name."""
+    rows = []
+    for path in sorted(studies_folder().glob("*.toml"), key=lambda path: path.stem):
+        declared = read_declaration(path)
+        facts = {"title": declared.title, "data": declared.data.name, "images": declared.data.images}
+        counts = {"models": len(declared.recipes), "seeds": len(declared.seeds)}
+        rows.append({"name": path.stem, **facts, **counts})
+    return pd.DataFrame(rows).set_index("name")
 
 
 def bundled_study(name: str) -> Path:
@@ -100,9 +107,10 @@ def bundled_study(name: str) -> Path:
     InputError
         If there is none of that name.
     """
-    if name not in list_studies():
-        raise unknown_name("study", name, list_studies())
-    return studies_folder() / f"{name}.toml"
+    known = {path.stem: path for path in sorted(studies_folder().glob("*.toml"), key=lambda path: path.stem)}
+    if name not in known:
+        raise unknown_name("study", name, known)
+    return known[name]
 
 
 def read_declaration(path: str | Path) -> Declaration:

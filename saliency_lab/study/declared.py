@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -206,12 +207,16 @@ def _training_seconds(recipe: Recipe, data: ImageData) -> float:
     short = load_recipe(recipe, {"training.epochs": 1, "validation.images": 10, "validation.steps": 1})
     order = stratified_order(data.train.labels, 0, "plan")
     steps, taken = [], []
-    for wanted in _TIMED_STEPS:
-        few = data.train.select(order[: wanted * recipe.training.batch_size])
-        started = time.perf_counter()
-        with no_progress(), contextlib.suppress(TrainingError):  # so few steps may well end at a constant
-            train(short, replace(data, train=few), seed=0)
-        taken.append(time.perf_counter() - started)
-        steps.append(len(few) // recipe.training.batch_size)
+    logging.disable(logging.INFO)
+    try:
+        for wanted in _TIMED_STEPS:
+            few = data.train.select(order[: wanted * recipe.training.batch_size])
+            started = time.perf_counter()
+            with no_progress(), contextlib.suppress(TrainingError):  # so few steps may well end at a constant
+                train(short, replace(data, train=few), seed=0)
+            taken.append(time.perf_counter() - started)
+            steps.append(len(few) // recipe.training.batch_size)
+    finally:
+        logging.disable(logging.NOTSET)
     step = (taken[1] - taken[0]) / max(steps[1] - steps[0], 1)
     return max(step, 0.0) * recipe.training.epochs * (len(data.train) // recipe.training.batch_size)

@@ -29,10 +29,10 @@ class Scout(Study):
         super().__init__(models, (study.x, study.y), seed=study.seed)
         self._requests = dict(study._requests)
         self._cells = dict(study._cells)
-        self.cells: list[Cell] = []
+        self.noted: list[Cell] = []
 
     def _run(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:
-        self.cells += [cell for _, task in tasks for cell in task.cells.values()]
+        self.noted += [cell for _, task in tasks for cell in task.cells.values()]
 
 
 def plan(
@@ -64,16 +64,16 @@ def plan(
             getattr(whose, step)({request.label: {kind: request.what, **settings}})
 
     def look(step: str, request: Request) -> None:
-        scout.cells.clear()
+        scout.noted.clear()
         do(scout, step, request, request.settings)
-        missing = sum(not study.store.has(cell.kind, cell.key) for cell in scout.cells)
-        row = {"step": step, "what": request.label, "cells": len(scout.cells), "missing": missing}
+        missing = sum(not study.store.has(cell.kind, cell.key) for cell in scout.noted)
+        row = {"step": step, "what": request.label, "cells": len(scout.noted), "missing": missing}
         if missing:
             images = request.settings.get("images", len(study.x)) if step == "audit" else len(study.x)
             few_settings = for_few(request.settings) | ({"images": None} if step == "audit" else {})
             started = time.perf_counter()
             do(measure, step, request, few_settings)
-            share = missing / len(scout.cells) * len(study.members)
+            share = missing / len(scout.noted) * len(study.members)
             row["seconds"] = (time.perf_counter() - started) * share * images / len(measure.x)
         rows.append(row)
 

@@ -137,18 +137,18 @@ def _grid(comparison: Comparison, mark: Callable[[str, bool], str]) -> tuple[lis
         cells = dict.fromkeys(comparison.models, "")
         for model in measure.values:
             fact = next(facts)
-            text = _cell(fact, measure.share) + ("†" if fact["p_holm"] < alpha else "")
+            text = cell_text(fact, measure.share) + ("†" if fact["p_holm"] < alpha else "")
             cells[model] = mark(text, fact["rank"] != "")
         rows.append([f"{measure.metric} {_ARROWS[measure.better]}".strip(), measure.label, *cells.values()])
     return ["metric", "method", *comparison.models], rows
 
 
-def _cell(row: Mapping[Any, Any], share: bool) -> str:
+def cell_text(row: Mapping[Any, Any], share: bool) -> str:
     """Mean [low, high], to the digits that the interval supports.
 
-    >>> _cell({"mean": 0.51234, "low": 0.50111, "high": 0.52999, "undefined": 2}, share=False)
+    >>> cell_text({"mean": 0.51234, "low": 0.50111, "high": 0.52999, "undefined": 2}, share=False)
     '0.512 [0.501, 0.530] 2 NaN'
-    >>> _cell({"mean": 0.9, "low": 0.85, "high": 0.9312, "undefined": 0}, share=True)
+    >>> cell_text({"mean": 0.9, "low": 0.85, "high": 0.9312, "undefined": 0}, share=True)
     '90.0 % [85.0, 93.1]'
     """
     if np.isnan(row["mean"]):

@@ -70,7 +70,20 @@ def models(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "verb",
-    ["demo", "train", "attribute", "score", "attack", "study", "audit", "list", "download", "doctor"],
+    [
+        "demo",
+        "train",
+        "attribute",
+        "score",
+        "attack",
+        "study",
+        "reproduce",
+        "audit",
+        "report",
+        "list",
+        "download",
+        "doctor",
+    ],
 )
 def test_every_verb_has_help(verb):
     result = call(verb, "--help")
@@ -82,10 +95,12 @@ def test_the_help_knows_every_verb():
     listed = call("--help").stdout
     for command in app.registered_commands:
         assert (command.name or command.callback.__name__) in listed
-    assert len(app.registered_commands) == 10
+    assert len(app.registered_commands) == 12
 
 
-@pytest.mark.parametrize("what", ["datasets", "models", "recipes", "methods", "metrics", "attacks"])
+@pytest.mark.parametrize(
+    "what", ["datasets", "models", "recipes", "studies", "methods", "metrics", "attacks"]
+)
 def test_list(what):
     result = call("list", what)
     assert result.exit_code == 0

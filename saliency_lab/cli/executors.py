@@ -1,0 +1,57 @@
+"""Who computes the cells of a study: this process, other processes, or Dask's workers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from typing import Annotated, Literal
+
+import typer
+
+from saliency_lab._common.errors import InputError
+
+ExecutorName = Annotated[
+    str,
+    typer.Option(
+        "--executor", help="Who computes: serial, processes, or dask (needs the extra 'distributed')."
+    ),
+]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="How many processes, or local Dask workers.")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Of a running Dask scheduler, such as tcp://host:8786.")
+]
+
+
+@contextlib.contextmanager
+def open_executor(name: str, workers: int, address: str | None) -> Iterator[Executor | None]:
+    """Yield the executor of a name, None for this process itself."""
+    kinds: tuple[Literal["serial", "processes", "dask"], ...] = ("serial", "processes", "dask")
+    if name not in kinds:
+        raise InputError(f"--executor must be one of {', '.join(kinds)}, not '{name}'")
+    if name == "serial":
+        yield None
+    elif name == "processes":
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            yield pool
+    else:
+        try:
+            from distributed import Client, LocalCluster
+        except ImportError as error:
+            raise InputError("Dask is missing; install it with: pip install '.[distributed]'") from error
+        logging.getLogger("distributed").setLevel(logging.ERROR)
+        with contextlib.ExitStack() as stack:
+            if address is None:
+                cluster = LocalCluster(
+                    n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0"
+                )
+                stack.enter_context(cluster)
+                client = Client(cluster)
+            else:
+                client = Client(address)
+            stack.enter_context(client)
+            yield client.get_executor()

@@ -1,0 +1,283 @@
+"""The page of a declared study: what was run, its claims answered, tables and figures, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from saliency_lab._common.files import atomic_path, writable_folder
+from saliency_lab._common.provenance import versions
+from saliency_lab.models import card_of
+from saliency_lab.study.claims import in_words, judge
+from saliency_lab.study.comparison import ACCURACY, ROBUST, Comparison, Measure
+from saliency_lab.study.declared import Run
+from saliency_lab.study.rendering import cell_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from saliency_lab.study.declaration import Declaration
+    from saliency_lab.study.study import Study
+
+MAPS_SHOWN = 5
+
+
+def write_page(
+    declared: Declaration,
+    runs: Sequence[Run],
+    study: Study,
+    comparison: Comparison,
+    folder: str | Path,
+    *,
+    name: str,
+    command: str,
+) -> Path:
+    """Write `NAME.md` and its figures (`NAME-*.svg`, `NAME-*.png`) into `folder`; return the page.
+
+    Every number on it is of this study; `command` is what it says how to repeat it.
+    """
+    folder = writable_folder(folder)
+    figures = _figures(study, comparison)
+    lines = [f"# {declared.title or name}", "", *_paragraphs(declared.about)]
+    lines += [*_repeat(declared, study, command), *_claims(declared, comparison)]
+    lines += [*_accuracy(comparison), *_scores(comparison)]
+    if figures:
+        lines += ["## Figures", ""]
+    for stem, (caption, figure, kind) in figures.items():
+        file = f"{name}-{stem}.{kind}"
+        _save(figure, folder / file)
+        lines += [f"![{caption}]({file})", "", f"*{caption}.*", ""]
+    lines += [*_runs(runs, study), *_failures(study), *_provenance(declared, study)]
+    page = folder / f"{name}.md"
+    with atomic_path(page) as beside:
+        beside.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    return page
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [line.strip() for line in text.strip().splitlines()] + [""] if text.strip() else []
+
+
+def _repeat(declared: Declaration, study: Study, command: str) -> list[str]:
+    networks, models = len(study.members), f"{len(study.models)} models"
+    split = {"test": "test", "val": "validation"}[declared.data.split]
+    if networks > len(study.models):
+        models += f", {networks} networks"
+    over = "over training seeds and images, or over images alone where a model has one seed"
+    return [
+        f"{models}, on {len(study.x)} {split} images of `{declared.data.name}`, stratified by class. "
+        f"Intervals are at {100 * declared.level:g} %, {over}.",
+        "",
+        "Written by:",
+        "",
+        f"    {command}",
+        "",
+    ]
+
+
+def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
+    if not declared.claims:
+        return []
+    lines = ["## Questions and answers", ""]
+    for number, claim in enumerate(declared.claims, start=1):
+        answers = judge(claim, comparison)
+        lines += [f"### {number}. {claim.question}", "", *(f"- {text}" for text in in_words(answers)), ""]
+        rows = []
+        for row in answers.to_dict("records"):
+            share = row["metric"] in (ACCURACY, ROBUST)
+            difference = _signed(row["difference"], row["difference_low"], row["difference_high"], share)
+            what = str(row["metric"]).replace("_", " ")
+            by = f"{row['method']}, ε = {row['eps']:.4g}" if row["eps"] > 0 else row["method"]
+            means = [_number(row[key], share) for key in ("mean", "mean_over")]
+            pair = f"{row['model']} − {row['over']}"
+            rows.append([pair, what, by, *means, difference, row["verdict"]])
+        head = ["models", "measure", "method", "first", "second", "difference", "verdict"]
+        lines += [*_table(head, rows), ""]
+    lines += [
+        "*better* and *worse*: the interval of the paired difference leaves 0 out; *not told apart*: it does "
+        "not. The intervals are not corrected for their number.",
+        "",
+    ]
+    return lines
+
+
+def _number(value: float, share: bool) -> str:
+    return f"{100 * value:.1f} %" if share else f"{value:.3g}"
+
+
+def _signed(mean: float, low: float, high: float, share: bool) -> str:
+    """A difference and its interval; of shares in percentage points.
+
+    >>> _signed(0.1234, -0.01, 0.25, share=True)
+    '+12.3 [−1.0, +25.0] points'
+    """
+    scale, form, unit = (100, "+.1f", " points") if share else (1, "+.3g", "")
+    text = f"{scale * mean:{form}} [{scale * low:{form}}, {scale * high:{form}}]{unit}"
+    return text.replace("-", "−")
+
+
+def _accuracy(comparison: Comparison) -> list[str]:
+    measures = [measure for measure in comparison.measures if measure.share]
+    if not measures:
+        return []
+    head = ["model", *("unattacked" if m.metric == ACCURACY else m.label for m in measures)]
+    lines = ["## Accuracy", "", *_table(head, _by_model(comparison, measures)), ""]
+    if len(comparison.audits):
+        lines += _audits(comparison)
+    return lines
+
+
+def _audits(comparison: Comparison) -> list[str]:
+    facts = ["attack", "eps", "n", "model", "seed", "robust_accuracy", "worst_case", "verdict"]
+    whole = comparison.audits[facts].drop_duplicates()
+    rows: list[list[str]] = []
+    for (attack, eps, n, model), held in whole.groupby(["attack", "eps", "n", "model"], sort=False):
+        counts = held["verdict"].value_counts()
+        verdicts = ", ".join(f"{count} × {verdict}" for verdict, count in counts.items())
+        means = [_number(held[key].mean(), share=True) for key in ("robust_accuracy", "worst_case")]
+        rows.append([str(model), f"{attack}, ε = {eps:.4g}", str(n), *means, verdicts])
+    head = ["model", "attack", "images", "attack reports", "worst case of all attacks", "verdict by seed"]
+    lines = ["### May these be believed? The audit", "", *_table(head, rows), ""]
+    doubted = comparison.audits[(comparison.audits["verdict"] != "believe")]
+    doubted = doubted[doubted["check_verdict"].isin(("warn", "fail"))]
+    for row in doubted.to_dict("records"):
+        lines.append(
+            f"- {row['model']}, seed {row['seed']}, ε = {row['eps']:.4g}: {row['check']} "
+            f"({row['check_verdict']}): {row['evidence']}"
+        )
+    return [*lines, ""] if len(doubted) else lines
+
+
+def _scores(comparison: Comparison) -> list[str]:
+    lines: list[str] = []
+    held: dict[str, list[Measure]] = {}
+    for measure in comparison.measures:
+        if not measure.share:
+            held.setdefault(measure.metric, []).append(measure)
+    if held:
+        lines += ["## Scores of the maps", ""]
+    for metric, measures in held.items():
+        better = {"higher": " (higher is better)", "lower": " (lower is better)", "neither": ""}
+        lines += [f"### {metric.replace('_', ' ')}{better[measures[0].better]}", ""]
+        head = ["model", *(measure.method.replace("_", " ") for measure in measures)]
+        lines += [*_table(head, _by_model(comparison, measures)), ""]
+    return lines
+
+
+def _by_model(comparison: Comparison, measures: Sequence[Measure]) -> list[list[str]]:
+    """A row a model; the best of a column, and what a paired test does not tell from it, is bold."""
+    facts = comparison.table().set_index(["metric", "method", "eps", "model"])
+    rows = []
+    for model in comparison.models:
+        row = [model]
+        for measure in measures:
+            same = facts.xs((measure.metric, measure.method), level=("metric", "method"))
+            same = same[(same.index.get_level_values("model") == model)]
+            if measure.metric == ROBUST:
+                same = same[np.isclose(same.index.get_level_values("eps"), measure.eps)]
+            if same.empty:
+                row.append("")
+                continue
+            fact = same.iloc[0].to_dict()
+            text = cell_text(fact, measure.share)
+            row.append(f"**{text}**" if fact["rank"] else text)
+        rows.append(row)
+    return rows
+
+
+def _figures(study: Study, comparison: Comparison) -> dict[str, tuple[str, Figure, str]]:
+    """Caption, figure and format by the end of the file's name."""
+    found: dict[str, tuple[str, Figure, str]] = {}
+    plot = comparison.plot
+    if len(comparison.robustness):
+        for attack in dict.fromkeys(comparison.robustness["attack"]):
+            caption = f"Accuracy under {attack} against ε, with intervals"
+            found[f"robustness-{attack}"] = caption, plot.robustness(attack), "svg"
+    metrics = list(dict.fromkeys(measure.metric for measure in comparison.measures if not measure.share))
+    if metrics and len(comparison.robustness):
+        caption = f"Accuracy under attack at the largest ε against {metrics[0].replace('_', ' ')}"
+        found["tradeoff"] = caption, plot.tradeoff(ROBUST, metrics[0]), "svg"
+    for metric in metrics:
+        caption = f"{metric.replace('_', ' ').capitalize()} by method, with intervals"
+        found[metric] = caption, plot.dots(metric), "svg"
+    for measure in comparison.measures:
+        if measure.metric == "masked_input_accuracy" and "masking" not in found:
+            caption = "Accuracy as the pixels that a map calls important are removed"
+            found["masking"] = caption, plot.curves(measure.metric, method=measure.method), "svg"
+    methods = list(dict.fromkeys(comparison.scores["method"])) if len(comparison.scores) else []
+    for method in methods[:1]:
+        caption = f"Maps by {method.replace('_', ' ')}: first images, first seed of each model"
+        found["maps"] = caption, plot.maps(n=min(MAPS_SHOWN, len(study.x)), method=method), "png"
+    return found
+
+
+def _save(figure: Figure, path: Path) -> None:
+    import matplotlib
+
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    with (
+        atomic_path(path) as beside,
+        matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}),
+    ):
+        figure.savefig(beside, format=path.suffix[1:], bbox_inches="tight", dpi=110, metadata=metadata)
+
+
+def _runs(runs: Sequence[Run], study: Study) -> list[str]:
+    if not runs:
+        return []
+    weights = {(member.model, member.seed): card_of(member.net) for member in study.members}
+    rows = []
+    for run in runs:
+        card = weights.get((run.model, run.seed))
+        epochs = run.recipe.training.epochs
+        row = [run.model, run.recipe.name, run.recipe.model.name, str(run.seed), str(epochs)]
+        if card is None:
+            rows.append([*row, "failed", "", "", ""])
+            continue
+        log = pd.read_csv(run.folder / "log.csv")
+        shares = [_number(card.metrics[key] or 0.0, share=True) for key in ("val_clean", "val_robust")]
+        rows.append([*row, *shares, f"{log['seconds'].median():.0f}", f"`{card.sha256[:12]}`"])
+    head = ["model", "recipe", "network", "seed", "epochs", "clean", "PGD", "s/epoch", "weights"]
+    note = (
+        "Clean and PGD are accuracies on validation images, PGD at the recipe's own ε. Seconds depend on "
+        "what else the machine did. `weights` begins their SHA-256."
+    )
+    return ["## What was trained", "", *_table(head, rows), "", note, ""]
+
+
+def _failures(study: Study) -> list[str]:
+    if study.failures.empty:
+        return []
+    rows = [
+        [row["model"], str(row["seed"]), row["what"], " ".join(str(row["error"]).split())]
+        for row in study.failures.to_dict("records")
+    ]
+    return ["## What failed", "", *_table(["model", "seed", "what", "error"], rows), ""]
+
+
+def _provenance(declared: Declaration, study: Study) -> list[str]:
+    used = ", ".join(f"{name} {version}" for name, version in versions().items())
+    lines = ["## Settings", ""]
+    settings: dict[str, Any] = {
+        "methods": declared.methods,
+        "metrics": declared.metrics,
+        "attacks": declared.attacks,
+        "audits": declared.audits,
+        "overrides": declared.overrides,
+    }
+    for what, held in settings.items():
+        if held:
+            named = held if isinstance(held, dict) else {name: {} for name in held}
+            texts = [f"{key} {value}" if value != {} else str(key) for key, value in named.items()]
+            lines.append(f"- {what}: {'; '.join(texts)}")
+    lines += [f"- seed of the images and of every draw: {declared.seed}", f"- versions: {used}", ""]
+    return lines
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in [head, ["---"] * len(head), *rows]]
+    return ["| " + " | ".join(row) + " |" for row in escaped]

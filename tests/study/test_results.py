@@ -1,0 +1,112 @@
+"""The page of a declared study: its numbers are the study's, its answers those of the claims."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from saliency_lab.cli.app import app
+from saliency_lab.study import Study, list_studies
+from saliency_lab.study.declaration import bundled_study, read_declaration
+from saliency_lab.study.declared import run_declared, training_runs
+from saliency_lab.training import load_recipe
+
+TOML = """
+title = "Small | study"
+methods = ["saliency"]
+metrics = ["sparseness", "masked_input_accuracy"]
+overrides = { "training.epochs" = 1, "validation.images" = 16, "validation.steps" = 1 }
+data = { name = "digits", images = 20 }
+attacks = { pgd = { eps = [0.02, 0.1], steps = 2 } }
+audits = { pgd = { eps = 0.02, images = 8, steps = 2 } }
+
+[recipes]
+standard = "digits/standard"
+sgt = "digits/sgt"
+wild = { recipe = "digits/standard", overrides = { "optimizer.learning_rate" = 1e9 } }
+
+[[claims]]
+question = "Is SGT more robust?"
+model = "sgt"
+over = "standard"
+metric = ["robust_accuracy", "sparseness"]
+eps = 0.02
+"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "small.toml").write_text(TOML)
+    arguments = ["study", str(folder / "small.toml"), "--out", str(folder / "store"), "--page", str(folder)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1, result.output  # one run collapses
+    return folder
+
+
+def test_the_page_holds_the_numbers_of_the_study(written: Path) -> None:
+    page = (written / "small.md").read_text(encoding="utf-8")
+    study = Study.load(written / "store")
+    robust = study.robustness.query("model == 'sgt' and eps == 0.02")["robust"].mean()
+    row = next(line for line in page.splitlines() if line.startswith("| sgt | ") and "%" in line)
+    assert f"{100 * robust:.1f} %" in row
+    score = study.scores.query("model == 'sgt' and metric == 'sparseness'")["score"].mean()
+    shown = next(line for line in page.split("### sparseness")[1].splitlines() if line.startswith("| sgt"))
+    mean = float(re.findall(r"\d+\.\d+", shown)[0])
+    assert mean == pytest.approx(score, abs=0.01)
+    assert "### 1. Is SGT more robust?" in page
+    assert page.count("| sgt − standard |") == 2  # two measures of one ε
+    assert "| wild | 0 | training | TrainingError" in page
+    assert "May these be believed?" in page
+    assert page.startswith("# Small | study\n")
+
+
+def test_its_figures_are_there_and_writing_it_again_changes_nothing(written: Path) -> None:
+    page = (written / "small.md").read_text(encoding="utf-8")
+    named = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
+    assert {"small-robustness-pgd.svg", "small-masking.svg", "small-maps.png"} <= set(named)
+    before = {name: (written / name).read_bytes() for name in [*named, "small.md"]}
+    arguments = ["study", str(written / "small.toml"), "--out", str(written / "store")]
+    CliRunner().invoke(app, [*arguments, "--page", str(written)])
+    assert {name: (written / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("name", list_studies().index)
+def test_a_bundled_study_is_valid(name: str, tmp_path: Path) -> None:
+    declared = read_declaration(bundled_study(name))
+    runs = training_runs(declared, "data", tmp_path)
+    assert len({run.folder for run in runs}) == len(runs)
+    named = {label for claim in declared.claims for label in (*claim.model, *claim.over)}
+    assert named <= declared.recipes.keys()
+    for run in runs:
+        bundled = load_recipe(declared.recipes[run.model].recipe)
+        assert run.recipe.data == bundled.data
+
+
+def test_reproduce_plans_a_bundled_study_and_names_an_unknown_one(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["reproduce", "digits", "--plan", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "minutes of work" in result.output
+    result = CliRunner().invoke(app, ["reproduce", "digit"])
+    assert result.exit_code == 2
+    assert "did you mean 'digits'?" in result.output
+
+
+def test_the_validation_split_is_not_the_test_split(tmp_path: Path) -> None:
+    path = tmp_path / "val.toml"
+    shown = {}
+    for split in ("test", "val"):
+        path.write_text(
+            f"""
+            methods = ["saliency"]
+            metrics = ["sparseness"]
+            overrides = {{ "training.epochs" = 1, "validation.images" = 16, "validation.steps" = 1 }}
+            recipes = ["digits/standard"]
+            data = {{ name = "digits", images = 12, split = "{split}" }}
+            """
+        )
+        shown[split] = run_declared(read_declaration(path), tmp_path / "store")[0].x
+    assert not any((image == shown["test"]).flatten(1).all(1).any() for image in shown["val"])
