@@ -23,6 +23,9 @@ from saliency_lab.report.provenance import provenance
 from saliency_lab.report.vector import Drawing
 from saliency_lab.study import Comparison, Study
 
+NAMED = 4
+"""Models that the title names."""
+
 SCRIPTS = ("theme.js", "tables.js", "explorer.js")
 
 
@@ -76,7 +79,7 @@ def _render(study: Study, baseline: str | None, level: float, images: int) -> st
         )
     drawing = Drawing()
     context: dict[str, Any] = {
-        "title": listing(study.models),
+        "title": _title(study.models),
         "lede": _lede(study),
         "audits": audits,
         "overview": overview(audits),
@@ -113,6 +116,8 @@ def _compared(comparison: Comparison, audits: list[Audited], drawing: Drawing) -
     facts = comparison.table()
     direction = {m.metric: m.better for m in comparison.measures}
     facts["better"] = facts["metric"].map(direction)
+    apart = (facts["difference_low"] > 0) | (facts["difference_high"] < 0)
+    facts["differs"] = apart & (facts["p_holm"] < 1 - comparison.level)
     pictures = figures(comparison, drawing)
     return {
         "verdicts": verdicts.verdicts(comparison, facts, audits),
@@ -125,6 +130,11 @@ def _compared(comparison: Comparison, audits: list[Audited], drawing: Drawing) -
         "level": f"{100 * comparison.level:g}{SPACE}%",
         "alpha": f"{1 - comparison.level:.2g}",
     }
+
+
+def _title(models: list[str]) -> str:
+    several = len(models) > NAMED + 1
+    return listing([*models[:NAMED], f"{len(models) - NAMED} more"]) if several else listing(models)
 
 
 def _lede(study: Study) -> str:

@@ -24,6 +24,7 @@ class Provenance:
     members: Table
     cells: Table
     versions: Table
+    missing: str
     problems: Table
 
 
@@ -61,6 +62,7 @@ def provenance(study: Study, unread: Missing) -> Provenance:
                 Cell(key),
             ]
         )
+    missing, problems = _problems(study, unread, lost)
     columns = [
         Column("kind", filtered=True),
         Column("what"),
@@ -76,7 +78,8 @@ def provenance(study: Study, unread: Missing) -> Provenance:
         members=_members(study, weights),
         cells=Table("cells", f"The study's {count(len(rows), 'finished cell')}", columns, rows, head=1),
         versions=_versions(ran),
-        problems=_problems(study, unread, lost),
+        missing=missing,
+        problems=problems,
     )
 
 
@@ -118,30 +121,24 @@ def _versions(ran: Mapping[str, set[str]]) -> Table:
     return Table("versions", "Versions", columns, rows)
 
 
-def _problems(study: Study, unread: Missing, lost: list[tuple[str, int, str]]) -> Table:
-    """What failed, with the error; and what the study asked for but has no intact cell of."""
-    told: set[tuple[str, str]] = set()
-    rows = []
-    for row in study.failures.to_dict("records"):
-        told.add((row["model"], row["what"]))
-        rows.append(
-            _problem(study, row["model"], str(row["seed"]), row["what"], row["error"], row["traceback"])
-        )
-    for model, seed, what in lost:
-        if (model, what) not in told:
-            told.add((model, what))
-            rows.append(
-                _problem(study, model, str(seed), what, "not in the store: failed, unfinished or damaged")
-            )
-    for model, what, error in unread:
-        if (model, what) not in told:
-            rows.append(_problem(study, model, "", what, error))
-    columns = [Column("what"), Column("model"), Column("seed"), Column("error")]
-    return Table("problems", "What is missing, and why", columns, rows)
-
-
-def _problem(study: Study, model: str, seed: str, what: str, error: str, trace: str = "") -> list[Cell]:
-    return [Cell(what), model_cell(study.models, model), Cell(seed), Cell(error, more=trace)]
+def _problems(study: Study, unread: Missing, lost: list[tuple[str, int, str]]) -> tuple[str, Table]:
+    """Say how much is missing; and what, of which networks, and why: a row a cause."""
+    why = {
+        (row["model"], row["seed"], row["what"]): row["error"] for row in study.failures.to_dict("records")
+    }
+    for cell in lost:
+        why.setdefault(cell, "not in the store: it failed, is unfinished or is damaged")
+    for model, method, error in unread:
+        if not any((model, method) == (each, what) for each, _, what in why):
+            why[model, next(m.seed for m in study.members if m.model == model), method] = error
+    causes: dict[tuple[str, str], list[str]] = {}
+    for (model, seed, what), error in why.items():
+        causes.setdefault((what, error), []).append(f"{model} (seed {seed})")
+    rows = [[Cell(what), Cell(", ".join(of)), Cell(error)] for (what, error), of in causes.items()]
+    verb = "is" if len(why) == 1 else "are"
+    summary = f"{count(len(why), 'result')} of this study {verb} missing." if why else ""
+    columns = [Column("what"), Column("of"), Column("why")]
+    return summary, Table("problems", "What is missing, and why", columns, rows)
 
 
 def _settings(depends: Mapping[str, Any]) -> str:

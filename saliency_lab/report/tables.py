@@ -68,7 +68,6 @@ class Table:
 
 def glance(comparison: Comparison, facts: pd.DataFrame) -> Table:
     """A row a measure, a column a model."""
-    alpha = 1 - comparison.level
     several = (facts["seeds"] > 1).any()
     columns = [
         Column("measure", filtered=True),
@@ -81,7 +80,7 @@ def glance(comparison: Comparison, facts: pd.DataFrame) -> Table:
         metric, method, eps = key
         by_model = {row["model"]: row for row in group.to_dict("records")}
         cells = [
-            Cell(f"{words(metric)} {ARROWS[group['better'].iloc[0]]}".strip()),
+            Cell(_directed(metric, group["better"].iloc[0])),
             Cell(_label(metric, method, eps)),
         ]
         for model in comparison.models:
@@ -90,14 +89,14 @@ def glance(comparison: Comparison, facts: pd.DataFrame) -> Table:
                 continue
             row = by_model[model]
             text, interval = estimate(_mean(row), share=metric in SHARES)
-            mark = "†" if row["p_holm"] < alpha else ""
+            mark = "†" if row["differs"] else ""
             badge = "leads" if row["rank"] else ""
             cells.append(Cell(text + mark, _sortable(row["mean"]), interval, badge=badge))
         rows.append(cells)
     over = "seeds and images" if several else "images"
     caption = (
         f"Means and {_percent(comparison.level)} intervals over {over}. Bold: the best of its row, "
-        f"or not told from it. †: differs from {comparison.baseline} (paired test, Holm, {alpha:.2g})."
+        f"or not told from it. †: differs from {comparison.baseline} (see above)."
     )
     return Table("glance", caption, columns, rows)
 
@@ -122,7 +121,7 @@ def scores(comparison: Comparison, facts: pd.DataFrame) -> Table:
         Column("method", filtered=True),
     ]
     heads = [
-        [Cell(f"{words(row['metric'])} {ARROWS[row['better']]}".strip()), Cell(words(row["method"]))]
+        [Cell(_directed(row["metric"], row["better"])), Cell(words(row["method"]))]
         for row in rows.to_dict("records")
     ]
     caption = "Scores by metric and method. " + _legend(comparison)
@@ -179,7 +178,7 @@ def _measured(
         if undefined:
             cells.append(Cell(f"{row['undefined']:,}", row["undefined"]))
         rows.append(cells)
-    differs = [bool(p < 1 - comparison.level) for p in facts["p_holm"]] if many else None
+    differs = facts["differs"].tolist() if many else None
     return Table(name, caption, columns, rows, head=2, differs=differs)
 
 
@@ -232,6 +231,10 @@ def words(name: str) -> str:
     'pixel flipping'
     """
     return name.replace("_", " ")
+
+
+def _directed(metric: str, better: str) -> str:
+    return f"{words(metric)}{SPACE}{ARROWS[better]}".strip()
 
 
 def _label(metric: str, method: str, eps: float) -> str:

@@ -82,7 +82,7 @@ def _against(rows: Sequence[Mapping[Any, Any]], comparison: Comparison) -> str:
     for row in rows:
         if math.isnan(row["p_holm"]):
             continue
-        if _differs(row, comparison):
+        if row["differs"]:
             word = "higher" if row["difference"] > 0 else "lower"
             place = f" at {radius(row['eps'])}" if row["method"] else ""
             groups.setdefault(word, []).append(f"{' '.join(_difference(row))}{place}")
@@ -106,7 +106,7 @@ def _scores(rows: Sequence[Mapping[Any, Any]], comparison: Comparison) -> tuple[
     for row in rows:
         if math.isnan(row["p_holm"]):
             continue
-        word = _word(row, comparison)
+        word = _word(row)
         counts[word] += 1
         if word != "not told apart":
             value, interval = _written(row)
@@ -121,16 +121,12 @@ def _scores(rows: Sequence[Mapping[Any, Any]], comparison: Comparison) -> tuple[
     return f"Of {count(total, 'map score')}, against {comparison.baseline}: {listing(parts)}.", sentences
 
 
-def _word(row: Mapping[Any, Any], comparison: Comparison) -> str:
-    if not _differs(row, comparison):
+def _word(row: Mapping[Any, Any]) -> str:
+    if not row["differs"]:
         return "not told apart"
     if row["better"] == "neither":
         return "different"
     return "better" if (row["difference"] > 0) == (row["better"] == "higher") else "worse"
-
-
-def _differs(row: Mapping[Any, Any], comparison: Comparison) -> bool:
-    return bool(row["p_holm"] < 1 - comparison.level)
 
 
 def _written(row: Mapping[Any, Any]) -> tuple[str, str]:
@@ -163,7 +159,7 @@ def caution(facts: pd.DataFrame) -> str:
         return ""
     if (facts["seeds"] > 1).any():
         return (
-            "Intervals are over training seeds and images, so they are about the recipe; "
-            "the tests average over the seeds, so they are about these networks."
+            "Intervals are over training seeds and images, so they are about the recipe; the tests average "
+            "over the seeds, so they are about these networks."
         )
     return "One training seed a model: the intervals and tests are over images, not over training runs."
