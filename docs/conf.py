@@ -34,6 +34,7 @@ myst_heading_anchors = 4
 nb_execution_mode = "off"  # notebooks are committed with their output
 nb_ipywidgets_js = {}  # the widgets' scripts come from another host
 
+smartquotes = False  # quotes and dashes in commands and code are copied
 default_role = "literal"  # `name` in a docstring is code
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

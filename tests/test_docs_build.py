@@ -62,6 +62,13 @@ def test_pages_load_nothing_from_another_host(site):
         assert found == [], style.name
 
 
+def test_the_citation_names_this_version():
+    yaml = pytest.importorskip("yaml")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == sl.__version__
+    assert f"{{{sl.__version__}}}" in (ROOT / "docs/citing.md").read_text(encoding="utf-8")
+
+
 def test_formulas_are_mathml(site):
     page = (site / "statistics.html").read_text(encoding="utf-8")
     assert "<math" in page

@@ -1,8 +1,9 @@
-"""The directive `catalogue`: what the registries hold, as Markdown made from the code's own docstrings.
+"""The directives `catalogue` and `room`: what the registries and the rooms hold, from the code's docstrings.
 
-On GitHub it shows as a small block that says what stands here.
+On GitHub they show as small blocks that say what stands here.
 """
 
+import importlib
 import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -264,6 +265,31 @@ def grouped(names: Iterable[str], key: Callable[[str], str]) -> Iterator[tuple[s
     yield from groups.items()
 
 
+def public(room: str) -> Iterator[str]:
+    """What a room offers, functions first: under `saliency_lab` where it is known there, else in the room."""
+    top = [name for name, home in sl._ROOMS.items() if home == room]
+    module = importlib.import_module(f"saliency_lab.{room}")
+    below = [name for name in getattr(module, "__all__", []) if name not in top and name.upper() != name]
+    named = {f"saliency_lab.{name}": getattr(module, name) for name in top}
+    named |= {f"saliency_lab.{room}.{name}": getattr(module, name) for name in below}
+    yield "```{eval-rst}"
+    for name, thing in sorted(named.items(), key=lambda pair: inspect.isclass(pair[1])):
+        yield f".. auto{'class' if inspect.isclass(thing) else 'function'}:: {name}"
+        if inspect.isclass(thing) and issubclass(thing, (BaseModel, tuple)) and not inspect.isabstract(thing):
+            yield "   :no-members:"  # fields, which a catalogue tells
+    yield "```"
+
+
+class Room(SphinxDirective):
+    """The public names of one room with their docstrings."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Parse the directives that autodoc answers."""
+        return self.parse_text_to_nodes("\n".join(public(self.arguments[0])))
+
+
 class Catalogue(SphinxDirective):
     """The text of one catalogue, parsed as part of the page."""
 
@@ -278,6 +304,7 @@ class Catalogue(SphinxDirective):
 def setup(app: Sphinx) -> dict[str, bool]:
     """Add the directive. What it shows is in the code, so its pages are read anew on every build."""
     app.add_directive("catalogue", Catalogue)
+    app.add_directive("room", Room)
     app.connect(
         "env-get-outdated",
         lambda app, env, added, changed, removed: sorted(
