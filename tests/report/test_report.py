@@ -364,7 +364,7 @@ def test_verdicts_say_what_differs_and_by_how_much(make_reported, tmp_path):
 
 
 def test_a_difference_that_the_seeds_do_not_bear_out_is_none(tmp_path):
-    """Far above the baseline with one seed, just below with two: the test tells them apart, no interval does."""
+    """Far above the baseline with one seed, just below with two: only the test tells them apart."""
 
     def net(score):
         layer = torch.nn.Linear(16, 2)
