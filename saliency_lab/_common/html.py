@@ -28,7 +28,7 @@ def facts(caption: str, rows: Mapping[str, str]) -> str:
         f"<tr><th {_LEFT}>{escape(name)}</th><td {_LEFT}>{escape(value)}</td></tr>"
         for name, value in rows.items()
     )
-    return f"<table><caption>{escape(caption)}</caption>{body}</table>"
+    return f"<table>{_caption(caption)}{body}</table>"
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -37,8 +37,11 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> s
     body = "".join(
         "<tr>" + "".join(f"<td {_LEFT}>{escape(value)}</td>" for value in row) + "</tr>" for row in rows
     )
-    title = f"<caption>{escape(caption)}</caption>"
-    return f"<table>{title}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table>{_caption(caption)}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _caption(text: str) -> str:
+    return f'<caption style="text-align:left">{escape(text)}</caption>'
 
 
 def picture(pixels: np.ndarray, alt: str, style: str = "") -> str:

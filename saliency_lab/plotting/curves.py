@@ -78,7 +78,7 @@ def robustness(
     counts = {int(table["n"].iloc[0]) for table in tables.values() if "n" in table}
     if len(counts) == 1:
         note = f"n = {counts.pop()} images; bands: 95 % intervals"
-        ax.text(1, 0.985, note, transform=ax.transAxes, ha="right", va="top", fontsize=8, color="#606060")
+        ax.set_title(note, loc="right", fontsize=8, color="#606060")  # above, where no line runs
     return fig
 
 

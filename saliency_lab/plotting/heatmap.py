@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -50,5 +52,6 @@ def correlations(table: pd.DataFrame, *, title: str | None = None, label: str = 
         spine.set_visible(False)
     if title:
         ax.set_title(title, loc="left")
-    fig.colorbar(image, ax=ax, shrink=0.7, label=label, ticks=[-1, 0, 1])
+    lines = "\n".join(textwrap.wrap(label, max(12, int(4.5 * size))))  # no longer than the bar
+    fig.colorbar(image, ax=ax, shrink=0.7, label=lines, ticks=[-1, 0, 1])
     return fig
