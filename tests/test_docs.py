@@ -11,6 +11,7 @@ import typer
 from typer.main import get_command
 
 import saliency_lab as sl
+from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.cli.app import app
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +67,7 @@ def short(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(METHODS, "_items", dict(METHODS._items))
     known = set(sys.modules)
     with mpl.rc_context({"backend": "agg"}):
         yield tmp_path
