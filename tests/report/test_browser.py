@@ -135,6 +135,7 @@ def test_images_are_filtered_by_class_and_by_what_the_attack_changed(reported, p
     )
     robust = robust.astype(bool)
     changed = {model: robust[model, 0.0] & ~robust[model, 0.2] for model in reported.models}
+    page.choose("#attack", "2")
     page.choose("#outcome", "changed")
     assert shown(page) == [i for i in range(15) if changed["plain"][i] or changed["other"][i]][:12]
     page.click("#controls [name=model][value='1']")
@@ -157,6 +158,8 @@ def test_a_metric_sorts_the_images_best_or_worst_first(reported, page):
     ]
     order = rows.sort_values("score", kind="stable")["sample"].tolist()  # lower is better
     assert shown(page) == order[:12]
+    said = page.run("document.querySelector('#cards .mean').textContent")
+    assert float(said.removeprefix("mean ")) == pytest.approx(rows["score"].min(), rel=5e-3)
     page.choose("#order", "worst")
     assert shown(page)[0] == order[-1]
 

@@ -25,8 +25,12 @@ if (source) {
     const stream = new Blob([bytes(text)]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Uint8Array(await new Response(stream).arrayBuffer());
   };
-  const number = (value) =>
-    value === null ? "undefined" : String(Number(value.toPrecision(3))).replace("-", "−");
+  const number = (value) => {
+    if (value === null) return "undefined";
+    const size = Math.abs(value);
+    const text = size >= 1e-3 && size < 1e3 ? value.toPrecision(3) : String(Number(value.toPrecision(3)));
+    return text.replaceAll("-", "−");
+  };
 
   const colours = { signed: bytes(data.colours.signed), magnitude: bytes(data.colours.magnitude) };
   const maps = new Map(data.maps.map((each) => [`${each.model}\n${each.method}`, each]));
@@ -183,9 +187,12 @@ if (source) {
     );
     const table = make("table", {}, make("caption", { className: "hidden", textContent: `Maps of image ${image}` }),
       make("thead", {}, head), make("tbody", {}, ...rows));
+    const title = make("h3", {}, make("span", { className: "more", textContent: `#${image}` }), ` ${data.classes[image]}`);
+    if (ask.metric) {
+      title.append(make("span", { className: "mean", textContent: `mean ${number(meanScore(ask, image))}` }));
+    }
     return make("li", { className: "sample" },
-      make("div", { className: "original" }, picture,
-        make("h3", {}, make("span", { className: "more", textContent: `#${image}` }), ` ${data.classes[image]}`)),
+      make("div", { className: "original" }, picture, title),
       make("div", { className: "scroll" }, table));
   };
 
