@@ -23,7 +23,7 @@ IMAGES = 200
 def run_demo(out: str | Path) -> tuple[Comparison, list[Path]]:
     """Train four recipes on the digits, attribute, score, attack; return the comparison and what was written.
 
-    Everything is kept under `out`; a second call reads it.
+    Everything is kept under `out`, `report.html` among it; a second call reads it.
     """
     out = Path(out)
     data = load_dataset("digits")
@@ -40,4 +40,5 @@ def run_demo(out: str | Path) -> tuple[Comparison, list[Path]]:
     for name, figure in figures.items():
         save(figure, out / f"{name}.png")
         written.append(out / f"{name}.png")
+    written.append(study.report(out / "report.html", baseline="standard"))
     return comparison, written
