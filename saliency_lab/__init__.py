@@ -37,6 +37,7 @@ _ROOMS = {
     "Normalised": "models",
     "build_model": "models",
     "list_models": "models",
+    "list_zoo": "models",
     "load_model": "models",
     "save_model": "models",
     "list_recipes": "training",
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     from saliency_lab.data import ImageData, list_datasets, load_dataset
     from saliency_lab.explorer import explore
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
-    from saliency_lab.models import Normalised, build_model, list_models, load_model, save_model
+    from saliency_lab.models import Normalised, build_model, list_models, list_zoo, load_model, save_model
     from saliency_lab.study import Comparison, Study, list_studies
     from saliency_lab.training import list_recipes, load_recipe, train
 
@@ -96,6 +97,7 @@ __all__ = [
     "list_models",
     "list_recipes",
     "list_studies",
+    "list_zoo",
     "load_dataset",
     "load_model",
     "load_recipe",

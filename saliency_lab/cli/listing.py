@@ -13,6 +13,7 @@ class What(enum.StrEnum):
 
     DATASETS = "datasets"
     MODELS = "models"
+    ZOO = "zoo"
     RECIPES = "recipes"
     STUDIES = "studies"
     METHODS = "methods"
@@ -26,7 +27,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def list_names(what: Annotated[What, typer.Argument(help="What to list.", show_default=False)]) -> None:
-    """List the data sets, models, recipes, studies, methods, metrics or attacks there are."""
+    """List what there is; `zoo` are the trained networks that come with the package."""
     import saliency_lab
     from saliency_lab.cli.output import print_table
 

@@ -1,7 +1,7 @@
 """Architectures by name; the normalisation lives inside the model; saving and loading."""
 
 from saliency_lab.models.catalogue import build_model, list_models
-from saliency_lab.models.checkpoint import ModelCard, card_of, load_model, read_card, save_model
+from saliency_lab.models.checkpoint import ModelCard, card_of, list_zoo, load_model, read_card, save_model
 from saliency_lab.models.layers import Normalised, cam_layer
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "cam_layer",
     "card_of",
     "list_models",
+    "list_zoo",
     "load_model",
     "read_card",
     "save_model",

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
@@ -24,6 +25,7 @@ from saliency_lab.models.layers import Normalised
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 CUSTOM = "custom"
+ZOO = Path(__file__).parent / "zoo"
 
 
 class ModelCard(BaseModel):
@@ -114,7 +116,8 @@ def load_model(
     Parameters
     ----------
     path
-        The folder that `save_model` wrote, or a .safetensors file with its .json beside it.
+        The folder that `save_model` wrote, a .safetensors file with its .json beside it, or the name of a
+        network that comes with the package, such as "mnist/asgt" (`list_zoo()`).
     device
         Where to put the model.
     model
@@ -134,7 +137,7 @@ def load_model(
     except OSError as error:
         raise CheckpointError(
             f"no checkpoint at '{weights_path}' ({error.strerror}); name the folder that holds {WEIGHTS}, "
-            "or train the model first"
+            "train the model first, or name one of list_zoo()"
         ) from error
     digest = hashlib.sha256(weights).hexdigest()
     card = (
@@ -177,7 +180,32 @@ def read_card(path: str | Path) -> ModelCard:
     return _parse_card(_weights_of(Path(path)).with_suffix(".json"))
 
 
+def list_zoo() -> pd.DataFrame:
+    """The trained networks that come with the package, indexed by the name that `load_model` takes.
+
+    Columns: architecture, size of the weights in kB, and what the card says was measured on test images:
+    clean accuracy, and accuracy under PGD-40 at `eps`.
+
+    >>> list_zoo().loc["digits/at", "architecture"]
+    'small_cnn'
+    """
+    rows = []
+    for name in zoo_names():
+        card = read_card(name)
+        facts = {"architecture": card.architecture, "kB": (ZOO / name / WEIGHTS).stat().st_size // 1000}
+        measured = {key: card.metrics[key] for key in ("test_clean", "test_pgd40", "eps")}
+        rows.append({"name": name, **facts, **measured, "sha256": card.sha256[:12]})
+    return pd.DataFrame(rows).set_index("name")
+
+
+def zoo_names() -> list[str]:
+    """Names of the trained networks that come with the package."""
+    return sorted(path.parent.relative_to(ZOO).as_posix() for path in ZOO.glob(f"*/*/{WEIGHTS}"))
+
+
 def _weights_of(path: Path) -> Path:
+    if path.as_posix() in zoo_names() and not path.exists():
+        path = ZOO / path
     return path if path.suffix == ".safetensors" else path / WEIGHTS
 
 

@@ -99,7 +99,7 @@ def test_the_help_knows_every_verb():
 
 
 @pytest.mark.parametrize(
-    "what", ["datasets", "models", "recipes", "studies", "methods", "metrics", "attacks"]
+    "what", ["datasets", "models", "zoo", "recipes", "studies", "methods", "metrics", "attacks"]
 )
 def test_list(what):
     result = call("list", what)
