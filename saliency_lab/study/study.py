@@ -103,6 +103,7 @@ class Study:
         self._requests: dict[str, Request] = {}
         self._cells: dict[Place, str] = {}
         self._better: dict[str, Better] = {}
+        self._classes: Sequence[str] = ()  # as the store tells them
         self._runner = Runner(self.x, self.y, self._images)
         self.executor = executor
 
@@ -114,9 +115,12 @@ class Study:
     @property
     def labels(self) -> list[str]:
         """The images' classes by name, where a model's card tells the names; their numbers otherwise."""
-        cards = [card_of(member.module) for member in self.members if member.module is not None]
-        names = next((card.classes for card in cards if card is not None and card.classes), None)
+        names = self._class_names()
         return [names[label] if names else str(label) for label in self.y.tolist()]
+
+    def _class_names(self) -> Sequence[str]:
+        cards = [card_of(member.module) for member in self.members if member.module is not None]
+        return next((card.classes for card in cards if card is not None and card.classes), self._classes)
 
     # --- the three verbs ------------------------------------------------------------------------
 
@@ -515,6 +519,7 @@ class Study:
             "seed": self.seed,
             "members": [[m.model, m.seed, m.recipe] for m in self.members],
             "better": self._better,
+            "classes": list(self._class_names()),
             "cells": [[*place, key] for place, key in self._cells.items()],
         }
 
@@ -530,6 +535,7 @@ class Study:
                 manifest["cells"] += [cell for cell in old["cells"] if tuple(cell[:-1]) not in known]
                 manifest["members"] += [m for m in old["members"] if m not in manifest["members"]]
                 manifest["better"] = old["better"] | manifest["better"]
+                manifest["classes"] = manifest["classes"] or old.get("classes", [])
             if manifest != old:
                 self.store.write_manifest(manifest)
 
@@ -540,6 +546,7 @@ class Study:
             if (model, seed) not in known:
                 self.members.append(Member(model, seed, recipe, None))
         self._better = manifest["better"] | self._better
+        self._classes = manifest.get("classes", ())
         for *place, key in manifest["cells"]:
             self._cells.setdefault(Place(*place), key)
         for at, key in self._cells.items():
