@@ -1,5 +1,6 @@
 """How the documentation is built: `make docs`. Pages are Markdown that also reads well on GitHub."""
 
+import logging
 import re
 import sys
 from pathlib import Path
@@ -25,7 +26,6 @@ extensions = [
     "tutorials",
 ]
 exclude_patterns = ["_build", "_extensions"]
-suppress_warnings = ["toc.empty_glob"]  # a folder of pages that has none yet
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!saliency_lab\.).*")]  # other libraries' names: no inventory is fetched
 
@@ -64,5 +64,8 @@ def readable(app, what, name, thing, options, signature, returns):
 
 
 def setup(app):
-    """Repair signatures."""
+    """Repair signatures; let a folder of pages be empty (the warning has no type to suppress it by)."""
+    logging.getLogger("sphinx.sphinx.directives.other").addFilter(
+        lambda record: getattr(record, "subtype", "") != "empty_glob"
+    )
     app.connect("autodoc-process-signature", readable)
