@@ -107,6 +107,8 @@ def attribute(
         classes=aim.classes if aim.against is None else torch.stack([aim.classes, aim.against], 1),
         total=torch.cat(totals) if totals else None,
         provenance={"device": str(device), "images": fingerprint(x), "versions": versions()},
+        own=not isinstance(method, str),
+        function=None if isinstance(method, str) else method,
     )
 
 

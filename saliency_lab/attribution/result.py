@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,6 +51,9 @@ class Attributions:
         The device, a fingerprint of the images, the versions of the packages.
     processing : tuple of str
         The `reduce` and `normalise` steps that `values` went through.
+    own : bool
+        Made by the user's own function, whose name `method` is; `function` is that function, or None in
+        maps that were read from a file.
     """
 
     values: Tensor
@@ -63,6 +66,8 @@ class Attributions:
     total: Tensor | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     processing: tuple[str, ...] = ()
+    own: bool = False
+    function: Callable[..., Any] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -191,6 +196,7 @@ class Attributions:
             "seed": self.seed,
             "provenance": dict(self.provenance),
             "processing": list(self.processing),
+            "own": self.own,
         }
         with atomic_path(path) as beside:
             save_file(tensors, beside, metadata={"attributions": json.dumps(header)})

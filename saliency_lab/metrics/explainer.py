@@ -13,7 +13,6 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution import Attributions, attribute
-from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.metrics.maps import take_maps
 
 Explain = Callable[[nn.Module, Tensor, Tensor], Any]
@@ -74,14 +73,15 @@ class Explainer:
                 "this metric makes maps again, but was given plain ones: hand in the Attributions that "
                 "`attribute` returned, or explain=f with f(model, x, classes) returning maps"
             )
-        if source.method not in METHODS:
+        if source.own and source.function is None:
             raise InputError(
                 f"this metric makes maps again, and these were made by your own '{source.method}', of which "
-                "Attributions hold the name alone: hand in explain=f with f(model, x, classes) returning maps"
+                "their file holds the name alone: hand in explain=f with f(model, x, classes) returning maps"
             )
         if source.processing or self.classes.ndim != 1:
             raise InputError(
                 "this metric makes maps again, and these were reduced, normalised or contrast two classes: "
                 "hand in the maps as `attribute` returned them for one class, or explain=f"
             )
-        return attribute(model, x, classes, method=source.method, seed=source.seed, **source.settings).values
+        method = source.function or source.method
+        return attribute(model, x, classes, method=method, seed=source.seed, **source.settings).values

@@ -123,7 +123,7 @@ class Task:
         if content is None:
             content = work.compute_maps(net, x, y, request, self.seed)
             store.write(cell, content)
-        return work.Made(content, request, self.seed)
+        return work.Made(content, request)
 
 
 def read_intact(store: Store, kind: Kind, key: str) -> Content | None:

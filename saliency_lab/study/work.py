@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -200,6 +200,7 @@ def compute_maps(model: nn.Module, x: Tensor, y: Tensor, request: Request, seed:
         "settings": canonical(maps.settings),
         "target": maps.target,
         "seed": maps.seed,
+        "own": maps.own,
         "seconds": maps.seconds,
         "provenance": canonical(maps.provenance),
     }
@@ -212,16 +213,11 @@ class Made:
 
     content: Content
     request: Request
-    seed: int
 
     def attributions(self) -> Attributions:
         """Return the maps, with their settings as objects rather than as text."""
-        return replace(as_attributions(self.content), settings=full_settings(self.request))
-
-    def explain(self, model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
-        """Make maps of other images or another network the same way."""
-        settings = full_settings(self.request)
-        return attribute(model, x, classes, self.request.what, seed=self.seed, **settings).values
+        own = None if isinstance(self.request.what, str) else self.request.what
+        return replace(as_attributions(self.content), settings=full_settings(self.request), function=own)
 
 
 def as_attributions(content: Content) -> Attributions:
@@ -250,12 +246,11 @@ def compute_scores(
         by_classes.setdefault(fingerprint(_classes(made, y)), []).append(label)
     for labels in by_classes.values():
         classes = _classes(maps[labels[0]], y)
-        for chosen, scored in _calls({label: maps[label] for label in labels}, requests):
-            given = {label: maps[label].attributions() for label in scored}
-            found = run_jobs(model, x, classes, given, list(chosen.values()), seed)
-            for method, by_metric in found.items():
-                for metric, scores in zip(chosen, by_metric, strict=True):
-                    contents[metric, method] = _scores_content(scores, model)
+        given = {label: maps[label].attributions() for label in labels}
+        found = run_jobs(model, x, classes, given, [_job(request) for request in requests], seed)
+        for method, by_metric in found.items():
+            for request, scores in zip(requests, by_metric, strict=True):
+                contents[request.label, method] = _scores_content(scores, model)
     return contents
 
 
@@ -264,28 +259,8 @@ def _classes(made: Made, y: Tensor) -> Tensor:
     return classes if classes.ndim == 1 else y
 
 
-def _calls(
-    maps: Mapping[str, Made], requests: Sequence[Request]
-) -> Iterator[tuple[dict[str, Job], Sequence[str]]]:
-    """Metrics by label with the methods they score in one call: own methods tell metrics how to explain."""
-    own = [label for label, made in maps.items() if callable(made.request.what)]
-    named = [label for label in maps if label not in own]
-    alone = [request for request in requests if own and _explains(request)]
-    together = [request for request in requests if request not in alone]
-    if together:
-        yield {request.label: _job(request, {}) for request in together}, list(maps)
-    if alone and named:
-        yield {request.label: _job(request, {}) for request in alone}, named
-    for label in own if alone else []:
-        yield {request.label: _job(request, {"explain": maps[label].explain}) for request in alone}, [label]
-
-
-def _explains(request: Request) -> bool:
-    return "explain" in describe_metric(request).settings.model_fields and "explain" not in request.settings
-
-
-def _job(request: Request, more: Mapping[str, Any]) -> Job:
-    settings = {**request.settings, **more}
+def _job(request: Request) -> Job:
+    settings = dict(request.settings)
     engine = settings.pop("engine", None)
     return make_job(request.what, settings, engine)
 
