@@ -16,8 +16,8 @@ from saliency_lab.plotting.style import DIVERGING, SEQUENTIAL
 from saliency_lab.report.bundle import CLIP, clip_of, pack, pictures, quantise
 from saliency_lab.study import Study
 
-BUDGET = 12_000_000
-"""Characters of packed images and maps; with tables and figures the page stays below 15 MB."""
+BUDGET = 10_000_000
+"""Bytes of packed images and maps; tables and figures come on top."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def write_report(
     baseline, level
         As for `Study.compare`.
     images : int
-        The explorer holds the first so many; fewer where the page would be larger than 15 MB.
+        The explorer holds the first so many; fewer where their maps would take more than 10 MB.
 
     Raises
     ------

@@ -301,6 +301,17 @@ def test_the_keyboard_reaches_the_content_first_and_shows_where_it_is(page):
     assert page.run("location.hash") == "#main"
 
 
+def test_what_scrolls_is_a_stop_of_the_keyboard_and_the_rest_is_none(browser, path):
+    seen = "[...document.querySelectorAll('.scroll[role=region]')].filter(e => e.clientWidth)"
+    stops = f"{seen}.map(e => [e.scrollWidth > e.clientWidth, e.tabIndex])"
+    for width in (1280, 360):
+        page = browser.open(path, width=width)
+        page.settle()
+        found = page.run(stops)
+        assert all((tab == 0) == scrolls for scrolls, tab in found)
+    assert any(scrolls for scrolls, _ in found)
+
+
 def test_without_scripts_the_tables_and_figures_are_there(browser, path):
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     try:

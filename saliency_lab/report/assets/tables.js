@@ -1,3 +1,14 @@
+// What is wider than its place scrolls, and the keyboard stops there; the rest is no stop.
+{
+  const watch = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+      else target.removeAttribute("tabindex");
+    }
+  });
+  for (const region of document.querySelectorAll(".scroll")) watch.observe(region);
+}
+
 // Tables: a click or Enter on a heading sorts (ascending, descending, as it was); the form above filters.
 for (const grid of document.querySelectorAll("[data-grid]")) {
   const body = grid.querySelector("tbody");
