@@ -80,17 +80,18 @@ def _title(comparison: Comparison) -> str:
     images = max(next(iter(measure.values.values())).shape[1] for measure in comparison.measures)
     seeds = int(table["seeds"].max())
     over = f"{images} images" + (f" and up to {seeds} seeds" if seeds > 1 else "")
-    return f"{len(comparison.models)} models on {over}: mean [{comparison.level:.0%} interval]".replace(
-        "%", " %"
-    )
+    models = f"{len(comparison.models)} model{'s' if len(comparison.models) > 1 else ''}"
+    return f"{models} on {over}: mean [{comparison.level:.0%} interval]".replace("%", " %")
 
 
 def _notes(comparison: Comparison, mark: str) -> list[str]:
     alpha = f"{1 - comparison.level:.2g}"
-    notes = [
-        f"{mark}: the best, or not told from it at {alpha} (paired test, Holm). "
-        f"†: differs from '{comparison.baseline}' at {alpha} (paired test, Holm over the table).",
-    ]
+    notes = []
+    if len(comparison.models) > 1:
+        notes.append(
+            f"{mark}: the best, or not told from it at {alpha} (paired test, Holm). "
+            f"†: differs from '{comparison.baseline}' at {alpha} (paired test, Holm over the table)."
+        )
     if comparison._table["seeds"].max() > 1:
         notes.append("Intervals are over seeds and images; tests are over images, about these networks.")
     if (comparison._table["undefined"] > 0).any():

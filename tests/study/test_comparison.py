@@ -240,3 +240,11 @@ def test_pictures_name_the_classes_where_a_card_tells_them(make_study: Callable[
     assert study.labels == [str(label) for label in study.y.tolist()]
     study.members[0].module.card = ModelCard(classes=tuple("abcdefghij"))  # type: ignore[assignment]
     assert study.labels == ["abcdefghij"[label] for label in study.y.tolist()]
+
+
+def test_one_model_is_described_without_what_needs_two() -> None:
+    comparison = Comparison(_scores().query("model == 'a'"), pd.DataFrame(columns=["model"]), baseline="a")
+    text = str(comparison)
+    assert text.startswith("1 model on 40 images")
+    assert "baseline" not in text
+    assert "differs from" not in text
