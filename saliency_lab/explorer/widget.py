@@ -208,7 +208,7 @@ def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> st
         for name in head
     )
     body = "".join(
-        f'<tr><th scope="row" style="{_PAD};font-weight:normal;text-align:right">{escape(title)}</th>'
+        f'<tr><th scope="row" style="{_PAD};font-weight:normal;text-align:right;white-space:nowrap">{escape(title)}</th>'
         f"{''.join(cells)}</tr>"
         for title, cells in rows
     )
