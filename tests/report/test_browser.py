@@ -302,7 +302,7 @@ def test_the_keyboard_reaches_the_content_first_and_shows_where_it_is(page):
 
 
 def test_what_scrolls_is_a_stop_of_the_keyboard_and_the_rest_is_none(browser, path):
-    seen = "[...document.querySelectorAll('.scroll[role=region]')].filter(e => e.clientWidth)"
+    seen = "[...document.querySelectorAll('.scroll[role=region]')].filter(e => e.checkVisibility())"
     stops = f"{seen}.map(e => [e.scrollWidth > e.clientWidth, e.tabIndex])"
     for width in (1280, 360):
         page = browser.open(path, width=width)
