@@ -175,6 +175,15 @@ def study_file() -> Iterator[str]:
         yield from settings(model)
 
 
+def zoo() -> Iterator[str]:
+    """Trained networks that come with the package."""
+    yield "| name | architecture | accuracy | under PGD-40 | at ε |\n| --- | --- | --- | --- | --- |"
+    for name, row in sl.list_zoo().iterrows():
+        accuracy = f"{row.test_clean:.1%} | {row.test_pgd40:.1%}"
+        yield f"| `{name}` | `{row.architecture}` | {accuracy} | {row.eps:g} |"
+    yield ""
+
+
 def card() -> Iterator[str]:
     """Fields of a model's card."""
     yield from settings(ModelCard)
@@ -250,6 +259,7 @@ CATALOGUES: dict[str, Callable[[], Iterator[str]]] = {
         recipes,
         datasets,
         models,
+        zoo,
         card,
         study_file,
         cli,
