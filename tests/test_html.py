@@ -105,6 +105,7 @@ SHOWN = {
     "curve": lambda: sl.robustness_curve(net(), *batch(), eps=(0, 0.1), steps=2),
     "audit": lambda: sl.audit(net(), *batch(), eps=0.1, steps=2),
     "comparison": lambda: study().compare(),
+    "study": study,
 }
 
 
@@ -130,7 +131,7 @@ def test_it_has_no_colours_and_asks_for_nothing_from_elsewhere(shown):
 def test_pictures_carry_their_data_and_say_what_they_are(shown):
     name, html = shown
     images = Page(html).images
-    expected = {"data": 12, "attributions": 1, "broken": min(8, len(images))}.get(name, 0)
+    expected = {"data": 12, "attributions": 1, "study": 1, "broken": min(8, len(images))}.get(name, 0)
     assert len(images) == expected and (images or name != "broken")
     for image in images:
         assert len(image["alt"]) > 10 and image["src"].startswith("data:image/png;base64,")

@@ -10,11 +10,11 @@ import ipywidgets as widgets
 import numpy as np
 from torch import Tensor
 
-from saliency_lab._common.html import picture, shrunk
+from saliency_lab.explorer import page
 from saliency_lab.explorer.panels import Panels, Problem
 from saliency_lab.explorer.samples import Samples
 from saliency_lab.models import card_of
-from saliency_lab.plotting.maps import scale_bar, tiles
+from saliency_lab.plotting.maps import tiles
 
 if TYPE_CHECKING:
     from saliency_lab.study import Study
@@ -28,11 +28,6 @@ LARGEST = 80
 
 ANY = ""
 """What a dropdown holds where nothing is asked for: ipywidgets takes None for "nothing is selected"."""
-
-_TILE, _PIXELS = "7.5em", 160
-"""A panel's width on the page, and the pixels it has at most."""
-
-_PAD, _LINE = "padding:0.15em 0.3em", "line-height:1.4"
 
 
 class Explorer(widgets.VBox):
@@ -134,7 +129,7 @@ class Explorer(widgets.VBox):
             maps[column] = found.maps
             if found.classes is not None:
                 classes[column] = found.classes
-        self.problems.value = "".join(_said(columns, problem) for problem, columns in problems.items())
+        self.problems.value = "".join(page.problem(columns, problem) for problem, columns in problems.items())
         self.picture.value = self._page(rows, maps, classes) if maps else ""
         self.status.value = escape(self._summary(len(rows)))
 
@@ -144,16 +139,16 @@ class Explorer(widgets.VBox):
         titles = {row: title for title, row in self.images.options}
         table = []
         for place, row in enumerate(rows):
-            cells = [_cell(drawn.images[place], f"image {row}")]
+            cells = [page.cell(drawn.images[place], f"image {row}")]
             for column in maps:
                 wrong = column in classes and classes[column][place] != self._samples.labels[row]
                 taken = f"taken for {self._name(classes[column][place])}" if wrong else ""
-                cells.append(_cell(drawn.maps[column][place], f"{column}, image {row}", taken))
+                cells.append(page.cell(drawn.maps[column][place], f"{column}, image {row}", taken))
             table.append((titles[row], cells))
         shared = self.scale.value == "shared"
         end = f"{max(float(limits.max()) for limits in drawn.limits.values()):.2g}" if shared else "1"
         of = "attribution" if shared else "attribution, of the map's own largest"
-        return _table(["image", *maps], table) + _legend(end, of)
+        return page.table(["image", *maps], table) + page.legend(end, of)
 
     def _column(self, member: Member, method: str) -> str:
         """The title of a column: what tells it from the others."""
@@ -177,7 +172,7 @@ class Explorer(widgets.VBox):
         return said
 
     def _name(self, label: int) -> str:
-        return self._names[label] if self._names else str(label)
+        return self._names.get(label, str(label))
 
 
 _ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
@@ -197,42 +192,8 @@ def _title(study: Study, member: Member) -> str:
     return str(member) if seeds > 1 else member.model
 
 
-def _class_names(study: Study) -> Sequence[str] | None:
+def _class_names(study: Study) -> dict[int, str]:
+    """Names of classes, as far as the study or a model's card tells them."""
     cards = [card_of(member.module) for member in study.members if member.module is not None]
-    return next((card.classes for card in cards if card is not None and card.classes), None)
-
-
-def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    top = "".join(
-        f'<th scope="col" style="{_PAD};max-width:{_TILE};vertical-align:bottom">{_breakable(name)}</th>'
-        for name in head
-    )
-    body = "".join(
-        f'<tr><th scope="row" style="{_PAD};font-weight:normal;text-align:right;white-space:nowrap">{escape(title)}</th>'
-        f"{''.join(cells)}</tr>"
-        for title, cells in rows
-    )
-    return f"<table style='{_LINE}'><thead><tr><td></td>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _cell(pixels: np.ndarray, alt: str, below: str = "") -> str:
-    image = picture(shrunk(pixels[None], _PIXELS)[0], alt, f"width:{_TILE};max-width:none;display:block")
-    note = f'<div style="text-align:center">✗ {escape(below)}</div>' if below else ""
-    return f'<td style="{_PAD};vertical-align:top">{image}{note}</td>'
-
-
-def _legend(end: str, of: str) -> str:
-    bar = picture(scale_bar(), "blue to white to red", "width:12em;height:0.9em;vertical-align:middle")
-    return f"<div>−{end} {bar} {end} {of}</div>"
-
-
-def _breakable(name: str) -> str:
-    return escape(name).replace("_", "_<wbr>")
-
-
-def _said(columns: Sequence[str], problem: Problem) -> str:
-    detail = f"<details><summary>traceback</summary><pre>{escape(problem.detail)}</pre></details>"
-    return (
-        f'<div role="alert" style="{_LINE}"><b>{escape(", ".join(columns))}</b>: {escape(problem.message)}'
-        f"{detail if problem.detail else ''}</div>"
-    )
+    named = next((card.classes for card in cards if card is not None and card.classes), ())
+    return dict(enumerate(named)) | dict(zip(study.y.tolist(), study.labels, strict=True))

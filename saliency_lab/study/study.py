@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError, SaliencyLabError, unknown_name
 from saliency_lab._common.files import writable_folder, write_table
+from saliency_lab._common.html import facts, strip
 from saliency_lab._common.provenance import fingerprint, model_fingerprint
 from saliency_lab.attribution import Attributions
 from saliency_lab.models import card_of
@@ -28,6 +29,8 @@ from saliency_lab.study.work import Request, Requests, read_requests
 
 if TYPE_CHECKING:
     from saliency_lab.study.comparison import Better, Comparison
+
+_SHOWN = 8  # images, in Jupyter
 
 
 class Place(NamedTuple):
@@ -567,6 +570,25 @@ class Study:
         held = "".join(f"; {what}: {', '.join(names)}" for what, names in parts.items() if names)
         failed = f"; {len(self._runner.failures)} failed" if self._runner.failures else ""
         return f"Study({models}, {len(self.x)} images {tuple(self.x.shape[1:])}{held}{failed})"
+
+    def _repr_html_(self) -> str:
+        seeds = {name: sum(member.model == name for member in self.members) for name in self.models}
+        audited = self.audits.drop_duplicates(["model", "seed", "attack", "eps"]).itertuples()
+        audits = [f"{row.model}, {row.attack} at ε = {row.eps:.4g}: {row.verdict}" for row in audited]
+        rows = {
+            "models": ", ".join(f"{name} ({n} seeds)" if n > 1 else name for name, n in seeds.items()),
+            "images": f"{len(self.x)} × {tuple(self.x.shape[1:])}",
+        }
+        more = {
+            "methods": ", ".join(self._labels("maps")),
+            "metrics": ", ".join(dict.fromkeys(place.metric for place in self._cells if place.metric)),
+            "attacks": ", ".join(self._labels("attack")),
+            "audits": "; ".join(audits),
+            "failed": f"{len(self.failures)} cells; study.failures says why" if len(self.failures) else "",
+        }
+        shown = self.x[:_SHOWN]
+        rows |= {what: text for what, text in more.items() if text}
+        return facts("study", rows) + strip(shown, f"the first {len(shown)} images")
 
     # --- running --------------------------------------------------------------------------------
 

@@ -232,6 +232,8 @@ def test_a_study_loaded_without_models_shows_what_it_holds_and_says_so(study, tm
     view = sl.explore(loaded)
     assert [value for _, value in view.methods.options] == ["saliency", "input_x_gradient"]
     assert "loaded without its models" in view.status.value
+    assert [label for label, _ in view.category.options] == ["all", "cat", "<b>dog</b>", "owl"]
+    assert view.images.options[0] == ("cat · image 0", 0)
     assert view.picture.value and not view.problems.value
     assert len(view.outcome.options) == 4
 
