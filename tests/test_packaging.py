@@ -60,6 +60,18 @@ def test_an_installed_wheel_lists_its_recipes(installed, tmp_path):
     assert names.stdout.split() == list(sl.list_recipes().index)
 
 
+def test_an_installed_wheel_writes_a_report(installed, tmp_path):
+    code = (
+        "import torch, saliency_lab as sl\n"
+        "net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))\n"
+        "study = sl.Study({'net': net}, (torch.rand(2, 1, 4, 4), torch.tensor([0, 1])))\n"
+        "study.attribute('saliency').report('page.html')"
+    )
+    done = run(installed, "python", "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "<style>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_help_and_import_do_not_load_torch(tmp_path):
     code = (
         "import sys, saliency_lab, saliency_lab.cli.app\n"
