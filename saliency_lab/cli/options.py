@@ -85,8 +85,8 @@ def load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
     """Load checkpoints by the recipe they were trained by: several seeds of one recipe are one model.
 
     The name is the recipe's last part ("asgt" for "mnist/asgt") where that is unique. Where recipes of
-    one name differ, the keys in which they do follow: "sgt (objective.fraction=0.1)". A checkpoint that
-    tells no recipe goes by its folder.
+    one name differ, the keys in which they do follow: "sgt (objective.fraction=0.1)"; so do the data, where
+    one recipe saw different images. A checkpoint that tells no recipe goes by its folder.
     """
     from saliency_lab._common.provenance import fingerprint
     from saliency_lab.models import card_of
@@ -105,6 +105,7 @@ def load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
             )
         seen[card.sha256] = path
         recipe = {"name": path.as_posix(), **(card.recipe or {}), "description": "", "seed": None}
+        recipe["data"] = {**recipe.get("data", {}), "fingerprint": (card.data or "")[:8]}
         key = fingerprint(recipe)
         recipes[key] = recipe
         groups.setdefault(key, []).append(model)
