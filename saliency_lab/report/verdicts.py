@@ -68,11 +68,12 @@ def _accuracies(rows: Sequence[Mapping[Any, Any]], comparison: Comparison, basel
         values = [
             f"{' '.join(_written(row))}" + (f" at {radius(row['eps'])}" if attack else "") for row in found
         ]
-        start = f"Under {attack}: " if attack else "Accuracy: "
-        sentence = f"{start}{listing(values)}."
-        if not baseline:
-            sentence += f" {_against(found, comparison)}"
-        sentences.append(sentence)
+        said = "" if baseline else _against(found, comparison)
+        if attack and said:
+            sentences.append(f"Under {attack}: {said}. That is {listing(values)}.")
+        else:
+            start = f"Under {attack}" if attack else "Accuracy"
+            sentences.append(f"{start}: {listing(values)}" + (f"; {said}." if said else "."))
     return sentences
 
 
@@ -95,8 +96,7 @@ def _against(rows: Sequence[Mapping[Any, Any]], comparison: Comparison) -> str:
             clauses.append(f"not told from {comparison.baseline}{where}")
         else:
             clauses.append(f"{word} than {comparison.baseline} by {listing(places)}")
-    text = "; ".join(clauses)
-    return text[:1].upper() + text[1:] + "." if text else ""
+    return "; ".join(clauses)
 
 
 def _scores(rows: Sequence[Mapping[Any, Any]], comparison: Comparison) -> tuple[str, list[str]]:

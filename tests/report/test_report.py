@@ -351,12 +351,12 @@ def test_verdicts_say_what_differs_and_by_how_much(make_reported, tmp_path):
     page = Page(study.report(tmp_path / "report.html"))
     said = " ".join(text for _, text in page.all("article"))
     assert (
-        "Accuracy: 100.0 % [91.2, 100.0]. Higher than wrong by +100.0 points [+100.0, +100.0]."
+        "Accuracy: 100.0 % [91.2, 100.0]; higher than wrong by +100.0 points [+100.0, +100.0]."
         in said.replace("\xa0", " ")
     )
     assert "at ε = 0.1 and +100.0 points [+100.0, +100.0] at ε = 0.2." in said.replace("\xa0", " ")
     page = Page(study.report(tmp_path / "report.html", baseline="right"))
-    assert "Lower than right by −100.0 points" in " ".join(text for _, text in page.all("article")).replace(
+    assert "lower than right by −100.0 points" in " ".join(text for _, text in page.all("article")).replace(
         "\xa0", " "
     )
 
