@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,6 +14,7 @@ from typer.main import get_command
 import saliency_lab as sl
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.cli.app import app
+from saliency_lab.study.declaration import read_declaration
 
 ROOT = Path(__file__).parents[1]
 DOCS = [
@@ -42,11 +44,17 @@ def blocks(page):
 
 
 def run(page):
-    """Execute a page's Python in one namespace; a block that begins with a file's name becomes that file."""
+    """Execute a page's Python in one namespace; a block that begins with a file's name becomes that file.
+
+    A recipe or a study in such a block must be a valid one.
+    """
     names = {"__name__": "__main__"}
     for language, text, line in blocks(page):
         if named := FILE.match(text):
             Path(named[1]).write_text(text, encoding="utf-8")
+            if language == "toml":
+                is_study = {"recipes", "claims"} & tomllib.loads(text).keys()
+                (read_declaration if is_study else sl.load_recipe)(Path(named[1]))
         elif language == "python":
             exec(compile("\n" * line + text, str(page), "exec"), names)
     return names
