@@ -135,7 +135,7 @@ def test_pictures_carry_their_data_and_say_what_they_are(shown):
     assert len(images) == expected and (images or name != "broken")
     for image in images:
         assert len(image["alt"]) > 10 and image["src"].startswith("data:image/png;base64,")
-        assert max(decoded(image["src"]).size) <= 64 * 8
+        assert max(decoded(image["src"]).size) <= (64 + 3) * 8
 
 
 def decoded(src):
@@ -146,8 +146,9 @@ def test_a_strip_holds_the_images_in_a_row():
     x = torch.zeros(2, 1, 3, 4)
     x[1] = 1.0
     image = np.asarray(decoded(Page(strip(x, "two images")).images[0]["src"]))
-    assert image.shape == (3, 8, 3)
-    assert (image[:, :4] == 0).all() and (image[:, 4:] == 255).all()
+    assert image.shape == (3, 4 + 1 + 4, 4)
+    assert (image[:, :4, :3] == 0).all() and (image[:, 5:] == 255).all()
+    assert image[0, :, 3].tolist() == [255] * 4 + [0] + [255] * 4  # the gap shows the page
 
 
 def test_large_images_are_made_smaller_and_small_ones_left_alone():

@@ -45,7 +45,7 @@ def _caption(text: str) -> str:
 
 
 def picture(pixels: np.ndarray, alt: str, style: str = "") -> str:
-    """Return pixels, uint8 (H, W, 3), as an image that carries its own data; enlarged, they stay squares."""
+    """Return pixels, uint8 (H, W, 3 or 4), as an image that carries its data; enlarged, they stay squares."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -74,7 +74,10 @@ def strip(images: Tensor | np.ndarray, alt: str) -> str:
     array = np.asarray(images, dtype=np.float64).clip(0, 1)
     array = array if array.shape[1] == 3 else array.mean(1, keepdims=True).repeat(3, axis=1)
     drawn = shrunk((255 * array).round().astype(np.uint8).transpose(0, 2, 3, 1), _SIDE)
-    return picture(np.concatenate(list(drawn), axis=1), alt, f"height:{_SIDE}px")
+    gap = max(1, drawn.shape[1] // 20)
+    opaque = np.pad(drawn, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255)
+    spaced = np.pad(opaque, ((0, 0), (0, 0), (0, gap), (0, 0)))  # nothing, and that transparent
+    return picture(np.concatenate(list(spaced), axis=1)[:, :-gap], alt, f"height:{_SIDE}px")
 
 
 def side_by_side(parts: Iterable[tuple[str, str]]) -> str:
