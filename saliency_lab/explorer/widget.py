@@ -51,7 +51,9 @@ class Explorer(widgets.VBox):
         self._study = study
         self._panels = Panels(study)
         self._samples = Samples(study)
-        self._better = {name: study.compare().measure(name).better for name in self._samples.metrics}
+        measures = study.compare().measures if self._samples.metrics else []
+        self._better = {measure.metric: measure.better for measure in measures}
+        self._labels = study.labels
         self._names = _class_names(study)
 
         members = [(_title(study, member), member) for member in study.members]
@@ -103,7 +105,7 @@ class Explorer(widgets.VBox):
         options = []
         for place, row in enumerate(rows.tolist()):
             score = "" if scores is None else f" · {scores[place]:.3g}"
-            options.append((f"{self._study.labels[row]} · image {row}{score}", row))
+            options.append((f"{self._labels[row]} · image {row}{score.replace('nan', 'no score')}", row))
         before = self.images.options, self.images.value
         self.images.unobserve(self._draw, "value")
         self.images.options = options

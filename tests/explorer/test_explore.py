@@ -155,6 +155,7 @@ def test_images_without_a_score_come_last_either_way(models, sample):
         view.order.value = order
         assert set(rows_of(view)[:6]) == {1, 3, 5, 7, 9, 11}
     assert "Neither side" in view.status.value
+    assert all(label.endswith(" · no score") for label, _ in view.images.options[6:])
 
 
 def test_a_choice_of_images_survives_what_does_not_change_the_list(study):
