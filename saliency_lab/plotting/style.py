@@ -37,8 +37,11 @@ R = TypeVar("R")
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#404040", "#999999")
 """Categorical colours told apart with any colour vision: those of Okabe & Ito, but no yellow on white."""
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""A marker beside each colour, so that a figure survives a black-and-white printer."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
+"""A marker beside each colour, so that a figure survives a black-and-white printer.
+
+Eleven to eight colours: no pair of them comes twice among 88 names.
+"""
 
 DIVERGING = "RdBu_r"
 """Signed values: white is zero, red raises the class, blue lowers it; the limits are ±the same number."""
@@ -135,7 +138,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def markers(names: Sequence[str]) -> dict[str, str]:
-    """One marker a name, in order; they repeat after eight."""
+    """One marker a name, in order; they repeat after eleven."""
     return dict(zip(names, cycle(MARKERS), strict=False))
 
 

@@ -15,6 +15,9 @@ from saliency_lab.plotting.style import SCREEN_WIDTH, colours, figure, markers, 
 Estimate = tuple[float, float, float]
 """A value and the ends of its interval."""
 
+NAMED = 8
+"""Points that are named where they are; names of more would cover one another."""
+
 ARROWS = {"higher": "better →", "lower": "← better", "neither": ""}
 
 
@@ -30,7 +33,7 @@ def tradeoff(
     title: str | None = None,
     note: str | None = None,
 ) -> Figure:
-    """Draw one labelled point a model with its interval in both directions.
+    """Draw one point a model with its interval in both directions, named beside it, or in a legend if many.
 
     Parameters
     ----------
@@ -59,7 +62,7 @@ def tradeoff(
             raise InputError(
                 f"the point of '{name}' must be two finite triples (value, low, high): {pair.tolist()}"
             )
-    fig = figure(0.62 * SCREEN_WIDTH, 4.6)
+    fig = figure((0.62 if len(at) <= NAMED else 0.8) * SCREEN_WIDTH, 4.6)
     ax = fig.subplots()
     colour, marker = colours(list(at)), markers(list(at))
     for name, (xs, ys) in (marks or {}).items():
@@ -75,6 +78,7 @@ def tradeoff(
             markersize=8,
             elinewidth=1.4,
             zorder=3,
+            label=name,
         )
     ax.margins(0.16, 0.14)
     ax.grid(True)
@@ -89,7 +93,10 @@ def tradeoff(
         ax.set_title(title, loc="left")
     if note:
         ax.set_title(note, loc="right", fontsize=8, color="#606060")
-    _name_points(ax, {name: pair[:, 0] for name, pair in at.items()}, colour)
+    if len(at) > NAMED:
+        ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    else:
+        _name_points(ax, {name: pair[:, 0] for name, pair in at.items()}, colour)
     return fig
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from saliency_lab._common.files import atomic_path, writable_folder
 from saliency_lab._common.provenance import versions
 from saliency_lab.models import card_of
+from saliency_lab.plotting.style import save
 from saliency_lab.study.claims import in_words, judge
 from saliency_lab.study.comparison import ACCURACY, ROBUST, Comparison, Measure
 from saliency_lab.study.declared import Run
@@ -49,7 +50,7 @@ def write_page(
         lines += ["## Figures", ""]
     for stem, (caption, figure, kind) in figures.items():
         file = f"{name}-{stem}.{kind}"
-        _save(figure, folder / file)
+        save(figure, folder / file)
         lines += [f"![{caption}]({file})", "", f"*{caption}.*", ""]
     lines += [*_runs(runs, study), *_failures(study), *_provenance(declared, study)]
     page = folder / f"{name}.md"
@@ -213,17 +214,6 @@ def _figures(study: Study, comparison: Comparison) -> dict[str, tuple[str, Figur
         caption = f"Maps by {method.replace('_', ' ')}: first images, first seed of each model"
         found["maps"] = caption, plot.maps(n=min(MAPS_SHOWN, len(study.x)), method=method), "png"
     return found
-
-
-def _save(figure: Figure, path: Path) -> None:
-    import matplotlib
-
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    with (
-        atomic_path(path) as beside,
-        matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}),
-    ):
-        figure.savefig(beside, format=path.suffix[1:], bbox_inches="tight", dpi=110, metadata=metadata)
 
 
 def _runs(runs: Sequence[Run], study: Study) -> list[str]:

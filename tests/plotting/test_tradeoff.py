@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from saliency_lab.plotting.style import MARKERS, PALETTE, colours, markers
+from saliency_lab.plotting.tradeoff import NAMED, tradeoff
+
+
+def _points(count: int) -> dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]]:
+    return {f"model {i}": ((i, i - 0.1, i + 0.1), (0.5, 0.4, 0.6)) for i in range(count)}
+
+
+def test_every_point_is_named_once_beside_it_or_in_a_legend_if_they_are_many() -> None:
+    for count in (NAMED, NAMED + 1):
+        (ax,) = tradeoff(_points(count)).axes
+        beside = [text.get_text() for text in ax.texts]
+        legend = ax.get_legend()
+        listed = [] if legend is None else [text.get_text() for text in legend.get_texts()]
+        assert beside + listed == list(_points(count))
+        assert bool(listed) == (count > NAMED)
+
+
+def test_no_two_of_many_names_share_colour_and_marker() -> None:
+    names = [str(i) for i in range(len(PALETTE) * len(MARKERS))]
+    looks = zip(colours(names).values(), markers(names).values(), strict=True)
+    assert len(set(looks)) == len(names)
