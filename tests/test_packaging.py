@@ -60,6 +60,21 @@ def test_an_installed_wheel_lists_its_recipes(installed, tmp_path):
     assert names.stdout.split() == list(sl.list_recipes().index)
 
 
+def test_an_installed_wheel_brings_the_studies_and_the_trained_networks(installed, tmp_path):
+    code = (
+        "import saliency_lab as sl\n"
+        "print(*sl.list_studies().index)\n"
+        "print(*sl.list_zoo().index)\n"
+        "print(sl.load_model('digits/at').card.recipe['name'])"
+    )
+    done = run(installed, "python", "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    studies, zoo, name = done.stdout.splitlines()
+    assert studies.split() == list(sl.list_studies().index)
+    assert zoo.split() == list(sl.list_zoo().index)
+    assert name == "digits/at"
+
+
 def test_an_installed_wheel_writes_a_report(installed, tmp_path):
     code = (
         "import torch, saliency_lab as sl\n"
