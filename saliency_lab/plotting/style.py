@@ -82,6 +82,7 @@ _RC: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
+    "text.parse_math": False,  # a dollar in a user's name is a dollar
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
 }

@@ -90,7 +90,8 @@ def _notes(comparison: Comparison, mark: str) -> list[str]:
     if len(comparison.models) > 1:
         notes.append(
             f"{mark}: the best, or not told from it at {alpha} (paired test, Holm). "
-            f"†: differs from '{comparison.baseline}' at {alpha} (paired test, Holm over the table)."
+            f"†: differs from '{comparison.baseline}' at {alpha} (paired test, Holm over the table; and the "
+            "interval of the difference leaves 0 out)."
         )
     if comparison._table["seeds"].max() > 1:
         notes.append("Intervals are over seeds and images; tests are over images, about these networks.")
@@ -138,7 +139,8 @@ def _grid(comparison: Comparison, mark: Callable[[str, bool], str]) -> tuple[lis
         cells = dict.fromkeys(comparison.models, "")
         for model in measure.values:
             fact = next(facts)
-            text = cell_text(fact, measure.share) + ("†" if fact["p_holm"] < alpha else "")
+            apart = fact["difference_low"] > 0 or fact["difference_high"] < 0
+            text = cell_text(fact, measure.share) + ("†" if fact["p_holm"] < alpha and apart else "")
             cells[model] = mark(text, fact["rank"] != "")
         rows.append([f"{measure.metric} {_ARROWS[measure.better]}".strip(), measure.label, *cells.values()])
     return ["metric", "method", *comparison.models], rows
