@@ -105,19 +105,31 @@ def _verdict(low: float, high: float, better: str) -> str:
 
 
 def in_words(answers: pd.DataFrame) -> list[str]:
-    """One sentence a pair of models: in how many of the measures which way."""
+    """One sentence a pair of models: by which measures which way."""
     sentences = []
     for (model, over), rows in answers.groupby(["model", "over"], sort=False):
-        parts = []
-        for verdict, told in rows.groupby("verdict", sort=False):
-            which = ", ".join(_measure(row) for row in told.to_dict("records"))
-            parts.append(f"**{verdict}** by {which}")
+        verdicts = sorted(rows["verdict"].unique(), key=_ORDER.index)
+        parts = [f"**{verdict}** by {_measures(rows[rows['verdict'] == verdict])}" for verdict in verdicts]
         sentences.append(f"{model} against {over}: {'; '.join(parts)}.")
     return sentences
 
 
-def _measure(row: dict[Any, Any]) -> str:
-    name = str(row["metric"]).replace("_", " ")
-    if row["eps"] > 0:
-        return f"{name} ({row['method']}, ε = {row['eps']:.4g})"
-    return f"{name} ({str(row['method']).replace('_', ' ')})" if row["method"] else name
+_ORDER = ["better", "higher", "worse", "lower", "not told apart"]
+
+
+def _measures(rows: pd.DataFrame) -> str:
+    """Metrics, each with its methods, or with its attacks and their ε.
+
+    >>> _measures(pd.DataFrame({"metric": "robust_accuracy", "method": "pgd", "eps": [0.1, 0.2]}))
+    'robust accuracy (pgd, ε = 0.1, 0.2)'
+    """
+    named = []
+    for metric, held in rows.groupby("metric", sort=False):
+        within = []
+        for method, own in held.groupby("method", sort=False):
+            radii = [f"{eps:.4g}" for eps in own["eps"] if eps > 0]
+            name = str(method).replace("_", " ")
+            within.append(f"{name}, ε = {', '.join(radii)}" if radii else name)
+        text = str(metric).replace("_", " ")
+        named.append(f"{text} ({'; '.join(within)})" if any(within) else text)
+    return ", ".join(named)
