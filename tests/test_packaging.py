@@ -141,13 +141,12 @@ def distributions_of(paths):
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     files = sorted((ROOT / "saliency_lab").rglob("*.py"))
     found = distributions_of(files)
-    needed, optional = (
-        declared(PROJECT["dependencies"]),
-        declared(PROJECT["optional-dependencies"]["distributed"]),
-    )
+    needed, extras = declared(PROJECT["dependencies"]), PROJECT["optional-dependencies"]
+    optional = declared([*extras["distributed"], *extras["notebook"]])
     assert {name: files for name, files in found.items() if name not in needed | optional} == {}
-    assert found.keys() & optional == {"distributed"}
-    assert found["distributed"] == {"study.py"}, "an extra is imported where its absence is told"
+    at = {name: found[name] for name in found.keys() & optional}
+    told = {"distributed": {"executors.py"}, "ipywidgets": {"widget.py"}}
+    assert at == told, "an extra is imported where its absence is told"
     through_pandas = {
         name
         for name, call in USED_BY_PANDAS.items()
