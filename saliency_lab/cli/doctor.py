@@ -9,7 +9,7 @@ import typer
 from saliency_lab.cli.options import DataRoot
 
 OPTIONAL = {
-    "ipywidgets": ("progress bars in Jupyter", "pip install '.[notebook]'"),
+    "ipywidgets": ("sl.explore and progress bars in Jupyter", "pip install '.[notebook]'"),
     "jupyterlab": ("the notebooks", "pip install '.[notebook]'"),
     "distributed": ("study --executor dask", "pip install '.[distributed]'"),
     "tensorboard": ("logs of a run in TensorBoard", "pip install tensorboard"),

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import SCREEN_WIDTH, colours, figure, markers, styled
+from saliency_lab.plotting.style import PALETTE, SCREEN_WIDTH, colours, figure, markers, strokes, styled
 
 
 class HasTable(Protocol):
@@ -54,11 +54,12 @@ def robustness(
     tables = {name: _table(name, curve, along) for name, curve in curves.items()}
     fig = figure(0.7 * SCREEN_WIDTH, 4.2)
     ax = fig.subplots()
-    colour, marker = colours(list(tables)), markers(list(tables))
+    colour, marker, stroke = (look(list(tables)) for look in (colours, markers, strokes))
     for name, table in tables.items():
         at = table[along].to_numpy(float)
         ax.fill_between(at, table["low"], table["high"], color=colour[name], alpha=0.15, linewidth=0)
-        ax.plot(at, table["accuracy"], color=colour[name], marker=marker[name], label=name, clip_on=False)
+        (line,) = ax.plot(at, table["accuracy"], stroke[name], color=colour[name], label=name, clip_on=False)
+        line.set_marker(marker[name])
     right = max(table[along].max() for table in tables.values())
     left = min(table[along].min() for table in tables.values())
     ax.set_xlim(left, right if right > left else left + 1)
@@ -74,7 +75,11 @@ def robustness(
     ax.set(xlabel=xlabel or names.get(along, along), ylabel="accuracy under attack")
     if title:
         ax.set_title(title, loc="left")
-    _name_lines(ax, {name: float(table["accuracy"].iloc[-1]) for name, table in tables.items()}, colour)
+    ends = {name: float(table["accuracy"].iloc[-1]) for name, table in tables.items()}
+    if len(ends) > len(PALETTE):
+        fig.legend(loc="outside right upper")  # a colour alone no longer tells a line
+    else:
+        _name_lines(ax, ends, colour)
     counts = {int(table["n"].iloc[0]) for table in tables.values() if "n" in table}
     if len(counts) == 1:
         note = f"n = {counts.pop()} images; bands: 95 % intervals"

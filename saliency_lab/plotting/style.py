@@ -143,6 +143,16 @@ def markers(names: Sequence[str]) -> dict[str, str]:
     return dict(zip(names, cycle(MARKERS), strict=False))
 
 
+def strokes(names: Sequence[str]) -> dict[str, str]:
+    """One line style a name, in order: the eight after the first eight are dashed, the next dotted.
+
+    >>> list(strokes("abcdefghi").values())[7:]
+    ['-', '--']
+    """
+    styles = ("-", "--", ":")
+    return {name: styles[i // len(PALETTE) % len(styles)] for i, name in enumerate(names)}
+
+
 def save(fig: Figure, path: str | Path) -> Path:
     """Write a figure by its suffix: PNG at 200 dpi, PDF or SVG with text that stays text.
 

@@ -72,9 +72,10 @@ class ComparisonPlots:
         clean = table[table["metric"] == "accuracy"]
         attacked = table[(table["metric"] == ROBUST) & (table["method"] == attack)]
         rows = pd.concat([clean, attacked]).rename(columns={"mean": "accuracy"})
+        rows["n"] //= rows["seeds"]  # images, each judged once a seed
         columns = ["eps", "accuracy", "low", "high", "n"]
         lines = {model: rows[rows["model"] == model][columns] for model in comparison.models}
-        return curves.robustness(lines, title=f"{attack.upper() if len(attack) < 5 else attack}")
+        return curves.robustness(lines, title=attack.upper() if attack in ("fgsm", "pgd") else attack)
 
     def tradeoff(
         self,

@@ -200,8 +200,9 @@ def _figures(study: Study, comparison: Comparison) -> dict[str, tuple[str, Figur
             found[f"robustness-{attack}"] = caption, plot.robustness(attack), "svg"
     metrics = list(dict.fromkeys(measure.metric for measure in comparison.measures if not measure.share))
     if metrics and len(comparison.robustness):
-        caption = f"Accuracy under attack at the largest ε against {metrics[0].replace('_', ' ')}"
-        found["tradeoff"] = caption, plot.tradeoff(ROBUST, metrics[0]), "svg"
+        eps = comparison.audits["eps"].max() if len(comparison.audits) else comparison.robustness["eps"].max()
+        caption = f"Accuracy under attack at ε = {eps:.4g} against {metrics[0].replace('_', ' ')}"
+        found["tradeoff"] = caption, plot.tradeoff(ROBUST, metrics[0], eps=eps), "svg"
     for metric in metrics:
         caption = f"{metric.replace('_', ' ').capitalize()} by method, with intervals"
         found[metric] = caption, plot.dots(metric), "svg"

@@ -48,3 +48,13 @@ def test_bad_tables_are_refused() -> None:
         robustness({})
     with pytest.raises(sl.SaliencyLabError, match="lacks the column"):
         robustness({"a": table(1.0).drop(columns="low")})
+
+
+def test_many_lines_are_told_apart_by_dashes_and_a_legend():
+    table = pd.DataFrame({"eps": [0.0, 0.1], "accuracy": [1.0, 0.5], "low": [0.9, 0.4], "high": [1.0, 0.6]})
+    few, many = ({f"model {i}": table for i in range(count)} for count in (8, 9))
+    assert {line.get_linestyle() for line in robustness(few).axes[0].lines} == {"-"}
+    assert not robustness(few).legends
+    figure = robustness(many)
+    assert [line.get_linestyle() for line in figure.axes[0].lines] == ["-"] * 8 + ["--"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(many)
