@@ -242,6 +242,8 @@ class Study:
     ) -> Study:
         """Say of every model whether what this attack reports can be believed; see `sl.audit`.
 
+        Transfer from other models is skipped here: a verdict is about one network alone.
+
         Parameters
         ----------
         attack, eps, label, settings
