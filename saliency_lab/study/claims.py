@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pandas as pd
@@ -133,3 +133,12 @@ def _measures(rows: pd.DataFrame) -> str:
         text = str(metric).replace("_", " ")
         named.append(f"{text} ({'; '.join(within)})" if any(within) else text)
     return ", ".join(named)
+
+
+def measure_in_words(row: Mapping[Hashable, Any]) -> str:
+    """Name the measure of one row.
+
+    >>> measure_in_words({"metric": "robust_accuracy", "method": "pgd", "eps": 0.2})
+    'robust accuracy (pgd, ε = 0.2)'
+    """
+    return _measures(pd.DataFrame([row]))

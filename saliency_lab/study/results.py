@@ -13,7 +13,7 @@ from saliency_lab._common.files import atomic_path, writable_folder
 from saliency_lab._common.provenance import versions
 from saliency_lab.models import card_of
 from saliency_lab.plotting.style import save
-from saliency_lab.study.claims import in_words, judge
+from saliency_lab.study.claims import in_words, judge, measure_in_words
 from saliency_lab.study.comparison import ACCURACY, ROBUST, Comparison, Measure
 from saliency_lab.study.declared import Run
 from saliency_lab.study.rendering import cell_text
@@ -88,15 +88,13 @@ def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
         answers = judge(claim, comparison)
         lines += [f"### {number}. {claim.question}", "", *(f"- {text}" for text in in_words(answers)), ""]
         rows = []
-        for row in answers.to_dict("records"):
-            share = row["metric"] in (ACCURACY, ROBUST)
-            difference = _signed(row["difference"], row["difference_low"], row["difference_high"], share)
-            what = str(row["metric"]).replace("_", " ")
-            by = f"{row['method']}, ε = {row['eps']:.4g}" if row["eps"] > 0 else row["method"]
-            means = [_number(row[key], share) for key in ("mean", "mean_over")]
-            pair = f"{row['model']} − {row['over']}"
-            rows.append([pair, what, by, *means, difference, row["verdict"]])
-        head = ["models", "measure", "method", "first", "second", "difference", "verdict"]
+        for (model, over), held in answers.groupby(["model", "over"], sort=False):
+            for row in held.to_dict("records"):
+                share = row["metric"] in (ACCURACY, ROBUST)
+                difference = _signed(row["difference"], row["difference_low"], row["difference_high"], share)
+                means = [_number(row[key], share) for key in ("mean", "mean_over")]
+                rows.append([f"{model} − {over}", measure_in_words(row), row["verdict"], *means, difference])
+        head = ["models", "by", "verdict", "first", "second", "difference"]
         lines += [*_table(head, rows), ""]
     lines += [
         "*better* and *worse*: the interval of the paired difference leaves 0 out; *not told apart*: it does "
