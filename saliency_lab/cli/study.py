@@ -61,7 +61,7 @@ def study(
     store = out or Path("runs") / declaration.stem
     if _only_look(declared, store, plan, verify):
         return
-    command = f"saliency-lab study {declaration.name} --page DIR"
+    command = f"saliency-lab study {declaration.name} --page DIR{_said(data, data_root)}"
     _carry_out(declared, store, declaration.stem, page, command, executor, workers, address)
 
 
@@ -88,10 +88,16 @@ def reproduce(
     store = out or Path("runs") / name
     if _only_look(declared, store, plan, verify=False):
         return
-    command = f"saliency-lab reproduce {name.removesuffix('-quick')}" + (" --quick" if quick else "")
-    if data is not None:
-        command += f" --data {data} --data-root {'PATH' if data_root is None else data_root.name}"
+    short = " --quick" if name.endswith("-quick") else ""
+    command = f"saliency-lab reproduce {name.removesuffix('-quick')}{short}{_said(data, data_root)}"
     _carry_out(declared, store, name, page or store / "results", command, executor, workers, address)
+
+
+def _said(data: str | None, root: Path | None) -> str:
+    """The options of other data, for the page, without folders of this machine."""
+    if data is None:
+        return ""
+    return f" --data {data}" + ("" if root is None else f" --data-root {root.name}")
 
 
 def _with_data(declared: Declaration, name: str | None, root: Path | None) -> Declaration:

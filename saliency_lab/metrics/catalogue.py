@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -82,6 +83,17 @@ class Metric:
     """What it asks that other metrics ask too, so that they are best scored together; empty for nothing."""
     whole: bool = False
     """A sample is compared with the others of the call, so its score depends on them by definition."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Ends of the range as numbers; infinite where it depends on the images or has no end."""
+        ends = []
+        for text, none in zip(self.range[1:-1].split(","), (-math.inf, math.inf), strict=True):
+            try:
+                ends.append(float(text))
+            except ValueError:
+                ends.append(none)
+        return ends[0], ends[1]
 
     @property
     def engines(self) -> list[Engine]:

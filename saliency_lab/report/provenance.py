@@ -30,11 +30,8 @@ class Provenance:
 
 def provenance(study: Study, unread: Missing) -> Provenance:
     """Read the facts of every cell; `unread` are maps that could not be read."""
-    held = {
-        cell.key: (cell, content)
-        for cell, content in study.store.cells()
-        if cell.key in set(study.cells.values())
-    }
+    wanted = set(study.cells.values())
+    held = {cell.key: (cell, content.info) for cell, content in study.store.cells() if cell.key in wanted}
     models = study.models
     weights: dict[tuple[str, int], str] = {}
     ran: dict[str, set[str]] = {}
@@ -44,12 +41,12 @@ def provenance(study: Study, unread: Missing) -> Provenance:
         if key not in held:
             lost.append((place.model, place.seed, what))
             continue
-        cell, content = held[key]
+        cell, info = held[key]
         weights[place.model, place.seed] = str(cell.depends["model"])
-        source: Mapping[str, Any] = content.info.get("provenance") or {}
+        source: Mapping[str, Any] = info.get("provenance") or {}
         for package, version in (source.get("versions") or cell.depends["versions"]).items():
             ran.setdefault(package, set()).add(str(version))
-        seconds = float(content.info.get("seconds", 0.0))
+        seconds = float(info.get("seconds", 0.0))
         rows.append(
             [
                 Cell(place.kind),

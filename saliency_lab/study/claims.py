@@ -39,18 +39,38 @@ class Claim(Settings):
         """Whether this measure is among those asked for."""
         return (
             measure.metric in self.metric
-            and (not self.method or measure.method in self.method)
+            and (not self.method or not measure.method or measure.method in self.method)
             and (not measure.eps > 0 or not self.eps or any(abs(measure.eps - e) < 1e-9 for e in self.eps))
         )
 
-    def check(self, models: Sequence[str], metrics: Sequence[str]) -> None:
-        """Refuse models and metrics that the study has not."""
+    def check(
+        self,
+        models: Sequence[str],
+        metrics: Sequence[str],
+        methods: Sequence[str],
+        attacks: Mapping[str, Sequence[float]],
+    ) -> None:
+        """Refuse models, metrics, methods, attacks (by name, with their ε) and ε that the study has not."""
+        said = f"in the claim '{self.question}':"
+        shares = {"accuracy", "robust_accuracy"}
+        maps = [name for name in self.metric if name not in shares]
         for name in (*self.model, *self.over):
             if name not in models:
-                raise unknown_name(f"model in the claim '{self.question}':", name, models)
+                raise unknown_name(f"model {said}", name, models)
         for name in self.metric:
             if name not in metrics:
-                raise unknown_name(f"metric in the claim '{self.question}':", name, metrics)
+                raise unknown_name(f"metric {said}", name, metrics)
+        known = [*(methods if maps else ()), *(attacks if shares & {*self.metric} else ())]
+        for name in self.method:
+            if name not in known:
+                raise unknown_name(f"method {said}", name, known)
+        if "robust_accuracy" in self.metric and self.method and not {*self.method} & {*attacks}:
+            raise InputError(f"the claim '{self.question}' asks for robust_accuracy; name the attack too")
+        radii = sorted({eps for held in attacks.values() for eps in held if eps > 0})
+        for eps in self.eps:
+            if not any(abs(eps - each) < 1e-9 for each in radii):
+                there = ", ".join(f"{each:.4g}" for each in radii) or "none"
+                raise InputError(f"ε = {eps:g} {said} is not attacked at; there are: {there}")
 
 
 COLUMNS = [

@@ -51,6 +51,8 @@ class Measure:
     eps: float
     better: Better
     values: Mapping[str, np.ndarray]
+    bounds: tuple[float, float] = (-np.inf, np.inf)
+    """The ends of what the metric can be, which an interval of the mean does not pass."""
 
     @property
     def share(self) -> bool:
@@ -68,7 +70,11 @@ class Measure:
         if self.share:
             return statistics.proportion_interval(values, level=level)
         key = derive_seed(seed, "bootstrap", self.metric, self.label, model)
-        return statistics.mean_interval(values, level=level, seed=key)
+        found = statistics.mean_interval(values, level=level, seed=key)
+        low, high = self.bounds
+        if (values < low).any() or (values > high).any():  # of settings that the usual range is not of
+            return found
+        return Interval(found.mean, max(found.low, low), min(found.high, high))
 
     def difference(self, model: str, other: str, level: float, seed: int) -> Interval:
         """Mean difference on the same images, and its interval."""
@@ -81,8 +87,11 @@ class Measure:
         test = statistics.compare_proportions if self.share else statistics.compare_scores
         return test(self.values[model], self.values[other])
 
-    def leaders(self, means: Mapping[str, float], alpha: float) -> dict[str, str]:
-        """Say which model is "best", and which are a "tie": not told from it at `alpha` (Holm)."""
+    def leaders(self, means: Mapping[str, float], alpha: float, seed: int) -> dict[str, str]:
+        """Say which model is "best", and which are a "tie": not told from it.
+
+        That is by the paired test at `alpha` (Holm), or as the interval of the difference holds 0.
+        """
         known = {model: mean for model, mean in means.items() if not np.isnan(mean)}
         if self.better == "neither" or len(set(known.values())) < 2:
             return {}
@@ -90,7 +99,11 @@ class Measure:
         best = choose(known, key=lambda model: known[model])
         others = [model for model in known if model != best]
         p = statistics.holm([self.test(model, best).p for model in others])
-        tied = [model for model, value in zip(others, p, strict=True) if not value < alpha]
+        tied = []
+        for model, value in zip(others, p, strict=True):
+            difference = self.difference(model, best, 1 - alpha, seed)
+            if not value < alpha or not (difference.low > 0 or difference.high < 0):
+                tied.append(model)
         return {best: "best"} | dict.fromkeys(tied, "tie")
 
 
@@ -157,7 +170,8 @@ class Comparison:
                 clean_seen |= eps == 0
                 found.append(Measure(name, method, float(eps), "higher", values))
         for (metric, method), values in _arrays(self.scores, ["metric", "method"], "score").items():
-            found.append(Measure(metric, method, np.nan, self._direction(metric), values))
+            bounds = METRICS[metric].bounds if metric in METRICS else (-np.inf, np.inf)
+            found.append(Measure(metric, method, np.nan, self._direction(metric), values, bounds))
         return found
 
     def _direction(self, metric: str) -> Better:
@@ -195,7 +209,7 @@ class Comparison:
         for measure in self.measures:
             intervals = {m: measure.interval(m, self.level, self.seed) for m in measure.values}
             means = {m: interval.mean for m, interval in intervals.items()}
-            leaders = measure.leaders(means, 1 - self.level)
+            leaders = measure.leaders(means, 1 - self.level, self.seed)
             for model, interval in intervals.items():
                 undefined = int(np.isnan(measure.values[model].astype(float)).sum())
                 row = {

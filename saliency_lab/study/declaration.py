@@ -29,6 +29,12 @@ class SampleSpec(Settings):
     """`val` is for choosing between recipes, which must not look at the test images."""
 
 
+def _distinct(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed is listed twice")
+    return seeds
+
+
 class Trained(Settings):
     """A model that the study trains: a recipe, by bundled name or TOML file, and what is changed in it."""
 
@@ -37,6 +43,11 @@ class Trained(Settings):
     """In place of the study's."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Beside the study's, such as "objective.fraction" = 0.1."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, given: list[int] | None) -> list[int] | None:
+        return None if given is None else _distinct(given)
 
 
 class Declaration(Settings):
@@ -67,6 +78,11 @@ class Declaration(Settings):
     """Of the choice of images and of every draw."""
     folder: Path = Path()
     """Of the file itself."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, given: list[int]) -> list[int]:
+        return _distinct(given)
 
     @field_validator("recipes", mode="before")
     @classmethod
@@ -108,6 +124,10 @@ def bundled_study(name: str) -> Path:
         If there is none of that name.
     """
     known = {path.stem: path for path in sorted(studies_folder().glob("*.toml"), key=lambda path: path.stem)}
+    whole = name.removesuffix("-quick")
+    if name not in known and whole in known:
+        short = ", ".join(each.removesuffix("-quick") for each in known if each.endswith("-quick"))
+        raise InputError(f"the study '{whole}' has no short form; those that have: {short}")
     if name not in known:
         raise unknown_name("study", name, known)
     return known[name]
@@ -135,7 +155,9 @@ def read_declaration(path: str | Path) -> Declaration:
     return declared.model_copy(update={"folder": path.parent.resolve()})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path in above:
+        raise InputError(f"the study '{path}' extends itself")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -145,10 +167,12 @@ def _read(path: Path) -> dict[str, Any]:
     base = table.pop("extends", None)
     if base is None:
         return table
-    if not isinstance(base, str) or base == path.stem:
+    if not isinstance(base, str):
         raise InputError(f"the study '{path}': extends must name another study beside it, not {base!r}")
-    below = _read(path.with_name(f"{base.removesuffix('.toml')}.toml"))
+    below = _read(path.with_name(f"{base.removesuffix('.toml')}.toml"), (*above, path))
     merged: dict[str, Any] = {**below, **table}
     for key in ("data", "overrides"):
-        merged[key] = {**below.get(key, {}), **table.get(key, {})}
+        parts = [held.get(key, {}) for held in (below, table)]
+        if all(isinstance(part, Mapping) for part in parts):
+            merged[key] = {**parts[0], **parts[1]}
     return merged

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from filelock import FileLock
 from torch import nn
 
 from saliency_lab._common.errors import InputError, SaliencyLabError, TrainingError, unknown_name
@@ -28,7 +29,7 @@ from saliency_lab.study.declaration import Declaration
 from saliency_lab.study.planning import Scout
 from saliency_lab.study.study import Study
 from saliency_lab.study.task import ALONE, Failure
-from saliency_lab.study.work import read_attacks, read_requests
+from saliency_lab.study.work import read_attacks, read_eps, read_requests
 from saliency_lab.training import Recipe, load_recipe, train
 
 
@@ -39,6 +40,8 @@ class Run(NamedTuple):
     recipe: Recipe
     seed: int
     folder: Path
+    changes: dict[str, Any]
+    """What this model changes in its recipe, beside what the study changes in all."""
 
     @property
     def finished(self) -> bool:
@@ -77,6 +80,8 @@ def run_declared(
         study.note_failure(model, seed, "training", failure)
     _verbs(study, declared)
     baseline = declared.baseline if declared.baseline in study.models else None
+    if baseline != declared.baseline:
+        warnings.warn(f"the baseline '{declared.baseline}' could not be trained", stacklevel=2)
     return study, study.compare(baseline, level=declared.level)
 
 
@@ -120,18 +125,22 @@ def training_runs(declared: Declaration, data: str, store: Path) -> list[Run]:
         for seed in declared.seeds if trained.seeds is None else trained.seeds:
             key = fingerprint({**recipe.portable(), "seed": seed}, data)
             folder = store / "models" / f"{recipe.name.replace('/', '-')}-seed-{seed}-{key[:12]}"
-            runs.append(Run(model, recipe, seed, folder))
+            runs.append(Run(model, recipe, seed, folder, trained.overrides))
     return runs
 
 
 def _check(declared: Declaration, study: Study) -> None:
     if declared.baseline is not None and declared.baseline not in study.models:
         raise unknown_name("baseline:", declared.baseline, study.models)
-    metrics = (
-        [request.label for request in read_requests(declared.metrics, "metric")] if declared.metrics else []
-    )
+    measured = [ACCURACY, ROBUST] if declared.attacks else []
+    if declared.metrics:
+        measured += [request.label for request in read_requests(declared.metrics, "metric")]
+    if not measured:
+        raise InputError("the study measures nothing; give metrics (and methods), or attacks")
+    methods = [each.label for each in read_requests(declared.methods, "method")] if declared.methods else []
+    attacks = {each.label: read_eps(each.settings["eps"]) for each in read_attacks(declared.attacks)}
     for claim in declared.claims:
-        claim.check(study.models, [*metrics, *((ACCURACY, ROBUST) if declared.attacks else ())])
+        claim.check(study.models, measured, methods, attacks)
 
 
 def _verbs(study: Study, declared: Declaration) -> None:
@@ -149,13 +158,13 @@ def _train_all(
     runs: Sequence[Run], data: ImageData, declared: Declaration, executor: Executor | None
 ) -> Iterator[tuple[Run, nn.Module | Failure]]:
     if executor is not None:
-        missing = [run for run in runs if not run.finished]
+        missing = {run.folder: run for run in runs if not run.finished}.values()
         jobs = [executor.submit(_train_remotely, run, data.fingerprint, declared) for run in missing]
         for job in jobs:
             job.exception()  # waits; what failed is tried here again, where its error can be told
     for run in runs:
         try:
-            yield run, train(run.recipe, data, seed=run.seed, out=run.folder)
+            yield run, _train(run, data)
         except TrainingError as error:
             warnings.warn(f"{run.model} (seed {run.seed}) could not be trained: {error}", stacklevel=3)
             yield run, Failure.of(error)
@@ -167,7 +176,14 @@ def _train_remotely(run: Run, data: str, declared: Declaration) -> None:
         found = load_declared_data(declared)
         if found.fingerprint != data:
             raise InputError(f"a worker found other files of '{declared.data.name}'; all must see the same")
-        train(run.recipe, found, seed=run.seed, out=run.folder)
+        _train(run, found)
+
+
+def _train(run: Run, data: ImageData) -> nn.Module:
+    """Train one network, or read it where it is finished; another process that is at it is waited for."""
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(run.folder.with_name(f"{run.folder.name}.lock")):
+        return train(run.recipe, data, seed=run.seed, out=run.folder)
 
 
 def _stand_ins(runs: Sequence[Run], data: ImageData) -> dict[str, list[nn.Module]]:
@@ -192,6 +208,8 @@ def _finished_models(declared: Declaration) -> dict[str, list[nn.Module]]:
     models = {}
     for name, sources in declared.models.items():
         listed = [sources] if isinstance(sources, str) else sources
+        if len(set(listed)) < len(listed):
+            raise InputError(f"model '{name}' lists a checkpoint twice; each must be another seed")
         models[name] = [
             import_module(source) if ":" in source else load_checkpoint(declared.folder / source)
             for source in listed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, writable_folder
 from saliency_lab._common.provenance import versions
 from saliency_lab.models import card_of
@@ -25,6 +28,11 @@ if TYPE_CHECKING:
     from saliency_lab.study.study import Study
 
 MAPS_SHOWN = 5
+
+BOLD = (
+    "Bold: the best of its column, or not told from it: by the paired test over the images (Holm), or as the "
+    "interval of the difference, over the seeds too, holds 0."
+)
 
 
 def write_page(
@@ -49,7 +57,7 @@ def write_page(
     if figures:
         lines += ["## Figures", ""]
     for stem, (caption, figure, kind) in figures.items():
-        file = f"{name}-{stem}.{kind}"
+        file = f"{name}-{re.sub(r'[^0-9A-Za-z_.-]+', '-', stem)}.{kind}"
         save(figure, folder / file)
         lines += [f"![{caption}]({file})", "", f"*{caption}.*", ""]
     lines += [*_runs(runs, study), *_failures(study), *_provenance(declared, study)]
@@ -83,10 +91,17 @@ def _repeat(declared: Declaration, study: Study, command: str) -> list[str]:
 def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
     if not declared.claims:
         return []
+    told = 0
     lines = ["## Questions and answers", ""]
     for number, claim in enumerate(declared.claims, start=1):
-        answers = judge(claim, comparison)
-        lines += [f"### {number}. {claim.question}", "", *(f"- {text}" for text in in_words(answers)), ""]
+        lines += [f"### {number}. {claim.question}", ""]
+        try:
+            answers = judge(claim, comparison)
+        except InputError as error:  # a model that could not be trained, a metric that failed
+            lines += [f"No answer: {error}.", ""]
+            continue
+        told += len(answers)
+        lines += [*(f"- {text}" for text in in_words(answers)), ""]
         rows = []
         for (model, over), held in answers.groupby(["model", "over"], sort=False):
             for row in held.to_dict("records"):
@@ -98,13 +113,17 @@ def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
         lines += [*_table(head, rows), ""]
     lines += [
         "*better* and *worse*: the interval of the paired difference leaves 0 out; *not told apart*: it does "
-        "not. The intervals are not corrected for their number.",
+        f"not. The {told} intervals are each at {100 * comparison.level:g} % and not corrected for their "
+        f"number: were there no differences at all, about {told * (1 - comparison.level):.0f} of them would "
+        "leave 0 out by chance.",
         "",
     ]
     return lines
 
 
-def _number(value: float, share: bool) -> str:
+def _number(value: float | None, share: bool) -> str:
+    if value is None:
+        return ""
     return f"{100 * value:.1f} %" if share else f"{value:.3g}"
 
 
@@ -124,7 +143,7 @@ def _accuracy(comparison: Comparison) -> list[str]:
     if not measures:
         return []
     head = ["model", *("unattacked" if m.metric == ACCURACY else m.label for m in measures)]
-    lines = ["## Accuracy", "", *_table(head, _by_model(comparison, measures)), ""]
+    lines = ["## Accuracy", "", *_table(head, _by_model(comparison, measures)), "", BOLD, ""]
     if len(comparison.audits):
         lines += _audits(comparison)
     return lines
@@ -141,6 +160,11 @@ def _audits(comparison: Comparison) -> list[str]:
         rows.append([str(model), f"{attack}, ε = {eps:.4g}", str(n), *means, verdicts])
     head = ["model", "attack", "images", "attack reports", "worst case of all attacks", "verdict by seed"]
     lines = ["### May these be believed? The audit", "", *_table(head, rows), ""]
+    lines += [
+        "All attacks: FGSM with and without a random start, the attack in question with more steps and other "
+        "starts, noise, PGD on rescaled logits and on the margin, Square, APGD-CE, targeted APGD and FAB.",
+        "",
+    ]
     doubted = comparison.audits[(comparison.audits["verdict"] != "believe")]
     doubted = doubted[doubted["check_verdict"].isin(("warn", "fail"))]
     for row in doubted.to_dict("records"):
@@ -198,7 +222,10 @@ def _figures(study: Study, comparison: Comparison) -> dict[str, tuple[str, Figur
             found[f"robustness-{attack}"] = caption, plot.robustness(attack), "svg"
     metrics = list(dict.fromkeys(measure.metric for measure in comparison.measures if not measure.share))
     if metrics and len(comparison.robustness):
-        eps = comparison.audits["eps"].max() if len(comparison.audits) else comparison.robustness["eps"].max()
+        attacked = comparison.measure(ROBUST)
+        radii = {m.eps for m in comparison.measures if (m.metric, m.method) == (ROBUST, attacked.method)}
+        audited = radii & {*comparison.audits.get("eps", ())}
+        eps = max(audited or radii)
         caption = f"Accuracy under attack at ε = {eps:.4g} against {metrics[0].replace('_', ' ')}"
         found["tradeoff"] = caption, plot.tradeoff(ROBUST, metrics[0], eps=eps), "svg"
     for metric in metrics:
@@ -211,7 +238,8 @@ def _figures(study: Study, comparison: Comparison) -> dict[str, tuple[str, Figur
     methods = list(dict.fromkeys(comparison.scores["method"])) if len(comparison.scores) else []
     for method in methods[:1]:
         caption = f"Maps by {method.replace('_', ' ')}: first images, first seed of each model"
-        found["maps"] = caption, plot.maps(n=min(MAPS_SHOWN, len(study.x)), method=method), "png"
+        with contextlib.suppress(SaliencyLabError):  # the maps of a model failed, and are listed as such
+            found["maps"] = caption, plot.maps(n=min(MAPS_SHOWN, len(study.x)), method=method), "png"
     return found
 
 
@@ -223,12 +251,14 @@ def _runs(runs: Sequence[Run], study: Study) -> list[str]:
     for run in runs:
         card = weights.get((run.model, run.seed))
         epochs = run.recipe.training.epochs
-        row = [run.model, run.recipe.name, run.recipe.model.name, str(run.seed), str(epochs)]
+        changed = ", ".join(f"{key} = {value}" for key, value in run.changes.items())
+        recipe = f"{run.recipe.name} ({changed})" if changed else run.recipe.name
+        row = [run.model, recipe, run.recipe.model.name, str(run.seed), str(epochs)]
         if card is None:
             rows.append([*row, "failed", "", "", ""])
             continue
         log = pd.read_csv(run.folder / "log.csv")
-        shares = [_number(card.metrics[key] or 0.0, share=True) for key in ("val_clean", "val_robust")]
+        shares = [_number(card.metrics[key], share=True) for key in ("val_clean", "val_robust")]
         rows.append([*row, *shares, f"{log['seconds'].median():.0f}", f"`{card.sha256[:12]}`"])
     head = ["model", "recipe", "network", "seed", "epochs", "clean", "PGD", "s/epoch", "weights"]
     note = (

@@ -68,14 +68,18 @@ def mean_interval(scores: np.ndarray, *, level: float = 0.95, seed: int = 0) -> 
 
 
 def proportion_interval(right: np.ndarray, *, level: float = 0.95) -> Interval:
-    """Share of right predictions (S, N): the Wilson interval; for several seeds `hierarchical_interval`."""
+    """Share of right predictions (S, N) and its interval: Wilson's, over the images.
+
+    For several seeds `hierarchical_interval`, where that is wider.
+    """
     share = float(right.mean())
-    if len(right) > 1 and 0 < share < 1:
-        interval = hierarchical_interval([right.astype(float)], level=level)
-        return Interval(share, max(0.0, interval.low), min(1.0, interval.high))
     n = right.shape[1]
     low, high = proportion_confint(round(share * n), n, alpha=1 - level, method="wilson")
-    return Interval(share, min(share, float(low)), max(share, float(high)))  # at 0 % low is 1e-17
+    low, high = min(share, float(low)), max(share, float(high))  # at 0 % low is 1e-17
+    if len(right) > 1:
+        wide = hierarchical_interval([right.astype(float)], level=level)
+        low, high = max(0.0, min(low, wide.low)), min(1.0, max(high, wide.high))
+    return Interval(share, low, high)
 
 
 def difference_interval(a: np.ndarray, b: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Interval:
@@ -97,7 +101,7 @@ def hierarchical_interval(groups: Sequence[np.ndarray], *, level: float = 0.95) 
     unbiased: that of the seeds' means over S, and that of the images' means over N. The bootstrap's
     percentiles are not used: they cannot leave the range of the seeds, and with three would cover 75 % at
     best. Student's half-widths of the two parts are added in quadrature, which covers 95 to 98 % in
-    simulations with three seeds.
+    simulations with three seeds. A single seed beside several is taken to vary as those do.
     """
     signs = (1.0, -1.0)[: len(groups)]
     by_image = np.sum([sign * over_seeds(group) for sign, group in zip(signs, groups, strict=True)], axis=0)
@@ -106,9 +110,12 @@ def hierarchical_interval(groups: Sequence[np.ndarray], *, level: float = 0.95) 
         return UNKNOWN
     mean = float(by_image[used].mean())
     tail = (1 - level) / 2
-    by_seed = [np.nanmean(group[:, used], axis=1) for group in groups if len(group) > 1]
-    variances = np.array([stats.sem(means) ** 2 for means in by_seed])
-    spread = np.sum(variances**2 / [len(means) - 1 for means in by_seed])
+    by_seed = [np.nanmean(group[:, used], axis=1) for group in groups]
+    several = [means for means in by_seed if len(means) > 1]
+    variances = np.array([stats.sem(means) ** 2 for means in several])
+    if several and len(several) < len(groups):  # a single seed is taken to vary like the other's
+        variances *= 1 + len(several[0])
+    spread = np.sum(variances**2 / [len(means) - 1 for means in several])
     freedom = variances.sum() ** 2 / spread if spread > 0 else np.inf  # Welch's, for two models
     of_seeds = stats.t.isf(tail, freedom) * variances.sum() ** 0.5
     of_images = stats.t.isf(tail, used.sum() - 1) * stats.sem(by_image[used])

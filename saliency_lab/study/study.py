@@ -260,7 +260,10 @@ class Study:
         seen = fingerprint(self.x[:count], self.y[:count])
         prints = self._prints()
         tasks = []
-        for radius in work.read_eps(eps)[1:]:
+        radii = [radius for radius in work.read_eps(eps) if radius > 0]
+        if not radii:
+            raise InputError("an audit needs eps > 0")
+        for radius in radii:
             request = Request(f"audit of {label or named.label}, ε = {radius:.4g}", attack, settings)
             for member, model in prints.items():
                 cell = work.audit_cell(model, seen, request, radius, budget, self.seed)
@@ -358,10 +361,11 @@ class Study:
         audit ran; `verdict` and `reason` of the audit; `check`, `check_verdict` and `evidence` of one item.
         """
         rows = []
-        for _, member, content in self._contents("audit"):
+        for place, member, content in self._contents("audit"):
             facts = content.info
+            label = place.label.removeprefix("audit of ").rpartition(", ε = ")[0]
             whole = [facts[key] for key in ("n", "robust_accuracy", "worst_case", "verdict", "reason")]
-            of = [member.model, member.recipe, member.seed, facts["method"], facts["eps"], *whole]
+            of = [member.model, member.recipe, member.seed, label, facts["eps"], *whole]
             rows += [[*of, item["check"], item["verdict"], item["evidence"]] for item in facts["checks"]]
         return pd.DataFrame(rows, columns=AUDITS)
 

@@ -178,9 +178,6 @@ def test_recipes_of_one_name_are_told_apart_and_a_study_may_extend_another(tmp_p
     assert {(run.recipe.training.epochs, run.recipe.training.batch_size) for run in runs} == {(2, 32)}
     assert len({run.folder for run in runs}) == 3
     assert read_declaration(tmp_path / "quick.toml").data.images == 6
-    (tmp_path / "loop.toml").write_text('extends = "loop"')
-    with pytest.raises(InputError, match="another study beside it"):
-        read_declaration(tmp_path / "loop.toml")
 
 
 def test_a_run_that_collapses_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -241,3 +238,32 @@ def test_a_plan_counts_what_is_there_and_computes_nothing(
     ]  # fmt: skip
     assert sorted(tmp_path.rglob("*.safetensors")) == cells
     assert repr(study).count("edges") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "own"', "extends itself"),
+        ('extends = "other"', "extends itself"),
+        ('extends = "base"\ndata = "digits"', "'data'"),
+        ('extends = "base"\nseeds = [0, 0]', "a seed is listed twice"),
+        ('extends = "base"\nmodels = { twice = ["net", "net"] }', "lists a checkpoint twice"),
+        ('extends = "base"\nmetrics = []', "the study measures nothing"),
+        ('extends = "base"\naudits = { pgd = { eps = 0 } }', "an audit needs eps > 0"),
+        ('extends = "base"\n[[claims]]\nquestion = "?"\nmodel = "standard"\nover = "standard"\n'
+         'metric = "sparseness"\nmethod = "salincy"', "did you mean 'saliency'"),
+        ('extends = "base"\nattacks = { pgd = { eps = 0.1 } }\n[[claims]]\nquestion = "?"\n'
+         'model = "standard"\nover = "standard"\nmetric = "robust_accuracy"\neps = 0.5',
+         "is not attacked at; there are: 0.1"),
+    ],
+)  # fmt: skip
+def test_what_a_study_could_only_find_out_after_hours_is_told_first(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    base = 'recipes = ["digits/standard"]\nmethods = ["saliency"]\nmetrics = ["sparseness"]\n'
+    (tmp_path / "base.toml").write_text(base + 'data = { name = "digits", images = 6 }\n')
+    (tmp_path / "other.toml").write_text('extends = "own"')
+    (tmp_path / "own.toml").write_text(text)
+    with pytest.raises(SaliencyLabError, match=message):
+        run_declared(read_declaration(tmp_path / "own.toml"), tmp_path / "store")
+    assert not list((tmp_path / "store").glob("models/*"))

@@ -166,3 +166,13 @@ def test_one_value_has_a_mean_and_no_interval() -> None:
     found = statistics.mean_interval(np.array([[0.5, np.nan]]))
     assert found.mean == 0.5
     assert np.isnan([found.low, found.high]).all()
+
+
+def test_a_single_seed_beside_several_is_taken_to_vary_like_them() -> None:
+    draws = np.random.default_rng(0)
+    covered = []
+    for _ in range(500):
+        many, one = (draws.normal(size=(seeds, 1)) + draws.normal(size=(seeds, 60)) for seeds in (3, 1))
+        found = statistics.difference_interval(many, one)
+        covered.append(found.low <= 0 <= found.high)
+    assert np.mean(covered) >= 0.93
