@@ -362,7 +362,15 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path):
         *("--set", "training.epochs=40"),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background job ignores it
+    )
     until = time.monotonic() + 60
     while not (tmp_path / "run/state.pt").exists() and time.monotonic() < until:
         time.sleep(0.02)
