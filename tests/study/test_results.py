@@ -110,3 +110,24 @@ def test_the_validation_split_is_not_the_test_split(tmp_path: Path) -> None:
         )
         shown[split] = run_declared(read_declaration(path), tmp_path / "store")[0].x
     assert not any((image == shown["test"]).flatten(1).all(1).any() for image in shown["val"])
+
+
+PAGES = [
+    page
+    for page in sorted((Path(__file__).parents[2] / "docs/results").glob("*.md"))
+    if page.name != "README.md"
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_of_the_documentation_is_of_its_study_as_it_is(page: Path, tmp_path: Path) -> None:
+    declared = read_declaration(bundled_study(page.stem))
+    text = page.read_text(encoding="utf-8")
+    trained = text.split("## What was trained")[1].split("\n## ")[0]
+    rows = [line.split(" | ") for line in trained.splitlines() if line.startswith("| ")][2:]
+    written = [(row[0].removeprefix("| "), int(row[3]), int(row[4])) for row in rows]
+    runs = training_runs(declared, "data", tmp_path)
+    assert written == [(run.model, run.seed, run.recipe.training.epochs) for run in runs]
+    asked = re.findall(r"^### \d+\. (.+)$", text, re.MULTILINE)
+    assert asked == [claim.question for claim in declared.claims]
+    assert declared.about.strip() in text
