@@ -367,9 +367,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background
     )
     until = time.monotonic() + 60
     while not (tmp_path / "run/state.pt").exists() and time.monotonic() < until:
