@@ -215,7 +215,8 @@ def _parse_card(path: Path) -> ModelCard:
     except OSError as error:
         raise CheckpointError(
             f"no checkpoint's card at '{path}' ({error.strerror}); name the folder that holds it beside the "
-            "weights, train the model first, or pass model=… to load weights into a module of your own"
+            "weights, train the model first, name one of list_zoo(), or pass model=… to load weights into a "
+            "module of your own"
         ) from error
     except ValueError as error:  # no JSON, or not of this form
         reason = str(error)

@@ -23,6 +23,7 @@ from saliency_lab._common.provenance import fingerprint
 from saliency_lab.data import ImageData, load_dataset
 from saliency_lab.data.images import stratified_order
 from saliency_lab.models import build_model
+from saliency_lab.models.checkpoint import zoo_names
 from saliency_lab.study.checkpoints import load_checkpoint
 from saliency_lab.study.comparison import ACCURACY, ROBUST, Comparison
 from saliency_lab.study.declaration import Declaration
@@ -211,10 +212,16 @@ def _finished_models(declared: Declaration) -> dict[str, list[nn.Module]]:
         if len(set(listed)) < len(listed):
             raise InputError(f"model '{name}' lists a checkpoint twice; each must be another seed")
         models[name] = [
-            import_module(source) if ":" in source else load_checkpoint(declared.folder / source)
+            import_module(source) if ":" in source else load_checkpoint(_found(declared.folder, source))
             for source in listed
         ]
     return models
+
+
+def _found(folder: Path, source: str) -> Path:
+    """A checkpoint's folder, beside the study's file if it is there; a name of the zoo is left as it is."""
+    beside = folder / source
+    return beside if beside.exists() or source not in zoo_names() else Path(source)
 
 
 _TIMED_STEPS = (2, 8)

@@ -267,3 +267,16 @@ def test_what_a_study_could_only_find_out_after_hours_is_told_first(
     with pytest.raises(SaliencyLabError, match=message):
         run_declared(read_declaration(tmp_path / "own.toml"), tmp_path / "store")
     assert not list((tmp_path / "store").glob("models/*"))
+
+
+def test_a_study_may_name_networks_that_come_with_the_package(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(
+        """
+        models = { robust = "digits/at" }
+        methods = ["saliency"]
+        metrics = ["sparseness"]
+        data = { name = "digits", images = 6 }
+        """
+    )
+    study, _ = run_declared(read_declaration(tmp_path / "study.toml"), tmp_path / "store")
+    assert study.members[0].recipe == "digits/at"
