@@ -123,6 +123,12 @@ def training_runs(declared: Declaration, data: str, store: Path) -> list[Run]:
         name = trained.recipe
         source = declared.folder / name if name.endswith(".toml") else name
         recipe = load_recipe(source, declared.overrides | trained.overrides)
+        if declared.data.name not in (recipe.data.name, "image_folder"):  # which may hold any
+            raise InputError(
+                f"recipe '{recipe.name}' is for the data set '{recipe.data.name}', and the study's is "
+                f"'{declared.data.name}'; name a recipe for it, or set overrides = "
+                f'{{ "data.name" = "{declared.data.name}" }}'
+            )
         for seed in declared.seeds if trained.seeds is None else trained.seeds:
             key = fingerprint({**recipe.portable(), "seed": seed}, data)
             folder = store / "models" / f"{recipe.name.replace('/', '-')}-seed-{seed}-{key[:12]}"
@@ -244,4 +250,6 @@ def _training_seconds(recipe: Recipe, data: ImageData) -> float:
     finally:
         logging.disable(logging.NOTSET)
     step = (taken[1] - taken[0]) / max(steps[1] - steps[0], 1)
-    return max(step, 0.0) * recipe.training.epochs * (len(data.train) // recipe.training.batch_size)
+    if step <= 0:  # the machine was busy with other work in the shorter one
+        step = taken[1] / max(steps[1], 1)
+    return step * recipe.training.epochs * (len(data.train) // recipe.training.batch_size)

@@ -249,6 +249,7 @@ def test_a_plan_counts_what_is_there_and_computes_nothing(
         ('extends = "base"\nseeds = [0, 0]', "a seed is listed twice"),
         ('extends = "base"\nmodels = { twice = ["net", "net"] }', "lists a checkpoint twice"),
         ('extends = "base"\nmetrics = []', "the study measures nothing"),
+        ('extends = "base"\nrecipes = ["mnist/sgt"]', "is for the data set 'mnist'.*'digits'"),
         ('extends = "base"\naudits = { pgd = { eps = 0 } }', "an audit needs eps > 0"),
         ('extends = "base"\n[[claims]]\nquestion = "?"\nmodel = "standard"\nover = "standard"\n'
          'metric = "sparseness"\nmethod = "salincy"', "did you mean 'saliency'"),
