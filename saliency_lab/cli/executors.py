@@ -30,6 +30,8 @@ def open_executor(name: str, workers: int, address: str | None) -> Iterator[Exec
     kinds: tuple[Literal["serial", "processes", "dask"], ...] = ("serial", "processes", "dask")
     if name not in kinds:
         raise InputError(f"--executor must be one of {', '.join(kinds)}, not '{name}'")
+    if address is not None and name != "dask":
+        raise InputError("--address is a Dask scheduler's; add --executor dask, or leave it out")
     if name == "serial":
         yield None
     elif name == "processes":

@@ -52,7 +52,7 @@ DATASETS.add(
         "2×2 mosaics of digits, the evidence in one quadrant; with masks; embedded",
         "1×56×56",
         "5",
-        lambda root, download: read_mosaics(),
+        lambda root, download: read_mosaics(*read_digits()),
         None,
     ),
 )
@@ -68,6 +68,17 @@ DATASETS.add(
 )
 for _source in SOURCES:
     DATASETS.add(_source.name, Entry(_source.description, _source.image, "10", _source.read, _source.folder))
+_MNIST = next(source for source in SOURCES if source.name == "mnist")
+DATASETS.add(
+    "mnist_mosaic",
+    Entry(
+        "2×2 mosaics of MNIST, the evidence in one quadrant; with masks",
+        "1×56×56",
+        "5",
+        lambda root, download: read_mosaics(*_MNIST.read(root, download)),
+        _MNIST.folder,
+    ),
+)
 DATASETS.add(
     "image_folder",
     Entry(

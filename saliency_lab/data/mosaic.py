@@ -11,7 +11,6 @@ from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import generator
-from saliency_lab.data.digits import read_digits
 from saliency_lab.data.images import ImageData, Split
 from saliency_lab.data.located import LocatedSplit
 
@@ -42,9 +41,10 @@ def make_mosaics(data: ImageData, *, seed: int = 0) -> ImageData:
     return ImageData(f"mosaic of {data.name}", classes=data.classes[:targets], **made)
 
 
-def read_mosaics() -> tuple[LocatedSplit, LocatedSplit, tuple[str, ...]]:
-    """Mosaics of the embedded digits, by a fixed seed: training part, test part, classes."""
-    train, test, classes = read_digits()
+def read_mosaics(
+    train: Split, test: Split, classes: tuple[str, ...]
+) -> tuple[LocatedSplit, LocatedSplit, tuple[str, ...]]:
+    """Mosaics of a data set's images, by a fixed seed: training part, test part, classes."""
     targets = len(classes) // 2
     return _mosaics(train, targets, 0, "train"), _mosaics(test, targets, 0, "test"), classes[:targets]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from saliency_lab._common.provenance import fingerprint, versions
+from saliency_lab._common.provenance import versions
 from saliency_lab.report.numbers import count
 from saliency_lab.report.tables import Cell, Column, Table, model_cell
 from saliency_lab.study import Study
@@ -84,7 +84,7 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     channels, height, width = study.x.shape[1:]
     return [
         ("images", f"{len(study.x):,}, {channels} × {height} × {width}, of {len(set(study.labels))} classes"),
-        ("fingerprint of images and labels", fingerprint(study.x, study.y)),
+        ("fingerprint of images and labels", study.sample.fingerprint),
         ("seed of every draw", str(study.seed)),
     ]
 

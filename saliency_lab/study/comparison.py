@@ -29,7 +29,9 @@ ACCURACY, ROBUST = "accuracy", "robust_accuracy"
 class Pictures(Protocol):
     """Where a comparison finds images and maps to draw; a `Study` is one."""
 
-    x: Tensor
+    @property
+    def x(self) -> Tensor:
+        """The images, (N, C, H, W)."""
 
     @property
     def labels(self) -> list[str]:

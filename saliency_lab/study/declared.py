@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError, SaliencyLabError, TrainingError, unknown_name
 from saliency_lab._common.plugins import import_module
 from saliency_lab._common.progress import no_progress
 from saliency_lab._common.provenance import fingerprint
 from saliency_lab.data import ImageData, load_dataset
-from saliency_lab.data.images import stratified_order
+from saliency_lab.data.images import Split, stratified_order
+from saliency_lab.data.located import LocatedSplit
 from saliency_lab.models import build_model
 from saliency_lab.models.checkpoint import zoo_names
 from saliency_lab.study.checkpoints import load_checkpoint
@@ -59,9 +60,9 @@ def run_declared(
     """
     store = Path(store).resolve()  # a worker may have another working folder
     data = load_declared_data(declared)
-    x, y = getattr(data, declared.data.split).sample(declared.data.images, declared.seed)
+    sample = _sample(declared, data)
     runs = training_runs(declared, data.fingerprint, store)
-    stand_ins = Study(_stand_ins(runs, data) | _finished_models(declared), (x, y), seed=declared.seed)
+    stand_ins = Study(_stand_ins(runs, data) | _finished_models(declared), sample, seed=declared.seed)
     _check(declared, stand_ins)
     _verbs(Scout(stand_ins), declared)  # a mistake in the file is told before anything is trained
     trained: dict[str, list[nn.Module]] = {}
@@ -76,10 +77,11 @@ def run_declared(
         raise SaliencyLabError(
             f"no model of this study could be trained: {next(iter(failures.values())).error}"
         )
-    study = Study(models, (x, y), store=store, seed=declared.seed, executor=executor)
+    study = Study(models, sample, store=store, seed=declared.seed, executor=executor)
     for (model, seed), failure in failures.items():
         study.note_failure(model, seed, "training", failure)
     _verbs(study, declared)
+    study.describe_alone()
     baseline = declared.baseline if declared.baseline in study.models else None
     if baseline != declared.baseline:
         warnings.warn(f"the baseline '{declared.baseline}' could not be trained", stacklevel=2)
@@ -93,9 +95,9 @@ def plan_declared(declared: Declaration, store: str | Path) -> pd.DataFrame:
     """
     data = load_declared_data(declared)
     runs = training_runs(declared, data.fingerprint, Path(store))
-    sample = getattr(data, declared.data.split).sample(declared.data.images, declared.seed)
     models = _stand_ins(runs, data) | _finished_models(declared)
-    study = Study(models, sample, store=store, seed=declared.seed)
+    there = store if Path(store).is_dir() else None  # looking creates nothing
+    study = Study(models, _sample(declared, data), store=there, seed=declared.seed)
     _check(declared, study)
     _verbs(Scout(study), declared)
     rows = []
@@ -114,6 +116,13 @@ def load_declared_data(declared: Declaration) -> ImageData:
     """Load the data set of a declaration."""
     root = declared.data.root
     return load_dataset(declared.data.name, None if root is None else declared.folder / root)
+
+
+def _sample(declared: Declaration, data: ImageData) -> Sequence[Tensor]:
+    """The images that a declaration asks for, with their masks where the data set has some."""
+    split: Split = getattr(data, declared.data.split)
+    draw = split.located if isinstance(split, LocatedSplit) else split.sample
+    return draw(declared.data.images, declared.seed)
 
 
 def training_runs(declared: Declaration, data: str, store: Path) -> list[Run]:

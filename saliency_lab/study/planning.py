@@ -26,7 +26,7 @@ class Scout(Study):
         models: dict[str, list[nn.Module]] = {}
         for member in study.members:
             models.setdefault(member.model, []).append(member.net)
-        super().__init__(models, (study.x, study.y), seed=study.seed)
+        super().__init__(models, study.sample, seed=study.seed)
         self._requests = dict(study._requests)
         self._cells = dict(study._cells)
         self.noted: list[Cell] = []
@@ -44,15 +44,17 @@ def plan(
 ) -> pd.DataFrame:
     """See `Study.plan`."""
     scout = Scout(study)
-    few = slice(0, min(len(study.x), _MEASURED))
     first = study.members[0]
-    measure = Study({first.model: first.net}, (study.x[few], study.y[few]), seed=study.seed)
+    few = study.sample.first(_MEASURED)
+    measure = Study({first.model: first.net}, few, seed=study.seed)
     rows = []
 
     def for_few(settings: Mapping[str, Any]) -> dict[str, Any]:
         """Cut what holds one entry an image."""
         return {
-            key: value[few] if isinstance(value, Tensor) and value.shape[:1] == study.y.shape else value
+            key: value[: len(few.y)]
+            if isinstance(value, Tensor) and value.shape[:1] == study.y.shape
+            else value
             for key, value in settings.items()
         }
 

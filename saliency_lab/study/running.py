@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from dataclasses import replace
 
-from torch import Tensor
-
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab._common.progress import progress
 from saliency_lab.study.cells import Content
 from saliency_lab.study.members import Member
+from saliency_lab.study.sample import Sample
 from saliency_lab.study.store import Busy, FolderStore, Store
 from saliency_lab.study.task import Failure, Name, Task, hand_over, perform_remotely, read_intact
 
@@ -22,12 +21,12 @@ class Runner:
 
     Parameters
     ----------
-    x, y : Tensor (N, C, H, W), Tensor (N,)
-        The study's images and labels, and `images`, their fingerprint.
+    sample : Sample
+        The study's images, and `images`, their fingerprint.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, images: str) -> None:
-        self.x, self.y, self.images = x, y, images
+    def __init__(self, sample: Sample, images: str) -> None:
+        self.sample, self.images = sample, images
         self.loaded: dict[str, Content] = {}
         """Contents by key; of maps none, which are large and read when needed."""
         self.failures: dict[tuple[str, int, str], Failure] = {}
@@ -119,7 +118,7 @@ class Runner:
                 try:
                     with store.lock(task.lock, wait=wait):
                         names = self._missing(store, member, task)
-                        failed = task.perform(member.net, self.x, self.y, store, names)
+                        failed = task.perform(member.net, self.sample, store, names)
                 except Busy:
                     busy.append((member, task))
                     continue
@@ -134,7 +133,7 @@ class Runner:
         executor: Executor,
     ) -> Iterator[tuple[Member, Task, dict[Name, Failure]]]:
         """By the executor's workers; what a dead worker had in hand is a failure."""
-        store.write_sample(self.images, self.x, self.y)
+        store.write_sample(self.images, self.sample)
         inputs = {
             member: hand_over(store, self.images, prints[member], member.net)
             for member in dict.fromkeys(member for member, _ in todo)

@@ -23,6 +23,7 @@ from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, write_json
 from saliency_lab._common.provenance import fingerprint
 from saliency_lab.study.cells import Cell, Content, Kind
+from saliency_lab.study.sample import Sample
 
 MANIFEST = "study.json"
 MANIFEST_KEYS = {"images", "seed", "members", "cells", "better"}
@@ -181,18 +182,17 @@ class FolderStore:
         """Write `study.json`, atomically."""
         write_json(self.folder / MANIFEST, manifest)
 
-    def read_sample(self, images: str) -> tuple[Tensor, Tensor] | None:
-        """Images and labels by their fingerprint, None if they are not here or damaged."""
+    def read_sample(self, images: str) -> Sample | None:
+        """Images by their fingerprint, None if they are not here or damaged."""
         try:
-            found = load_file(self.folder / "samples" / f"{images}.safetensors")
-            x, y = found["x"], found["y"]
-        except (OSError, SafetensorError, KeyError):
+            found = Sample(**load_file(self.folder / "samples" / f"{images}.safetensors"))
+        except (OSError, SafetensorError, TypeError):
             return None
-        return (x, y) if fingerprint(x, y) == images else None
+        return found if found.fingerprint == images else None
 
-    def write_sample(self, images: str, x: Tensor, y: Tensor) -> None:
-        """Keep images and labels under their fingerprint."""
-        self._write_once(self.folder / "samples" / f"{images}.safetensors", {"x": x, "y": y})
+    def write_sample(self, images: str, sample: Sample) -> None:
+        """Keep images under their fingerprint."""
+        self._write_once(self.folder / "samples" / f"{images}.safetensors", sample.tensors)
 
     def read_weights(self, model: str) -> dict[str, Tensor]:
         """Parameters and buffers of a model by its fingerprint."""

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError, SaliencyLabError, unknown_name
 from saliency_lab._common.files import writable_folder, write_table
 from saliency_lab._common.html import facts, strip
@@ -22,6 +21,7 @@ from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
 from saliency_lab.study.members import Member, read_members
 from saliency_lab.study.running import Runner
+from saliency_lab.study.sample import Sample, read_sample
 from saliency_lab.study.store import MANIFEST, FolderStore, MemoryStore, Store, existing_folder
 from saliency_lab.study.tables import AUDITS, ROBUSTNESS, SCORES, tidy
 from saliency_lab.study.task import Failure, Task, read_intact
@@ -50,8 +50,9 @@ class Study:
     ----------
     models : mapping of name to nn.Module, or to a sequence of them
         What is compared. Several modules under one name are one model trained with several seeds.
-    sample : (Tensor, Tensor)
-        Images (N, C, H, W) in [0, 1] and labels (N,).
+    sample : (Tensor, Tensor) or (Tensor, Tensor, Tensor)
+        Images (N, C, H, W) in [0, 1] and labels (N,); third, where the evidence is known, masks (N, 1, H, W),
+        as `located(n)` of a split returns them: metrics of localisation use these.
     store : path, optional
         A folder in which each result is kept under a hash of what it depends on (weights, images,
         settings, versions that matter). Run the same script again and finished results are read. Several
@@ -82,19 +83,13 @@ class Study:
     def __init__(
         self,
         models: Mapping[str, nn.Module | Sequence[nn.Module]],
-        sample: tuple[Tensor, Tensor],
+        sample: Sequence[Tensor] | Sample,
         *,
         store: str | Path | None = None,
         seed: int = 0,
         executor: Executor | None = None,
     ) -> None:
-        if isinstance(sample, Tensor) or len(sample) != 2:
-            raise InputError(
-                "sample must be images and labels, as data.test.sample(256) returns them: (x, y)"
-            )
-        self.x, self.y = sample
-        check_images(self.x)
-        self.y = check_labels(self.y, len(self.x))
+        self.sample = read_sample(sample)
         self.members = read_members(models)
         self.seed = seed
         self.store: Store = MemoryStore() if store is None else FolderStore(writable_folder(store))
@@ -102,13 +97,23 @@ class Study:
             raise InputError(
                 "an executor's workers meet in the store: Study(..., store='runs/first', executor=…)"
             )
-        self._images = fingerprint(self.x, self.y)
+        self._images = self.sample.fingerprint
         self._requests: dict[str, Request] = {}
         self._cells: dict[Place, str] = {}
         self._better: dict[str, Better] = {}
         self._classes: Sequence[str] = ()  # as the store tells them
-        self._runner = Runner(self.x, self.y, self._images)
+        self._runner = Runner(self.sample, self._images)
         self.executor = executor
+
+    @property
+    def x(self) -> Tensor:
+        """The images, (N, C, H, W)."""
+        return self.sample.x
+
+    @property
+    def y(self) -> Tensor:
+        """Their labels, (N,)."""
+        return self.sample.y
 
     @property
     def models(self) -> list[str]:
@@ -166,7 +171,8 @@ class Study:
         Raises
         ------
         InputError
-            For an unknown metric or setting, or if there are no maps yet.
+            For an unknown metric or setting, one that needs masks where the study has none, or if there
+            are no maps yet.
         """
         if not self._requests:
             raise InputError("there are no maps to score yet; call study.attribute([...]) first")
@@ -178,7 +184,7 @@ class Study:
                 if cell.key != self._cells[Place("maps", label, "", member.model, member.seed)]:
                     raise InputError(f"the weights of {member} changed since study.attribute; call it again")
                 maps[member][label] = cell, request
-        tasks = []
+        tasks, masks = [], self.sample.masks
         for shared, requests in _sharing(read_requests(metrics, "metric")).items():
             for label, request in requests.items():
                 self._better[label] = work.describe_metric(request).better
@@ -186,7 +192,7 @@ class Study:
                 cells = {}
                 for metric, request in requests.items():
                     for method, (scored, _) in maps[member].items():
-                        cell = work.scores_cell(model, self._images, scored.key, request, self.seed)
+                        cell = work.scores_cell(model, self._images, scored.key, request, masks, self.seed)
                         self._cells[Place("scores", method, metric, member.model, member.seed)] = cell.key
                         cells[metric, method] = cell
                 lock = fingerprint("scores", model, shared)
@@ -257,7 +263,7 @@ class Study:
         count = len(self.x) if images is None else images
         if not 1 <= count <= len(self.x):
             raise InputError(f"images must be in 1 … {len(self.x)}, the number of this study's, not {images}")
-        seen = fingerprint(self.x[:count], self.y[:count])
+        seen = fingerprint(self.x[:count], self.y[:count])  # masks do not matter
         prints = self._prints()
         tasks = []
         radii = [radius for radius in work.read_eps(eps) if radius > 0]
@@ -532,14 +538,21 @@ class Study:
             "cells": [[*place, key] for place, key in self._cells.items()],
         }
 
-    def _write_manifest(self) -> None:
+    def describe_alone(self) -> None:
+        """Let the store's `study.json` say what this study holds, and nothing that an earlier one added.
+
+        The other cells stay in the store; `gc` deletes them.
+        """
+        self._write_manifest(alone=True)
+
+    def _write_manifest(self, *, alone: bool = False) -> None:
         """Add this study to `study.json`; what other processes put there about the same images stays."""
         if not isinstance(self.store, FolderStore):
             return
-        self.store.write_sample(self._images, self.x, self.y)
+        self.store.write_sample(self._images, self.sample)
         with self.store.lock(MANIFEST, wait=True):
             manifest, old = self._manifest(), self.store.read_manifest()
-            if (old.get("images"), old.get("seed")) == (self._images, self.seed):
+            if not alone and (old.get("images"), old.get("seed")) == (self._images, self.seed):
                 known = {tuple(cell[:-1]) for cell in manifest["cells"]}
                 manifest["cells"] += [cell for cell in old["cells"] if tuple(cell[:-1]) not in known]
                 manifest["members"] += [m for m in old["members"] if m not in manifest["members"]]
@@ -620,7 +633,7 @@ class Study:
                     f"the maps by '{label}' of {member} are gone, and were made by other settings or weights "
                     "than are known here; call study.attribute with that method again"
                 )
-            content = work.compute_maps(member.net, self.x, self.y, request, self.seed)
+            content = work.compute_maps(member.net, self.sample, request, self.seed)
             self.store.write(cell, content)
         return content
 

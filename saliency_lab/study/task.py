@@ -22,6 +22,7 @@ from saliency_lab._common.inference import device_of
 from saliency_lab._common.progress import show_progress
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
+from saliency_lab.study.sample import Sample
 from saliency_lab.study.store import DamagedCellError, FolderStore, Store
 from saliency_lab.study.work import Request
 
@@ -69,13 +70,13 @@ class Task:
         return next(iter(self.cells.values())).kind
 
     def perform(
-        self, net: nn.Module, x: Tensor, y: Tensor, store: Store, names: Sequence[Name]
+        self, net: nn.Module, sample: Sample, store: Store, names: Sequence[Name]
     ) -> dict[Name, Failure]:
         """Compute and keep the cells of these names; return what failed. Other errors are the store's."""
         if not names:
             return {}
         try:
-            contents = self._compute(net, x, y, store, names)
+            contents = self._compute(net, sample, store, names)
         except Exception as error:
             if len(names) == 1:
                 return {names[0]: Failure.of(error)}
@@ -85,27 +86,26 @@ class Task:
                 parts = [[name for name in names if name[0] == label] for label in labels]
             problems: dict[Name, Failure] = {}
             for part in parts:
-                problems |= self.perform(net, x, y, store, part)
+                problems |= self.perform(net, sample, store, part)
             return problems
         for name, content in contents.items():
             store.write(self.cells[name], content)
         return {}
 
     def _compute(
-        self, net: nn.Module, x: Tensor, y: Tensor, store: Store, names: Sequence[Name]
+        self, net: nn.Module, sample: Sample, store: Store, names: Sequence[Name]
     ) -> Mapping[Name, Content]:
         if self.kind != "scores":
             (name,) = names
             request = self.requests[name[0]]
             if self.kind == "maps":
-                return {name: work.compute_maps(net, x, y, request, self.seed)}
+                return {name: work.compute_maps(net, sample, request, self.seed)}
             if self.kind == "attack":
-                return {name: work.compute_attack(net, x, y, request, self.eps, self.seed)}
-            few = slice(0, self.images)
-            return {
-                name: work.compute_audit(net, x[few], y[few], request, self.eps[0], self.budget, self.seed)
-            }
-        made = {method: self._made(method, net, x, y, store) for method in dict.fromkeys(m for _, m in names)}
+                return {name: work.compute_attack(net, sample, request, self.eps, self.seed)}
+            few = sample.first(self.images)
+            return {name: work.compute_audit(net, few, request, self.eps[0], self.budget, self.seed)}
+        wanted = dict.fromkeys(method for _, method in names)
+        made = {method: self._made(method, net, sample, store) for method in wanted}
         together: dict[tuple[str, ...], list[str]] = {}  # metrics that lack the same methods
         for label in dict.fromkeys(label for label, _ in names):
             together.setdefault(tuple(m for each, m in names if each == label), []).append(label)
@@ -113,15 +113,15 @@ class Task:
         for methods, labels in together.items():
             maps = {method: made[method] for method in methods}
             requests = [self.requests[label] for label in labels]
-            contents |= work.compute_scores(net, x, y, maps, requests, self.seed)
+            contents |= work.compute_scores(net, sample, maps, requests, self.seed)
         return contents
 
-    def _made(self, method: str, net: nn.Module, x: Tensor, y: Tensor, store: Store) -> work.Made:
+    def _made(self, method: str, net: nn.Module, sample: Sample, store: Store) -> work.Made:
         """Maps of a method, from the store, or computed again where the store's are damaged."""
         cell, request = self.maps[method]
         content = read_intact(store, cell.kind, cell.key)
         if content is None:
-            content = work.compute_maps(net, x, y, request, self.seed)
+            content = work.compute_maps(net, sample, request, self.seed)
             store.write(cell, content)
         return work.Made(content, request)
 
@@ -165,18 +165,18 @@ def perform_remotely(inputs: Inputs, task: Task) -> dict[Name, Failure]:
         if multiprocessing.parent_process() is not None:
             show_progress(False)
         store = FolderStore(inputs.folder)
-        x, y = _sample(inputs.folder, inputs.images)
+        sample = _sample(inputs.folder, inputs.images)
         net = _assemble(store, inputs)
         with store.lock(task.lock, wait=True):
             names = [
                 name for name, cell in task.cells.items() if read_intact(store, cell.kind, cell.key) is None
             ]
-            problems = task.perform(net, x, y, store, names)
+            problems = task.perform(net, sample, store, names)
     return {name: replace(problem, exception=None) for name, problem in problems.items()}
 
 
 @functools.lru_cache(maxsize=1)
-def _sample(folder: str, images: str) -> tuple[Tensor, Tensor]:
+def _sample(folder: str, images: str) -> Sample:
     found = FolderStore(folder).read_sample(images)
     if found is None:
         raise InputError(f"the images of this study are missing or damaged in '{folder}'")

@@ -24,6 +24,7 @@ from saliency_lab.metrics.catalogue import METRICS, Metric
 from saliency_lab.metrics.evaluation import Job, Scores, make_job, run_jobs
 from saliency_lab.metrics.own import own_metric
 from saliency_lab.study.cells import Cell, Content, canonical, matters
+from saliency_lab.study.sample import Sample
 
 Requests: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"
 """A name, several, or label → settings; a label that is not a name says which by `method` or `metric`."""
@@ -124,12 +125,24 @@ def full_settings(request: Request) -> dict[str, Any]:
     return dict(parse_settings(METHODS[request.what].settings, given, of=f"method '{request.what}'"))
 
 
-def scores_cell(model: str, images: str, maps: str, request: Request, seed: int) -> Cell:
+def scores_cell(
+    model: str, images: str, maps: str, request: Request, masks: Tensor | None, seed: int
+) -> Cell:
     """Return the cell of one metric's scores of one set of maps, given by its key."""
     settings = dict(request.settings)
     metric = describe_metric(request)
     engine = settings.pop("engine", metric.engines[0])
-    parsed = parse_settings(metric.settings, settings, of=f"metric '{metric.name}'")
+    if takes_masks(request):
+        if masks is None:
+            raise InputError(
+                f"metric '{request.label}' needs masks of where the evidence is; build the study on them: "
+                "Study(models, data.test.located(256)) of 'mosaic', 'mnist_mosaic' or 'planted', or your own "
+                "Study(models, (x, y, masks))"
+            )
+        settings["masks"] = masks
+    parsed = canonical(parse_settings(metric.settings, settings, of=f"metric '{metric.name}'"))
+    if takes_masks(request):
+        del parsed["masks"]  # known by the images' fingerprint
     return Cell(
         "scores",
         {
@@ -138,11 +151,17 @@ def scores_cell(model: str, images: str, maps: str, request: Request, seed: int)
             "maps": maps,
             "metric": request.identity,
             "engine": engine,
-            "settings": canonical(parsed),
+            "settings": parsed,
             "seed": seed,
             "versions": matters("scores"),
         },
     )
+
+
+def takes_masks(request: Request) -> bool:
+    """Whether the study's masks are to be handed to this metric: it needs some, and was given none."""
+    masks = describe_metric(request).settings.model_fields.get("masks")
+    return masks is not None and masks.is_required() and "masks" not in request.settings
 
 
 def describe_metric(request: Request) -> Metric:
@@ -189,9 +208,9 @@ def read_eps(eps: float | str | Sequence[float | str]) -> tuple[float, ...]:
 # --- computing them -----------------------------------------------------------------------------
 
 
-def compute_maps(model: nn.Module, x: Tensor, y: Tensor, request: Request, seed: int) -> Content:
+def compute_maps(model: nn.Module, sample: Sample, request: Request, seed: int) -> Content:
     """Attribute; the content of a "maps" cell."""
-    maps = attribute(model, x, y, request.what, seed=seed, **request.settings)
+    maps = attribute(model, sample.x, sample.y, request.what, seed=seed, **request.settings)
     tensors = {"values": maps.values, "classes": maps.classes}
     if maps.total is not None:
         tensors["total"] = maps.total
@@ -230,8 +249,7 @@ def as_attributions(content: Content) -> Attributions:
 
 def compute_scores(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    sample: Sample,
     maps: Mapping[str, Made],
     requests: Sequence[Request],
     seed: int,
@@ -243,11 +261,12 @@ def compute_scores(
     contents = {}
     by_classes: dict[str, list[str]] = {}
     for label, made in maps.items():
-        by_classes.setdefault(fingerprint(_classes(made, y)), []).append(label)
+        by_classes.setdefault(fingerprint(_classes(made, sample.y)), []).append(label)
     for labels in by_classes.values():
-        classes = _classes(maps[labels[0]], y)
+        classes = _classes(maps[labels[0]], sample.y)
         given = {label: maps[label].attributions() for label in labels}
-        found = run_jobs(model, x, classes, given, [_job(request) for request in requests], seed)
+        jobs = [_job(request, sample.masks) for request in requests]
+        found = run_jobs(model, sample.x, classes, given, jobs, seed)
         for method, by_metric in found.items():
             for request, scores in zip(requests, by_metric, strict=True):
                 contents[request.label, method] = _scores_content(scores, model)
@@ -259,9 +278,11 @@ def _classes(made: Made, y: Tensor) -> Tensor:
     return classes if classes.ndim == 1 else y
 
 
-def _job(request: Request) -> Job:
+def _job(request: Request, masks: Tensor | None) -> Job:
     settings = dict(request.settings)
     engine = settings.pop("engine", None)
+    if takes_masks(request):
+        settings["masks"] = masks
     return make_job(request.what, settings, engine)
 
 
@@ -282,12 +303,12 @@ def _scores_content(scores: Scores, model: nn.Module) -> Content:
 
 
 def compute_attack(
-    model: nn.Module, x: Tensor, y: Tensor, request: Request, eps: Sequence[float], seed: int
+    model: nn.Module, sample: Sample, request: Request, eps: Sequence[float], seed: int
 ) -> Content:
     """Attack at every ε; the content of an "attack" cell: `robust` (ε, sample)."""
     started = time.perf_counter()
     attack: Any = request.what
-    curve = robustness_curve(model, x, y, list(eps), attack, seed=seed, **request.settings)
+    curve = robustness_curve(model, sample.x, sample.y, list(eps), attack, seed=seed, **request.settings)
     info = {
         "eps": list(eps),
         "norm": curve.norm,
@@ -299,8 +320,7 @@ def compute_attack(
 
 def compute_audit(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    sample: Sample,
     request: Request,
     eps: float,
     budget: Literal["quick", "full"],
@@ -308,6 +328,7 @@ def compute_audit(
 ) -> Content:
     """Audit; the content of an "audit" cell: `robust` (sample,) against every attack that was run."""
     attack: Any = request.what
+    x, y = sample.x, sample.y
     found = audit(model, x, y, eps=eps, method=attack, budget=budget, seed=seed, **request.settings)
     info = {**canonical(found.to_dict()), "provenance": _provenance(model)}
     return Content({"robust": found.robust}, info)

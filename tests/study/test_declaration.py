@@ -85,6 +85,32 @@ def test_a_declared_study_is_planned_run_and_then_read(declared_file: Path, tmp_
     assert plan.query("step == 'train'")["missing"].tolist() == [1, 1]
 
 
+def test_looking_at_the_plan_creates_nothing(declared_file: Path, tmp_path: Path) -> None:
+    plan_declared(read_declaration(declared_file), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_the_file_no_longer_declares_is_no_longer_listed(declared_file: Path, tmp_path: Path) -> None:
+    models = TOML.replace('recipes = ["digits/standard", "digits/sgt"]', "").split("[[claims]]")[0]
+    models = models.replace('baseline = "sgt"', "").replace('["net-0", "net-1"]', '"net-0"\nother = "net-1"')
+    declared_file.write_text(models)
+    run_declared(read_declaration(declared_file), tmp_path / "store")
+    assert Study.load(tmp_path / "store").models == ["mine", "other"]
+    declared_file.write_text(models.replace('other = "net-1"', "").replace('"complexity"', ""))
+    run_declared(read_declaration(declared_file), tmp_path / "store")
+    loaded = Study.load(tmp_path / "store")
+    assert loaded.models == ["mine"] and set(loaded.scores["metric"]) == {"sparseness"}
+    declared_file.write_text(models)
+    plan = plan_declared(read_declaration(declared_file), tmp_path / "store")
+    assert (plan["missing"] == 0).all()  # the cells are still there
+
+
+def test_an_address_without_dask_is_refused(declared_file: Path) -> None:
+    arguments = ["study", str(declared_file), "--address", "tcp://127.0.0.1:1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2 and "add --executor dask" in result.output
+
+
 def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     declared_file.write_text(
         TOML.replace('recipes = ["digits/standard", "digits/sgt"]', "")

@@ -1,0 +1,115 @@
+"""A study that knows where the evidence is hands the masks to the metrics that ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import saliency_lab as sl
+from saliency_lab._common.errors import InputError
+from saliency_lab.models import ModelCard, build_model, save_model
+from saliency_lab.study import Study
+from saliency_lab.study.declaration import read_declaration
+from saliency_lab.study.declared import run_declared
+from saliency_lab.study.store import FolderStore
+
+MakeNet = Callable[[int], nn.Module]
+TinySample = tuple[torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture
+def located(tiny_sample: TinySample) -> tuple[torch.Tensor, ...]:
+    masks = torch.rand(12, 1, 6, 6, generator=torch.Generator().manual_seed(1)) < 0.3
+    return (*tiny_sample, masks)
+
+
+def test_localisation_is_scored_as_by_evaluate(located: tuple[torch.Tensor, ...], make_net: MakeNet) -> None:
+    net = make_net(0)
+    study = Study({"plain": net}, located).attribute("saliency").score(["pointing_game", "sparseness"])
+    x, y, masks = located
+    maps = study.maps["plain"]["saliency"]
+    expected = sl.evaluate(net, x, y, maps, metric="pointing_game", masks=masks)
+    found = study.scores.query("metric == 'pointing_game'")["score"].to_numpy()
+    np.testing.assert_array_equal(found, expected)
+    assert 0 < found.mean() < 1
+
+
+def test_other_masks_are_other_cells(
+    located: tuple[torch.Tensor, ...], make_net: MakeNet, tmp_path: Path
+) -> None:
+    x, y, masks = located
+    scores = []
+    for given in (masks, ~masks):
+        study = Study({"plain": make_net(0)}, (x, y, given), store=tmp_path)
+        scores.append(study.attribute("saliency").score("pointing_game").scores["score"].to_numpy())
+    np.testing.assert_array_equal(scores[0], 1 - scores[1])
+    assert len(list((tmp_path / "samples").iterdir())) == 2
+
+
+def test_workers_read_the_masks_and_a_load_keeps_them(
+    located: tuple[torch.Tensor, ...], make_net: MakeNet, tmp_path: Path
+) -> None:
+    here = Study({"plain": make_net(0)}, located).attribute("saliency").score("focus")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        there = Study({"plain": make_net(0)}, located, store=tmp_path, executor=pool)
+        there.attribute("saliency").score("focus")
+    assert there.scores.equals(here.scores)
+    loaded = Study.load(tmp_path)
+    assert loaded.scores.equals(here.scores)
+    assert loaded.sample.masks is not None and torch.equal(loaded.sample.masks, located[2])
+
+
+def test_a_damaged_mask_is_noticed(
+    located: tuple[torch.Tensor, ...], make_net: MakeNet, tmp_path: Path
+) -> None:
+    study = Study({"plain": make_net(0)}, located, store=tmp_path).attribute("saliency")
+    store = FolderStore(tmp_path)
+    (file,) = (tmp_path / "samples").iterdir()
+    bytes_ = bytearray(file.read_bytes())
+    at = bytes(bytes_).rindex(located[2].numpy().tobytes())
+    bytes_[at] ^= 1
+    file.write_bytes(bytes(bytes_))
+    assert store.read_sample(study.sample.fingerprint) is None
+
+
+def test_errors_say_what_would_do(
+    located: tuple[torch.Tensor, ...], tiny_sample: TinySample, make_net: MakeNet
+) -> None:
+    study = Study({"plain": make_net(0)}, tiny_sample).attribute("saliency")
+    with pytest.raises(InputError, match=r"'pointing_game' needs masks .*located\(256\)"):
+        study.score(["sparseness", "pointing_game"])
+    assert study.scores.empty
+    with pytest.raises(InputError, match=r"masks must be \(12, 1, 6, 6\)"):
+        Study({"plain": make_net(0)}, (*tiny_sample, located[2][:, 0]))
+
+
+def test_masks_given_as_a_setting_still_do(
+    located: tuple[torch.Tensor, ...], tiny_sample: TinySample, make_net: MakeNet
+) -> None:
+    own = Study({"plain": make_net(0)}, tiny_sample).attribute("saliency")
+    own.score({"pointing_game": {"masks": located[2]}})
+    handed = Study({"plain": make_net(0)}, located).attribute("saliency").score("pointing_game")
+    assert own.scores.equals(handed.scores)
+
+
+def test_a_declared_study_of_located_data_has_masks(tmp_path: Path) -> None:
+    card = ModelCard(architecture="small_cnn", num_classes=4, input_shape=(1, 24, 24))
+    net = build_model("small_cnn", num_classes=4, input_shape=(1, 24, 24), seed=0)
+    save_model(net, tmp_path / "net", card)
+    path = tmp_path / "where.toml"
+    path.write_text(
+        'models = { net = "net" }\nmethods = ["saliency"]\nmetrics = ["auc"]\n'
+        'data = { name = "planted", images = 8 }\n'
+    )
+    study, _ = run_declared(read_declaration(path), tmp_path / "store")
+    sample = sl.load_dataset("planted").test.located(8)  # type: ignore[attr-defined]
+    maps = sl.attribute(net.eval(), sample.x, sample.y, "saliency")
+    expected = sl.evaluate(net, sample.x, sample.y, maps, metric="auc", masks=sample.masks)
+    np.testing.assert_array_equal(study.scores["score"].to_numpy(), expected)
