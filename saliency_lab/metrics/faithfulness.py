@@ -142,25 +142,18 @@ def _sensitivity_n(case: Case) -> Outcome:
     return Outcome(torch.stack(rows).mean(0).cpu().numpy())
 
 
-def _groups(case: Case, absolute: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Ranks (N, H·W), cuts (K + 1,), and the sum of the scores in each group (N, K)."""
+def _groups(case: Case, absolute: bool) -> tuple[Tensor, Tensor]:
+    """The group (N, H·W) that each pixel is in, and the sum of the scores in each (N, K)."""
     scores = pixel_scores(case.maps, absolute=absolute)
-    ranks = descending_ranks(scores)
     cut = cuts(case.probe.pixels, case.settings.steps).to(case.probe.device)
-    group = torch.bucketize(ranks, cut, right=True).long() - 1
-    return ranks, cut, unit_sums(scores, group)
+    group = torch.bucketize(descending_ranks(scores), cut, right=True) - 1
+    return group, unit_sums(scores, group)
 
 
 def _faithfulness_estimate(case: Case) -> Outcome:
     probe, settings = case.probe, case.settings
-    ranks, cut, sums = _groups(case, settings.absolute)
-    fill = probe.fill(settings.baseline)
-
-    def build(i: Tensor, j: Tensor) -> Tensor:
-        gone = (ranks[i] >= cut[j, None]) & (ranks[i] < cut[j + 1, None])
-        return torch.where(gone.view(len(i), 1, *probe.x.shape[2:]), fill[i], probe.x[i])
-
-    drops = probe.clean.read(settings.output) - probe.ask(len(cut) - 1, build).read(settings.output)
+    group, sums = _groups(case, settings.absolute)
+    drops = probe.clean.read(settings.output) - _alone(probe, group, settings.baseline).read(settings.output)
     return Outcome(pearson(sums, drops).cpu().numpy())
 
 
@@ -186,15 +179,15 @@ def random_fills(probe: Probe, samples: int) -> Tensor:
 
 def _monotonicity_correlation(case: Case) -> Outcome:
     probe, settings = case.probe, case.settings
-    ranks, cut, sums = _groups(case, settings.absolute)
+    group, sums = _groups(case, settings.absolute)
     fills = random_fills(probe, settings.samples)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
-        group, sample = j // settings.samples, j % settings.samples
-        gone = (ranks[i] >= cut[group, None]) & (ranks[i] < cut[group + 1, None])
-        return torch.where(gone.view(len(i), 1, *probe.x.shape[2:]), fills[i, sample], probe.x[i])
+        gone = group[i] == (j // settings.samples)[:, None]
+        fill = fills[i, j % settings.samples]
+        return torch.where(gone.view(len(i), 1, *probe.x.shape[2:]), fill, probe.x[i])
 
-    answers = probe.ask((len(cut) - 1) * settings.samples, build).read(settings.output)
+    answers = probe.ask(sums.shape[1] * settings.samples, build).read(settings.output)
     changes = (answers - probe.clean.read(settings.output)).square()
     return Outcome(spearman(sums, changes.unflatten(1, (-1, settings.samples)).mean(2)).cpu().numpy())
 
@@ -230,15 +223,27 @@ def _infidelity(case: Case) -> Outcome:
 
 
 def without_units(probe: Probe, units: Tensor, baseline: Baseline) -> Answers:
-    """Answers (N, U) with each unit of `units` (H·W,) alone replaced by the baseline."""
+    """Answers (N, U) with each unit of `units` (H·W,) alone replaced by the baseline; remembered."""
+    return probe.remember(
+        ("units", fingerprint(units), baseline),
+        lambda: _alone(probe, units.expand(len(probe), -1), baseline),
+    )
+
+
+def _alone(probe: Probe, units: Tensor, baseline: Baseline) -> Answers:
+    """Answers (N, U) with each unit of `units` (N, H·W) alone replaced by the baseline.
+
+    Where that changes nothing (black pixels made black), the answer is the one on the image itself.
+    """
     fill = probe.fill(baseline)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
-        gone = units == j[:, None]
+        gone = units[i] == j[:, None]
         return torch.where(gone.view(len(i), 1, *probe.x.shape[2:]), fill[i], probe.x[i])
 
-    count = int(units.max()) + 1
-    return probe.remember(("units", fingerprint(units), baseline), lambda: probe.ask(count, build))
+    changes = unit_sums(probe.touched(baseline).int(), units)
+    source = torch.arange(changes.shape[1], device=probe.device).where(changes > 0, -1)
+    return probe.ask(changes.shape[1], build, source=source, base=probe.clean)
 
 
 def _patch_count(pixels: int, size: int) -> int:

@@ -108,21 +108,33 @@ class Probe:
             raise InputError(f"the model must return logits of the shape (N, classes), but returned {got}")
         return out
 
-    def ask(self, count: int, build: Callable[[Tensor, Tensor], Tensor]) -> Answers:
+    def ask(
+        self,
+        count: int,
+        build: Callable[[Tensor, Tensor], Tensor],
+        *,
+        source: Tensor | None = None,
+        base: Answers | None = None,
+    ) -> Answers:
         """Answers (N, count) on variants of each image.
 
         `build(i, j)` returns variant `j[k]` of image `i[k]` for each k; passes are full chunks over
         images × variants, all images' first variant first: variants of a kind are built together.
+
+        Variants that are one image are asked once where `source` (N, count) says so: it holds the number of
+        the first of them, so a variant's own number if it is alone, or −1 if `base` (N, 1) is the answer.
         """
-        total = len(self) * count
-        rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        for index in torch.arange(total, device=self.device).split(self.chunk):
+        own = torch.arange(count, device=self.device)
+        source = own.expand(len(self), -1) if source is None else source
+        asked = (source == own).T.flatten().nonzero()[:, 0]
+        rows = [] if base is None else [(base.logit[:, 0], base.probability[:, 0], base.correct[:, 0])]
+        place = torch.arange(len(self) * (count + 1), device=self.device)
+        place[len(self) + asked] = torch.arange(len(asked), device=self.device) + len(self) * len(rows)
+        for index in asked.split(self.chunk) if len(asked) else ():
             i, j = index % len(self), index // len(self)
             rows.append(self._answer(build(i, j), self.y[i]))
-        logit, probability, correct = (
-            torch.cat(parts).reshape(count, len(self)).T.contiguous() for parts in zip(*rows, strict=True)
-        )
-        return Answers(logit, probability, correct)
+        at = place.view(count + 1, len(self)).gather(0, source.T + 1).T
+        return Answers(*(torch.cat(parts)[at] for parts in zip(*rows, strict=True)))
 
     def _answer(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.logits(images).float() if images.dtype != torch.float64 else self.logits(images)
@@ -145,6 +157,10 @@ class Probe:
     def fill(self, baseline: Baseline) -> Tensor:
         """What removed pixels become, (N, C, H, W)."""
         return self.remember(("fill", baseline), lambda: self._fill(baseline))
+
+    def touched(self, baseline: Baseline) -> Tensor:
+        """Which pixels (N, H·W) are not what they would become; removing the others changes nothing."""
+        return self.remember(("touched", baseline), lambda: (self.x != self.fill(baseline)).any(1).flatten(1))
 
     def _fill(self, baseline: Baseline) -> Tensor:
         if baseline == "mean":

@@ -24,7 +24,8 @@ def removal(probe: Probe, ranks: Tensor, cut: Tensor, baseline: Baseline, *, ins
 
     `ranks` (N, H·W) and `cut` (K,), or (N, K) for one a sample, are int32; cuts rise from 0. With `insert`,
     the pixels of rank at or above the cut are replaced instead: the image is rebuilt from the baseline. The
-    untouched image and the bare baseline, in which such curves begin and end, are asked once for all maps.
+    untouched image and the bare baseline, in which such curves begin and end, are asked once for all maps,
+    and a cut that changes nothing (black pixels made black) has the answer of the one before.
     """
     cut = cut.to(probe.device).expand(len(probe), -1)
 
@@ -39,10 +40,21 @@ def removal(probe: Probe, ranks: Tensor, cut: Tensor, baseline: Baseline, *, ins
         first, last = ends[::-1] if insert else ends
         complete = bool((cut[:, -1] > ranks.amax(1)).all())
         inner = cut.shape[1] - 1 - complete
-        parts = [first] + [probe.ask(inner, build)] * (inner > 0) + [last] * complete
-        return Answers.beside(parts)
+        if not inner:
+            return Answers.beside([first] + [last] * complete)
+        source = _latest_change(ranks, cut, probe.touched(baseline))[:, 1 : inner + 1] - 1
+        between = probe.ask(inner, build, source=source, base=first)
+        return Answers.beside([first, between] + [last] * complete)
 
     return probe.remember(("removal", fingerprint(ranks, cut), baseline, insert), ask)
+
+
+def _latest_change(ranks: Tensor, cut: Tensor, touched: Tensor) -> Tensor:
+    """For each cut (N, K), the last one up to it that removes a touched pixel; 0 if none does."""
+    step = torch.searchsorted(cut.contiguous(), ranks, right=True)  # the first cut that removes the pixel
+    changes = torch.zeros(len(cut), cut.shape[1] + 1, dtype=torch.long, device=cut.device)
+    changes.scatter_(1, step.where(touched, 0), step.where(touched, 0))
+    return changes[:, :-1].cummax(1).values
 
 
 def patches(shape: torch.Size, size: int) -> Tensor:

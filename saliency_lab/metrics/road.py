@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Annotated
 
 import numpy as np
@@ -36,20 +35,38 @@ class Road(Settings):
     absolute: bool = False
 
 
-def _ring_sum(padded: Tensor) -> Tensor:
-    """Sum (R, H, W) over 3×3 windows, weighted 2 beside and 1 across, 4 inside; the border is zeros."""
-    across = padded[:, :, :-2] + padded[:, :, 2:]
-    across.add_(padded[:, :, 1:-1], alpha=2)
-    total = across[:, :-2] + across[:, 2:]
-    return total.add_(across[:, 1:-1], alpha=2)
+def _laid(images: Tensor) -> Tensor:
+    """Rows (R, (H + 1)·(W + 1)) of images (R, H, W): a zero after each line, a line of them at the end."""
+    return torch.nn.functional.pad(images, (0, 1, 0, 1)).flatten(1)
 
 
-@cache
-def _window(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`_ring_sum` of ones (H, W): what is left of it at the image's edges."""
-    ones = torch.zeros(1, height + 2, width + 2, dtype=dtype, device=device)
-    ones[:, 1:-1, 1:-1] = 1
-    return _ring_sum(ones)[0]
+class _Around:
+    """Weighted sums of each pixel's neighbours, for rows as `_laid` lays them.
+
+    In one flat tensor of such rows a pixel's eight neighbours are at the same eight distances everywhere, so
+    the sums are four additions of shifted tensors.
+    """
+
+    def __init__(self, rows: Tensor, width: int) -> None:
+        line = width + 1
+        margin = line + 1
+        whole = rows.new_zeros(rows.numel() + 2 * margin)
+        self.rows = whole[margin:-margin].view(rows.shape).copy_(rows)
+        """What is summed; write here."""
+        self._left, self._centre, self._right = whole[:-2], whole[1:-1], whole[2:]
+        self._across = torch.empty_like(self._centre)
+        self._above, self._below = self._across[: -2 * line], self._across[2 * line :]
+        self._beside = self._across[line:-line]
+        self._sum = torch.empty_like(self._beside)
+
+    def sum(self) -> Tensor:
+        """Sum over the 3×3 windows, weighted 2 beside and 1 across, 4 inside; beyond the edge is zero.
+
+        Valid until the next call.
+        """
+        torch.add(self._left, self._right, out=self._across).add_(self._centre, alpha=2)
+        torch.add(self._above, self._below, out=self._sum).add_(self._beside, alpha=2)
+        return self._sum.view(self.rows.shape)
 
 
 def interpolate(images: Tensor, gone: Tensor) -> Tensor:
@@ -63,37 +80,40 @@ def interpolate(images: Tensor, gone: Tensor) -> Tensor:
     >>> interpolate(images, images == 9)
     tensor([[[0.0000, 0.5000, 1.0000]]])
     """
-    rows, height, width = images.shape
+    height, width = images.shape[1:]
     tiny = torch.finfo(images.dtype).tiny
-    window = _window(height, width, images.dtype, images.device)
-    free = gone.to(images.dtype)
-    mean = (images * (1 - free)).sum((1, 2)) / (1 - free).sum((1, 2))
-    solution = torch.where(gone, mean[:, None, None], images)
+    window = _Around(_laid(torch.ones_like(images[:1])), width).sum()
+    left = ~gone
+    mean = (images * left).sum((1, 2)) / left.sum((1, 2))
+    solution = _laid(torch.where(gone, mean[:, None, None], images))
     out = solution.clone()
-    direction = torch.nn.functional.pad(solution, (1, 1, 1, 1))
-    inner = direction[:, 1:-1, 1:-1]
-    residual = _ring_sum(direction).sub_(window * solution).mul_(free)
-    inner.copy_(residual)
-    square = residual.square().sum((1, 2), keepdim=True)
-    still = torch.arange(rows, device=images.device)
+    taken = _laid(gone.to(images.dtype)).neg_()  # −1 where a pixel is sought, else 0
+    residual = (window * solution).sub_(_Around(solution, width).sum()).mul_(taken)
+    direction = _Around(residual, width)
+    square = residual.square().sum(1, keepdim=True)
+    still = torch.arange(len(images), device=images.device)
     for step in range(LIMIT):
         if step % CHECK_EVERY == 0:
-            going = square.flatten() > TOLERANCE**2
+            going = square[:, 0] > TOLERANCE**2
             if not going.all():
                 out[still[~going]] = solution[~going]
                 if not going.any():
-                    return out
-                still, solution, residual = still[going], solution[going], residual[going]
-                direction, free, square = direction[going], free[going], square[going]
-                inner = direction[:, 1:-1, 1:-1]
-        image = (window * inner).sub_(_ring_sum(direction)).mul_(free)
-        length = square / (inner * image).sum((1, 2), keepdim=True).clamp_min_(tiny)
-        solution.addcmul_(length, inner)
+                    break
+                keep = going.nonzero()[:, 0]
+                still, solution, residual, taken, square, rows = (
+                    kept.index_select(0, keep)
+                    for kept in (still, solution, residual, taken, square, direction.rows)
+                )
+                direction = _Around(rows, width)
+        image = direction.sum().mul_(taken).addcmul_(window, direction.rows)
+        length = square / (direction.rows * image).sum(1, keepdim=True).clamp_min_(tiny)
+        solution.addcmul_(length, direction.rows)
         residual.addcmul_(length, image, value=-1)
-        before, square = square, residual.square().sum((1, 2), keepdim=True)
-        inner.mul_(square / before.clamp_min_(tiny)).add_(residual)
-    out[still] = solution
-    return out
+        before, square = square, residual.square().sum(1, keepdim=True)
+        torch.addcmul(residual, direction.rows, square / before.clamp_min_(tiny), out=direction.rows)
+    else:
+        out[still] = solution
+    return out.unflatten(1, (height + 1, width + 1))[:, :height, :width]
 
 
 def removed_counts(pixels: int, percentages: tuple[float, ...]) -> Tensor:

@@ -15,6 +15,7 @@ import saliency_lab as sl
 from saliency_lab._common.errors import InputError, UnknownNameError
 from saliency_lab.metrics import evaluate_detailed, evaluate_many
 from saliency_lab.metrics.catalogue import METRICS
+from saliency_lab.metrics.probe import Probe
 
 CASES = [(name, engine) for name in METRICS for engine in METRICS[name].engines]
 ALONE = [(name, engine) for name, engine in CASES if not METRICS[name].whole]
@@ -375,3 +376,39 @@ def test_images_of_other_channels_and_maps_of_text_are_named(scene):
         sl.evaluate(model, other, y, other, "deletion", steps=4)
     with pytest.raises(InputError, match="must be real numbers, not <U1"):
         sl.evaluate(model, x, y, np.full(tuple(x.shape), "a"), "sparseness")
+
+
+def _all_touched(self, baseline):
+    return torch.ones(len(self.x), self.pixels, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pixel_flipping",
+        "insertion",
+        "masked_input_accuracy",
+        "selectivity",
+        "irof",
+        "monotonicity",
+        "faithfulness_estimate",
+        "infidelity",
+        "non_sensitivity",
+    ],
+)
+def test_removals_that_change_nothing_are_not_asked(scene, small, name, monkeypatch):
+    """The scores are those of asking every time, with fewer passes."""
+    model, x, y, maps = scene
+    counting = _Counting(model.double())
+    x = x.double()
+    x[:, :, :7] = 0
+    x[0, :, :, 3:] = 0
+    settings = {**small(name, x), "baseline": "black"}
+    found = evaluate_detailed(counting, x, y, maps, name, **settings)
+    asked, counting.images = counting.images, 0
+    monkeypatch.setattr(Probe, "touched", _all_touched)
+    every = evaluate_detailed(counting, x, y, maps, name, **settings)
+    assert asked < counting.images
+    np.testing.assert_allclose(found.values, every.values, rtol=1e-12, atol=1e-12)
+    if found.curve is not None:
+        np.testing.assert_allclose(found.curve.values, every.curve.values, rtol=1e-12, atol=1e-12)
