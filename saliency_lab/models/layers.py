@@ -42,7 +42,11 @@ class Normalised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
-        return self.net((x - self.mean) / self.std)
+        return self.net(self.normalise(x))
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """(x − mean) / std, channel by channel, of images (N, C, H, W)."""
+        return (x - self.mean) / self.std
 
     @property
     def cam_layer(self) -> nn.Module:

@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import derive_seed, generator
 from saliency_lab._common.settings import Epsilon, Settings
 from saliency_lab.attacks.ascent import Norm, projected_ascent, random_start
+from saliency_lab.training.trunk import Part, run, trunk_and_head
 
 
 class AttackSpec(Settings):
@@ -44,25 +43,6 @@ class AttackSpec(Settings):
         if self.step_size is None:
             return 2.5 * eps / self.steps
         return self.step_size * (eps / self.eps if self.eps else 1.0)
-
-
-_MODAL = (_DropoutNd, _NormBase, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)
-
-
-def mode_matters(net: nn.Module) -> bool:
-    """Whether train and eval mode may give different outputs.
-
-    Known not to are the layers of `torch.nn` without dropout, batch statistics or randomness, and the
-    architectures of this package made of them. Of any other class we cannot know, so it may.
-    """
-    return not all(_mode_free(module) for module in net.modules())
-
-
-def _mode_free(module: nn.Module) -> bool:
-    home = type(module).__module__
-    if home.startswith("torch.nn.modules."):
-        return not isinstance(module, _MODAL) or (isinstance(module, _DropoutNd) and module.p == 0)
-    return home.startswith("saliency_lab.models.")
 
 
 def full_precision(z: Tensor) -> Tensor:
@@ -116,8 +96,11 @@ class Step:
 
     def logits(self, x: Tensor, draw: int = 0) -> Tensor:
         """Forward in train mode. Passes with the same `draw` share their dropout mask."""
+        return self._forward([self.net], x, draw)
+
+    def _forward(self, chain: list[Part], x: Tensor, draw: int) -> Tensor:
         torch.manual_seed(derive_seed(self.seed, "dropout", draw, self.rank))
-        return full_precision(self.net(x))
+        return full_precision(run(chain, x))
 
     def start_noise(self) -> Tensor:
         """The noise that `random_start` makes a point of the ball from."""
@@ -167,20 +150,20 @@ class Step:
     def logits_and_saliency(self, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """Train-mode logits of x, and s = ∂z_target/∂x in eval mode; `target=None` is the predicted class.
 
-        Where the mode is known not to matter, both are one function, and one forward serves both, exactly.
+        Up to the first layer whose mode matters (dropout, BatchNorm) both passes are one function, so one
+        forward serves both, exactly: weights and losses are those of two passes, bit for bit. See
+        `saliency_lab.training.trunk` for the networks that can be cut there; others get two passes.
         """
-        if not mode_matters(self.net):
-            return self._differentiate(x, target, keep_graph=True)
+        trunk, head = trunk_and_head(self.net)
+        point = x.detach().requires_grad_()
+        shared = run(trunk, point)
         with evaluating(self.net):
-            _, saliency = self._differentiate(x, target, keep_graph=False)
-        return self.logits(x), saliency
-
-    def _differentiate(self, x: Tensor, target: Tensor | None, *, keep_graph: bool) -> tuple[Tensor, Tensor]:
-        x = x.detach().requires_grad_()
-        z = full_precision(self.net(x))
+            z = full_precision(run(head, shared))
         classes = z.detach().argmax(1) if target is None else target
-        (saliency,) = torch.autograd.grad(z.gather(1, classes[:, None]).sum(), x, retain_graph=keep_graph)
-        return z, saliency
+        score = z.gather(1, classes[:, None]).sum()
+        (upper,) = torch.autograd.grad(score, shared, retain_graph=not head)  # frees the head's graph
+        (saliency,) = torch.autograd.grad(shared, point, upper, retain_graph=True)
+        return self._forward(head, shared, draw=0), saliency
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from torch import nn
 
 from saliency_lab.attacks.ascent import projected_ascent
 from saliency_lab.training import OBJECTIVES, AttackSpec, Step
-from saliency_lab.training.step import divergence, mode_matters
+from saliency_lab.training.step import divergence
+from saliency_lab.training.trunk import mode_matters
 
 
 def smooth_net(seed=0, inputs=12, classes=3):

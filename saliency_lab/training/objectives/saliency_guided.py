@@ -54,7 +54,7 @@ class Masking(Objective):
 class SaliencyGuided(Masking):
     """CE(f(x), y) + λ·KL(p(x) ‖ p(M(x, s, k))), s = ∂z_y/∂x. Ismail et al., NeurIPS 2021.
 
-    The clean forward also serves the saliency wherever the model has no dropout and no BatchNorm.
+    The clean forward also serves the saliency, up to the first layer with dropout or BatchNorm, exactly.
     """
 
     name: ClassVar[str] = "sgt"

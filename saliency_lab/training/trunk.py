@@ -1,0 +1,80 @@
+"""The trunk of a network: its layers before the first whose output depends on train or eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from itertools import takewhile
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+from saliency_lab.models.convnets import ConvNet
+from saliency_lab.models.layers import Normalised
+
+Part = Callable[[Tensor], Tensor]
+
+_MODAL = (
+    _DropoutNd,
+    _NormBase,
+    nn.RReLU,
+    nn.FractionalMaxPool2d,
+    nn.FractionalMaxPool3d,
+    nn.RNNBase,
+    nn.MultiheadAttention,
+)
+
+
+def mode_matters(net: nn.Module) -> bool:
+    """Whether train and eval mode may give different outputs.
+
+    Known not to are the layers of `torch.nn` without dropout, batch statistics or randomness, and the
+    architectures of this package made of them. Of any other class we cannot know, so it may.
+    """
+    return not all(_mode_free(module) for module in net.modules())
+
+
+def _mode_free(module: nn.Module) -> bool:
+    home = type(module).__module__
+    if home.startswith("torch.nn.modules."):
+        return not isinstance(module, _MODAL) or (isinstance(module, _DropoutNd) and module.p == 0)
+    return home.startswith("saliency_lab.models.")
+
+
+def trunk_and_head(net: nn.Module) -> tuple[list[Part], list[Part]]:
+    """Cut `net` in two: `run(head, run(trunk, x))` is `net(x)`, and the trunk is one function in either mode.
+
+    The head is empty if the mode does not matter at all. The trunk is empty if the first part depends on
+    the mode, if `net` cannot be taken apart (see `parts`), or if a layer of the head works in place, which
+    could overwrite what the trunk returned.
+    """
+    chain = parts(net)
+    trunk = list(takewhile(lambda part: not (isinstance(part, nn.Module) and mode_matters(part)), chain))
+    head = chain[len(trunk) :]
+    layers = [layer for part in head if isinstance(part, nn.Module) for layer in part.modules()]
+    if any(getattr(layer, "inplace", False) for layer in layers):
+        return [], chain
+    return trunk, head
+
+
+def run(chain: Sequence[Part], x: Tensor) -> Tensor:
+    """Apply the parts of `chain` to `x`, one after another."""
+    return reduce(lambda value, part: part(value), chain, x)
+
+
+def parts(net: nn.Module) -> list[Part]:
+    """Functions that, applied one after another, are `net`; the net itself if no more is known of it.
+
+    Known are `nn.Sequential`, `Normalised` and the convolutional networks of this package, unless they have
+    hooks, which only a call of the whole would run. Of a subclass's `forward` nothing is assumed.
+    """
+    if net._forward_hooks or net._forward_pre_hooks or net._backward_hooks or net._backward_pre_hooks:
+        return [net]
+    if type(net) is nn.Sequential:
+        return [part for child in net for part in parts(child)]
+    if type(net) is Normalised:
+        return [net.normalise, *parts(net.net)]
+    if type(net) is ConvNet:
+        return [*parts(net.features), nn.Flatten(), *parts(net.classifier)]
+    return [net]
