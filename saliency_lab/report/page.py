@@ -15,6 +15,7 @@ import saliency_lab
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
 from saliency_lab.report import tables, verdicts
+from saliency_lab.report.answers import answered
 from saliency_lab.report.audits import Audited, overview, read_audits
 from saliency_lab.report.explorer import explorer
 from saliency_lab.report.figures import figures
@@ -22,6 +23,7 @@ from saliency_lab.report.numbers import SPACE, count, listing
 from saliency_lab.report.provenance import provenance
 from saliency_lab.report.vector import Drawing
 from saliency_lab.study import Comparison, Study
+from saliency_lab.study.claims import by_chance
 
 NAMED = 4
 """Models that the title names."""
@@ -79,7 +81,8 @@ def _render(study: Study, baseline: str | None, level: float, images: int) -> st
         )
     drawing = Drawing()
     context: dict[str, Any] = {
-        "title": _title(study.models),
+        "title": study.title or _title(study.models),
+        "about": study.about,
         "lede": _lede(study),
         "audits": audits,
         "overview": overview(audits),
@@ -93,6 +96,9 @@ def _render(study: Study, baseline: str | None, level: float, images: int) -> st
     }
     if comparison is not None:
         context |= _compared(comparison, audits, drawing)
+        questions = answered(study.claims, comparison)
+        told = sum(len(each.table.rows) for each in questions if each.table is not None)
+        context |= {"questions": questions, "by_chance": by_chance(told, level) if told else ""}
     style = _asset("style.css") + "\n" + drawing.rules + "\n"
     script = "\n".join(_asset(name) for name in SCRIPTS)
     context |= {

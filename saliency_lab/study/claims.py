@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import pandas as pd
 from pydantic import BeforeValidator, Field
@@ -124,14 +124,35 @@ def _verdict(low: float, high: float, better: str) -> str:
     return "better" if (low > 0) == (better == "higher") else "worse"
 
 
-def in_words(answers: pd.DataFrame) -> list[str]:
-    """One sentence a pair of models: by which measures which way."""
-    sentences = []
+class Answer(NamedTuple):
+    """What came out for two models: each verdict with the measures that say so."""
+
+    model: str
+    over: str
+    verdicts: dict[str, str]
+
+
+def in_words(answers: pd.DataFrame) -> list[Answer]:
+    """One answer a pair of models: by which measures which way."""
+    found = []
     for (model, over), rows in answers.groupby(["model", "over"], sort=False):
         verdicts = sorted(rows["verdict"].unique(), key=_ORDER.index)
-        parts = [f"**{verdict}** by {_measures(rows[rows['verdict'] == verdict])}" for verdict in verdicts]
-        sentences.append(f"{model} against {over}: {'; '.join(parts)}.")
-    return sentences
+        said = {verdict: _measures(rows[rows["verdict"] == verdict]) for verdict in verdicts}
+        found.append(Answer(str(model), str(over), said))
+    return found
+
+
+def by_chance(told: int, level: float) -> str:
+    """Say how `told` verdicts were reached, and how many of them chance alone would bring.
+
+    >>> by_chance(40, 0.95).rpartition("differences ")[2]
+    'at all, about 2 would leave 0 out by chance.'
+    """
+    return (
+        "Better and worse: the interval of the paired difference leaves 0 out; not told apart: it does not. "
+        f"Intervals: {told}, each at {100 * level:g} % and not corrected for their number; were there no "
+        f"differences at all, about {told * (1 - level):.0f} would leave 0 out by chance."
+    )
 
 
 _ORDER = ["better", "higher", "worse", "lower", "not told apart"]

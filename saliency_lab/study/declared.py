@@ -81,7 +81,7 @@ def run_declared(
     for (model, seed), failure in failures.items():
         study.note_failure(model, seed, "training", failure)
     _verbs(study, declared)
-    study.describe_alone()
+    study.describe(declared.title, declared.about, declared.claims)
     baseline = declared.baseline if declared.baseline in study.models else None
     if baseline != declared.baseline:
         warnings.warn(f"the baseline '{declared.baseline}' could not be trained", stacklevel=2)

@@ -16,7 +16,7 @@ from saliency_lab._common.files import atomic_path, writable_folder
 from saliency_lab._common.provenance import versions
 from saliency_lab.models import card_of
 from saliency_lab.plotting.style import save
-from saliency_lab.study.claims import in_words, judge, measure_in_words
+from saliency_lab.study.claims import by_chance, in_words, judge, measure_in_words
 from saliency_lab.study.comparison import ACCURACY, ROBUST, Comparison, Measure
 from saliency_lab.study.declared import Run
 from saliency_lab.study.rendering import cell_text
@@ -101,7 +101,10 @@ def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
             lines += [f"No answer: {error}.", ""]
             continue
         told += len(answers)
-        lines += [*(f"- {text}" for text in in_words(answers)), ""]
+        for answer in in_words(answers):
+            said = "; ".join(f"**{verdict}** by {measures}" for verdict, measures in answer.verdicts.items())
+            lines.append(f"- {answer.model} against {answer.over}: {said}.")
+        lines.append("")
         rows = []
         for (model, over), held in answers.groupby(["model", "over"], sort=False):
             for row in held.to_dict("records"):
@@ -111,13 +114,7 @@ def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
                 rows.append([f"{model} − {over}", measure_in_words(row), row["verdict"], *means, difference])
         head = ["models", "by", "verdict", "first", "second", "difference"]
         lines += [*_table(head, rows), ""]
-    lines += [
-        "*better* and *worse*: the interval of the paired difference leaves 0 out; *not told apart*: it does "
-        f"not. The {told} intervals are each at {100 * comparison.level:g} % and not corrected for their "
-        f"number: were there no differences at all, about {told * (1 - comparison.level):.0f} of them would "
-        "leave 0 out by chance.",
-        "",
-    ]
+    lines += [by_chance(told, comparison.level), ""]
     return lines
 
 

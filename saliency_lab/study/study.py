@@ -19,6 +19,7 @@ from saliency_lab.attribution import Attributions
 from saliency_lab.models import card_of
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
+from saliency_lab.study.claims import Claim
 from saliency_lab.study.members import Member, read_members
 from saliency_lab.study.running import Runner
 from saliency_lab.study.sample import Sample, read_sample
@@ -30,6 +31,7 @@ from saliency_lab.study.work import Request, Requests, read_requests
 if TYPE_CHECKING:
     from saliency_lab.study.comparison import Better, Comparison
 
+_DESCRIBED = ("classes", "title", "about", "claims")  # of a manifest: one without leaves another's as it is
 _SHOWN = 8  # images, in Jupyter
 
 
@@ -102,6 +104,8 @@ class Study:
         self._cells: dict[Place, str] = {}
         self._better: dict[str, Better] = {}
         self._classes: Sequence[str] = ()  # as the store tells them
+        self.title, self.about = "", ""
+        self.claims: Sequence[Claim] = []
         self._runner = Runner(self.sample, self._images)
         self.executor = executor
 
@@ -535,15 +539,21 @@ class Study:
             "members": [[m.model, m.seed, m.recipe] for m in self.members],
             "better": self._better,
             "classes": list(self._class_names()),
+            "title": self.title,
+            "about": self.about,
+            "claims": [claim.model_dump() for claim in self.claims],
             "cells": [[*place, key] for place, key in self._cells.items()],
         }
 
-    def describe_alone(self) -> None:
-        """Let the store's `study.json` say what this study holds, and nothing that an earlier one added.
+    def describe(self, title: str, about: str, claims: Sequence[Claim]) -> Study:
+        """Say what the study asks, for its report; `claims` are answered there.
 
-        The other cells stay in the store; `gc` deletes them.
+        The store's `study.json` then lists what this study holds, and nothing that an earlier one of the
+        same images added. The other cells stay in the store; `gc` deletes them.
         """
+        self.title, self.about, self.claims = title, about, claims
         self._write_manifest(alone=True)
+        return self
 
     def _write_manifest(self, *, alone: bool = False) -> None:
         """Add this study to `study.json`; what other processes put there about the same images stays."""
@@ -557,7 +567,8 @@ class Study:
                 manifest["cells"] += [cell for cell in old["cells"] if tuple(cell[:-1]) not in known]
                 manifest["members"] += [m for m in old["members"] if m not in manifest["members"]]
                 manifest["better"] = old["better"] | manifest["better"]
-                manifest["classes"] = manifest["classes"] or old.get("classes", [])
+                for key in _DESCRIBED:
+                    manifest[key] = manifest[key] or old.get(key) or manifest[key]
             if manifest != old:
                 self.store.write_manifest(manifest)
 
@@ -569,6 +580,9 @@ class Study:
                 self.members.append(Member(model, seed, recipe, None))
         self._better = manifest["better"] | self._better
         self._classes = manifest.get("classes", ())
+        self.title = self.title or manifest.get("title", "")
+        self.about = self.about or manifest.get("about", "")
+        self.claims = self.claims or [Claim(**claim) for claim in manifest.get("claims", [])]
         for *place, key in manifest["cells"]:
             self._cells.setdefault(Place(*place), key)
         for at, key in self._cells.items():

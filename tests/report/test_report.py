@@ -21,6 +21,7 @@ from saliency_lab.cli.app import app
 from saliency_lab.models.checkpoint import ModelCard
 from saliency_lab.report import bundle, explorer, write_report
 from saliency_lab.study import Study
+from saliency_lab.study.claims import Claim
 
 VOID = {"meta", "link", "input", "br", "img"}
 NASTY = ["<script>alert(1)</script>", "a & \"b\" 'c'", "modèle_ε → 模型", "</title><b>"]
@@ -469,3 +470,26 @@ def test_the_command_writes_the_page(reported, tmp_path):
     assert "Differences are against <strong>other</strong>" in " ".join(out.read_text().split())
     done = CliRunner().invoke(app, ["report", str(tmp_path / "nowhere")])
     assert done.exit_code == 2
+
+
+def test_the_questions_of_a_study_are_answered_on_its_page(make_reported, tmp_path):
+    study = make_reported(store=tmp_path / "store", eps=(0.2,))
+    claims = [
+        Claim(question="Sparser <maps>?", model="other", over="plain", metric="sparseness", method="edges"),
+        Claim(question="Gone?", model="other", over="plain", metric="complexity"),
+    ]
+    study.describe("A title of its own", "What it asks.", claims)
+    page = Page(Study.load(tmp_path / "store").report(tmp_path / "report.html"))
+    assert [text for _, text in page.all("h1")] == ["A title of its own"]
+    assert any(text.strip() == "What it asks." for _, text in page.all("p"))
+    said = {attributes.get("aria-label"): " ".join(text.split()) for attributes, text in page.all("article")}
+    # edges do not depend on the model, so the difference is 0 for certain
+    assert "other against plain: not told apart by sparseness (edges)." in said["Sparser <maps>?"]
+    assert "No answer: nothing that was measured" in said["Gone?"]
+    (row,) = page.rows("question-1")
+    assert row[:3] == ["other − plain", "sparseness (edges)", "not told apart"] and row[3] == row[4]
+    assert "Intervals: 1, each at 95 %" in page.text
+
+
+def test_a_study_without_questions_has_no_section_for_them(page):
+    assert not any(attributes.get("id") == "questions" for _, attributes, _ in page.elements)

@@ -47,7 +47,7 @@ def test_a_claim_is_answered_by_the_interval_of_the_paired_difference() -> None:
 def test_a_difference_that_is_noise_is_not_told_apart() -> None:
     answers = judge(Claim(question="?", model="same", over="base", metric="sparseness"), _comparison())
     assert answers["verdict"].tolist() == ["not told apart"]
-    assert in_words(answers) == ["same against base: **not told apart** by sparseness (saliency)."]
+    assert in_words(answers) == [("same", "base", {"not told apart": "sparseness (saliency)"})]
 
 
 def test_a_claim_about_what_was_not_measured_is_an_error() -> None:
