@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.study import statistics
+from saliency_lab.study.manifest import Better
 from saliency_lab.study.ranking import Ranking, agreement, rank
 from saliency_lab.study.statistics import Interval, PairedTest
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from saliency_lab.attribution import Attributions
     from saliency_lab.study.figures import ComparisonPlots
 
-Better = Literal["higher", "lower", "neither"]
 ACCURACY, ROBUST = "accuracy", "robust_accuracy"
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pandas as pd
 import torch
@@ -20,13 +20,11 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
-from saliency_lab._common.files import atomic_path, write_json
+from saliency_lab._common.files import atomic_path
 from saliency_lab._common.provenance import fingerprint
 from saliency_lab.study.cells import Cell, Content, Kind
+from saliency_lab.study.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from saliency_lab.study.sample import Sample
-
-MANIFEST = "study.json"
-MANIFEST_KEYS = {"images", "seed", "members", "cells", "better"}
 
 
 class DamagedCellError(SaliencyLabError):
@@ -170,17 +168,13 @@ class FolderStore:
             path.unlink()
         return freed
 
-    def read_manifest(self) -> dict[str, Any]:
-        """What `write_manifest` wrote; empty if there is none, it is no JSON, or a part of it is missing."""
-        try:
-            manifest = dict(json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return {}
-        return manifest if manifest.keys() >= MANIFEST_KEYS else {}
+    def read_manifest(self) -> Manifest | None:
+        """What `write_manifest` wrote; None if there is none, or it is damaged."""
+        return read_manifest(self.folder)
 
-    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+    def write_manifest(self, manifest: Manifest) -> None:
         """Write `study.json`, atomically."""
-        write_json(self.folder / MANIFEST, manifest)
+        write_manifest(self.folder, manifest)
 
     def read_sample(self, images: str) -> Sample | None:
         """Images by their fingerprint, None if they are not here or damaged."""

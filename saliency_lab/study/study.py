@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,29 +20,19 @@ from saliency_lab.models import card_of
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
 from saliency_lab.study.claims import Claim
+from saliency_lab.study.manifest import MANIFEST, Better, Manifest, Place
 from saliency_lab.study.members import Member, read_members
 from saliency_lab.study.running import Runner
 from saliency_lab.study.sample import Sample, read_sample
-from saliency_lab.study.store import MANIFEST, FolderStore, MemoryStore, Store, existing_folder
+from saliency_lab.study.store import FolderStore, MemoryStore, Store, existing_folder
 from saliency_lab.study.tables import AUDITS, ROBUSTNESS, SCORES, tidy
 from saliency_lab.study.task import Failure, Task, read_intact
 from saliency_lab.study.work import Request, Requests, read_requests
 
 if TYPE_CHECKING:
-    from saliency_lab.study.comparison import Better, Comparison
+    from saliency_lab.study.comparison import Comparison
 
-_DESCRIBED = ("classes", "title", "about", "claims")  # of a manifest: one without leaves another's as it is
 _SHOWN = 8  # images, in Jupyter
-
-
-class Place(NamedTuple):
-    """Where a cell stands in the grid: `label` is of a method or an attack, `metric` is for scores alone."""
-
-    kind: Kind
-    label: str
-    metric: str
-    model: str
-    seed: int
 
 
 class Study:
@@ -476,13 +466,13 @@ class Study:
         """
         folder = FolderStore(existing_folder(store))
         manifest = folder.read_manifest()
-        sample = folder.read_sample(str(manifest.get("images")))
-        if not manifest or sample is None:
+        sample = folder.read_sample(manifest.images) if manifest else None
+        if manifest is None or sample is None:
             what = "its images are missing or damaged" if manifest else "it has no readable study.json"
             raise InputError(
                 f"no study can be loaded from '{store}': {what}; run the study again with this store"
             )
-        study = cls({"": nn.Identity()}, sample, seed=manifest["seed"])
+        study = cls({"": nn.Identity()}, sample, seed=manifest.seed)
         study.store, study.members = folder, []
         study._adopt(manifest)
         return study
@@ -509,7 +499,7 @@ class Study:
             if not self.store.has(cell.kind, cell.key):
                 self.store.write(cell, content)
         manifest = other.read_manifest()
-        if (manifest.get("images"), manifest.get("seed")) == (self._images, self.seed):
+        if manifest is not None and (manifest.images, manifest.seed) == (self._images, self.seed):
             self._adopt(manifest)
         self._write_manifest()
         return self
@@ -532,18 +522,18 @@ class Study:
             raise InputError("this study is kept in memory; study.save('runs/first') gives it a folder")
         return self.store
 
-    def _manifest(self) -> dict[str, Any]:
-        return {
-            "images": self._images,
-            "seed": self.seed,
-            "members": [[m.model, m.seed, m.recipe] for m in self.members],
-            "better": self._better,
-            "classes": list(self._class_names()),
-            "title": self.title,
-            "about": self.about,
-            "claims": [claim.model_dump() for claim in self.claims],
-            "cells": [[*place, key] for place, key in self._cells.items()],
-        }
+    def _manifest(self) -> Manifest:
+        return Manifest(
+            images=self._images,
+            seed=self.seed,
+            members=[(each.model, each.seed, each.recipe) for each in self.members],
+            cells=[(*place, key) for place, key in self._cells.items()],
+            better=self._better,
+            classes=list(self._class_names()),
+            title=self.title,
+            about=self.about,
+            claims=list(self.claims),
+        )
 
     def describe(self, title: str, about: str, claims: Sequence[Claim]) -> Study:
         """Say what the study asks, for its report; `claims` are answered there.
@@ -561,30 +551,18 @@ class Study:
             return
         self.store.write_sample(self._images, self.sample)
         with self.store.lock(MANIFEST, wait=True):
-            manifest, old = self._manifest(), self.store.read_manifest()
-            if not alone and (old.get("images"), old.get("seed")) == (self._images, self.seed):
-                known = {tuple(cell[:-1]) for cell in manifest["cells"]}
-                manifest["cells"] += [cell for cell in old["cells"] if tuple(cell[:-1]) not in known]
-                manifest["members"] += [m for m in old["members"] if m not in manifest["members"]]
-                manifest["better"] = old["better"] | manifest["better"]
-                for key in _DESCRIBED:
-                    manifest[key] = manifest[key] or old.get(key) or manifest[key]
+            old = self.store.read_manifest()
+            manifest = self._manifest() if alone else self._manifest().joined(old)
             if manifest != old:
                 self.store.write_manifest(manifest)
 
-    def _adopt(self, manifest: Mapping[str, Any]) -> None:
-        """Take over members and cells of a manifest that this study does not have."""
-        known = {(m.model, m.seed) for m in self.members}
-        for model, seed, recipe in manifest["members"]:
-            if (model, seed) not in known:
-                self.members.append(Member(model, seed, recipe, None))
-        self._better = manifest["better"] | self._better
-        self._classes = manifest.get("classes", ())
-        self.title = self.title or manifest.get("title", "")
-        self.about = self.about or manifest.get("about", "")
-        self.claims = self.claims or [Claim(**claim) for claim in manifest.get("claims", [])]
-        for *place, key in manifest["cells"]:
-            self._cells.setdefault(Place(*place), key)
+    def _adopt(self, manifest: Manifest) -> None:
+        """Take over what a manifest holds and this study does not."""
+        joined = self._manifest().joined(manifest)
+        self.members += [Member(*each, None) for each in joined.members[len(self.members) :]]
+        self._better, self._classes = joined.better, joined.classes
+        self.title, self.about, self.claims = joined.title, joined.about, joined.claims
+        self._cells = joined.places
         for at, key in self._cells.items():
             if at.kind != "maps" and key not in self._runner.loaded:
                 content = read_intact(self.store, at.kind, key)
