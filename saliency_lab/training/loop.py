@@ -23,6 +23,7 @@ from saliency_lab._common.errors import CheckpointError, InputError, TrainingErr
 from saliency_lab._common.progress import no_progress, progress
 from saliency_lab._common.seeding import derive_seed, generator
 from saliency_lab.data import ImageData
+from saliency_lab.training.allocator import freed_memory_kept
 from saliency_lab.training.augmentation import crop_and_flip
 from saliency_lab.training.health import Validation, check_finite, collapse_message, validate
 from saliency_lab.training.objectives import Objective
@@ -145,6 +146,7 @@ class Trainer:
         self._resume()
         at, first = self.position, self.fabric.is_global_zero
         with (
+            freed_memory_kept() if self.fabric.device.type == "cpu" else nullcontext(),
             nullcontext() if first else no_progress(),
             progress(label=recipe.name, total=epochs * self.batches) as bar,
         ):
