@@ -37,10 +37,10 @@ def seconds(function: Callable[[], Any], clock: Callable[[], float] = time.proce
     return clock() - started
 
 
-def networks(count: int) -> dict[str, nn.Module]:
+def networks(count: int, architecture: str = "small_cnn") -> dict[str, nn.Module]:
     """Trained, so that the attacks have something to break."""
     data = sl.load_dataset("digits")
-    recipe = {"training.epochs": 3}
+    recipe = {"training.epochs": 3, "model.name": architecture}
     return {f"net-{i}": sl.train("digits/standard", data, seed=i, overrides=recipe) for i in range(count)}
 
 
@@ -58,9 +58,10 @@ def whole(nets: dict[str, nn.Module], x: torch.Tensor, y: torch.Tensor, store: s
     return study.attribute(METHODS).score(METRICS).attack("pgd", eps=EPS, steps=40)
 
 
-def overhead(rounds: int, images: int) -> dict[str, float]:
+def overhead(architecture: str, rounds: int, images: int) -> dict[str, float]:
+    """Of keys and store, and of the statistics, over the same calls without a study."""
     x, y = sl.load_dataset("digits").test.sample(images)
-    nets = networks(2)
+    nets = networks(2, architecture)
     ratios, shares, times = [], [], []
     bare(nets, x, y)
     for turn in range(rounds):
@@ -73,9 +74,9 @@ def overhead(rounds: int, images: int) -> dict[str, float]:
             shares.append(seconds(lambda s=study: s.compare().table()) / without)
         ratios.append(times[-1] / without)
     return {
-        "study over the bare calls": statistics.median(ratios),
-        "its statistics over the bare calls": statistics.median(shares),
-        "seconds of the study": statistics.median(times),
+        f"{architecture}: study over the bare calls": statistics.median(ratios),
+        f"{architecture}: its statistics over the bare calls": statistics.median(shares),
+        f"{architecture}: seconds of the study": statistics.median(times),
     }
 
 
@@ -135,9 +136,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     sl.show_progress(False)
-    found = overhead(3 if options.quick else 7, 64 if options.quick else 256) | second_run()
+    found = overhead("small_cnn", 3 if options.quick else 7, 64 if options.quick else 256) | second_run()
     if not options.quick:
-        found |= two_workers(256)
+        found |= overhead("sgt_cnn", 3, 64) | two_workers(256)
     width = max(map(len, found))
     for name, value in found.items():
         print(f"{name:<{width}}  {value:10.3f}")
