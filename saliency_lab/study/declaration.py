@@ -13,17 +13,15 @@ from pydantic import Field, field_validator
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.study.claims import Claim
-from saliency_lab.training.recipe import recipes_folder
+from saliency_lab.training.recipe import DataSource, recipes_folder
 
 NamedSettings = dict[str, dict[str, Any]]
 TrainingSeed = Annotated[int, Field(ge=0)]
 
 
-class SampleSpec(Settings):
+class SampleSpec(DataSource):
     """Which images: `images` of a split, stratified, chosen by the study's seed."""
 
-    name: str
-    root: str | None = None
     images: Annotated[int, Field(ge=1)] = 256
     split: Literal["test", "val"] = "test"
     """`val` is for choosing between recipes, which must not look at the test images."""

@@ -20,7 +20,7 @@ from saliency_lab._common.errors import InputError, SaliencyLabError, TrainingEr
 from saliency_lab._common.plugins import import_module
 from saliency_lab._common.progress import no_progress
 from saliency_lab._common.provenance import fingerprint
-from saliency_lab.data import ImageData, load_dataset
+from saliency_lab.data import ImageData
 from saliency_lab.data.images import Split, stratified_order
 from saliency_lab.data.located import LocatedSplit
 from saliency_lab.models import build_model
@@ -33,6 +33,7 @@ from saliency_lab.study.study import Study
 from saliency_lab.study.task import ALONE, Failure
 from saliency_lab.study.work import read_attacks, read_eps, read_requests
 from saliency_lab.training import Recipe, load_recipe, train
+from saliency_lab.training.door import load_data
 
 
 class Run(NamedTuple):
@@ -115,7 +116,8 @@ def plan_declared(declared: Declaration, store: str | Path) -> pd.DataFrame:
 def load_declared_data(declared: Declaration) -> ImageData:
     """Load the data set of a declaration."""
     root = declared.data.root
-    return load_dataset(declared.data.name, None if root is None else declared.folder / root)
+    beside = None if root is None else str(declared.folder / root)
+    return load_data(declared.data.model_copy(update={"root": beside}))
 
 
 def _sample(declared: Declaration, data: ImageData) -> Sequence[Tensor]:

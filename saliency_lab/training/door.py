@@ -21,7 +21,7 @@ from saliency_lab.data import ImageData, load_dataset
 from saliency_lab.models import ModelCard, build_model, load_model, save_model
 from saliency_lab.models.checkpoint import CUSTOM
 from saliency_lab.training.loop import Fitted, Trainer
-from saliency_lab.training.recipe import DataSpec, Recipe, load_recipe
+from saliency_lab.training.recipe import DataSource, Recipe, load_recipe
 from saliency_lab.training.run import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -128,8 +128,8 @@ def _fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str,
     return fabric
 
 
-def load_data(spec: DataSpec) -> ImageData:
-    """Load what a recipe's `[data]` names; every seed of a recipe sees the same validation split.
+def load_data(spec: DataSource) -> ImageData:
+    """Load what a `[data]` table names; every seed of a recipe sees the same validation split.
 
     Raises
     ------

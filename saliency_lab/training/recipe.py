@@ -20,7 +20,7 @@ from saliency_lab.training.schedules import Schedule
 from saliency_lab.training.step import AttackSpec
 
 
-class DataSpec(Settings):
+class DataSource(Settings):
     """Which data; `module:attribute` names a user's own `ImageData`, or a function that returns one."""
 
     name: str
@@ -29,6 +29,11 @@ class DataSpec(Settings):
     image_size: Annotated[int, Field(ge=1)] | None = None
     """Side to which the images of `image_folder` are resized; None takes them as they are."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+class DataSpec(DataSource):
+    """The data, and what is done to a batch of it."""
+
     augmentation: Literal["none", "crop_flip"] = "none"
     """`crop_flip`: shift by up to 4 pixels (zeros come in) and mirror half of the images."""
 

@@ -85,6 +85,21 @@ def test_a_declared_study_is_planned_run_and_then_read(declared_file: Path, tmp_
     assert plan.query("step == 'train'")["missing"].tolist() == [1, 1]
 
 
+def test_a_study_of_a_users_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_images.py").write_text(
+        "import saliency_lab as sl\n\n\ndef few():\n    return sl.load_dataset('planted')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "own.toml"
+    path.write_text(
+        'recipes = ["digits/standard"]\nmetrics = ["sparseness", "auc"]\nmethods = ["saliency"]\n'
+        'overrides = { "training.epochs" = 1, "data.name" = "own_images:few" }\n'
+        'data = { name = "own_images:few", images = 8 }\n'
+    )
+    study, _ = run_declared(read_declaration(path), tmp_path / "store")
+    assert study.x.shape == (8, 1, 24, 24) and len(study.scores) == 16
+
+
 def test_looking_at_the_plan_creates_nothing(declared_file: Path, tmp_path: Path) -> None:
     plan_declared(read_declaration(declared_file), tmp_path / "store")
     assert not (tmp_path / "store").exists()
