@@ -132,7 +132,9 @@ def bundled_study(name: str) -> Path:
 
 
 def read_declaration(path: str | Path) -> Declaration:
-    """Read a study's TOML file, over the study beside it that it extends (`extends = "first"`), if any.
+    """Read a study's TOML file, over the study that it extends (`extends = "first"`), if any.
+
+    That is another file beside it, or else a bundled study.
 
     [data] and overrides are merged key by key; everything else that is given replaces what is below.
 
@@ -166,8 +168,11 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return table
     if not isinstance(base, str):
-        raise InputError(f"the study '{path}': extends must name another study beside it, not {base!r}")
-    below = _read(path.with_name(f"{base.removesuffix('.toml')}.toml"), (*above, path))
+        raise InputError(f"the study '{path}': extends must name a study beside it or a bundled one, not {base!r}")
+    file = f"{base.removesuffix('.toml')}.toml"
+    beside, bundled = path.with_name(file), studies_folder() / file
+    own = beside.is_file() and beside != path
+    below = _read(beside if own or not bundled.is_file() else bundled, (*above, path))
     merged: dict[str, Any] = {**below, **table}
     for key in ("data", "overrides"):
         parts = [held.get(key, {}) for held in (below, table)]

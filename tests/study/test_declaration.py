@@ -14,7 +14,7 @@ from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab.cli.app import app
 from saliency_lab.models import ModelCard, build_model, save_model
 from saliency_lab.study import Study, declared
-from saliency_lab.study.declaration import read_declaration
+from saliency_lab.study.declaration import read_declaration, studies_folder
 from saliency_lab.study.declared import plan_declared, run_declared, training_runs
 from saliency_lab.training import train
 
@@ -98,6 +98,17 @@ def test_a_study_of_a_users_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     study, _ = run_declared(read_declaration(path), tmp_path / "store")
     assert study.x.shape == (8, 1, 24, 24) and len(study.scores) == 16
+
+
+def test_a_study_builds_on_a_bundled_one(tmp_path: Path) -> None:
+    bundled = read_declaration(studies_folder() / "digits.toml")
+    for name in ("mine.toml", "digits.toml"):  # also under its name
+        (tmp_path / name).write_text('extends = "digits"\nseeds = [7]\n')
+        mine = read_declaration(tmp_path / name)
+        assert (mine.seeds, mine.claims, mine.folder) == ([7], bundled.claims, tmp_path)
+    (tmp_path / "mnist.toml").write_text('recipes = ["digits/at"]\ndata = { name = "digits" }\n')
+    (tmp_path / "mine.toml").write_text('extends = "mnist"\n')  # what is beside it goes first
+    assert read_declaration(tmp_path / "mine.toml").data.name == "digits"
 
 
 def test_looking_at_the_plan_creates_nothing(declared_file: Path, tmp_path: Path) -> None:
