@@ -168,7 +168,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return table
     if not isinstance(base, str):
-        raise InputError(f"the study '{path}': extends must name a study beside it or a bundled one, not {base!r}")
+        raise InputError(f"the study '{path}': extends must name another study, not {base!r}")
     file = f"{base.removesuffix('.toml')}.toml"
     beside, bundled = path.with_name(file), studies_folder() / file
     own = beside.is_file() and beside != path
