@@ -1,5 +1,9 @@
 """The conventions every room leans on: state put back, draws keyed by the sample, inputs refused by name."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -27,6 +31,33 @@ def test_what_is_no_module_is_said():
         pass
     with pytest.raises(InputError, match=r"must be a torch\.nn\.Module, not function"):
         device_of(lambda x: x)
+
+
+FETCHED = """
+import resource, sys, torch
+from saliency_lab._common.inference import keep_memory
+if sys.argv[1] == "kept":
+    keep_memory()
+def fill():
+    blocks = [torch.ones(4 << 20) for _ in range(3)]
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    fill()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc's allocator")
+def test_memory_of_a_pass_is_kept_for_the_next(monkeypatch):
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+
+    def pages(how):
+        run = [sys.executable, "-c", FETCHED, how]
+        return int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+
+    assert pages("kept") < pages("given back") / 2
 
 
 @pytest.mark.parametrize("draw", [sample_uniform, sample_normal])
