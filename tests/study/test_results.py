@@ -131,3 +131,17 @@ def test_a_page_of_the_documentation_is_of_its_study_as_it_is(page: Path, tmp_pa
     asked = re.findall(r"^### \d+\. (.+)$", text, re.MULTILINE)
     assert asked == [claim.question for claim in declared.claims]
     assert declared.about.strip() in text
+
+
+def test_the_readme_shows_what_the_page_says() -> None:
+    root = Path(__file__).parents[2]
+
+    def table(text: str) -> list[list[str]]:
+        lines = text[text.index("| model | unattacked") :].split("\n\n")[0].splitlines()
+        rows = [line.strip("| ").split(" | ") for line in lines]
+        return [rows[0], *rows[2:]]
+
+    shown = table((root / "README.md").read_text(encoding="utf-8"))
+    page = table((root / "docs/results/mnist.md").read_text(encoding="utf-8"))
+    kept = [page[0].index(name) for name in shown[0]]
+    assert len(kept) > 3 and shown == [[row[i] for i in kept] for row in page]
