@@ -1,7 +1,7 @@
 """The fast engine beside Quantus and beside the bare forward passes of the same images.
 
     python benchmarks/metrics.py [--quick] [--json FILE] [--only metrics|study|memory] [--metric NAME]
-                                 [--network NAME]
+                                 [--network NAME] [--samples N]
 
 Ratios are medians over rounds in which the three take turns. The floor is `model(x)` under no_grad on as many
 images, in the better of the two memory layouts and the best of three chunk sizes.
@@ -175,11 +175,14 @@ def show(rows: list[dict[str, Any]]) -> None:
     print("| " + " | ".join("" if v is None else str(v) for v in rows[-1].values()) + " |", flush=True)
 
 
-def bench_metrics(quick: bool, chosen: list[str], networks: list[str]) -> list[dict[str, Any]]:
+def bench_metrics(
+    quick: bool, chosen: list[str], networks: list[str], samples: int | None
+) -> list[dict[str, Any]]:
     """Seconds of each metric over the floor, and over Quantus."""
     rows: list[dict[str, Any]] = []
-    sizes = {"sgt_cnn": 16} if quick else {"sgt_cnn": 64, "resnet18": 4}
-    for network, count in sizes.items():
+    sizes = {"sgt_cnn": 16} if quick else {"sgt_cnn": 64, "resnet18": 16}
+    for network, usual in sizes.items():
+        count = samples or usual
         if networks and network not in networks:
             continue
         model, x, y = scene(network, count)
@@ -214,6 +217,7 @@ def bench_metrics(quick: bool, chosen: list[str], networks: list[str]) -> list[d
                 {
                     "network": network,
                     "metric": name,
+                    "samples": count,
                     "ms_per_sample": round(1e3 * statistics.median(ours) / count, 3),
                     "over_floor": round(statistics.median(over), 2) if over else None,
                     "quantus_over_floor": round(
@@ -312,11 +316,12 @@ def main() -> None:
     parser.add_argument("--only", choices=["metrics", "study", "memory"])
     parser.add_argument("--metric", action="append", default=[], help="this one (may be repeated)")
     parser.add_argument("--network", action="append", default=[], choices=["sgt_cnn", "resnet18"])
+    parser.add_argument("--samples", type=int, help="images a metric is timed on")
     arguments = parser.parse_args()
     sl.show_progress(False)
     torch.set_num_threads(1)
     parts = {
-        "metrics": lambda quick: bench_metrics(quick, arguments.metric, arguments.network),
+        "metrics": lambda quick: bench_metrics(quick, arguments.metric, arguments.network, arguments.samples),
         "study": bench_study,
         "memory": bench_memory,
     }

@@ -71,7 +71,7 @@ class Metric:
     reference: str
     settings: type[Settings]
     forwards: Callable[[Any, int], int]
-    """Images predicted a sample, from (settings, pixels)."""
+    """Images predicted a sample, from (settings, pixels), if every removal changes the image."""
     needs: Needs
     undefined: str
     """Why a usable map's score is NaN."""
@@ -114,7 +114,8 @@ def list_metrics() -> pd.DataFrame:
 
     Columns: `family`; `better`, which values are (higher, lower, neither); `range`; `forwards` and `maps`,
     images predicted and maps made a sample at the default settings for 28×28 pixels; `engines`, the default
-    first; `settings`, the keywords; `reference`.
+    first; `settings`, the keywords; `reference`. Where a removal changes nothing of an image the model is not
+    asked, so `forwards` may be fewer.
 
     >>> list_metrics().loc["sparseness", ["family", "better", "range"]].tolist()
     ['complexity', 'higher', '[0, 1]']

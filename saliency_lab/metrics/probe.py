@@ -54,6 +54,15 @@ def channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
+def _is_wide(model: nn.Module) -> bool:
+    """Whether a convolution has more than 128 channels.
+
+    On the CPU `channels_last` is up to 1.5 times faster for narrow ones, as fast for wide ones on large maps,
+    and up to 1.8 times slower for wide ones on maps of 4×4, in which networks for small images end.
+    """
+    return any(isinstance(module, nn.Conv2d) and module.out_channels > 128 for module in model.modules())
+
+
 class Probe:
     """A model, a block of images and labels, a seed, and the answers so far.
 
@@ -71,7 +80,7 @@ class Probe:
         self.seed = seed
         self.chunk = max(1, chunk_rows(x.shape) // 2)  # the first layers' outputs stay in the allocator
         self._memory: dict[Any, Any] = {}
-        self._layout: Callable[[Tensor], Tensor] | None = None
+        self._layout: Callable[[Tensor], Tensor] | None = Tensor.contiguous if _is_wide(model) else None
 
     def __len__(self) -> int:
         return len(self.x)

@@ -226,6 +226,21 @@ def test_model_that_flattens_with_view_is_scored():
     assert np.isfinite(scores).all()
 
 
+@pytest.mark.parametrize(("width", "plain"), [(8, False), (256, True)])
+def test_images_come_in_the_memory_order_that_suits_the_network(width, plain):
+    orders = []
+
+    class Watching(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            orders.append(x.is_contiguous())
+            return super().forward(x)
+
+    model = Watching(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
+    x = torch.rand(2, 3, 8, 8)
+    sl.evaluate(model, x, torch.tensor([0, 1]), torch.randn(2, 3, 8, 8), "pixel_flipping", steps=4)
+    assert set(orders) == {plain}
+
+
 class TestBadInput:
     x = torch.rand(2, 1, 8, 8)
     y = torch.tensor([0, 1])
