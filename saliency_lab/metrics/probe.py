@@ -54,6 +54,11 @@ def channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
+def _plain(images: Tensor) -> Tensor:
+    """Copy `images` in the plain memory order; a model may begin with an in-place operation."""
+    return images.clone(memory_format=torch.contiguous_format)
+
+
 def _is_wide(model: nn.Module) -> bool:
     """Whether a convolution has more than 128 channels.
 
@@ -80,7 +85,7 @@ class Probe:
         self.seed = seed
         self.chunk = max(1, chunk_rows(x.shape) // 2)  # the first layers' outputs stay in the allocator
         self._memory: dict[Any, Any] = {}
-        self._layout: Callable[[Tensor], Tensor] | None = Tensor.contiguous if _is_wide(model) else None
+        self._layout = _plain if _is_wide(model) else None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -108,8 +113,8 @@ class Probe:
                     out = self.model(channels_last(images.clone()))
                     self._layout = channels_last
                 except RuntimeError:  # `.view` in the model needs rows in the plain order
-                    self._layout = Tensor.contiguous
-                    out = self.model(images.contiguous())
+                    self._layout = _plain
+                    out = self.model(_plain(images))
             else:
                 out = self.model(self._layout(images))
         if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(images):

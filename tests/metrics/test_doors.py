@@ -226,6 +226,23 @@ def test_model_that_flattens_with_view_is_scored():
     assert np.isfinite(scores).all()
 
 
+@pytest.mark.parametrize("width", [8, 256])
+def test_a_model_that_begins_in_place_does_not_change_the_images(width):
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, width, 3)
+            self.head = nn.Linear(width, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.conv(x.sub_(0.5)).amax((2, 3)))
+
+    x = torch.rand(2, 1, 8, 8)
+    before = x.clone()
+    sl.evaluate(InPlace(), x, torch.tensor([0, 1]), torch.randn(2, 1, 8, 8), "pixel_flipping", steps=4)
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize(("width", "plain"), [(8, False), (256, True)])
 def test_images_come_in_the_memory_order_that_suits_the_network(width, plain):
     orders = []
