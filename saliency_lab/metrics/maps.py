@@ -60,13 +60,16 @@ def unusable(maps: Tensor, needs: Needs) -> list[str | None]:
     """Why each map (N, C, H, W) cannot be scored, or None where it can."""
     flat = maps.flatten(1)
     pixels = maps.sum(1).flatten(1)
+    finite = torch.isfinite(flat).all(1).tolist()
+    nonzero = flat.any(1).tolist()
+    varies = ((pixels != pixels[:, :1]).any(1) | (flat != flat[:, :1]).any(1)).tolist()
     reasons: list[str | None] = []
-    for row, pixel in zip(flat, pixels, strict=True):
-        if not torch.isfinite(row).all():
+    for is_finite, is_nonzero, is_varying in zip(finite, nonzero, varies, strict=True):
+        if not is_finite:
             reasons.append("the map holds NaN or infinities")
-        elif needs != "finite" and not row.any():
+        elif needs != "finite" and not is_nonzero:
             reasons.append("the map is zero everywhere")
-        elif needs == "varying" and bool((pixel == pixel[0]).all()) and bool((row == row[0]).all()):
+        elif needs == "varying" and not is_varying:
             reasons.append("the map is constant, so it ranks no pixel")
         else:
             reasons.append(None)
