@@ -21,7 +21,11 @@ def report(
         Path | None, typer.Option("--out", metavar="FILE", help="The page; by default DIR/report.html.")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="Model that the others are compared with; by default the first.")
+        str | None,
+        typer.Option(help="Model that the others are compared with; by default the study's, or the first."),
+    ] = None,
+    level: Annotated[
+        float | None, typer.Option(help="Of the intervals; by default the study's, or 0.95.")
     ] = None,
     images: Annotated[int, typer.Option("--images", min=1, help="How many images the explorer holds.")] = 64,
 ) -> None:
@@ -33,4 +37,4 @@ def report(
     from saliency_lab.study import Study
 
     page = store / "report.html" if out is None else out
-    print(Study.load(store).report(page, baseline=baseline, images=images))
+    print(Study.load(store).report(page, baseline=baseline, level=level, images=images))

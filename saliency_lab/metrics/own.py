@@ -32,6 +32,12 @@ class QuantusObject(Explaining):
     masks: Tensor | None = None
 
 
+class QuantusLocalisation(QuantusObject):
+    """An object of Quantus's category of localisation scores nothing without them."""
+
+    masks: Tensor
+
+
 class NoSettings(Settings):
     """A function takes none."""
 
@@ -47,13 +53,14 @@ def own_metric(metric: Any) -> Metric:
     loaded = sys.modules.get("quantus.metrics.base")  # whoever built such an object has imported it
     if loaded is not None and isinstance(metric, loaded.Metric):
         name = type(metric).__name__
+        category = getattr(getattr(metric, "evaluation_category", None), "name", "")
         return Metric(
             name=name,
             family="own",
             better="neither",
             range="its own",
             reference="the user's own Quantus object",
-            settings=QuantusObject,
+            settings=QuantusLocalisation if category == "LOCALISATION" else QuantusObject,
             forwards=lambda s, pixels: 1,
             needs="nonzero",
             undefined="Quantus returns NaN",

@@ -36,7 +36,7 @@ def write_report(
     path: str | Path,
     *,
     baseline: str | None = None,
-    level: float = 0.95,
+    level: float | None = None,
     images: int = 64,
 ) -> Path:
     """Write a study as one HTML file that needs nothing else: no network, no server, no models.
@@ -68,7 +68,7 @@ def write_report(
     return path
 
 
-def _render(study: Study, baseline: str | None, level: float, images: int) -> str:
+def _render(study: Study, baseline: str | None, level: float | None, images: int) -> str:
     comparison = None
     if len(study.scores) or len(study.robustness):
         comparison = study.compare(baseline, level=level)
@@ -80,13 +80,16 @@ def _render(study: Study, baseline: str | None, level: float, images: int) -> st
             "there is nothing to report yet; call study.attribute, study.score or study.attack first"
         )
     drawing = Drawing()
+    questions = answered(study.purpose.claims, comparison)
     context: dict[str, Any] = {
-        "title": study.title or _title(study.models),
-        "about": study.about,
+        "title": study.purpose.title or _title(study.models),
+        "about": [each.strip() for each in study.purpose.about.split("\n\n") if each.strip()],
         "lede": _lede(study),
         "audits": audits,
         "overview": overview(audits),
         "comparison": comparison,
+        "questions": questions,
+        "by_chance": by_chance([each.answers for each in questions], comparison.level) if comparison else "",
         "provenance": provenance(study, found.missing if found else []),
         "explorer": found.data if found else None,
         "shown": found.shown if found else 0,
@@ -96,9 +99,6 @@ def _render(study: Study, baseline: str | None, level: float, images: int) -> st
     }
     if comparison is not None:
         context |= _compared(comparison, audits, drawing)
-        questions = answered(study.claims, comparison)
-        told = sum(len(each.table.rows) for each in questions if each.table is not None)
-        context |= {"questions": questions, "by_chance": by_chance(told, level) if told else ""}
     style = _asset("style.css") + "\n" + drawing.rules + "\n"
     script = "\n".join(_asset(name) for name in SCRIPTS)
     context |= {

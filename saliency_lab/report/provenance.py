@@ -84,7 +84,12 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     channels, height, width = study.x.shape[1:]
     return [
         ("images", f"{len(study.x):,}, {channels} × {height} × {width}, of {len(set(study.labels))} classes"),
-        ("fingerprint of images and labels", study.sample.fingerprint),
+        ("fingerprint of images and labels", study.sample.images),
+        *(
+            [("fingerprint with the masks", study.sample.fingerprint)]
+            if study.sample.masks is not None
+            else []
+        ),
         ("seed of every draw", str(study.seed)),
     ]
 

@@ -73,6 +73,19 @@ class Claim(Settings):
                 raise InputError(f"ε = {eps:g} {said} is not attacked at; there are: {there}")
 
 
+class Purpose(Settings):
+    """What a study asks, and how it is answered."""
+
+    title: str = ""
+    about: str = ""
+    """What the study asks, for the head of its page."""
+    claims: list[Claim] = Field(default_factory=list)
+    baseline: str | None = None
+    """The model that the others are compared with; the first by default."""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Of the intervals."""
+
+
 COLUMNS = [
     *("metric", "method", "eps", "model", "over", "mean", "mean_over"),
     *("difference", "difference_low", "difference_high", "verdict"),
@@ -142,16 +155,23 @@ def in_words(answers: pd.DataFrame) -> list[Answer]:
     return found
 
 
-def by_chance(told: int, level: float) -> str:
-    """Say how `told` verdicts were reached, and how many of them chance alone would bring.
+def by_chance(answers: Sequence[pd.DataFrame], level: float) -> str:
+    """Say how the verdicts of these answers were reached, and how many of them chance alone would bring.
 
-    >>> by_chance(40, 0.95).rpartition("differences ")[2]
-    'at all, about 2 would leave 0 out by chance.'
+    The difference of two models is counted once, whichever way round and however often it is asked for.
     """
+    told = {
+        (*row[:3], frozenset(row[3:]))
+        for held in answers
+        for row in held[["metric", "method", "eps", "model", "over"]].fillna(0).itertuples(index=False)
+    }
+    if not told:
+        return ""
+    expected = len(told) * (1 - level)
     return (
         "Better and worse: the interval of the paired difference leaves 0 out; not told apart: it does not. "
-        f"Intervals: {told}, each at {100 * level:g} % and not corrected for their number; were there no "
-        f"differences at all, about {told * (1 - level):.0f} would leave 0 out by chance."
+        f"Intervals: {len(told)}, each at {100 * level:g} % and not corrected for their number; were there "
+        f"no differences at all, about {expected:.{0 if expected >= 1 else 1}f} would leave 0 out by chance."
     )
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Settings, parse_settings
-from saliency_lab.study.claims import Claim
+from saliency_lab.study.claims import Purpose
 from saliency_lab.training.recipe import DataSource, recipes_folder
 
 NamedSettings = dict[str, dict[str, Any]]
@@ -48,12 +48,9 @@ class Trained(Settings):
         return None if given is None else _distinct(given)
 
 
-class Declaration(Settings):
+class Declaration(Purpose):
     """A whole study. Paths are relative to the file."""
 
-    title: str = ""
-    about: str = ""
-    """What the study asks, for the head of its page."""
     data: SampleSpec
     recipes: dict[str, Trained] = Field(default_factory=dict)
     """Models to train, by name. In the file a list of recipes will do, or name = recipe."""
@@ -69,13 +66,15 @@ class Declaration(Settings):
     """Each with its `eps` and settings; `attack` says which, where the label is no name."""
     audits: NamedSettings = Field(default_factory=dict)
     """As `attacks`, with `images` and `budget` too; see `Study.audit`."""
-    claims: list[Claim] = Field(default_factory=list)
-    baseline: str | None = None
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the choice of images and of every draw."""
     folder: Path = Path()
     """Of the file itself."""
+
+    @property
+    def purpose(self) -> Purpose:
+        """What it asks, without how it is found out."""
+        return Purpose(**{name: getattr(self, name) for name in Purpose.model_fields})
 
     @field_validator("seeds")
     @classmethod
@@ -169,13 +168,24 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         return table
     if not isinstance(base, str):
         raise InputError(f"the study '{path}': extends must name another study, not {base!r}")
-    file = f"{base.removesuffix('.toml')}.toml"
-    beside, bundled = path.with_name(file), studies_folder() / file
-    own = beside.is_file() and beside != path
-    below = _read(beside if own or not bundled.is_file() else bundled, (*above, path))
+    below = _read(_extended(path, base), (*above, path))
     merged: dict[str, Any] = {**below, **table}
     for key in ("data", "overrides"):
         parts = [held.get(key, {}) for held in (below, table)]
         if all(isinstance(part, Mapping) for part in parts):
             merged[key] = {**parts[0], **parts[1]}
     return merged
+
+
+def _extended(path: Path, base: str) -> Path:
+    """The file that `extends = base` in `path` means: one beside it, or else a bundled one."""
+    name = base.removesuffix(".toml")
+    beside, bundled = path.parent / f"{name}.toml", studies_folder() / f"{name}.toml"
+    if beside.is_file() and beside != path:
+        return beside
+    if bundled.is_file():
+        return bundled
+    if beside == path:
+        raise InputError(f"the study '{path}' extends itself")
+    known = [each.stem for each in (*path.parent.glob("*.toml"), *studies_folder().glob("*.toml"))]
+    raise unknown_name(f"study that '{path}' extends:", base, sorted({*known} - {path.stem}))

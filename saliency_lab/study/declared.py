@@ -81,12 +81,13 @@ def run_declared(
     study = Study(models, sample, store=store, seed=declared.seed, executor=executor)
     for (model, seed), failure in failures.items():
         study.note_failure(model, seed, "training", failure)
-    _verbs(study, declared)
-    study.describe(declared.title, declared.about, declared.claims)
     baseline = declared.baseline if declared.baseline in study.models else None
     if baseline != declared.baseline:
         warnings.warn(f"the baseline '{declared.baseline}' could not be trained", stacklevel=2)
-    return study, study.compare(baseline, level=declared.level)
+    study.purpose = declared.purpose.model_copy(update={"baseline": baseline})
+    _verbs(study, declared)
+    study.list_alone()
+    return study, study.compare()
 
 
 def plan_declared(declared: Declaration, store: str | Path) -> pd.DataFrame:
@@ -133,7 +134,13 @@ def training_runs(declared: Declaration, data: str, store: Path) -> list[Run]:
     for model, trained in declared.recipes.items():
         name = trained.recipe
         source = declared.folder / name if name.endswith(".toml") else name
-        recipe = load_recipe(source, declared.overrides | trained.overrides)
+        overrides = declared.overrides | trained.overrides
+        for key in ("image_size", "val_fraction", "root"):
+            if f"data.{key}" in overrides:
+                raise InputError(f"'data.{key}' is the study's: set it in the table [data], not in overrides")
+            if key != "root":
+                overrides[f"data.{key}"] = getattr(declared.data, key)
+        recipe = load_recipe(source, overrides)
         if declared.data.name not in (recipe.data.name, "image_folder"):  # which may hold any
             raise InputError(
                 f"recipe '{recipe.name}' is for the data set '{recipe.data.name}', and the study's is "

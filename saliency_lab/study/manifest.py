@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from saliency_lab._common.files import write_json
 from saliency_lab._common.settings import Settings
 from saliency_lab.study.cells import Kind
-from saliency_lab.study.claims import Claim
+from saliency_lab.study.claims import Purpose
 
 MANIFEST = "study.json"
 
@@ -30,10 +30,12 @@ class Place(NamedTuple):
 class Manifest(Settings):
     """A study without its content."""
 
-    model_config = ConfigDict(strict=False)  # JSON has no tuples
+    model_config = ConfigDict(strict=False, extra="ignore")  # JSON has no tuples; others may say more
 
     images: str
-    """Fingerprint."""
+    """Fingerprint of images and labels."""
+    sample: str = ""
+    """Fingerprint of images, labels and masks; none where there are no masks."""
     seed: int
     members: list[tuple[str, int, str]]
     """Model, training seed, recipe."""
@@ -43,9 +45,7 @@ class Manifest(Settings):
     """By metric."""
     classes: list[str] = Field(default_factory=list)
     """Names, where they are known."""
-    title: str = ""
-    about: str = ""
-    claims: list[Claim] = Field(default_factory=list)
+    purpose: Purpose = Field(default_factory=Purpose)
 
     @property
     def places(self) -> dict[Place, str]:
@@ -62,8 +62,12 @@ class Manifest(Settings):
             "cells": [*self.cells, *(cell for cell in other.cells if Place(*cell[:5]) not in places)],
             "better": other.better | self.better,
         }
-        for name in ("classes", "title", "about", "claims"):
-            joined[name] = getattr(self, name) or getattr(other, name)
+        if not self.sample:
+            joined["sample"] = other.sample
+        if not self.classes:
+            joined["classes"] = other.classes
+        if self.purpose == Purpose():
+            joined["purpose"] = other.purpose
         return self.model_copy(update=joined)
 
 

@@ -40,6 +40,8 @@ def read_members(models: Mapping[str, nn.Module | Sequence[nn.Module]]) -> list[
         raise InputError("models must map names to modules, such as {'standard': model}, with one at least")
     members = []
     for name, given in models.items():
+        if not isinstance(name, str):
+            raise InputError(f"a model's name must be text, such as '{name}', not {name!r}")
         modules = [given] if isinstance(given, nn.Module) else list(given)
         if not modules or not all(isinstance(module, nn.Module) for module in modules):
             raise InputError(f"model '{name}' must be an nn.Module or a sequence of them")

@@ -91,7 +91,7 @@ def _repeat(declared: Declaration, study: Study, command: str) -> list[str]:
 def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
     if not declared.claims:
         return []
-    told = 0
+    found: list[pd.DataFrame] = []
     lines = ["## Questions and answers", ""]
     for number, claim in enumerate(declared.claims, start=1):
         lines += [f"### {number}. {claim.question}", ""]
@@ -100,7 +100,7 @@ def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
         except InputError as error:  # a model that could not be trained, a metric that failed
             lines += [f"No answer: {error}.", ""]
             continue
-        told += len(answers)
+        found.append(answers)
         for answer in in_words(answers):
             said = "; ".join(f"**{verdict}** by {measures}" for verdict, measures in answer.verdicts.items())
             lines.append(f"- {answer.model} against {answer.over}: {said}.")
@@ -114,7 +114,7 @@ def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
                 rows.append([f"{model} − {over}", measure_in_words(row), row["verdict"], *means, difference])
         head = ["models", "by", "verdict", "first", "second", "difference"]
         lines += [*_table(head, rows), ""]
-    lines += [by_chance(told, comparison.level), ""]
+    lines += [by_chance(found, comparison.level), ""]
     return lines
 
 

@@ -22,11 +22,11 @@ class Runner:
     Parameters
     ----------
     sample : Sample
-        The study's images, and `images`, their fingerprint.
+        The study's images.
     """
 
-    def __init__(self, sample: Sample, images: str) -> None:
-        self.sample, self.images = sample, images
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
         self.loaded: dict[str, Content] = {}
         """Contents by key; of maps none, which are large and read when needed."""
         self.failures: dict[tuple[str, int, str], Failure] = {}
@@ -133,9 +133,10 @@ class Runner:
         executor: Executor,
     ) -> Iterator[tuple[Member, Task, dict[Name, Failure]]]:
         """By the executor's workers; what a dead worker had in hand is a failure."""
-        store.write_sample(self.images, self.sample)
+        store.write_sample(self.sample)
+        name = self.sample.fingerprint
         inputs = {
-            member: hand_over(store, self.images, prints[member], member.net)
+            member: hand_over(store, name, prints[member], member.net)
             for member in dict.fromkeys(member for member, _ in todo)
         }
         futures: dict[Future[dict[Name, Failure]], tuple[Member, Task]] = {}

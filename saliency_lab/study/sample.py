@@ -27,6 +27,11 @@ class Sample:
         return {name: tensor for name, tensor in given.items() if tensor is not None}
 
     @property
+    def images(self) -> str:
+        """Hash of images and labels: what the cells of a study depend on, but for metrics of localisation."""
+        return fingerprint(self.x, self.y)
+
+    @property
     def fingerprint(self) -> str:
         """Hash of everything in it."""
         return fingerprint(*self.tensors.values())
@@ -46,16 +51,24 @@ def read_sample(given: Sample | Sequence[Tensor]) -> Sample:
     """
     if isinstance(given, Sample):
         return given
-    if isinstance(given, Tensor) or len(given) not in (2, 3):
+    if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) not in (2, 3):
         raise InputError(
             "sample must be images and labels, as data.test.sample(256) returns them: (x, y); or images, "
             "labels and masks, as data.test.located(256) returns them"
         )
     x, y, *masks = given
     check_images(x)
-    if masks and tuple(masks[0].shape) != (len(x), 1, *x.shape[2:]):
+    return Sample(x, check_labels(y, len(x)), *(_checked(each, x) for each in masks))
+
+
+def _checked(masks: Tensor, x: Tensor) -> Tensor:
+    """Masks as bool."""
+    shape = (len(x), 1, *x.shape[2:])
+    if not isinstance(masks, Tensor) or tuple(masks.shape) != shape:
+        found = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
         raise InputError(
-            f"masks must be {(len(x), 1, *x.shape[2:])}, true where the evidence for the label is, not "
-            f" {tuple(masks[0].shape)}"
+            f"masks must be a Tensor {shape}, true where the evidence for the label is, not {found}"
         )
-    return Sample(x, check_labels(y, len(x)), *masks)
+    if not ((masks == 0) | (masks == 1)).all():
+        raise InputError("masks must hold 0 and 1 (or False and True) only")
+    return masks != 0  # a copy: the caller's may change

@@ -176,17 +176,19 @@ class FolderStore:
         """Write `study.json`, atomically."""
         write_manifest(self.folder, manifest)
 
-    def read_sample(self, images: str) -> Sample | None:
+    def read_sample(self, sample: str) -> Sample | None:
         """Images by their fingerprint, None if they are not here or damaged."""
         try:
-            found = Sample(**load_file(self.folder / "samples" / f"{images}.safetensors"))
+            found = Sample(**load_file(self.folder / "samples" / f"{sample}.safetensors"))
         except (OSError, SafetensorError, TypeError):
             return None
-        return found if found.fingerprint == images else None
+        return found if found.fingerprint == sample else None
 
-    def write_sample(self, images: str, sample: Sample) -> None:
-        """Keep images under their fingerprint."""
-        self._write_once(self.folder / "samples" / f"{images}.safetensors", sample.tensors)
+    def write_sample(self, sample: Sample) -> None:
+        """Keep images under their fingerprint; damaged ones are replaced."""
+        name = sample.fingerprint
+        if self.read_sample(name) is None:
+            self._write(self.folder / "samples" / f"{name}.safetensors", sample.tensors)
 
     def read_weights(self, model: str) -> dict[str, Tensor]:
         """Parameters and buffers of a model by its fingerprint."""
@@ -194,16 +196,17 @@ class FolderStore:
 
     def write_weights(self, model: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep parameters and buffers under the model's fingerprint, for workers."""
-        self._write_once(self.folder / "weights" / f"{model}.safetensors", tensors)
-
-    def _write_once(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        path = self.folder / "weights" / f"{model}.safetensors"
         if not path.exists():
-            copies = {
-                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-                for name, tensor in tensors.items()
-            }
-            with atomic_path(path) as beside:
-                beside.write_bytes(serialise(copies))
+            self._write(path, tensors)
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        copies = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
+        with atomic_path(path) as beside:
+            beside.write_bytes(serialise(copies))
 
 
 def existing_folder(path: str | Path) -> Path:

@@ -19,7 +19,7 @@ from saliency_lab.attribution import Attributions
 from saliency_lab.models import card_of
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
-from saliency_lab.study.claims import Claim
+from saliency_lab.study.claims import Purpose
 from saliency_lab.study.manifest import MANIFEST, Better, Manifest, Place
 from saliency_lab.study.members import Member, read_members
 from saliency_lab.study.running import Runner
@@ -89,14 +89,13 @@ class Study:
             raise InputError(
                 "an executor's workers meet in the store: Study(..., store='runs/first', executor=…)"
             )
-        self._images = self.sample.fingerprint
+        self._images = self.sample.images
         self._requests: dict[str, Request] = {}
         self._cells: dict[Place, str] = {}
         self._better: dict[str, Better] = {}
         self._classes: Sequence[str] = ()  # as the store tells them
-        self.title, self.about = "", ""
-        self.claims: Sequence[Claim] = []
-        self._runner = Runner(self.sample, self._images)
+        self.purpose = Purpose()
+        self._runner = Runner(self.sample)
         self.executor = executor
 
     @property
@@ -178,7 +177,7 @@ class Study:
                 if cell.key != self._cells[Place("maps", label, "", member.model, member.seed)]:
                     raise InputError(f"the weights of {member} changed since study.attribute; call it again")
                 maps[member][label] = cell, request
-        tasks, masks = [], self.sample.masks
+        tasks = []
         for shared, requests in _sharing(read_requests(metrics, "metric")).items():
             for label, request in requests.items():
                 self._better[label] = work.describe_metric(request).better
@@ -186,7 +185,9 @@ class Study:
                 cells = {}
                 for metric, request in requests.items():
                     for method, (scored, _) in maps[member].items():
-                        cell = work.scores_cell(model, self._images, scored.key, request, masks, self.seed)
+                        cell = work.scores_cell(
+                            model, self._images, scored.key, request, self.sample, self.seed
+                        )
                         self._cells[Place("scores", method, metric, member.model, member.seed)] = cell.key
                         cells[metric, method] = cell
                 lock = fingerprint("scores", model, shared)
@@ -257,7 +258,7 @@ class Study:
         count = len(self.x) if images is None else images
         if not 1 <= count <= len(self.x):
             raise InputError(f"images must be in 1 … {len(self.x)}, the number of this study's, not {images}")
-        seen = fingerprint(self.x[:count], self.y[:count])  # masks do not matter
+        seen = self.sample.first(count).images
         prints = self._prints()
         tasks = []
         radii = [radius for radius in work.read_eps(eps) if radius > 0]
@@ -388,8 +389,10 @@ class Study:
         """Record something that failed before this study began, such as a training run."""
         self._runner.failures[model, seed, what] = failure
 
-    def compare(self, baseline: str | None = None, *, level: float = 0.95) -> Comparison:
-        """Compare the models with `baseline` (by default the first) on the same images.
+    def compare(self, baseline: str | None = None, *, level: float | None = None) -> Comparison:
+        """Compare the models with `baseline` on the same images.
+
+        Both are by default what `purpose` says: the first model, and 0.95.
 
         Raises
         ------
@@ -401,8 +404,8 @@ class Study:
         return Comparison(
             self.scores,
             self.robustness,
-            baseline=self.models[0] if baseline is None else baseline,
-            level=level,
+            baseline=baseline or self.purpose.baseline or self.models[0],
+            level=self.purpose.level if level is None else level,
             seed=self.seed,
             better=self._better,
             audits=self.audits,
@@ -415,7 +418,7 @@ class Study:
         return dict(self._cells)
 
     def report(
-        self, path: str | Path, *, baseline: str | None = None, level: float = 0.95, images: int = 64
+        self, path: str | Path, *, baseline: str | None = None, level: float | None = None, images: int = 64
     ) -> Path:
         """Write one self-contained HTML page: verdicts, tables, figures, maps to explore, audits, provenance.
 
@@ -466,7 +469,7 @@ class Study:
         """
         folder = FolderStore(existing_folder(store))
         manifest = folder.read_manifest()
-        sample = folder.read_sample(manifest.images) if manifest else None
+        sample = folder.read_sample(manifest.sample or manifest.images) if manifest else None
         if manifest is None or sample is None:
             what = "its images are missing or damaged" if manifest else "it has no readable study.json"
             raise InputError(
@@ -514,7 +517,7 @@ class Study:
         if not self._cells:
             raise InputError("this study holds nothing yet, so everything would go; run its verbs first")
         freed = folder.collect(set(self._cells.values()))
-        folder.write_manifest(self._manifest())
+        self._write_manifest(alone=True)
         return freed
 
     def _folder(self) -> FolderStore:
@@ -525,34 +528,34 @@ class Study:
     def _manifest(self) -> Manifest:
         return Manifest(
             images=self._images,
+            sample="" if self.sample.masks is None else self.sample.fingerprint,
             seed=self.seed,
             members=[(each.model, each.seed, each.recipe) for each in self.members],
             cells=[(*place, key) for place, key in self._cells.items()],
             better=self._better,
             classes=list(self._class_names()),
-            title=self.title,
-            about=self.about,
-            claims=list(self.claims),
+            purpose=self.purpose,
         )
 
-    def describe(self, title: str, about: str, claims: Sequence[Claim]) -> Study:
-        """Say what the study asks, for its report; `claims` are answered there.
+    def list_alone(self) -> None:
+        """Let the store's `study.json` list what this study holds, and nothing of others of its images.
 
-        The store's `study.json` then lists what this study holds, and nothing that an earlier one of the
-        same images added. The other cells stay in the store; `gc` deletes them.
+        Cells stay in the store; `gc` deletes those of others.
         """
-        self.title, self.about, self.claims = title, about, claims
         self._write_manifest(alone=True)
-        return self
 
     def _write_manifest(self, *, alone: bool = False) -> None:
         """Add this study to `study.json`; what other processes put there about the same images stays."""
         if not isinstance(self.store, FolderStore):
             return
-        self.store.write_sample(self._images, self.sample)
+        self.store.write_sample(self.sample)
         with self.store.lock(MANIFEST, wait=True):
             old = self.store.read_manifest()
-            manifest = self._manifest() if alone else self._manifest().joined(old)
+            manifest = self._manifest()
+            if not alone:
+                manifest = manifest.joined(old)
+            elif old is not None and manifest.purpose == Purpose():
+                manifest = manifest.model_copy(update={"purpose": old.purpose})
             if manifest != old:
                 self.store.write_manifest(manifest)
 
@@ -561,7 +564,7 @@ class Study:
         joined = self._manifest().joined(manifest)
         self.members += [Member(*each, None) for each in joined.members[len(self.members) :]]
         self._better, self._classes = joined.better, joined.classes
-        self.title, self.about, self.claims = joined.title, joined.about, joined.claims
+        self.purpose = joined.purpose
         self._cells = joined.places
         for at, key in self._cells.items():
             if at.kind != "maps" and key not in self._runner.loaded:
@@ -607,6 +610,8 @@ class Study:
         return list(dict.fromkeys(place.label for place in self._cells if place.kind == kind))
 
     def _prints(self) -> dict[Member, str]:
+        if self.sample.images != self._images:
+            raise InputError("the images of this study changed since it was built; build another")
         return {member: model_fingerprint(member.net) for member in self.members}
 
     def _maps_content(self, member: Member, label: str) -> Content:

@@ -146,17 +146,17 @@ class Inputs:
     """Where a worker finds what a task needs; the network comes without its weights."""
 
     folder: str
-    images: str
+    sample: str
     weights: str
     skeleton: nn.Module
     device: str
 
 
-def hand_over(store: FolderStore, images: str, weights: str, net: nn.Module) -> Inputs:
+def hand_over(store: FolderStore, sample: str, weights: str, net: nn.Module) -> Inputs:
     """Put a network's weights into the store, and return what a worker needs to assemble it."""
     store.write_weights(weights, _tensors(net))
     skeleton = copy.deepcopy(net).to("meta")
-    return Inputs(str(store.folder.resolve()), images, weights, skeleton, str(device_of(net)))
+    return Inputs(str(store.folder.resolve()), sample, weights, skeleton, str(device_of(net)))
 
 
 def perform_remotely(inputs: Inputs, task: Task) -> dict[Name, Failure]:
@@ -165,7 +165,7 @@ def perform_remotely(inputs: Inputs, task: Task) -> dict[Name, Failure]:
         if multiprocessing.parent_process() is not None:
             show_progress(False)
         store = FolderStore(inputs.folder)
-        sample = _sample(inputs.folder, inputs.images)
+        sample = _sample(inputs.folder, inputs.sample)
         net = _assemble(store, inputs)
         with store.lock(task.lock, wait=True):
             names = [
@@ -176,8 +176,8 @@ def perform_remotely(inputs: Inputs, task: Task) -> dict[Name, Failure]:
 
 
 @functools.lru_cache(maxsize=1)
-def _sample(folder: str, images: str) -> Sample:
-    found = FolderStore(folder).read_sample(images)
+def _sample(folder: str, sample: str) -> Sample:
+    found = FolderStore(folder).read_sample(sample)
     if found is None:
         raise InputError(f"the images of this study are missing or damaged in '{folder}'")
     return found

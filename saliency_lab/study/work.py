@@ -125,24 +125,20 @@ def full_settings(request: Request) -> dict[str, Any]:
     return dict(parse_settings(METHODS[request.what].settings, given, of=f"method '{request.what}'"))
 
 
-def scores_cell(
-    model: str, images: str, maps: str, request: Request, masks: Tensor | None, seed: int
-) -> Cell:
+def scores_cell(model: str, images: str, maps: str, request: Request, sample: Sample, seed: int) -> Cell:
     """Return the cell of one metric's scores of one set of maps, given by its key."""
     settings = dict(request.settings)
     metric = describe_metric(request)
     engine = settings.pop("engine", metric.engines[0])
     if takes_masks(request):
-        if masks is None:
+        if sample.masks is None:
             raise InputError(
-                f"metric '{request.label}' needs masks of where the evidence is; build the study on them: "
-                "Study(models, data.test.located(256)) of 'mosaic', 'mnist_mosaic' or 'planted', or your own "
-                "Study(models, (x, y, masks))"
+                f"metric '{request.label}' needs masks of where the evidence is, as the data sets 'mosaic', "
+                "'mnist_mosaic' and 'planted' have them; a study in Python takes them as "
+                "Study(models, data.test.located(256)), or your own as Study(models, (x, y, masks))"
             )
-        settings["masks"] = masks
-    parsed = canonical(parse_settings(metric.settings, settings, of=f"metric '{metric.name}'"))
-    if takes_masks(request):
-        del parsed["masks"]  # known by the images' fingerprint
+        settings["masks"] = sample.masks
+    parsed = parse_settings(metric.settings, settings, of=f"metric '{metric.name}'")
     return Cell(
         "scores",
         {
@@ -151,7 +147,7 @@ def scores_cell(
             "maps": maps,
             "metric": request.identity,
             "engine": engine,
-            "settings": parsed,
+            "settings": canonical(parsed),
             "seed": seed,
             "versions": matters("scores"),
         },

@@ -21,7 +21,7 @@ from saliency_lab.cli.app import app
 from saliency_lab.models.checkpoint import ModelCard
 from saliency_lab.report import bundle, explorer, write_report
 from saliency_lab.study import Study
-from saliency_lab.study.claims import Claim
+from saliency_lab.study.claims import Claim, Purpose
 
 VOID = {"meta", "link", "input", "br", "img"}
 NASTY = ["<script>alert(1)</script>", "a & \"b\" 'c'", "modèle_ε → 模型", "</title><b>"]
@@ -245,7 +245,7 @@ def test_names_are_text_wherever_they_stand(make_reported, tmp_path):
     page = Page(study.report(tmp_path / "report.html"))
     assert len(page.all("script")) == 2 and len(page.all("title")) > 1
     assert not page.all("img") and not page.all("b") and not page.all("i")
-    assert [" ".join(text.split()) for a, text in page.all("h2") if not a] == [
+    assert [" ".join(text.split()) for a, text in page.all("h2") if a.get("class") == "name"] == [
         f"{NASTY[0]} baseline",
         *NASTY[1:],
     ]
@@ -478,17 +478,28 @@ def test_the_questions_of_a_study_are_answered_on_its_page(make_reported, tmp_pa
         Claim(question="Sparser <maps>?", model="other", over="plain", metric="sparseness", method="edges"),
         Claim(question="Gone?", model="other", over="plain", metric="complexity"),
     ]
-    study.describe("A title of its own", "What it asks.", claims)
+    study.purpose = Purpose(
+        title="A title of its own",
+        about="What it asks.\n\nAnd more.",
+        claims=claims,
+        baseline="other",
+        level=0.9,
+    )
+    study.list_alone()
     page = Page(Study.load(tmp_path / "store").report(tmp_path / "report.html"))
     assert [text for _, text in page.all("h1")] == ["A title of its own"]
-    assert any(text.strip() == "What it asks." for _, text in page.all("p"))
+    assert [text for kind, text in page.all("p") if kind.get("class") == "lede"][:2] == [
+        "What it asks.",
+        "And more.",
+    ]
+    assert "Differences are against other" in " ".join(page.all("main")[0][1].split())
     said = {attributes.get("aria-label"): " ".join(text.split()) for attributes, text in page.all("article")}
     # edges do not depend on the model, so the difference is 0 for certain
     assert "other against plain: not told apart by sparseness (edges)." in said["Sparser <maps>?"]
     assert "No answer: nothing that was measured" in said["Gone?"]
     (row,) = page.rows("question-1")
     assert row[:3] == ["other − plain", "sparseness (edges)", "not told apart"] and row[3] == row[4]
-    assert "Intervals: 1, each at 95 %" in page.text
+    assert "Intervals: 1, each at 90 %" in page.text
 
 
 def test_a_study_without_questions_has_no_section_for_them(page):

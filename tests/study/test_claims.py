@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.study.claims import Claim, in_words, judge
+from saliency_lab.study.claims import Claim, by_chance, in_words, judge
 from saliency_lab.study.comparison import Comparison
 from saliency_lab.study.tables import ROBUSTNESS
 
@@ -48,6 +48,15 @@ def test_a_difference_that_is_noise_is_not_told_apart() -> None:
     answers = judge(Claim(question="?", model="same", over="base", metric="sparseness"), _comparison())
     assert answers["verdict"].tolist() == ["not told apart"]
     assert in_words(answers) == [("same", "base", {"not told apart": "sparseness (saliency)"})]
+
+
+def test_a_difference_is_counted_once() -> None:
+    both = Claim(question="?", model=["good", "same"], over=["good", "same"], metric="sparseness")
+    answers = judge(both, _comparison())
+    assert len(answers) == 2  # the same difference, both ways round
+    text = by_chance([answers, answers], 0.95)
+    assert "Intervals: 1, each at 95 %" in text and "about 0.1 would" in text
+    assert by_chance([], 0.95) == ""
 
 
 def test_a_claim_about_what_was_not_measured_is_an_error() -> None:

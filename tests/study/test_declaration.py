@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab.cli.app import app
-from saliency_lab.models import ModelCard, build_model, save_model
+from saliency_lab.models import ModelCard, build_model, load_model, save_model
 from saliency_lab.study import Study, declared
 from saliency_lab.study.declaration import read_declaration, studies_folder
 from saliency_lab.study.declared import plan_declared, run_declared, training_runs
@@ -109,6 +109,32 @@ def test_a_study_builds_on_a_bundled_one(tmp_path: Path) -> None:
     (tmp_path / "mnist.toml").write_text('recipes = ["digits/at"]\ndata = { name = "digits" }\n')
     (tmp_path / "mine.toml").write_text('extends = "mnist"\n')  # what is beside it goes first
     assert read_declaration(tmp_path / "mine.toml").data.name == "digits"
+
+
+def test_a_store_knows_what_its_study_asks(declared_file: Path, tmp_path: Path) -> None:
+    asked = TOML.replace('recipes = ["digits/standard", "digits/sgt"]', "").replace('"sgt"', '"mine"')
+    asked = 'level = 0.5\ntitle = "Asked"\n' + asked.replace('"standard"', '"mine"')
+    declared_file.write_text(asked)
+    _, comparison = run_declared(read_declaration(declared_file), tmp_path / "store")
+    loaded = Study.load(tmp_path / "store")
+    assert (comparison.level, loaded.purpose.title, len(loaded.purpose.claims)) == (0.5, "Asked", 1)
+    assert loaded.compare().table().equals(comparison.table())
+    loaded.gc()
+    assert Study.load(tmp_path / "store").purpose == loaded.purpose
+    mine = {"mine": [load_model(tmp_path / f"net-{seed}") for seed in range(2)]}
+    again = Study(mine, (loaded.x, loaded.y), store=tmp_path / "store").attribute("saliency")
+    again.gc()  # one that was not told what is asked leaves that as it is
+    assert Study.load(tmp_path / "store").purpose == loaded.purpose
+
+
+def test_the_data_of_a_study_are_set_in_one_place(declared_file: Path, tmp_path: Path) -> None:
+    one = TOML.replace('name = "digits"', 'name = "digits"\nval_fraction = 0.3')
+    declared_file.write_text(one)
+    runs = training_runs(read_declaration(declared_file), "data", tmp_path)
+    assert {run.recipe.data.val_fraction for run in runs} == {0.3}
+    declared_file.write_text(TOML.replace('"training.epochs" = 1', '"data.val_fraction" = 0.3'))
+    with pytest.raises(InputError, match=r"set it in the table \[data\]"):
+        training_runs(read_declaration(declared_file), "data", tmp_path)
 
 
 def test_looking_at_the_plan_creates_nothing(declared_file: Path, tmp_path: Path) -> None:
@@ -297,6 +323,8 @@ def test_a_plan_counts_what_is_there_and_computes_nothing(
     [
         ('extends = "own"', "extends itself"),
         ('extends = "other"', "extends itself"),
+        ('extends = "sub/first"', "unknown study that .*sub/first"),
+        ('extends = "digit"', "did you mean 'digits'"),
         ('extends = "base"\ndata = "digits"', "'data'"),
         ('extends = "base"\nseeds = [0, 0]', "a seed is listed twice"),
         ('extends = "base"\nmodels = { twice = ["net", "net"] }', "lists a checkpoint twice"),

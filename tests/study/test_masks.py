@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quantus
 import torch
 from torch import nn
 
@@ -86,8 +87,66 @@ def test_errors_say_what_would_do(
     with pytest.raises(InputError, match=r"'pointing_game' needs masks .*located\(256\)"):
         study.score(["sparseness", "pointing_game"])
     assert study.scores.empty
-    with pytest.raises(InputError, match=r"masks must be \(12, 1, 6, 6\)"):
+    with pytest.raises(InputError, match=r"masks must be a Tensor \(12, 1, 6, 6\)"):
         Study({"plain": make_net(0)}, (*tiny_sample, located[2][:, 0]))
+
+
+@pytest.mark.parametrize(
+    "bad, said",
+    [
+        (None, "masks must be a Tensor .* not NoneType"),
+        (torch.full((12, 1, 6, 6), 0.5), "masks must hold 0 and 1"),
+        (torch.full((12, 1, 6, 6), torch.nan), "masks must hold 0 and 1"),
+    ],
+)
+def test_bad_masks_are_refused(bad: object, said: str, tiny_sample: TinySample, make_net: MakeNet) -> None:
+    with pytest.raises(InputError, match=said):
+        Study({"plain": make_net(0)}, (*tiny_sample, bad))  # type: ignore[arg-type]
+
+
+def test_masks_matter_to_localisation_alone(
+    located: tuple[torch.Tensor, ...], make_net: MakeNet, tmp_path: Path
+) -> None:
+    x, y, masks = located
+    metrics = ["sparseness", "focus"]
+    kinds = {"none": (x, y), "bool": located, "float": (x, y, masks.float()), "other": (x, y, ~masks)}
+    keys = {}
+    for kind, sample in kinds.items():
+        study = Study({"plain": make_net(0)}, sample, store=tmp_path / kind).attribute("saliency")
+        study.score(metrics if len(sample) == 3 else metrics[:1]).attack("fgsm", eps=0.1)
+        keys[kind] = {(*place[:3],): key for place, key in study.cells.items()}
+    focus = ("scores", "saliency", "focus")
+    assert keys["bool"] == keys["float"]
+    assert {place for place in keys["bool"] if keys["bool"][place] != keys["other"][place]} == {focus}
+    assert keys["none"].items() == keys["bool"].items() - {(focus, keys["bool"][focus])}
+    without = Study({"plain": make_net(0)}, (x, y)).merge(tmp_path / "bool")
+    assert set(without.scores["metric"]) == {*metrics}
+
+
+def test_images_and_masks_that_change_under_a_study_are_noticed(
+    located: tuple[torch.Tensor, ...], make_net: MakeNet
+) -> None:
+    x, y, masks = (each.clone() for each in located)
+    study = Study({"plain": make_net(0)}, (x, y, masks)).attribute("saliency")
+    first = study.score("focus").scores
+    masks[:] = ~masks
+    again = Study({"plain": make_net(0)}, located).attribute("saliency").score("focus").scores
+    assert first.equals(again)
+    x += 0.01
+    with pytest.raises(InputError, match="the images of this study changed"):
+        study.attack("fgsm", eps=0.1)
+
+
+def test_a_quantus_object_of_localisation_gets_them_too(
+    located: tuple[torch.Tensor, ...], tiny_sample: TinySample, make_net: MakeNet
+) -> None:
+    pointing = quantus.PointingGame(disable_warnings=True)
+    study = Study({"plain": make_net(0)}, located).attribute("saliency")
+    scores = study.score({"theirs": pointing, "ours": "pointing_game"}).scores
+    theirs, ours = (scores.query(f"metric == '{name}'")["score"].to_numpy() for name in ("theirs", "ours"))
+    np.testing.assert_array_equal(theirs, ours)
+    with pytest.raises(InputError, match="needs masks"):
+        Study({"plain": make_net(0)}, tiny_sample).attribute("saliency").score({"theirs": pointing})
 
 
 def test_masks_given_as_a_setting_still_do(

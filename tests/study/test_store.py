@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import warnings
@@ -212,6 +213,25 @@ def test_a_damaged_manifest_does_not_stop_a_run(make_study: MakeStudy, tmp_path:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         study = _finish(make_study(tmp_path))
+    pd.testing.assert_frame_equal(Study.load(tmp_path).scores, study.scores)
+
+
+def test_damaged_images_are_written_again(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = _finish(make_study(tmp_path))
+    (file,) = (tmp_path / "samples").iterdir()
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(InputError, match="its images are missing or damaged"):
+        Study.load(tmp_path)
+    _finish(make_study(tmp_path))
+    pd.testing.assert_frame_equal(Study.load(tmp_path).scores, study.scores)
+
+
+def test_what_another_version_says_in_the_manifest_does_no_harm(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    study = _finish(make_study(tmp_path))
+    said = json.loads((tmp_path / "study.json").read_text())
+    (tmp_path / "study.json").write_text(json.dumps(said | {"more": 1}))
     pd.testing.assert_frame_equal(Study.load(tmp_path).scores, study.scores)
 
 
