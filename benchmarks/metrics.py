@@ -3,7 +3,8 @@
     python benchmarks/metrics.py [--quick] [--json FILE] [--only metrics|study|memory] [--metric NAME]
                                  [--network NAME] [--samples N]
 
-Ratios are medians over rounds in which the three take turns. The floor is `model(x)` under no_grad on as many
+Seconds are processor time, so that other work on the machine counts little; there is one thread. Ratios are
+medians over rounds in which the three take turns. The floor is `model(x)` under no_grad on as many
 images, in the better of the two memory layouts and the best of three chunk sizes.
 """
 
@@ -120,11 +121,11 @@ class Floor:
         self.x = self.layout(torch.rand(self.chunk, *shape[1:]))
 
     def _time(self, x: Tensor, times: int) -> float:
-        began = time.perf_counter()
+        began = time.process_time()
         with torch.no_grad():
             for _ in range(times):
                 self.model(x)
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     def seconds(self, images: int) -> float:
         """Predict `images` images: full chunks and the rest."""
@@ -134,18 +135,18 @@ class Floor:
     def gradients(self, images: int) -> float:
         """One pass each way for `images` images."""
         y = np.zeros(self.chunk, dtype=np.int64)
-        began = time.perf_counter()
+        began = time.process_time()
         for start in range(0, images, self.chunk):
             rows = min(self.chunk, images - start)
             gradient(self.model, self.x[:rows], y[:rows])
-        return time.perf_counter() - began
+        return time.process_time() - began
 
 
 def in_quantus(
     build: Callable[[], Any], model: nn.Module, x: Tensor, y: Tensor, maps: Tensor
 ) -> float | None:
     """Seconds that Quantus takes, None where it raises."""
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -155,7 +156,7 @@ def in_quantus(
             )  # fmt: skip
     except Exception:
         return None
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def scene(name: str, count: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -206,9 +207,9 @@ def bench_metrics(
                     bare.append(floor.gradients(count * explained[name]))
                 else:
                     bare.append(floor.seconds(count * per_sample))
-                began = time.perf_counter()
+                began = time.process_time()
                 sl.evaluate(model, x, y, maps, name, engine="fast", **settings)
-                ours.append(time.perf_counter() - began)
+                ours.append(time.process_time() - began)
                 if build is not None:
                     theirs.append(in_quantus(build, model, x, y, maps))
             seconds = [value for value in theirs if value is not None]
@@ -251,19 +252,19 @@ def bench_study(quick: bool) -> list[dict[str, Any]]:
     methods = {method: sl.attribute(model, x, y, method=method) for method in METHODS}
     ours, theirs = [], []
     for _ in range(1 if quick else 3):
-        began = time.perf_counter()
+        began = time.process_time()
         sl.evaluate_many(model, x, y, methods, metrics)
         for method in METHODS[:2]:
             settings = source["max_sensitivity"][0]
             sl.evaluate(model, x, y, methods[method], "max_sensitivity", **settings)
-        ours.append(time.perf_counter() - began)
-        began = time.perf_counter()
+        ours.append(time.process_time() - began)
+        began = time.process_time()
         for index, maps in enumerate(methods.values()):
             for name in [*names, *(["max_sensitivity"] if index < 2 else [])]:
                 build = source[name][1]
                 assert build is not None
                 assert in_quantus(build, model, x, y, maps.values) is not None
-        theirs.append(time.perf_counter() - began)
+        theirs.append(time.process_time() - began)
     row = {
         "samples": count,
         "methods": len(methods),
