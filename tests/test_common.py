@@ -1,9 +1,5 @@
 """The conventions every room leans on: state put back, draws keyed by the sample, inputs refused by name."""
 
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -31,29 +27,6 @@ def test_what_is_no_module_is_said():
         pass
     with pytest.raises(InputError, match=r"must be a torch\.nn\.Module, not function"):
         device_of(lambda x: x)
-
-
-PASSES = """
-import resource, torch
-from saliency_lab._common.inference import keep_memory
-keep_memory()
-def pages():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        blocks = [torch.ones(5 << 19) for _ in range(4)]
-        del blocks
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-pages()
-print(pages())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc's allocator")
-def test_memory_of_a_pass_is_kept_for_the_next(monkeypatch):
-    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
-        monkeypatch.delenv(name, raising=False)
-    done = subprocess.run([sys.executable, "-c", PASSES], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 10240  # one pass's; 20 passes fetch up to 204,800
 
 
 @pytest.mark.parametrize("draw", [sample_uniform, sample_normal])

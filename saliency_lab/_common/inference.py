@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.memory import keep_memory
 
 
 def _check_module(model: object) -> None:
@@ -57,17 +57,6 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
-
-
-@cache
-def keep_memory() -> None:
-    """Let glibc's allocator keep the memory of blocks up to 31 MB for the next pass.
-
-    It gives larger blocks than were ever freed back to the system, and fetches them again page by page: up to
-    a third of the time of a pass of a small network. Once one of 31 MB was freed, it keeps those below.
-    Other allocators take no notice, nor does glibc's where `MALLOC_…` variables set its thresholds.
-    """
-    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def chunk_rows(shape: torch.Size | tuple[int, ...]) -> int:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
+from saliency_lab._common.memory import freed_memory_kept
 from saliency_lab._common.progress import no_progress, progress
 from saliency_lab._common.seeding import derive_seed, generator
 from saliency_lab.data import ImageData
-from saliency_lab.training.allocator import freed_memory_kept
 from saliency_lab.training.augmentation import crop_and_flip
 from saliency_lab.training.health import Validation, check_finite, collapse_message, validate
 from saliency_lab.training.objectives import Objective

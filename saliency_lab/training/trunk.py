@@ -29,31 +29,39 @@ _MODAL = (
 def mode_matters(net: nn.Module) -> bool:
     """Whether train and eval mode may give different outputs.
 
-    Known not to are the layers of `torch.nn` without dropout, batch statistics or randomness, and the
+    Known not to are the layers of `torch.nn` without dropout, batch statistics, randomness or hooks, and the
     architectures of this package made of them. Of any other class we cannot know, so it may.
     """
     return not all(_mode_free(module) for module in net.modules())
 
 
 def _mode_free(module: nn.Module) -> bool:
-    home = type(module).__module__
-    if home.startswith("torch.nn.modules."):
-        return not isinstance(module, _MODAL) or (isinstance(module, _DropoutNd) and module.p == 0)
-    return home.startswith("saliency_lab.models.")
+    if not _known(module) or _hooked(module):
+        return False
+    return not isinstance(module, _MODAL) or (isinstance(module, _DropoutNd) and module.p == 0)
+
+
+def _known(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("torch.nn.modules.", "saliency_lab.models."))
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks)
 
 
 def trunk_and_head(net: nn.Module) -> tuple[list[Part], list[Part]]:
     """Cut `net` in two: `run(head, run(trunk, x))` is `net(x)`, and the trunk is one function in either mode.
 
     The head is empty if the mode does not matter at all. The trunk is empty if the first part depends on
-    the mode, if `net` cannot be taken apart (see `parts`), or if a layer of the head works in place, which
-    could overwrite what the trunk returned.
+    the mode, if `net` cannot be taken apart (see `parts`), or if a layer of the head may work in place, which
+    would overwrite what the trunk returned: one that says so, has hooks, or is of a class we do not know.
     """
     chain = parts(net)
     trunk = list(takewhile(lambda part: not (isinstance(part, nn.Module) and mode_matters(part)), chain))
     head = chain[len(trunk) :]
     layers = [layer for part in head if isinstance(part, nn.Module) for layer in part.modules()]
-    if any(getattr(layer, "inplace", False) for layer in layers):
+    if any(getattr(layer, "inplace", False) or not _known(layer) or _hooked(layer) for layer in layers):
         return [], chain
     return trunk, head
 
@@ -69,7 +77,7 @@ def parts(net: nn.Module) -> list[Part]:
     Known are `nn.Sequential`, `Normalised` and the convolutional networks of this package, unless they have
     hooks, which only a call of the whole would run. Of a subclass's `forward` nothing is assumed.
     """
-    if net._forward_hooks or net._forward_pre_hooks or net._backward_hooks or net._backward_pre_hooks:
+    if _hooked(net):
         return [net]
     if type(net) is nn.Sequential:
         return [part for child in net for part in parts(child)]

@@ -4,12 +4,14 @@ import ctypes
 import os
 import platform
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from saliency_lab.training.allocator import freed_memory_kept
+from saliency_lab._common.memory import freed_memory_kept
 
 TUNED = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
 glibc_only = pytest.mark.skipif(
@@ -63,3 +65,26 @@ def test_where_it_cannot_or_should_not_it_does_nothing(tuned, monkeypatch):
         monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     with freed_memory_kept():
         pass
+
+
+PASSES = """
+import resource, torch
+from saliency_lab._common.memory import keep_memory
+keep_memory()
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        blocks = [torch.ones(5 << 19) for _ in range(4)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+pages()
+print(pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc's allocator")
+def test_memory_of_a_pass_is_kept_for_the_next(monkeypatch):
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    done = subprocess.run([sys.executable, "-c", PASSES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 10240  # one pass's; 20 passes fetch up to 204,800
