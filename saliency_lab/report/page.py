@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import saliency_lab
 from saliency_lab._common.errors import InputError
@@ -83,7 +84,7 @@ def _render(study: Study, baseline: str | None, level: float | None, images: int
     questions = answered(study.purpose.claims, comparison)
     context: dict[str, Any] = {
         "title": study.purpose.title or _title(study.models),
-        "about": [each.strip() for each in study.purpose.about.split("\n\n") if each.strip()],
+        "about": _paragraphs(study.purpose.about),
         "lede": _lede(study),
         "audits": audits,
         "overview": overview(audits),
@@ -141,6 +142,12 @@ def _compared(comparison: Comparison, audits: list[Audited], drawing: Drawing) -
 def _title(models: list[str]) -> str:
     several = len(models) > NAMED + 1
     return listing([*models[:NAMED], f"{len(models) - NAMED} more"]) if several else listing(models)
+
+
+def _paragraphs(text: str) -> list[Markup]:
+    """Paragraphs of plain text; what stands between backticks is code."""
+    kept = [each.strip() for each in text.split("\n\n") if each.strip()]
+    return [Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(each)))) for each in kept]
 
 
 def _lede(study: Study) -> str:

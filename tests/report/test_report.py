@@ -480,7 +480,7 @@ def test_the_questions_of_a_study_are_answered_on_its_page(make_reported, tmp_pa
     ]
     study.purpose = Purpose(
         title="A title of its own",
-        about="What it asks.\n\nAnd more.",
+        about="What it <asks>.\n\nAnd `more`.",
         claims=claims,
         baseline="other",
         level=0.9,
@@ -489,9 +489,10 @@ def test_the_questions_of_a_study_are_answered_on_its_page(make_reported, tmp_pa
     page = Page(Study.load(tmp_path / "store").report(tmp_path / "report.html"))
     assert [text for _, text in page.all("h1")] == ["A title of its own"]
     assert [text for kind, text in page.all("p") if kind.get("class") == "lede"][:2] == [
-        "What it asks.",
+        "What it <asks>.",
         "And more.",
     ]
+    assert "more" in [text for _, text in page.all("code")]
     assert "Differences are against other" in " ".join(page.all("main")[0][1].split())
     said = {attributes.get("aria-label"): " ".join(text.split()) for attributes, text in page.all("article")}
     # edges do not depend on the model, so the difference is 0 for certain
