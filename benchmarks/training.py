@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 
 import saliency_lab as sl
+from saliency_lab._common.memory import freed_memory_kept
 from saliency_lab.data import Split
 from saliency_lab.training import OBJECTIVES, AttackSpec, Step
-from saliency_lab.training.allocator import freed_memory_kept
 from saliency_lab.training.augmentation import crop_and_flip
 
 OURS = {
