@@ -55,6 +55,11 @@ class Study:
         Runs the missing cells, in other processes or on other machines (Dask's `client.get_executor()`);
         results are the same. Workers read images and weights from the store, which they must all see.
 
+    Attributes
+    ----------
+    purpose : Purpose
+        Title, text and claims, which its report shows and answers, and what `compare` takes by default.
+
     Raises
     ------
     InputError
