@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from saliency_lab._common import progress as bars
 from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of, undisturbed
@@ -67,3 +68,18 @@ def test_bad_images_are_named(images, words):
 def test_bad_labels_are_named(labels, words):
     with pytest.raises(InputError, match=words):
         check_labels(labels, 2, num_classes=10)
+
+
+def test_a_log_gets_whole_lines_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr(bars, "_enabled", True)
+    assert list(bars.progress(range(3), label="short")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""  # a minute had not passed
+    monkeypatch.setattr(bars, "SECONDS_A_LINE", 0.0)
+    with bars.progress(label="long", total=2) as bar:
+        bar.set_postfix_str("loss 1.0")
+        bar.update()
+        bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("long: ") and "\r" not in line for line in lines)
+    assert lines[-1].startswith("long: 2/2 [")
+    assert "loss 1.0" in lines[-1]

@@ -1,9 +1,10 @@
-"""Progress bars (a terminal and Jupyter alike), silenced by one switch."""
+"""Progress: bars in a terminal and in Jupyter, lines in a log; silenced by one switch."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+SECONDS_A_LINE = 60.0
+
 _enabled = os.environ.get("SALIENCY_LAB_PROGRESS", "1") not in {"0", "false", "no"}
 
 
 def show_progress(enabled: bool) -> None:
-    """Turn all progress bars on or off (also: the environment variable `SALIENCY_LAB_PROGRESS=0`)."""
+    """Turn bars, and their lines in a log, on or off (also: the variable `SALIENCY_LAB_PROGRESS=0`)."""
     global _enabled
     _enabled = enabled
 
@@ -31,13 +34,40 @@ def no_progress() -> Iterator[None]:
         _enabled = before
 
 
+def watched() -> bool:
+    """Whether somebody may be looking: at a terminal, or at a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
 def progress(items: Iterable[Any] | None = None, *, label: str, total: int | None = None) -> tqdm[Any]:
     """Wrap `items` in a bar that disappears when done; with `total` alone, call `.update(n)` on it.
 
-    Nothing is shown where nobody watches: neither a terminal nor a notebook.
+    Where nobody watches, neither a terminal nor a notebook, long work writes a line a minute instead.
     """
     from tqdm.auto import tqdm
 
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    hidden = not (_enabled and watched)
-    return tqdm(items, desc=label, total=total, leave=False, disable=hidden, dynamic_ncols=True)
+    if watched():
+        return tqdm(items, desc=label, total=total, leave=False, disable=not _enabled, dynamic_ncols=True)
+
+    class Lines(tqdm):
+        """What a log can hold: whole lines, none written over."""
+
+        written = time.monotonic()
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            """Write where the work stands, if the last line is long ago; nothing to clear a bar."""
+            now = time.monotonic()
+            if msg is None and now - self.written >= SECONDS_A_LINE:
+                self.written = now
+                self.fp.write(f"{self}\n")
+                self.fp.flush()
+
+    return Lines(
+        items,
+        desc=label,
+        total=total,
+        leave=False,
+        disable=not _enabled,
+        mininterval=SECONDS_A_LINE,
+        bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+    )

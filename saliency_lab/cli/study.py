@@ -136,12 +136,15 @@ def _carry_out(
     workers: int,
     address: str | None,
 ) -> None:
+    from saliency_lab.study.claims import answer
     from saliency_lab.study.declared import load_declared_data, run_declared, training_runs
     from saliency_lab.study.results import write_page
 
     with open_executor(executor, workers, address) as pool:
         done, comparison = run_declared(declared, store, executor=pool)
     print(comparison)
+    for asked in answer(declared.claims, comparison):
+        print(asked)
     for path in done.write_tables():
         print(path)
     if page is not None:

@@ -1,48 +1,10 @@
-"""The study's questions, each with its answer."""
+"""The differences behind the answer to a question, as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import pandas as pd
-
-from saliency_lab._common.errors import InputError
 from saliency_lab.report.numbers import Estimate, count, estimate
 from saliency_lab.report.tables import SHARES, Cell, Column, Table
-from saliency_lab.study import Comparison
-from saliency_lab.study.claims import COLUMNS, Answer, Claim, in_words, judge, measure_in_words
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A question, what came out for each pair of models, and the differences behind it."""
-
-    question: str
-    answers: pd.DataFrame
-    """As `judge` returns them; empty where there is a `problem`."""
-    words: Sequence[Answer] = ()
-    table: Table | None = None
-    problem: str = ""
-    """Why there is no answer."""
-
-
-def answered(claims: Sequence[Claim], comparison: Comparison | None) -> list[Answered]:
-    """Answer every question by the intervals of a comparison."""
-    found = []
-    for number, claim in enumerate(claims, start=1):
-        try:
-            if comparison is None:
-                raise InputError("nothing was scored or attacked")
-            answers = judge(claim, comparison)
-        except InputError as error:  # a model that could not be trained, a metric that failed
-            found.append(Answered(claim.question, pd.DataFrame(columns=COLUMNS), problem=str(error)))
-            continue
-        caption = f"{claim.question} {count(len(answers), 'difference')} on the same images."
-        table = Table(f"question-{number}", caption, HEAD, _rows(answers), head=1)
-        found.append(Answered(claim.question, answers, in_words(answers), table))
-    return found
-
+from saliency_lab.study.claims import Answered, measure_in_words
 
 HEAD = [
     Column("models", filtered=True),
@@ -54,9 +16,10 @@ HEAD = [
 ]
 
 
-def _rows(answers: pd.DataFrame) -> list[list[Cell]]:
+def differences(asked: Answered, number: int) -> Table:
+    """Return the table of the question with this number on the page."""
     rows = []
-    for row in answers.to_dict("records"):
+    for row in asked.differences.to_dict("records"):
         share = row["metric"] in SHARES
         ends = Estimate(row["difference"], row["difference_low"], row["difference_high"])
         text, interval = estimate(ends, share=share, signed=True)
@@ -70,4 +33,5 @@ def _rows(answers: pd.DataFrame) -> list[list[Cell]]:
                 Cell(text, ends.mean, interval),
             ]
         )
-    return rows
+    caption = f"{asked.question} {count(len(rows), 'difference')} on the same images."
+    return Table(f"question-{number}", caption, HEAD, rows, head=1)

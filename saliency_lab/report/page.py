@@ -16,7 +16,7 @@ import saliency_lab
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
 from saliency_lab.report import tables, verdicts
-from saliency_lab.report.answers import answered
+from saliency_lab.report.answers import differences
 from saliency_lab.report.audits import Audited, overview, read_audits
 from saliency_lab.report.explorer import explorer
 from saliency_lab.report.figures import figures
@@ -24,7 +24,7 @@ from saliency_lab.report.numbers import SPACE, count, listing
 from saliency_lab.report.provenance import provenance
 from saliency_lab.report.vector import Drawing
 from saliency_lab.study import Comparison, Study
-from saliency_lab.study.claims import by_chance
+from saliency_lab.study.claims import answer, by_chance
 
 NAMED = 4
 """Models that the title names."""
@@ -81,7 +81,7 @@ def _render(study: Study, baseline: str | None, level: float | None, images: int
             "there is nothing to report yet; call study.attribute, study.score or study.attack first"
         )
     drawing = Drawing()
-    questions = answered(study.purpose.claims, comparison)
+    questions = answer(study.purpose.claims, comparison)
     context: dict[str, Any] = {
         "title": study.purpose.title or _title(study.models),
         "about": _paragraphs(study.purpose.about),
@@ -89,8 +89,8 @@ def _render(study: Study, baseline: str | None, level: float | None, images: int
         "audits": audits,
         "overview": overview(audits),
         "comparison": comparison,
-        "questions": questions,
-        "by_chance": by_chance([each.answers for each in questions], comparison.level) if comparison else "",
+        "questions": [(each, differences(each, number)) for number, each in enumerate(questions, start=1)],
+        "by_chance": by_chance(questions, comparison.level) if comparison else "",
         "provenance": provenance(study, found.missing if found else []),
         "explorer": found.data if found else None,
         "shown": found.shown if found else 0,

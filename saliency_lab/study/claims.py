@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import pandas as pd
@@ -144,26 +145,59 @@ class Answer(NamedTuple):
     over: str
     verdicts: dict[str, str]
 
+    def __str__(self) -> str:
+        said = "; ".join(f"{verdict} by {measures}" for verdict, measures in self.verdicts.items())
+        return f"{self.model} against {self.over}: {said}"
 
-def in_words(answers: pd.DataFrame) -> list[Answer]:
-    """One answer a pair of models: by which measures which way."""
+
+@dataclass(frozen=True, repr=False)
+class Answered:
+    """A question and what came out; `str` says it in words."""
+
+    question: str
+    differences: pd.DataFrame
+    """As `judge` returns them; empty where there is a `problem`."""
+    problem: str = ""
+    """Why there is no answer."""
+
+    @property
+    def answers(self) -> list[Answer]:
+        """One answer a pair of models: by which measures which way."""
+        found = []
+        for (model, over), rows in self.differences.groupby(["model", "over"], sort=False):
+            verdicts = sorted(rows["verdict"].unique(), key=_ORDER.index)
+            said = {verdict: _measures(rows[rows["verdict"] == verdict]) for verdict in verdicts}
+            found.append(Answer(str(model), str(over), said))
+        return found
+
+    def __repr__(self) -> str:
+        said = [f"no answer: {self.problem}"] if self.problem else map(str, self.answers)
+        return "\n".join([self.question, *(f"  {line}" for line in said)])
+
+
+def answer(claims: Sequence[Claim], comparison: Comparison | None) -> list[Answered]:
+    """Answer every question; of nothing that was measured, none has an answer."""
     found = []
-    for (model, over), rows in answers.groupby(["model", "over"], sort=False):
-        verdicts = sorted(rows["verdict"].unique(), key=_ORDER.index)
-        said = {verdict: _measures(rows[rows["verdict"] == verdict]) for verdict in verdicts}
-        found.append(Answer(str(model), str(over), said))
+    for claim in claims:
+        try:
+            if comparison is None:
+                raise InputError("nothing was scored or attacked")
+            found.append(Answered(claim.question, judge(claim, comparison)))
+        except InputError as error:  # a model that could not be trained, a metric that failed
+            found.append(Answered(claim.question, pd.DataFrame(columns=COLUMNS), str(error)))
     return found
 
 
-def by_chance(answers: Sequence[pd.DataFrame], level: float) -> str:
+def by_chance(questions: Sequence[Answered], level: float) -> str:
     """Say how the verdicts of these answers were reached, and how many of them chance alone would bring.
 
     The difference of two models is counted once, whichever way round and however often it is asked for.
     """
+    of = ["metric", "method", "eps", "model", "over"]
     told = {
         (*row[:3], frozenset(row[3:]))
-        for held in answers
-        for row in held[["metric", "method", "eps", "model", "over"]].fillna(0).itertuples(index=False)
+        for question in questions
+        for row in question.differences[of].fillna(0).itertuples(index=False)
     }
     if not told:
         return ""

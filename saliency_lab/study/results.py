@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab._common.files import atomic_path, writable_folder
 from saliency_lab._common.provenance import versions
 from saliency_lab.models import card_of
 from saliency_lab.plotting.style import save
-from saliency_lab.study.claims import by_chance, in_words, judge, measure_in_words
+from saliency_lab.study.claims import answer, by_chance, measure_in_words
 from saliency_lab.study.comparison import ACCURACY, ROBUST, Comparison, Measure
 from saliency_lab.study.declared import Run
 from saliency_lab.study.rendering import cell_text
@@ -91,30 +91,28 @@ def _repeat(declared: Declaration, study: Study, command: str) -> list[str]:
 def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
     if not declared.claims:
         return []
-    found: list[pd.DataFrame] = []
+    questions = answer(declared.claims, comparison)
     lines = ["## Questions and answers", ""]
-    for number, claim in enumerate(declared.claims, start=1):
-        lines += [f"### {number}. {claim.question}", ""]
-        try:
-            answers = judge(claim, comparison)
-        except InputError as error:  # a model that could not be trained, a metric that failed
-            lines += [f"No answer: {error}.", ""]
+    for number, asked in enumerate(questions, start=1):
+        lines += [f"### {number}. {asked.question}", ""]
+        if asked.problem:
+            lines += [f"No answer: {asked.problem}.", ""]
             continue
-        found.append(answers)
-        for answer in in_words(answers):
-            said = "; ".join(f"**{verdict}** by {measures}" for verdict, measures in answer.verdicts.items())
-            lines.append(f"- {answer.model} against {answer.over}: {said}.")
+        for each in asked.answers:
+            said = "; ".join(f"**{verdict}** by {measures}" for verdict, measures in each.verdicts.items())
+            lines.append(f"- {each.model} against {each.over}: {said}.")
         lines.append("")
         rows = []
-        for (model, over), held in answers.groupby(["model", "over"], sort=False):
+        for (model, over), held in asked.differences.groupby(["model", "over"], sort=False):
             for row in held.to_dict("records"):
                 share = row["metric"] in (ACCURACY, ROBUST)
                 difference = _signed(row["difference"], row["difference_low"], row["difference_high"], share)
                 means = [_number(row[key], share) for key in ("mean", "mean_over")]
                 rows.append([f"{model} − {over}", measure_in_words(row), row["verdict"], *means, difference])
-        head = ["models", "by", "verdict", "first", "second", "difference"]
-        lines += [*_table(head, rows), ""]
-    lines += [by_chance(found, comparison.level), ""]
+        head = ["models", "measure", "verdict", "mean", "mean of the other", "difference"]
+        folded = "<summary>Each difference, with its interval</summary>"
+        lines += ["<details>", folded, "", *_table(head, rows), "", "</details>", ""]
+    lines += [by_chance(questions, comparison.level), ""]
     return lines
 
 
@@ -290,7 +288,12 @@ def _provenance(declared: Declaration, study: Study) -> list[str]:
             named = held if isinstance(held, dict) else {name: {} for name in held}
             texts = [f"{key} {value}" if value != {} else str(key) for key, value in named.items()]
             lines.append(f"- {what}: {'; '.join(texts)}")
-    lines += [f"- seed of the images and of every draw: {declared.seed}", f"- versions: {used}", ""]
+    lines += [
+        f"- seed of the images and of every draw: {declared.seed}",
+        f"- images and labels: `{study.sample.fingerprint[:12]}`, the beginning of their hash",
+        f"- versions: {used}",
+        "",
+    ]
     return lines
 
 

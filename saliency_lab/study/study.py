@@ -19,7 +19,7 @@ from saliency_lab.attribution import Attributions
 from saliency_lab.models import card_of
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
-from saliency_lab.study.claims import Purpose
+from saliency_lab.study.claims import Answered, Purpose, answer
 from saliency_lab.study.manifest import MANIFEST, Better, Manifest, Place
 from saliency_lab.study.members import Member, read_members
 from saliency_lab.study.running import Runner
@@ -416,6 +416,11 @@ class Study:
             audits=self.audits,
             pictures=self,
         )
+
+    def answers(self) -> list[Answered]:
+        """Answer the questions of `purpose`, by the intervals of `compare()`; each prints itself in words."""
+        measured = len(self.scores) or len(self.robustness)
+        return answer(self.purpose.claims, self.compare() if measured else None)
 
     @property
     def cells(self) -> Mapping[Place, str]:

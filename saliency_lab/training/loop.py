@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
 from saliency_lab._common.memory import freed_memory_kept
-from saliency_lab._common.progress import no_progress, progress
+from saliency_lab._common.progress import no_progress, progress, watched
 from saliency_lab._common.seeding import derive_seed, generator
 from saliency_lab.data import ImageData
 from saliency_lab.training.augmentation import crop_and_flip
@@ -157,7 +157,7 @@ class Trainer:
                 self._finish_epoch()
                 told = _summary(at.history[-1])
                 bar.set_postfix_str(told)
-                if bar.disable and first:
+                if first and (bar.disable or not watched()):
                     logger.info("%s: epoch %d of %d: %s", recipe.name, at.epoch, epochs, told)
         kept = Validation(**at.kept)
         return Fitted(

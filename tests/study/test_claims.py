@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.study.claims import Claim, by_chance, in_words, judge
+from saliency_lab.study.claims import Answered, Claim, answer, by_chance, judge
 from saliency_lab.study.comparison import Comparison
 from saliency_lab.study.tables import ROBUSTNESS
 
@@ -45,16 +45,27 @@ def test_a_claim_is_answered_by_the_interval_of_the_paired_difference() -> None:
 
 
 def test_a_difference_that_is_noise_is_not_told_apart() -> None:
-    answers = judge(Claim(question="?", model="same", over="base", metric="sparseness"), _comparison())
-    assert answers["verdict"].tolist() == ["not told apart"]
-    assert in_words(answers) == [("same", "base", {"not told apart": "sparseness (saliency)"})]
+    claim = Claim(question="Sparser?", model="same", over="base", metric="sparseness")
+    [asked] = answer([claim], _comparison())
+    assert asked.differences["verdict"].tolist() == ["not told apart"]
+    assert asked.answers == [("same", "base", {"not told apart": "sparseness (saliency)"})]
+    assert str(asked) == "Sparser?\n  same against base: not told apart by sparseness (saliency)"
+
+
+def test_a_question_that_nothing_answers_says_so() -> None:
+    claim = Claim(question="Robust?", model="same", over="base", metric="robust_accuracy")
+    for comparison in (None, _comparison()):
+        [asked] = answer([claim], comparison)
+        assert not len(asked.differences) and not asked.answers
+        assert str(asked).startswith("Robust?\n  no answer: nothing ")
 
 
 def test_a_difference_is_counted_once() -> None:
     both = Claim(question="?", model=["good", "same"], over=["good", "same"], metric="sparseness")
     answers = judge(both, _comparison())
     assert len(answers) == 2  # the same difference, both ways round
-    text = by_chance([answers, answers], 0.95)
+    asked = Answered("?", answers)
+    text = by_chance([asked, asked], 0.95)
     assert "Intervals: 1, each at 95 %" in text and "about 0.1 would" in text
     assert by_chance([], 0.95) == ""
 
