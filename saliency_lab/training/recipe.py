@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -198,33 +198,26 @@ def load_recipe(
     elif isinstance(source, Mapping):
         table, where = dict(source), "recipe"
     elif str(source) in _bundled():
-        table, where = _merged(_bundled()[str(source)]), f"recipe '{source}'"
+        below, above = _bundled()[str(source)]
+        table, where = _merge(_read(below), _read(above)), f"recipe '{source}'"
         table["name"] = str(source)
     elif Path(source).suffix == ".toml":
         table, where = _read(Path(source)), f"recipe '{source}'"
         table.setdefault("name", Path(source).stem)
     else:
         raise unknown_name("recipe", str(source), _bundled())
-    for key, value in (overrides or {}).items():
-        table = _with(table, key.split("."), value)
+    table = _merge(table, _nested(overrides or {}))
     try:
         return parse_settings(Recipe, table, of=where)
     except InputError as error:
         raise RecipeError(str(error)) from None
 
 
-def _merged(paths: Iterable[Path], seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read files and merge them; the later wins."""
-    table: dict[str, Any] = {}
-    for path in paths:
-        table = _merge(table, _read(path, seen))
-    return table
-
-
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a TOML file over what it extends.
 
     That is a file beside it, a bundled recipe ("mnist/asgt") or a part of one ("tasks/mnist"), or a list.
+    The name and the description of a user's file are its own: another that extends it takes neither.
     """
     if not path.is_file():
         raise RecipeError(f"there is no recipe file '{path}'")
@@ -241,8 +234,13 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise RecipeError(f"recipe '{path}': 'extends' must be a name or a list of names")
-    below = [file for base in bases for file in _extended(path, base)]
-    return _merge(_merged(below, (*seen, path)), table)
+    below: dict[str, Any] = {}
+    for file in (file for base in bases for file in _extended(path, base)):
+        held = _read(file, (*seen, path))
+        if not file.resolve().is_relative_to(recipes_folder().resolve()):
+            held = {key: value for key, value in held.items() if key not in ("name", "description")}
+        below = _merge(below, held)
+    return _merge(below, table)
 
 
 def _extended(path: Path, base: str) -> tuple[Path, ...]:
@@ -267,13 +265,25 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _with(table: Mapping[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
-    """Return a copy of `table` with one nested key set."""
-    head, *rest = keys
-    below = table.get(head, {})
-    if rest and not isinstance(below, Mapping):
-        raise RecipeError(f"'{head}' is not a table, so '{'.'.join(keys)}' cannot be set")
-    return _merge(table, {head: _with({}, rest, value) if rest else value})
+def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as tables, the same in any order."""
+    nested: dict[str, Any] = {}
+    for key, value in overrides.items():
+        *heads, last = key.split(".")
+        table = nested
+        for head in heads:
+            table = table.setdefault(head, {})
+            if not isinstance(table, dict):
+                raise RecipeError(f"'{head}' is set to {table!r}, so '{key}' cannot be set too")
+        held = table.get(last)
+        if isinstance(held, dict) and not isinstance(value, Mapping):
+            raise RecipeError(
+                f"'{key}' is set to {value!r}, so its key '{next(iter(held))}' cannot be set too"
+            )
+        table[last] = (
+            {**(held if isinstance(held, dict) else {}), **value} if isinstance(value, Mapping) else value
+        )
+    return nested
 
 
 def parse_override(text: str) -> tuple[str, Any]:

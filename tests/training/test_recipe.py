@@ -50,6 +50,39 @@ def test_another_objective_takes_none_of_the_base_keys_along(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "overrides",
+    [
+        {"objective.weight": 0.1, "objective.name": "sgt", "training.epochs": 2},
+        {"objective.weight": 0.1, "objective": {"name": "sgt"}, "training": {"epochs": 2}},
+    ],
+)
+def test_overrides_mean_the_same_in_any_order(overrides):
+    for order in (overrides, dict(reversed(overrides.items()))):
+        recipe = load_recipe("digits/standard", order)
+        assert (recipe.objective.name, recipe.objective.weight, recipe.training.epochs) == ("sgt", 0.1, 2)
+    assert overrides.get("objective") in (None, {"name": "sgt"})  # the caller's own is not written to
+
+
+@pytest.mark.parametrize("overrides", [{"attack": 3, "attack.eps": 0.1}, {"attack.eps": 0.1, "attack": 3}])
+def test_overrides_that_exclude_each_other_are_named(overrides):
+    with pytest.raises(RecipeError, match=r"'attack' is set to 3, so .*eps' cannot be set too"):
+        load_recipe("digits/standard", overrides)
+
+
+def test_a_users_recipe_is_not_called_what_it_extends_is_called(tmp_path):
+    write(tmp_path, 'extends = "mnist/at"\nname = "base"\ndescription = "the first"', "base.toml")
+    child = load_recipe(write(tmp_path, 'extends = "base"\n[attack]\neps = 0.3', "child.toml"))
+    assert (child.name, child.description) == ("child", "")
+    assert child.attack.warmup == load_recipe("mnist/at").attack.warmup
+    base = load_recipe(tmp_path / "base.toml")
+    assert (base.name, base.description) == ("base", "the first")
+    assert (
+        load_recipe(write(tmp_path, 'extends = "mnist/at"')).description
+        == load_recipe("mnist/at").description
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ('[data]\nname = "digits"\n[atack]\neps = 0.1', ["'atack'", "did you mean 'attack'"]),
