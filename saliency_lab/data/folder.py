@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import io
 import os
 import stat
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +22,7 @@ from saliency_lab._common.files import atomic_path
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import fingerprint
 from saliency_lab.data.images import Split
+from saliency_lab.data.pictures import eight_bit, is_grey
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 LAYOUT = "train/CLASS/*.jpg and test/CLASS/*.jpg (or .png, .bmp, .webp …)"
@@ -32,15 +36,17 @@ def read_image_folder(
 ) -> tuple[Split, Split, tuple[str, ...]]:
     """Read train/CLASS/* and test/CLASS/* from a folder or a .zip file; decoded on the first call only.
 
-    Grey if every image is, else RGB. The decoded uint8 arrays are kept in `.saliency_lab` beside
-    `root` (in the user's cache folder if that place cannot be written), keyed by the listing.
+    Grey if every image is, else RGB; 16-bit grey is scaled to 8 bits. The decoded uint8 arrays are kept
+    in `.saliency_lab` beside `root` (in the user's cache folder if that place cannot be written), keyed
+    by the listing; those of an earlier listing are deleted.
 
     Raises
     ------
     DataNotFoundError
         If the root is missing, is not laid out so, or an image is damaged.
     InputError
-        If a class is empty in one part, or sizes differ and no `image_size` is given.
+        If a class is empty in one part, sizes differ and no `image_size` is given, or an image has pixels
+        of 32 bits.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if size is not None and not (len(size) == 2 and min(size) >= 1):
@@ -116,25 +122,40 @@ def _cached(
     size: tuple[int, int] | None,
     key: str,
 ) -> dict[str, Tensor]:
-    path = _cache_folder(root.resolve()) / f"{root.stem}-{key}.safetensors"
+    folder = _cache_folder(root.resolve())
+    name = f"{root.resolve().name}-{'as_is' if size is None else f'{size[0]}x{size[1]}'}-"
+    path = folder / f"{name}{key}.safetensors"
     try:
         with safe_open(path, framework="pt") as file:
             return {part: file.get_tensor(part) for part in names}
     except (OSError, SafetensorError):
         pass  # not there, or cut short: decode
     images = _decode(root, names, read, size)
-    with atomic_path(path) as beside:
-        save_file(images, beside)
+    try:
+        with atomic_path(path) as beside:
+            save_file(images, beside)
+    except (InputError, OSError, SafetensorError) as error:
+        warnings.warn(
+            f"the decoded images of '{root}' could not be kept in '{folder}', and are decoded each time; "
+            f"the variable XDG_CACHE_HOME names another cache folder ({error})",
+            stacklevel=2,
+        )
+        return images
+    for older in folder.glob(glob.escape(name) + "[0-9a-f]" * len(key) + ".safetensors"):
+        if older != path:
+            with contextlib.suppress(OSError):  # another process reads it, or was quicker
+                older.unlink()
     return images
 
 
 def _cache_folder(root: Path) -> Path:
-    """`.saliency_lab` beside `root` if that folder may be written, else the user's cache folder."""
+    """`.saliency_lab` beside `root` if that place may be written, else a folder in the user's cache."""
     beside = root.parent
     writable = beside.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
     if writable and os.access(beside, os.W_OK):
         return beside / ".saliency_lab"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saliency_lab"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "saliency_lab" / fingerprint(str(beside))[:12]
 
 
 def _decode(
@@ -153,16 +174,14 @@ def _decode(
         return DataNotFoundError(f"the image '{name}' of '{root}' is damaged ({error}); replace or delete it")
 
     every = [name for part in names.values() for name in part]
-    mode = (
-        "L" if all(opened(name).mode in ("L", "1") for name in every) else "RGB"
-    )  # stops at the first colour
+    mode = "L" if all(is_grey(opened(name)) for name in every) else "RGB"  # stops at the first colour
     decoded: dict[str, Tensor] = {}
     shape: tuple[int, ...] | None = None
     with progress(label=f"decoding {root.name}", total=len(every)) as bar:
         for part in names:
             for row, name in enumerate(names[part]):
                 try:
-                    image = opened(name).convert(mode)
+                    image = eight_bit(opened(name), f"the image '{name}' of '{root}'").convert(mode)
                 except OSError as error:
                     raise damaged(name, error) from error
                 if size is not None:

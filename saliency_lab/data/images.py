@@ -15,6 +15,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import facts, side_by_side, strip
 from saliency_lab._common.provenance import fingerprint
 from saliency_lab._common.seeding import derive_seed
+from saliency_lab.data.pictures import eight_bit
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -144,9 +145,10 @@ class ImageData:
     ) -> ImageData:
         """Read any torch data sets of (image, label) into memory, once.
 
-        An image is a tensor or array, (C, H, W) or (H, W), uint8 or floating point in [0, 1], or a
-        PIL image; all have one size. Random transforms are frozen at their first draw. Without
-        `val`, `val_fraction` of the training images become the validation split, by `seed`.
+        An image is a tensor or array, (C, H, W) or (H, W), uint8 or floating point in [0, 1], or a PIL
+        image, which becomes 8-bit grey or RGB; all have one size. A label is a whole number. Random
+        transforms are frozen at their first draw. Without `val`, `val_fraction` of the training images
+        become the validation split, by `seed`.
 
         >>> from torch.utils.data import TensorDataset
         >>> pairs = TensorDataset(torch.rand(40, 1, 8, 8), torch.arange(40) % 2)
@@ -222,6 +224,12 @@ def _check_split(label: str, split: Split, num_classes: int) -> None:
             f"{label}: images must be uint8, or float32 in [0, 1], of the shape (N, C, H, W) with N ≥ 1, "
             f"not {images.dtype} {tuple(images.shape)}"
         )
+    channels, _, width = images.shape[1:]
+    if width in (1, 3, 4) and channels not in (1, 3, 4):
+        raise InputError(
+            f"{label}: images of the shape {tuple(images.shape[1:])} have their channels last, it seems; "
+            "put them first: image.transpose(2, 0, 1) of an array, image.permute(2, 0, 1) of a tensor"
+        )
     if labels.shape != (len(images),) or labels.dtype != torch.int64:
         raise InputError(
             f"{label}: labels must be int64 of the shape ({len(images)},), "
@@ -240,30 +248,42 @@ def _check_split(label: str, split: Split, num_classes: int) -> None:
 def _read(dataset: Dataset[Any], label: str) -> Split:
     images, labels = [], []
     for index in range(len(dataset)):  # type: ignore[arg-type]
+        item = dataset[index]
         try:
-            image, target = dataset[index]
+            image, target = item
         except (TypeError, ValueError):
             raise InputError(f"{label}: item {index} is not a pair (image, label)") from None
         images.append(_as_image(image, f"{label}: image {index}"))
-        labels.append(int(target))
+        labels.append(_as_label(target, f"{label}: the label of item {index}"))
         if images[-1].shape != images[0].shape:
             raise InputError(
                 f"{label}: image {index} has the shape {tuple(images[-1].shape)}, image 0 "
-                f"{tuple(images[0].shape)}; resize them to one size"
+                f"{tuple(images[0].shape)}; bring them to one size and number of channels"
             )
     if not images:
         raise InputError(f"{label}: the data set is empty")
     return Split(torch.stack(images), torch.tensor(labels, dtype=torch.int64))
 
 
+def _as_label(target: Any, label: str) -> int:
+    try:
+        number = int(target)
+        if number == target:
+            return number
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # text, nothing, infinity, a vector
+        pass
+    raise InputError(f"{label} must be a whole number, 0 for the first of the classes, not {target!r}")
+
+
 def _as_image(image: Any, label: str) -> Tensor:
-    if isinstance(image, Tensor):
+    if hasattr(image, "getbands"):  # a PIL image
+        from torchvision.transforms.functional import pil_to_tensor
+
+        tensor = pil_to_tensor(eight_bit(image, label))
+    elif isinstance(image, Tensor):
         tensor = image.detach().cpu()
     else:
-        array = np.asarray(image)
-        if hasattr(image, "getbands") and array.ndim == 3:  # PIL keeps its channels last
-            array = array.transpose(2, 0, 1)
-        tensor = torch.from_numpy(np.array(array))
+        tensor = torch.from_numpy(np.array(image))
     tensor = tensor[None] if tensor.ndim == 2 else tensor
     if tensor.ndim != 3 or not (tensor.dtype == torch.uint8 or tensor.is_floating_point()):
         raise InputError(

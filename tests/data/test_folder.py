@@ -64,6 +64,41 @@ def test_images_are_decoded_once(
     assert changed.test.images[0].max() == 0
 
 
+def test_the_cache_keeps_one_array_of_a_root_and_size(
+    pictures: tuple[Path, dict[str, np.ndarray]],
+) -> None:
+    root, _ = pictures
+    for other in ("pets-8x6", "pets[12]"):  # neighbours whose names begin alike, or are patterns
+        _write(root.parent / other)
+        sl.load_dataset("image_folder", root.parent / other)
+    sl.load_dataset("image_folder", _zip(root, root.with_suffix(".zip")))
+    sl.load_dataset("image_folder", root, image_size=(8, 6))
+    cache = root.parent / ".saliency_lab"
+    neighbours = set(cache.iterdir())
+    sl.load_dataset("image_folder", root)
+    (first,) = set(cache.iterdir()) - neighbours
+    for value in (0, 1):
+        Image.fromarray(np.full((5, 7, 3), value, np.uint8)).save(root / "test" / "cat" / "7.png")
+        assert sl.load_dataset("image_folder", root).test.images[6].max() == value
+    (last,) = set(cache.iterdir()) - neighbours
+    assert last != first
+
+
+def test_without_a_place_for_the_cache_the_images_are_read_all_the_same(
+    pictures: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, arrays = pictures
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    root.parent.chmod(0o555)
+    try:
+        with pytest.warns(UserWarning, match="could not be kept in .*XDG_CACHE_HOME"):
+            data = sl.load_dataset("image_folder", root)
+    finally:
+        root.parent.chmod(0o755)
+    assert np.array_equal(data.test.images[0].permute(1, 2, 0).numpy(), arrays["test/cat/0.png"])
+
+
 def test_a_cache_cut_short_is_decoded_again(pictures: tuple[Path, dict[str, np.ndarray]]) -> None:
     root, _ = pictures
     first = sl.load_dataset("image_folder", root)
@@ -95,6 +130,26 @@ def test_grey_files_have_one_channel_and_one_coloured_file_makes_all_rgb(tmp_pat
     data = sl.load_dataset("image_folder", tmp_path / "grey")
     grey = torch.from_numpy(arrays["test/cat/0.png"])
     assert torch.equal(data.test.images[0], grey.expand(3, 5, 7))
+
+
+@pytest.mark.parametrize(("suffix", "dtype"), [("png", "<u2"), ("tif", "<u2"), ("tif", ">u2")])
+def test_grey_of_sixteen_bits_is_scaled(tmp_path: Path, suffix: str, dtype: str) -> None:
+    _write(tmp_path / "deep", channels=1)
+    ramp = np.linspace(0, 65535, 35).round().astype(np.uint16).reshape(5, 7)
+    (tmp_path / "deep" / "test" / "cat" / "0.png").unlink()
+    Image.fromarray(ramp.astype(dtype)).save(tmp_path / "deep" / "test" / "cat" / f"0.{suffix}")
+    data = sl.load_dataset("image_folder", tmp_path / "deep")
+    assert data.input_shape == (1, 5, 7)
+    half = np.abs(data.test.images[0, 0].double().numpy() / 255 - ramp / 65535).max() * 255
+    assert half <= 0.5
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_of_32_bits_are_refused_by_name(tmp_path: Path, dtype: type) -> None:
+    _write(tmp_path / "deep", channels=1)
+    Image.fromarray(np.zeros((5, 7), dtype)).save(tmp_path / "deep" / "train" / "dog" / "x.tif")
+    with pytest.raises(InputError, match=r"train/dog/x.tif' .* has pixels of 32 bits"):
+        sl.load_dataset("image_folder", tmp_path / "deep")
 
 
 def test_another_size_is_an_error_that_names_the_file_unless_a_size_is_given(

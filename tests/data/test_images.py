@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,17 +80,24 @@ def test_a_split_is_a_torch_dataset(digits: ImageData) -> None:
     assert len(list(digits.val)) == len(digits.val)
 
 
-class _Pictures:
-    """A user's data set of PIL images."""
+class _Pairs:
+    """A user's data set, of whatever images and labels."""
 
-    def __init__(self, arrays: list[np.ndarray], labels: list[int]) -> None:
-        self.arrays, self.labels = arrays, labels
+    def __init__(self, images: Sequence[Any], labels: Sequence[Any]) -> None:
+        self.images, self.labels = images, labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.images[index], self.labels[index]
+
+
+class _Pictures(_Pairs):
+    """A user's data set of PIL images."""
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.arrays[index]), self.labels[index]
+        return Image.fromarray(self.images[index]), self.labels[index]
 
 
 def test_pil_images_keep_their_pixels_and_channel_order() -> None:
@@ -98,6 +107,57 @@ def test_pil_images_keep_their_pixels_and_channel_order() -> None:
     assert data.input_shape == (3, 4, 6)
     assert torch.equal(data.test.images[7], torch.from_numpy(arrays[7].transpose(2, 0, 1).copy()))
     assert "mine" in data._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"),
+    [("P", 3), ("RGBA", 3), ("CMYK", 3), ("RGB", 3), ("1", 1), ("L", 1), ("I;16", 1)],
+)
+def test_pil_images_of_any_mode_are_grey_or_rgb(mode: str, channels: int) -> None:
+    if mode == "I;16":
+        picture, pixel = Image.fromarray(np.full((4, 6), 32896, np.uint16)), (128,)  # 128 · 257
+    else:
+        picture = Image.new("RGB", (6, 4), (255, 0, 0) if channels == 3 else (255, 255, 255)).convert(mode)
+        pixel = (255, 0, 0) if channels == 3 else (255,)
+    assert picture.mode == mode
+    pairs = _Pairs([picture] * 10, [0, 1] * 5)
+    images = ImageData.from_datasets(pairs, pairs).test.images
+    assert images.shape == (10, channels, 4, 6)
+    assert tuple(images[0, :, 3, 5].tolist()) == pixel
+
+
+def test_pil_images_without_a_range_and_channels_last_are_refused() -> None:
+    deep = _Pairs([Image.fromarray(np.zeros((4, 6), np.int32))] * 4, [0, 1] * 2)
+    with pytest.raises(InputError, match="custom, train: image 0 has pixels of 32 bits"):
+        ImageData.from_datasets(deep, deep)
+    for size in (1, 3, 4):
+        last = _Pairs(np.zeros((10, 8, 8, size), np.uint8), [0, 1] * 5)
+        with pytest.raises(InputError, match=r"channels last.*transpose\(2, 0, 1\)"):
+            ImageData.from_datasets(last, last, name="mine")
+    first = _Pairs(np.zeros((10, 2, 8, 8), np.float32), [0, 1] * 5)
+    assert ImageData.from_datasets(first, first).input_shape == (2, 8, 8)
+
+
+@pytest.mark.parametrize("label", ["cat", "1", None, 0.5, float("inf"), float("nan"), torch.eye(2)[0]])
+def test_a_label_that_is_no_whole_number_is_named(label: Any) -> None:
+    pairs = _Pairs(np.zeros((4, 1, 2, 2), np.uint8), [0, 1, label, 1])
+    with pytest.raises(InputError, match="mine, train: the label of item 2 must be a whole number"):
+        ImageData.from_datasets(pairs, pairs, name="mine")
+
+
+@pytest.mark.parametrize("kind", [int, float, bool, np.int64, np.uint8, torch.tensor])
+def test_whole_labels_of_any_kind_are_taken(kind: Callable[[int], Any]) -> None:
+    pairs = _Pairs(np.zeros((20, 1, 2, 2), np.uint8), [kind(k) for k in [0, 1] * 10])
+    assert ImageData.from_datasets(pairs, pairs).test.labels.tolist() == [0, 1] * 10
+
+
+def test_an_error_of_the_users_own_data_set_is_shown_as_it_is() -> None:
+    class Broken(_Pairs):
+        def __getitem__(self, index: int) -> tuple[Any, Any]:
+            raise ValueError("my transform")
+
+    with pytest.raises(ValueError, match="my transform"):
+        ImageData.from_datasets(Broken([], [0]), Broken([], [0]))
 
 
 def test_tensors_stay_what_they_are_and_a_given_validation_set_is_used() -> None:
