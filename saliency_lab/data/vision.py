@@ -45,6 +45,14 @@ class Source:
         try:
             parts = [constructor(str(root), train=part, download=download) for part in (True, False)]
         except Exception as error:  # torchvision raises whatever it met
+            # it fetches unless all files of MNIST's kind exist, or those of CIFAR-10 are whole
+            if download and not all((folder / "raw" / name).is_file() for name in _IDX):
+                where = folder / "raw" if (folder / "raw").is_dir() else folder
+                raise DataNotFoundError(
+                    f"data set '{self.name}' could not be fetched: "
+                    f"{' '.join(str(error).split()) or type(error).__name__}. "
+                    f"Try again later, or copy its files, unpacked, to '{where}' by hand."
+                ) from error
             raise DataNotFoundError(
                 f"data set '{self.name}' in '{folder}' is incomplete or damaged: "
                 f"{_damage(folder) or str(error).splitlines()[0]}. "

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -111,6 +112,32 @@ def test_a_damaged_cifar_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"not a pickle")
     with pytest.raises(DataNotFoundError, match="incomplete or damaged"):
         sl.load_dataset("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+def test_what_cannot_be_fetched_says_why_and_where_it_belongs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(
+        DataNotFoundError, match=r"could not be fetched: .*Name or service not known"
+    ) as caught:
+        sl.load_dataset(name, tmp_path, download=True)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"to '{tmp_path}" in message and "by hand" in message
+    assert "damaged" not in message and "download=True" not in message
+
+
+def test_damaged_files_are_not_called_unfetched(tiny_mnist: tuple[Path, list[np.ndarray]]) -> None:
+    root, _ = tiny_mnist
+    path = root / "MNIST" / "raw" / NAMES[0]
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(DataNotFoundError, match=r"where its header says .* Delete that folder"):
+        sl.load_dataset("mnist", root, download=True)
 
 
 def test_the_root_is_argument_then_variable_then_data(monkeypatch: pytest.MonkeyPatch) -> None:
