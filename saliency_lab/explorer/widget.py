@@ -149,7 +149,7 @@ class Explorer(widgets.VBox):
             table.append((titles[row], cells))
         shared = self.scale.value == "shared"
         end = f"{max(float(limits.max()) for limits in drawn.limits.values()):.2g}" if shared else "1"
-        of = "attribution" if shared else "attribution, of the map's own largest"
+        of = "attribution" if shared else "attribution, of the map's own 99.5th percentile"
         return page.table(["image", *maps], table) + page.legend(end, of)
 
     def _column(self, member: Member, method: str) -> str:

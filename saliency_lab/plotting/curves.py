@@ -30,6 +30,7 @@ def robustness(
     along: str = "eps",
     title: str | None = None,
     xlabel: str | None = None,
+    level: float = 0.95,
 ) -> Figure:
     """Draw robust accuracy against ε: a line and its interval's band a model, named at the line's end.
 
@@ -43,6 +44,8 @@ def robustness(
         Above the panel, on the left.
     xlabel : str, optional
         In place of the axis label of `along`.
+    level : float
+        Of the tables' intervals, as the figure says it.
 
     Raises
     ------
@@ -82,7 +85,7 @@ def robustness(
         _name_lines(ax, ends, colour)
     counts = {int(table["n"].iloc[0]) for table in tables.values() if "n" in table}
     if len(counts) == 1:
-        note = f"n = {counts.pop()} images; bands: 95 % intervals"
+        note = f"n = {counts.pop()} images; bands: {100 * level:g} % intervals"
         ax.text(1, 1.015, note, transform=ax.transAxes, ha="right", va="bottom", fontsize=8, color="#606060")
     return fig
 

@@ -18,11 +18,6 @@ from saliency_lab._common.errors import InputError
 from saliency_lab.plotting.style import ALERT, DIVERGING, SEQUENTIAL, figure, styled
 
 Scale = Literal["shared", "row", "panel"]
-_BAR_LABEL = {
-    "shared": "{kind} attribution",
-    "row": "{kind} attribution\nof the row's largest",
-    "panel": "{kind} attribution\nof the panel's largest",
-}
 
 
 @styled
@@ -102,7 +97,7 @@ def grid(
         _bare(ax)
     if lines:
         fig.suptitle("\n".join(lines))
-    _bar(fig, list(axes.flat), float(limits.max()), scale, signed, clipped=clip < 100)
+    _bar(fig, list(axes.flat), float(limits.max()), scale, signed, clip=clip)
     return fig
 
 
@@ -168,7 +163,7 @@ def gallery(
         _bare(ax)
     if title:
         fig.suptitle(title)
-    _bar(fig, axes, 1.0, "panel", signed, clipped=clip < 100)
+    _bar(fig, axes, 1.0, "panel", signed, clip=clip)
     return fig
 
 
@@ -205,7 +200,7 @@ def overlay(
     _bare(ax)
     if title:
         ax.set_title(title)
-    _bar(fig, [ax], limit, "shared", signed, clipped=clip < 100)
+    _bar(fig, [ax], limit, "shared", signed, clip=clip)
     return fig
 
 
@@ -359,11 +354,11 @@ def _mark(ax: Axes, prediction: object, label: object) -> None:
     ax.set_xlabel(f"taken for {prediction}" if wrong else " ", fontsize=8, color=ALERT, labelpad=2)
 
 
-def _bar(fig: Figure, axes: list[Axes], limit: float, scale: Scale, signed: bool, *, clipped: bool) -> None:
+def _bar(fig: Figure, axes: list[Axes], limit: float, scale: Scale, signed: bool, *, clip: float) -> None:
     relative = scale != "shared"
     end = 1.0 if relative else limit
     mappable = ScalarMappable(Normalize(-end if signed else 0, end), _colours(signed))
-    extend = ("both" if signed else "max") if clipped else "neither"
+    extend = ("both" if signed else "max") if clip < 100 else "neither"
     width, height = fig.get_size_inches()
     length = 0.9 * min(height, 3.6)
     bar = fig.colorbar(
@@ -378,14 +373,21 @@ def _bar(fig: Figure, axes: list[Axes], limit: float, scale: Scale, signed: bool
     )
     bar.set_ticks([-end, 0, end] if signed else [0, end])
     bar.ax.set_yticklabels([f"{tick:.2g}".replace("-", "−") for tick in bar.get_ticks()])
-    bar.set_label(_BAR_LABEL[scale].format(kind="signed" if signed else "absolute"))
+    label = f"{'signed' if signed else 'absolute'} attribution"
+    if scale != "shared":
+        label += f"\n1 = the {scale}'s {f'P{clip:g}' if clip < 100 else 'largest'}"  # Pq: the qth percentile
+    bar.set_label(label)
     bar.ax.spines["outline"].set_visible(False)
 
 
 def _wrap(name: str, limit: int = 14) -> str:
-    """Break a long column title behind underscores, slashes, dots and spaces."""
+    r"""Break a long column title behind underscores, slashes, spaces, and dots that are not a number's.
+
+    >>> _wrap("at, warm-up 0.5"), _wrap("saliency_lab.attribution")
+    ('at, warm-up\n0.5', 'saliency_lab.\nattribution')
+    """
     lines = [""]
-    for part in re.sub(r"([_/. ])", "\\1\0", name).split("\0"):
+    for part in re.sub(r"([_/ ]|\.(?!\d))", "\\1\0", name).split("\0"):
         if lines[-1] and len(lines[-1]) + len(part) > limit:
             lines.append("")
         lines[-1] += part

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field
 
@@ -67,6 +68,8 @@ class Claim(Settings):
                 raise unknown_name(f"method {said}", name, known)
         if "robust_accuracy" in self.metric and self.method and not {*self.method} & {*attacks}:
             raise InputError(f"the claim '{self.question}' asks for robust_accuracy; name the attack too")
+        if maps and self.method and not {*self.method} & {*methods}:
+            raise InputError(f"the claim '{self.question}' asks for {maps[0]}; name a method of maps too")
         radii = sorted({eps for held in attacks.values() for eps in held if eps > 0})
         for eps in self.eps:
             if not any(abs(eps - each) < 1e-9 for each in radii):
@@ -98,8 +101,8 @@ def judge(claim: Claim, comparison: Comparison) -> pd.DataFrame:
 
     `difference` is model − over on the same images with its interval (over seeds and images, where there are
     several seeds). `verdict` is "better" or "worse" where that interval leaves 0 out, "not told apart" where
-    it does not; "higher" or "lower" for a metric that has no good direction. The intervals are not corrected
-    for their number.
+    it does not; "higher" or "lower" for a metric that has no good direction; "undefined" where there is no
+    interval. The intervals are not corrected for their number.
 
     Raises
     ------
@@ -131,6 +134,8 @@ def _verdict(low: float, high: float, better: str) -> str:
     >>> _verdict(0.1, 0.3, "lower"), _verdict(-0.1, 0.3, "higher"), _verdict(-0.2, -0.1, "neither")
     ('worse', 'not told apart', 'lower')
     """
+    if np.isnan([low, high]).any():
+        return "undefined"
     if not (low > 0 or high < 0):
         return "not told apart"
     if better == "neither":
@@ -159,6 +164,8 @@ class Answered:
     """As `judge` returns them; empty where there is a `problem`."""
     problem: str = ""
     """Why there is no answer."""
+    missing: Sequence[str] = ()
+    """What the question names and nothing was measured of."""
 
     @property
     def answers(self) -> list[Answer]:
@@ -171,7 +178,9 @@ class Answered:
         return found
 
     def __repr__(self) -> str:
-        said = [f"no answer: {self.problem}"] if self.problem else map(str, self.answers)
+        said = [f"no answer: {self.problem}"] if self.problem else [*map(str, self.answers)]
+        if self.missing:
+            said.append(f"not measured: {', '.join(self.missing)}")
         return "\n".join([self.question, *(f"  {line}" for line in said)])
 
 
@@ -182,10 +191,19 @@ def answer(claims: Sequence[Claim], comparison: Comparison | None) -> list[Answe
         try:
             if comparison is None:
                 raise InputError("nothing was scored or attacked")
-            found.append(Answered(claim.question, judge(claim, comparison)))
+            rows = judge(claim, comparison)
+            found.append(Answered(claim.question, rows, missing=_missing(claim, rows)))
         except InputError as error:  # a model that could not be trained, a metric that failed
             found.append(Answered(claim.question, pd.DataFrame(columns=COLUMNS), str(error)))
     return found
+
+
+def _missing(claim: Claim, rows: pd.DataFrame) -> list[str]:
+    """Names and ε of a claim that no row is about: misspelt, or failed."""
+    there = {*rows["model"], *rows["over"], *rows["metric"], *rows["method"]}
+    names = [*claim.model, *claim.over, *claim.metric, *claim.method]
+    radii = [eps for eps in claim.eps if not np.isclose(rows["eps"].to_numpy(float), eps).any()]
+    return [*dict.fromkeys(n for n in names if n not in there), *(f"ε = {eps:.4g}" for eps in radii)]
 
 
 def by_chance(questions: Sequence[Answered], level: float) -> str:
@@ -197,7 +215,7 @@ def by_chance(questions: Sequence[Answered], level: float) -> str:
     told = {
         (*row[:3], frozenset(row[3:]))
         for question in questions
-        for row in question.differences[of].fillna(0).itertuples(index=False)
+        for row in question.differences.query("verdict != 'undefined'")[of].fillna(0).itertuples(index=False)
     }
     if not told:
         return ""
@@ -209,7 +227,7 @@ def by_chance(questions: Sequence[Answered], level: float) -> str:
     )
 
 
-_ORDER = ["better", "higher", "worse", "lower", "not told apart"]
+_ORDER = ["better", "higher", "worse", "lower", "not told apart", "undefined"]
 
 
 def _measures(rows: pd.DataFrame) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from saliency_lab._common.checks import parse_epsilon
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab.metrics.catalogue import METRICS
@@ -80,8 +81,10 @@ class Measure:
 
     def difference(self, model: str, other: str, level: float, seed: int) -> Interval:
         """Mean difference on the same images, and its interval."""
+        a, b = self.values[model], self.values[other]
+        if self.share:
+            return statistics.share_difference_interval(a, b, level=level)
         key = derive_seed(seed, "paired", self.metric, self.label, model, other)
-        a, b = (self.values[each].astype(float) for each in (model, other))
         return statistics.difference_interval(a, b, level=level, seed=key)
 
     def test(self, model: str, other: str) -> PairedTest:
@@ -116,7 +119,8 @@ class Comparison:
 
     * Map scores: mean with a BCa bootstrap interval over the images, Wilcoxon's signed-rank test
       against the baseline, matched-pairs rank-biserial correlation as effect size.
-    * Accuracy, attacked or not: Wilson's interval, McNemar's exact test, difference of shares as effect size.
+    * Accuracy, attacked or not: Wilson's interval, McNemar's exact test, difference of shares as effect size,
+      with Bonett and Price's interval.
     * Several seeds a model: intervals over seeds and images (`statistics.hierarchical_interval`). The tests
       average over the seeds: they are about these networks, the intervals about the recipe.
 
@@ -164,13 +168,15 @@ class Comparison:
     @cached_property
     def measures(self) -> list[Measure]:
         """What is compared: accuracies first, then each metric by method."""
-        found = []
-        clean_seen = False
-        for (attack, eps), values in _arrays(self.robustness, ["attack", "eps"], "robust").items():
-            if eps > 0 or not clean_seen:
-                name, method = (ROBUST, attack) if eps > 0 else (ACCURACY, "")
-                clean_seen |= eps == 0
-                found.append(Measure(name, method, float(eps), "higher", values))
+        judged = _arrays(self.robustness, ["attack", "eps"], "robust")
+        clean: dict[str, np.ndarray] = {}  # the same by every attack, some of which may have failed
+        for (_, eps), values in judged.items():
+            clean = clean | values if eps == 0 else clean
+        clean = {model: clean[model] for model in self.models if model in clean}
+        found = [Measure(ACCURACY, "", 0.0, "higher", clean)] if clean else []
+        for (attack, eps), values in judged.items():
+            if eps > 0:
+                found.append(Measure(ROBUST, attack, float(eps), "higher", values))
         for (metric, method), values in _arrays(self.scores, ["metric", "method"], "score").items():
             bounds = METRICS[metric].bounds if metric in METRICS else (-np.inf, np.inf)
             found.append(Measure(metric, method, np.nan, self._direction(metric), values, bounds))
@@ -179,7 +185,7 @@ class Comparison:
     def _direction(self, metric: str) -> Better:
         return self._better.get(metric) or (METRICS[metric].better if metric in METRICS else "neither")
 
-    def measure(self, metric: str, method: str | None = None, eps: float | None = None) -> Measure:
+    def measure(self, metric: str, method: str | None = None, eps: float | str | None = None) -> Measure:
         """Return one measure: by default of the first method, and of the largest ε."""
         known = list(dict.fromkeys(m.metric for m in self.measures))
         if metric not in known:
@@ -191,9 +197,12 @@ class Comparison:
         found = [m for m in found if m.method == (labels[0] if method is None else method)]
         if metric != ROBUST or eps is None:
             return found[-1]
-        near = [m for m in found if np.isclose(m.eps, eps)]
+        radius = parse_epsilon(eps)
+        near = [m for m in found if np.isclose(m.eps, radius)]
         if not near:
-            raise InputError(f"no attack at ε = {eps:g}; there are: {', '.join(f'{m.eps:g}' for m in found)}")
+            raise InputError(
+                f"no attack at ε = {radius:g}; there are: {', '.join(f'{m.eps:g}' for m in found)}"
+            )
         return near[0]
 
     def table(self) -> pd.DataFrame:
@@ -278,9 +287,12 @@ class Comparison:
         for model in self.models:
             by_metric: dict[str, dict[str, np.ndarray]] = {}
             for m in directed:
+                if model not in m.values:  # its maps or scores failed
+                    continue
                 sign = 1.0 if m.better == "higher" else -1.0
                 by_metric.setdefault(m.metric, {})[m.method] = sign * statistics.over_seeds(m.values[model])
-            scores.append(by_metric)
+            if by_metric:
+                scores.append(by_metric)
         return agreement(scores)
 
     @property
@@ -332,7 +344,7 @@ def _arrays(table: pd.DataFrame, keys: list[str], column: str) -> dict[Any, dict
         return {}
     samples, position = np.unique(table["sample"].to_numpy(), return_inverse=True)
     values = table[column].to_numpy()
-    values = values if values.dtype == bool else values.astype(float)
+    values = values.astype(bool if column == "robust" else float)
     rows: dict[Any, dict[str, list[np.ndarray]]] = {}
     group: Any
     for group, at in table.groupby([*keys, "model", "seed"], sort=False).indices.items():

@@ -11,7 +11,7 @@ import pandas as pd
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab.plotting import bands, curves, dots, heatmap, maps, ranks, slopes, tradeoff
 from saliency_lab.study import statistics
-from saliency_lab.study.comparison import ROBUST
+from saliency_lab.study.comparison import ACCURACY, ROBUST
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ class ComparisonPlots:
         return maps_of(pictures, comparison.models, method, n, normalise=normalise)
 
     def robustness(self, attack: str | None = None) -> Figure:
-        """Accuracy against ε, a line and band a model; of the first attack unless another is named."""
+        """Accuracy against ε, a line and band a model that was attacked; of the first attack by default."""
         comparison = self._comparison
         attacks = list(dict.fromkeys(comparison.robustness["attack"]))
         if not attacks:
@@ -74,8 +74,10 @@ class ComparisonPlots:
         rows = pd.concat([clean, attacked]).rename(columns={"mean": "accuracy"})
         rows["n"] //= rows["seeds"]  # images, each judged once a seed
         columns = ["eps", "accuracy", "low", "high", "n"]
-        lines = {model: rows[rows["model"] == model][columns] for model in comparison.models}
-        return curves.robustness(lines, title=attack.upper() if attack in ("fgsm", "pgd") else attack)
+        there = [name for name in comparison.models if name in {*attacked["model"]}]  # some may have failed
+        lines = {model: rows[rows["model"] == model][columns] for model in there}
+        title = attack.upper() if attack in ("fgsm", "pgd") else attack
+        return curves.robustness(lines, title=title, level=comparison.level)
 
     def tradeoff(
         self,
@@ -84,9 +86,11 @@ class ComparisonPlots:
         *,
         method: str | None = None,
         attack: str | None = None,
-        eps: float | None = None,
+        eps: float | str | None = None,
     ) -> Figure:
         """One measure against another: a point a model with both intervals, seeds as small marks.
+
+        Models of which one is undefined have none.
 
         Parameters
         ----------
@@ -98,14 +102,14 @@ class ComparisonPlots:
             Of "robust_accuracy"; the first, and the largest ε, unless others are named.
         """
         comparison = self._comparison
-        measures = [
-            comparison.measure(name, attack if name == ROBUST else method, eps if name == ROBUST else None)
-            for name in (x, y)
-        ]
+        of = {ROBUST: (attack, eps), ACCURACY: (None, None)}
+        measures = [comparison.measure(name, *of.get(name, (method, None))) for name in (x, y)]
         models = [model for model in comparison.models if all(model in m.values for m in measures)]
         points, marks = {}, {}
         for model in models:
             across, up = (m.interval(model, comparison.level, comparison.seed) for m in measures)
+            if np.isnan([across.mean, up.mean]).any():  # undefined for every image
+                continue
             points[model] = (across, up)
             xs, ys = (np.nanmean(m.values[model].astype(float), axis=1) for m in measures)
             if 1 < len(xs) == len(ys):

@@ -87,7 +87,7 @@ def agreement(scores: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> pd.Da
     Parameters
     ----------
     scores
-        One mapping a model: metric → method → values (N,), higher meaning better.
+        One mapping a model: metric → method → values (N,), higher meaning better; what failed may be missing.
 
     Returns
     -------
@@ -101,13 +101,17 @@ def agreement(scores: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> pd.Da
     InputError
         If there are fewer than three methods.
     """
-    metrics = list(scores[0])
-    methods = list(scores[0][metrics[0]])
+    metrics = list(dict.fromkeys(metric for model in scores for metric in model))
+    methods = list(dict.fromkeys(name for model in scores for held in model.values() for name in held))
     if len(methods) < 3:
         raise InputError(f"agreement about methods needs three of them, not {len(methods)}")
     total, count = (np.zeros((len(metrics), len(metrics))) for _ in range(2))
     for model in scores:
-        values = np.array([[model[metric][method] for method in methods] for metric in metrics])
+        images = len(next(iter(next(iter(model.values())).values())))
+        unknown = np.full(images, np.nan)
+        values = np.array(
+            [[model.get(metric, {}).get(name, unknown) for name in methods] for metric in metrics]
+        )
         ranks = stats.rankdata(values, axis=1)  # NaN in an image makes its ranks NaN
         ranks -= ranks.mean(axis=1, keepdims=True)
         length = np.linalg.norm(ranks, axis=1, keepdims=True)

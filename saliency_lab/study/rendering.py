@@ -81,7 +81,16 @@ def _title(comparison: Comparison) -> str:
     seeds = int(table["seeds"].max())
     over = f"{images} images" + (f" and up to {seeds} seeds" if seeds > 1 else "")
     models = f"{len(comparison.models)} model{'s' if len(comparison.models) > 1 else ''}"
-    return f"{models} on {over}: mean [{comparison.level:.0%} interval]".replace("%", " %")
+    return f"{models} on {over}: mean [{100 * comparison.level:g} % interval]"
+
+
+def leading(comparison: Comparison, line: str) -> str:
+    """Say what is marked as leading its row or column: that is what `line` is called."""
+    alpha = f"{1 - comparison.level:.2g}"
+    return (
+        f"the best of its {line}, or not told from it: by the paired test at {alpha} (Holm over the {line}), "
+        "or as the interval of the difference holds 0"
+    )
 
 
 def _notes(comparison: Comparison, mark: str) -> list[str]:
@@ -89,9 +98,9 @@ def _notes(comparison: Comparison, mark: str) -> list[str]:
     notes = []
     if len(comparison.models) > 1:
         notes.append(
-            f"{mark}: the best, or not told from it at {alpha} (paired test, Holm). "
-            f"†: differs from '{comparison.baseline}' at {alpha} (paired test, Holm over the table; and the "
-            "interval of the difference leaves 0 out)."
+            f"{mark}: {leading(comparison, 'row')}. "
+            f"†: differs from '{comparison.baseline}' by the paired test at {alpha} (Holm over all "
+            "accuracies, and over all scores), and the interval of the difference leaves 0 out."
         )
     if comparison._table["seeds"].max() > 1:
         notes.append("Intervals are over seeds and images; tests are over images, about these networks.")

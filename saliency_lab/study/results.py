@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from saliency_lab.plotting.style import save
 from saliency_lab.study.claims import answer, by_chance, measure_in_words
 from saliency_lab.study.comparison import ACCURACY, ROBUST, Comparison, Measure
 from saliency_lab.study.declared import Run
-from saliency_lab.study.rendering import cell_text
+from saliency_lab.study.rendering import cell_text, leading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
     from saliency_lab.study.study import Study
 
 MAPS_SHOWN = 5
-
-BOLD = (
-    "Bold: the best of its column, or not told from it: by the paired test over the images (Holm), or as the "
-    "interval of the difference, over the seeds too, holds 0."
-)
 
 
 def write_page(
@@ -101,6 +97,8 @@ def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
         for each in asked.answers:
             said = "; ".join(f"**{verdict}** by {measures}" for verdict, measures in each.verdicts.items())
             lines.append(f"- {each.model} against {each.over}: {said}.")
+        if asked.missing:
+            lines.append(f"- Not measured: {', '.join(asked.missing)}.")
         lines.append("")
         rows = []
         for (model, over), held in asked.differences.groupby(["model", "over"], sort=False):
@@ -138,7 +136,14 @@ def _accuracy(comparison: Comparison) -> list[str]:
     if not measures:
         return []
     head = ["model", *("unattacked" if m.metric == ACCURACY else m.label for m in measures)]
-    lines = ["## Accuracy", "", *_table(head, _by_model(comparison, measures)), "", BOLD, ""]
+    lines = [
+        "## Accuracy",
+        "",
+        *_table(head, _by_model(comparison, measures)),
+        "",
+        f"Bold: {leading(comparison, 'column')}.",
+        "",
+    ]
     if len(comparison.audits):
         lines += _audits(comparison)
     return lines
@@ -208,33 +213,40 @@ def _by_model(comparison: Comparison, measures: Sequence[Measure]) -> list[list[
 
 
 def _figures(study: Study, comparison: Comparison) -> dict[str, tuple[str, Figure, str]]:
-    """Caption, figure and format by the end of the file's name."""
+    """Caption, figure and format by the end of the file's name; one that has no values is left out."""
     found: dict[str, tuple[str, Figure, str]] = {}
+    for stem, (caption, draw, kind) in _drawings(study, comparison).items():
+        with contextlib.suppress(SaliencyLabError):  # what failed is listed as such
+            found[stem] = caption, draw(), kind
+    return found
+
+
+def _drawings(study: Study, comparison: Comparison) -> dict[str, tuple[str, Callable[[], Figure], str]]:
+    found: dict[str, tuple[str, Callable[[], Figure], str]] = {}
     plot = comparison.plot
     if len(comparison.robustness):
         for attack in dict.fromkeys(comparison.robustness["attack"]):
             caption = f"Accuracy under {attack} against ε, with intervals"
-            found[f"robustness-{attack}"] = caption, plot.robustness(attack), "svg"
+            found[f"robustness-{attack}"] = caption, partial(plot.robustness, attack), "svg"
     metrics = list(dict.fromkeys(measure.metric for measure in comparison.measures if not measure.share))
-    if metrics and len(comparison.robustness):
-        attacked = comparison.measure(ROBUST)
-        radii = {m.eps for m in comparison.measures if (m.metric, m.method) == (ROBUST, attacked.method)}
-        audited = radii & {*comparison.audits.get("eps", ())}
-        eps = max(audited or radii)
+    attacked = [measure for measure in comparison.measures if measure.metric == ROBUST]
+    if metrics and attacked:
+        radii = {measure.eps for measure in attacked if measure.method == attacked[0].method}
+        eps = max(radii & {*comparison.audits.get("eps", ())} or radii)
         caption = f"Accuracy under attack at ε = {eps:.4g} against {metrics[0].replace('_', ' ')}"
-        found["tradeoff"] = caption, plot.tradeoff(ROBUST, metrics[0], eps=eps), "svg"
+        found["tradeoff"] = caption, partial(plot.tradeoff, ROBUST, metrics[0], eps=eps), "svg"
     for metric in metrics:
         caption = f"{metric.replace('_', ' ').capitalize()} by method, with intervals"
-        found[metric] = caption, plot.dots(metric), "svg"
+        found[metric] = caption, partial(plot.dots, metric), "svg"
     for measure in comparison.measures:
         if measure.metric == "masked_input_accuracy" and "masking" not in found:
             caption = "Accuracy as the pixels that a map calls important are removed"
-            found["masking"] = caption, plot.curves(measure.metric, method=measure.method), "svg"
+            found["masking"] = caption, partial(plot.curves, measure.metric, method=measure.method), "svg"
     methods = list(dict.fromkeys(comparison.scores["method"])) if len(comparison.scores) else []
     for method in methods[:1]:
         caption = f"Maps by {method.replace('_', ' ')}: first images, first seed of each model"
-        with contextlib.suppress(SaliencyLabError):  # the maps of a model failed, and are listed as such
-            found["maps"] = caption, plot.maps(n=min(MAPS_SHOWN, len(study.x)), method=method), "png"
+        draw = partial(plot.maps, n=min(MAPS_SHOWN, len(study.x)), method=method)
+        found["maps"] = caption, draw, "png"
     return found
 
 

@@ -93,6 +93,22 @@ def difference_interval(a: np.ndarray, b: np.ndarray, *, level: float = 0.95, se
     return hierarchical_interval([a, b], level=level)
 
 
+def share_difference_interval(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) -> Interval:
+    """Difference of two shares of right predictions, a − b on the same images, and its interval.
+
+    One seed each: Bonett & Price (Journal of Educational and Behavioral Statistics 2012), Wald's interval
+    with one pair added that disagrees in either direction. A few images that all moved one way are no
+    difference, and no image that moved is no certainty. Several: `hierarchical_interval` of these pairs.
+    """
+    by_image = over_seeds(a.astype(float)) - over_seeds(b.astype(float))
+    tail = (1 - level) / 2
+    pairs = np.append(by_image, [1.0, -1.0])
+    of_images = stats.norm.isf(tail) * pairs.std() / len(pairs) ** 0.5
+    half = float(np.hypot(of_images, _half_of_seeds([a.mean(1), b.mean(1)], tail)))
+    mean, centre = float(by_image.mean()), float(pairs.mean())
+    return Interval(mean, max(-1.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)))
+
+
 def hierarchical_interval(groups: Sequence[np.ndarray], *, level: float = 0.95) -> Interval:
     """Mean over seeds and images of one array (S, N), or of the first less the second, and its interval.
 
@@ -110,17 +126,21 @@ def hierarchical_interval(groups: Sequence[np.ndarray], *, level: float = 0.95) 
         return UNKNOWN
     mean = float(by_image[used].mean())
     tail = (1 - level) / 2
-    by_seed = [np.nanmean(group[:, used], axis=1) for group in groups]
-    several = [means for means in by_seed if len(means) > 1]
-    variances = np.array([stats.sem(means) ** 2 for means in several])
-    if several and len(several) < len(groups):  # a single seed is taken to vary like the other's
-        variances *= 1 + len(several[0])
-    spread = np.sum(variances**2 / [len(means) - 1 for means in several])
-    freedom = variances.sum() ** 2 / spread if spread > 0 else np.inf  # Welch's, for two models
-    of_seeds = stats.t.isf(tail, freedom) * variances.sum() ** 0.5
+    of_seeds = _half_of_seeds([np.nanmean(group[:, used], axis=1) for group in groups], tail)
     of_images = stats.t.isf(tail, used.sum() - 1) * stats.sem(by_image[used])
     half = float(np.hypot(of_seeds, of_images))
     return Interval(mean, mean - half, mean + half)
+
+
+def _half_of_seeds(by_seed: Sequence[np.ndarray], tail: float) -> float:
+    """Half-width that the seeds alone give, from each model's means by seed; 0 where all have one seed."""
+    several = [means for means in by_seed if len(means) > 1]
+    variances = np.array([stats.sem(means) ** 2 for means in several])
+    if several and len(several) < len(by_seed):  # a single seed is taken to vary like the other's
+        variances *= 1 + len(several[0])
+    spread = np.sum(variances**2 / [len(means) - 1 for means in several])
+    freedom = variances.sum() ** 2 / spread if spread > 0 else np.inf  # Welch's, for two models
+    return float(stats.t.isf(tail, freedom) * variances.sum() ** 0.5)
 
 
 def compare_scores(a: np.ndarray, b: np.ndarray) -> PairedTest:

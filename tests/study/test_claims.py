@@ -74,3 +74,27 @@ def test_a_claim_about_what_was_not_measured_is_an_error() -> None:
     claim = Claim(question="Faithful?", model="good", over="base", metric="sparseness", method="lime")
     with pytest.raises(InputError, match="nothing that was measured answers the claim 'Faithful"):
         judge(claim, _comparison())
+
+
+def test_what_a_question_names_and_nothing_answers_is_said() -> None:
+    claim = Claim(question="?", model=["good", "god"], over="base", metric=["sparseness", "sparsness"])
+    [asked] = answer([claim], _comparison())
+    assert asked.missing == ["god", "sparsness"]
+    assert "not measured: god, sparsness" in str(asked)
+
+
+def test_a_difference_without_an_interval_is_undefined() -> None:
+    comparison = _comparison()
+    comparison.scores.loc[comparison.scores["model"] == "good", "score"] = np.nan
+    claim = Claim(question="?", model=["good", "same"], over="base", metric="sparseness")
+    [asked] = answer([claim], comparison)
+    verdicts = asked.differences.set_index("model")["verdict"].to_dict()
+    assert verdicts == {"good": "undefined", "same": "not told apart"}
+    assert "Intervals: 1, " in by_chance([asked], 0.95)
+
+
+def test_a_claim_must_name_a_method_of_maps_for_a_score_of_maps() -> None:
+    claim = Claim(question="?", model="a", over="b", metric=["robust_accuracy", "sparseness"], method="pgd")
+    known = ["accuracy", "robust_accuracy", "sparseness"]
+    with pytest.raises(InputError, match="asks for sparseness; name a method of maps too"):
+        claim.check(["a", "b"], known, ["saliency"], {"pgd": [0.1]})

@@ -248,3 +248,36 @@ def test_one_model_is_described_without_what_needs_two() -> None:
     assert text.startswith("1 model on 40 images")
     assert "baseline" not in text
     assert "differs from" not in text
+
+
+def test_what_failed_for_one_model_costs_the_others_nothing() -> None:
+    scores, robustness = _scores(), _robustness()
+    scores.loc[scores["model"] == "b", "score"] = np.nan
+    scores = scores[(scores["model"] != "c") | (scores["method"] != "smoothgrad")]
+    fgsm = robustness[robustness["model"] != "b"].assign(attack="fgsm")
+    of_c = robustness["model"] == "c"
+    comparison = Comparison(scores, pd.concat([fgsm, robustness[~of_c]]), baseline="a", level=0.99)
+    clean = comparison.measure("accuracy").values
+    assert list(clean) == ["a", "b", "c"]  # of fgsm or of pgd, whichever there is
+    for model, held in clean.items():
+        own = robustness.query(f"model == '{model}' and eps == 0")["robust"].to_numpy()
+        np.testing.assert_array_equal(held[0], own)
+    axes = comparison.plot.robustness("pgd").axes[0]
+    assert {text.get_text().split("  ")[0] for text in axes.texts if "  " in text.get_text()} == {"a", "b"}
+    assert any("99 % intervals" in text.get_text() for text in axes.texts)
+    tradeoff = comparison.plot.tradeoff("accuracy", "sparseness", method="saliency")
+    assert {text.get_text() for text in tradeoff.axes[0].texts} == {"a", "c"}
+
+
+def test_agreement_uses_the_models_that_have_scores() -> None:
+    scores = pd.concat([_scores(), _scores().query("method == 'saliency'").assign(method="third")])
+    without = scores[(scores["model"] != "b") | (scores["method"] == "third")]
+    whole, part = (Comparison(each, _robustness(), baseline="a").agreement() for each in (scores, without))
+    of_two = Comparison(scores[scores["model"] != "b"], _robustness(), baseline="a").agreement()
+    pd.testing.assert_frame_equal(part, of_two)
+    assert not np.allclose(part, whole)
+
+
+def test_an_epsilon_may_be_a_fraction_in_words(comparison: Comparison) -> None:
+    assert comparison.measure("robust_accuracy", eps="1/10").eps == 0.1
+    assert comparison.plot.tradeoff("robust_accuracy", "accuracy", eps="2/10").axes

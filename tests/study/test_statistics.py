@@ -176,3 +176,42 @@ def test_a_single_seed_beside_several_is_taken_to_vary_like_them() -> None:
         found = statistics.difference_interval(many, one)
         covered.append(found.low <= 0 <= found.high)
     assert np.mean(covered) >= 0.93
+
+
+def test_the_interval_of_a_difference_of_shares_is_that_of_bonett_and_price() -> None:
+    n, only_a, only_b = 500, 3, 1
+    a, b = np.ones((1, n), bool), np.ones((1, n), bool)
+    b[0, :only_a], a[0, -only_b:] = False, False
+    found = statistics.share_difference_interval(a, b)
+    p, q = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    half = stats.norm.isf(0.025) * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    assert found == pytest.approx(((only_a - only_b) / n, p - q - half, p - q + half))
+
+
+@pytest.mark.parametrize(("n", "moved"), [(500, 0.01), (200, 0.02), (500, 0.1)])
+def test_a_few_images_that_moved_are_no_difference_of_shares(n: int, moved: float) -> None:
+    draws = np.random.default_rng(5)
+    runs, told = 1000, 0
+    for _ in range(runs):
+        a = draws.random((1, n)) < 0.8
+        b = a ^ (draws.random((1, n)) < moved) & (draws.random((1, n)) < np.where(a, 0.25, 1.0))
+        _, low, high = statistics.share_difference_interval(a, b)
+        told += low > 0 or high < 0
+    assert told / runs <= 0.05 + 1.64 * math.sqrt(0.05 * 0.95 / runs)
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (3, 0.02)])
+def test_the_difference_of_shares_covers(seeds: int, spread: float) -> None:
+    draws = np.random.default_rng(6)
+    runs, hits = 1000, 0
+    for _ in range(runs):
+        hard = draws.random(100)
+        rates = 0.85 + spread * draws.normal(size=(seeds, 1)), 0.7 + spread * draws.normal(size=(seeds, 1))
+        a, b = (0.7 * hard + 0.3 * draws.random((seeds, 100)) < rate for rate in rates)
+        low, high = statistics.share_difference_interval(a, b)[1:]
+        hits += low <= _TRUE_DIFFERENCE <= high
+    assert hits / runs >= 0.94
+
+
+_SUM = 0.7 * np.random.default_rng(0).random(2_000_000) + 0.3 * np.random.default_rng(1).random(2_000_000)
+_TRUE_DIFFERENCE = float((_SUM < 0.85).mean() - (_SUM < 0.7).mean())
