@@ -40,30 +40,33 @@ class Validation:
         """Nearly all predictions are one class, and the labels are not."""
         return self.constant_share >= CONSTANT_SHARE and self.label_share < BALANCED_SHARE
 
-    def concerns(self, recipe: Recipe) -> list[str]:
+    def concerns(self) -> list[str]:
         """Sentences a user should read, each with the key to change."""
-        found = []
-        if self.collapsed:
-            found.append(collapse_message(self, recipe))
-        elif self.zero_gradient_share > ZERO_GRADIENT_SHARE:
-            found.append(
-                f"the input gradient is exactly 0 for {self.zero_gradient_share:.0%} of the validation "
-                "images (the softmax is saturated), so gradient attacks are blind there and the robust "
-                "accuracy is too high: lower training.epochs or raise optimizer.weight_decay, and audit it"
-            )
-        return found
+        if self.zero_gradient_share <= ZERO_GRADIENT_SHARE:
+            return []
+        return [
+            f"the input gradient is exactly 0 for {self.zero_gradient_share:.0%} of the validation "
+            "images (the softmax is saturated), so gradient attacks are blind there and the robust "
+            "accuracy is too high: lower training.epochs or raise optimizer.weight_decay, and audit it"
+        ]
 
 
-def collapse_message(validation: Validation, recipe: Recipe) -> str:
-    """Say what a constant prediction usually comes from."""
-    if recipe.attack.warmup == 0 and recipe.attack.eps > 0:
-        cure = "set attack.warmup = 0.2, so that ε rises gradually, or lower attack.eps"
-    else:
-        cure = "lower optimizer.learning_rate, raise attack.warmup, or train for more training.epochs"
+def collapse_message(validation: Validation, recipe: Recipe, *, attacked: bool) -> str:
+    """Say what a constant prediction usually comes from; `attacked`: whether the objective uses ε."""
     return (
         f"the model predicts one class for {validation.constant_share:.0%} of the validation images "
-        f"(clean accuracy {validation.clean:.1%}): it collapsed to a constant; {cure}"
+        f"(clean accuracy {validation.clean:.1%}): it collapsed to a constant; "
+        f"{collapse_cure(recipe, attacked=attacked)}"
     )
+
+
+def collapse_cure(recipe: Recipe, *, attacked: bool) -> str:
+    """The keys to change so that the predictions do not become one class."""
+    if not attacked or recipe.attack.eps == 0:
+        return "lower optimizer.learning_rate, or train for more training.epochs"
+    if recipe.attack.warmup == 0:
+        return "set attack.warmup = 0.2, so that ε rises gradually, or lower attack.eps"
+    return "lower optimizer.learning_rate, raise attack.warmup, or train for more training.epochs"
 
 
 def validate(net: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> Validation:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
 from saliency_lab._common.memory import freed_memory_kept
@@ -25,7 +25,13 @@ from saliency_lab._common.progress import no_progress, progress, watched
 from saliency_lab._common.seeding import derive_seed, generator
 from saliency_lab.data import ImageData
 from saliency_lab.training.augmentation import crop_and_flip
-from saliency_lab.training.health import Validation, check_finite, collapse_message, validate
+from saliency_lab.training.health import (
+    Validation,
+    check_finite,
+    collapse_cure,
+    collapse_message,
+    validate,
+)
 from saliency_lab.training.objectives import Objective
 from saliency_lab.training.recipe import OptimizerSpec, Recipe
 from saliency_lab.training.run import RunFolder
@@ -48,10 +54,15 @@ class Loss(nn.Module):
         super().__init__()
         self.net = net
         self.objective = objective
+        self.attacked = False
+        """Whether the objective has used ε in some step."""
 
     def forward(self, x: Tensor, y: Tensor, **position: Any) -> dict[str, Tensor]:
         """Terms of the objective for one batch."""
-        return self.objective.terms(Step(net=self.net, x=x, y=y, **position))
+        step = Step(net=self.net, x=x, y=y, **position)
+        terms = self.objective.terms(step)
+        self.attacked = self.attacked or step.attacked
+        return terms
 
 
 @dataclass
@@ -80,7 +91,8 @@ class _Position:
     """Validation of the weights that are kept: the last, or the best so far."""
     best: float = -1.0
     best_epoch: int = -1
-    collapsed_before: bool = False
+    collapsed_before: int = 0
+    """How many epochs in succession, up to this one, ended in a constant prediction."""
 
 
 def _optimizer(spec: OptimizerSpec, net: nn.Module) -> torch.optim.Optimizer:
@@ -90,6 +102,19 @@ def _optimizer(spec: OptimizerSpec, net: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, rate, momentum, weight_decay=decay, nesterov=momentum > 0)
     kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
     return kind(parameters, rate, weight_decay=decay)
+
+
+def warm_average(decay: float) -> Callable[[PARAM_LIST, PARAM_LIST, Tensor | int], None]:
+    """Return the update of a moving average whose decay after t updates is min(decay, (1 + t) / (10 + t)).
+
+    A constant decay would keep the share decayᵗ of the network of the first step, which may be nearly all.
+    """
+
+    def update(averaged: PARAM_LIST, current: PARAM_LIST, updates: Tensor | int) -> None:
+        t = int(updates)
+        get_ema_multi_avg_fn(min(decay, (1 + t) / (10 + t)))(averaged, current, updates)
+
+    return update
 
 
 def _cpu_copy(module: nn.Module) -> dict[str, Tensor]:
@@ -119,15 +144,12 @@ class Trainer:
             self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
         if recipe.training.channels_last:
             self.net.to(memory_format=torch.channels_last)
-        self.module, self.optimizer = fabric.setup(
-            Loss(self.net, recipe.objective), _optimizer(recipe.optimizer, self.net)
-        )
+        self.loss = Loss(self.net, recipe.objective)
+        self.module, self.optimizer = fabric.setup(self.loss, _optimizer(recipe.optimizer, self.net))
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]
         decay = recipe.training.ema_decay
         self.average = (
-            AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-            if decay
-            else None
+            AveragedModel(self.net, multi_avg_fn=warm_average(decay), use_buffers=True) if decay else None
         )
         self.validation_images = data.val.sample(
             min(recipe.validation.images, len(data.val)), seed=recipe.seed
@@ -151,7 +173,7 @@ class Trainer:
             progress(label=recipe.name, total=epochs * self.batches) as bar,
         ):
             bar.update(at.epoch * self.batches + at.batch)
-            while at.epoch < epochs and not self._out_of_patience():
+            while at.epoch < epochs and at.collapsed_before < 2 and not self._out_of_patience():
                 for _ in self._epoch():
                     bar.update()
                 self._finish_epoch()
@@ -165,7 +187,7 @@ class Trainer:
             validation=kept,
             epochs=at.epoch,
             history=at.history,
-            concerns=kept.concerns(recipe),
+            concerns=[*self._late_collapse(), *kept.concerns()],
         )
 
     def _epoch(self) -> Iterator[None]:
@@ -211,6 +233,7 @@ class Trainer:
         index = at.epoch * self.batches + at.batch
         share = index / (recipe.training.epochs * self.batches)
         seed = derive_seed(recipe.seed, "step", index)
+        self._seed_model(seed)
         x, y = self.data.train.batch(indices)
         if recipe.data.augmentation == "crop_flip":
             draws = torch.rand(len(x) * world, 3, generator=generator(seed, "augmentation"))
@@ -243,7 +266,12 @@ class Trainer:
             self.average.update_parameters(self.net)
         return {term: value.detach().float() for term, value in terms.items()}
 
+    def _seed_model(self, *keys: object) -> None:
+        """Seed what a network may draw from in eval mode, where `Step` leaves the global generator alone."""
+        torch.manual_seed(derive_seed(self.recipe.seed, "model", *keys, self.fabric.global_rank))
+
     def _validate(self) -> Validation:
+        self._seed_model("validation", self.position.epoch)
         with no_progress():
             measured = validate(self.judged, *self.validation_images, self.recipe)
         return self.fabric.broadcast(measured)
@@ -271,11 +299,10 @@ class Trainer:
             self.run.write_log(at.history)
             self.run.mirror_to_tensorboard(row)
         last = at.epoch + 1 == recipe.training.epochs
-        if measured.collapsed and (last or at.collapsed_before) and self.best_weights is None:
-            raise TrainingError(
-                f"recipe '{recipe.name}', epoch {at.epoch + 1}: {collapse_message(measured, recipe)}"
-            )
-        at.collapsed_before = measured.collapsed
+        at.collapsed_before = at.collapsed_before + 1 if measured.collapsed else 0
+        if at.collapsed_before and (last or at.collapsed_before > 1) and self.best_weights is None:
+            message = collapse_message(measured, recipe, attacked=self.loss.attacked)
+            raise TrainingError(f"recipe '{recipe.name}', epoch {at.epoch + 1}: {message}")
         select = recipe.training.select
         score = measured.robust if select == "robust" else measured.clean
         if select == "last":
@@ -287,8 +314,21 @@ class Trainer:
         self._save()
 
     def _out_of_patience(self) -> bool:
-        patience = self.recipe.training.patience
-        return patience is not None and self.position.epoch - 1 - self.position.best_epoch >= patience
+        at, patience = self.position, self.recipe.training.patience
+        if patience is None or self.best_weights is None:
+            return False
+        return at.epoch - 1 - at.best_epoch >= patience
+
+    def _late_collapse(self) -> list[str]:
+        """Say that the run ended in a collapse, of which a better epoch before was kept."""
+        at = self.position
+        if not at.collapsed_before:
+            return []
+        cure = collapse_cure(self.recipe, attacked=self.loss.attacked)
+        return [
+            f"the model collapsed to a constant prediction in epoch {at.epoch - at.collapsed_before + 1} and "
+            f"did not recover; epoch {at.best_epoch + 1} is kept; {cure}"
+        ]
 
     def _save(self) -> None:
         if self.run is None or not self.fabric.is_global_zero:

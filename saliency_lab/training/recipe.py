@@ -64,7 +64,10 @@ class TrainingSpec(Settings):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = False
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Above 0: validate and keep an exponential moving average of the weights."""
+    """Above 0: validate and keep an exponential moving average of the weights.
+
+    Early on the decay is smaller, (1 + t) / (10 + t) after t steps, so that the first steps are forgotten.
+    """
     select: Literal["last", "clean", "robust"] = "last"
     """Keep the last epoch, or the best one by clean or robust validation accuracy."""
     patience: Annotated[int, Field(ge=1)] | None = None

@@ -83,6 +83,8 @@ class Step:
     world_size: int = 1
     last_gradient: Tensor | None = field(default=None, init=False)
     """Gradient of the attack's loss at its last iterate, after `perturb`."""
+    attacked: bool = field(default=False, init=False)
+    """Whether the objective has used the ball of ε, by `perturb` or `start_noise`."""
 
     def draw(self, purpose: str, shape: torch.Size | None = None, *, normal: bool = False) -> Tensor:
         """Uniform [0, 1) (or standard normal) draws for this process's rows.
@@ -104,6 +106,7 @@ class Step:
 
     def start_noise(self) -> Tensor:
         """The noise that `random_start` makes a point of the ball from."""
+        self.attacked = True
         if self.attack.norm == "linf":
             return self.draw("start")
         return self.draw("start", torch.Size((len(self.x), self.x[0].numel() + 2)), normal=True)
@@ -113,6 +116,7 @@ class Step:
     ) -> Tensor:
         """PGD inside the ball around x, then [0, 1], raising `loss(logits)`; cross-entropy by default."""
         spec = spec or self.attack
+        self.attacked = True
         raised = loss or (lambda z: F.cross_entropy(z, self.y, reduction="sum"))
         if self.eps == 0 or spec.steps == 0:
             self.last_gradient = None

@@ -17,8 +17,10 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
+from saliency_lab._common.seeding import preserved_rng
 from saliency_lab.data import ImageData, Split
 from saliency_lab.training import Objective, loop
+from saliency_lab.training.health import Validation
 
 TINY = {
     "training.epochs": 2,
@@ -77,6 +79,16 @@ def test_training_leaves_the_global_generators_alone_and_says_where_it_comes_fro
     assert model.card.data == images.fingerprint
     assert "root" not in model.card.recipe["data"]
     assert set(model.card.metrics) >= {"val_clean", "val_robust"}
+
+
+def test_a_model_changed_after_training_is_not_saved_as_the_recipes(images, tmp_path):
+    model = sl.train("digits/standard", images, overrides=TINY)
+    assert sl.save_model(model, tmp_path).recipe == model.card.recipe
+    with torch.no_grad():
+        next(model.parameters()).zero_()
+    card = sl.save_model(model, tmp_path)
+    assert (card.recipe, card.data, card.metrics) == (None, None, {})
+    assert same(weights(model), weights(sl.load_model(tmp_path)))
 
 
 def test_it_learns_and_logs(images, tmp_path):
@@ -246,6 +258,117 @@ def test_labels_of_nearly_one_class_are_no_collapse(images):
     lopsided = ImageData("lopsided", images.train, one, images.test, images.classes)
     model = sl.train("digits/standard", lopsided, overrides=TINY | {"training.epochs": 4})
     assert model.card.metrics["val_clean"] == 1.0
+
+
+def told(clean, *, constant=False):
+    """What the validation of an epoch may say."""
+    return Validation(clean, 0.0, 1.0 if constant else 0.4, 0.4, 0.0)
+
+
+def scripted(monkeypatch, epochs):
+    """Validations in their order, whatever the network is."""
+    left = iter(epochs)
+    monkeypatch.setattr(loop, "validate", lambda *_: next(left))
+
+
+KEEP_THE_BEST = TINY | {"training.epochs": 6, "training.select": "clean"}
+
+
+def test_patience_counts_from_the_first_epoch_that_could_be_kept(images, tmp_path, monkeypatch):
+    patient = KEEP_THE_BEST | {"training.patience": 1}
+    scripted(monkeypatch, [told(0.4, constant=True), told(0.6), told(0.5)])
+    assert sl.train("digits/standard", images, overrides=patient).card.metrics["val_clean"] == 0.6
+    scripted(monkeypatch, [told(0.4, constant=True)] * 2)
+    with pytest.raises(TrainingError, match=r"epoch 2: .* collapsed to a constant"):
+        sl.train("digits/standard", images, out=tmp_path, overrides=patient)
+    scripted(monkeypatch, [told(0.4, constant=True)])
+    with pytest.raises(TrainingError, match=r"epoch 2: .* collapsed to a constant"):
+        sl.train("digits/standard", images, out=tmp_path, overrides=patient)  # goes on after epoch 1
+
+
+@pytest.mark.parametrize(
+    ("epochs", "begin"),
+    [
+        ([told(0.5), told(0.6), *[told(0.4, constant=True)] * 2], 3),
+        ([told(0.6), told(0.4, constant=True), *[told(0.5)] * 3, told(0.4, constant=True)], 6),
+    ],
+)
+def test_a_collapse_after_a_good_epoch_stops_keeps_that_one_and_is_told(images, monkeypatch, epochs, begin):
+    scripted(monkeypatch, epochs)
+    best = 1 + max(range(len(epochs)), key=lambda index: epochs[index].clean)
+    with pytest.warns(UserWarning, match=f"collapsed .* in epoch {begin} .* epoch {best} is kept; lower opt"):
+        model = sl.train("digits/standard", images, overrides=KEEP_THE_BEST)
+    assert model.card.metrics["val_clean"] == 0.6
+    assert model.card.metrics["epochs"] == len(epochs)
+
+
+def test_the_attack_is_no_cure_where_the_objective_has_none(images, monkeypatch):
+    for recipe, cure in {
+        "digits/standard": "constant; lower optimizer.learning_rate, or train",
+        "digits/noise": r"constant; set attack\.warmup",
+        "digits/trades": r"constant; set attack\.warmup",
+    }.items():
+        scripted(monkeypatch, [told(0.4, constant=True)] * 2)
+        with pytest.raises(TrainingError, match=cure):
+            sl.train(recipe, images, overrides=TINY)
+
+
+def test_the_average_of_the_weights_is_the_formulas_and_forgets_the_first_steps(images, monkeypatch):
+    step, seen = loop.Trainer._step, []
+
+    def watched(self, indices):
+        terms = step(self, indices)
+        seen.append({name: tensor.double().clone() for name, tensor in self.net.state_dict().items()})
+        return terms
+
+    monkeypatch.setattr(loop.Trainer, "_step", watched)
+    slow = {"training.ema_decay": 0.9999, "optimizer.learning_rate": 3e-4, "training.epochs": 6}
+    model = sl.train("digits/standard", images, seed=4, overrides=TINY | slow)
+    average = seen[0]
+    for t, current in enumerate(seen[1:], start=1):
+        decay = min(0.9999, (1 + t) / (10 + t))
+        average = {name: decay * average[name] + (1 - decay) * current[name] for name in average}
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor.double(), average[name], rtol=1e-5, atol=1e-6)
+    assert model.card.metrics["val_clean"] > 0.9  # by a constant 0.9999, a collapse in epoch 2
+
+
+class Restless(nn.Module):
+    """Draws in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.out = nn.Linear(28 * 28, 3)
+
+    def forward(self, x):
+        return self.out((x + 0.1 * torch.randn_like(x)).flatten(1))
+
+
+def test_a_network_that_draws_in_eval_mode_repeats_and_resumes_too(images, tmp_path, monkeypatch):
+    with preserved_rng():
+        net = Restless()
+    keys = TINY | {"training.select": "robust", "objective.ranking": "signed"}
+    whole = sl.train("digits/asgt", images, model=net, overrides=keys)
+    torch.manual_seed(5)
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "LOOK_EVERY_BATCHES", 1)
+    step, taken = loop.Trainer._step, []
+
+    def stopping(self, indices):
+        if len(taken) == 5:
+            raise Stopped
+        taken.append(indices)
+        return step(self, indices)
+
+    monkeypatch.setattr(loop.Trainer, "_step", stopping)
+    with pytest.raises(Stopped):
+        sl.train("digits/asgt", images, model=net, out=tmp_path, overrides=keys)
+    monkeypatch.setattr(loop.Trainer, "_step", step)
+    torch.manual_seed(6)
+    resumed = sl.train("digits/asgt", images, model=net, out=tmp_path, overrides=keys)
+    assert same(weights(whole), weights(resumed))
+    assert whole.card.metrics == resumed.card.metrics
 
 
 @pytest.mark.parametrize("terms", [{}, {"each": torch.zeros(16)}])
