@@ -34,6 +34,7 @@ _ROOMS = {
     "evaluate_detailed": "metrics",
     "evaluate_many": "metrics",
     "list_metrics": "metrics",
+    "ModelCard": "models",
     "Normalised": "models",
     "build_model": "models",
     "list_models": "models",
@@ -69,7 +70,15 @@ if TYPE_CHECKING:
     from saliency_lab.data import ImageData, list_datasets, load_dataset
     from saliency_lab.explorer import explore
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
-    from saliency_lab.models import Normalised, build_model, list_models, list_zoo, load_model, save_model
+    from saliency_lab.models import (
+        ModelCard,
+        Normalised,
+        build_model,
+        list_models,
+        list_zoo,
+        load_model,
+        save_model,
+    )
     from saliency_lab.study import Comparison, Study, list_studies
     from saliency_lab.training import list_recipes, load_recipe, train
 
@@ -78,6 +87,7 @@ __all__ = [
     "Attributions",
     "Comparison",
     "ImageData",
+    "ModelCard",
     "Normalised",
     "SaliencyLabError",
     "Study",

@@ -1,7 +1,8 @@
 """Architectures by name; the normalisation lives inside the model; saving and loading."""
 
+from saliency_lab.models.card import ModelCard, card_of
 from saliency_lab.models.catalogue import build_model, list_models
-from saliency_lab.models.checkpoint import ModelCard, card_of, list_zoo, load_model, read_card, save_model
+from saliency_lab.models.checkpoint import list_zoo, load_model, read_card, save_model
 from saliency_lab.models.layers import Normalised, cam_layer
 
 __all__ = [

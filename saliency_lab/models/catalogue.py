@@ -11,6 +11,7 @@ from torch import nn
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.registry import Registry
 from saliency_lab._common.seeding import derive_seed, preserved_rng
+from saliency_lab.models.card import ModelCard
 from saliency_lab.models.convnets import lenet5, sgt_cnn, small_cnn
 from saliency_lab.models.layers import Normalised
 from saliency_lab.models.resnet import resnet8, resnet18, resnet20
@@ -36,7 +37,7 @@ def build_model(
     std: float | Sequence[float] | None = None,
     seed: int = 0,
 ) -> Normalised:
-    """Build an untrained model of images in [0, 1] that returns logits.
+    """Build an untrained model of images in [0, 1] that returns logits; its `card` says what was built.
 
     Parameters
     ----------
@@ -87,6 +88,9 @@ def build_model(
     for label, values in (("mean", model.mean), ("std", model.std)):
         if len(values) not in (1, channels):
             raise InputError(f"{label} must be one value, or {channels}, one a channel; got {len(values)}")
+    model.card = ModelCard(  # type: ignore[assignment]
+        architecture=name, num_classes=num_classes, input_shape=(channels, height, width)
+    )
     return model.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_weights
 from safetensors.torch import save as serialise_weights
@@ -18,82 +19,45 @@ from torch import nn
 
 from saliency_lab._common.errors import CheckpointError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, write_json
-from saliency_lab._common.html import facts
 from saliency_lab._common.provenance import versions
+from saliency_lab.models.card import CUSTOM, ModelCard, card_of
 from saliency_lab.models.catalogue import build_model
 from saliency_lab.models.layers import Normalised
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-CUSTOM = "custom"
 ZOO = Path(__file__).parent / "zoo"
-
-
-class ModelCard(BaseModel):
-    """What a checkpoint is and where it comes from.
-
-    `architecture` is a name of `build_model`, or "custom" for a user's own module, whose other
-    fields may stay empty. `save_model` fills in `mean`, `std`, `sha256` (of the weights file),
-    `versions` and `created`.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    architecture: str = CUSTOM
-    num_classes: int | None = None
-    input_shape: tuple[int, int, int] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    classes: tuple[str, ...] | None = None
-    recipe: dict[str, Any] | None = None
-    seed: int | None = None
-    data: str | None = None
-    """Fingerprint of the training data."""
-    metrics: dict[str, float | None] = {}
-    sha256: str = ""
-    versions: dict[str, str] = {}
-    created: str = ""
-
-    def _repr_html_(self) -> str:
-        shape = "" if self.input_shape is None else " × ".join(map(str, self.input_shape))
-        measured = [f"{key} {value:.4g}" for key, value in self.metrics.items() if value is not None]
-        known = {
-            "architecture": self.architecture,
-            "recipe": str((self.recipe or {}).get("name") or ""),
-            "seed": "" if self.seed is None else str(self.seed),
-            "image": shape,
-            "classes": ", ".join(self.classes or ()) or str(self.num_classes or ""),
-            "measured": ", ".join(measured),
-            "training data": self.data or "",
-            "weights (sha256)": self.sha256,
-            "made": ", ".join(part for part in (self.created, _versions_of(self)) if part),
-        }
-        return facts("model", {name: value for name, value in known.items() if value})
-
-
-def _versions_of(card: ModelCard) -> str:
-    return ", ".join(
-        f"{name} {card.versions[name]}" for name in ("saliency-lab", "torch") if name in card.versions
-    )
-
-
-def card_of(model: nn.Module) -> ModelCard | None:
-    """Return the card that `train` or `load_model` put on a model; None for any other."""
-    card = getattr(model, "card", None)
-    return card if isinstance(card, ModelCard) else None
 
 
 def save_model(model: nn.Module, folder: str | Path, card: ModelCard | None = None) -> ModelCard:
     """Write `folder`/model.safetensors and `folder`/model.json, each atomically; return the finished card.
 
-    Without `card`, the model's own (`model.card`) is used, else one that says "custom".
+    Without `card`, the model's own (`model.card`) is used as far as it still holds: if the weights are no
+    longer those it tells of, only what describes the architecture, and if that is another one, nothing.
     """
     folder = Path(folder)
-    card = card or card_of(model) or ModelCard()
-    state = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
-    }
-    weights = serialise_weights(state)
+    weights = _weights(model)
+    card = _finished(card or _own_card(model, weights), model, weights)
+    with atomic_path(folder / WEIGHTS) as beside:
+        beside.write_bytes(weights)
+    write_json(folder / CARD, card.model_dump(mode="json"))
+    return card
+
+
+def put_card(model: nn.Module, card: ModelCard) -> None:
+    """Make `card`, finished as `save_model` does, the model's own: it tells of these weights only."""
+    model.card = _finished(card, model, _weights(model))  # type: ignore[assignment]
+
+
+def _weights(model: nn.Module) -> bytes:
+    return serialise_weights(
+        {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in model.state_dict().items()
+        }
+    )
+
+
+def _finished(card: ModelCard, model: nn.Module, weights: bytes) -> ModelCard:
     facts: dict[str, Any] = {
         "sha256": hashlib.sha256(weights).hexdigest(),
         "versions": versions(),
@@ -101,17 +65,38 @@ def save_model(model: nn.Module, folder: str | Path, card: ModelCard | None = No
     }
     if isinstance(model, Normalised):
         facts |= {"mean": tuple(model.mean.flatten().tolist()), "std": tuple(model.std.flatten().tolist())}
-    card = card.model_copy(update=facts)
-    with atomic_path(folder / WEIGHTS) as beside:
-        beside.write_bytes(weights)
-    write_json(folder / CARD, card.model_dump(mode="json"))
-    return card
+    return card.model_copy(update=facts)
+
+
+def _own_card(model: nn.Module, weights: bytes) -> ModelCard:
+    """The model's own card, or what of it still holds."""
+    card = card_of(model) or ModelCard()
+    if card.architecture != CUSTOM and not _is_built_as(card, model):
+        return ModelCard()
+    if card.sha256 in ("", hashlib.sha256(weights).hexdigest()):
+        return card
+    return ModelCard(
+        architecture=card.architecture, num_classes=card.num_classes, input_shape=card.input_shape
+    )
+
+
+def _is_built_as(card: ModelCard, model: nn.Module) -> bool:
+    """Whether the layers are those of the card's architecture: one may have been replaced since."""
+    if card.num_classes is None or card.input_shape is None:
+        return False
+    try:
+        built = build_model(card.architecture, num_classes=card.num_classes, input_shape=card.input_shape)
+    except SaliencyLabError:
+        return False
+    return repr(built) == repr(model)
 
 
 def load_model(
     path: str | Path, device: str | torch.device = "cpu", *, model: nn.Module | None = None
 ) -> nn.Module:
     """Load a checkpoint; return the module, in eval mode, with its card as `model.card`.
+
+    An architecture of `build_model` comes back in the file's dtypes; a module of your own keeps its own.
 
     Parameters
     ----------
@@ -128,7 +113,7 @@ def load_model(
     ------
     CheckpointError
         If a file is missing, damaged or does not match its card, or the weights are of another
-        architecture.
+        architecture; `model` is then as it was.
     """
     weights_path = _weights_of(Path(path))
     card_path = weights_path.with_suffix(".json")
@@ -156,10 +141,15 @@ def load_model(
             "model again"
         ) from error
     if model is None:
-        model = _build(card, weights_path)
+        model = _built(card, weights_path)
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if name in state:
+                tensor.data = tensor.data.to(state[name].dtype)
+    before = copy.deepcopy(model.state_dict())
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
+        model.load_state_dict(before)  # torch loads what fits before it complains
         problem = str(error).split("\n")[1].strip()
         raise CheckpointError(
             f"'{weights_path}' holds the weights of another architecture than {_describe(card, model)}: "
@@ -228,7 +218,7 @@ def _parse_card(path: Path) -> ModelCard:
         ) from error
 
 
-def _build(card: ModelCard, path: Path) -> nn.Module:
+def _built(card: ModelCard, path: Path) -> nn.Module:
     if card.architecture == CUSTOM or card.num_classes is None or card.input_shape is None:
         raise CheckpointError(
             f"'{path}' holds the weights of a module of your own; pass that module: "

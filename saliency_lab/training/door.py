@@ -15,11 +15,12 @@ from torch import nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.plugins import import_module, import_object
-from saliency_lab._common.provenance import model_fingerprint, versions
+from saliency_lab._common.provenance import model_fingerprint
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.data import ImageData, load_dataset
-from saliency_lab.models import ModelCard, build_model, load_model, save_model
-from saliency_lab.models.checkpoint import CUSTOM
+from saliency_lab.models import ModelCard, build_model, card_of, load_model, save_model
+from saliency_lab.models.card import CUSTOM
+from saliency_lab.models.checkpoint import put_card
 from saliency_lab.training.loop import Fitted, Trainer
 from saliency_lab.training.recipe import DataSource, Recipe, load_recipe
 from saliency_lab.training.run import RunFolder
@@ -93,9 +94,9 @@ def train(
     with preserved_rng():
         fitted: Fitted = fabric.launch(_fit, settled, data, net, run)  # type: ignore[arg-type]
     net.load_state_dict(fitted.weights)
-    net.card = _card(settled, data, fitted, CUSTOM if own is not None else settled.model.name)  # type: ignore[assignment]
+    put_card(net, _card(settled, data, fitted, CUSTOM if own is not None else settled.model.name))
     if run is not None and fabric.is_global_zero:
-        net.card = save_model(net, run.path)  # type: ignore[assignment]
+        net.card = save_model(net, run.path, card_of(net))  # type: ignore[assignment]
         run.close()
     for concern in fitted.concerns:
         warnings.warn(f"recipe '{settled.name}': {concern}", stacklevel=2)
@@ -190,5 +191,4 @@ def _card(recipe: Recipe, data: ImageData, fitted: Fitted, architecture: str) ->
             "val_robust": validation.robust,
             "val_zero_gradient_share": validation.zero_gradient_share,
         },
-        versions=versions(),
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from pathlib import Path
@@ -143,8 +144,81 @@ def test_a_users_own_module_with_shared_weights(tmp_path: Path) -> None:
 
 def test_saving_changes_nothing(tmp_path: Path) -> None:
     model = sl.build_model("small_cnn").train()
+    card = model.card
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     sl.save_model(model, tmp_path)
     assert model.training
-    assert not hasattr(model, "card")
+    assert model.card is card
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def _trained_elsewhere(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    return model
+
+
+@pytest.mark.parametrize("name", ["resnet8", "torchvision/resnet18"])
+def test_a_built_model_trained_by_hand_needs_no_card(name: str, tmp_path: Path) -> None:
+    model = sl.build_model(name, num_classes=7, input_shape=(3, 32, 32), mean=0.2, std=0.7, seed=3)
+    card = sl.save_model(_trained_elsewhere(model), tmp_path)
+    assert (card.architecture, card.num_classes, card.input_shape) == (name, 7, (3, 32, 32))
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(sl.load_model(tmp_path)(x), model(x))
+
+
+def test_a_card_tells_of_its_own_weights_and_no_others(tmp_path: Path) -> None:
+    model = sl.load_model("digits/at")
+    again = sl.save_model(model, tmp_path)
+    assert (again.sha256, again.recipe, again.metrics) == (
+        model.card.sha256,
+        model.card.recipe,
+        model.card.metrics,
+    )
+    card = sl.save_model(_trained_elsewhere(model), tmp_path)
+    assert (card.recipe, card.seed, card.data, card.metrics, card.classes) == (None, None, None, {}, None)
+    assert card.mean == pytest.approx(model.card.mean)
+    x = torch.rand(2, 1, 28, 28)
+    assert torch.equal(sl.load_model(tmp_path)(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "replacement"), [("net.classifier.fc2", nn.Linear(100, 4)), ("net.features.relu1", nn.GELU())]
+)
+def test_a_model_with_a_layer_replaced_is_ones_own(
+    layer: str, replacement: nn.Module, tmp_path: Path
+) -> None:
+    model = sl.load_model("digits/at")
+    model.set_submodule(layer, replacement)
+    card = sl.save_model(model, tmp_path)
+    assert (card.architecture, card.num_classes, card.recipe, card.metrics) == ("custom", None, None, {})
+    with pytest.raises(CheckpointError, match="pass that module"):
+        sl.load_model(tmp_path)
+    x = torch.rand(2, 1, 28, 28)
+    own = copy.deepcopy(model)
+    assert torch.equal(sl.load_model(tmp_path, model=_trained_elsewhere(own))(x), model(x))
+
+
+def test_a_refused_load_leaves_the_module_as_it_was() -> None:
+    own = sl.build_model("small_cnn", num_classes=7, seed=4).train()
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    card = own.card
+    with pytest.raises(CheckpointError, match="another architecture"):
+        sl.load_model("digits/at", model=own)
+    assert all(torch.equal(before[name], tensor) for name, tensor in own.state_dict().items())
+    assert own.training
+    assert own.card is card
+
+
+def test_a_model_comes_back_in_the_precision_it_was_saved_in(tmp_path: Path) -> None:
+    model = _trained_elsewhere(sl.build_model("resnet8", input_shape=(3, 16, 16)).double())
+    sl.save_model(model, tmp_path)
+    loaded = sl.load_model(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert loaded.state_dict()[name].dtype == tensor.dtype
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    assert torch.equal(loaded(x), model(x))
+    single = sl.load_model(tmp_path, model=sl.build_model("resnet8", input_shape=(3, 16, 16)))
+    assert {tensor.dtype for tensor in single.parameters()} == {torch.float32}

@@ -1,0 +1,66 @@
+"""What a model is and where it comes from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from saliency_lab._common.html import facts
+
+CUSTOM = "custom"
+
+
+class ModelCard(BaseModel):
+    """What a checkpoint is and where it comes from.
+
+    `architecture` is a name of `build_model`, or "custom" for a user's own module, whose other
+    fields may stay empty. `save_model` fills in `mean`, `std`, `sha256` (of the weights file),
+    `versions` and `created`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    architecture: str = CUSTOM
+    num_classes: int | None = None
+    input_shape: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    recipe: dict[str, Any] | None = None
+    seed: int | None = None
+    data: str | None = None
+    """Fingerprint of the training data."""
+    metrics: dict[str, float | None] = {}
+    sha256: str = ""
+    versions: dict[str, str] = {}
+    created: str = ""
+
+    def _repr_html_(self) -> str:
+        shape = "" if self.input_shape is None else " × ".join(map(str, self.input_shape))
+        measured = [f"{key} {value:.4g}" for key, value in self.metrics.items() if value is not None]
+        known = {
+            "architecture": self.architecture,
+            "recipe": str((self.recipe or {}).get("name") or ""),
+            "seed": "" if self.seed is None else str(self.seed),
+            "image": shape,
+            "classes": ", ".join(self.classes or ()) or str(self.num_classes or ""),
+            "measured": ", ".join(measured),
+            "training data": self.data or "",
+            "weights (sha256)": self.sha256,
+            "made": ", ".join(part for part in (self.created, _versions_of(self)) if part),
+        }
+        return facts("model", {name: value for name, value in known.items() if value})
+
+
+def _versions_of(card: ModelCard) -> str:
+    return ", ".join(
+        f"{name} {card.versions[name]}" for name in ("saliency-lab", "torch") if name in card.versions
+    )
+
+
+def card_of(model: nn.Module) -> ModelCard | None:
+    """Return the card that `build_model`, `train` or `load_model` put on a model; None for any other."""
+    card = getattr(model, "card", None)
+    return card if isinstance(card, ModelCard) else None
