@@ -67,12 +67,19 @@ Shape = tuple[int, int, int]
 
 
 def resnet8(num_classes: int, input_shape: Shape) -> nn.Module:
-    """CIFAR ResNet with 1 block a stage, widths 16, 32, 64; He et al., CVPR 2016, section 4.2."""
+    """CIFAR ResNet with 1 block a stage, 1×1 convolutions as shortcuts; after He et al., CVPR 2016.
+
+    Widths 16, 32, 64. Section 4.2 of the paper pads with zeros where the width changes (option A), which
+    needs no parameters; here a 1×1 convolution projects (option B).
+    """
     return ResNet(input_shape[0], (16, 32, 64), 1, num_classes)
 
 
 def resnet20(num_classes: int, input_shape: Shape) -> nn.Module:
-    """CIFAR ResNet with 3 blocks a stage, widths 16, 32, 64; He et al., CVPR 2016, section 4.2."""
+    """CIFAR ResNet with 3 blocks a stage, 1×1 convolutions as shortcuts; after He et al., CVPR 2016.
+
+    `resnet8` with three times the blocks: the paper's ResNet-20 but for the shortcuts (option B for A).
+    """
     return ResNet(input_shape[0], (16, 32, 64), 3, num_classes)
 
 
