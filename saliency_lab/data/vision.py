@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,9 @@ class Source:
             # it fetches unless all files of MNIST's kind exist, or those of CIFAR-10 are whole
             if download and not all((folder / "raw" / name).is_file() for name in _IDX):
                 where = folder / "raw" if (folder / "raw").is_dir() else folder
+                with contextlib.suppress(OSError):  # torchvision made them; where not empty they stay
+                    where.rmdir()
+                    folder.rmdir()
                 raise DataNotFoundError(
                     f"data set '{self.name}' could not be fetched: "
                     f"{' '.join(str(error).split()) or type(error).__name__}. "

@@ -129,6 +129,7 @@ def test_what_cannot_be_fetched_says_why_and_where_it_belongs(
     message = str(caught.value)
     assert "\n" not in message
     assert f"to '{tmp_path}" in message and "by hand" in message
+    assert sl.list_datasets(tmp_path).loc[name, "found"] == ""
     assert "damaged" not in message and "download=True" not in message
 
 
