@@ -267,8 +267,9 @@ def _read(dataset: Dataset[Any], label: str) -> Split:
 
 def _as_label(target: Any, label: str) -> int:
     try:
-        number = int(target)
-        if number == target:
+        only = target.item() if getattr(target, "ndim", 0) else target  # [3], as MedMNIST has its labels
+        number = int(only)
+        if number == only:
             return number
     except (TypeError, ValueError, OverflowError, RuntimeError):  # text, nothing, infinity, a vector
         pass

@@ -145,7 +145,9 @@ def test_a_label_that_is_no_whole_number_is_named(label: Any) -> None:
         ImageData.from_datasets(pairs, pairs, name="mine")
 
 
-@pytest.mark.parametrize("kind", [int, float, bool, np.int64, np.uint8, torch.tensor])
+@pytest.mark.parametrize(
+    "kind", [int, float, bool, np.int64, np.uint8, torch.tensor, lambda k: np.array([k])]
+)
 def test_whole_labels_of_any_kind_are_taken(kind: Callable[[int], Any]) -> None:
     pairs = _Pairs(np.zeros((20, 1, 2, 2), np.uint8), [kind(k) for k in [0, 1] * 10])
     assert ImageData.from_datasets(pairs, pairs).test.labels.tolist() == [0, 1] * 10
