@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import pandas as pd
@@ -136,9 +137,11 @@ def steps_curve(
     """
     if "steps" not in method_of(method).settings.model_fields:
         raise InputError(f"attack '{method}' has no steps; 'pgd' has")
-    if not isinstance(steps, Iterable) or not all(isinstance(count, int) and count >= 0 for count in steps):
+    if not isinstance(steps, Iterable) or not all(
+        isinstance(count, Integral) and count >= 0 for count in steps
+    ):
         raise InputError(f"steps must hold integers ≥ 0, such as (1, 10, 100), not {steps!r}")
-    counts = sorted(set(steps))
+    counts = sorted({int(count) for count in steps})
     if not counts:
         raise InputError("steps must hold at least one number, such as (1, 10, 100)")
     radius = parse_epsilon(eps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
@@ -90,6 +91,12 @@ def test_minimal_epsilon_breaks_at_its_value_and_bad_settings_are_refused(case) 
 def test_a_single_radius_is_no_curve(case, eps) -> None:
     with pytest.raises(sl.SaliencyLabError, match=r"several radii.*for one use attack"):
         sl.robustness_curve(case.model, case.x, case.y, eps=eps)
+
+
+def test_steps_from_numpy_are_integers_too(case) -> None:
+    curve = steps_curve(case.model, case.x, case.y, eps=0.02, steps=np.array([3, 1]))
+    assert curve.at == (1, 3) and all(type(count) is int for count in curve.at)
+    assert json.loads(json.dumps(curve.to_dict()))["table"]["steps"] == [1, 3]
 
 
 @pytest.mark.parametrize("steps", [5, [0.5, 5], [-1], ["5"]])
