@@ -12,6 +12,7 @@ import logging
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
@@ -93,10 +94,10 @@ def apgd_t(problem: Problem, settings: TargetedSettings) -> Outcome:
         )  # fmt: skip
         library.init_hyperparam(now.x)
         library.y_target = classes[rows]
-        best, _, _, found = library.attack_single_run(
+        best, holds, _, found = library.attack_single_run(
             now.x.float(), now.y, x_init=_start(now, f"target {rank}")
         )
-        search.add(rows, found, passes=settings.steps + 1, otherwise=best)
+        search.add(rows, _attempts(best, holds, found), passes=settings.steps + 1)
     return search.outcome()
 
 
@@ -149,7 +150,7 @@ def autoattack(problem: Problem, settings: AutoAttackSettings) -> Outcome:
         if not len(rows):
             break
         outcome = run(problem.take(rows))
-        search.add(rows, outcome.points, passes=outcome.queries, otherwise=outcome.points)
+        search.add(rows, outcome.points, passes=outcome.queries)
     return search.outcome()
 
 
@@ -166,11 +167,16 @@ class _SharedDraws(SquareAttack):
 
 
 class _Search:
-    """The best point a sample over several runs; a run counts where it breaks the model inside the ball."""
+    """The best point a sample over several runs: one that breaks the model, else that of the highest loss.
+
+    The loss is the cross-entropy of the label, whatever a run raised, so that runs can be compared. FAB's
+    nearest point may lie outside the ball: projected, it is judged anew like every other.
+    """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.points = problem.x.clone()
+        self.loss = F.cross_entropy(problem.logits, problem.y, reduction="none")
         self.broken = torch.zeros(len(problem.x), dtype=torch.bool, device=problem.x.device)
         self.queries = torch.zeros(len(problem.x), dtype=torch.long, device=problem.x.device)
 
@@ -183,25 +189,22 @@ class _Search:
         """Samples that no run has broken yet."""
         return (~self.broken).nonzero().flatten()
 
-    def add(
-        self, rows: Tensor, found: Tensor, *, passes: int | Tensor, otherwise: Tensor | None = None
-    ) -> None:
-        """Take over the points that break the model after projection onto the ball, else `otherwise`.
-
-        FAB's nearest point may lie outside the ball: projected, it is judged anew like every other.
-        """
+    def add(self, rows: Tensor, found: Tensor, *, passes: int | Tensor) -> None:
+        """Take over the points that break the model, and those of a higher loss than what is there."""
         now = self.problem.take(rows)
         with torch.no_grad():
             inside = project(found.detach().to(now.x.dtype), now.x, now.eps, now.norm)
-            hit = now.broken(now.model(inside))
+            logits = now.model(inside)
+            hit = now.broken(logits)
+            loss = F.cross_entropy(logits, now.y, reduction="none").to(self.loss.dtype)
         self.queries[rows] += passes + 1
-        if otherwise is not None:
-            self.points[rows] = project(otherwise.detach().to(now.x.dtype), now.x, now.eps, now.norm)
-        self.points[rows[hit]] = inside[hit]
-        self.broken[rows[hit]] = True
+        better = hit | (loss > self.loss[rows])
+        chosen = rows[better]
+        self.points[chosen], self.loss[chosen] = inside[better], loss[better]
+        self.broken[chosen] = hit[better]
 
     def outcome(self) -> Outcome:
-        """What was found: a point that breaks the model, the best attempt, or x itself."""
+        """What was found: a point that breaks the model, or the best attempt, which may be x itself."""
         return Outcome(self.points, self.queries)
 
 
@@ -217,11 +220,16 @@ def _apgd(problem: Problem, settings: ApgdSettings, loss: str) -> Outcome:
             device=now.x.device, logger=_SILENT,
         )  # fmt: skip
         library.init_hyperparam(now.x)
-        best, _, _, found = library.attack_single_run(
+        best, holds, _, found = library.attack_single_run(
             now.x.float(), now.y, x_init=_start(now, f"apgd {restart}")
         )
-        search.add(rows, found, passes=settings.steps + 1, otherwise=best)
+        search.add(rows, _attempts(best, holds, found), passes=settings.steps + 1)
     return search.outcome()
+
+
+def _attempts(best: Tensor, holds: Tensor, found: Tensor) -> Tensor:
+    """APGD's point that breaks the model, or, where the model holds, that of the highest loss."""
+    return torch.where(holds.reshape(-1, 1, 1, 1), best, found)
 
 
 def _start(problem: Problem, purpose: str) -> Tensor:

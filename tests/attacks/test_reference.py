@@ -108,6 +108,25 @@ def test_the_ensemble_is_as_strong_as_the_library_and_as_its_parts(trained, batc
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("method", ["apgd_dlr", "apgd_t", "fab_t", "square", "autoattack"])
+def test_a_sample_that_survives_keeps_the_best_attempt(hardened, batch, method, norm) -> None:
+    """By the cross-entropy: never below that of x; the ensemble's never below its first member's."""
+    x, y = batch[0][:24], batch[1][:24]
+    eps, budget = EPS[norm] / 2, {"steps": 5, "target_classes": 2, "queries": 30}
+    settings = budget if method == "autoattack" else {k: budget[k] for k in SETTINGS[method]}
+    found = sl.attack(hardened, x, y, method, eps=eps, norm=norm, **settings)
+    with torch.no_grad():
+        clean = torch.nn.functional.cross_entropy(hardened(x), y, reduction="none")
+    held = found.robust
+    assert held.sum() > 10
+    assert (found.loss[held] >= clean[held] - 1e-6).all()
+    assert (found.loss[held] > clean[held] + 1e-6).double().mean() > (0.3 if method == "fab_t" else 0.9)
+    if method == "autoattack":
+        first = sl.attack(hardened, x, y, "apgd_ce", eps=eps, norm=norm, steps=5)
+        assert (found.loss[held] >= first.loss[held] - 1e-5).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_pgd_is_not_weaker_than_apgd(trained, hardened, digits, norm) -> None:
     x, y = digits.test.batch(torch.arange(len(digits.test)))
     for model in (trained, hardened):
