@@ -7,8 +7,10 @@ seen are calls inside TorchScript and inside a function compiled by `torch.compi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NoReturn
 
 import torch
@@ -29,50 +31,39 @@ def calls(*names: str) -> frozenset[Call]:
 
 
 RELU = calls("relu")
-MAX_POOL = calls("max_pool2d")
+MAX_POOL = calls("max_pool2d", "adaptive_max_pool2d")
 ELEMENTWISE = calls(
-    *(
-        "elu",
-        "celu",
-        "selu",
-        "gelu",
-        "silu",
-        "mish",
-        "leaky_relu",
-        "softplus",
-        "sigmoid",
-        "logsigmoid",
-        "tanh",
-    ),
-    *(
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-        "relu6",
-        "softsign",
-        "exp",
-        "abs",
-        "sqrt",
-        "square",
-        "pow",
-        "clamp",
-    ),
+    *("elu", "celu", "selu", "gelu", "silu", "mish", "leaky_relu", "prelu", "rrelu", "threshold", "softplus"),
+    *("sigmoid", "logsigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "relu6", "softsign"),
+    *("softshrink", "hardshrink", "tanhshrink", "clamp", "clamp_min", "clamp_max", "clip"),
+    *("maximum", "minimum", "exp", "expm1", "log", "log1p", "abs", "sqrt", "rsqrt", "square", "pow"),
+    *("__pow__", "__rpow__", "reciprocal", "__rtruediv__", "sin", "cos", "erf", "atan", "arctan"),
 )
-INTERACTIONS = calls(
-    *("mul", "multiply", "div", "true_divide", "matmul", "bmm", "mm", "einsum", "baddbmm", "__matmul__"),
+"""Nonlinear functions of each value of the first argument, where the others do not depend on the image."""
+PRODUCTS = calls("mul", "multiply", "__rmul__", "div", "divide", "true_divide")
+CONTRACTIONS = calls(
+    *("matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "mv", "einsum", "tensordot", "addmm", "baddbmm")
 )
-MIXING = calls(
+AVERAGE_POOL = calls("avg_pool2d", "adaptive_avg_pool2d", "mean")
+SHAPES = calls(
+    *("flatten", "unflatten", "ravel", "reshape", "view", "reshape_as", "view_as", "permute", "transpose"),
     *(
-        "softmax",
-        "log_softmax",
-        "layer_norm",
-        "group_norm",
-        "instance_norm",
-        "local_response_norm",
-        "normalize",
+        "swapaxes",
+        "movedim",
+        "t",
+        "contiguous",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "expand_as",
+        "broadcast_to",
     ),
-    *("multi_head_attention_forward", "scaled_dot_product_attention"),
-)
+    *("cat", "concat", "concatenate", "stack", "chunk", "split", "unbind", "__getitem__", "select", "narrow"),
+    *("pad", "flip", "roll", "pixel_shuffle", "pixel_unshuffle", "clone", "detach", "requires_grad"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"),
+    *("feature_alpha_dropout", "to", "float", "double", "type_as"),
+) | {Tensor.T.__get__, Tensor.mT.__get__}  # type: ignore[attr-defined]
+"""They move values and change none (in eval mode)."""
 
 
 def check_visible(model: nn.Module, method: str) -> None:
@@ -95,10 +86,13 @@ def check_visible(model: nn.Module, method: str) -> None:
 
 
 class Rule(TorchFunctionMode):
-    """While active, calls that the model makes go through `call`; a subclass says what becomes of them."""
+    """While active, calls that the model makes go through `call`; a subclass says what becomes of them.
+
+    However the model spells a call, `input` and `other` come first in `args`, and `inplace` is in `kwargs`.
+    """
 
     def __torch_function__(self, func: Call, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.call(func, args, kwargs or {})
+        return self.call(func, *_spelt_alike(func, tuple(args), dict(kwargs or {})))
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do what the model asked for."""
@@ -116,29 +110,60 @@ def deliver(result: Tensor, func: Call, args: tuple[Any, ...], kwargs: dict[str,
     return args[0].copy_(result) if is_in_place(func, args, kwargs) else result
 
 
-def interacts(func: Call, args: tuple[Any, ...]) -> bool:
-    """Whether a call mixes values in a way that no elementwise or linear rule covers.
+def _spelt_alike(
+    func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`args` and `kwargs` as a rule reads them."""
+    for place, name in enumerate(("input", "other")):
+        if len(args) == place and name in kwargs and "condition" not in kwargs:  # torch.where begins with it
+            args = (*args, kwargs.pop(name))
+    place = _place_of_inplace(func)
+    if 0 < place < len(args):
+        args, kwargs["inplace"] = args[:place] + args[place + 1 :], args[place]
+    return args, kwargs
 
-    It multiplies or divides two tensors that both depend on the image (the only tensors that take a
-    gradient), or normalises or attends over several values.
-    """
-    if func in INTERACTIONS:
-        tensors = [each for each in args if isinstance(each, Tensor) and each.requires_grad]
-        return len(tensors) > 1
-    return func in MIXING and any(isinstance(each, Tensor) and each.requires_grad for each in args)
+
+@cache
+def _place_of_inplace(func: Call) -> int:
+    """Where a function of torch.nn.functional takes `inplace`, its last argument; 0 if it does not."""
+    if getattr(func, "__module__", None) != F.__name__:
+        return 0
+    names = list(inspect.signature(func).parameters)
+    return names.index("inplace") if "inplace" in names else 0
+
+
+def depending(*parts: Any) -> list[Tensor]:
+    """Tensors that depend on the image, which are the only ones that take a gradient, in nested arguments."""
+    found = []
+    for part in parts:
+        if isinstance(part, Tensor):
+            found += [part] if part.requires_grad else []
+        elif isinstance(part, Mapping):
+            found += depending(*part.values())
+        elif isinstance(part, list | tuple):
+            found += depending(*part)
+    return found
+
+
+Question = Callable[[Call, tuple[Any, ...], list[Tensor]], bool]
+"""Asked of a function, its arguments, and those tensors among them that depend on the image."""
 
 
 class _Recorder(Rule):
-    """Notes which module makes which call."""
+    """Notes which module makes which call, where the result depends on the image and the answer is yes."""
 
-    def __init__(self) -> None:
+    def __init__(self, question: Question) -> None:
         super().__init__()
+        self.question = question
         self.stack: list[str] = []
-        self.seen: list[tuple[str, Call, bool]] = []
+        self.seen: list[tuple[str, Call]] = []
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.seen.append((self.stack[-1] if self.stack else "", func, interacts(func, args)))
-        return func(*args, **kwargs)
+        noted = self.question(func, args, depending(args, kwargs))
+        output = func(*args, **kwargs)
+        if noted and depending(output):
+            self.seen.append((self.stack[-1] if self.stack else "", func))
+        return output
 
 
 @contextmanager
@@ -156,9 +181,9 @@ def _names_tracked(model: nn.Module, stack: list[str]) -> Iterator[None]:
             handle.remove()
 
 
-def trace(model: nn.Module, image: Tensor) -> list[tuple[str, Call, bool]]:
-    """Every call of one forward pass on `image` (1, C, H, W): the module, the function, `interacts`."""
-    recorder = _Recorder()
+def trace(model: nn.Module, image: Tensor, question: Question) -> list[tuple[str, Call]]:
+    """Module and function of each call, in a pass on `image` (1, C, H, W), that `question` says yes to."""
+    recorder = _Recorder(question)
     with _names_tracked(model, recorder.stack), torch.enable_grad():
         point = image.detach().clone().requires_grad_(True) * 1.0  # no leaf: a model may change it in place
         with recorder:

@@ -14,19 +14,47 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import Baseline, Baselines, fitting, resolve_baseline
 from saliency_lab.attribution.calls import (
+    AVERAGE_POOL,
+    CONTRACTIONS,
     ELEMENTWISE,
     MAX_POOL,
+    PRODUCTS,
     RELU,
+    SHAPES,
     Call,
     Rule,
+    calls,
     check_visible,
     deliver,
-    interacts,
+    depending,
     refuse,
     trace,
 )
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.task import Task
+
+LINEAR = (
+    AVERAGE_POOL
+    | SHAPES
+    | calls(
+        *("linear", "conv1d", "conv2d", "conv3d"),
+        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        *("batch_norm", "avg_pool1d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool3d", "sum"),
+        *("add", "__radd__", "sub", "subtract", "rsub", "__rsub__", "neg", "negative", "interpolate"),
+        *("upsample", "unfold", "fold", "index_select", "gather", "repeat", "tile"),
+    )
+)
+ONE_TO_ONE = RELU | ELEMENTWISE
+BY_CONSTANT = PRODUCTS | CONTRACTIONS
+DIVISION = calls("div", "divide", "true_divide")
+ADAPTIVE = calls("adaptive_max_pool2d")
+
+
+def covers(func: Call, args: tuple[Any, ...], inputs: list[Tensor]) -> bool:
+    """Whether the multipliers pass this call: it is linear in `inputs`, or the rescale rule knows it."""
+    if func in ONE_TO_ONE or func in DIVISION:
+        return len(inputs) == 1 and inputs[0] is args[0]
+    return func in LINEAR or func in MAX_POOL or (func in BY_CONSTANT and len(inputs) == 1)
 
 
 class _Record(Rule):
@@ -37,8 +65,8 @@ class _Record(Rule):
         self.inputs: list[tuple[Call, Tensor]] = []
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func in RELU or func in ELEMENTWISE or func in MAX_POOL:
-            self.inputs.append((func, args[0].clone()))  # it may be changed in place later
+        if func in ONE_TO_ONE or func in MAX_POOL:
+            self.inputs.append((func, torch.as_tensor(args[0]).clone()))  # it may be changed in place later
         return func(*args, **kwargs)
 
 
@@ -85,16 +113,16 @@ class _Replay(Rule):
         self.refused = False
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if interacts(func, args):
-            self.refused = True
+        other = self._other(func) if func in ONE_TO_ONE or func in MAX_POOL else None
+        inputs = depending(args, kwargs)
+        covered = covers(func, args, inputs)
+        if other is None or not inputs or not covered:
+            output = func(*args, **kwargs)
+            self.refused |= not covered and bool(depending(output))
+            return output
         if func in MAX_POOL:
-            return self._pool(args[0], self._other(func), args[1:], kwargs)
-        if func not in RELU and func not in ELEMENTWISE:
-            return func(*args, **kwargs)
-        if not args[0].requires_grad:
-            self._other(func)
-            return func(*args, **kwargs)
-        x, other = args[0].detach(), self._other(func)
+            return self._pool(func, args[0], other, args[1:], kwargs)
+        x = args[0].detach()
         free = {key: value for key, value in kwargs.items() if key != "inplace"}
         plain = _out_of_place(func)
         with torch.no_grad():
@@ -106,11 +134,14 @@ class _Replay(Rule):
                 ratio = torch.where(x == other, _derivative(plain, x, args[1:], free), ratio)
         return deliver(_Rescale.apply(args[0], (output, ratio)), func, args, kwargs)
 
-    def _pool(self, x: Tensor, other: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _pool(
+        self, func: Call, x: Tensor, other: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        pool = F.adaptive_max_pool2d if func in ADAPTIVE else F.max_pool2d
         with torch.no_grad():
             told = {**kwargs, "return_indices": True}
-            output, places = F.max_pool2d(x.detach(), *args, **told)
-            old, was = F.max_pool2d(other, *args, **told)
+            output, places = pool(x.detach(), *args, **told)
+            old, was = pool(other, *args, **told)
             change = output - old
             there = other.flatten(2).expand(len(x), -1, -1).gather(2, places.flatten(2)).view_as(output)
             before = x.flatten(2).gather(2, was.expand_as(output).flatten(2)).view_as(output)
@@ -150,7 +181,7 @@ def rescale(task: Task, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
     Raises
     ------
     InputError
-        Names the modules that multiply, normalise or attend, which the rescale rule does not cover.
+        Names the modules with operations that the rescale rule does not cover, such as attention.
     """
     check_visible(task.model, method)
     record = _Record()
@@ -159,11 +190,10 @@ def rescale(task: Task, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
     replay = _Replay(record.inputs)
     multipliers, scores = task.gradient(task.x, replay)
     if replay.refused:
-        culprits = [(name, func) for name, func, mixes in trace(task.model, task.x[:1]) if mixes]
         refuse(
             method,
-            "covers linear layers, max pooling and elementwise nonlinearities only",
-            culprits,
+            "covers linear layers, max pooling in two dimensions and elementwise nonlinearities only",
+            trace(task.model, task.x[:1], lambda *call: not covers(*call)),
             "Use 'integrated_gradients' or 'gradient_shap' on this model.",
         )
     return (task.x - base) * multipliers, scores - start

@@ -13,20 +13,23 @@ from torch.autograd import Function
 
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.calls import (
+    AVERAGE_POOL,
     ELEMENTWISE,
-    INTERACTIONS,
     MAX_POOL,
+    PRODUCTS,
     RELU,
+    SHAPES,
     Call,
     Rule,
     calls,
     check_visible,
     deliver,
-    interacts,
+    depending,
     refuse,
     trace,
 )
 from saliency_lab.attribution.catalogue import Explained, method
+from saliency_lab.attribution.deeplift import covers
 from saliency_lab.attribution.task import Task, slope
 
 Preset = Literal["epsilon", "gamma", "alpha1_beta0", "epsilon_plus", "epsilon_plus_flat"]
@@ -35,13 +38,8 @@ Operation = Callable[[Tensor, Any], Tensor]
 Terms = list[tuple[Tensor, Any]]
 
 CONVOLUTION, LINEAR, BATCH_NORM = calls("conv2d"), calls("linear"), calls("batch_norm")
-POOLING = calls("avg_pool2d", "adaptive_avg_pool2d", "mean")
 SUM, DIFFERENCE = calls("add", "__radd__"), calls("sub", "subtract")
-PASSING = MAX_POOL | calls(
-    *("flatten", "reshape", "view", "permute", "transpose", "contiguous", "cat", "concat", "stack", "pad"),
-    *("dropout", "dropout2d", "feature_dropout", "__getitem__", "unsqueeze", "squeeze", "expand", "clone"),
-    *("chunk", "split", "to", "float", "detach", "requires_grad"),
-)
+PASSING = MAX_POOL | SHAPES
 
 
 def _stabilised(z: Tensor, epsilon: float) -> Tensor:
@@ -118,23 +116,23 @@ class _Propagation(Rule):
         self.first = True
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tensors = [each for each in args if isinstance(each, Tensor) and each.requires_grad]
+        tensors = depending(args, kwargs)
         if func in CONVOLUTION or func in LINEAR:
             return self._parametric(func, *args, **kwargs)
         if func in BATCH_NORM and tensors:
             return self._batch_norm(*args, **kwargs)
-        if func in POOLING and tensors:
+        if func in AVERAGE_POOL and tensors:
             a = args[0]
             output = func(a.detach(), *args[1:], **kwargs)
             terms = [(a.detach(), None)]
             op = lambda part, _: func(part, *args[1:], **kwargs)  # noqa: E731
             return _Share.apply(a, (output, terms, 0.0, op, self.settings.epsilon))
-        if func in SUM and len(tensors) == 2:
-            return deliver(_Split.apply(args[0].clone(), args[1], self.settings.epsilon), func, args, kwargs)
-        if func in DIFFERENCE and len(tensors) == 2:
-            negative = _Pass.apply(args[1], [-args[1].detach()])
-            return deliver(_Split.apply(args[0].clone(), negative, self.settings.epsilon), func, args, kwargs)
-        elementwise = func in RELU or func in ELEMENTWISE or func in INTERACTIONS or func in SUM | DIFFERENCE
+        if func in SUM | DIFFERENCE and len(tensors) == 2:
+            factor, second = kwargs.get("alpha", 1) * (-1 if func in DIFFERENCE else 1), args[1]
+            if factor != 1:
+                second = _Pass.apply(second, [factor * second.detach()])
+            return deliver(_Split.apply(args[0].clone(), second, self.settings.epsilon), func, args, kwargs)
+        elementwise = func in RELU or func in ELEMENTWISE or func in PRODUCTS or func in SUM | DIFFERENCE
         if elementwise and len(tensors) == 1:
             free = {key: value for key, value in kwargs.items() if key != "inplace"}
             output = func(
@@ -143,8 +141,7 @@ class _Propagation(Rule):
             if output.shape == tensors[0].shape:
                 return deliver(_Pass.apply(tensors[0].clone(), [output]), func, args, kwargs)
         output = func(*args, **kwargs)
-        taking = isinstance(output, Tensor) and output.requires_grad
-        if interacts(func, args) or (taking and func not in PASSING):
+        if func not in PASSING and depending(output):
             self.refused.add(func)
         return output
 
@@ -252,11 +249,11 @@ def lrp(task: Task, settings: LrpSettings) -> Explained:
         scores = task.target.pick(logits)
         start = task.target.pick(logits * logits.detach()).sum()  # its gradient is the logits' relevance
     if rule.refused:
-        culprits = [(name, func) for name, func, _ in trace(task.model, task.x[:1]) if func in rule.refused]
+        beyond = trace(task.model, task.x[:1], lambda *call: not covers(*call))
         refuse(
             "lrp",
             "has no rule for some of this model's operations",
-            culprits,
-            "Use 'deep_lift' or a gradient.",
+            trace(task.model, task.x[:1], lambda func, *_: func in rule.refused),
+            "Use 'integrated_gradients' on this model." if beyond else "Use 'deep_lift' or a gradient.",
         )
     return slope(start, points, task.model), scores.detach()

@@ -67,7 +67,7 @@ def rectified_gradient(task: Task, method: str, *, guided: bool) -> Tensor:
     rule = _RectifierRule(guided=guided)
     gradient, _ = task.gradient(task.x, rule)
     if not rule.used:
-        others = [(name, func) for name, func, _ in trace(task.model, task.x[:1]) if func in ELEMENTWISE]
+        others = trace(task.model, task.x[:1], lambda func, *_: func in ELEMENTWISE)
         refuse(
             method,
             "changes the gradient at ReLUs, and this model has none that can be seen",

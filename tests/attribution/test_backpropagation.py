@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import captum.attr as ca
 import pytest
@@ -145,6 +146,12 @@ def test_deep_lift_is_complete_where_pooling_windows_overlap(batch, baseline):
         nn.Softplus(),
         nn.Hardswish(),
         nn.ReLU6(inplace=True),
+        nn.PReLU(3, 0.3),
+        nn.Threshold(0.1, -0.2),
+        nn.RReLU(),
+        nn.Softshrink(0.1),
+        nn.Hardshrink(0.1),
+        nn.Tanhshrink(),
     ],
     ids=lambda layer: type(layer).__name__,
 )
@@ -158,6 +165,122 @@ def test_deep_lift_is_complete_for_other_activations(batch, layer):
     maps = attribute(model, x, y, "deep_lift", baseline="blur")
     torch.testing.assert_close(maps.delta, torch.zeros(len(x), dtype=torch.float64), rtol=0, atol=1e-5)
     assert maps.total.abs().max() > 1e-4
+
+
+class Through(nn.Module):
+    """A function of the image, or of a convolution's output, in front of a linear layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], convolution: nn.Module | None = None) -> None:
+        super().__init__()
+        self.function, self.convolution = function, convolution or nn.Identity()
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(4)
+            width = function(self.convolution(torch.rand(1, 1, 12, 12))).numel()
+            self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.function(self.convolution(x)).flatten(1))
+
+
+ONE_BY_ONE: dict[str, Callable[[Tensor], Tensor]] = {
+    "square": lambda x: x**2,
+    "pow": lambda x: torch.pow(x, 3),
+    "exponential": lambda x: 2**x,
+    "inverse": lambda x: 1 / (x + 0.5),
+    "clamp_min": lambda x: x.clamp_min(0.4),
+    "clamp_max_": lambda x: (x + 0).clamp_max_(0.4),
+    "maximum": lambda x: torch.maximum(x, torch.tensor(0.3)),
+    "sin": lambda x: torch.sin(3 * x),
+    "log1p": torch.log1p,
+    "by keyword": lambda x: torch.relu(input=x - 0.5),
+    "in place by position": lambda x: F.relu(x - 0.5, True),
+}
+
+
+@pytest.mark.parametrize("function", ONE_BY_ONE.values(), ids=ONE_BY_ONE)
+def test_deep_lift_of_functions_of_single_pixels_is_what_each_pixel_adds(batch, function):
+    """f(x) = Σ w φ(x): a pixel's share of f(x) − f(b) is w (φ(x) − φ(b)), whatever φ is."""
+    x, y = batch
+    model, base = Through(function), x.flip(0)
+    maps = attribute(model, x, y, "deep_lift", baseline=base).values
+    change = (function(x.double()) - function(base.double())).flatten(1)
+    expected = (change * model.head.weight[y].double()).reshape(x.shape)
+    torch.testing.assert_close(maps.double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [nn.AdaptiveMaxPool2d(3), nn.AdaptiveMaxPool2d((1, 5))], ids=str)
+@pytest.mark.parametrize("baseline", ["zero", "uniform"])
+def test_deep_lift_is_complete_through_adaptive_max_pooling(batch, window, baseline):
+    x, y = batch
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Through(lambda x: window(torch.tanh(x)), nn.Conv2d(1, 3, 3))
+    maps = attribute(model, x, y, "deep_lift", baseline=baseline)
+    torch.testing.assert_close(maps.delta, torch.zeros(len(x), dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "glu": (lambda x: F.glu(x, 1), "F.glu"),
+    "lp_pool2d": (lambda x: F.lp_pool2d(x, 2.0, 2), "F.lp_pool2d"),
+    "amax": (lambda x: x.amax((2, 3)), "Tensor.amax"),
+    "max": (lambda x: x.max(1).values, "Tensor.max"),
+    "logsumexp": (lambda x: x.logsumexp(1), "Tensor.logsumexp"),
+    "softmax": (lambda x: x.softmax(1), "Tensor.softmax"),
+    "where": (lambda x: torch.where(x > 0.1, x, 0.2 * x), "where"),
+    "maximum of two": (lambda x: torch.maximum(x[:, :2], x[:, 2:]), "maximum"),
+    "product by keyword": (lambda x: torch.mul(x[:, :2], other=x[:, 2:]), "mul"),
+    "quotient": (lambda x: torch.div(torch.ones(1), x + 9), "div"),
+    "with indices": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], "F.max_pool2d_with_indices"),
+}
+
+
+@pytest.mark.parametrize("name", ["deep_lift", "lrp"])
+@pytest.mark.parametrize(("function", "call"), REFUSED.values(), ids=REFUSED)
+def test_what_no_rule_covers_is_refused_by_name_and_not_given_the_gradient(name, batch, function, call):
+    model = Through(function, nn.Conv2d(1, 4, 3))
+    if name == "lrp" and call == "div":  # relevance passes any function of one activation
+        assert torch.isfinite(attribute(model, *batch, name).values).all()
+        return
+    with pytest.raises(InputError, match=rf"{name} .*calls {call}.*'integrated_gradients'"):
+        attribute(model, *batch, name)
+
+
+def test_lrp_names_deep_lift_only_where_deep_lift_would_do(batch):
+    model = Through(lambda x: 1 - x, nn.Conv2d(1, 4, 3))
+    with pytest.raises(InputError, match=r"calls Tensor.__rsub__. Use 'deep_lift'"):
+        attribute(model, *batch, "lrp")
+    assert attribute(model, *batch, "deep_lift").delta.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda a, b: torch.add(a, b, alpha=3),
+        lambda a, b: torch.add(input=a, other=b, alpha=3),
+        lambda a, b: torch.sub(a, b, alpha=2),
+        lambda a, b: a.sub(b, alpha=-2),
+        lambda a, b: a - b,
+    ],
+)
+def test_lrp_weighs_the_terms_of_a_sum(batch, join):
+    """In a linear network without biases each pixel's relevance is its value times its weight."""
+    x, y = batch
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            with torch.random.fork_rng():
+                torch.manual_seed(2)
+                self.left, self.right = (nn.Conv2d(1, 2, 3, bias=False) for _ in range(2))
+                self.head = nn.Linear(200, 5, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(join(self.left(x), self.right(x)).flatten(1))
+
+    model = Joined().double()
+    maps = attribute(model, x, y, "lrp", preset="epsilon", epsilon=1e-12).values
+    expected = attribute(model, x, y, "input_x_gradient").values
+    torch.testing.assert_close(maps, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["deep_lift", "lrp"])
