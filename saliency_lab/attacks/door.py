@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from saliency_lab._common.checks import check_images, check_labels, parse_epsilo
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows, device_of, predict, undisturbed
 from saliency_lab._common.progress import progress
+from saliency_lab._common.provenance import fingerprint
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.ascent import Norm
@@ -93,8 +96,15 @@ def run(
     With `source` the points are sought on that model and judged on `model`. Libraries, and models that
     are random in eval mode, draw from global generators that are seeded here and put back.
     """
-    with preserved_rng(derive_seed(seed, "attack")):
+    with preserved_rng(derive_seed(seed, "attack")), gradients_recorded():
         return _run(model, x, y, method, settings, eps, seed, target, source)
+
+
+@contextmanager
+def gradients_recorded() -> Iterator[None]:
+    """Record gradients inside, also where the caller is under `torch.no_grad` or `torch.inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _run(
@@ -118,9 +128,9 @@ def _run(
     rows = wanted.nonzero().flatten()
 
     attacked = model if source is None else source
-    device = device_of(attacked)
     if source is not None:
-        check_model(source, x)
+        check_source(source, x, clean.shape[1], name="the source")
+    device = device_of(attacked)
     there = clean if source is None else predict(source, x)
     found = x.detach().cpu().clone()
     queries = torch.zeros(len(x), dtype=torch.long)
@@ -165,6 +175,7 @@ def _run(
         queries=queries,
         distance=delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1),
         loss_curve=curve,
+        images=fingerprint(x.float()),
         method=method.name,
         eps=float(eps.max()) if isinstance(eps, Tensor) else eps,
         norm=norm,
@@ -200,7 +211,7 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
 
 
 def check_model(model: nn.Module, x: Tensor) -> None:
-    """Refuse a model that computes in another type than the images', or changes its input in place.
+    """Refuse a model of another type than the images', made in inference mode, or that changes its input.
 
     Raises
     ------
@@ -210,6 +221,10 @@ def check_model(model: nn.Module, x: Tensor) -> None:
     dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), x.dtype)
     if dtype != x.dtype:
         raise InputError(f"the model computes in {dtype}, but the images are {x.dtype}; use x.to({dtype})")
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise InputError(
+            "the model was made under torch.inference_mode, so it has no gradients; make or load it outside"
+        )
     with undisturbed(model), torch.no_grad():
         image = x[:1].detach().to(device_of(model), copy=True)
         before = image.clone()
@@ -219,6 +234,29 @@ def check_model(model: nn.Module, x: Tensor) -> None:
             f"{type(model).__name__} changes its input in place, so a point that it looked at is no longer "
             "what was attacked; let its forward begin with x = x.clone()"
         )
+
+
+def check_source(source: nn.Module, x: Tensor, classes: int, *, name: str) -> None:
+    """Refuse a model whose points cannot be tried on another: one of other images or other classes.
+
+    Raises
+    ------
+    InputError
+        Names the source by `name`, and says what it returned.
+    """
+    if not isinstance(source, nn.Module):
+        raise InputError(f"{name} must be a torch.nn.Module, not {type(source).__name__}")
+    try:
+        with preserved_rng():
+            check_model(source, x)
+            found = predict(source, x[:1]).shape[1]
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    except (RuntimeError, ValueError, AssertionError) as error:
+        shape = tuple(x.shape[1:])
+        raise InputError(f"{name} cannot read images of the shape {shape}: {error}") from error
+    if found != classes:
+        raise InputError(f"{name} tells {found} classes apart, and the model attacked {classes}")
 
 
 def _check_target(target: Tensor | None, y: Tensor, classes: int, method: Method) -> Tensor | None:

@@ -41,6 +41,8 @@ class AttackResult:
     loss_curve : Tensor (N, steps + 1) or None
         The attack's own loss at each step of the restart that gave `adversarial`; NaN after an early
         stop and for samples left alone. None for methods without one.
+    images : str
+        Fingerprint of the images attacked, by which results on the same ones are known.
     """
 
     adversarial: Tensor
@@ -53,6 +55,7 @@ class AttackResult:
     queries: Tensor
     distance: Tensor
     loss_curve: Tensor | None
+    images: str
     method: str
     eps: float
     norm: Norm

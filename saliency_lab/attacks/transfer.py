@@ -34,7 +34,7 @@ def transfer_attack(
     Raises
     ------
     InputError
-        As `attack`.
+        As `attack`; also if `source` does not read these images, or tells another number of classes apart.
     """
     chosen = method_of(method)
     if "early_stop" in chosen.settings.model_fields:
@@ -46,20 +46,22 @@ def transfer_attack(
 def worst_case(*results: AttackResult) -> AttackResult:
     """Merge results on the same model and samples: a sample is robust if it is in every one of them.
 
-    A sample's row is that of the first result that broke it, else that of the highest loss; the queries
-    are summed. The result's `settings` holds each attack's own.
+    A sample's row is that of the first result in which the attack did it (`success`), else of the first that
+    is not robust, else of the highest loss; the queries are summed. The result's `settings` holds each
+    attack's own.
 
     Raises
     ------
     InputError
-        If there is no result, or they differ in samples, ε, norm or clean accuracy.
+        If there is no result, or they differ in images, labels, ε, norm, or in which images are right before
+        the attack.
     """
     if not results:
         raise InputError("worst_case needs at least one result")
     first = results[0]
     for other in results[1:]:
-        if not torch.equal(other.labels, first.labels) or not torch.equal(
-            other.clean_correct, first.clean_correct
+        if other.images != first.images or not (
+            torch.equal(other.labels, first.labels) and torch.equal(other.clean_correct, first.clean_correct)
         ):
             raise InputError(f"'{other.method}' and '{first.method}' are not on the same model and samples")
         if (other.eps, other.norm) != (first.eps, first.norm):
@@ -69,7 +71,9 @@ def worst_case(*results: AttackResult) -> AttackResult:
             )
     held = torch.stack([result.robust for result in results])
     loss = torch.stack([result.loss for result in results])
-    pick = torch.where(held.all(0), loss.argmax(0), held.int().argmin(0))
+    did = torch.stack([result.success for result in results])
+    otherwise = torch.where(held.all(0), loss.argmax(0), held.int().argmin(0))
+    pick = torch.where(did.any(0), did.int().argmax(0), otherwise)
     rows = torch.arange(len(first))
 
     def chosen(name: str) -> Tensor:
@@ -86,6 +90,7 @@ def worst_case(*results: AttackResult) -> AttackResult:
         queries=torch.stack([result.queries for result in results]).sum(0),
         distance=chosen("distance"),
         loss_curve=None,
+        images=first.images,
         method=f"worst of {', '.join(result.method for result in results)}",
         eps=first.eps,
         norm=first.norm,

@@ -306,6 +306,42 @@ def test_list_attacks_names_every_method_and_its_settings() -> None:
     assert table["reference"].str.len().min() > 20
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("method", ["fgsm", "pgd", "apgd_ce", "apgd_t", "fab_t"])
+def test_a_callers_mode_without_gradients_changes_nothing(case, method, context, recwarn) -> None:
+    settings = CHEAP.get(method, {})
+    plain = sl.attack(case.model, case.x, case.y, method, eps=0.02, **settings)
+    with context():
+        found = sl.attack(case.model, case.x.clone(), case.y.clone(), method, eps=0.02, **settings)
+        assert not torch.is_grad_enabled()
+        assert torch.is_inference_mode_enabled() == (context is torch.inference_mode)
+    assert torch.equal(found.adversarial, plain.adversarial) and not len(recwarn)
+    assert torch.equal(found.queries, plain.queries)
+
+
+def test_a_callers_mode_does_not_stop_a_targeted_loss_or_a_curve(case) -> None:
+    target = (case.y + 1) % 5
+    plain = sl.attack(case.model, case.x, case.y, eps=0.02, steps=3, target=target)
+    curve = sl.robustness_curve(case.model, case.x, case.y, (0, 0.02), steps=3, loss="kl")
+    smallest = sl.attacks.minimal_epsilon(case.model, case.x, case.y, steps=3, tolerance=0.01)
+    with torch.inference_mode():
+        x, y = case.x.clone(), case.y.clone()
+        found = sl.attack(case.model, x, y, eps=0.02, steps=3, target=target.clone())
+        assert torch.equal(found.adversarial, plain.adversarial)
+        again = sl.robustness_curve(case.model, x, y, (0, 0.02), steps=3, loss="kl")
+        assert torch.equal(again.robust, curve.robust)
+        assert torch.equal(sl.attacks.minimal_epsilon(case.model, x, y, steps=3, tolerance=0.01), smallest)
+
+
+def test_a_model_made_in_inference_mode_is_refused(case) -> None:
+    """Its parameters can have no gradient flow past them, nor be put back as they were."""
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).double()
+        y = model(case.x).argmax(1)
+    with pytest.raises(sl.SaliencyLabError, match=r"torch\.inference_mode.*load it outside"):
+        sl.attack(model, case.x, y, eps=0.02)
+
+
 class InPlace(nn.Module):
     """Normalises its input where it stands."""
 
