@@ -5,15 +5,17 @@ Ghorbani, Abid and Zou, "Interpretation of Neural Networks is Fragile", AAAI 201
 
 from __future__ import annotations
 
-import copy
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from saliency_lab._common.checks import check_images, parse_epsilon
 from saliency_lab._common.errors import InputError
@@ -22,7 +24,7 @@ from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Epsilon, Settings, parse_settings
 from saliency_lab.attacks.ascent import Norm, project, steepest
-from saliency_lab.attacks.door import check_model
+from saliency_lab.attacks.door import check_model, gradients_recorded
 from saliency_lab.attacks.draws import ball_point
 from saliency_lab.attacks.gradient import step_lengths
 from saliency_lab.attacks.problem import Problem
@@ -122,12 +124,13 @@ def attack_map(
     *model's own* map most is returned.
 
     A map of a network of ReLUs is piecewise constant and has no useful gradient, so the direction is
-    that of a copy with softplus(β·)/β in place of each `nn.ReLU`, as in the paper; the model is not changed.
+    of the model with softplus(β·)/β in place of each ReLU, module or function, as in the paper; the model is
+    not changed.
 
     Parameters
     ----------
     model : nn.Module
-        As for `attack`; ReLUs must be modules.
+        As for `attack`.
     x : Tensor (N, C, H, W)
         Images in [0, 1].
     goal : "top_k" or "mass_centre"
@@ -139,7 +142,8 @@ def attack_map(
     Raises
     ------
     InputError
-        As `attack`; also if the smoothed model's map still has no gradient (a functional ReLU).
+        As `attack`; also if the smoothed model's map still has no gradient (a piecewise linear model without
+        ReLUs).
     """
     begun = time.perf_counter()
     if goal not in ("top_k", "mass_centre"):
@@ -148,18 +152,17 @@ def attack_map(
     radius = parse_epsilon(eps)
     check_images(x)
     images = x.detach().cpu()
-    with preserved_rng(derive_seed(seed, "attack_map")):
+    with preserved_rng(derive_seed(seed, "attack_map")), gradients_recorded():
         check_model(model, x)
         classes = predict(model, images).argmax(1)
-    smooth = smoothed(model, parsed.beta)
-    found, before, after = images.clone(), torch.empty_like(images), torch.empty_like(images)
     device = device_of(model)
     with (
         preserved_rng(derive_seed(seed, "attack_map")),
+        gradients_recorded(),
         undisturbed(model),
-        undisturbed(smooth),
         progress(label=goal, total=len(images)) as bar,
     ):
+        found, before, after = images.clone(), torch.empty_like(images), torch.empty_like(images)
         for rows in torch.arange(len(images)).split(chunk_rows(images.shape)):
             problem = Problem(
                 model=model,
@@ -171,7 +174,7 @@ def attack_map(
                 norm=parsed.norm,
                 seed=seed,
             )
-            points = _climb(problem, smooth, goal, parsed) if radius > 0 else problem.x
+            points = _climb(problem, goal, parsed) if radius > 0 else problem.x
             found[rows] = points.cpu()
             before[rows] = input_gradient(model, problem.x, problem.y).cpu()
             after[rows] = input_gradient(model, points, problem.y).cpu()
@@ -194,23 +197,52 @@ def attack_map(
     )
 
 
-def smoothed(model: nn.Module, beta: float) -> nn.Module:
-    """Return a copy with softplus(βz)/β in place of each `nn.ReLU`.
+def smoothed(model: nn.Module, beta: float) -> Callable[[Tensor], Tensor]:
+    """Return the model as a function with softplus(βz)/β in place of each ReLU, module or function.
 
-    >>> smoothed(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), beta=30.0)[1]
-    Softplus(beta=30.0, threshold=20.0)
+    >>> smoothed(nn.ReLU(), beta=1.0)(torch.zeros(1))
+    tensor([0.6931])
     """
-    twin = copy.deepcopy(model)
-    if isinstance(twin, nn.ReLU):
-        return nn.Softplus(beta)
-    for parent in list(twin.modules()):
-        for name, child in parent._modules.items():  # named_children() tells a module of two names once
-            if isinstance(child, nn.ReLU):
-                parent._modules[name] = nn.Softplus(beta)
-    return twin
+
+    def forward(x: Tensor) -> Tensor:
+        with _SoftRelus(beta):
+            logits: Tensor = model(x)
+            return logits
+
+    return forward
 
 
-def input_gradient(model: nn.Module, x: Tensor, classes: Tensor, *, graph: bool = False) -> Tensor:
+class _SoftRelus(TorchFunctionMode):
+    """Answers every call of a ReLU with softplus(βz)/β."""
+
+    _PLAIN = (F.relu, torch.relu, Tensor.relu)
+    _IN_PLACE = (torch.relu_, Tensor.relu_)
+
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call the function, or the softplus; a ReLU in place leaves the softplus where its input was."""
+        given = kwargs or {}
+        if func not in self._PLAIN and func not in self._IN_PLACE:
+            return func(*args, **given)
+        z = args[0] if args else given["input"]
+        in_place = func in self._IN_PLACE or given.get("inplace", len(args) > 1 and args[1])
+        if in_place:
+            return z.copy_(F.softplus(z.clone(), self.beta))
+        return F.softplus(z, self.beta)
+
+
+def input_gradient(
+    model: Callable[[Tensor], Tensor], x: Tensor, classes: Tensor, *, graph: bool = False
+) -> Tensor:
     """∂z_c/∂x (N, C, H, W) of each image's own class c; with `graph` it can be differentiated again."""
     with torch.enable_grad():
         point = x if graph else x.detach().requires_grad_()
@@ -221,13 +253,14 @@ def input_gradient(model: nn.Module, x: Tensor, classes: Tensor, *, graph: bool 
     return slope
 
 
-def _climb(problem: Problem, smooth: nn.Module, goal: Goal, settings: MapAttackSettings) -> Tensor:
+def _climb(problem: Problem, goal: Goal, settings: MapAttackSettings) -> Tensor:
     def change(gradient: Tensor) -> Tensor:
         mass = _mass(gradient)
         if goal == "top_k":
             return -(mass.flatten(1) * top).sum(1)
         return (_centre(mass) - centre).square().sum(1)
 
+    smooth = smoothed(problem.model, settings.beta)
     clean = _mass(input_gradient(problem.model, problem.x, problem.y))
     top, centre = _top_k(clean, settings.k), _centre(clean)
     best = problem.x.clone()
@@ -249,8 +282,8 @@ def _climb(problem: Problem, smooth: nn.Module, goal: Goal, settings: MapAttackS
         )
         if slope is None or (step == 0 and not bool(slope.any())):
             raise InputError(
-                "the saliency map has no gradient: only nn.ReLU modules can be smoothed, so use one where "
-                "the model calls a functional ReLU or another piecewise linear layer"
+                "the saliency map has no gradient: ReLUs are smoothed and no other piecewise linear layer "
+                "is, so use a ReLU or a smooth activation in its place"
             )
         move = lengths[step].reshape(-1, 1, 1, 1) * steepest(slope.nan_to_num(), problem.norm)
         point = project(point.detach() + move, problem.x, problem.eps, problem.norm)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import saliency_lab as sl
@@ -86,24 +88,84 @@ def test_conventions(trained, batch) -> None:
     assert torch.equal(still.adversarial, x) and (still.overlap == 1).all() and (still.shift == 0).all()
 
 
-def test_the_smooth_copy_is_close_and_differentiable_twice(trained, batch) -> None:
+class Activated(nn.Module):
+    """Two linear maps, the activation between them called as it was given."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor], size: int = 784) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.activation = nn.Linear(size, 8), nn.Linear(8, 3), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.activation(self.a(x.flatten(1))))
+
+
+def in_place(z: Tensor) -> Tensor:
+    z.relu_()
+    return z
+
+
+RELUS = {
+    "module": nn.ReLU(),
+    "module in place": nn.ReLU(inplace=True),
+    "function": F.relu,
+    "function in place": lambda z: F.relu(input=z, inplace=True),
+    "by place": lambda z: F.relu(z, True),
+    "torch": torch.relu,
+    "torch in place": torch.relu_,
+    "method": lambda z: z.relu(),
+    "method in place": in_place,
+}
+
+
+@pytest.mark.parametrize("relu", RELUS.values(), ids=RELUS)
+def test_every_way_to_call_a_relu_is_smoothed(relu) -> None:
+    """Value, gradient and the gradient's gradient are those of the network written with softplus."""
+    x = torch.rand(5, 1, 3, 3)
+    found = []
+    for forward in (smoothed(Activated(relu, 9), 5.0), Activated(nn.Softplus(5.0), 9)):
+        point = x.clone().requires_grad_()
+        values = forward(point)
+        slope = torch.autograd.grad(values[:, 0].sum(), point, create_graph=True)[0]
+        found.append((values, slope, torch.autograd.grad(slope.square().sum(), point)[0]))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+    assert found[0][2].any()
+
+
+def test_a_model_that_mixes_modules_and_functions_is_smoothed_throughout(trained, batch) -> None:
+    """The map attack sees the same network, however its ReLUs are written."""
+
+    class Functional(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x)
+
+    mixed = copy.deepcopy(trained)
+    mixed.net.features.relu1 = Functional()
+    assert any(isinstance(module, nn.ReLU) for module in mixed.modules())
     x = batch[0][:4]
-    twin = smoothed(trained, 1000.0)
-    assert not any(isinstance(module, nn.ReLU) for module in twin.modules())
-    assert any(isinstance(module, nn.ReLU) for module in trained.modules())
+    ours, plain = (attack_map(model, x, eps=0.05, steps=3) for model in (mixed, trained))
+    assert torch.equal(ours.adversarial, plain.adversarial)
+
+
+def test_the_smooth_model_is_close(trained, batch) -> None:
+    x = batch[0][:4]
     with torch.no_grad():
-        assert torch.allclose(twin(x), trained(x), atol=0.02)
+        assert torch.allclose(smoothed(trained, 1000.0)(x), trained(x), atol=0.02)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_callers_mode_without_gradients_changes_nothing(trained, batch, context) -> None:
+    x = batch[0][:4]
+    plain = attack_map(trained, x, eps=0.05, steps=3)
+    with context():
+        inside = attack_map(trained, x.clone(), eps=0.05, steps=3)
+        assert torch.is_inference_mode_enabled() == (context is torch.inference_mode)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(inside.adversarial, plain.adversarial)
+    assert torch.equal(inside.maps_after, plain.maps_after)
 
 
 def test_bad_input(trained, batch) -> None:
-    class Functional(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(784, 8), nn.Linear(8, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.a(x.flatten(1)).relu())
-
     x = batch[0][:2]
     for change, message in (
         ({"goal": "top"}, "unknown goal 'top'"),
@@ -113,13 +175,16 @@ def test_bad_input(trained, batch) -> None:
     ):
         with pytest.raises(sl.SaliencyLabError, match=message):
             attack_map(trained, x, **{"eps": 0.1, **change})
-    with pytest.raises(sl.SaliencyLabError, match=r"only nn\.ReLU modules can be smoothed"):
-        attack_map(Functional(), x, eps=0.1)
+    with pytest.raises(sl.SaliencyLabError, match="no other piecewise linear layer"):
+        attack_map(Activated(nn.LeakyReLU()), x, eps=0.1)
     with pytest.raises(sl.SaliencyLabError, match="holds NaN"):
         attack_map(trained, x * torch.nan, eps=0.1)
 
 
 def test_a_relu_under_two_names_is_smoothed_under_both() -> None:
-    relu = nn.ReLU()
-    twin = smoothed(nn.Sequential(nn.Linear(3, 3), relu, nn.Linear(3, 3), relu), beta=5.0)
-    assert [isinstance(twin[i], nn.Softplus) for i in (1, 3)] == [True, True]
+    torch.manual_seed(0)
+    a, b, relu, soft = nn.Linear(3, 3), nn.Linear(3, 3), nn.ReLU(), nn.Softplus(5.0)
+    x = torch.randn(2, 3)
+    assert torch.equal(
+        smoothed(nn.Sequential(a, relu, b, relu), beta=5.0)(x), nn.Sequential(a, soft, b, soft)(x)
+    )
