@@ -28,7 +28,7 @@ def attack_loss(name: LossName, logits: Tensor, problem: Problem) -> Tensor:
       with huge logits keeps its gradient (Carlini et al., "On Evaluating Adversarial Robustness", 2019).
     """
     if name == "margin":
-        return _margin(logits, problem)
+        return _towards_goal(logits, problem)
     if name == "dlr":
         return _dlr(logits, problem)
     if name == "kl":
@@ -63,18 +63,26 @@ def check_loss(name: LossName, classes: int, *, targeted: bool, starts_at_x: boo
         )
 
 
-def _margin(logits: Tensor, problem: Problem) -> Tensor:
-    wanted = problem.y if problem.target is None else problem.target
-    own = logits.gather(1, wanted[:, None]).squeeze(1)
-    others = logits.scatter(1, wanted[:, None], -torch.inf).amax(1)
-    return others - own if problem.target is None else own - others
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """maxᵢ≠y zᵢ − z_y (N,): below 0 where y has the largest logit.
+
+    >>> margin(torch.tensor([[3.0, 1.0, 0.5]]), torch.tensor([0]))
+    tensor([-2.])
+    """
+    own = logits.gather(1, y[:, None]).squeeze(1)
+    return logits.scatter(1, y[:, None], -torch.inf).amax(1) - own
+
+
+def _towards_goal(logits: Tensor, problem: Problem) -> Tensor:
+    """The margin of the label, or minus the target's: it rises towards the goal."""
+    return margin(logits, problem.y) if problem.target is None else -margin(logits, problem.target)
 
 
 def _dlr(logits: Tensor, problem: Problem) -> Tensor:
     tiny = torch.finfo(logits.dtype).tiny
     if problem.target is None:
         top = logits.topk(3, dim=1).values
-        return _margin(logits, problem) / (top[:, 0] - top[:, 2]).clamp_min(tiny)
+        return margin(logits, problem.y) / (top[:, 0] - top[:, 2]).clamp_min(tiny)
     top = logits.topk(4, dim=1).values
     gain = logits.gather(1, problem.target[:, None]) - logits.gather(1, problem.y[:, None])
     return gain.squeeze(1) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(tiny)

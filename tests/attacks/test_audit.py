@@ -79,6 +79,74 @@ def test_known_faults_are_not_believed(trained, batch, fault, eps, caught_by) ->
     assert all(name in report.reason for name in caught_by)
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("square", {"queries": 100}),
+        ("autoattack", {"steps": 5, "target_classes": 2, "queries": 50}),
+        ("pgd", {"loss": "dlr", "steps": 20}),
+        ("bim", {"steps": 10, "step_size": 0.01}),
+        ("fgsm", {}),
+    ],
+)
+def test_a_sound_model_is_not_called_masked_whatever_is_audited(hardened, batch, method, settings) -> None:
+    """Not every attack raises the cross-entropy, and a fixed step is not meant for a far larger ball."""
+    report = audit(hardened, batch[0][:16], batch[1][:16], eps=0.05, method=method, **settings)
+    for name in ("loss surface", "vanished gradients", "black box", "large eps"):
+        assert report[name].verdict == "pass", report[name].evidence
+
+
+def test_a_given_step_grows_with_the_ball(hardened, batch) -> None:
+    """Ten steps of 0.01 cannot cross a ball of radius 1; in proportion they break all that they can reach."""
+    x, y = batch[0][:16], batch[1][:16]
+    report = audit(hardened, x, y, eps=0.05, method="bim", steps=10, step_size=0.01)
+    reached = sl.attack(hardened, x, y, "bim", eps=1, steps=10, step_size=0.2)
+    assert f"leaves {reached.robust_accuracy:.1%} accuracy" in report["large eps"].evidence
+    fixed = sl.attack(hardened, x, y, "bim", eps=1, steps=10, step_size=0.01)
+    assert reached.robust_accuracy < 0.2 < fixed.robust_accuracy
+
+
+def test_the_verdict_does_not_know_the_scale_of_the_logits(hardened, batch) -> None:
+    """Cross-entropies of exactly 0 are no fault where no attack breaks more: the decisions are the same."""
+
+    class Scaled(Loud):
+        def forward(self, x: Tensor) -> Tensor:
+            return 32 * self.inner(x)  # a power of two: not a bit is rounded
+
+    x, y = batch[0][:16], batch[1][:16]
+    plain, loud = (audit(model, x, y, eps="2/255", steps=20) for model in (hardened, Scaled(hardened).eval()))
+    assert loud["vanished gradients"].numbers["saturated"] > 0.1
+    assert plain["vanished gradients"].numbers["saturated"] == 0
+    assert plain.worst_case == loud.worst_case == loud.robust_accuracy
+    assert plain.verdict == loud.verdict == "believe", loud.table().to_string()
+    assert plain["loss surface"].numbers == loud["loss surface"].numbers
+    assert all(report["vanished gradients"].numbers["zero"] == 0 for report in (plain, loud))
+
+
+def test_a_constant_model_is_flat_at_any_scale(batch) -> None:
+    class Constant(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e4 * torch.eye(10)[torch.zeros(len(x), dtype=torch.long)] + 0 * x.sum()
+
+    report = audit(Constant(), batch[0][:8], torch.zeros(8, dtype=torch.long), eps=0.1, steps=2)
+    assert report["loss surface"].numbers == {"above": 0.0, "flat": 1.0}
+    assert report["loss surface"].verdict == report["vanished gradients"].verdict == "fail"
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_callers_mode_without_gradients_changes_nothing(hardened, batch, context) -> None:
+    x, y = batch[0][:8], batch[1][:8]
+    plain = audit(hardened, x, y, eps=0.1, steps=5, surrogates={"itself": hardened})
+    with context():
+        inside = audit(hardened, x.clone(), y.clone(), eps=0.1, steps=5, surrogates={"itself": hardened})
+    assert inside.table().equals(plain.table()) and torch.equal(inside.robust, plain.robust)
+
+
+def test_surrogates_have_names(hardened, trained, batch) -> None:
+    with pytest.raises(sl.SaliencyLabError, match=r"surrogates must map names to models.*not list"):
+        audit(hardened, *batch, eps=0.1, surrogates=[trained])
+
+
 def test_an_adversarially_trained_network_is_believed(hardened, trained, batch) -> None:
     report = audit(hardened, *batch, eps=0.1, surrogates={"standard": trained})
     assert report.verdict == "believe", report.table().to_string()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 import saliency_lab as sl
 from saliency_lab.attacks import transfer_attack, worst_case
@@ -48,8 +51,60 @@ def test_worst_case_refuses_to_mix(case) -> None:
         worst_case(small, sl.attack(case.model, case.x, case.y, "fgsm", eps=0.02))
     with pytest.raises(sl.SaliencyLabError, match="not on the same"):
         worst_case(small, sl.attack(case.model, case.x[:5], case.y[:5], "fgsm", eps=0.01))
+    others = sl.attack(case.model, 1 - case.x, case.y, "fgsm", eps=0)
+    same = sl.attack(case.model, case.x, case.y, "fgsm", eps=0)
+    alike = replace(others, labels=same.labels, clean_correct=same.clean_correct)
+    with pytest.raises(sl.SaliencyLabError, match="not on the same"):
+        worst_case(same, alike)
     with pytest.raises(sl.SaliencyLabError, match="at least one"):
         worst_case()
+
+
+def test_worst_case_of_targeted_results_counts_every_success(trained, batch) -> None:
+    """A sample pushed into a third class first is no reason to forget the run that reached the target."""
+    x, y = batch
+    target = (y + 1) % 10
+    parts = [
+        sl.attack(trained, x, y, eps=0.15, target=target, steps=steps, loss=loss)
+        for steps, loss in ((3, "ce"), (40, "ce"), (5, "margin"))
+    ]
+    merged = worst_case(*parts)
+    union = torch.stack([part.success for part in parts]).any(0)
+    assert union.sum() > parts[0].success.sum()
+    assert torch.equal(merged.success, union)
+    assert torch.equal(merged.predictions[union], target[union])
+    assert torch.equal(merged.robust, torch.stack([part.robust for part in parts]).all(0))
+
+
+class Takes(nn.Module):
+    """Any size of images, this many classes."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, : self.classes]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("at", "must be a torch.nn.Module, not str"),
+        (Takes(3), "tells 3 classes apart, and the model attacked 5"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(9, 5)).double(),
+            r"cannot read images of the shape \(1, 8, 8\)",
+        ),
+        (nn.Linear(2, 2), "computes in torch.float32"),
+        (nn.Identity(), "must return logits"),
+    ],
+)
+def test_a_source_that_does_not_fit_is_named(case, source, message) -> None:
+    with pytest.raises(sl.SaliencyLabError, match=f"the source.*{message}"):
+        transfer_attack(case.model, source, case.x, case.y, eps=0.1)
+    with pytest.raises(sl.SaliencyLabError, match=f"surrogate 'odd'.*{message}"):
+        sl.audit(case.model, case.x, case.y, eps=0.1, surrogates={"odd": source})
 
 
 def test_a_users_own_attack(case) -> None:
