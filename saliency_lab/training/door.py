@@ -6,15 +6,18 @@ import copy
 import logging
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from saliency_lab._common.errors import InputError
-from saliency_lab._common.plugins import import_module, import_object
+from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab._common.inference import predict
+from saliency_lab._common.plugins import import_module, import_object, made
 from saliency_lab._common.provenance import model_fingerprint
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.data import ImageData, load_dataset
@@ -22,7 +25,7 @@ from saliency_lab.models import ModelCard, build_model, card_of, load_model, sav
 from saliency_lab.models.card import CUSTOM
 from saliency_lab.models.checkpoint import put_card
 from saliency_lab.training.loop import Fitted, Trainer
-from saliency_lab.training.recipe import DataSource, Recipe, load_recipe
+from saliency_lab.training.recipe import DataSource, Recipe, load_recipe, nested
 from saliency_lab.training.run import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -48,7 +51,7 @@ def train(
     recipe : str, path, mapping or Recipe
         A bundled name ("mnist/asgt"), a TOML file, or the recipe itself.
     data : ImageData, optional
-        The images; by default what the recipe names.
+        The images; by default what the recipe names. The card then bears this data set's name.
     seed : int, optional
         Replaces the recipe's seed.
     out : path, optional
@@ -57,7 +60,7 @@ def train(
     overrides : mapping, optional
         Dotted recipe keys, such as ``{"attack.eps": "8/255"}``.
     model : nn.Module, optional
-        Your own, of images in [0, 1], that returns logits; a copy of it is trained.
+        Your own, of images in [0, 1], that returns logits, at least one a class; a copy of it is trained.
     accelerator, devices, num_nodes, strategy
         As in `lightning_fabric.Fabric`.
 
@@ -77,8 +80,10 @@ def train(
     if seed is not None:
         changes["seed"] = seed
     settled = load_recipe(recipe, changes)
-    data = data if data is not None else load_data(settled.data)
+    _check_given(settled, data, model, changes)
+    named, data = data is None, data if data is not None else load_data(settled.data)
     own = model if model is not None else _own_model(settled)
+    classes = len(data.classes) if own is None else _check_own(own, data)
     identity = {
         "recipe": settled.portable(),
         "data": data.fingerprint,
@@ -87,20 +92,86 @@ def train(
     run = RunFolder(out, identity) if out is not None else None
     if run is not None and run.finished:
         return load_model(run.path, model=copy.deepcopy(own))
-    net = copy.deepcopy(own) if own is not None else _build(settled, data)
     fabric = _fabric(accelerator, devices, num_nodes, strategy, settled.training.precision)
-    if fabric.is_global_zero:
-        logger.info("training %s, seed %d, on %d images", settled.name, settled.seed, len(data.train))
-    with preserved_rng():
-        fitted: Fitted = fabric.launch(_fit, settled, data, net, run)  # type: ignore[arg-type]
-    net.load_state_dict(fitted.weights)
-    put_card(net, _card(settled, data, fitted, CUSTOM if own is not None else settled.model.name))
-    if run is not None and fabric.is_global_zero:
-        net.card = save_model(net, run.path, card_of(net))  # type: ignore[assignment]
-        run.close()
+    with run.alone() if run is not None and fabric.is_global_zero else nullcontext():
+        if run is not None and run.finished:  # since a moment ago, by another process
+            return load_model(run.path, model=copy.deepcopy(own))
+        net = copy.deepcopy(own) if own is not None else _build(settled, data)
+        if fabric.is_global_zero:
+            logger.info("training %s, seed %d, on %d images", settled.name, settled.seed, len(data.train))
+        with preserved_rng():
+            fitted: Fitted = fabric.launch(_fit, settled, data, net, run)  # type: ignore[arg-type]
+        net.load_state_dict(fitted.weights)
+        architecture = CUSTOM if own is not None else settled.model.name
+        put_card(net, _card(settled, data, fitted, architecture, classes, named=named))
+        if run is not None and fabric.is_global_zero:
+            net.card = save_model(net, run.path, card_of(net))  # type: ignore[assignment]
+            run.close()
     for concern in fitted.concerns:
         warnings.warn(f"recipe '{settled.name}': {concern}", stacklevel=2)
     return net.eval()
+
+
+def _check_given(
+    recipe: Recipe, data: ImageData | None, model: nn.Module | None, overrides: Mapping[str, Any]
+) -> None:
+    """Refuse what is no data set or no model, and overrides that they leave without effect."""
+    if data is not None and not isinstance(data, ImageData):
+        raise InputError(
+            f"data must be a saliency_lab.ImageData, as load_dataset returns it, not {type(data).__name__}"
+        )
+    if model is not None and not isinstance(model, nn.Module):
+        raise InputError(
+            f"model must be a torch.nn.Module, not {type(model).__name__}; an architecture is named by "
+            "overrides={'model.name': …}"
+        )
+    changed = nested(overrides)
+    if data is not None:
+        idle = {"root", "image_size", "val_fraction"}
+        if ":" not in recipe.data.name and recipe.data.name != data.name:
+            idle.add("name")  # otherwise it says where these very data are found again
+        for key in sorted(idle & changed.get("data", {}).keys()):
+            raise InputError(
+                f"the override 'data.{key}' has no effect where data=… is given; leave one of them out"
+            )
+    if model is not None and "model" in changed:
+        raise InputError(
+            "the override 'model.name' has no effect where model=… is given; leave one of them out"
+        )
+
+
+def _check_own(model: nn.Module, data: ImageData) -> int:
+    """Check that a user's own network can be trained on `data`; return how many logits it has."""
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if is_lazy(parameter):
+            raise InputError(
+                f"the model's parameter '{name}' has no shape yet; pass an image through it once"
+            )
+        if parameter.dtype != torch.float32:
+            raise InputError(
+                f"the model's parameter '{name}' is {parameter.dtype}, and training needs float32; call "
+                "model.float(), and set training.precision for less"
+            )
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise InputError("no parameter of the model takes a gradient, so there is nothing to train")
+    x, _ = data.train.batch(slice(2))
+    try:
+        with preserved_rng(0):
+            logits = predict(copy.deepcopy(model), x)
+    except SaliencyLabError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the model fails on images of the shape {tuple(x.shape)}: {type(error).__name__}: {error}"
+        ) from error
+    rows, classes = logits.shape
+    if rows != len(x) or classes < len(data.classes):
+        raise InputError(
+            f"of {len(x)} images of {len(data.classes)} classes the model must return logits of the shape "
+            f"({len(x)}, {len(data.classes)}), but returned {tuple(logits.shape)}"
+        )
+    return classes
 
 
 def _fit(fabric: Fabric, recipe: Recipe, data: ImageData, net: nn.Module, run: RunFolder | None) -> Fitted:
@@ -135,12 +206,17 @@ def load_data(spec: DataSource) -> ImageData:
     Raises
     ------
     DataNotFoundError, InputError
-        As `load_dataset`; or if `module:attribute` is no `ImageData`.
+        As `load_dataset`; or if `module:attribute` is no `ImageData`, or has keys beside it that it ignores.
     """
     if ":" not in spec.name:
         return load_dataset(spec.name, spec.root, val_fraction=spec.val_fraction, image_size=spec.image_size)
+    for key in ("root", "image_size", "val_fraction"):
+        if getattr(spec, key) != DataSource.model_fields[key].default:
+            raise InputError(
+                f"data.{key} has no effect on data.name = '{spec.name}', your own images; leave it out"
+            )
     found = import_object(spec.name)
-    found = found() if callable(found) else found
+    found = made(found, spec.name) if callable(found) else found
     if not isinstance(found, ImageData):
         raise InputError(
             f"data.name = '{spec.name}' is not a saliency_lab.ImageData, but {type(found).__name__}"
@@ -175,14 +251,19 @@ def _build(recipe: Recipe, data: ImageData) -> nn.Module:
     )
 
 
-def _card(recipe: Recipe, data: ImageData, fitted: Fitted, architecture: str) -> ModelCard:
-    validation = fitted.validation
+def _card(
+    recipe: Recipe, data: ImageData, fitted: Fitted, architecture: str, num_classes: int, *, named: bool
+) -> ModelCard:
+    """What is known of the model; `named`: whether the data are those that the recipe names."""
+    validation, settled = fitted.validation, recipe.portable()
+    if not named and ":" not in recipe.data.name and recipe.data.name != data.name:
+        settled["data"] = {"name": data.name, "augmentation": recipe.data.augmentation}
     return ModelCard(
         architecture=architecture,
-        num_classes=len(data.classes),
+        num_classes=num_classes,
         input_shape=data.input_shape,
         classes=data.classes,
-        recipe=recipe.portable(),
+        recipe=settled,
         seed=recipe.seed,
         data=data.fingerprint,
         metrics={

@@ -209,7 +209,7 @@ def load_recipe(
         table.setdefault("name", Path(source).stem)
     else:
         raise unknown_name("recipe", str(source), _bundled())
-    table = _merge(table, _nested(overrides or {}))
+    table = _merge(table, nested(overrides or {}))
     try:
         return parse_settings(Recipe, table, of=where)
     except InputError as error:
@@ -268,12 +268,12 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys as tables, the same in any order."""
-    nested: dict[str, Any] = {}
+    tables: dict[str, Any] = {}
     for key, value in overrides.items():
         *heads, last = key.split(".")
-        table = nested
+        table = tables
         for head in heads:
             table = table.setdefault(head, {})
             if not isinstance(table, dict):
@@ -286,7 +286,7 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
         table[last] = (
             {**(held if isinstance(held, dict) else {}), **value} if isinstance(value, Mapping) else value
         )
-    return nested
+    return tables
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from saliency_lab._common.errors import CheckpointError, InputError
 from saliency_lab._common.files import atomic_path, writable_folder, write_json
@@ -19,7 +21,7 @@ from saliency_lab.models.checkpoint import CARD
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-RECIPE, STATE, LOG = "recipe.json", "state.pt", "log.csv"
+RECIPE, STATE, LOG, LOCK = "recipe.json", "state.pt", "log.csv", ".lock"
 
 
 class RunFolder:
@@ -39,8 +41,6 @@ class RunFolder:
     def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
         self.path = writable_folder(path)
         self._writer: SummaryWriter | None = None
-        for left_behind in self.path.glob(f".{STATE}.*"):  # by a process that was killed while it wrote
-            left_behind.unlink(missing_ok=True)
         wanted = json.loads(json.dumps(identity))
         if (self.path / RECIPE).exists():
             held = self._held()
@@ -59,6 +59,28 @@ class RunFolder:
             raise CheckpointError(
                 f"'{self.path / RECIPE}' is damaged ({error}); delete '{self.path}'"
             ) from error
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from training here; what one that was killed has left half written is removed.
+
+        Raises
+        ------
+        InputError
+            If another is at it: two would write the same files. Its lock ends with it, however it ends.
+        """
+        try:
+            lock = FileLock(self.path / LOCK).acquire(blocking=False)
+        except Timeout:
+            raise InputError(
+                f"another process is training in '{self.path}'; wait for it, or name another folder"
+            ) from None
+        with lock:
+            for left_behind in self.path.glob(f".{STATE}.*"):
+                left_behind.unlink(missing_ok=True)
+            yield
+        if self.finished:  # who had the file open finds the run finished
+            (self.path / LOCK).unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:

@@ -431,6 +431,136 @@ def test_a_users_own_model_is_copied_and_its_checkpoint_takes_it_back(images, tm
         sl.train("digits/standard", images, model=other, out=tmp_path, overrides=TINY)
 
 
+def linear(outputs, **kind):
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, outputs, **kind))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"data": "digits"}, r"data must be a saliency_lab\.ImageData, .* not str"),
+        ({"data": tiny_images().train}, r"data must be a saliency_lab\.ImageData, .* not Split"),
+        ({"model": "small_cnn"}, r"model must be a torch\.nn\.Module, not str; .*'model\.name'"),
+        ({"model": linear(3, dtype=torch.float64)}, r"'1\.weight' is torch\.float64, .* model\.float"),
+        ({"model": linear(2)}, r"must return logits of the shape \(2, 3\), but returned \(2, 2\)"),
+        ({"model": nn.Linear(28, 3)}, r"logits of the shape \(N, classes\), but returned \(2, 1, 28, 3\)"),
+        ({"model": linear(3).requires_grad_(False)}, "nothing to train"),
+        ({"model": nn.Flatten()}, "nothing to train"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(3))}, r"'1\.weight' has no shape yet"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(9, 3))}, r"fails on images of the shape \(2, 1, 28"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_at_the_door(images, tmp_path, given, words):
+    with pytest.raises(InputError, match=words):
+        sl.train("digits/standard", **{"data": images} | given, out=tmp_path / "run", overrides=TINY)
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_logits_than_classes_are_on_the_card(images):
+    mine = linear(7)
+    frozen = mine[1].bias.requires_grad_(False).clone()
+    model = sl.train("digits/standard", images, model=mine, overrides=TINY)
+    assert model.card.num_classes == model(images.test.all().x[:1]).shape[1] == 7
+    assert model.card.classes == images.classes
+    assert torch.equal(model[1].bias, frozen)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.root", "data"),
+        ("data.val_fraction", 0.3),
+        ("data.name", "mnist"),
+        ("data", {"image_size": 8}),
+        ("model.name", "sgt_cnn"),
+    ],
+)
+def test_overrides_without_effect_are_refused(images, key, value):
+    with pytest.raises(
+        InputError, match=f"override '{key.split('.')[0]}.* has no effect where .*=… is given"
+    ):
+        sl.train("digits/standard", images, model=linear(3), overrides=TINY | {key: value})
+
+
+def test_the_card_bears_the_name_of_the_data_that_were_given(images, tmp_path):
+    model = sl.train("digits/standard", images, out=tmp_path, overrides=TINY)
+    assert model.card.recipe["data"] == {"name": "halves", "augmentation": "none"}
+    found_again = TINY | {"data.name": "my_data:halves"}
+    card = sl.train("digits/standard", images, overrides=found_again).card
+    assert card.recipe["data"]["name"] == "my_data:halves"
+    identity = json.loads((tmp_path / "recipe.json").read_text())["recipe"]
+    assert identity == sl.load_recipe("digits/standard", TINY).portable()  # the folder's stays the recipe's
+
+
+OWN_THINGS = """
+import torch
+from test_train import tiny_images
+
+class Wide(torch.nn.Module):
+    def __init__(self, width): ...
+
+NUMBER = 3
+
+def images(): return tiny_images()
+def needy(n): return tiny_images(n=n)
+"""
+
+
+def test_what_a_users_module_holds_is_told_where_it_will_not_do(tmp_path, monkeypatch):
+    (tmp_path / "own_things_of_training.py").write_text(OWN_THINGS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    own = "own_things_of_training:"
+    for keys, words in [
+        ({"model.name": f"{own}Wide"}, r"Wide' cannot be called without arguments \(.*'width'"),
+        ({"model.name": f"{own}NUMBER"}, "NUMBER' is neither a function nor a class, but int"),
+        ({"data.name": f"{own}needy"}, "needy' cannot be called without arguments"),
+        ({"data.name": f"{own}NUMBER"}, r"is not a saliency_lab\.ImageData, but int"),
+        ({"data.name": f"{own}images", "data.val_fraction": 0.3}, r"data\.val_fraction has no effect on"),
+        ({"data.name": f"{own}images", "data.root": "data"}, r"data\.root has no effect on data\.name ="),
+        ({"data.name": f"{own}images", "data.image_size": 8}, r"data\.image_size has no effect on data"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            sl.train("digits/standard", overrides=TINY | keys)
+    assert sl.train("digits/standard", overrides=TINY | {"data.name": f"{own}images"}).card.data
+
+
+ANOTHER = """
+import sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[2])
+import saliency_lab as sl
+from test_train import tiny_images, TINY
+sl.show_progress(False)
+try:
+    sl.train("digits/standard", tiny_images(), out=sys.argv[1], overrides=TINY)
+except sl.SaliencyLabError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_a_second_process_does_not_touch_a_run_that_another_trains(images, tmp_path, monkeypatch):
+    command = [sys.executable, "-c", ANOTHER, str(tmp_path / "run"), str(Path(__file__).parent)]
+    step, told = loop.Trainer._step, []
+
+    def interrupted(self, indices):
+        if not told:
+            writing = tmp_path / "run/.state.pt.abc.pt"  # as `atomic_path` names what it writes
+            writing.write_bytes(b"half")
+            told.append(subprocess.run(command, capture_output=True, text=True, timeout=120))
+            assert writing.exists()
+        return step(self, indices)
+
+    monkeypatch.setattr(loop.Trainer, "_step", interrupted)
+    first = weights(sl.train("digits/standard", images, out=tmp_path / "run", overrides=TINY))
+    assert told[0].returncode == 1
+    assert f"another process is training in '{tmp_path / 'run'}'" in told[0].stderr
+    after = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert after.returncode == 0, after.stderr
+    assert same(first, weights(sl.load_model(tmp_path / "run")))
+    assert not (tmp_path / "run/.lock").exists()
+
+
 class Quadratic(Objective):
     """A user's objective as a plain object."""
 
