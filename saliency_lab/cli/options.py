@@ -26,7 +26,7 @@ DataName = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="Data set, or your own module:attribute; by default what the first model was trained on.",
+        help="Data set, or your own module:attribute; by default what the models were trained on.",
     ),
 ]
 DataRoot = Annotated[
@@ -94,6 +94,7 @@ def load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
 
     seen: dict[str, Path] = {}
     recipes: dict[str, dict[str, Any]] = {}
+    runs: dict[tuple[str, int | None], Path] = {}
     groups: dict[str, list[nn.Module]] = {}
     for path in checkpoints:
         model = load_checkpoint(path)
@@ -108,6 +109,12 @@ def load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
         recipe["data"] = {**recipe.get("data", {}), "fingerprint": (card.data or "")[:8]}
         key = fingerprint(recipe)
         recipes[key] = recipe
+        twin = runs.setdefault((key, card.seed), path)
+        if twin is not path and card.seed is not None:
+            raise InputError(
+                f"'{path}' and '{twin}' are both seed {card.seed} of '{recipe['name']}', and each must be "
+                "another seed; name one of them"
+            )
         groups.setdefault(key, []).append(model)
     names = _names(list(recipes.values()))
     return dict(zip(names, groups.values(), strict=True))
@@ -139,15 +146,41 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def draw_images(
     models: dict[str, list[nn.Module]], data: str | None, root: Path | None, images: int, seed: int
 ) -> Sample:
-    """Draw test images of the named data set, or of the one the first model was trained on."""
+    """Draw test images of the named data set, or of the one that all models were trained on.
+
+    Raises
+    ------
+    InputError
+        If no data set is named, and a model was trained on other images than those found by its recipe.
+    """
     from saliency_lab._common.settings import parse_settings
-    from saliency_lab.models import card_of
+    from saliency_lab.data.catalogue import DATASETS
+    from saliency_lab.models import card_of, read_card
+    from saliency_lab.models.checkpoint import zoo_names
     from saliency_lab.training.door import load_data
     from saliency_lab.training.recipe import DataSpec
 
-    card = card_of(next(iter(models.values()))[0])
-    table = {"name": data} if data is not None else (card.recipe or {}).get("data") if card else None
+    cards = {name: [card_of(net) for net in nets] for name, nets in models.items()}
+    first = next(iter(cards.values()))[0]
+    table = (first.recipe or {}).get("data") if first is not None else None
+    if data is not None and data != (table or {}).get("name"):
+        table = {"name": data}
     if table is None:
         raise InputError("the model does not say what it was trained on; name it with --data")
+    if data is None and ":" not in table["name"] and table["name"] not in DATASETS:
+        raise InputError(
+            f"the model '{next(iter(models))}' was trained on '{table['name']}', which is no data set known "
+            "by name; say where its images are found, with --data module:attribute"
+        )
     where = {"root": None if root is None else str(root)}
-    return load_data(parse_settings(DataSpec, table | where, of="data")).test.sample(images, seed)
+    found = load_data(parse_settings(DataSpec, table | where, of="data"))
+    if data is None:
+        zoo = [read_card(name) for name in zoo_names()]  # made of the data sets of that name
+        same = {card.data for card in zoo if card.recipe and card.recipe["data"]["name"] == table["name"]}
+        for name, each in cards.items():
+            if any(card and card.data not in (None, found.fingerprint, *same) for card in each):
+                raise InputError(
+                    f"the model '{name}' was trained on other images than '{table['name']}' holds here; say "
+                    f"which to look at: --data {table['name']}, or your own with --data module:attribute"
+                )
+    return found.test.sample(images, seed)

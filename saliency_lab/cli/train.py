@@ -11,6 +11,9 @@ import typer
 from saliency_lab._common.errors import InputError
 from saliency_lab.cli.options import DataRoot, key_values
 
+LONGEST_NAME, SHORT_NAME = 255, 180
+"""Bytes that a file system allows a name; bytes that are left of a longer one, before its hash."""
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
@@ -92,9 +95,15 @@ def train(
 
 def _folder_name(recipe: str, overrides: Mapping[str, Any]) -> str:
     """Name a run by its recipe and what is changed in it; the seed has a folder of its own."""
+    from saliency_lab._common.provenance import fingerprint
+
     said = {"name", "seed", "data.root"}
     changes = [f"{key}={value}".replace("/", "-") for key, value in overrides.items() if key not in said]
-    return ",".join([recipe, *sorted(changes)])
+    folder, _, name = ",".join([recipe, *sorted(changes)]).rpartition("/")
+    written = name.encode()
+    if len(written) > LONGEST_NAME:
+        name = f"{written[:SHORT_NAME].decode(errors='ignore')}…{fingerprint(name)[:12]}"
+    return f"{folder}/{name}" if folder else name
 
 
 def _seeds(text: str) -> list[int]:

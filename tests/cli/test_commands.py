@@ -1,24 +1,33 @@
 """The command line as a user meets it: exit codes, messages, files."""
 
 import errno
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 import torch
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+import saliency_lab as sl
+from saliency_lab._common.errors import InputError
+from saliency_lab.cli import train as train_verb
 from saliency_lab.cli.app import app
-from saliency_lab.cli.options import load_models
+from saliency_lab.cli.options import draw_images, load_models
 from saliency_lab.cli.output import print_table
+from saliency_lab.data import ImageData, Split
+from saliency_lab.training import door
 
 QUICK = [
     *("--set", "training.epochs=1", "--set", "validation.images=16", "--set", "validation.steps=1"),
@@ -271,6 +280,110 @@ def test_a_users_own_model_and_data_are_found_again(tmp_path, monkeypatch, model
     overridden = call("attribute", "run", "--data", "mnist", "--data-root", tmp_path)
     assert overridden.exit_code == 2
     assert "mnist" in overridden.stderr
+
+
+def inverted(digits, name):
+    def turned(split):
+        return Split(255 - split.images, split.labels)
+
+    return ImageData(name, turned(digits.train), turned(digits.val), turned(digits.test), digits.classes)
+
+
+OWN_DIGITS = """
+import saliency_lab as sl
+from saliency_lab.data import Split
+
+def data():
+    digits = sl.load_dataset("digits")
+    parts = [Split(255 - part.images, part.labels) for part in (digits.train, digits.val, digits.test)]
+    return sl.ImageData("inverted", *parts, digits.classes)
+"""
+
+
+def test_a_model_is_not_scored_on_other_images_than_it_was_trained_on(digits, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_digits_of_cli.py").write_text(OWN_DIGITS)
+    quick = {"training.epochs": 4, "validation.images": 16, "validation.steps": 1}
+    mine = inverted(digits, "inverted")
+    net = sl.train("digits/standard", mine, out="mine", overrides=quick)
+    assert net.card.recipe["data"]["name"] == "inverted"
+    attack = ("attack", "mine", "--eps", 0.1, "--images", 40, "--set", "pgd.steps=1", "--json", "a.json")
+    refused = call(*attack)
+    assert refused.exit_code == 2
+    assert "'inverted', which is no data set known by name" in refused.stderr
+    assert call(*attack, "--data", "own_digits_of_cli:data").exit_code == 0
+    clean = next(row for row in json.loads(Path("a.json").read_text()) if row["metric"] == "accuracy")
+    x, y = mine.test.sample(40, 0)
+    assert clean["mean"] == pytest.approx((net(x).argmax(1) == y).double().mean().item())
+    assert clean["mean"] > 0.5
+    # also under the name of a bundled one, and as the second model
+    sl.train(
+        "digits/standard", inverted(digits, "digits"), out="alike", overrides=quick | {"attack.eps": 0.2}
+    )
+    for several in (["alike"], [models[0], "alike"]):
+        refused = call("attack", *several, "--eps", 0.1, "--images", 8)
+        assert refused.exit_code == 2
+        assert "was trained on other images than 'digits' holds here" in refused.stderr
+    named = ("--data", "digits", "--images", 8, "--set", "pgd.steps=1")
+    assert call("attack", "alike", "--eps", 0.1, *named).exit_code == 0
+
+
+def test_a_network_of_the_zoo_finds_its_data_where_they_are_rounded_otherwise(digits, monkeypatch):
+    loaded = load_models([Path("digits/at")])
+    assert draw_images(loaded, None, None, 8, 0).x.equal(digits.test.sample(8, 0).x)
+    images = digits.test.images.clone()
+    images[0, 0, 0, 0] ^= 1
+    other = ImageData("digits", digits.train, digits.val, Split(images, digits.test.labels), digits.classes)
+    monkeypatch.setattr(door, "load_data", lambda spec: other)
+    assert len(draw_images(loaded, None, None, 8, 0).x) == 8
+    with pytest.raises(InputError, match="model 'asgt' was trained on other images than 'digits' holds"):
+        draw_images(loaded | load_models([Path("mnist/asgt")]), None, None, 8, 0)
+
+
+def test_an_image_folder_is_found_at_another_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draws = np.random.default_rng(0)
+    for part, kind, n in itertools.product(("train", "test"), ("dark", "bright"), range(20)):
+        folder = tmp_path / "pets" / part / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        level = 128 * (kind == "bright")
+        pixels = (draws.integers(0, 128, (12 + n % 3, 12)) + level).astype(np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f"{n}.png")
+    own = ["--set", "data.name=image_folder", "--set", "data.image_size=12", "--data-root", "pets"]
+    trained = call("train", "digits/standard", *own, "--out", "run", *QUICK)
+    assert trained.exit_code == 0, trained.output
+    shutil.copytree("pets", "moved")
+    pick = ("attack", "run", "--eps", 0.1, "--images", 8, "--set", "pgd.steps=1", "--data-root", "moved")
+    assert call(*pick).exit_code == 0
+    PIL.Image.fromarray(np.zeros((12, 12), np.uint8)).save("moved/test/dark/more.png")
+    assert "other images than 'image_folder' holds here" in call(*pick).stderr
+    assert call(*pick, "--data", "image_folder").exit_code == 0  # at the size it was trained on
+
+
+def test_two_runs_of_one_seed_are_not_two_seeds(models, tmp_path):
+    copied = tmp_path / "copy"
+    net = sl.load_model(models[0])
+    with torch.no_grad():
+        next(net.parameters()).add_(1e-6)  # another device rounds otherwise
+    sl.save_model(net, copied, net.card)
+    with pytest.raises(InputError, match=r"'.*copy' and '.*standard' are both seed 0 of 'digits/standard'"):
+        load_models([models[0], copied])
+
+
+def test_the_name_of_a_run_with_many_changes_fits_a_file_system():
+    many = {f"objective.key{number}": f"value{number}é" for number in range(20)}
+    names = [train_verb._folder_name("digits/sgt", many | {"attack.eps": eps}) for eps in (0.1, 0.2)]
+    assert len(set(names)) == 2
+    for name in names:
+        (last,) = Path(name).parts[1:]
+        assert Path(name).parts[0] == "digits"
+        assert len(last.encode()) <= 255
+        assert last.startswith("sgt,attack.eps=0.")
+    few = {"attack.eps": 0.1, "training.epochs": "9" * 200}
+    assert (
+        train_verb._folder_name("digits/sgt", few) == f"digits/sgt,attack.eps=0.1,training.epochs={'9' * 200}"
+    )
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch):
