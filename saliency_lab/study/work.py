@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from saliency_lab._common.checks import parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of
-from saliency_lab._common.provenance import fingerprint, versions
+from saliency_lab._common.provenance import canonical, fingerprint, versions
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.checklist import audit
 from saliency_lab.attacks.curve import robustness_curve
@@ -23,7 +23,7 @@ from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.metrics.catalogue import METRICS, Metric
 from saliency_lab.metrics.evaluation import Job, Scores, make_job, run_jobs
 from saliency_lab.metrics.own import own_metric
-from saliency_lab.study.cells import Cell, Content, canonical, matters
+from saliency_lab.study.cells import Cell, Content, matters
 from saliency_lab.study.sample import Sample
 
 Requests: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"

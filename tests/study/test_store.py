@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab._common.provenance import canonical
 from saliency_lab.study import Study
-from saliency_lab.study.cells import canonical, matters
+from saliency_lab.study.cells import matters
 
 MakeStudy = Callable[..., Study]
 
