@@ -27,6 +27,15 @@ class Place(NamedTuple):
     seed: int
 
 
+class Entry(NamedTuple):
+    """A network: its model, training seed, recipe, and the fingerprint under which its cells are kept."""
+
+    model: str
+    seed: int
+    recipe: str
+    weights: str = ""  # older manifests do not tell
+
+
 class Manifest(Settings):
     """A study without its content."""
 
@@ -37,8 +46,7 @@ class Manifest(Settings):
     sample: str = ""
     """Fingerprint of images, labels and masks; none where there are no masks."""
     seed: int
-    members: list[tuple[str, int, str]]
-    """Model, training seed, recipe."""
+    members: list[Entry]
     cells: list[tuple[Kind, str, str, str, int, str]]
     """A `Place` and the cell's key."""
     better: dict[str, Better]
@@ -53,13 +61,28 @@ class Manifest(Settings):
         return {Place(*cell[:5]): cell[5] for cell in self.cells}
 
     def joined(self, other: Manifest | None) -> Manifest:
-        """Return this one with what another of the same images and seed holds besides."""
+        """Return this one with what another of the same images and seed holds besides.
+
+        Where the two hold different things in one place, this one's stay: the other's cells of a network
+        whose weights differ here, and its scores of maps that are others here, are left out.
+        """
         if other is None or (other.images, other.seed) != (self.images, self.seed):
             return self
-        known, places = {(model, seed) for model, seed, _ in self.members}, self.places
+        places, theirs = self.places, other.places
+        differ = self.differing(other)
+        weights = {each[:2]: each.weights for each in other.members}
+        mine = [each._replace(weights=each.weights or weights.get(each[:2], "")) for each in self.members]
+
+        def fits(at: Place) -> bool:
+            if at in places or (at.model, at.seed) in differ:
+                return False
+            maps = at._replace(kind="maps", metric="")
+            return at.kind != "scores" or maps not in places or places[maps] == theirs.get(maps)
+
+        known = {each[:2] for each in mine}
         joined: dict[str, Any] = {
-            "members": [*self.members, *(each for each in other.members if each[:2] not in known)],
-            "cells": [*self.cells, *(cell for cell in other.cells if Place(*cell[:5]) not in places)],
+            "members": [*mine, *(each for each in other.members if each[:2] not in known)],
+            "cells": [*self.cells, *(cell for cell in other.cells if fits(Place(*cell[:5])))],
             "better": other.better | self.better,
         }
         if not self.sample:
@@ -69,6 +92,15 @@ class Manifest(Settings):
         if self.purpose == Purpose():
             joined["purpose"] = other.purpose
         return self.model_copy(update=joined)
+
+    def differing(self, other: Manifest) -> list[tuple[str, int]]:
+        """Model and seed of what is one network here and another there."""
+        theirs = {each[:2]: each.weights for each in other.members}
+        return [
+            each[:2]
+            for each in self.members
+            if each.weights and theirs.get(each[:2]) and each.weights != theirs[each[:2]]
+        ]
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -29,6 +29,8 @@ class Scout(Study):
         super().__init__(models, study.sample, seed=study.seed)
         self._requests = dict(study._requests)
         self._cells = dict(study._cells)
+        self._weights = dict(study._weights)
+        self._runner.loaded.update(study._runner.loaded)
         self.noted: list[Cell] = []
 
     def _run(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab._common.progress import progress
 from saliency_lab.study.cells import Content
+from saliency_lab.study.manifest import Place
 from saliency_lab.study.members import Member
 from saliency_lab.study.sample import Sample
 from saliency_lab.study.store import Busy, FolderStore, Store
@@ -31,6 +32,10 @@ class Runner:
         """Contents by key; of maps none, which are large and read when needed."""
         self.failures: dict[tuple[str, int, str], Failure] = {}
         """By model, seed and what it was."""
+
+    def forget(self, at: Place) -> None:
+        """Drop the failure of a cell that the study holds no more."""
+        self.failures.pop((at.model, at.seed, f"{at.metric} of {at.label}" if at.metric else at.label), None)
 
     def _missing(self, store: Store, member: Member, task: Task) -> list[Name]:
         """Return the names of a task's cells that are not intact yet; keep the others' scores at hand."""

@@ -58,7 +58,7 @@ def read_sample(given: Sample | Sequence[Tensor]) -> Sample:
         )
     x, y, *masks = given
     check_images(x)
-    return Sample(x, check_labels(y, len(x)), *(_checked(each, x) for each in masks))
+    return Sample(x.detach(), check_labels(y, len(x)), *(_checked(each, x) for each in masks))
 
 
 def _checked(masks: Tensor, x: Tensor) -> Tensor:

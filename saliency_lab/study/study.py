@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,7 @@ from saliency_lab.models import card_of
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
 from saliency_lab.study.claims import Answered, Purpose, answer
-from saliency_lab.study.manifest import MANIFEST, Better, Manifest, Place
+from saliency_lab.study.manifest import MANIFEST, Better, Entry, Manifest, Place
 from saliency_lab.study.members import Member, read_members
 from saliency_lab.study.running import Runner
 from saliency_lab.study.sample import Sample, read_sample
@@ -97,6 +98,9 @@ class Study:
         self._images = self.sample.images
         self._requests: dict[str, Request] = {}
         self._cells: dict[Place, str] = {}
+        self._weights = {(each.model, each.seed): model_fingerprint(each.net) for each in self.members}
+        """Fingerprints of the networks that the cells are of; none where an older store does not tell."""
+        self._warn_of_copies()
         self._better: dict[str, Better] = {}
         self._classes: Sequence[str] = ()  # as the store tells them
         self.purpose = Purpose()
@@ -141,20 +145,25 @@ class Study:
             `{"smooth": {"method": "smoothgrad", "stdev": 0.3}}`. `target` among the settings is that of
             `sl.attribute`; maps are scored for the class they explain.
 
+        Under a label that is held already, other settings replace the maps, and their scores go.
+
         Raises
         ------
         InputError
             For an unknown method or setting, before anything is computed.
         """
         tasks = []
+        placed: dict[Place, Cell] = {}
         prints = self._prints()
-        for request in read_requests(methods, "method"):
+        wanted = read_requests(methods, "method")
+        for request in wanted:
             for member, model in prints.items():
                 cell = work.maps_cell(model, self._images, request, self.seed)
-                self._cells[Place("maps", request.label, "", member.model, member.seed)] = cell.key
+                placed[Place("maps", request.label, "", member.model, member.seed)] = cell
                 requests, cells = {request.label: request}, {(request.label, ""): cell}
                 tasks.append((member, Task(requests, self.seed, cell.key, cells)))
-            self._requests[request.label] = request
+        self._place(placed, prints)
+        self._requests |= {request.label: request for request in wanted}
         self._run(tasks, prints, "attribute")
         return self
 
@@ -179,10 +188,15 @@ class Study:
         for member, model in prints.items():
             for label, request in self._requests.items():
                 cell = work.maps_cell(model, self._images, request, self.seed)
-                if cell.key != self._cells[Place("maps", label, "", member.model, member.seed)]:
-                    raise InputError(f"the weights of {member} changed since study.attribute; call it again")
+                if cell.key != self._cells.get(Place("maps", label, "", member.model, member.seed)):
+                    raise InputError(
+                        f"the weights of {member}, or its attributes, changed since study.attribute by "
+                        f"'{label}'; call it again (what each run changes, such as a counter, needs a name that "
+                        "starts with an underscore)"
+                    )
                 maps[member][label] = cell, request
         tasks = []
+        placed: dict[Place, Cell] = {}
         for shared, requests in _sharing(read_requests(metrics, "metric")).items():
             for label, request in requests.items():
                 self._better[label] = work.describe_metric(request).better
@@ -193,10 +207,11 @@ class Study:
                         cell = work.scores_cell(
                             model, self._images, scored.key, request, self.sample, self.seed
                         )
-                        self._cells[Place("scores", method, metric, member.model, member.seed)] = cell.key
+                        placed[Place("scores", method, metric, member.model, member.seed)] = cell
                         cells[metric, method] = cell
                 lock = fingerprint("scores", model, shared)
                 tasks.append((member, Task(requests, self.seed, lock, cells, maps[member])))
+        self._place(placed, prints)
         self._run(tasks, prints, "score")
         return self
 
@@ -210,7 +225,9 @@ class Study:
     ) -> Study:
         """Attack every model at each ε (and at 0); only what is missing is computed.
 
-        A sample broken at a smaller ε counts as broken at the larger ones, as in `robustness_curve`.
+        A sample broken at a smaller ε counts as broken at the larger ones, as in `robustness_curve`. Under a
+        label that is held already, the same settings add their ε to those held, as if asked for together
+        (name them in one call where you can: each call computes all again), and other settings replace them.
 
         Parameters
         ----------
@@ -225,14 +242,16 @@ class Study:
         """
         (named,) = read_requests(attack, "attack")
         request = Request(label or named.label, attack, settings)
-        radii = work.read_eps(eps)
         tasks = []
+        placed: dict[Place, Cell] = {}
         prints = self._prints()
+        radii = self._united(request, work.read_eps(eps), prints)
         for member, model in prints.items():
             cell = work.attack_cell(model, self._images, request, radii, self.seed)
-            self._cells[Place("attack", request.label, "", member.model, member.seed)] = cell.key
+            placed[Place("attack", request.label, "", member.model, member.seed)] = cell
             requests, cells = {request.label: request}, {(request.label, ""): cell}
             tasks.append((member, Task(requests, self.seed, cell.key, cells, eps=radii)))
+        self._place(placed, prints)
         self._run(tasks, prints, "attack")
         return self
 
@@ -266,6 +285,7 @@ class Study:
         seen = self.sample.first(count).images
         prints = self._prints()
         tasks = []
+        placed: dict[Place, Cell] = {}
         radii = [radius for radius in work.read_eps(eps) if radius > 0]
         if not radii:
             raise InputError("an audit needs eps > 0")
@@ -273,10 +293,11 @@ class Study:
             request = Request(f"audit of {label or named.label}, ε = {radius:.4g}", attack, settings)
             for member, model in prints.items():
                 cell = work.audit_cell(model, seen, request, radius, budget, self.seed)
-                self._cells[Place("audit", request.label, "", member.model, member.seed)] = cell.key
+                placed[Place("audit", request.label, "", member.model, member.seed)] = cell
                 requests, cells = {request.label: request}, {(request.label, ""): cell}
                 job = Task(requests, self.seed, cell.key, cells, eps=[radius], images=count, budget=budget)
                 tasks.append((member, job))
+        self._place(placed, prints)
         self._run(tasks, prints, "audit")
         return self
 
@@ -486,7 +507,7 @@ class Study:
                 f"no study can be loaded from '{store}': {what}; run the study again with this store"
             )
         study = cls({"": nn.Identity()}, sample, seed=manifest.seed)
-        study.store, study.members = folder, []
+        study.store, study.members, study._weights = folder, [], {}
         study._adopt(manifest)
         return study
 
@@ -505,14 +526,29 @@ class Study:
         """Take over the intact cells of another store, such as another machine's; damaged ones are named.
 
         If that store holds a study of the same images and seed, its models, methods, metrics and attacks
-        appear in this study's tables.
+        appear in this study's tables. Where both hold maps or an attack under one label with different
+        settings, this study's stay.
+
+        Raises
+        ------
+        InputError
+            If there is no store, or a model and seed of this study is another network there.
         """
         other = FolderStore(existing_folder(store))
+        manifest = other.read_manifest()
+        if manifest is not None and (manifest.images, manifest.seed) != (self._images, self.seed):
+            manifest = None
+        differ = self._manifest().differing(manifest) if manifest is not None else []
+        if differ:
+            model, seed = differ[0]
+            raise InputError(
+                f"'{model}' (seed {seed}) is one network in this study and another in '{store}'; give one of "
+                f"them another name and run its study again, such as Study({{'{model} (other)': …}}, …)"
+            )
         for cell, content in other.cells():
             if not self.store.has(cell.kind, cell.key):
                 self.store.write(cell, content)
-        manifest = other.read_manifest()
-        if manifest is not None and (manifest.images, manifest.seed) == (self._images, self.seed):
+        if manifest is not None:
             self._adopt(manifest)
         self._write_manifest()
         return self
@@ -540,7 +576,10 @@ class Study:
             images=self._images,
             sample="" if self.sample.masks is None else self.sample.fingerprint,
             seed=self.seed,
-            members=[(each.model, each.seed, each.recipe) for each in self.members],
+            members=[
+                Entry(each.model, each.seed, each.recipe, self._weights.get((each.model, each.seed), ""))
+                for each in self.members
+            ],
             cells=[(*place, key) for place, key in self._cells.items()],
             better=self._better,
             classes=list(self._class_names()),
@@ -572,7 +611,9 @@ class Study:
     def _adopt(self, manifest: Manifest) -> None:
         """Take over what a manifest holds and this study does not."""
         joined = self._manifest().joined(manifest)
-        self.members += [Member(*each, None) for each in joined.members[len(self.members) :]]
+        for each in joined.members[len(self.members) :]:
+            self.members.append(Member(each.model, each.seed, each.recipe, None))
+        self._weights = {(each.model, each.seed): each.weights for each in joined.members}
         self._better, self._classes = joined.better, joined.classes
         self.purpose = joined.purpose
         self._cells = joined.places
@@ -624,9 +665,53 @@ class Study:
             raise InputError("the images of this study changed since it was built; build another")
         return {member: model_fingerprint(member.net) for member in self.members}
 
+    def _warn_of_copies(self) -> None:
+        first: dict[str, Member] = {}
+        for member in self.members:
+            twin = first.setdefault(self._weights[member.model, member.seed], member)
+            if twin is not member:
+                warnings.warn(
+                    f"{member} and {twin} are the same network, so their results are too; give each its own",
+                    stacklevel=3,
+                )
+
+    def _place(self, cells: Mapping[Place, Cell], prints: Mapping[Member, str]) -> None:
+        """Hold these cells; what was made of weights or maps that are no more goes."""
+        for member, model in prints.items():
+            who = member.model, member.seed
+            if self._weights[who] != model:
+                self._drop(at for at in self._cells if (at.model, at.seed) == who)
+                self._weights[who] = model
+        for at, cell in cells.items():
+            if at.kind == "maps" and self._cells.get(at, cell.key) != cell.key:
+                of = at.label, at.model, at.seed
+                scores = (each for each in self._cells if each.kind == "scores")
+                self._drop(each for each in scores if (each.label, each.model, each.seed) == of)
+            self._cells[at] = cell.key
+
+    def _drop(self, places: Iterable[Place]) -> None:
+        for at in list(places):
+            del self._cells[at]
+            self._runner.forget(at)
+
+    def _united(
+        self, request: Request, radii: Sequence[float], prints: Mapping[Member, str]
+    ) -> tuple[float, ...]:
+        """Radii, with those at which this attack with these settings is held already."""
+        united = set(radii)
+        for member, model in prints.items():
+            key = self._cells.get(Place("attack", request.label, "", member.model, member.seed), "")
+            if key in self._runner.loaded:
+                held = self._runner.loaded[key].info["eps"]
+                if work.attack_cell(model, self._images, request, held, self.seed).key == key:
+                    united.update(held)
+        return tuple(sorted(united))
+
     def _maps_content(self, member: Member, label: str) -> Content:
         """Read a "maps" cell; a damaged one is named and computed again."""
-        key = self._cells[Place("maps", label, "", member.model, member.seed)]
+        key = self._cells.get(Place("maps", label, "", member.model, member.seed))
+        if key is None:
+            raise SaliencyLabError(f"there are no maps by '{label}' of {member}; call study.attribute")
         content = read_intact(self.store, "maps", key)
         if content is None:
             failure = self._runner.failures.get((member.model, member.seed, label))

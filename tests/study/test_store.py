@@ -99,6 +99,57 @@ def test_two_machines_are_merged(
     assert torch.equal(again.maps["other"]["saliency"].values, both.maps["other"]["saliency"].values)
 
 
+def test_two_networks_of_one_name_are_not_joined(
+    make_net: Callable[[int], nn.Module], tiny_sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    Study({"net": make_net(0)}, tiny_sample, store=tmp_path).attribute("saliency").score("sparseness")
+    second = Study({"net": make_net(1)}, tiny_sample, store=tmp_path).attack("fgsm", eps=0.1)
+    loaded = Study.load(tmp_path)
+    assert loaded.cells == second.cells
+    assert loaded.scores.empty
+    pd.testing.assert_frame_equal(loaded.robustness, second.robustness)
+    again = Study({"net": make_net(1)}, tiny_sample, store=tmp_path).attribute("saliency")
+    assert Study.load(tmp_path).cells == {**second.cells, **again.cells}
+
+
+def test_two_networks_of_one_name_are_not_merged(
+    make_net: Callable[[int], nn.Module], tiny_sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        _finish(Study({"net": make_net(seed)}, tiny_sample, store=tmp_path / str(seed)))
+    files = _files(tmp_path / "0")
+    for study in (Study.load(tmp_path / "0"), Study({"net": make_net(0)}, tiny_sample, store=tmp_path / "0")):
+        with pytest.raises(InputError, match=r"'net' \(seed 0\) is one network in this study and another in"):
+            study.merge(tmp_path / "1")
+    assert _files(tmp_path / "0") == files
+
+
+def test_merging_keeps_scores_with_their_maps(make_study: MakeStudy, tmp_path: Path) -> None:
+    for n in (2, 3):
+        study = make_study(tmp_path / str(n)).attribute({"smooth": {"method": "smoothgrad", "n": n}})
+        study.score("sparseness" if n == 2 else "complexity")
+    merged = Study.load(tmp_path / "2").merge(tmp_path / "3")
+    assert set(merged.scores["metric"]) == {"sparseness"}
+    assert merged.maps["plain"]["smooth"].settings["n"] == 2
+
+
+def test_a_store_that_does_not_tell_the_weights_is_read_and_learns_them(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    study = _finish(make_study(tmp_path, seeds=2))
+    said = json.loads((tmp_path / "study.json").read_text())
+    told = said["members"]
+    said["members"] = [member[:3] for member in told]
+    (tmp_path / "study.json").write_text(json.dumps(said))
+    loaded = Study.load(tmp_path)
+    pd.testing.assert_frame_equal(loaded.scores, study.scores)
+    loaded.merge(tmp_path)
+    assert loaded.cells == study.cells
+    make_study(tmp_path, seeds=2).attribute("saliency")
+    assert json.loads((tmp_path / "study.json").read_text())["members"] == told
+    assert Study.load(tmp_path).cells == study.cells
+
+
 def test_merging_leaves_damaged_cells_out_and_names_them(make_study: MakeStudy, tmp_path: Path) -> None:
     _finish(make_study(tmp_path / "one"))
     damaged = _files(tmp_path / "one")[3]

@@ -326,6 +326,108 @@ def test_weights_that_changed_after_attribute_are_noticed(make_study: MakeStudy)
         study.score("sparseness")
 
 
+@pytest.mark.parametrize("verb", ["attribute", "attack", "audit"])
+def test_what_was_made_of_weights_that_are_no_more_goes(
+    make_study: MakeStudy, tmp_path: Path, verb: str
+) -> None:
+    study = _run(make_study(tmp_path)).audit("fgsm", eps=0.1)
+    kept = study.scores.query("model == 'other'")
+    with torch.no_grad():
+        study.members[0].module[3].bias += torch.tensor([9.0, 0, 0])
+    if verb == "attribute":
+        study.attribute("saliency")
+    else:
+        getattr(study, verb)("fgsm", eps=0.1)
+    pd.testing.assert_frame_equal(study.scores, kept.reset_index(drop=True))
+    held = {place[:2] for place in study.cells if place.model == "plain"}
+    expected = {"attribute": ("maps", "saliency"), "attack": ("attack", "fgsm")}
+    assert held == {expected.get(verb, ("audit", "audit of fgsm, ε = 0.1"))}
+    assert Study.load(tmp_path).cells == study.cells
+    if verb != "attribute":
+        with pytest.raises(InputError, match=r"the weights of plain .* changed since"):
+            study.score("sparseness")
+        with pytest.raises(
+            SaliencyLabError, match=r"no maps by 'saliency' of plain .*; call study\.attribute"
+        ):
+            study.read_maps("plain", "saliency")
+    assert study.attribute(METHODS).score(METRICS).scores["model"].value_counts().nunique() == 1
+
+
+def test_maps_by_other_settings_take_no_old_scores_along(make_study: MakeStudy, tmp_path: Path) -> None:
+    def smooth(n: int) -> Study:
+        return study.attribute({"smooth": {"method": "smoothgrad", "n": n}, "saliency": {}})
+
+    study = make_study(tmp_path)
+    before = smooth(2).score("sparseness").scores
+    assert set(smooth(3).scores["method"]) == {"saliency"}
+    loaded = Study.load(tmp_path)
+    assert loaded.cells == study.cells
+    assert set(loaded.scores["method"]) == {"saliency"}
+    other = study.score("sparseness").scores.query("method == 'smooth'")["score"]
+    assert not np.allclose(other, before.query("method == 'smooth'")["score"])
+    assert set(smooth(2).scores["method"]) == {"saliency"}
+    order = ["model", "method", "sample"]
+    pd.testing.assert_frame_equal(
+        study.score("sparseness").scores.sort_values(order, ignore_index=True),
+        before.sort_values(order, ignore_index=True),
+    )
+
+
+def test_an_unknown_method_among_known_ones_changes_nothing(make_study: MakeStudy) -> None:
+    study = make_study().attribute("saliency")
+    before = study.cells
+    with pytest.raises(UnknownNameError):
+        study.attribute({"saliency": {"target": "prediction"}, "salency": {}})
+    assert study.cells == before
+
+
+def test_a_loop_over_eps_is_one_call(make_study: MakeStudy, tmp_path: Path) -> None:
+    together = make_study().attack("pgd", eps=[0.05, 0.1, 0.2], steps=3)
+    study = make_study(tmp_path)
+    for eps in (0.2, 0.05, 0.1):
+        study.attack("pgd", eps=eps, steps=3)
+    pd.testing.assert_frame_equal(study.robustness, together.robustness)
+    pd.testing.assert_frame_equal(Study.load(tmp_path).robustness, together.robustness)
+    plan = study.plan(attacks={"pgd": {"eps": 0.05, "steps": 3}})
+    assert plan["missing"].tolist() == [0]
+    study.attack("pgd", eps=0.1, steps=4)
+    assert set(study.robustness["eps"]) == {0.0, 0.1}
+
+
+def test_a_network_under_two_names_is_noticed(
+    make_net: Callable[[int], nn.Module], tiny_sample: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    with pytest.warns(UserWarning, match=r"b \(seed 1\) and a \(seed 0\) are the same network"):
+        Study({"a": make_net(0), "b": [make_net(1), make_net(0)]}, tiny_sample)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Study({"a": make_net(0), "b": make_net(1)}, tiny_sample)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_and_networks_of_other_precision(
+    make_net: Callable[[int], nn.Module], tiny_sample: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype
+) -> None:
+    net, (x, y) = make_net(0).to(dtype), tiny_sample
+    x = x.to(dtype)
+    study = Study({"net": net}, (x, y)).attribute("saliency").score("sparseness")
+    leaf = x.clone().requires_grad_()
+    net(leaf).gather(1, y[:, None]).sum().backward()
+    torch.testing.assert_close(study.maps["net"]["saliency"].values, leaf.grad.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_images_that_take_gradients_are_looked_at_alone(
+    make_net: Callable[[int], nn.Module], tiny_sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    x, y = tiny_sample
+    given = x.clone().requires_grad_()
+    study = _run(Study({"net": make_net(0)}, (given, y), store=tmp_path))
+    pd.testing.assert_frame_equal(study.scores, _run(Study({"net": make_net(0)}, (x, y))).scores)
+    assert not study.x.requires_grad
+    assert given.requires_grad
+    assert given.grad is None
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
