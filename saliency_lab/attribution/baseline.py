@@ -10,7 +10,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.seeding import sample_seeds, sample_uniform
+from saliency_lab._common.seeding import sample_uniform
+from saliency_lab.attribution.catalogue import PerImage
 from saliency_lab.attribution.task import Task
 
 
@@ -24,7 +25,7 @@ def _image_like(value: object) -> object:
 
 
 Baseline: TypeAlias = Annotated[
-    Literal["zero", "mean", "blur", "uniform"] | Tensor, AfterValidator(_image_like)
+    Literal["zero", "mean", "blur", "uniform"] | Tensor, AfterValidator(_image_like), PerImage(ndim=4)
 ]
 """What stands for nothing.
 
@@ -80,6 +81,7 @@ def resolve_baseline(spec: str | Tensor, task: Task) -> Tensor:
         return x.mean((2, 3), keepdim=True).expand_as(x)
     if spec == "blur":
         sigma = max(x.shape[2:]) / 8
-        blurred = gaussian_filter(x.cpu().numpy(), sigma=(0, 0, sigma, sigma), mode="nearest")
+        values = x.cpu() if x.dtype == torch.float64 else x.float().cpu()  # NumPy has no bfloat16
+        blurred = gaussian_filter(values.numpy(), sigma=(0, 0, sigma, sigma), mode="nearest")
         return torch.from_numpy(blurred).to(x)
-    return sample_uniform(sample_seeds(x, task.seed, "baseline"), x.shape[1:]).to(x)
+    return sample_uniform(task.seeds("baseline"), x.shape[1:]).to(x)

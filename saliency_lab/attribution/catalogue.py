@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -33,6 +33,30 @@ class Method:
 
 
 METHODS: Registry[Method] = Registry("method")
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """Marks a setting that, as a tensor of `ndim` dimensions and more than one entry, holds one an image."""
+
+    ndim: int
+
+    def holds(self, value: object) -> bool:
+        """Whether `value` is such a tensor."""
+        return isinstance(value, Tensor) and value.ndim == self.ndim and len(value) > 1
+
+
+def settings_of_rows(name: str, settings: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+    """Settings of the method `name` for the images at `rows`: what is given one an image is cut to them."""
+    fields = METHODS[name].settings.model_fields
+    cut = dict(settings)
+    for key, value in settings.items():
+        marks = fields[key].metadata if key in fields else []
+        if any(isinstance(mark, PerImage) and mark.holds(value) for mark in marks):
+            cut[key] = value[rows]
+    if isinstance(settings.get("base_settings"), Mapping):
+        cut["base_settings"] = settings_of_rows(settings["base"], settings["base_settings"], rows)
+    return cut
 
 
 class NoSettings(Settings):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attribution.catalogue import METHODS, Explained
 from saliency_lab.attribution.result import Attributions
-from saliency_lab.attribution.target import TargetSpec, describe_target, resolve_target
+from saliency_lab.attribution.target import Target, TargetSpec, describe_target, resolve_target
 from saliency_lab.attribution.task import Task, dtype_of, pass_rows
 
 OwnMethod = Callable[..., Tensor]
@@ -78,25 +80,16 @@ def attribute(
     torch.Size([5, 1, 4, 4])
     """
     started = time.perf_counter()
-    x = check_images(x).detach()
     name, run, parsed = _chosen(method, settings)
-    device, dtype = device_of(model), dtype_of(model)
-    values = torch.empty(x.shape, dtype=torch.float32)
-    totals = []
-    with undisturbed(model), preserved_rng(seed):
-        aim = resolve_target(model, x.to(dtype), y, target)
-        rows = pass_rows(x.shape, backward=True)
-        with progress(label=name, total=len(x)) as bar, torch.no_grad():
-            for start in range(0, len(x), rows):
-                stop = min(start + rows, len(x))
-                chunk = x[start:stop].to(device, dtype, copy=True)
-                index = torch.arange(start, stop)
-                task = Task(model, chunk, aim.rows(start, stop, device), index, seed)
-                maps, total = run(task, parsed)
-                values[start:stop] = maps
-                if total is not None:
-                    totals.append(total.double().cpu())
-                bar.update(stop - start)
+    with ordinary_gradients(), undisturbed(model), preserved_rng(seed):
+        x = check_images(x).detach()
+        aim = resolve_target(model, x.to(dtype_of(model)), y, target)
+        values = torch.empty(x.shape, dtype=torch.float32)
+        totals = []
+        for rows, (maps, total) in _passes(name, run, parsed, seed, model, x, aim):
+            values[rows] = maps
+            if total is not None:
+                totals.append(total.double().cpu())
     return Attributions(
         values=values,
         method=name,
@@ -106,14 +99,87 @@ def attribute(
         seed=seed,
         classes=aim.classes if aim.against is None else torch.stack([aim.classes, aim.against], 1),
         total=torch.cat(totals) if totals else None,
-        provenance={"device": str(device), "images": fingerprint(x), "versions": versions()},
+        provenance={"device": str(device_of(model)), "images": fingerprint(x), "versions": versions()},
         own=not isinstance(method, str),
         function=None if isinstance(method, str) else method,
     )
 
 
+@dataclass(frozen=True)
+class Originals:
+    """The images (m, C, H, W) that points stand beside: point i beside image `of[i]`.
+
+    Draws at a point are keyed by its original. Settings given one an image are those of the original's place,
+    `places[of[i]]`, in the batch that they were given for.
+    """
+
+    images: Tensor
+    of: Tensor
+    places: Tensor
+
+
+def attribute_beside(
+    model: nn.Module,
+    points: Tensor,
+    classes: Tensor,
+    originals: Originals,
+    method: str | OwnMethod,
+    *,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> Tensor:
+    """Maps of points (n, C, H, W), on the CPU, by the function Φ that made the map of each one's original.
+
+    A sampled method draws for a point what it drew for the original, so that Φ at two points differs by what
+    the points do to it, not by the draws. An own method's maps keep the type that it returns.
+    """
+    name, run, parsed = _chosen(method, settings)
+    with ordinary_gradients(), undisturbed(model), preserved_rng(seed):
+        points = check_images(points).detach()
+        aim = Target(classes.cpu().clone(), None, int(classes.max()))
+        parts = [maps for _, (maps, _) in _passes(name, run, parsed, seed, model, points, aim, originals)]
+    made = torch.cat([part.cpu() for part in parts])
+    return made.float() if isinstance(method, str) else made
+
+
+@contextmanager
+def ordinary_gradients() -> Iterator[None]:
+    """As outside of any `no_grad` or `inference_mode` that the caller may be in."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def _passes(
+    name: str,
+    run: Callable[[Task, Any], Explained],
+    parsed: Any,
+    seed: int,
+    model: nn.Module,
+    x: Tensor,
+    aim: Target,
+    originals: Originals | None = None,
+) -> Iterator[tuple[slice, Explained]]:
+    """What the method finds for the images `x`, pass by pass."""
+    device, dtype = device_of(model), dtype_of(model)
+    size = pass_rows(x.shape, backward=True)
+    with progress(label=name, total=len(x)) as bar:
+        for start in range(0, len(x), size):
+            rows = slice(start, min(start + size, len(x)))
+            chunk = x[rows].to(device, dtype, copy=True)
+            keys, index = chunk, torch.arange(len(x))[rows]
+            if originals is not None:
+                of = originals.of[rows]
+                keys, index = originals.images[of].to(device, dtype), originals.places[of]
+            with torch.no_grad():
+                explained = run(
+                    Task(model, chunk, keys, aim.rows(start, rows.stop, device), index, seed), parsed
+                )
+            yield rows, explained
+            bar.update(len(chunk))
+
+
 def _chosen(
-    method: str | OwnMethod, settings: dict[str, Any]
+    method: str | OwnMethod, settings: Mapping[str, Any]
 ) -> tuple[str, Callable[[Task, Any], Explained], Any]:
     """Name, function and checked settings of a method by name or of the user's own."""
     if isinstance(method, str):

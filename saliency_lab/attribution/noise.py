@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.seeding import sample_normal, sample_seeds
+from saliency_lab._common.seeding import sample_normal
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attribution.catalogue import METHODS, Explained, method
 from saliency_lab.attribution.task import Task
@@ -38,11 +38,12 @@ def _moments(task: Task, settings: NoiseSettings) -> tuple[Tensor, Tensor]:
     mean, squares = torch.zeros_like(task.x), torch.zeros_like(task.x)
     for first in range(0, settings.n, _BLOCK):
         block = min(_BLOCK, settings.n - first)
-        seeds = sample_seeds(task.x, task.seed, f"noise {first}")
+        seeds = task.seeds(f"noise {first}")
         noise = sample_normal(seeds, (block, *task.x.shape[1:])).to(task.x).transpose(0, 1)
         for group in task.draws(block):
-            points = task.x + settings.stdev * noise[group.start : group.stop]
-            noisy = task.at(points.flatten(0, 1))
+            added = settings.stdev * noise[group.start : group.stop]
+            points, keys = task.x + added, task.keys + added  # a sampled base draws anew for each copy
+            noisy = task.at(points.flatten(0, 1), keys.flatten(0, 1))
             maps = base.run(noisy, inner)[0].reshape(points.shape)
             for count, values in enumerate(maps, first + group.start + 1):
                 change = values - mean

@@ -13,7 +13,8 @@ from captum.attr import KernelShap, Lime
 from pydantic import Field
 from torch import Tensor
 
-from saliency_lab._common.seeding import generator, preserved_rng, sample_seeds
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.seeding import generator, preserved_rng
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import Baseline, resolve_baseline
 from saliency_lab.attribution.catalogue import Explained, method
@@ -36,7 +37,8 @@ def scores_without(task: Task, base: Tensor, hidden: Tensor) -> Tensor:
 class OcclusionSettings(Settings):
     """A square `window` moved by `stride` pixels and filled with the `baseline`.
 
-    By default the window is an eighth of the image's shorter side (at least 1) and the stride half of it.
+    By default the window is an eighth of the image's shorter side (at least 1) and the stride half of it. The
+    stride is at most the window, so that every pixel is hidden by some window.
     """
 
     window: int | None = Field(None, ge=1)
@@ -56,6 +58,11 @@ def occlusion(task: Task, settings: OcclusionSettings) -> Explained:
     base, (height, width) = resolve_baseline(settings.baseline, task), task.x.shape[2:]
     window = settings.window or max(1, min(height, width) // 8)
     stride = settings.stride or max(1, window // 2)
+    if stride > window:
+        raise InputError(
+            f"occlusion: a stride of {stride} with a window of {window} leaves pixels that no window hides; "
+            f"use a stride of at most {window}"
+        )
     corners = [
         (top, left) for top in _starts(height, window, stride) for left in _starts(width, window, stride)
     ]
@@ -71,7 +78,7 @@ def occlusion(task: Task, settings: OcclusionSettings) -> Explained:
         for drop, span in zip(drops, spans, strict=True):
             fall[span] += drop[:, None, None]
             cover[span] += 1
-    return (fall / cover.clamp_min(1))[:, None].expand_as(task.x).clone(), None
+    return (fall / cover)[:, None].expand_as(task.x).clone(), None
 
 
 def _square(top: int, left: int, size: int) -> tuple[EllipsisType, slice, slice]:
@@ -128,8 +135,7 @@ def shapley_value_sampling(task: Task, settings: ShapleySettings) -> Explained:
     counts = segments.flatten(1).amax(1) + 1
     most, empty = int(counts.max()), task.score(base)
     values = torch.zeros(len(task.x), most).to(task.x)
-    seeds = sample_seeds(task.x, task.seed, "orders")
-    sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+    sources = [torch.Generator().manual_seed(seed) for seed in task.seeds("orders")]
     for _ in range(settings.n):
         orders = torch.full((len(task.x), most), most, dtype=torch.int64)
         for row, count, source in zip(orders, counts.tolist(), sources, strict=True):
@@ -205,7 +211,7 @@ def _by_surrogate(
     """Captum's surrogate models, image by image: it fits one at a time and draws from global generators."""
     segments, base = find_segments(settings.segments, task), resolve_baseline(settings.baseline, task)
     maps = []
-    for row, seed in enumerate(sample_seeds(task.x, task.seed, "coalitions")):
+    for row, seed in enumerate(task.seeds("coalitions")):
         one, here = task.only(row), segments[row : row + 1]
         if int(here.max()) == 0:  # one superpixel: nothing to tell apart, and Captum's sampling fails
             value = one.score(one.x) - one.score(base[row : row + 1])

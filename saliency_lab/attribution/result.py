@@ -20,6 +20,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
 from saliency_lab._common.html import facts, strip
 from saliency_lab._common.provenance import fingerprint
+from saliency_lab.attribution.catalogue import METHODS, settings_of_rows
 from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
 
 if TYPE_CHECKING:
@@ -76,11 +77,19 @@ class Attributions:
         return iter(self.values)
 
     def __getitem__(self, rows: int | slice | Tensor | list[int]) -> Attributions:
-        """The maps of some of the images; an int gives one image's, still (1, C, H, W)."""
+        """The maps of some of the images; an int gives one image's, still (1, C, H, W).
+
+        Settings given one an image, such as a baseline (N, C, H, W), are cut to those images too.
+        """
         if isinstance(rows, int | np.integer):
             rows = [range(len(self))[int(rows)]]
         total = None if self.total is None else self.total[rows]
-        return replace(self, values=self.values[rows], classes=self.classes[rows], total=total)
+        settings = self.settings
+        if not self.own and self.method in METHODS:
+            settings = settings_of_rows(self.method, settings, torch.arange(len(self))[rows])
+        return replace(
+            self, values=self.values[rows], classes=self.classes[rows], total=total, settings=settings
+        )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values.numpy(), dtype=dtype, copy=copy)
@@ -101,6 +110,11 @@ class Attributions:
         """Size of `delta` over size of `total`, (N,) float64; None where the method promises no sum."""
         delta = self.delta
         return None if delta is None or self.total is None else delta.abs() / self.total.abs()
+
+    @property
+    def lost_settings(self) -> list[str]:
+        """Settings that were tensors, of which a file keeps the fingerprint: they are lost."""
+        return _fingerprinted(self.settings)
 
     def reduce(self, channels: Channels = "sum", sign: Sign = "signed") -> Attributions:
         """One value a pixel: `sign` is applied to every channel, then the channels are reduced; (N, 1, H, W).
@@ -254,6 +268,19 @@ class Attributions:
 
 
 _SHOWN = 8  # maps, in Jupyter
+
+
+_TENSOR = "tensor ("  # how a tensor's shape and fingerprint begin in a file
+
+
+def _fingerprinted(settings: Mapping[str, Any]) -> list[str]:
+    found = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found += [f"{key}.{inner}" for inner in _fingerprinted(value)]
+        elif isinstance(value, str) and value.startswith(_TENSOR):
+            found.append(key)
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from skimage.segmentation import slic
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
+from saliency_lab.attribution.catalogue import PerImage
 from saliency_lab.attribution.task import Task
 
 
@@ -25,7 +26,7 @@ def _valid(value: object) -> object:
     return value
 
 
-Segments: TypeAlias = Annotated[int | Tensor, AfterValidator(_valid)]
+Segments: TypeAlias = Annotated[int | Tensor, AfterValidator(_valid), PerImage(ndim=3)]
 """About how many superpixels SLIC makes of each image, or the superpixels: integers (H, W) or (N, H, W)."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from saliency_lab._common.seeding import sample_normal, sample_seeds
+from saliency_lab._common.seeding import sample_normal
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import Baselines, fitting
 from saliency_lab.attribution.catalogue import Explained, method
@@ -33,7 +33,7 @@ class GradientShapSettings(Settings):
 def gradient_shap(task: Task, settings: GradientShapSettings) -> Explained:
     """Mean of (x − b) · ∂f/∂x(b + α (x − b)), α uniform; sums to f(x) − mean f(b) as n grows."""
     baselines = fitting(settings.baselines, task)
-    sources = [torch.Generator().manual_seed(seed) for seed in sample_seeds(task.x, task.seed, "expected")]
+    sources = [torch.Generator().manual_seed(seed) for seed in task.seeds("expected")]
     size = (len(sources), settings.n)
     chosen, alpha = torch.empty(size, dtype=torch.int64), torch.empty(size)
     for row, source in enumerate(sources):
@@ -46,9 +46,7 @@ def gradient_shap(task: Task, settings: GradientShapSettings) -> Explained:
         base = baselines[chosen[span]]
         ends = task.x.expand_as(base)
         if settings.stdev:
-            noise = [
-                sample_normal(sample_seeds(task.x, task.seed, f"noise {k}"), task.x.shape[1:]) for k in group
-            ]
+            noise = [sample_normal(task.seeds(f"noise {k}"), task.x.shape[1:]) for k in group]
             ends = ends + settings.stdev * torch.stack(noise).to(task.x)
         points = base + alpha[span, :, None, None, None] * (ends - base)
         gradient, _ = task.gradient(points.flatten(0, 1))

@@ -88,7 +88,7 @@ def describe_target(spec: TargetSpec) -> str:
 
 def _classes(model: nn.Module, spec: ClassSpec, x: Tensor, y: Tensor | None) -> Tensor:
     if isinstance(spec, Tensor):
-        return check_labels(spec, len(x)).cpu()
+        return check_labels(spec, len(x)).cpu().clone()
     if isinstance(spec, int | np.integer) and not isinstance(spec, bool):
         if spec < 0:
             raise InputError(f"target: a class is 0 or more, not {spec}")
@@ -100,7 +100,7 @@ def _classes(model: nn.Module, spec: ClassSpec, x: Tensor, y: Tensor | None) -> 
             raise InputError(
                 'target="label" needs y, one label an image; or use target="prediction" or a class'
             )
-        return check_labels(y, len(x)).cpu()
+        return check_labels(y, len(x)).cpu().clone()  # the caller's may be an inference tensor
     raise InputError(
         f'target must be "label", "prediction", a class, a tensor (N,) of classes or a pair of these, '
         f"not {spec!r}"

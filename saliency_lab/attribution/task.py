@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows
+from saliency_lab._common.seeding import sample_seeds
 from saliency_lab.attribution.calls import Rule
 from saliency_lab.attribution.target import Target
 
@@ -51,14 +52,20 @@ def slope(score: Tensor, points: Tensor, model: nn.Module) -> Tensor:
 class Task:
     """A chunk of n images; the model is in eval mode and its parameters take no gradient.
 
-    `index` holds the images' places in the caller's batch, for settings given one a sample.
+    `keys` (n, C, H, W) are the images that random draws are keyed by: the images themselves, or those that
+    they stand beside. `index` holds their places in the caller's batch, for settings given one a sample.
     """
 
     model: nn.Module
     x: Tensor
+    keys: Tensor
     target: Target
     index: Tensor
     seed: int
+
+    def seeds(self, purpose: str) -> list[int]:
+        """One seed an image, from (seed, purpose, the image's key)."""
+        return sample_seeds(self.keys, self.seed, purpose)
 
     def score(self, x: Tensor) -> Tensor:
         """What is explained (a logit or a difference of two), (n,), for inputs `x` in the images' place.
@@ -69,15 +76,25 @@ class Task:
         logits = self.model((x[:1] if shared else x).clone())  # a model may begin with an in-place operation
         return self.target.pick(logits.expand(count, -1) if shared else logits)
 
-    def at(self, points: Tensor) -> Task:
-        """The task at k·n other inputs: all n images' first, then all their second, and so on."""
+    def at(self, points: Tensor, keys: Tensor | None = None) -> Task:
+        """The task at k·n other inputs: all n images' first, then all their second, and so on.
+
+        `keys` key the draws there; without, the points do.
+        """
         times = len(points) // len(self.x)
-        return replace(self, x=points, target=self.target.repeat(times), index=self.index.repeat(times))
+        return replace(
+            self,
+            x=points,
+            keys=points if keys is None else keys,
+            target=self.target.repeat(times),
+            index=self.index.repeat(times),
+        )
 
     def only(self, row: int) -> Task:
         """The task of one of its images."""
+        rows = slice(row, row + 1)
         target = self.target.rows(row, row + 1, self.x.device)
-        return replace(self, x=self.x[row : row + 1], target=target, index=self.index[row : row + 1])
+        return replace(self, x=self.x[rows], keys=self.keys[rows], target=target, index=self.index[rows])
 
     def gradient(self, points: Tensor, rule: Rule | None = None) -> tuple[Tensor, Tensor]:
         """Gradient of the score at k·n inputs (as in `at`), and the scores (k·n,): one pass each way.

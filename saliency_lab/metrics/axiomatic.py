@@ -78,7 +78,7 @@ def _input_invariance(case: Case) -> Outcome:
     shift = case.settings.shift
     network = Shifted(case.probe.model, shift)
     x = ((case.probe.images + shift) / (1 + shift)).clamp(0, 1)
-    maps = case.explainer(network, x, case.explainer.classes, case.settings.explain)
+    maps = case.explainer(network, x, case.settings.explain)
     return Outcome(torch.cosine_similarity(case.maps.cpu().flatten(1), maps.flatten(1), dim=1).numpy())
 
 

@@ -20,6 +20,7 @@ from saliency_lab._common.provenance import fingerprint
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attribution import Attributions
+from saliency_lab.attribution.door import ordinary_gradients
 from saliency_lab.metrics.catalogue import METRICS, Case, Curve, Engine, Metric, Outcome
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import check_maps, take_maps, unusable
@@ -192,8 +193,15 @@ def run_jobs(
     model: nn.Module, x: Tensor, y: Tensor, attributions: Mapping[str, Any], jobs: list[Job], seed: int
 ) -> dict[str, list[Scores]]:
     """Score each method's maps by each job, block by block, so that memory does not grow with the samples."""
-    x = check_images(x).detach().cpu()
-    y = check_labels(y, len(x)).cpu()
+    with ordinary_gradients():
+        return _run(
+            model, check_images(x).detach().cpu(), check_labels(y, len(x)).cpu(), attributions, jobs, seed
+        )
+
+
+def _run(
+    model: nn.Module, x: Tensor, y: Tensor, attributions: Mapping[str, Any], jobs: list[Job], seed: int
+) -> dict[str, list[Scores]]:
     maps = {method: check_maps(given, x) for method, given in attributions.items()}
     for given in attributions.values():
         _check_classes(given, y)
@@ -209,7 +217,9 @@ def run_jobs(
         _check_outputs(model, x, y, jobs)
         for rows, chosen in progress(passes, label="score"):
             probe = Probe(model, x[rows], y[rows], seed=seed)
-            explainers = {method: Explainer(given, y).rows(rows) for method, given in attributions.items()}
+            explainers = {
+                method: Explainer(given, x, y, seed).rows(rows) for method, given in attributions.items()
+            }
             for index in chosen:
                 job = replace(jobs[index], settings=_rows_of(jobs[index].settings, rows))
                 for method, values in maps.items():
@@ -270,7 +280,8 @@ def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> N
 
 
 def _score_block(job: Job, probe: Probe, maps: Tensor, explainer: Explainer, tally: _Tally) -> None:
-    reasons = unusable(maps, job.metric.needs)
+    absolute = getattr(job.settings, "absolute", False)
+    reasons = unusable(maps, job.metric.needs, absolute=absolute)
     good = torch.tensor([reason is None for reason in reasons])
     usable = maps.where(good[:, None, None, None], 0.0).to(probe.device)
     outcome = _isolated(job, Case(probe, usable, job.settings, explainer))

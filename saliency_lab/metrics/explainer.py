@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import chunk_rows
 from saliency_lab._common.settings import Settings
-from saliency_lab.attribution import Attributions, attribute
+from saliency_lab.attribution import Attributions
+from saliency_lab.attribution.door import Originals, attribute_beside
 from saliency_lab.metrics.maps import take_maps
 
 Explain = Callable[[nn.Module, Tensor, Tensor], Any]
-"""`explain(model, x, classes)` returns maps of `x` (n, C, H, W) for one class an image (n,)."""
+"""`explain(model, x, classes)` returns maps of `x` (n, C, H, W) for one class an image (n,).
 
-GROUP = 512
-"""Images handed to `attribute` at a time, which cuts them into passes; your own function gets one pass's."""
+It is called as `attribute` calls a method of your own: on chunks, on the model's device and in its type, with
+the model in eval mode, gradients on and the generators seeded; all of it is put back.
+"""
 
 
 class Explaining(Settings):
@@ -29,17 +30,24 @@ class Explaining(Settings):
 
 
 class Explainer:
-    """One method's way to make maps, and the classes (n,) that the given maps explain."""
+    """How one method makes maps again, for images (n, C, H, W) whose given maps explain `classes` (n,)."""
 
-    def __init__(self, attributions: Any, y: Tensor) -> None:
+    def __init__(self, attributions: Any, x: Tensor, y: Tensor, seed: int) -> None:
         self.source = attributions if isinstance(attributions, Attributions) else None
+        self.images = x
         self.classes = y.cpu() if self.source is None else self.source.classes.cpu()
+        self.places = torch.arange(len(x))
+        self.seed = seed if self.source is None else self.source.seed
         self.memory: dict[Any, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def rows(self, rows: slice) -> Explainer:
         """Return it for some of the images."""
         part = copy.copy(self)
-        part.classes, part.memory = self.classes[rows], {}
+        part.images, part.classes, part.places = self.images[rows], self.classes[rows], self.places[rows]
+        part.memory = {}
         return part
 
     def remember(self, key: tuple[Any, ...], compute: Callable[[], Tensor]) -> Tensor:
@@ -49,24 +57,40 @@ class Explainer:
         return self.memory[key]
 
     def __call__(
-        self, model: nn.Module, x: Tensor, classes: Tensor, explain: Explain | None = None
+        self,
+        model: nn.Module,
+        points: Tensor,
+        explain: Explain | None = None,
+        *,
+        classes: Tensor | None = None,
     ) -> Tensor:
-        """Maps (n, C, H, W), float64, on the CPU, by `explain` or as the given ones were made.
+        """Maps of `points`, in their shape, float64, on the CPU, by `explain` or as the given ones were made.
+
+        `points` are one in place of each image, (n, C, H, W), or several beside it, (n, S, C, H, W); they are
+        explained for the class of their image, or for `classes`, one a point. Φ is one function: whatever the
+        method draws or was given for an image, it draws and is given for the points beside it.
 
         Raises
         ------
         InputError
             If it is not known how the maps were made.
         """
-        run = explain or self._again
-        size = GROUP if explain is None else max(1, chunk_rows(x.shape) // 2)
-        parts = [
-            take_maps(run(model, some, which), some, of="what explain returns")
-            for some, which in zip(x.cpu().split(size), classes.split(size), strict=True)
-        ]
-        return torch.cat(parts)
+        flat = points.flatten(0, -4).cpu()
+        of = torch.arange(len(self)).repeat_interleave(len(flat) // len(self))
+        method, settings = self._method() if explain is None else (_as_method(explain), {})
+        maps = attribute_beside(
+            model,
+            flat,
+            self.classes[of] if classes is None else classes,
+            Originals(self.images, of, self.places),
+            method,
+            seed=self.seed,
+            settings=settings,
+        )
+        return maps.double().reshape(points.shape)
 
-    def _again(self, model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+    def _method(self) -> tuple[Any, Mapping[str, Any]]:
+        """The method that made the given maps, and its settings."""
         source = self.source
         if source is None:
             raise InputError(
@@ -78,10 +102,25 @@ class Explainer:
                 f"this metric makes maps again, and these were made by your own '{source.method}', of which "
                 "their file holds the name alone: hand in explain=f with f(model, x, classes) returning maps"
             )
+        if lost := source.lost_settings:
+            raise InputError(
+                "this metric makes maps again, and these were read from a file, which of a tensor holds the "
+                f"fingerprint alone, here of {', '.join(lost)} of '{source.method}': hand in the "
+                "Attributions that `attribute` returned, or explain=f with f(model, x, classes) returning "
+                "maps"
+            )
         if source.processing or self.classes.ndim != 1:
             raise InputError(
                 "this metric makes maps again, and these were reduced, normalised or contrast two classes: "
                 "hand in the maps as `attribute` returned them for one class, or explain=f"
             )
-        method = source.function or source.method
-        return attribute(model, x, classes, method=method, seed=source.seed, **source.settings).values
+        return source.function or source.method, source.settings
+
+
+def _as_method(explain: Explain) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """`explain` as a method of `attribute`: its maps may be one value a pixel, or an array."""
+
+    def explained(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+        return take_maps(explain(model, x, classes), x, of="what explain returns")
+
+    return explained

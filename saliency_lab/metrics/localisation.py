@@ -120,6 +120,8 @@ def _register(
     settings: type[Settings],
     score: Callable[[Case], Tensor],
     in_quantus: Callable[[Case], Tensor] | None = None,
+    *,
+    undefined: str = "the mask is empty, or the map has no value to share",
 ) -> None:
     """A metric of `masks`; no score for an empty mask, or a map without a value to share."""
 
@@ -138,8 +140,8 @@ def _register(
             reference=reference,
             settings=settings,
             forwards=lambda s, pixels: 0,
-            needs="varying",
-            undefined="the mask is empty, or the map has no value to share",
+            needs="ranking",
+            undefined=undefined,
             fast=lambda case: scored(case, score),
             quantus=(lambda case: scored(case, in_quantus)) if in_quantus else None,
         )
@@ -200,5 +202,6 @@ _register(
     Masks,
     _auc,
     lambda case: _quantus("AUC", case, _scores(case)),
+    undefined="the mask is empty, or covers the image",
 )
 _register("focus", "Arias-Duart et al., FUZZ-IEEE 2022", PositiveMasks, _positive_mass)

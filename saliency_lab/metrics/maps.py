@@ -10,8 +10,11 @@ from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 
-Needs = Literal["finite", "nonzero", "varying"]
-"""What a metric needs of a map to be defined; each includes the one before."""
+Needs = Literal["finite", "nonzero", "varying", "ranking"]
+"""What a metric needs of a map to be defined: `varying` values, or pixels that its scores put in an order.
+
+Each includes the one before.
+"""
 
 
 def check_maps(attributions: Any, x: Tensor, *, of: str = "attributions") -> Tensor:
@@ -56,21 +59,22 @@ def take_maps(attributions: Any, x: Tensor, *, of: str = "attributions") -> Tens
     return maps
 
 
-def unusable(maps: Tensor, needs: Needs) -> list[str | None]:
-    """Why each map (N, C, H, W) cannot be scored, or None where it can."""
+def unusable(maps: Tensor, needs: Needs, *, absolute: bool = False) -> list[str | None]:
+    """Why each map (N, C, H, W), or with `absolute` its magnitudes, cannot be scored; None where they can."""
     flat = maps.flatten(1)
-    pixels = maps.sum(1).flatten(1)
     finite = torch.isfinite(flat).all(1).tolist()
     nonzero = flat.any(1).tolist()
-    varies = ((pixels != pixels[:, :1]).any(1) | (flat != flat[:, :1]).any(1)).tolist()
+    what = "the map's magnitude" if absolute else "the map"
+    read = pixel_scores(maps, absolute=absolute) if needs == "ranking" else flat.abs() if absolute else flat
+    varies = (read != read[:, :1]).any(1).tolist()
     reasons: list[str | None] = []
     for is_finite, is_nonzero, is_varying in zip(finite, nonzero, varies, strict=True):
         if not is_finite:
             reasons.append("the map holds NaN or infinities")
         elif needs != "finite" and not is_nonzero:
             reasons.append("the map is zero everywhere")
-        elif needs == "varying" and not is_varying:
-            reasons.append("the map is constant, so it ranks no pixel")
+        elif needs in ("varying", "ranking") and not is_varying:
+            reasons.append(f"{what} is constant, so it ranks no pixel")
         else:
             reasons.append(None)
     return reasons

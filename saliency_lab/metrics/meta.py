@@ -55,7 +55,8 @@ def meta_evaluate(
     attributions : mapping
         Two methods or more → what `attribute` returned for them.
     metrics : mapping
-        Name → settings; a metric for which neither higher nor lower is better cannot be judged.
+        Name → settings. A metric for which neither higher nor lower is better cannot be judged, nor one that
+        makes maps again.
     draws : int
         Perturbations of each kind, of which the mean is taken.
 
@@ -72,6 +73,11 @@ def meta_evaluate(
     for name in metrics:
         if METRICS[name].better == "neither":
             raise InputError(f"metric '{name}' has no better side, so it cannot be judged")
+        if METRICS[name].maps is not None:
+            raise InputError(
+                f"metric '{name}' makes maps again and compares them with those given, so it cannot be "
+                "judged by what perturbing the latter alone does to it; leave it out"
+            )
     clean = _scores(model, x, y, attributions, metrics, seed)
     columns: dict[str, list[np.ndarray]] = {}
     for draw in range(draws):
@@ -114,13 +120,22 @@ def _p(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def _order(before: np.ndarray, after: np.ndarray, *, minor: bool) -> np.ndarray:
-    """Share of (method, sample) whose rank stays, or whose score worsens; one a metric."""
+    """Share of (method, sample) whose rank stays, or whose score worsens; one a metric.
+
+    Methods are ranked among those that have a score both before and after.
+    """
     known = np.isfinite(before) & np.isfinite(after)
     if minor:
-        hits = before.argsort(axis=1, kind="stable") == after.argsort(axis=1, kind="stable")
+        hits = _ranks(before, known) == _ranks(after, known)
     else:
         hits = after < before
     return (hits & known).sum((1, 2)) / known.sum((1, 2)).clip(1)
+
+
+def _ranks(scores: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Rank of each method (metrics, methods, N) from the lowest score up; those not `known` come last."""
+    order = np.where(known, scores, np.nan).argsort(axis=1, kind="stable")
+    return order.argsort(axis=1, kind="stable")
 
 
 def _noisy(attributions: Attributions, x: Tensor, seed: int, draw: int) -> Tensor:
@@ -147,6 +162,5 @@ def _other_model(
             weight.mul_(1 + spread * torch.randn(weight.shape, generator=source).to(weight))
     maps = {}
     for method, given in attributions.items():
-        explainer = Explainer(given, torch.empty(0, dtype=torch.int64))
-        maps[method] = explainer(network, x, explainer.classes)
+        maps[method] = Explainer(given, x, given.classes, seed)(network, x)
     return network, maps

@@ -123,11 +123,14 @@ def _call(metric: Any, case: Case, rows: slice, seed: int) -> Any:
     fresh.return_aggregate, fresh.evaluation_scores, fresh.all_evaluation_scores = False, [], []
     if hasattr(fresh, "return_auc_per_sample"):
         fresh.return_auc_per_sample = False
-    probe, settings = case.probe, case.settings
+    probe, settings, explainer = case.probe, case.settings, case.explainer.rows(rows)
 
     def explain(model: nn.Module, inputs: np.ndarray, targets: np.ndarray, **_: Any) -> np.ndarray:
         inside = torch.as_tensor(np.asarray(inputs), dtype=torch.float32).clamp(0, 1)
-        return case.explainer(model, inside, torch.as_tensor(targets).long(), settings.explain).numpy()
+        beside = inside.unflatten(0, (len(explainer), -1))  # all of one image, mostly
+        classes = torch.as_tensor(np.asarray(targets)).long().flatten()
+        maps = explainer(model, beside, settings.explain, classes=classes)
+        return maps.flatten(0, 1).numpy()
 
     maps = case.maps[rows] if settings.masks is None else case.maps[rows].sum(1, keepdim=True)
     try:

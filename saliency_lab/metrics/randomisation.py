@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.seeding import derive_seed, preserved_rng, sample_normal, sample_uniform
+from saliency_lab._common.seeding import derive_seed, sample_normal, sample_uniform
+from saliency_lab.attribution.sanity import randomise
 from saliency_lab.attribution.similarity import ssim
 from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
 from saliency_lab.metrics.explainer import Explaining
@@ -52,27 +53,27 @@ class OtherClass(Explaining):
 def randomised(model: nn.Module, order: Order, seed: int) -> Iterator[nn.Module]:
     """Copies of the network with one more layer re-initialised each (with `independent`: only one).
 
-    A layer is a module with `reset_parameters`; its draw is keyed by (seed, its name).
+    A layer is a module with parameters of its own (a convolution, an attention, the owner of a class token);
+    its draw is keyed by (seed, its name).
 
     Raises
     ------
     InputError
         If the network has no such layer.
     """
-    names = [name for name, module in model.named_modules() if hasattr(module, "reset_parameters")]
+    names = [name for name, module in model.named_modules() if _is_layer(module)]
     if not names:
-        raise InputError("the model has no layer with reset_parameters, so there is nothing to randomise")
+        raise InputError("the model has no layer with parameters, so there is nothing to randomise")
     network = copy.deepcopy(model)
     for name in names[::-1] if order == "top_down" else names:
         if order == "independent":
             network = copy.deepcopy(model)
-        with preserved_rng(derive_seed(seed, "randomised", name)):
-            network.get_submodule(name).reset_parameters()  # type: ignore[operator]
+        randomise(network.get_submodule(name), derive_seed(seed, "randomised", name))
         yield network
 
 
-def _layers(model: nn.Module) -> int:
-    return sum(hasattr(module, "reset_parameters") for module in model.modules())
+def _is_layer(module: nn.Module) -> bool:
+    return hasattr(module, "reset_parameters") or any(True for _ in module.parameters(recurse=False))
 
 
 def _likeness_to_randomised(case: Case, start: Tensor, noisy: Tensor | None) -> Outcome:
@@ -96,14 +97,9 @@ def likeness_to(first: Tensor, similarity: Similarity) -> Callable[[Tensor], Ten
 
 def _explained(case: Case, network: nn.Module, noisy: Tensor | None) -> Tensor:
     """Maps (N, C, H, W) of the images, or means over noisy copies (N, S, C, H, W) of them."""
-    classes = case.explainer.classes
     if noisy is None:
-        return case.explainer(network, case.probe.images, classes, case.settings.explain)
-    count = noisy.shape[1]
-    maps = case.explainer(
-        network, noisy.flatten(0, 1), classes.repeat_interleave(count, 0), case.settings.explain
-    )
-    return maps.unflatten(0, noisy.shape[:2]).mean(1)
+        return case.explainer(network, case.probe.images, case.settings.explain)
+    return case.explainer(network, noisy, case.settings.explain).mean(1)
 
 
 def _mprt(case: Case) -> Outcome:
@@ -128,9 +124,15 @@ def noisy_copies(probe: Probe, samples: int, noise: float) -> Tensor:
 
 
 def histogram_entropy(maps: Tensor, bins: int) -> Tensor:
-    """Entropy (N,) in nats of each map's histogram between its own smallest and largest value."""
+    """Entropy (N,) in nats of each map's histogram between its own smallest and largest value.
+
+    NaN for a map that is constant or not finite, which has no such histogram.
+    """
     rows = []
     for values in maps.double().cpu().flatten(1):
+        if not torch.isfinite(values).all() or (values == values[0]).all():
+            rows.append(torch.tensor(torch.nan, dtype=torch.float64))
+            continue
         counts = torch.histogram(values, bins).hist
         rows.append(torch.special.entr(counts / counts.sum()).sum())
     return torch.stack(rows)
@@ -152,7 +154,7 @@ def _random_logit(case: Case) -> Outcome:
     if classes.ndim != 1:
         raise InputError("random_logit needs maps that explain one class a sample, not a contrast of two")
     other = (classes + 1 + (draws * (count - 1)).long().clamp_max(count - 2)) % count
-    maps = case.explainer(probe.model, probe.images, other, case.settings.explain)
+    maps = case.explainer(probe.model, probe.images, case.settings.explain, classes=other)
     return Outcome(likeness_to(case.maps.cpu(), case.settings.similarity)(maps).numpy())
 
 

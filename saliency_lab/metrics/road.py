@@ -183,7 +183,7 @@ register(
         reference="Rong et al., ICML 2022",
         settings=Road,
         forwards=lambda s, pixels: len(s.percentages),
-        needs="varying",
+        needs="ranking",
         undefined="the model's answer is not a number",
         fast=_road,
         quantus=_road_quantus,

@@ -16,7 +16,7 @@ from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_ov
 from saliency_lab.metrics import quantus_engine as quantus
 from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
 from saliency_lab.metrics.explainer import Explaining
-from saliency_lab.metrics.maps import take_maps
+from saliency_lab.metrics.maps import Needs, pixel_scores, take_maps
 from saliency_lab.metrics.probe import Output, Probe
 
 TINY = 1e-6
@@ -24,10 +24,10 @@ TINY = 1e-6
 
 
 class Neighbours(Explaining):
-    """`samples` neighbours uniform in the L∞ ball of `radius`, clipped to [0, 1]."""
+    """`samples` neighbours uniform in the L∞ ball of `radius` > 0, clipped to [0, 1]."""
 
     samples: int = Field(10, ge=1)
-    radius: Epsilon = 0.05
+    radius: Epsilon = Field(0.05, gt=0)
 
 
 class RelativeNeighbours(Neighbours):
@@ -48,7 +48,13 @@ class Attacked(Explaining):
     attacked: Tensor
 
 
-class AttackedTopK(Attacked):
+class AttackedRanks(Attacked):
+    """Pixels are ranked by their scores, or with `absolute` by their magnitudes, as Ghorbani et al. do."""
+
+    absolute: bool = False
+
+
+class AttackedTopK(AttackedRanks):
     """The top fraction `k` of the pixels is compared."""
 
     k: float = Field(0.1, gt=0, le=1)
@@ -69,13 +75,9 @@ def neighbour_maps(case: Case) -> Tensor:
     settings = case.settings
     points = neighbours(case.probe, settings.samples, settings.radius)
 
-    def explain() -> Tensor:
-        classes = case.explainer.classes.repeat_interleave(settings.samples, dim=0)
-        maps = case.explainer(case.probe.model, points.flatten(0, 1), classes, settings.explain)
-        return maps.unflatten(0, points.shape[:2])
-
     return case.explainer.remember(
-        ("neighbours", settings.samples, settings.radius, settings.explain), explain
+        ("neighbours", settings.samples, settings.radius, settings.explain),
+        lambda: case.explainer(case.probe.model, points, settings.explain),
     )
 
 
@@ -200,12 +202,7 @@ def _continuity(case: Case) -> Outcome:
     images = case.probe.images
     shifts = [shift for size in range(1, case.settings.max_shift + 1) for shift in (-size, size)]
     moved = torch.stack([_shifted(images, shift) for shift in shifts], 1)
-    maps = case.explainer(
-        case.probe.model,
-        moved.flatten(0, 1),
-        case.explainer.classes.repeat_interleave(len(shifts), dim=0),
-        case.settings.explain,
-    ).unflatten(0, moved.shape[:2])
+    maps = case.explainer(case.probe.model, moved, case.settings.explain)
     own = case.maps.cpu()[:, None]
     change = (own - maps).abs().flatten(2).sum(2) / own.abs().flatten(2).amax(2)
     steps = _lengths(images.double()[:, None] - moved.double())
@@ -234,9 +231,19 @@ def _under_attack(case: Case, compare: Callable[[Tensor, Tensor], Tensor]) -> Ou
         )
     maps = case.explainer.remember(
         ("attacked", fingerprint(attacked), case.settings.explain),
-        lambda: case.explainer(case.probe.model, attacked, case.explainer.classes, case.settings.explain),
+        lambda: case.explainer(case.probe.model, attacked, case.settings.explain),
     )
     return Outcome(compare(case.maps.cpu(), take_maps(maps, attacked)).numpy())
+
+
+def _by_pixel(case: Case, compare: Callable[[Tensor, Tensor], Tensor]) -> Outcome:
+    """`compare` the pixel scores of the two maps, as maps (N, 1, H, W)."""
+
+    def scores(maps: Tensor) -> Tensor:
+        size = (1, *maps.shape[2:])
+        return pixel_scores(maps, absolute=case.settings.absolute).unflatten(1, size)
+
+    return _under_attack(case, lambda a, b: compare(scores(a), scores(b)))
 
 
 def _register_neighbours(
@@ -323,29 +330,39 @@ register(
         maps=lambda s: str(2 * s.max_shift),
     )
 )
-for _name, _compare, _settings, _range in (
-    ("attack_rank_correlation", lambda case: _under_attack(case, rank_correlation), Attacked, "[-1, 1]"),
-    ("attack_ssim", lambda case: _under_attack(case, ssim), Attacked, "[-1, 1]"),
-    (
-        "attack_top_k",
-        lambda case: _under_attack(case, lambda a, b: top_k_overlap(a, b, case.settings.k)),
-        AttackedTopK,
-        "[0, 1]",
-    ),
-):
+
+
+def _register_attacked(
+    name: str,
+    settings: type[Attacked],
+    fast: Callable[[Case], Outcome],
+    *,
+    range_: str = "[-1, 1]",
+    needs: Needs = "ranking",
+) -> None:
     register(
         Metric(
-            name=_name,
+            name=name,
             shares="maps of attacked images",
             family="robustness",
             better="higher",
-            range=_range,
+            range=range_,
             reference="Ghorbani et al., AAAI 2019",
-            settings=_settings,
+            settings=settings,
             forwards=lambda s, pixels: 0,
-            needs="varying",
+            needs=needs,
             undefined="the map of the attacked image is constant, zero or not finite",
-            fast=_compare,
+            fast=fast,
             maps=lambda s: "1",
         )
     )
+
+
+_register_attacked("attack_rank_correlation", AttackedRanks, lambda case: _by_pixel(case, rank_correlation))
+_register_attacked("attack_ssim", Attacked, lambda case: _under_attack(case, ssim), needs="varying")
+_register_attacked(
+    "attack_top_k",
+    AttackedTopK,
+    lambda case: _by_pixel(case, lambda a, b: top_k_overlap(a, b, case.settings.k)),
+    range_="[0, 1]",
+)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.attribution import attribute, list_methods
+from saliency_lab.attribution.catalogue import METHODS
 
 BASELINES = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(9))
 QUICK: dict[str, dict[str, Any]] = {
@@ -323,3 +324,33 @@ def test_numpys_integers_are_integers(net, batch):
     maps = attribute(net, x, target=np.int64(2))
     assert maps.target == "class 2" and torch.equal(maps.values, attribute(net, x, target=2).values)
     assert torch.equal(maps[np.int64(1)].values, maps.values[1:2])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_maps_under_no_grad_and_inference_mode_are_those_outside(name, mode, net, batch):
+    expected = attribute(net, *batch, name, **QUICK.get(name, {}))
+    with mode():
+        x, y = (each.clone() for each in batch)  # inference tensors, as everything made in here
+        settings = {
+            key: value.clone() if isinstance(value, Tensor) else value
+            for key, value in QUICK.get(name, {}).items()
+        }
+        maps = attribute(net, x, y, name, **settings)
+    assert torch.equal(maps.values, expected.values) and torch.equal(maps.classes, expected.classes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("baseline", ["zero", "blur", "uniform"])
+def test_a_model_in_bfloat16(name, baseline, net, batch):
+    """With every baseline; the maps are float32, and of the size that they have in single precision."""
+    x, y = batch
+    settings = QUICK.get(name, {})
+    if "baseline" in METHODS[name].settings.model_fields:
+        settings = {**settings, "baseline": baseline}
+    elif baseline != "zero":
+        return
+    maps = attribute(copy.deepcopy(net).bfloat16(), x, y, name, **settings).values
+    expected = attribute(net, x, y, name, **settings).values
+    assert maps.dtype == torch.float32
+    assert maps.isfinite().all() and 0.5 < float(maps.norm() / expected.norm()) < 2

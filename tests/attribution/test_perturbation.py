@@ -142,3 +142,14 @@ def test_superpixels_follow_the_image():
 def test_bad_segments_are_named(net, batch, segments, message):
     with pytest.raises(InputError, match=message):
         attribute(net, *batch, "feature_ablation", segments=segments)
+
+
+def test_windows_that_leave_pixels_out_are_refused_as_captum_refuses_them(net, batch):
+    x, y = batch
+    with pytest.raises(AssertionError):
+        ca.Occlusion(net).attribute(x, (1, 2, 2), strides=(1, 7, 7), target=y)
+    with pytest.raises(InputError, match=r"stride of 7 with a window of 2 leaves pixels.*at most 2"):
+        attribute(net, x, y, "occlusion", window=2, stride=7)
+    with pytest.raises(InputError, match="stride of 2 with a window of 1"):
+        attribute(net, x, y, "occlusion", stride=2)
+    assert attribute(net, x, y, "occlusion", window=2, stride=2).values.abs().amin() > 0

@@ -8,6 +8,7 @@ import pytest
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError
 from saliency_lab.metrics import meta_evaluate
+from saliency_lab.metrics.meta import _order
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +40,27 @@ def test_one_method_cannot_be_ranked(digits_sample, trained):
     x, y = digits_sample
     with pytest.raises(InputError, match="two or more"):
         meta_evaluate(trained, x, y, {"one": sl.attribute(trained, x, y)}, {"sparseness": {}})
+
+
+def test_a_metric_that_makes_maps_again_is_refused_by_name(digits_sample, trained):
+    x, y = digits_sample
+    maps = {name: sl.attribute(trained, x, y, name) for name in ("saliency", "input_x_gradient")}
+    for name in ("max_sensitivity", "mprt", "input_invariance"):
+        with pytest.raises(InputError, match=f"metric '{name}' makes maps again.*leave it out"):
+            meta_evaluate(trained, x, y, maps, {"sparseness": {}, name: {}})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "share"),
+    [
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], 1),
+        ([1.0, 2.0, 3.0], [2.0, 1.0, 3.0], 1 / 3),
+        ([np.nan, 1.0, 2.0], [np.nan, 2.0, 1.0], 0),  # the two that have scores are swapped
+        ([0.0, 1.0, 2.0], [np.nan, 1.0, 2.0], 1),  # and here they keep their order
+        ([0.0, 1.0, 2.0], [np.nan, 2.0, 1.0], 0),
+        ([3.0, np.nan, 2.0], [3.0, 1.0, 2.0], 1),
+    ],
+)
+def test_order_is_of_the_methods_that_have_scores(before, after, share):
+    first, second = (np.array(scores)[None, :, None] for scores in (before, after))
+    np.testing.assert_allclose(_order(first, second, minor=True), [share])

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import saliency_lab as sl
+from saliency_lab._common.seeding import preserved_rng
 
 
 @pytest.fixture
@@ -211,3 +212,24 @@ def test_continuity_shifts_past_the_edge(world):
     metric = quantus.Continuity(nr_steps=5, **QUIET)
     with pytest.raises(IndexError):
         call(metric, *world, explain_func=lambda model, inputs, targets, **_: inputs)
+
+
+def test_a_sampled_explanation_is_drawn_anew_for_every_neighbour(world):
+    """So sensitivity has a floor that no radius gets below: the noise of two estimates."""
+    _, x, y, _ = world
+    with preserved_rng(0):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.Tanh(), nn.Linear(8, 5)).eval()
+        settings = {"method": "GradientShap", "n_samples": 4}
+        maps = quantus.explain(model, x.numpy(), y.numpy(), **settings)
+        metric = quantus.MaxSensitivity(
+            nr_samples=3,
+            lower_bound=1e-6,
+            normalise=False,
+            abs=False,
+            return_nan_when_prediction_changes=False,
+            **QUIET,
+        )
+        theirs = call(metric, model, x, y, maps, explain_func=quantus.explain, explain_func_kwargs=settings)
+    assert np.mean(theirs) > 1e-3
+    ours = sl.attribute(model, x, y, "gradient_shap", n=4, baselines=torch.zeros_like(x[:1]))
+    assert (sl.evaluate(model, x, y, ours, "max_sensitivity", samples=3, radius=1e-6) < 1e-4).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -11,9 +12,11 @@ import quantus
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from torch import nn
 
 import saliency_lab as sl
+from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.metrics import evaluate_detailed
 from saliency_lab.metrics.faithfulness import random_fills
 from saliency_lab.metrics.maps import descending_ranks
@@ -366,7 +369,77 @@ def test_efficient_mprt_is_the_relative_rise_of_entropy(scene):
     np.testing.assert_allclose(
         sl.evaluate(model, x, y, maps, "efficient_mprt", explain=gradient), want, rtol=1e-9
     )
-    assert histogram_entropy(torch.ones(1, 1, 4, 4), 10).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("bad", [0.0, 1.0, math.nan, math.inf])
+def test_efficient_mprt_of_a_randomised_map_without_a_histogram_is_undefined(scene, bad):
+    """And of the others it is what it is without the bad one."""
+    model, x, y, _ = scene
+    maps = gradient(model, x, y)
+
+    def partly(network, x, classes):
+        other = gradient(network, x, classes)
+        other[0] = bad
+        return other
+
+    found = evaluate_detailed(model, x, y, maps, "efficient_mprt", explain=partly)
+    sound = sl.evaluate(model, x, y, maps, "efficient_mprt", explain=gradient)
+    assert found.reasons[0] is not None and "constant, zero or not finite" in found.reasons[0]
+    np.testing.assert_array_equal(found.values[1:], sound[1:])
+    assert np.isnan(histogram_entropy(torch.full((1, 1, 4, 4), bad), 10)).all()
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_attack_metrics_rank_pixels(scene, absolute):
+    """All channels of a pixel together, as every metric that ranks does."""
+    model, x, y, _ = scene
+    maps, attacked = gradient(model, x, y), (x * 0.8 + 0.1).flip(3)
+    other = gradient(model, attacked, y)
+    a, b = ((m.abs() if absolute else m).double().sum(1).flatten(1).numpy() for m in (maps, other))
+    given = {"attacked": attacked, "explain": gradient, "absolute": absolute}
+    found = sl.evaluate(model, x, y, maps, "attack_rank_correlation", **given)
+    np.testing.assert_allclose(found, [spearmanr(*pair).statistic for pair in zip(a, b, strict=True)])
+    found = sl.evaluate(model, x, y, maps, "attack_top_k", k=0.1, **given)
+    top = [[set(np.argsort(-row, kind="stable")[:14]) for row in rows] for rows in (a, b)]
+    np.testing.assert_allclose(found, [len(p & q) / 14 for p, q in zip(*top, strict=True)])
+
+
+class _Tokens(nn.Module):
+    """A class token and an attention, neither of which has `reset_parameters`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), x[:, 0]], 1)
+        return self.head(self.attention(tokens, tokens, tokens)[0][:, 0])
+
+
+def test_every_parameter_is_randomised_also_of_attention_and_class_tokens():
+    model = _Tokens()
+    *_, last = randomised(model, "top_down", 0)
+    before = dict(model.named_parameters())
+    assert (
+        len(list(randomised(model, "independent", 0))) == 4
+    )  # the token, the attention, its output, the head
+    for name, parameter in last.named_parameters():
+        assert not torch.equal(parameter, before[name]) or name.endswith("bias"), name
+
+
+def test_layers_of_a_convolutional_network_are_drawn_by_their_own_initialisation():
+    """By name and seed, with the network's own order: the draws are those of `reset_parameters` alone."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, affine=False), nn.ReLU(), nn.Linear(4, 2))
+    networks = list(randomised(model, "bottom_up", 7))
+    assert len(networks) == 3
+    expected = copy.deepcopy(model)
+    for name in ("0", "1", "3"):
+        with preserved_rng(derive_seed(7, "randomised", name)):
+            expected.get_submodule(name).reset_parameters()
+    for key, value in expected.state_dict().items():
+        assert torch.equal(networks[-1].state_dict()[key], value)
 
 
 def test_random_logit_asks_for_another_class(scene):
