@@ -86,9 +86,10 @@ class Metric:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Ends of the range as numbers; infinite where it depends on the images or has no end."""
+        """Ends of the range as numbers; infinite where it depends on the images, is not known or has no end."""
         ends = []
-        for text, none in zip(self.range[1:-1].split(","), (-math.inf, math.inf), strict=True):
+        low, _, high = self.range[1:-1].partition(",")
+        for text, none in ((low, -math.inf), (high, math.inf)):
             try:
                 ends.append(float(text))
             except ValueError:

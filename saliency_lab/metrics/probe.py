@@ -13,6 +13,7 @@ from torchvision.transforms.functional import gaussian_blur
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows, device_of, undisturbed
 from saliency_lab._common.seeding import sample_seeds, sample_uniform
+from saliency_lab.attribution.task import dtype_of
 
 Output = Literal["probability", "logit"]
 """Which output of the label's class is read: after the softmax, or before it."""
@@ -77,7 +78,7 @@ class Probe:
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int) -> None:
         self.model = model
-        self.device = device_of(model)
+        self.device, self.dtype = device_of(model), dtype_of(model)
         self.images = x
         self.labels = y
         self.x = x.to(self.device)
@@ -106,7 +107,8 @@ class Probe:
         return self.remember(("seeds", purpose), lambda: sample_seeds(self.images, self.seed, purpose))
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (n, K) of images on the model's device, in one pass."""
+        """Logits (n, K) of images on the model's device, in one pass, in the model's own type."""
+        images = images.to(self.dtype)
         with undisturbed(self.model), torch.inference_mode():
             if self._layout is None:
                 try:
@@ -151,7 +153,8 @@ class Probe:
         return Answers(*(torch.cat(parts)[at] for parts in zip(*rows, strict=True)))
 
     def _answer(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = self.logits(images).float() if images.dtype != torch.float64 else self.logits(images)
+        logits = self.logits(images)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         at = labels[:, None]
         return (
             logits.gather(1, at)[:, 0].double(),

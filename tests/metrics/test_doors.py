@@ -444,3 +444,117 @@ def test_removals_that_change_nothing_are_not_asked(scene, small, name, monkeypa
     np.testing.assert_allclose(found.values, every.values, rtol=1e-12, atol=1e-12)
     if found.curve is not None:
         np.testing.assert_allclose(found.curve.values, every.curve.values, rtol=1e-12, atol=1e-12)
+
+
+class _Cast(nn.Module):
+    """A model of another type as one of float32, its parameters hidden."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.held, self.type = [model], next(model.parameters()).dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.held[0](x.to(self.type))
+
+
+@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_model_of_another_type_is_given_its_own(scene, small, name, dtype):
+    model, x, y, maps = scene
+    model = model.to(dtype)
+    found = sl.evaluate(model, x, y, maps, name, **small(name, x))
+    np.testing.assert_array_equal(found, sl.evaluate(_Cast(model), x, y, maps, name, **small(name, x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "name", ["max_sensitivity", "relative_representation_stability", "mprt", "random_logit"]
+)
+def test_maps_of_a_model_of_another_type_are_made_again(scene, name, dtype):
+    model, x, y, _ = scene
+    settings = {"samples": 2} if METRICS[name].family == "robustness" else {}
+    typed = model.to(dtype)
+
+    def gradient(_, x, classes):
+        assert x.dtype == dtype
+        x = x.clone().requires_grad_(True)
+        return torch.autograd.grad(_(x).gather(1, classes[:, None]).sum(), x)[0].float()
+
+    maps = sl.attribute(typed, x, y, "saliency")
+    found = sl.evaluate(typed, x, y, maps, name, **settings)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(
+        found, sl.evaluate(typed, x, y, maps.values, name, explain=gradient, **settings), rtol=1e-6
+    )
+    blurred = sl.attribute(typed, x, y, "integrated_gradients", baseline="blur")
+    assert np.isfinite(sl.evaluate(typed, x, y, blurred, name, **settings)).all()
+
+
+@pytest.mark.parametrize(("name", "engine"), CASES)
+def test_images_in_double_for_a_model_in_single_are_scored(scene, small, name, engine):
+    model, x, y, maps = scene
+    single = sl.evaluate(model, x, y, maps, name, engine=engine, **small(name, x))
+    double = sl.evaluate(model, x.double(), y, maps, name, engine=engine, **small(name, x.double()))
+    np.testing.assert_allclose(double, single, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_scores_under_no_grad_and_inference_mode_are_those_outside(scene, small, mode):
+    model, x, y, _ = scene
+
+    def own(model, x, y, maps):
+        x = x.requires_grad_(True)
+        return torch.autograd.grad(model(x).square().sum(), x)[0].flatten(1).sum(1)
+
+    maps = sl.attribute(model, x, y, "smoothgrad", n=3)
+    metrics = {name: small(name, x) for name in METRICS}
+    outside = evaluate_many(model, x, y, {"map": maps}, metrics)["map"]
+    own_outside = sl.evaluate(model, x, y, maps, own)
+    with mode():
+        x, y = x.clone(), y.clone()
+        maps = sl.attribute(model, x, y, "smoothgrad", n=3)
+        inside = evaluate_many(model, x, y, {"map": maps}, {name: small(name, x) for name in METRICS})["map"]
+        own_inside = sl.evaluate(model, x, y, maps, own)
+    for name in METRICS:
+        np.testing.assert_array_equal(inside[name].values, outside[name].values, err_msg=name)
+    np.testing.assert_array_equal(own_inside, own_outside)
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if METRICS[name].needs == "ranking"])
+def test_a_map_whose_pixels_have_no_order_is_not_scored_by_reading_order(scene, small, name):
+    """Magnitudes that are all alike; on RGB, channels whose sum is the same at every pixel."""
+    model, x, y, _ = scene
+    signs = torch.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
+    settings = small(name, x)
+    if "absolute" in METRICS[name].settings.model_fields:
+        found = evaluate_detailed(model, x, y, signs, name, **settings, absolute=True)
+        assert np.isnan(found.values).all()
+        assert set(found.reasons) == {"the map's magnitude is constant, so it ranks no pixel"}
+    if x.shape[1] == 3 and "absolute" in METRICS[name].settings.model_fields:
+        cancelling = torch.cat([signs[:, :1], -signs[:, :1], 0 * signs[:, :1]], 1)
+        found = evaluate_detailed(model, x, y, cancelling, name, **settings | {"absolute": False})
+        assert set(found.reasons) == {"the map is constant, so it ranks no pixel"}
+
+
+def test_a_radius_of_zero_is_refused(scene):
+    with pytest.raises(InputError, match=r"'radius'.*greater than 0"):
+        sl.evaluate(*scene, "max_sensitivity", radius=0)
+
+
+def test_a_mask_that_covers_the_image_is_the_reason_why_auc_is_undefined(scene):
+    model, x, y, maps = scene
+    for mask in (torch.ones, torch.zeros):
+        found = evaluate_detailed(model, x, y, maps, "auc", masks=mask(len(x), 1, 12, 12))
+        assert set(found.reasons) == {"the mask is empty, or covers the image"}
+
+
+def test_equal_maps_are_at_no_distance_however_many_there_are():
+    """Distances by products would put equal maps some 1e-8 apart from 26 samples on."""
+    source = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).eval()
+    x, y = torch.rand(40, 1, 6, 6, generator=source), torch.zeros(40, dtype=torch.int64)
+    maps = torch.rand(4, 1, 6, 6, generator=source).repeat(10, 1, 1, 1)
+    found = sl.evaluate(model, x, y, maps, "sufficiency", threshold=0.0)
+    classes = model(x).argmax(1).reshape(10, 4)
+    same = (classes[:, None] == classes[None]).double().sum(1) - 1  # of the nine others with the same map
+    np.testing.assert_allclose(found, (same / 9).flatten().numpy())

@@ -10,6 +10,7 @@ import torch
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError
 from saliency_lab.metrics import evaluate_detailed, evaluate_many
+from saliency_lab.metrics.own import own_metric
 
 QUIET = {"disable_warnings": True, "return_aggregate": False}
 
@@ -127,3 +128,7 @@ class TestMapsMadeAgain:
             sl.evaluate(
                 *scene, "max_sensitivity", samples=2, explain=lambda model, x, classes: torch.zeros(len(x))
             )
+
+
+def test_an_own_metric_has_no_bounds():
+    assert own_metric(lambda model, x, y, maps: torch.zeros(len(x))).bounds == (-np.inf, np.inf)
