@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from saliency_lab.cli.options import (
+    IMAGES,
     Checkpoints,
     DataName,
     DataRoot,
@@ -33,7 +34,7 @@ def attack(
     method: Annotated[str, typer.Option("--method", help="Attack (`saliency-lab list attacks`).")] = "pgd",
     data: DataName = None,
     data_root: DataRoot = None,
-    images: Images = 256,
+    images: Images = IMAGES,
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006 - typer copies it
     out: Store = Path("runs/study"),

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from saliency_lab.cli.options import (
+    IMAGES,
     Checkpoints,
     DataName,
     DataRoot,
@@ -32,7 +33,7 @@ def attribute(
     method: Methods = ["saliency"],  # noqa: B006 - typer copies it
     data: DataName = None,
     data_root: DataRoot = None,
-    images: Images = 64,
+    images: Images = IMAGES,
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006
     out: Store = Path("runs/study"),

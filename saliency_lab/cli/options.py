@@ -34,6 +34,8 @@ DataRoot = Annotated[
     typer.Option("--data-root", help="Folder of the data files; by default $SALIENCY_LAB_DATA, then ./data."),
 ]
 Images = Annotated[int, typer.Option("--images", min=1, help="How many test images, stratified by class.")]
+IMAGES = 100
+"""The default of all verbs, so that what they leave in one folder is about the same images."""
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the choice of images and of every draw.")]
 Store = Annotated[
     Path, typer.Option("--out", help="Folder of the results; what is there already is not computed again.")
@@ -46,7 +48,7 @@ NamedSettings = Annotated[
     typer.Option(
         "--set",
         metavar="NAME.KEY=VALUE",
-        help="A setting, such as integrated_gradients.steps=100; repeatable.",
+        help="A setting of what is named above, such as pgd.steps=100 or smoothgrad.n=50; repeatable.",
     ),
 ]
 
@@ -74,11 +76,26 @@ def named_settings(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict
 def open_study(
     checkpoints: Sequence[Path], data: str | None, root: Path | None, images: int, seed: int, store: Path
 ) -> Study:
-    """Load the models and draw the test images of a study kept in `store`."""
+    """Load the models and draw the test images of a study kept in `store`.
+
+    Raises
+    ------
+    InputError
+        If the folder holds a study of other images, whose list of results this one would replace.
+    """
     from saliency_lab.study import Study
+    from saliency_lab.study.manifest import read_manifest
+    from saliency_lab.study.sample import read_sample
 
     models = load_models(checkpoints)
-    return Study(models, draw_images(models, data, root, images, seed), store=store, seed=seed)
+    sample = draw_images(models, data, root, images, seed)
+    there = read_manifest(store)
+    if there is not None and (there.images, there.seed) != (read_sample(sample).images, seed):
+        raise InputError(
+            f"'{store}' holds a study of other images, or of another seed; name a folder of its own with "
+            "--out, or ask for the same images (--images, --seed, --data)"
+        )
+    return Study(models, sample, store=store, seed=seed)
 
 
 def load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
@@ -151,7 +168,8 @@ def draw_images(
     Raises
     ------
     InputError
-        If no data set is named, and a model was trained on other images than those found by its recipe.
+        If no data set is named, and a model was trained on other images than those found by its recipe; or
+        the images have another shape than a model takes.
     """
     from saliency_lab._common.settings import parse_settings
     from saliency_lab.data.catalogue import DATASETS
@@ -182,5 +200,12 @@ def draw_images(
                 raise InputError(
                     f"the model '{name}' was trained on other images than '{table['name']}' holds here; say "
                     f"which to look at: --data {table['name']}, or your own with --data module:attribute"
+                )
+    for name, each in cards.items():
+        for card in each:
+            if card and card.input_shape and tuple(card.input_shape) != tuple(found.input_shape):
+                raise InputError(
+                    f"the model '{name}' takes images of {tuple(card.input_shape)} (C, H, W), and those of "
+                    f"'{found.name}' are {tuple(found.input_shape)}"
                 )
     return found.test.sample(images, seed)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from saliency_lab.cli.options import (
+    IMAGES,
     Checkpoints,
     DataName,
     DataRoot,
@@ -34,7 +35,7 @@ def score(
     method: Methods = ["saliency", "integrated_gradients"],  # noqa: B006
     data: DataName = None,
     data_root: DataRoot = None,
-    images: Images = 64,
+    images: Images = IMAGES,
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006
     out: Store = Path("runs/study"),

@@ -27,6 +27,7 @@ from saliency_lab.cli.app import app
 from saliency_lab.cli.options import draw_images, load_models
 from saliency_lab.cli.output import print_table
 from saliency_lab.data import ImageData, Split
+from saliency_lab.study import Study
 from saliency_lab.training import door
 
 QUICK = [
@@ -213,6 +214,19 @@ def test_score_prints_a_table_and_writes_tidy_ones(models, tmp_path):
     assert len(pd.read_csv(tmp_path / "tables/scores.csv")) == len(table)
 
 
+def test_what_verbs_leave_in_one_folder_is_about_the_same_images(models, tmp_path):
+    score = ("score", models[0], "--method", "saliency", "--metric", "sparseness", "--out", tmp_path)
+    attack = ("attack", models[0], "--eps", 0.1, "--set", "pgd.steps=1", "--out", tmp_path)
+    for done in (call(*score, "--images", 8), call(*attack, "--images", 8)):
+        assert done.exit_code == 0, done.output
+    for options in (("--images", 9), ("--images", 8, "--seed", 1)):
+        refused = call(*attack, *options)
+        assert refused.exit_code == 2
+        assert "holds a study of other images" in refused.stderr and "--out" in refused.stderr
+    study = Study.load(tmp_path)
+    assert len(study.scores) == 8 and len(study.robustness) == 2 * 8
+
+
 def test_attack_takes_pixels_and_draws_a_picture(models, tmp_path):
     result = call(
         *("attack", *models, "--eps", "8/255", "--eps", 0.1, "--images", 8, "--set", "pgd.steps=2"),
@@ -325,7 +339,7 @@ def test_a_model_is_not_scored_on_other_images_than_it_was_trained_on(digits, mo
         refused = call("attack", *several, "--eps", 0.1, "--images", 8)
         assert refused.exit_code == 2
         assert "was trained on other images than 'digits' holds here" in refused.stderr
-    named = ("--data", "digits", "--images", 8, "--set", "pgd.steps=1")
+    named = ("--data", "digits", "--images", 8, "--set", "pgd.steps=1", "--out", "named")
     assert call("attack", "alike", "--eps", 0.1, *named).exit_code == 0
 
 
@@ -358,7 +372,9 @@ def test_an_image_folder_is_found_at_another_path(tmp_path, monkeypatch):
     assert call(*pick).exit_code == 0
     PIL.Image.fromarray(np.zeros((12, 12), np.uint8)).save("moved/test/dark/more.png")
     assert "other images than 'image_folder' holds here" in call(*pick).stderr
-    assert call(*pick, "--data", "image_folder").exit_code == 0  # at the size it was trained on
+    assert (
+        call(*pick, "--data", "image_folder", "--out", "other").exit_code == 0
+    )  # at the size it was trained on
 
 
 def test_two_runs_of_one_seed_are_not_two_seeds(models, tmp_path):
@@ -425,6 +441,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch):
         (["score", "MODEL", "--images", "100000"], ["100000", "359"]),
         (["attribute", "MODEL", "--method", "salency"], ["did you mean 'saliency'"]),
         (["attribute", "MODEL", "--set", "steps=3"], ["NAME.steps"]),
+        (["attribute", "MODEL", "--data", "planted", "--images", "4"], ["takes images of", "'planted'"]),
         (["study", "nowhere.toml"], ["nowhere.toml", "No such file"]),
         (["study", "STUDY", "--executor", "slurm"], ["--executor", "serial", "slurm"]),
         (["download", "minst"], ["did you mean 'mnist'"]),
