@@ -16,7 +16,7 @@ from saliency_lab._common.inference import device_of, undisturbed
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.attribution.catalogue import METHODS
-from saliency_lab.attribution.door import attribute
+from saliency_lab.attribution.door import attribute, ordinary_gradients
 from saliency_lab.attribution.similarity import rank_correlation, ssim
 from saliency_lab.attribution.target import TargetSpec
 from saliency_lab.attribution.task import dtype_of
@@ -73,6 +73,7 @@ class SanityCheck:
         return grid(None, columns, labels=list(self.maps), scale="panel")
 
 
+@ordinary_gradients()
 def sanity_check(
     model: nn.Module,
     x: Tensor,

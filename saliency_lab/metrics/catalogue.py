@@ -86,7 +86,7 @@ class Metric:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Ends of the range as numbers; infinite where it depends on the images, is not known or has no end."""
+        """Ends of the range as numbers; infinite where it depends on the images, is unknown or has no end."""
         ends = []
         low, _, high = self.range[1:-1].partition(",")
         for text, none in ((low, -math.inf), (high, math.inf)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -118,3 +119,11 @@ def test_bad_input_is_named(trained, digits_sample, options, message):
 def test_a_model_without_parameters_is_named(digits_sample):
     with pytest.raises(InputError, match="no layer with parameters"):
         sanity_check(nn.Flatten(), digits_sample.x, digits_sample.y)
+
+
+def test_under_inference_mode_it_is_the_same(net, batch):
+    x, y = batch
+    expected = sanity_check(net, x, y, ["saliency", "lrp"])
+    with torch.inference_mode():
+        found = sanity_check(net, x.clone(), y.clone(), ["saliency", "lrp"])
+    pd.testing.assert_frame_equal(found.table, expected.table)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError
@@ -64,3 +66,12 @@ def test_a_metric_that_makes_maps_again_is_refused_by_name(digits_sample, traine
 def test_order_is_of_the_methods_that_have_scores(before, after, share):
     first, second = (np.array(scores)[None, :, None] for scores in (before, after))
     np.testing.assert_allclose(_order(first, second, minor=True), [share])
+
+
+def test_under_inference_mode_it_is_the_same(digits_sample, trained):
+    x, y = (each[:20] for each in digits_sample)
+    maps = {name: sl.attribute(trained, x, y, name) for name in ("saliency", "input_x_gradient")}
+    expected = meta_evaluate(trained, x, y, maps, {"selectivity": {}}, draws=1)
+    with torch.inference_mode():
+        found = meta_evaluate(trained, x.clone(), y.clone(), maps, {"selectivity": {}}, draws=1)
+    pd.testing.assert_frame_equal(found, expected)
