@@ -44,6 +44,9 @@ class Store(Protocol):
     def read(self, kind: Kind, key: str) -> Content | None:
         """Return its content, None if it was never written; raise `DamagedCellError` if it is damaged."""
 
+    def describe(self, kind: Kind, key: str) -> Cell | None:
+        """Say what a cell depends on, without reading its content; None if it is not there or damaged."""
+
     def write(self, cell: Cell, content: Content) -> None:
         """Keep the content; an older one is replaced."""
 
@@ -67,6 +70,10 @@ class MemoryStore:
     def read(self, kind: Kind, key: str) -> Content | None:
         """Return its content, None if it was never written."""
         return self._cells[key][1] if key in self._cells else None
+
+    def describe(self, kind: Kind, key: str) -> Cell | None:
+        """Say what a cell depends on."""
+        return self._cells[key][0] if key in self._cells else None
 
     def write(self, cell: Cell, content: Content) -> None:
         """Keep the content."""
@@ -104,6 +111,14 @@ class FolderStore:
         """Return its content, None if there is no file; raise `DamagedCellError` if the file is damaged."""
         path = self.path(kind, key)
         return read_file(path)[1] if path.exists() else None
+
+    def describe(self, kind: Kind, key: str) -> Cell | None:
+        """Say what a cell depends on, from its file's header."""
+        try:
+            with safe_open(self.path(kind, key), framework="pt") as file:
+                return Cell(**json.loads(file.metadata()["cell"]))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
 
     def write(self, cell: Cell, content: Content) -> None:
         """Write the cell's file, atomically."""

@@ -423,10 +423,12 @@ class Study:
         Raises
         ------
         InputError
-            If there is no such model, or nothing has been scored or attacked yet.
+            If there is no such model, or nothing has been scored or attacked yet; or if something was done
+            to one model with other settings than to another (in another process, or before a merge).
         """
         from saliency_lab.study.comparison import Comparison
 
+        self._refuse_unlike_settings()
         return Comparison(
             self.scores,
             self.robustness,
@@ -442,6 +444,25 @@ class Study:
         """Answer the questions of `purpose`, by the intervals of `compare()`; each prints itself in words."""
         measured = len(self.scores) or len(self.robustness)
         return answer(self.purpose.claims, self.compare() if measured else None)
+
+    def _refuse_unlike_settings(self) -> None:
+        first: dict[tuple[str, str, str], tuple[str, dict[str, Any]]] = {}
+        for place, key in self._cells.items():
+            cell = self.store.describe(place.kind, key) if place.kind != "audit" else None
+            if cell is None:
+                continue
+            own = {name: cell.depends[name] for name in _SETTINGS if name in cell.depends}
+            own |= own.pop("settings", None) or {}
+            other, theirs = first.setdefault((place.kind, place.label, place.metric), (place.model, own))
+            differing = [name for name in own | theirs if own.get(name) != theirs.get(name)]
+            if differing:
+                what = f"'{place.metric}' of '{place.label}'" if place.metric else f"'{place.label}'"
+                name = differing[0]
+                raise InputError(
+                    f"{what} was run on '{other}' with {name} = {theirs.get(name)!r} and on '{place.model}' "
+                    f"with {name} = {own.get(name)!r}, which cannot be compared; run it on both with the "
+                    "same settings, or under another label on one of them"
+                )
 
     @property
     def cells(self) -> Mapping[Place, str]:
@@ -762,6 +783,10 @@ class _LazyMaps(Mapping[str, Attributions]):
 
     def __len__(self) -> int:
         return len(self._study._labels("maps"))
+
+
+_SETTINGS = ("method", "metric", "attack", "engine", "settings")
+"""What a cell depends on besides the network, the images, ε and the versions."""
 
 
 def _sharing(requests: Sequence[Request]) -> dict[str, dict[str, Request]]:

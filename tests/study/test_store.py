@@ -355,3 +355,34 @@ def test_versions_of_what_makes_a_cell_are_known() -> None:
         assert found
         assert "absent" not in found.values()
     assert "pyautoattack" in matters("attack")
+
+
+def test_models_are_not_compared_under_different_settings(
+    make_net: Callable[[int], nn.Module], tiny_sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    for name, steps in (("plain", 1), ("other", 2)):
+        study = Study({name: make_net(0 if name == "plain" else 1)}, tiny_sample, store=tmp_path)
+        study.attack("pgd", eps=0.1 * steps, steps=steps)
+        assert study.compare().models == [name]
+    with pytest.raises(
+        InputError, match="'pgd' was run on 'other' with steps = 2 and on 'plain' with steps = 1"
+    ):
+        Study.load(tmp_path).compare()
+    for name, n in (("plain", 2), ("other", 3)):
+        study = Study({name: make_net(0 if name == "plain" else 1)}, tiny_sample, store=tmp_path / name)
+        study.attribute({"smoothgrad": {"n": n}}).score("sparseness")
+    merged = Study.load(tmp_path / "plain").merge(tmp_path / "other")
+    with pytest.raises(
+        InputError, match="'smoothgrad' was run on 'plain' with n = 2 and on 'other' with n = 3"
+    ):
+        merged.compare()
+
+
+def test_models_attacked_at_other_radii_are_compared_where_both_were(
+    make_net: Callable[[int], nn.Module], tiny_sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    for name, eps in (("plain", [0.1, 0.2]), ("other", [0.1])):
+        study = Study({name: make_net(0 if name == "plain" else 1)}, tiny_sample, store=tmp_path)
+        study.attack("pgd", eps=eps, steps=1)
+    held = {measure.eps: set(measure.values) for measure in Study.load(tmp_path).compare().measures}
+    assert held == {0.0: {"plain", "other"}, 0.1: {"plain", "other"}, 0.2: {"plain"}}
