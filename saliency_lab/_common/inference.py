@@ -45,6 +45,28 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(flag)
 
 
+@contextmanager
+def unfit_images_told(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Turn an error inside into an `InputError`, if the model alone fails on one of these images.
+
+    Nothing is run before there is an error; any other passes as it is.
+    """
+    try:
+        yield
+    except RuntimeError:
+        dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), x.dtype)
+        image = x[:1].detach().to(device_of(model), dtype, copy=True)
+        try:
+            with undisturbed(model), torch.no_grad():
+                model(image)
+        except RuntimeError as problem:
+            said = str(problem).splitlines()[0]
+            raise InputError(
+                f"{type(model).__name__} does not take images of shape {tuple(x.shape[1:])} (C, H, W): {said}"
+            ) from problem
+        raise
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's parameters (or buffers; the CPU if it has neither).
 

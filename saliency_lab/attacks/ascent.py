@@ -8,7 +8,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from saliency_lab._common.errors import InputError
+
 Norm = Literal["linf", "l2"]
+
+
+def check_radius(eps: float, norm: Norm) -> float:
+    """Return ε, or refuse an L∞ radius beyond the image range.
+
+    >>> check_radius(8, "linf")
+    Traceback (most recent call last):
+    ...
+    saliency_lab._common.errors.InputError: eps is in image units, [0, 1]; did you mean "8/255"?
+    """
+    if norm == "linf" and eps > 1:
+        raise InputError(f'eps is in image units, [0, 1]; did you mean "{eps:g}/255"?')
+    return eps
 
 
 def _per_sample(eps: float | Tensor, x: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images, check_labels, parse_epsilon
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import chunk_rows, device_of, predict, undisturbed
+from saliency_lab._common.inference import chunk_rows, device_of, predict, undisturbed, unfit_images_told
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import fingerprint
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
-from saliency_lab.attacks.ascent import Norm
+from saliency_lab.attacks.ascent import Norm, check_radius
 from saliency_lab.attacks.methods import METHODS, Method, OwnAttack, method_of
 from saliency_lab.attacks.problem import Problem
 from saliency_lab.attacks.result import AttackResult
@@ -120,6 +120,7 @@ def _run(
 ) -> AttackResult:
     begun = time.perf_counter()
     norm: Norm = getattr(settings, "norm", "linf")
+    check_radius(float(eps.max()) if isinstance(eps, Tensor) else eps, norm)
     clean, y = check_batch(model, x, y)
     target = _check_target(target, y, clean.shape[1], method)
     guess = clean.argmax(1)
@@ -225,7 +226,7 @@ def check_model(model: nn.Module, x: Tensor) -> None:
         raise InputError(
             "the model was made under torch.inference_mode, so it has no gradients; make or load it outside"
         )
-    with undisturbed(model), torch.no_grad():
+    with unfit_images_told(model, x), undisturbed(model), torch.no_grad():
         image = x[:1].detach().to(device_of(model), copy=True)
         before = image.clone()
         model(image)

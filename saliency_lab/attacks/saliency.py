@@ -23,7 +23,7 @@ from saliency_lab._common.inference import chunk_rows, device_of, predict, undis
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Epsilon, Settings, parse_settings
-from saliency_lab.attacks.ascent import Norm, project, steepest
+from saliency_lab.attacks.ascent import Norm, check_radius, project, steepest
 from saliency_lab.attacks.door import check_model, gradients_recorded
 from saliency_lab.attacks.draws import ball_point
 from saliency_lab.attacks.gradient import step_lengths
@@ -149,7 +149,7 @@ def attack_map(
     if goal not in ("top_k", "mass_centre"):
         raise InputError(f"unknown goal '{goal}'; known: top_k, mass_centre")
     parsed = parse_settings(MapAttackSettings, settings, of="attack_map")
-    radius = parse_epsilon(eps)
+    radius = check_radius(parse_epsilon(eps), parsed.norm)
     check_images(x)
     images = x.detach().cpu()
     with preserved_rng(derive_seed(seed, "attack_map")), gradients_recorded():

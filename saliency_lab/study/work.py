@@ -15,6 +15,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of
 from saliency_lab._common.provenance import canonical, fingerprint, versions
 from saliency_lab._common.settings import parse_settings
+from saliency_lab.attacks.ascent import check_radius
 from saliency_lab.attacks.checklist import audit
 from saliency_lab.attacks.curve import robustness_curve
 from saliency_lab.attacks.methods import method_of
@@ -169,6 +170,7 @@ def attack_cell(model: str, images: str, request: Request, eps: Sequence[float],
     """Return the cell of one attack over a range of ε."""
     attack: Any = request.what
     settings = parse_settings(method_of(attack).settings, request.settings, of=f"attack '{request.label}'")
+    check_radius(max(eps), getattr(settings, "norm", "linf"))
     return Cell(
         "attack",
         {

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import derive_seed, generator
 from saliency_lab._common.settings import Epsilon, Settings
-from saliency_lab.attacks.ascent import Norm, projected_ascent, random_start
+from saliency_lab.attacks.ascent import Norm, check_radius, projected_ascent, random_start
 from saliency_lab.training.trunk import Part, run, trunk_and_head
 
 
@@ -34,8 +33,7 @@ class AttackSpec(Settings):
 
     @model_validator(mode="after")
     def _radius_in_image_units(self) -> AttackSpec:
-        if self.norm == "linf" and self.eps > 1:
-            raise InputError(f'eps is in image units, [0, 1]; did you mean "{self.eps:g}/255"?')
+        check_radius(self.eps, self.norm)
         return self
 
     def alpha(self, eps: float) -> float:
