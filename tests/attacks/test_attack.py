@@ -271,7 +271,7 @@ def test_a_model_without_a_gradient_is_said_aloud(case) -> None:
         ({"eps": "8/256/2"}, "8/255"),
         ({"eps": float("nan")}, "≥ 0"),
         ({"eps": 8}, 'did you mean "8/255"'),
-        ({"x": torch.zeros(7, 3, 8, 8)}, r"does not take images of shape \(3, 8, 8\)"),
+        ({"x": torch.zeros(7, 3, 8, 8).double()}, r"does not take images of shape \(3, 8, 8\)"),
         ({"method": "pdg"}, "did you mean 'pgd'"),
         ({"stesp": 3}, "did you mean 'steps'"),
         ({"steps": 0}, "'steps'"),
