@@ -9,6 +9,8 @@ from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of, undisturbed
 from saliency_lab._common.seeding import sample_normal, sample_seeds, sample_uniform
+from saliency_lab._common.settings import parse_settings
+from saliency_lab.metrics.catalogue import METRICS
 
 
 def test_mode_and_flags_come_back_after_an_exception():
@@ -83,3 +85,8 @@ def test_a_log_gets_whole_lines_now_and_then(capsys, monkeypatch):
     assert all(line.startswith("long: ") and "\r" not in line for line in lines)
     assert lines[-1].startswith("long: 2/2 [")
     assert "loss 1.0" in lines[-1]
+
+
+def test_a_setting_that_must_be_given_says_what_it_is():
+    with pytest.raises(InputError, match=r"'masks' must be given: `masks` \(N, 1, H, W\)"):
+        parse_settings(METRICS["pointing_game"].settings, {}, of="metric 'pointing_game'")

@@ -46,6 +46,13 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
+def gradients_recorded() -> Iterator[None]:
+    """Record gradients inside, also where the caller is under `torch.no_grad` or `torch.inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
 def unfit_images_told(model: nn.Module, x: Tensor) -> Iterator[None]:
     """Turn an error inside into an `InputError`, if the model alone fails on one of these images.
 
@@ -54,8 +61,7 @@ def unfit_images_told(model: nn.Module, x: Tensor) -> Iterator[None]:
     try:
         yield
     except RuntimeError:
-        dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), x.dtype)
-        image = x[:1].detach().to(device_of(model), dtype, copy=True)
+        image = x[:1].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
         try:
             with undisturbed(model), torch.no_grad():
                 model(image)
@@ -79,6 +85,11 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def dtype_of(model: nn.Module, otherwise: torch.dtype = torch.float32) -> torch.dtype:
+    """Return the model's floating-point type; `otherwise` for a model without parameters."""
+    return next((each.dtype for each in model.parameters() if each.is_floating_point()), otherwise)
 
 
 def chunk_rows(shape: torch.Size | tuple[int, ...]) -> int:

@@ -37,7 +37,7 @@ def parse_settings(model: type[S], given: Mapping[str, Any], *, of: str) -> S:
     try:
         return model.model_validate(dict(given))
     except ValidationError as error:
-        raise InputError(f"{of}: {_describe(error)}") from None
+        raise InputError(f"{of}: {_describe(error, model)}") from None
 
 
 def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> None:
@@ -56,13 +56,15 @@ _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
 
-def _describe(error: ValidationError) -> str:
+def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     """One clause a problem: the dotted key, the reason, and the value that was given."""
     clauses = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "missing":
+            clauses.append(f"'{key}' must be given: {(model.__doc__ or '').strip().splitlines()[0]}")
+            continue
         reason = problem["msg"].removeprefix("Value error, ")
-        told = problem["type"] in {"missing", "value_error"}
-        given = "" if told else f" (given: {_SHORT.repr(problem['input'])})"
+        given = "" if problem["type"] == "value_error" else f" (given: {_SHORT.repr(problem['input'])})"
         clauses.append(f"'{key}': {reason}{given}" if key else f"{reason}{given}")
     return "; ".join(clauses)

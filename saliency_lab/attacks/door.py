@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +11,15 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images, check_labels, parse_epsilon
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import chunk_rows, device_of, predict, undisturbed, unfit_images_told
+from saliency_lab._common.inference import (
+    chunk_rows,
+    device_of,
+    dtype_of,
+    gradients_recorded,
+    predict,
+    undisturbed,
+    unfit_images_told,
+)
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import fingerprint
 from saliency_lab._common.seeding import derive_seed, preserved_rng
@@ -98,13 +104,6 @@ def run(
     """
     with preserved_rng(derive_seed(seed, "attack")), gradients_recorded():
         return _run(model, x, y, method, settings, eps, seed, target, source)
-
-
-@contextmanager
-def gradients_recorded() -> Iterator[None]:
-    """Record gradients inside, also where the caller is under `torch.no_grad` or `torch.inference_mode`."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
 
 
 def _run(
@@ -219,7 +218,7 @@ def check_model(model: nn.Module, x: Tensor) -> None:
     InputError
         Says what would do. A changed input would be taken for a point of the ball.
     """
-    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), x.dtype)
+    dtype = dtype_of(model, x.dtype)
     if dtype != x.dtype:
         raise InputError(f"the model computes in {dtype}, but the images are {x.dtype}; use x.to({dtype})")
     if any(parameter.is_inference() for parameter in model.parameters()):

@@ -19,12 +19,12 @@ from torch.overrides import TorchFunctionMode
 
 from saliency_lab._common.checks import check_images, parse_epsilon
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import chunk_rows, device_of, predict, undisturbed
+from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, predict, undisturbed
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Epsilon, Settings, parse_settings
 from saliency_lab.attacks.ascent import Norm, check_radius, project, steepest
-from saliency_lab.attacks.door import check_model, gradients_recorded
+from saliency_lab.attacks.door import check_model
 from saliency_lab.attacks.draws import ball_point
 from saliency_lab.attacks.gradient import step_lengths
 from saliency_lab.attacks.problem import Problem

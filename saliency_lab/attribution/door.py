@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,13 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import device_of, undisturbed
+from saliency_lab._common.inference import (
+    device_of,
+    dtype_of,
+    gradients_recorded,
+    undisturbed,
+    unfit_images_told,
+)
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import fingerprint, versions
 from saliency_lab._common.seeding import preserved_rng
@@ -22,7 +27,7 @@ from saliency_lab._common.settings import parse_settings
 from saliency_lab.attribution.catalogue import METHODS, Explained
 from saliency_lab.attribution.result import Attributions
 from saliency_lab.attribution.target import Target, TargetSpec, describe_target, resolve_target
-from saliency_lab.attribution.task import Task, dtype_of, pass_rows
+from saliency_lab.attribution.task import Task, pass_rows
 
 OwnMethod = Callable[..., Tensor]
 """A user's method: `function(model, x, classes, **settings)` returns maps of the shape of `x`."""
@@ -81,7 +86,7 @@ def attribute(
     """
     started = time.perf_counter()
     name, run, parsed = _chosen(method, settings)
-    with ordinary_gradients(), undisturbed(model), preserved_rng(seed):
+    with gradients_recorded(), unfit_images_told(model, x), undisturbed(model), preserved_rng(seed):
         x = check_images(x).detach()
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)
         values = torch.empty(x.shape, dtype=torch.float32)
@@ -134,19 +139,12 @@ def attribute_beside(
     the points do to it, not by the draws. An own method's maps keep the type that it returns.
     """
     name, run, parsed = _chosen(method, settings)
-    with ordinary_gradients(), undisturbed(model), preserved_rng(seed):
+    with gradients_recorded(), undisturbed(model), preserved_rng(seed):
         points = check_images(points).detach()
         aim = Target(classes.cpu().clone(), None, int(classes.max()))
         parts = [maps for _, (maps, _) in _passes(name, run, parsed, seed, model, points, aim, originals)]
     made = torch.cat([part.cpu() for part in parts])
     return made.float() if isinstance(method, str) else made
-
-
-@contextmanager
-def ordinary_gradients() -> Iterator[None]:
-    """As outside of any `no_grad` or `inference_mode` that the caller may be in."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
 
 
 def _passes(

@@ -38,7 +38,7 @@ def find_layer(model: nn.Module, name: str | None) -> nn.Module:
         return cam_layer(model)
     modules = dict(model.named_modules())
     if name not in modules:
-        raise unknown_name("layer", name, modules)
+        raise unknown_name("layer", name, filter(None, modules))  # the model itself has no name
     return modules[name]
 
 

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import device_of, undisturbed
+from saliency_lab._common.inference import device_of, dtype_of, gradients_recorded, undisturbed
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.attribution.catalogue import METHODS
-from saliency_lab.attribution.door import attribute, ordinary_gradients
+from saliency_lab.attribution.door import attribute
 from saliency_lab.attribution.similarity import rank_correlation, ssim
 from saliency_lab.attribution.target import TargetSpec
-from saliency_lab.attribution.task import dtype_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,12 +72,12 @@ class SanityCheck:
         return grid(None, columns, labels=list(self.maps), scale="panel")
 
 
-@ordinary_gradients()
+@gradients_recorded()
 def sanity_check(
     model: nn.Module,
     x: Tensor,
     y: Tensor | None = None,
-    methods: Sequence[str] = ("saliency", "integrated_gradients", "guided_backprop", "edges"),
+    methods: str | Sequence[str] = ("saliency", "integrated_gradients", "guided_backprop", "edges"),
     *,
     target: TargetSpec = "label",
     seed: int = 0,
@@ -94,7 +93,7 @@ def sanity_check(
     model, x, y, target, seed
         As for `attribute`. A layer is drawn anew as it was before training (`reset_parameters`);
         normalisation layers go with the layer in front of them.
-    methods : sequence of str
+    methods : str or sequence of str
         Names of `list_methods()`.
     settings : mapping of method to settings, optional
 
@@ -103,6 +102,7 @@ def sanity_check(
     InputError
         As `attribute`; or if the model has no layer to randomise.
     """
+    methods = [methods] if isinstance(methods, str) else methods
     chosen = settings or {}
     if stray := set(chosen) - set(methods):
         raise InputError(f"settings are given for methods that are not checked: {', '.join(sorted(stray))}")

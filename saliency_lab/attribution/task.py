@@ -16,11 +16,6 @@ from saliency_lab.attribution.calls import Rule
 from saliency_lab.attribution.target import Target
 
 
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """The model's floating-point type; float32 for a model without parameters."""
-    return next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
-
-
 def pass_rows(shape: torch.Size, *, backward: bool) -> int:
     """How many images of `shape` one pass holds: half as many when it also goes back.
 

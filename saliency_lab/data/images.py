@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -87,8 +88,10 @@ class Split:
         InputError
             If n < 1 or the split holds fewer than n images.
         """
-        if not 1 <= n <= len(self):
-            raise InputError(f"n must be in 1 … {len(self)}, the number of images in this split, not {n}")
+        if not isinstance(n, Integral) or not 1 <= n <= len(self):
+            raise InputError(
+                f"n must be a whole number in 1 … {len(self)}, the number of images in this split, not {n!r}"
+            )
         return self.batch(stratified_order(self.labels, seed, "sample")[:n])
 
     def select(self, indices: Tensor) -> Split:

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError, SaliencyLabError
-from saliency_lab._common.inference import chunk_rows
+from saliency_lab._common.inference import chunk_rows, gradients_recorded, unfit_images_told
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import fingerprint
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attribution import Attributions
-from saliency_lab.attribution.door import ordinary_gradients
 from saliency_lab.metrics.catalogue import METRICS, Case, Curve, Engine, Metric, Outcome
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import check_maps, take_maps, unusable
@@ -193,7 +192,7 @@ def run_jobs(
     model: nn.Module, x: Tensor, y: Tensor, attributions: Mapping[str, Any], jobs: list[Job], seed: int
 ) -> dict[str, list[Scores]]:
     """Score each method's maps by each job, block by block, so that memory does not grow with the samples."""
-    with ordinary_gradients():
+    with gradients_recorded():
         return _run(
             model, check_images(x).detach().cpu(), check_labels(y, len(x)).cpu(), attributions, jobs, seed
         )
@@ -268,12 +267,8 @@ def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> N
     if not read:
         return
     few = Probe(model, x[:4], y[:4], seed=0)
-    try:
+    with unfit_images_told(model, x):
         logits = few.logits(few.x)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise InputError(f"the model does not take images of shape {tuple(x.shape[1:])}: {error}") from error
     check_labels(y, len(y), logits.shape[1])
     if "probability" in read:
         require_logits(logits)

@@ -39,10 +39,10 @@ def check_maps(attributions: Any, x: Tensor, *, of: str = "attributions") -> Ten
         raise InputError(f"{of} must be real numbers, not {values.dtype}") from None
     if maps.is_complex():
         raise InputError(f"{of} must be real numbers, not {maps.dtype}")
-    one_channel = (len(x), 1, *x.shape[2:])
-    if tuple(maps.shape) not in {tuple(x.shape), one_channel}:
+    shapes = dict.fromkeys([tuple(x.shape), (len(x), 1, *x.shape[2:])])  # all channels, or one for them
+    if tuple(maps.shape) not in shapes:
         raise InputError(
-            f"{of} must have the images' shape {tuple(x.shape)} or {one_channel}, not {tuple(maps.shape)}"
+            f"{of} must have the images' shape {' or '.join(map(str, shapes))}, not {tuple(maps.shape)}"
         )
     return maps
 

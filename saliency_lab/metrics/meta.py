@@ -16,9 +16,9 @@ from scipy.stats import wilcoxon
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import gradients_recorded
 from saliency_lab._common.seeding import generator, sample_normal, sample_seeds, sample_uniform
 from saliency_lab.attribution import Attributions
-from saliency_lab.attribution.door import ordinary_gradients
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.metrics.evaluation import evaluate_many
 from saliency_lab.metrics.explainer import Explainer
@@ -34,7 +34,7 @@ MINOR_WEIGHTS, DISRUPTIVE_WEIGHTS = 0.001, 2.0
 """Standard deviation of the factor (mean 1) that each weight is multiplied with."""
 
 
-@ordinary_gradients()
+@gradients_recorded()
 def meta_evaluate(
     model: nn.Module,
     x: Tensor,

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import chunk_rows, device_of, undisturbed
+from saliency_lab._common.inference import chunk_rows, device_of, dtype_of, undisturbed
 from saliency_lab._common.seeding import sample_seeds, sample_uniform
-from saliency_lab.attribution.task import dtype_of
 
 Output = Literal["probability", "logit"]
 """Which output of the label's class is read: after the softmax, or before it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
 import json
 from datetime import UTC, datetime
@@ -121,8 +122,8 @@ def load_model(
         weights = weights_path.read_bytes()
     except OSError as error:
         raise CheckpointError(
-            f"no checkpoint at '{weights_path}' ({error.strerror}); name the folder that holds {WEIGHTS}, "
-            "train the model first, or name one of list_zoo()"
+            f"no checkpoint at '{weights_path}' ({error.strerror}); {_hint(Path(path))}name the folder that "
+            f"holds {WEIGHTS}, train the model first, or name one of list_zoo()"
         ) from error
     digest = hashlib.sha256(weights).hexdigest()
     card = (
@@ -216,6 +217,15 @@ def _parse_card(path: Path) -> ModelCard:
         raise CheckpointError(
             f"the card '{path}' is damaged ({reason}); copy it again, or train the model again"
         ) from error
+
+
+def _hint(folder: Path) -> str:
+    """A name of the zoo that was meant, or a checkpoint that lies deeper."""
+    near = difflib.get_close_matches(folder.as_posix(), zoo_names(), n=1, cutoff=0.8)
+    if near:
+        return f"did you mean '{near[0]}'? Otherwise "
+    inside = sorted(path.parent for path in folder.glob(f"*/{CARD}"))
+    return f"there is one in '{inside[0]}'; otherwise " if inside else ""
 
 
 def _built(card: ModelCard, path: Path) -> nn.Module:

@@ -354,3 +354,16 @@ def test_a_model_in_bfloat16(name, baseline, net, batch):
     expected = attribute(net, x, y, name, **settings).values
     assert maps.dtype == torch.float32
     assert maps.isfinite().all() and 0.5 < float(maps.norm() / expected.norm()) < 2
+
+
+def test_images_that_the_model_does_not_take_are_named(net: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"does not take images of shape \(3, 12, 12\)"):
+        attribute(net, torch.rand(2, 3, 12, 12), target=0)
+
+
+def test_an_error_of_a_method_of_ones_own_stays_as_it_is(net: nn.Module) -> None:
+    def broken(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        attribute(net, torch.rand(2, 1, 12, 12), target=0, method=broken)

@@ -222,3 +222,11 @@ def test_a_model_comes_back_in_the_precision_it_was_saved_in(tmp_path: Path) -> 
     assert torch.equal(loaded(x), model(x))
     single = sl.load_model(tmp_path, model=sl.build_model("resnet8", input_shape=(3, 16, 16)))
     assert {tensor.dtype for tensor in single.parameters()} == {torch.float32}
+
+
+def test_a_name_or_folder_that_was_meant_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="did you mean 'digits/at'"):
+        sl.load_model("digits/att")
+    sl.save_model(sl.build_model("small_cnn", num_classes=2, input_shape=(1, 8, 8)), tmp_path / "seed-0")
+    with pytest.raises(CheckpointError, match=r"there is one in '.*seed-0'"):
+        sl.load_model(tmp_path)
