@@ -52,6 +52,9 @@ def gradients_recorded() -> Iterator[None]:
         yield
 
 
+_UNFIT = (RuntimeError, ValueError, AssertionError)  # what models raise of images they were not made for
+
+
 @contextmanager
 def unfit_images_told(model: nn.Module, x: Tensor) -> Iterator[None]:
     """Turn an error inside into an `InputError`, if the model alone fails on one of these images.
@@ -60,13 +63,15 @@ def unfit_images_told(model: nn.Module, x: Tensor) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError:
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except _UNFIT:
         image = x[:1].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
         try:
             with undisturbed(model), torch.no_grad():
                 model(image)
-        except RuntimeError as problem:
-            said = str(problem).splitlines()[0]
+        except _UNFIT as problem:
+            said = f"{problem}".partition("\n")[0]
             raise InputError(
                 f"{type(model).__name__} does not take images of shape {tuple(x.shape[1:])} (C, H, W): {said}"
             ) from problem

@@ -62,7 +62,8 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "missing":
-            clauses.append(f"'{key}' must be given: {(model.__doc__ or '').strip().splitlines()[0]}")
+            said = (model.__doc__ or "").strip().splitlines()[0]
+            clauses.append(f"'{key}' must be given" + (f": {said}" if f"`{key}`" in said else ""))
             continue
         reason = problem["msg"].removeprefix("Value error, ")
         given = "" if problem["type"] == "value_error" else f" (given: {_SHORT.repr(problem['input'])})"

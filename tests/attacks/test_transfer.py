@@ -94,7 +94,7 @@ class Takes(nn.Module):
         (Takes(3), "tells 3 classes apart, and the model attacked 5"),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(9, 5)).double(),
-            r"cannot read images of the shape \(1, 8, 8\)",
+            r"does not take images of shape \(1, 8, 8\)",
         ),
         (nn.Linear(2, 2), "computes in torch.float32"),
         (nn.Identity(), "must return logits"),

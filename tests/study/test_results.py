@@ -12,7 +12,7 @@ from saliency_lab.cli.app import app
 from saliency_lab.study import Study, list_studies
 from saliency_lab.study.declaration import bundled_study, read_declaration
 from saliency_lab.study.declared import run_declared, training_runs
-from saliency_lab.training import load_recipe
+from saliency_lab.training import list_recipes, load_recipe
 
 TOML = """
 title = "Small | study"
@@ -112,11 +112,8 @@ def test_the_validation_split_is_not_the_test_split(tmp_path: Path) -> None:
     assert not any((image == shown["test"]).flatten(1).all(1).any() for image in shown["val"])
 
 
-PAGES = [
-    page
-    for page in sorted((Path(__file__).parents[2] / "docs/results").glob("*.md"))
-    if page.name != "README.md"
-]
+ROOT = Path(__file__).parents[2]
+PAGES = [page for page in sorted((ROOT / "docs/results").glob("*.md")) if page.name != "README.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -133,15 +130,28 @@ def test_a_page_of_the_documentation_is_of_its_study_as_it_is(page: Path, tmp_pa
     assert declared.about.strip() in text
 
 
+def _table(file: str, head: str) -> list[list[str]]:
+    """The rows of a Markdown table that begins with `head`, its own head first."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    lines = text[text.index(head) :].split("\n\n")[0].splitlines()
+    rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
+    return [rows[0], *rows[2:]]
+
+
 def test_the_readme_shows_what_the_page_says() -> None:
-    root = Path(__file__).parents[2]
-
-    def table(text: str) -> list[list[str]]:
-        lines = text[text.index("| model | unattacked") :].split("\n\n")[0].splitlines()
-        rows = [line.strip("| ").split(" | ") for line in lines]
-        return [rows[0], *rows[2:]]
-
-    shown = table((root / "README.md").read_text(encoding="utf-8"))
-    page = table((root / "docs/results/mnist.md").read_text(encoding="utf-8"))
+    shown, page = (_table(file, "| model | unattacked") for file in ("README.md", "docs/results/mnist.md"))
     kept = [page[0].index(name) for name in shown[0]]
     assert len(kept) > 3 and shown == [[row[i] for i in kept] for row in page]
+
+
+def test_the_table_of_the_recipes_is_that_of_their_page() -> None:
+    page = "docs/results/mnist-recipes.md"
+    trained = _table(page, "| model | recipe | network")
+    at = trained[0].index("s/epoch")
+    expected = [
+        [*row, str(min(int(run[at]) for run in trained[1:] if run[0] == row[0]))]
+        for row in _table(page, "| model | unattacked")[1:]
+    ]
+    assert _table("docs/training.md", "| recipe | unattacked")[1:] == expected
+    known = {name.removeprefix("mnist/") for name in list_recipes().index if name.startswith("mnist/")}
+    assert {row[0] for row in expected} == known

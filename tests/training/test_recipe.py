@@ -96,7 +96,7 @@ def test_a_users_recipe_is_not_called_what_it_extends_is_called(tmp_path):
         ('[data]\nname = "digits"\n[objective]\nname = "sgt"\nranking = "abs"', ["ranking", "'absolute'"]),
         ('[data]\nname = "digits"\n[objective]\nweight = 1.0', ["objective's name"]),
         ('[data]\nname = "digits"\n[training]\npatience = 3', ["patience", "select"]),
-        ("[attack]\neps = 0.1", ["'data'", "required"]),
+        ("[attack]\neps = 0.1", ["'data' must be given"]),
         ("[data\nname", ["not valid TOML"]),
         ('extends = "nowhere"', ["nowhere.toml"]),
         ('extends = "mine"', ["extends itself"]),
