@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images, check_labels, parse_epsilon
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import (
     chunk_rows,
     device_of,
@@ -21,7 +22,6 @@ from saliency_lab._common.inference import (
     unfit_images_told,
 )
 from saliency_lab._common.progress import progress
-from saliency_lab._common.provenance import fingerprint
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.ascent import Norm, check_radius

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import (
     device_of,
     dtype_of,
@@ -21,7 +22,7 @@ from saliency_lab._common.inference import (
     unfit_images_told,
 )
 from saliency_lab._common.progress import progress
-from saliency_lab._common.provenance import fingerprint, versions
+from saliency_lab._common.provenance import versions
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attribution.catalogue import METHODS, Explained

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
+from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.html import facts, strip
-from saliency_lab._common.provenance import fingerprint
 from saliency_lab.attribution.catalogue import METHODS, settings_of_rows
 from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
 

@@ -105,7 +105,7 @@ def load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
     one name differ, the keys in which they do follow: "sgt (objective.fraction=0.1)"; so do the data, where
     one recipe saw different images. A checkpoint that tells no recipe goes by its folder.
     """
-    from saliency_lab._common.provenance import fingerprint
+    from saliency_lab._common.fingerprints import fingerprint
     from saliency_lab.models import card_of
     from saliency_lab.study.checkpoints import load_checkpoint
 

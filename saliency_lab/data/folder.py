@@ -19,8 +19,8 @@ from torch import Tensor
 
 from saliency_lab._common.errors import DataNotFoundError, InputError
 from saliency_lab._common.files import atomic_path
+from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.progress import progress
-from saliency_lab._common.provenance import fingerprint
 from saliency_lab.data.images import Split
 from saliency_lab.data.pictures import eight_bit, is_grey
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.html import facts, side_by_side, strip
-from saliency_lab._common.provenance import fingerprint
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab.data.pictures import eight_bit
 

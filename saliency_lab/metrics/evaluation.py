@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import chunk_rows, gradients_recorded, unfit_images_told
 from saliency_lab._common.progress import progress
-from saliency_lab._common.provenance import fingerprint
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attribution import Attributions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saliency_lab._common.provenance import fingerprint
+from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab.metrics.catalogue import Curve, Outcome
 from saliency_lab.metrics.probe import Answers, Baseline, Probe
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.provenance import fingerprint
+from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.seeding import sample_uniform
 from saliency_lab._common.settings import Epsilon
 from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 import saliency_lab
-from saliency_lab._common.provenance import fingerprint, versions
+from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.provenance import versions
 
 Kind = Literal["maps", "scores", "attack", "audit"]
 

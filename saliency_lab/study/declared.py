@@ -17,9 +17,9 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError, SaliencyLabError, TrainingError, unknown_name
+from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.plugins import import_module
 from saliency_lab._common.progress import no_progress
-from saliency_lab._common.provenance import fingerprint
 from saliency_lab.data import ImageData
 from saliency_lab.data.images import Split, stratified_order
 from saliency_lab.data.located import LocatedSplit

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.provenance import fingerprint
+from saliency_lab._common.fingerprints import fingerprint
 
 
 @dataclass(frozen=True, eq=False)

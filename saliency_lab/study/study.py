@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError, SaliencyLabError, unknown_name
 from saliency_lab._common.files import writable_folder, write_table
+from saliency_lab._common.fingerprints import fingerprint, model_fingerprint
 from saliency_lab._common.html import facts, strip
-from saliency_lab._common.provenance import fingerprint, model_fingerprint
 from saliency_lab.attribution import Attributions
 from saliency_lab.models import card_of
 from saliency_lab.study import work

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import parse_epsilon
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.fingerprints import canonical, fingerprint
 from saliency_lab._common.inference import device_of
-from saliency_lab._common.provenance import canonical, fingerprint, versions
+from saliency_lab._common.provenance import versions
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.ascent import check_radius
 from saliency_lab.attacks.checklist import audit

@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import predict
 from saliency_lab._common.plugins import import_module, import_object, made
-from saliency_lab._common.provenance import model_fingerprint
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.data import ImageData, load_dataset
 from saliency_lab.models import ModelCard, build_model, card_of, load_model, save_model

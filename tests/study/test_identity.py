@@ -24,7 +24,7 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.provenance import canonical, fingerprint, model_fingerprint
+from saliency_lab._common.fingerprints import canonical, fingerprint, model_fingerprint
 from saliency_lab.study import Study
 
 
@@ -269,7 +269,7 @@ def test_what_cannot_be_told_is_refused() -> None:
 
 ELSEWHERE = """
 import re
-from saliency_lab._common.provenance import canonical, model_fingerprint, nn
+from saliency_lab._common.fingerprints import canonical, model_fingerprint, nn
 class Net(nn.Module):
     sizes = {"p", "q", "r"}
     def forward(self, x):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
-from saliency_lab._common.provenance import canonical
+from saliency_lab._common.fingerprints import canonical
 from saliency_lab.study import Study
 from saliency_lab.study.cells import matters
 
