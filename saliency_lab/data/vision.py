@@ -39,7 +39,8 @@ class Source:
         if not folder.is_dir() and not download:
             raise DataNotFoundError(
                 f"data set '{self.name}' was looked for in '{folder}', which does not exist. "
-                f"Fetch it with load_dataset('{self.name}', download=True), or name the folder that holds "
+                f"Fetch it with load_dataset('{self.name}', download=True), on the command line with "
+                f"`saliency-lab download {self.name}`, or name the folder that holds "
                 f"'{self.subfolder}' with root=… or the environment variable SALIENCY_LAB_DATA."
             )
         constructor = getattr(datasets, self.constructor)
@@ -60,7 +61,8 @@ class Source:
             raise DataNotFoundError(
                 f"data set '{self.name}' in '{folder}' is incomplete or damaged: "
                 f"{_damage(folder) or str(error).splitlines()[0]}. "
-                f"Delete that folder and fetch it again with load_dataset('{self.name}', download=True)."
+                f"Delete that folder and fetch it again with load_dataset('{self.name}', download=True), or "
+                f"`saliency-lab download {self.name}`."
             ) from error
         train, test = (Split(_as_uint8(part.data), torch.as_tensor(part.targets).long()) for part in parts)
         classes = (name.split(" - ")[0] for name in parts[0].classes)  # MNIST's are "0 - zero" …
