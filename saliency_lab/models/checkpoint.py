@@ -72,7 +72,7 @@ def _finished(card: ModelCard, model: nn.Module, weights: bytes) -> ModelCard:
 def _own_card(model: nn.Module, weights: bytes) -> ModelCard:
     """The model's own card, or what of it still holds."""
     card = card_of(model) or ModelCard()
-    if card.architecture != CUSTOM and not _is_built_as(card, model):
+    if card.architecture != architecture_of(model):
         return ModelCard()
     if card.sha256 in ("", hashlib.sha256(weights).hexdigest()):
         return card
@@ -81,15 +81,16 @@ def _own_card(model: nn.Module, weights: bytes) -> ModelCard:
     )
 
 
-def _is_built_as(card: ModelCard, model: nn.Module) -> bool:
-    """Whether the layers are those of the card's architecture: one may have been replaced since."""
-    if card.num_classes is None or card.input_shape is None:
-        return False
+def architecture_of(model: nn.Module) -> str:
+    """The name by which `build_model` makes this module; "custom" also where a layer was replaced since."""
+    card = card_of(model)
+    if card is None or card.architecture == CUSTOM or card.num_classes is None or card.input_shape is None:
+        return CUSTOM
     try:
         built = build_model(card.architecture, num_classes=card.num_classes, input_shape=card.input_shape)
     except SaliencyLabError:
-        return False
-    return repr(built) == repr(model)
+        return CUSTOM
+    return card.architecture if repr(built) == repr(model) else CUSTOM
 
 
 def load_model(

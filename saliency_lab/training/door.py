@@ -23,7 +23,7 @@ from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.data import ImageData, load_dataset
 from saliency_lab.models import ModelCard, build_model, card_of, load_model, save_model
 from saliency_lab.models.card import CUSTOM
-from saliency_lab.models.checkpoint import put_card
+from saliency_lab.models.checkpoint import architecture_of, put_card
 from saliency_lab.training.loop import Fitted, Trainer
 from saliency_lab.training.recipe import DataSource, Recipe, load_recipe, nested
 from saliency_lab.training.run import RunFolder
@@ -102,7 +102,7 @@ def train(
         with preserved_rng():
             fitted: Fitted = fabric.launch(_fit, settled, data, net, run)  # type: ignore[arg-type]
         net.load_state_dict(fitted.weights)
-        architecture = CUSTOM if own is not None else settled.model.name
+        architecture = settled.model.name if own is None else _architecture(own, data)
         put_card(net, _card(settled, data, fitted, architecture, classes, named=named))
         if run is not None and fabric.is_global_zero:
             net.card = save_model(net, run.path, card_of(net))  # type: ignore[assignment]
@@ -249,6 +249,12 @@ def _build(recipe: Recipe, data: ImageData) -> nn.Module:
         std=std,
         seed=recipe.seed,
     )
+
+
+def _architecture(own: nn.Module, data: ImageData) -> str:
+    """What a card calls the module that was given: by name where `build_model` makes it for these images."""
+    card = card_of(own)
+    return architecture_of(own) if card and card.input_shape == data.input_shape else CUSTOM
 
 
 def _card(

@@ -570,6 +570,20 @@ class Quadratic(Objective):
         return {"quadratic": (step.logits(step.x) - nn.functional.one_hot(step.y, 3)).square().mean()}
 
 
+def test_a_built_model_that_was_trained_is_known_by_its_name(images, tmp_path):
+    shape, classes = images.input_shape, len(images.classes)
+    built = sl.build_model("small_cnn", num_classes=classes, input_shape=shape)
+    model = sl.train("digits/standard", images, model=built, out=tmp_path, overrides=TINY)
+    assert model.card.architecture == "small_cnn"
+    again = sl.load_model(tmp_path)  # no module is needed
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    other = sl.build_model("small_cnn", num_classes=classes, input_shape=shape)
+    first = next(name for name, module in other.named_modules() if isinstance(module, nn.ReLU))
+    other.set_submodule(first, nn.GELU())
+    changed = sl.train("digits/standard", images, model=other, overrides=TINY)
+    assert changed.card.architecture == "custom"
+
+
 def test_a_users_own_objective_as_an_object(images):
     recipe = sl.load_recipe("digits/standard", TINY)
     model = sl.train(recipe.model_copy(update={"objective": Quadratic()}), images)
