@@ -10,6 +10,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of, undisturbed
 from saliency_lab._common.seeding import sample_normal, sample_seeds, sample_uniform
 from saliency_lab._common.settings import parse_settings
+from saliency_lab.attribution import attribute
 from saliency_lab.metrics.catalogue import METRICS
 
 
@@ -23,6 +24,15 @@ def test_mode_and_flags_come_back_after_an_exception():
         raise KeyError
     assert [module.training for module in model] == [True, False, True]
     assert [p.requires_grad for p in model.parameters()] == [True, True, False, True]
+
+
+def test_a_model_that_looks_at_the_batch_in_eval_mode_is_warned_about(recwarn):
+    sound = nn.Sequential(nn.BatchNorm2d(1), nn.InstanceNorm2d(1))
+    with undisturbed(sound):
+        assert not recwarn.list
+    blind = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(16, 2))
+    with pytest.warns(UserWarning, match="Sequential has batch .* depends on the others of its pass"):
+        attribute(blind, torch.rand(3, 1, 4, 4), target=0)
 
 
 def test_what_is_no_module_is_said():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.memory import keep_memory
@@ -22,7 +24,8 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     """Yield `model` in eval mode with parameters that take no gradient; restore both on leaving.
 
     Every module's own `training` flag and every parameter's `requires_grad` are put back, also
-    when an exception is raised. Inputs may still take gradients inside.
+    when an exception is raised. Inputs may still take gradients inside. A model whose batch normalisation
+    looks at the batch also in eval mode is warned about.
 
     Raises
     ------
@@ -32,6 +35,13 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     _check_module(model)
     keep_memory()
     modes = [(module, module.training) for module in model.modules()]
+    if any(isinstance(module, _BatchNorm) and module.running_mean is None for module, _ in modes):
+        warnings.warn(
+            f"{type(model).__name__} has batch normalisation without running statistics, so what it says of "
+            "an image depends on the others of its pass, and so does every result here; let it track them "
+            "(track_running_stats=True) and train it again, or use another normalisation",
+            stacklevel=3,
+        )
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.eval()
