@@ -80,7 +80,7 @@ def robustness(
         ax.set_title(title, loc="left")
     ends = {name: float(table["accuracy"].iloc[-1]) for name, table in tables.items()}
     if len(ends) > len(PALETTE):
-        fig.legend(loc="outside right upper")  # a colour alone no longer tells a line
+        fig.legend(loc="outside right upper", handlelength=3.5)  # a colour alone no longer tells a line
     else:
         _name_lines(ax, ends, colour)
     counts = {int(table["n"].iloc[0]) for table in tables.values() if "n" in table}
