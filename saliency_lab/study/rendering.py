@@ -79,7 +79,7 @@ def _title(comparison: Comparison) -> str:
     table = comparison._table
     images = max(next(iter(measure.values.values())).shape[1] for measure in comparison.measures)
     seeds = int(table["seeds"].max())
-    over = f"{images} images" + (f" and up to {seeds} seeds" if seeds > 1 else "")
+    over = f"{images} image{'s' if images > 1 else ''}" + (f" and up to {seeds} seeds" if seeds > 1 else "")
     models = f"{len(comparison.models)} model{'s' if len(comparison.models) > 1 else ''}"
     return f"{models} on {over}: mean [{100 * comparison.level:g} % interval]"
 
