@@ -13,6 +13,8 @@ from pydantic import Field, field_validator
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.study.claims import Purpose
+from saliency_lab.study.comparison import ACCURACY, ROBUST
+from saliency_lab.study.work import read_attacks, read_eps, read_requests
 from saliency_lab.training.recipe import DataSource, recipes_folder
 
 NamedSettings = dict[str, dict[str, Any]]
@@ -75,6 +77,27 @@ class Declaration(Purpose):
     def purpose(self) -> Purpose:
         """What it asks, without how it is found out."""
         return Purpose(**{name: getattr(self, name) for name in Purpose.model_fields})
+
+    def check(self) -> None:
+        """Refuse a study that measures nothing, and a baseline or claim about what it has not.
+
+        Raises
+        ------
+        InputError
+            If so; the recipes are looked at by `training_runs`.
+        """
+        models = [*self.recipes, *self.models]
+        if self.baseline is not None and self.baseline not in models:
+            raise unknown_name("baseline:", self.baseline, models)
+        measured = [ACCURACY, ROBUST] if self.attacks else []
+        if self.metrics:
+            measured += [request.label for request in read_requests(self.metrics, "metric")]
+        if not measured:
+            raise InputError("the study measures nothing; give metrics (and methods), or attacks")
+        methods = [each.label for each in read_requests(self.methods, "method")] if self.methods else []
+        attacks = {each.label: read_eps(each.settings["eps"]) for each in read_attacks(self.attacks)}
+        for claim in self.claims:
+            claim.check(models, measured, methods, attacks)
 
     @field_validator("seeds")
     @classmethod

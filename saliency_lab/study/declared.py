@@ -16,7 +16,7 @@ import pandas as pd
 from filelock import FileLock
 from torch import Tensor, nn
 
-from saliency_lab._common.errors import InputError, SaliencyLabError, TrainingError, unknown_name
+from saliency_lab._common.errors import InputError, SaliencyLabError, TrainingError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.plugins import import_module
 from saliency_lab._common.progress import no_progress
@@ -26,12 +26,12 @@ from saliency_lab.data.located import LocatedSplit
 from saliency_lab.models import build_model
 from saliency_lab.models.checkpoint import zoo_names
 from saliency_lab.study.checkpoints import load_checkpoint
-from saliency_lab.study.comparison import ACCURACY, ROBUST, Comparison
+from saliency_lab.study.comparison import Comparison
 from saliency_lab.study.declaration import Declaration
 from saliency_lab.study.planning import Scout
 from saliency_lab.study.study import Study
 from saliency_lab.study.task import ALONE, Failure
-from saliency_lab.study.work import read_attacks, read_eps, read_requests
+from saliency_lab.study.work import read_attacks
 from saliency_lab.training import Recipe, load_recipe, train
 from saliency_lab.training.door import load_data
 
@@ -63,8 +63,8 @@ def run_declared(
     data = load_declared_data(declared)
     sample = _sample(declared, data)
     runs = training_runs(declared, data.fingerprint, store)
+    declared.check()
     stand_ins = Study(_stand_ins(runs, data) | _finished_models(declared), sample, seed=declared.seed)
-    _check(declared, stand_ins)
     _verbs(Scout(stand_ins), declared)  # a mistake in the file is told before anything is trained
     trained: dict[str, list[nn.Module]] = {}
     failures: dict[tuple[str, int], Failure] = {}
@@ -97,10 +97,10 @@ def plan_declared(declared: Declaration, store: str | Path) -> pd.DataFrame:
     """
     data = load_declared_data(declared)
     runs = training_runs(declared, data.fingerprint, Path(store))
+    declared.check()
     models = _stand_ins(runs, data) | _finished_models(declared)
     there = store if Path(store).is_dir() else None  # looking creates nothing
     study = Study(models, _sample(declared, data), store=there, seed=declared.seed)
-    _check(declared, study)
     _verbs(Scout(study), declared)
     rows = []
     for model in dict.fromkeys(run.model for run in runs):
@@ -154,20 +154,6 @@ def training_runs(declared: Declaration, data: str, store: Path) -> list[Run]:
     return runs
 
 
-def _check(declared: Declaration, study: Study) -> None:
-    if declared.baseline is not None and declared.baseline not in study.models:
-        raise unknown_name("baseline:", declared.baseline, study.models)
-    measured = [ACCURACY, ROBUST] if declared.attacks else []
-    if declared.metrics:
-        measured += [request.label for request in read_requests(declared.metrics, "metric")]
-    if not measured:
-        raise InputError("the study measures nothing; give metrics (and methods), or attacks")
-    methods = [each.label for each in read_requests(declared.methods, "method")] if declared.methods else []
-    attacks = {each.label: read_eps(each.settings["eps"]) for each in read_attacks(declared.attacks)}
-    for claim in declared.claims:
-        claim.check(study.models, measured, methods, attacks)
-
-
 def _verbs(study: Study, declared: Declaration) -> None:
     if declared.methods:
         study.attribute(declared.methods)
@@ -212,9 +198,9 @@ def _train(run: Run, data: ImageData) -> nn.Module:
 
 
 def _stand_ins(runs: Sequence[Run], data: ImageData) -> dict[str, list[nn.Module]]:
-    """Every network to be trained: as it is where that is done, otherwise an untrained one in its place."""
+    """Every network to be trained: as it is where that is done, otherwise an untrained one of its own."""
     models: dict[str, list[nn.Module]] = {}
-    for run in runs:
+    for number, run in enumerate(runs):
         if run.finished:
             net = load_checkpoint(run.folder)
         else:
@@ -223,7 +209,7 @@ def _stand_ins(runs: Sequence[Run], data: ImageData) -> dict[str, list[nn.Module
                 "small_cnn" if own else run.recipe.model.name,
                 num_classes=len(data.classes),
                 input_shape=data.input_shape,
-                seed=run.seed,
+                seed=number,
             )
         models.setdefault(run.model, []).append(net)
     return models

@@ -33,6 +33,9 @@ class Scout(Study):
         self._runner.loaded.update(study._runner.loaded)
         self.noted: list[Cell] = []
 
+    def _warn_of_copies(self) -> None:
+        """Say nothing: the study itself has."""
+
     def _run(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:
         self.noted += [cell for _, task in tasks for cell in task.cells.values()]
 
