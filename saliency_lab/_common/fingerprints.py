@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.own_code import is_installed, is_known, used_globals
 
 
 def fingerprint(*parts: Any) -> str:
@@ -55,8 +56,9 @@ def model_fingerprint(model: nn.Module) -> str:
 def canonical(value: Any) -> Any:
     """Reduce settings to what JSON can hold, with tensors, arrays and functions by their content.
 
-    A function counts by its source text, its defaults and the values it closes over, another callable by its
-    class and its attributes; globals that they use do not count.
+    A function counts by its source text, its defaults, the values it closes over and the globals it uses,
+    another callable by its class and its attributes. See `used_globals` for those that count; functions and
+    classes of installed libraries count by their name.
 
     >>> canonical({"sigma": np.float32(0.5), "sizes": (1, 2), "baseline": torch.zeros(2)})
     {'sigma': 0.5, 'sizes': [1, 2], 'baseline': 'tensor ...'}
@@ -115,10 +117,10 @@ def _besides(model: nn.Module, state: Mapping[str, Tensor], seen: _Seen) -> dict
     modules = {}
     for path, module in model.named_modules():
         kind = type(module)
-        if not _is_known(kind) and _name(kind) not in classes:
+        if not is_known(kind) and _name(kind) not in classes:
             classes[_name(kind)] = _held(kind, seen)
         held = _module_attributes(module, seen)
-        if held or not _is_known(kind):
+        if held or not is_known(kind):
             modules[path] = [_name(kind), held]
     told = {
         "dtypes": {
@@ -145,7 +147,7 @@ def _module_attributes(module: nn.Module, seen: _Seen) -> dict[str, Any]:
     for name, value in vars(module).items():
         if name.startswith("_") or name in ("training", "card"):
             continue
-        if _is_known(kind) and not silent and name != "forward":
+        if is_known(kind) and not silent and name != "forward":
             continue
         if not isinstance(value, str | int | float) and name in _assigned_later(kind):
             continue
@@ -164,7 +166,7 @@ def _assigned_later(kind: type) -> set[str]:
     return {
         step.argval
         for base in kind.__mro__
-        if not _is_known(base)
+        if not is_known(base)
         for name, function in vars(base).items()
         if inspect.isfunction(function) and name != "__init__"
         for step in dis.get_instructions(function)
@@ -173,17 +175,6 @@ def _assigned_later(kind: type) -> set[str]:
 
 
 # --- what a function or another object does -----------------------------------------------------
-
-_KNOWN = {
-    "builtins",
-    "saliency_lab",
-    "torch",
-    "torchvision",
-}  # their versions count, or are another's matching pair
-
-
-def _is_known(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in _KNOWN
 
 
 def _name(kind: type) -> str:
@@ -198,7 +189,7 @@ def _held(value: Any, seen: _Seen) -> Any:
         return ["bytes", value.hex()]
     if isinstance(value, Tensor | np.generic) or (isinstance(value, np.ndarray) and value.dtype != object):
         return canonical(value)
-    if inspect.isclass(value) and _is_known(value):
+    if inspect.isclass(value) and is_known(value):
         return _name(value)
     if id(value) in seen.path:  # a function that closes over itself
         return "itself"
@@ -234,12 +225,14 @@ def _described(value: Any, seen: _Seen) -> Any:
         return [_text(value.__func__), _held(value.__self__, seen)]
     if inspect.isfunction(value):
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
+        used = {name: _named_or_held(each, seen) for name, each in used_globals(value).items()}
         return [
             _text(value),
             *(_held(each, seen) for each in (cells, value.__defaults__, value.__kwdefaults__)),
+            *([used] if used else []),
         ]
     if inspect.isclass(value):
-        bases = [base for base in value.__mro__ if not _is_known(base)]
+        bases = [base for base in value.__mro__ if not is_known(base)]
         for base in bases:
             seen.tell(base)
         return [_name(value), *({name: _held(each, seen) for name, each in _defined(base)} for base in bases)]
@@ -250,6 +243,19 @@ def _described(value: Any, seen: _Seen) -> Any:
     if inspect.isfunction(wrapped := getattr(value, "__wrapped__", None)):  # as by functools.lru_cache
         return _held(wrapped, seen)
     return [_held(type(value), seen), _held(_content(value), seen)]
+
+
+def _named_or_held(value: Any, seen: _Seen) -> Any:
+    """What a global is; of what an installed library defines, and of what cannot be told, the name."""
+    if hasattr(value, "__name__") and is_installed(home := getattr(value, "__module__", None) or ""):
+        return f"{home}.{value.__name__}"
+    try:
+        held = _held(value, seen)
+    except InputError:
+        return _name(type(value))
+    if inspect.isfunction(value):
+        seen.tell(value)  # helpers that many functions use are told once
+    return held
 
 
 def _defined(kind: type) -> Iterator[tuple[str, Any]]:

@@ -190,9 +190,9 @@ class Study:
                 cell = work.maps_cell(model, self._images, request, self.seed)
                 if cell.key != self._cells.get(Place("maps", label, "", member.model, member.seed)):
                     raise InputError(
-                        f"the weights of {member}, or its attributes, changed since study.attribute by "
-                        f"'{label}'; call it again (what each run changes, such as a counter, needs a name "
-                        "that starts with an underscore)"
+                        f"the weights of {member}, its attributes, or what '{label}' uses changed since "
+                        "study.attribute; call it again (what each run changes, such as a counter, needs a "
+                        "name that starts with an underscore)"
                     )
                 maps[member][label] = cell, request
         tasks = []

@@ -253,6 +253,78 @@ def test_callables_are_told_apart_by_the_objects_they_hold(make: Callable[[float
     assert canonical(make(2.0)) != canonical(make(3.0))
 
 
+USES = """
+import logging, threading, types
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter, median_filter
+helpers = types.ModuleType("helpers_of_a_user")
+helpers.soft = lambda x: x
+class Config:
+    def __init__(self, k): self.k = k
+def inner(x): return x + 1
+def helper(x): return inner(x)
+def even(n): return n == 0 or odd(n - 1)
+def odd(n): return n > 0 and even(n - 1)
+K, SCALES, MEAN, CONFIG, smooth = 1, {"a": 1}, torch.zeros(2), Config(1), gaussian_filter
+log, lock, _cache, count, act, unused = logging.getLogger("a"), threading.Lock(), [], 0, F.relu, 1
+def own(x):
+    global count
+    count += 1
+    log.info(x), lock.locked(), _cache.append(1)
+    there = [helper(each) for each in x], helpers.soft(x), act(x), smooth(x, 1)
+    return there, K, SCALES, MEAN, CONFIG, even(2)
+"""
+
+
+def _own(change: str = "") -> Any:
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(USES + change, "<cell>", "exec"), space)
+    return space["own"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "K = 2",
+        "SCALES['a'] = 2",
+        "MEAN[0] = 1",
+        "CONFIG.k = 2",
+        "smooth = median_filter",
+        "act = F.gelu",
+        "helpers.soft = lambda x: 2 * x",
+        "def inner(x): return x + 2",
+        "def odd(n): return False",
+    ],
+)
+def test_a_function_counts_with_the_globals_that_it_uses(change: str) -> None:
+    """In Jupyter a helper is edited and its cell run again: what it made before is of another function."""
+    assert canonical(_own(change)) == canonical(_own(change))
+    assert canonical(_own(change)) != canonical(_own())
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["log = logging.getLogger('b')", "_cache.append(1)", "own(torch.ones(2, 2))", "unused = 2"],
+)
+def test_what_a_function_does_not_use_or_only_keeps_does_not_count(change: str) -> None:
+    assert canonical(_own(change)) == canonical(_own())
+
+
+def test_a_network_counts_with_the_globals_of_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = model_fingerprint(Rounded())
+    monkeypatch.setattr(sys.modules[__name__], "LEVELS", 3)
+    assert model_fingerprint(Rounded()) != before
+
+
+LEVELS = 2
+
+
+class Rounded(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward((x * LEVELS).round() / LEVELS)
+
+
 def test_objects_that_hold_each_other_have_a_key() -> None:
     def tied() -> Callable[[], object]:
         one, two = _Plain(1), _Plain(2)

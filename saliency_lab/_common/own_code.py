@@ -1,0 +1,93 @@
+"""Which code is the user's own, and which globals it uses."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import sys
+import sysconfig
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_KNOWN = {"builtins", "saliency_lab", "torch", "torchvision"}
+"""Their versions count in keys, or are another's matching pair."""
+
+_LIBRARIES = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+
+_DATA = (
+    *(str, int, float, complex, bytes, list, tuple, dict, set, frozenset, type(None), Path),
+    *(Tensor, np.ndarray, np.generic, torch.dtype, nn.Module, functools.partial),
+)
+
+
+def is_known(kind: type) -> bool:
+    """Whether a class is Python's, torch's, torchvision's or this package's."""
+    return kind.__module__.partition(".")[0] in _KNOWN
+
+
+@functools.cache
+def is_installed(module: str) -> bool:
+    """Whether a module comes with Python or an installed library, rather than being the user's own.
+
+    >>> is_installed("torch.nn"), is_installed("json"), is_installed("__main__")
+    (True, True, False)
+    """
+    top = module.partition(".")[0]
+    if top == "__main__":
+        return False
+    if top in _KNOWN or top in sys.stdlib_module_names:
+        return True
+    file = getattr(sys.modules.get(top), "__file__", None)
+    return file is not None and any(Path(file).is_relative_to(home) for home in _LIBRARIES)
+
+
+def used_globals(function: Callable[..., Any]) -> dict[str, Any]:
+    """Globals, by name, that say what one of the user's functions does.
+
+    That is functions and classes, and by a name without a leading underscore also plain values, tensors,
+    networks and objects of the user's classes. Of a module of the user's, what the function uses of it. A
+    library's own objects, such as a logger or a random generator, are not among them, nor what the function
+    itself assigns.
+    """
+    if is_installed(function.__module__ or ""):
+        return {}
+    names, attributes = _names_in(function.__code__)
+    found: dict[str, Any] = {}
+    for name in sorted(names & function.__globals__.keys()):
+        value = function.__globals__[name]
+        if inspect.ismodule(value):
+            if not is_installed(value.__name__):
+                held = vars(value)
+                found |= {f"{name}.{each}": held[each] for each in sorted(attributes & held.keys())}
+        else:
+            found[name] = value
+    return {name: value for name, value in found.items() if _counts(name.rpartition(".")[2], value)}
+
+
+def _names_in(code: types.CodeType) -> tuple[set[str], set[str]]:
+    """Names of globals that are read and not assigned, and of attributes, also in functions inside."""
+    steps = list(dis.get_instructions(code))
+    names = {step.argval for step in steps if step.opname == "LOAD_GLOBAL"}
+    names -= {step.argval for step in steps if step.opname == "STORE_GLOBAL"}
+    attributes = set(code.co_names)
+    for inside in code.co_consts:
+        if isinstance(inside, types.CodeType):
+            more = _names_in(inside)
+            names |= more[0]
+            attributes |= more[1]
+    return names, attributes
+
+
+def _counts(name: str, value: object) -> bool:
+    if inspect.ismodule(value):
+        return False
+    if callable(value) and hasattr(value, "__name__"):
+        return True
+    return not name.startswith("_") and (isinstance(value, _DATA) or not is_installed(type(value).__module__))
