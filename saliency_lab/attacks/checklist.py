@@ -82,9 +82,10 @@ class Audit:
     seconds: float
 
     def __repr__(self) -> str:
+        radius = f"eps={self.audited.eps:.4g} ({self.audited.norm})"
         return (
-            f"Audit({self.verdict}: {self.audited.method} at eps={self.audited.eps:.4g} says "
-            f"{self.robust_accuracy:.1%} robust, the worst case is {self.worst_case:.1%}; {self.reason})"
+            f"Audit({self.verdict}: {self.audited.method} at {radius} "
+            f"says {self.robust_accuracy:.1%} robust, the worst case is {self.worst_case:.1%}; {self.reason})"
         )
 
     def _repr_html_(self) -> str:
@@ -215,7 +216,7 @@ def audit(
         )
         for stage in progress(stages, label="audit"):
             checks += stage()
-    verdict, reason = _summary(checks)
+    verdict, reason = _summary(checks, len(x))
     return Audit(
         verdict=verdict,
         reason=reason,
@@ -543,7 +544,11 @@ def _share(mask: Tensor) -> str:
     return f"{mask.double().mean().item():.1%}"
 
 
-def _summary(checks: list[Check]) -> tuple[Summary, str]:
+_FEW = 100
+"""Images below which one more that is broken is a percent and more, and is let pass."""
+
+
+def _summary(checks: list[Check], n: int) -> tuple[Summary, str]:
     severity: tuple[tuple[Verdict, Summary], ...] = (("fail", "do not believe"), ("warn", "doubt"))
     for verdict, summary in severity:
         deciding = [check for check in checks if check.verdict == verdict]
@@ -551,4 +556,5 @@ def _summary(checks: list[Check]) -> tuple[Summary, str]:
             reason = "; ".join(f"{check.name}: {check.evidence}" for check in deciding)
             return summary, reason
     passed = sum(check.verdict == "pass" for check in checks)
-    return "believe", f"{passed} checks passed"
+    few = f", on {n} image{'s' if n > 1 else ''} only: use {_FEW} or more" if n < _FEW else ""
+    return "believe", f"{passed} checks passed{few}"

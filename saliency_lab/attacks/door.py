@@ -262,6 +262,11 @@ def _check_target(target: Tensor | None, y: Tensor, classes: int, method: Method
     if not method.targeted:
         names = ", ".join(name for name in METHODS if METHODS[name].targeted)
         raise InputError(f"attack '{method.name}' takes no target; these do: {names}")
+    if not isinstance(target, Tensor):
+        raise InputError(
+            "target must be a tensor (N,), for each image another class than its own, not "
+            f"{type(target).__name__}"
+        )
     try:
         target = check_labels(target, len(y), classes).cpu()
     except InputError as error:

@@ -29,7 +29,10 @@ def add_to(app: typer.Typer) -> None:
 def attack(
     models: Checkpoints,
     eps: Annotated[
-        list[str], typer.Option("--eps", help='Radius in image units, such as 0.1 or "8/255"; repeatable.')
+        list[str],
+        typer.Option(
+            "--eps", help='Radius in image units, such as 0.1 or "8/255"; repeatable, all in one call.'
+        ),
     ],
     method: Annotated[str, typer.Option("--method", help="Attack (`saliency-lab list attacks`).")] = "pgd",
     data: DataName = None,
@@ -44,19 +47,23 @@ def attack(
 ) -> None:
     """Attack one or more models; print accuracy with 95 % intervals, write tables and a picture."""
     from saliency_lab._common.files import atomic_path
+    from saliency_lab.cli.output import print_comparison
     from saliency_lab.plotting.style import save
+    from saliency_lab.study import Study
 
     own = named_settings(settings, [method])[method]
     study = open_study(models, data, data_root, images, seed, out)
     study.attack(method, eps=eps, **own)
     comparison = study.compare()
-    print(comparison)
-    for path in study.write_tables():
+    print_comparison(comparison)
+    for path in Study.load(out).write_tables():  # with what other runs left there
         print(path)
     if json is not None:
         with atomic_path(json) as beside:
             comparison.table().to_json(beside, orient="records", indent=2)
         print(json)
-    picture = out / f"robustness-{method}.png"
-    save(comparison.plot.robustness(), picture)
-    print(picture)
+    attacked = study.robustness.query("eps > 0")
+    if len(attacked):
+        picture = out / f"robustness-{attacked['attack'].iloc[0]}.png"
+        save(comparison.plot.robustness(), picture)
+        print(picture)

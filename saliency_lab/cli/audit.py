@@ -44,19 +44,24 @@ def audit(
 ) -> None:
     """Say whether to believe a robust accuracy: run the checklist against the attack that reports it.
 
-    Several models are audited in turn, and each is also attacked by transfer from the others.
+    Several models, and several seeds of one, are audited in turn, and each is also attacked by transfer from
+    the others.
     """
     from saliency_lab._common.files import write_json
     from saliency_lab.attacks import audit as run
     from saliency_lab.cli.output import print_table
+    from saliency_lab.study.members import read_members
 
     own = named_settings(settings, [method])[method]
     loaded = load_models(models)
     x, y = draw_images(loaded, data, data_root, images, seed)
-    first = {name: modules[0] for name, modules in loaded.items()}
+    nets = {
+        str(member) if len(loaded[member.model]) > 1 else member.model: member.net
+        for member in read_members(loaded)
+    }
     verdicts = {}
-    for name, module in first.items():
-        others = {other: surrogate for other, surrogate in first.items() if other != name}
+    for name, module in nets.items():
+        others = {other: surrogate for other, surrogate in nets.items() if other != name}
         verdict = run(
             module,
             x,
@@ -68,8 +73,9 @@ def audit(
             seed=seed,
             **own,
         )
+        audited = verdict.audited
         print(
-            f"{name}: {verdict.verdict}. {method} at ε = {verdict.audited.eps:g} reports "
+            f"{name}: {verdict.verdict}. {method} at ε = {audited.eps:g} ({audited.norm}) reports "
             f"{verdict.robust_accuracy:.1%} robust; the worst case over all attacks is "
             f"{verdict.worst_case:.1%}. The reason:"
         )

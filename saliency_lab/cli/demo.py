@@ -20,10 +20,11 @@ def demo(
 
     Nothing is downloaded. A second run finds what the first one left, and takes seconds.
     """
+    from saliency_lab.cli.output import print_comparison
     from saliency_lab.study.demo import run_demo
 
     comparison, written = run_demo(out)
-    print(comparison)
+    print_comparison(comparison)
     print("\nwritten:")
     for path in written:
         print(f"  {path}")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
+import os
+import signal
 from collections.abc import Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Annotated, Literal
 
 import typer
@@ -35,11 +38,14 @@ def open_executor(name: str, workers: int, address: str | None) -> Iterator[Exec
     if name == "serial":
         yield None
     elif name == "processes":
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
-
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            yield pool
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            _start(pool, workers)
+            try:
+                yield pool
+            except KeyboardInterrupt:
+                for process in multiprocessing.active_children():  # a killed run resumes to the bit
+                    process.terminate()
+                raise
     else:
         try:
             from distributed import Client, LocalCluster
@@ -57,3 +63,13 @@ def open_executor(name: str, workers: int, address: str | None) -> Iterator[Exec
                 client = Client(address)
             stack.enter_context(client)
             yield client.get_executor()
+
+
+def _start(pool: ProcessPoolExecutor, workers: int) -> None:
+    """Start the workers deaf to Ctrl-C, which a terminal sends to them too: this process tells them."""
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
+    try:
+        for _ in range(workers):
+            pool.submit(os.getpid)
+    finally:
+        signal.signal(signal.SIGINT, heard)

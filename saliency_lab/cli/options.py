@@ -26,7 +26,8 @@ DataName = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="Data set, or your own module:attribute; by default what the models were trained on.",
+        help="Data set, or your own module:attribute; by default what the models were trained on. Images of "
+        "image_folder are resized to what the models take.",
     ),
 ]
 DataRoot = Annotated[
@@ -190,7 +191,9 @@ def draw_images(
             f"the model '{next(iter(models))}' was trained on '{table['name']}', which is no data set known "
             "by name; say where its images are found, with --data module:attribute"
         )
-    where = {"root": None if root is None else str(root)}
+    where: dict[str, Any] = {"root": None if root is None else str(root)}
+    if table["name"] == "image_folder" and not table.get("image_size") and first and first.input_shape:
+        where["image_size"] = first.input_shape[1:]
     found = load_data(parse_settings(DataSpec, table | where, of="data"))
     if data is None:
         zoo = [read_card(name) for name in zoo_names()]  # made of the data sets of that name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,19 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from saliency_lab.study import Comparison
+
 WIDTH_OF_FILES = 160
 """Columns of a table that goes to a file or a pipe."""
 READABLE = 16
 """Columns below which text in a table is no longer read with ease."""
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print a comparison, within the columns of the terminal if it goes there."""
+    from saliency_lab.study.rendering import as_text
+
+    print(as_text(comparison, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
 
 
 def print_table(table: pd.DataFrame, title: str | None = None) -> None:

@@ -41,10 +41,13 @@ def score(
     out: Store = Path("runs/study"),
 ) -> None:
     """Score the saliency maps of one or more models; print means with 95 % intervals, write tidy tables."""
+    from saliency_lab.cli.output import print_comparison
+    from saliency_lab.study import Study
+
     requests = named_settings(settings, [*method, *metric])
     study = open_study(models, data, data_root, images, seed, out)
     study.attribute({name: requests[name] for name in method})
     study.score({name: requests[name] for name in metric})
-    print(study.compare())
-    for path in study.write_tables():
+    print_comparison(study.compare())
+    for path in Study.load(out).write_tables():  # with what other runs left there
         print(path)

@@ -24,7 +24,8 @@ Page = Annotated[
     typer.Option("--page", metavar="DIR", help="Write the study's page, claims, tables and figures, here."),
 ]
 StudyData = Annotated[
-    str | None, typer.Option("--data", help="Another data set than the file's, such as image_folder.")
+    str | None,
+    typer.Option("--data", help="Another data set than the file's; image_folder: its images, in folders."),
 ]
 StudyRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Folder (or image_folder's .zip) of the data files.")
@@ -104,7 +105,13 @@ def _with_data(declared: Declaration, name: str | None, root: Path | None) -> De
     changes = {} if name is None else {"name": name}
     if root is not None:
         changes["root"] = str(root.resolve())
-    return declared.model_copy(update={"data": declared.data.model_copy(update=changes)})
+    recipes = {} if name in (None, "image_folder") else {"data.name": name}  # whose own name may stay
+    return declared.model_copy(
+        update={
+            "data": declared.data.model_copy(update=changes),
+            "overrides": declared.overrides | recipes,
+        }
+    )
 
 
 def _only_look(declared: Declaration, store: Path, plan: bool, verify: bool) -> bool:
@@ -121,7 +128,8 @@ def _only_look(declared: Declaration, store: Path, plan: bool, verify: bool) -> 
         print(table.to_string(index=False, na_rep="", float_format="{:.1f}".format))
         print(
             f"{table['missing'].sum()} of {table['cells'].sum()} are missing in '{store}', "
-            f"about {table['seconds'].sum() / 60:.0f} minutes of work for one process"
+            f"about {table['seconds'].sum() / 60:.0f} minutes of work for one process; attacks and audits "
+            "count as if no image gave way, so they take at most that"
         )
     return plan
 
@@ -136,13 +144,14 @@ def _carry_out(
     workers: int,
     address: str | None,
 ) -> None:
+    from saliency_lab.cli.output import print_comparison
     from saliency_lab.study.claims import answer
     from saliency_lab.study.declared import load_declared_data, run_declared, training_runs
     from saliency_lab.study.results import write_page
 
     with open_executor(executor, workers, address) as pool:
         done, comparison = run_declared(declared, store, executor=pool)
-    print(comparison)
+    print_comparison(comparison)
     for asked in answer(declared.claims, comparison):
         print(asked)
     for path in done.write_tables():

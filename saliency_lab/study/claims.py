@@ -194,8 +194,21 @@ def answer(claims: Sequence[Claim], comparison: Comparison | None) -> list[Answe
             rows = judge(claim, comparison)
             found.append(Answered(claim.question, rows, missing=_missing(claim, rows)))
         except InputError as error:  # a model that could not be trained, a metric that failed
-            found.append(Answered(claim.question, pd.DataFrame(columns=COLUMNS), str(error)))
+            found.append(
+                Answered(
+                    claim.question, pd.DataFrame(columns=COLUMNS), str(error), _absent(claim, comparison)
+                )
+            )
     return found
+
+
+def _absent(claim: Claim, comparison: Comparison | None) -> list[str]:
+    """Names of a claim that nothing of the study goes by."""
+    measures = [] if comparison is None else comparison.measures
+    there = {model for measure in measures for model in measure.values}
+    there |= {name for measure in measures for name in (measure.metric, measure.method)}
+    names = [*claim.model, *claim.over, *claim.metric, *claim.method]
+    return list(dict.fromkeys(name for name in names if name not in there)) if there else []
 
 
 def _missing(claim: Claim, rows: pd.DataFrame) -> list[str]:

@@ -35,6 +35,8 @@ from saliency_lab.study.work import read_attacks
 from saliency_lab.training import Recipe, load_recipe, train
 from saliency_lab.training.door import load_data
 
+logger = logging.getLogger(__name__)
+
 
 class Run(NamedTuple):
     """One training run of a declared study: the model it belongs to, its recipe and seed, its folder."""
@@ -64,7 +66,8 @@ def run_declared(
     sample = _sample(declared, data)
     runs = training_runs(declared, data.fingerprint, store)
     declared.check()
-    stand_ins = Study(_stand_ins(runs, data) | _finished_models(declared), sample, seed=declared.seed)
+    with warnings.catch_warnings(action="ignore"):  # the study of the trained networks warns of the same
+        stand_ins = Study(_stand_ins(runs, data) | _finished_models(declared), sample, seed=declared.seed)
     _verbs(Scout(stand_ins), declared)  # a mistake in the file is told before anything is trained
     trained: dict[str, list[nn.Module]] = {}
     failures: dict[tuple[str, int], Failure] = {}
@@ -171,8 +174,12 @@ def _train_all(
     if executor is not None:
         missing = {run.folder: run for run in runs if not run.finished}.values()
         jobs = [executor.submit(_train_remotely, run, data.fingerprint, declared) for run in missing]
-        for job in jobs:
-            job.exception()  # waits; what failed is tried here again, where its error can be told
+        try:
+            for job in jobs:
+                job.exception()  # waits; what failed is tried here again, where its error can be told
+        finally:
+            for job in jobs:
+                job.cancel()
     for run in runs:
         try:
             yield run, _train(run, data)
@@ -193,6 +200,9 @@ def _train_remotely(run: Run, data: str, declared: Declaration) -> None:
 def _train(run: Run, data: ImageData) -> nn.Module:
     """Train one network, or read it where it is finished; another process that is at it is waited for."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
+    if run.changes and not run.finished:
+        changes = ", ".join(f"{key} = {value}" for key, value in run.changes.items())
+        logger.info("model '%s' is %s with %s:", run.model, run.recipe.name, changes)
     with FileLock(run.folder.with_name(f"{run.folder.name}.lock")):
         return train(run.recipe, data, seed=run.seed, out=run.folder)
 

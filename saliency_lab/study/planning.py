@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from saliency_lab.study.cells import Cell
+from saliency_lab.study.manifest import Place
 from saliency_lab.study.members import Member
 from saliency_lab.study.study import Study
 from saliency_lab.study.task import Task
 from saliency_lab.study.work import Request, Requests, read_attacks, read_requests
 
 _MEASURED = 16
-"""Images that `plan` measures on."""
+"""Images that `plan` measures on; of attacks and audits, on half of them too."""
 
 
 class Scout(Study):
@@ -36,8 +38,32 @@ class Scout(Study):
     def _warn_of_copies(self) -> None:
         """Say nothing: the study itself has."""
 
-    def _run(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:
-        self.noted += [cell for _, task in tasks for cell in task.cells.values()]
+    def _run(
+        self,
+        tasks: Sequence[tuple[Member, Task]],
+        placed: Mapping[Place, Cell],
+        prints: Mapping[Member, str],
+        verb: str,
+        methods: Mapping[str, Request] | None = None,
+    ) -> None:
+        self._requests |= methods or {}
+        self._place(placed, prints)
+        self.noted += placed.values()
+
+
+class _Withstands(nn.Module):
+    """A network whose prediction, class 0, no attack changes: what attacks on it cost is the most they do."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of `net`, the first raised beyond reach."""
+        logits = self.net(x)
+        beyond = torch.zeros_like(logits)
+        beyond[:, 0] = 1e4
+        return logits + beyond
 
 
 def plan(
@@ -54,14 +80,29 @@ def plan(
     measure = Study({first.model: first.net}, few, seed=study.seed)
     rows = []
 
-    def for_few(settings: Mapping[str, Any]) -> dict[str, Any]:
+    def for_few(settings: Mapping[str, Any], n: int = len(few.y)) -> dict[str, Any]:
         """Cut what holds one entry an image."""
         return {
-            key: value[: len(few.y)]
-            if isinstance(value, Tensor) and value.shape[:1] == study.y.shape
-            else value
+            key: value[:n] if isinstance(value, Tensor) and value.shape[:1] == study.y.shape else value
             for key, value in settings.items()
         }
+
+    def seconds(whose: Study, step: str, request: Request, settings: Mapping[str, Any]) -> float:
+        started = time.perf_counter()
+        do(whose, step, request, settings)
+        return time.perf_counter() - started
+
+    def most(step: str, request: Request, images: int) -> float:
+        """Seconds of an attack or audit of so many images that withstand it."""
+        sizes = [n for n in (_MEASURED // 2, _MEASURED) if n < images] or [images]
+        taken = []
+        for n in sizes:
+            strong = {first.model: _Withstands(first.net).eval()}
+            whose = Study(strong, (study.x[:n], torch.zeros_like(study.y[:n])), seed=study.seed)
+            settings = for_few(request.settings, n) | ({"images": None} if step == "audit" else {})
+            taken.append(seconds(whose, step, request, settings))
+        more = (taken[-1] - taken[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else 0.0
+        return taken[-1] + max(more, 0.0) * (images - sizes[-1])
 
     def do(whose: Study, step: str, request: Request, settings: Mapping[str, Any]) -> None:
         if step in ("attack", "audit"):
@@ -76,12 +117,13 @@ def plan(
         missing = sum(not study.store.has(cell.kind, cell.key) for cell in scout.noted)
         row = {"step": step, "what": request.label, "cells": len(scout.noted), "missing": missing}
         if missing:
-            images = request.settings.get("images", len(study.x)) if step == "audit" else len(study.x)
-            few_settings = for_few(request.settings) | ({"images": None} if step == "audit" else {})
-            started = time.perf_counter()
-            do(measure, step, request, few_settings)
             share = missing / len(scout.noted) * len(study.members)
-            row["seconds"] = (time.perf_counter() - started) * share * images / len(measure.x)
+            if step in ("attack", "audit"):
+                images = request.settings.get("images") if step == "audit" else None
+                row["seconds"] = most(step, request, len(study.x) if images is None else images) * share
+            else:
+                taken = seconds(measure, step, request, for_few(request.settings))
+                row["seconds"] = taken * share * len(study.x) / len(measure.x)
         rows.append(row)
 
     for request in read_requests(methods, "method") if methods else []:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -15,16 +16,35 @@ if TYPE_CHECKING:
 _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 
-def as_text(comparison: Comparison) -> str:
-    """For a terminal."""
+def as_text(comparison: Comparison, width: int | None = None) -> str:
+    """For a terminal; in so many columns, a measure is a paragraph where its row is too long."""
     head, rows = _grid(comparison, lambda text, leads: f"{text}{' •' if leads else ''}")
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        "  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip()
         for row in [head, *rows]
     ]
-    rule = "─" * max(map(len, lines))
-    return "\n".join([_title(comparison), rule, lines[0], rule, *lines[1:], rule, *_notes(comparison, "•")])
+    notes = _notes(comparison, "•")
+    if width is not None:
+        notes = [textwrap.fill(note, width, subsequent_indent="  ") for note in notes]
+    longest = max(map(len, lines))
+    if width is not None and longest > width:
+        rule = "─" * width
+        return "\n".join([_title(comparison), rule, *_paragraphs(head, rows), rule, *notes])
+    rule = "─" * longest
+    return "\n".join([_title(comparison), rule, lines[0], rule, *lines[1:], rule, *notes])
+
+
+def _paragraphs(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A measure after the other: its name, and a line a model."""
+    wide = max(map(len, head[2:]))
+    lines = []
+    for metric, method, *cells in rows:
+        lines.append(f"{metric}  {method}".rstrip())
+        lines += [
+            f"    {name.ljust(wide)}  {cell}" for name, cell in zip(head[2:], cells, strict=True) if cell
+        ]
+    return lines
 
 
 def as_markdown(comparison: Comparison) -> str:

@@ -56,7 +56,7 @@ def write_page(
         file = f"{name}-{re.sub(r'[^0-9A-Za-z_.-]+', '-', stem)}.{kind}"
         save(figure, folder / file)
         lines += [f"![{caption}]({file})", "", f"*{caption}.*", ""]
-    lines += [*_runs(runs, study), *_failures(study), *_provenance(declared, study)]
+    lines += [*_runs(runs, study), *_given(declared, study), *_failures(study), *_provenance(declared, study)]
     page = folder / f"{name}.md"
     with atomic_path(page) as beside:
         beside.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
@@ -273,6 +273,22 @@ def _runs(runs: Sequence[Run], study: Study) -> list[str]:
         "what else the machine did. `weights` begins their SHA-256."
     )
     return ["## What was trained", "", *_table(head, rows), "", note, ""]
+
+
+def _given(declared: Declaration, study: Study) -> list[str]:
+    """The networks that the study found trained."""
+    rows = []
+    for name, sources in declared.models.items():
+        listed = [sources] if isinstance(sources, str) else sources
+        members = [member for member in study.members if member.model == name]
+        for source, member in zip(listed, members, strict=True):
+            card = card_of(member.net)
+            kind = type(member.net).__name__ if card is None else card.architecture
+            weights = "" if card is None else f"`{card.sha256[:12]}`"
+            rows.append([name, source, kind, str(member.seed), weights])
+    if not rows:
+        return []
+    return ["## What was given", "", *_table(["model", "source", "network", "seed", "weights"], rows), ""]
 
 
 def _failures(study: Study) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,7 @@ from saliency_lab.study.sample import Sample, read_sample
 from saliency_lab.study.store import FolderStore, MemoryStore, Store, existing_folder
 from saliency_lab.study.tables import AUDITS, ROBUSTNESS, SCORES, tidy
 from saliency_lab.study.task import Failure, Task, read_intact
-from saliency_lab.study.work import Request, Requests, read_requests
+from saliency_lab.study.work import Request, Requests, read_attack, read_requests
 
 if TYPE_CHECKING:
     from saliency_lab.study.comparison import Comparison
@@ -162,9 +163,7 @@ class Study:
                 placed[Place("maps", request.label, "", member.model, member.seed)] = cell
                 requests, cells = {request.label: request}, {(request.label, ""): cell}
                 tasks.append((member, Task(requests, self.seed, cell.key, cells)))
-        self._place(placed, prints)
-        self._requests |= {request.label: request for request in wanted}
-        self._run(tasks, prints, "attribute")
+        self._run(tasks, placed, prints, "attribute", {request.label: request for request in wanted})
         return self
 
     def score(self, metrics: Requests) -> Study:
@@ -181,9 +180,9 @@ class Study:
             For an unknown metric or setting, one that needs masks where the study has none, or if there
             are no maps yet.
         """
+        prints = self._prints()
         if not self._requests:
             raise InputError("there are no maps to score yet; call study.attribute([...]) first")
-        prints = self._prints()
         maps: dict[Member, dict[str, tuple[Cell, Request]]] = {member: {} for member in prints}
         for member, model in prints.items():
             for label, request in self._requests.items():
@@ -211,8 +210,7 @@ class Study:
                         cells[metric, method] = cell
                 lock = fingerprint("scores", model, shared)
                 tasks.append((member, Task(requests, self.seed, lock, cells, maps[member])))
-        self._place(placed, prints)
-        self._run(tasks, prints, "score")
+        self._run(tasks, placed, prints, "score")
         return self
 
     def attack(
@@ -236,12 +234,12 @@ class Study:
         eps
             One radius or several, in image units; text such as "8/255" is accepted.
         label
-            Its name in the tables, where one attack is wanted with two settings.
+            Its name in the tables, where one attack is wanted with two settings; by default its own, and
+            "_l2" where its norm is that.
         settings
             The attack's own.
         """
-        (named,) = read_requests(attack, "attack")
-        request = Request(label or named.label, attack, settings)
+        request = read_attack(attack, label, settings)
         tasks = []
         placed: dict[Place, Cell] = {}
         prints = self._prints()
@@ -251,8 +249,7 @@ class Study:
             placed[Place("attack", request.label, "", member.model, member.seed)] = cell
             requests, cells = {request.label: request}, {(request.label, ""): cell}
             tasks.append((member, Task(requests, self.seed, cell.key, cells, eps=radii)))
-        self._place(placed, prints)
-        self._run(tasks, prints, "attack")
+        self._run(tasks, placed, prints, "attack")
         return self
 
     def audit(
@@ -278,10 +275,13 @@ class Study:
         budget
             Of the reference attacks, as for `sl.audit`.
         """
-        (named,) = read_requests(attack, "attack")
+        asked = read_attack(attack, label, settings)
         count = len(self.x) if images is None else images
         if not 1 <= count <= len(self.x):
-            raise InputError(f"images must be in 1 … {len(self.x)}, the number of this study's, not {images}")
+            raise InputError(
+                f"audit of {asked.label}: images must be in 1 … {len(self.x)}, the number of this study's, "
+                f"not {images}"
+            )
         seen = self.sample.first(count).images
         prints = self._prints()
         tasks = []
@@ -290,15 +290,14 @@ class Study:
         if not radii:
             raise InputError("an audit needs eps > 0")
         for radius in radii:
-            request = Request(f"audit of {label or named.label}, ε = {radius:.4g}", attack, settings)
+            request = replace(asked, label=f"audit of {asked.label}, ε = {radius:.4g}")
             for member, model in prints.items():
                 cell = work.audit_cell(model, seen, request, radius, budget, self.seed)
                 placed[Place("audit", request.label, "", member.model, member.seed)] = cell
                 requests, cells = {request.label: request}, {(request.label, ""): cell}
                 job = Task(requests, self.seed, cell.key, cells, eps=[radius], images=count, budget=budget)
                 tasks.append((member, job))
-        self._place(placed, prints)
-        self._run(tasks, prints, "audit")
+        self._run(tasks, placed, prints, "audit")
         return self
 
     def plan(
@@ -323,7 +322,8 @@ class Study:
         -------
         DataFrame
             One row a (step, what): `cells`, how many of them are `missing`, and the `seconds` these will take
-            on this machine, measured on a few of the images and the first model.
+            on this machine, measured on a few of the images and the first model; of attacks and audits, as
+            if no image gave way, so at most that.
         """
         from saliency_lab.study.planning import plan
 
@@ -558,6 +558,11 @@ class Study:
         other = FolderStore(existing_folder(store))
         manifest = other.read_manifest()
         if manifest is not None and (manifest.images, manifest.seed) != (self._images, self.seed):
+            warnings.warn(
+                f"'{store}' holds a study of other images, or of another seed: its cells are taken over, and "
+                "nothing of it appears in the tables of this study",
+                stacklevel=2,
+            )
             manifest = None
         differ = self._manifest().differing(manifest) if manifest is not None else []
         if differ:
@@ -750,10 +755,28 @@ class Study:
             self.store.write(cell, content)
         return content
 
-    def _run(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:
-        """Compute what is missing, and write down what the study holds now."""
+    def _run(
+        self,
+        tasks: Sequence[tuple[Member, Task]],
+        placed: Mapping[Place, Cell],
+        prints: Mapping[Member, str],
+        verb: str,
+        methods: Mapping[str, Request] | None = None,
+    ) -> None:
+        """Hold these cells, compute what is missing of them, and write down what the study holds now.
+
+        Where nothing at all could be computed, it holds what it held before.
+        """
+        before = dict(self._cells), dict(self._weights), dict(self._requests)
+        self._requests |= methods or {}
+        self._place(placed, prints)
         try:
             self._runner.run(tasks, prints, store=self.store, executor=self.executor, verb=verb)
+        except Exception:
+            for at in placed:
+                self._runner.forget(at)
+            self._cells, self._weights, self._requests = before
+            raise
         finally:
             self._write_manifest()
 

@@ -93,6 +93,17 @@ def read_attacks(given: Mapping[str, Mapping[str, Any]]) -> list[Request]:
     return requests
 
 
+def read_attack(attack: str | Callable[..., Any], label: str | None, settings: Mapping[str, Any]) -> Request:
+    """Read what `Study.attack` or `Study.audit` was given; by default ε in L2 shows in the label.
+
+    >>> read_attack("pgd", None, {"norm": "l2"}).label
+    'pgd_l2'
+    """
+    (named,) = read_requests(attack, "attack")
+    other = "_l2" if settings.get("norm") == "l2" else ""
+    return Request(label or named.label + other, attack, settings)
+
+
 def _label(what: Any) -> str:
     return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
 

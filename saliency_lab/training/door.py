@@ -180,6 +180,9 @@ def _fit(fabric: Fabric, recipe: Recipe, data: ImageData, net: nn.Module, run: R
 
 def _fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:
     """Set Fabric up; what it does not know or have is an error that says so."""
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if precision == "16-mixed" and (accelerator == "cpu" or (accelerator == "auto" and not has_gpu)):
+        raise InputError('training.precision = "16-mixed" needs a GPU; on the CPU use "bf16-mixed"')
     if strategy.startswith(("fsdp", "deepspeed", "xla")):
         raise InputError(f"strategy '{strategy}' shards the weights, which `train` cannot save; use 'ddp'")
     try:
@@ -195,8 +198,6 @@ def _fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str,
             f"cannot train with accelerator '{accelerator}', devices {devices} and strategy '{strategy}': "
             f"{error}"
         ) from error
-    if precision == "16-mixed" and fabric.device.type == "cpu":
-        raise InputError('training.precision = "16-mixed" needs a GPU; on the CPU use "bf16-mixed"')
     return fabric
 
 

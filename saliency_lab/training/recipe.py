@@ -19,6 +19,8 @@ from saliency_lab.training.objectives import OBJECTIVES, Objective, Standard
 from saliency_lab.training.schedules import Schedule
 from saliency_lab.training.step import AttackSpec
 
+Side = Annotated[int, Field(ge=1)]
+
 
 class DataSource(Settings):
     """Which data; `module:attribute` names a user's own `ImageData`, or a function that returns one."""
@@ -26,8 +28,8 @@ class DataSource(Settings):
     name: str
     root: str | None = None
     """Folder of the files; None is $SALIENCY_LAB_DATA, then ./data."""
-    image_size: Annotated[int, Field(ge=1)] | None = None
-    """Side to which the images of `image_folder` are resized; None takes them as they are."""
+    image_size: Side | Annotated[tuple[Side, Side], Field(strict=False)] | None = None
+    """Side, or (height, width), to which the images of `image_folder` are resized; None leaves them."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
 

@@ -25,7 +25,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab.cli import train as train_verb
 from saliency_lab.cli.app import app
 from saliency_lab.cli.options import draw_images, load_models
-from saliency_lab.cli.output import print_table
+from saliency_lab.cli.output import print_comparison, print_table
 from saliency_lab.data import ImageData, Split
 from saliency_lab.study import Study
 from saliency_lab.training import door
@@ -253,6 +253,48 @@ def test_audit_says_whether_to_believe_and_writes_json(models, tmp_path):
         assert f"{name}: {verdict['verdict']}" in result.stdout
 
 
+def test_audit_of_several_seeds_is_one_each(models, tmp_path):
+    assert call("train", "digits/standard", "--seed", 1, "--out", tmp_path / "one", *QUICK).exit_code == 0
+    result = call(
+        *("audit", models[0], tmp_path / "one", "--eps", 0.5, "--images", 4, "--method", "fgsm"),
+        *("--set", "fgsm.norm=l2"),
+    )
+    assert result.exit_code == 0, result.output
+    for seed in (0, 1):
+        assert f"standard (seed {seed}): " in result.stdout
+    assert "fgsm at ε = 0.5 (l2) reports" in result.stdout
+
+
+def test_tables_hold_what_earlier_runs_left_in_the_folder(models, tmp_path):
+    score = ("score", models[0], "--method", "saliency", "--images", 8, "--out", tmp_path)
+    attack = ("attack", models[0], "--images", 8, "--out", tmp_path)
+    for metric in ("sparseness", "complexity"):
+        assert call(*score, "--metric", metric).exit_code == 0
+    for method, eps in (("fgsm", 0.1), ("noise", 0)):  # 0: there is nothing to draw
+        done = call(*attack, "--method", method, "--eps", eps)
+        assert done.exit_code == 0, done.output
+    assert set(pd.read_parquet(tmp_path / "tables/scores.parquet").metric) == {"sparseness", "complexity"}
+    assert set(pd.read_parquet(tmp_path / "tables/robustness.parquet").attack) == {"fgsm", "noise"}
+
+
+def test_a_comparison_too_wide_for_the_terminal_has_a_paragraph_a_measure(
+    models, tmp_path, monkeypatch, capsys
+):
+    study = Study(load_models(models), sl.load_dataset("digits").test.sample(8))
+    comparison = study.attribute("saliency").score(["sparseness", "complexity"]).compare()
+    print_comparison(comparison)
+    whole = capsys.readouterr().out
+    assert whole == f"{comparison}\n" and max(map(len, whole.splitlines())) > 100
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "50")
+    print_comparison(comparison)
+    narrow = capsys.readouterr().out
+    assert max(map(len, narrow.splitlines())) <= 50
+    assert narrow.split() != whole.split()
+    numbers = [word for word in whole.split() if word.startswith("0.")]
+    assert numbers and all(number in narrow for number in numbers)
+
+
 def test_study_plans_computes_and_verifies(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "first.toml").write_text(STUDY)
@@ -367,6 +409,15 @@ def test_an_image_folder_is_found_at_another_path(tmp_path, monkeypatch):
     own = ["--set", "data.name=image_folder", "--set", "data.image_size=12", "--data-root", "pets"]
     trained = call("train", "digits/standard", *own, "--out", "run", *QUICK)
     assert trained.exit_code == 0, trained.output
+    small = ["--set", "training.batch_size=4"]
+    other = [*own[:3], "data.image_size=[9, 12]", *own[4:]]
+    assert call("train", "digits/standard", *other, "--out", "wide", *QUICK, *small).exit_code == 0
+    assert load_models([Path("wide")])["standard"][0].card.input_shape == (1, 9, 12)
+    data = sl.load_dataset("image_folder", "pets", image_size=(9, 12))
+    changes = {"training.epochs": 1, "training.batch_size": 4, "seed": 1}
+    sl.train("digits/standard", data, out="python", overrides=changes)
+    look = ("--eps", 0.1, "--images", 8, "--set", "pgd.steps=1", "--data-root", "pets")
+    assert call("attack", "wide", "python", *look, "--out", "pair").exit_code == 0
     shutil.copytree("pets", "moved")
     pick = ("attack", "run", "--eps", 0.1, "--images", 8, "--set", "pgd.steps=1", "--data-root", "moved")
     assert call(*pick).exit_code == 0
@@ -375,6 +426,14 @@ def test_an_image_folder_is_found_at_another_path(tmp_path, monkeypatch):
     assert (
         call(*pick, "--data", "image_folder", "--out", "other").exit_code == 0
     )  # at the size it was trained on
+
+
+def test_a_study_of_another_data_set_than_its_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.toml").write_text(STUDY.replace('"digits', '"mnist'))
+    result = call("study", "study.toml", "--data", "digits", "--plan")
+    assert result.exit_code == 0, result.output
+    assert "at most" in result.stdout
 
 
 def test_two_runs_of_one_seed_are_not_two_seeds(models, tmp_path):
@@ -510,3 +569,29 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path):
     again = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert again.returncode == 0, again.stderr
     assert "goes on at epoch" in again.stderr
+
+
+def test_ctrl_c_stops_the_training_of_other_processes_too(tmp_path):
+    text = STUDY.replace('epochs" = 1', 'epochs" = 400')
+    (tmp_path / "study.toml").write_text(f"seeds = [0, 1, 2, 3, 4, 5]{text}")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "saliency_lab.cli", "study", "study.toml"),
+            *("--executor", "processes", "--workers", "2"),
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    until = time.monotonic() + 100
+    while len(list(tmp_path.glob("runs/study/models/*/state.pt"))) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "interrupted; the same command again goes on" in told and "Traceback" not in told
+    assert len(list(tmp_path.glob("runs/study/models/*/"))) == 2
+    assert not list(tmp_path.glob("runs/study/models/*/model.json"))

@@ -80,7 +80,7 @@ def test_dead_workers_are_a_message_and_the_next_run_goes_on(make_study: MakeStu
             SaliencyLabError, match=r"the executor did not finish 'saliency'.*run the same again"
         ):
             study.attribute("saliency")
-        assert len(study.failures) == 2
+        assert study.failures.empty  # as it was before
     study.executor = None
     study.attribute("saliency").score("sparseness")
     assert study.failures.empty

@@ -169,7 +169,8 @@ def test_cells_of_other_images_come_along_but_stay_out_of_the_tables(
     other = Study(nets, (first.x[:4], first.y[:4]), store=tmp_path / "two")
     other.attribute("saliency").score("sparseness")
     before = other.scores
-    other.merge(tmp_path / "one")
+    with pytest.warns(UserWarning, match=r"one' holds a study of other images.*nothing of it appears"):
+        other.merge(tmp_path / "one")
     pd.testing.assert_frame_equal(other.scores, before)
     assert len(_files(tmp_path / "two")) == len(_files(tmp_path / "one")) + 4
 

@@ -269,6 +269,43 @@ def test_if_everything_fails_the_error_is_raised(make_study: MakeStudy) -> None:
         make_study().attribute(hopeless)
 
 
+def test_what_could_not_be_computed_at_all_leaves_the_study_as_it_was(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    study = make_study(tmp_path).attribute({"maps": {"method": "saliency"}}).score("sparseness")
+    before = study.cells
+    for verb in (
+        lambda: study.attribute("attention_rollout"),  # the networks have no attention
+        lambda: study.attribute({"maps": {"method": "attention_rollout"}}),  # in place of what is there
+    ):
+        with pytest.raises(InputError, match="attention"):
+            verb()
+        assert study.cells == before and study.failures.empty
+        assert Study.load(tmp_path).cells == before
+    study.score("complexity")
+    assert set(study.scores["metric"]) == {"sparseness", "complexity"}
+
+
+def test_eps_in_another_norm_shows_in_the_tables(make_study: MakeStudy) -> None:
+    study = make_study().attack("fgsm", eps=0.1).attack("fgsm", eps=0.5, norm="l2")
+    assert set(study.robustness["attack"]) == {"fgsm", "fgsm_l2"}
+    study.audit("fgsm", eps=0.5, norm="l2", images=4)
+    assert set(study.audits["attack"]) == {"fgsm_l2"}
+
+
+def test_attacks_are_planned_as_if_no_image_gave_way(make_study: MakeStudy) -> None:
+    """An untrained network breaks at the first step, and the trained one takes hours."""
+    withstood = []
+
+    def look(model: nn.Module, x: torch.Tensor, y: torch.Tensor, eps: float) -> torch.Tensor:
+        withstood.append(bool((model(1 - x).argmax(1) == y).all()))
+        return x
+
+    plan = make_study().plan(attacks={"look": {"attack": look, "eps": 0.1}})
+    assert withstood and all(withstood)
+    assert plan["seconds"].item() > 0
+
+
 def test_ctrl_c_goes_through_and_what_was_finished_stays(make_study: MakeStudy, tmp_path: Path) -> None:
     def interrupted(model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt
