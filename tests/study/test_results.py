@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from saliency_lab.cli.app import app
+from saliency_lab.models import read_card
 from saliency_lab.study import Study, list_studies
 from saliency_lab.study.declaration import bundled_study, read_declaration
 from saliency_lab.study.declared import run_declared, training_runs
@@ -27,6 +28,9 @@ audits = { pgd = { eps = 0.02, images = 8, steps = 2 } }
 standard = "digits/standard"
 sgt = "digits/sgt"
 wild = { recipe = "digits/standard", overrides = { "optimizer.learning_rate" = 1e9 } }
+
+[models]
+given = ["digits/standard"]
 
 [[claims]]
 question = "Is SGT more robust?"
@@ -61,6 +65,8 @@ def test_the_page_holds_the_numbers_of_the_study(written: Path) -> None:
     assert page.count("| sgt − standard |") == 2  # two measures of one ε
     assert "| wild | 0 | training | TrainingError" in page
     assert "May these be believed?" in page
+    card = read_card("digits/standard")
+    assert f"| given | digits/standard | small_cnn | 0 | `{card.sha256[:12]}` |" in page
     assert page.startswith("# Small | study\n")
 
 
