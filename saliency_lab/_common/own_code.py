@@ -6,7 +6,6 @@ import dis
 import functools
 import inspect
 import sys
-import sysconfig
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 _KNOWN = {"builtins", "saliency_lab", "torch", "torchvision"}
 """Their versions count in keys, or are another's matching pair."""
 
-_LIBRARIES = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+_LIBRARIES = {"site-packages", "dist-packages"}
 
 _DATA = (
     *(str, int, float, complex, bytes, list, tuple, dict, set, frozenset, type(None), Path),
@@ -36,8 +35,8 @@ def is_known(kind: type) -> bool:
 def is_installed(module: str) -> bool:
     """Whether a module comes with Python or an installed library, rather than being the user's own.
 
-    >>> is_installed("torch.nn"), is_installed("json"), is_installed("__main__")
-    (True, True, False)
+    >>> [is_installed(name) for name in ("torch.nn", "numpy", "json", "__main__")]
+    [True, True, True, False]
     """
     top = module.partition(".")[0]
     if top == "__main__":
@@ -45,7 +44,7 @@ def is_installed(module: str) -> bool:
     if top in _KNOWN or top in sys.stdlib_module_names:
         return True
     file = getattr(sys.modules.get(top), "__file__", None)
-    return file is not None and any(Path(file).is_relative_to(home) for home in _LIBRARIES)
+    return file is not None and not _LIBRARIES.isdisjoint(Path(file).parts)
 
 
 def used_globals(function: Callable[..., Any]) -> dict[str, Any]:
