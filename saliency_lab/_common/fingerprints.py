@@ -8,6 +8,7 @@ import functools
 import hashlib
 import inspect
 import json
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -222,10 +223,10 @@ def _described(value: Any, seen: _Seen) -> Any:
     if isinstance(value, functools.partial):
         return ["partial", *(_held(each, seen) for each in (value.func, value.args, value.keywords))]
     if inspect.ismethod(value):
-        return [_text(value.__func__), _held(value.__self__, seen)]
+        return [_held(value.__func__, seen), _held(value.__self__, seen)]
     if inspect.isfunction(value):
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
-        used = {name: _named_or_held(each, seen) for name, each in used_globals(value).items()}
+        used = {name: _global(name, each, seen) for name, each in used_globals(value).items()}
         return [
             _text(value),
             *(_held(each, seen) for each in (cells, value.__defaults__, value.__kwdefaults__)),
@@ -237,7 +238,9 @@ def _described(value: Any, seen: _Seen) -> Any:
             seen.tell(base)
         return [_name(value), *({name: _held(each, seen) for name, each in _defined(base)} for base in bases)]
     if inspect.isbuiltin(value):
-        return _text(value)
+        owner = value.__self__
+        of_an_object = not (owner is None or inspect.ismodule(owner) or inspect.isclass(owner))
+        return [_text(value), _held(owner, seen)] if of_an_object else _text(value)
     if inspect.ismodule(value):
         return f"module {value.__name__}"
     if inspect.isfunction(wrapped := getattr(value, "__wrapped__", None)):  # as by functools.lru_cache
@@ -245,14 +248,17 @@ def _described(value: Any, seen: _Seen) -> Any:
     return [_held(type(value), seen), _held(_content(value), seen)]
 
 
-def _named_or_held(value: Any, seen: _Seen) -> Any:
-    """What a global is; of what an installed library defines, and of what cannot be told, the name."""
-    if hasattr(value, "__name__") and is_installed(home := getattr(value, "__module__", None) or ""):
-        return f"{home}.{value.__name__}"
+def _global(name: str, value: Any, seen: _Seen) -> Any:
+    """What a global is; of what an installed library holds, where it is found there."""
+    home, own = getattr(value, "__module__", None) or "", getattr(value, "__name__", "")
+    if own and is_installed(home) and getattr(sys.modules.get(home), own, None) is value:
+        return f"{home}.{own}"
     try:
         held = _held(value, seen)
-    except InputError:
-        return _name(type(value))
+    except InputError as error:
+        raise InputError(
+            f"the global '{name}': {error}; if results do not depend on it, begin its name with an underscore"
+        ) from None
     if inspect.isfunction(value):
         seen.tell(value)  # helpers that many functions use are told once
     return held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dis
 import functools
 import inspect
@@ -21,8 +22,9 @@ _KNOWN = {"builtins", "saliency_lab", "torch", "torchvision"}
 _LIBRARIES = {"site-packages", "dist-packages"}
 
 _DATA = (
-    *(str, int, float, complex, bytes, list, tuple, dict, set, frozenset, type(None), Path),
-    *(Tensor, np.ndarray, np.generic, torch.dtype, nn.Module, functools.partial),
+    *(str, int, float, complex, bytes, list, tuple, dict, set, frozenset, range, type(None), Path),
+    *(types.SimpleNamespace, argparse.Namespace),
+    *(Tensor, np.ndarray, np.generic, torch.dtype, nn.Module),
 )
 
 
@@ -52,22 +54,25 @@ def used_globals(function: Callable[..., Any]) -> dict[str, Any]:
 
     That is functions and classes, and by a name without a leading underscore also plain values, tensors,
     networks and objects of the user's classes. Of a module of the user's, what the function uses of it. A
-    library's own objects, such as a logger or a random generator, are not among them, nor what the function
-    itself assigns.
+    library's own objects, such as a logger or a random generator, are not among them, nor names that the
+    function itself assigns, nor what it imports.
     """
     if is_installed(function.__module__ or ""):
         return {}
     names, attributes = _names_in(function.__code__)
     found: dict[str, Any] = {}
+
+    def look(name: str, value: Any, within: tuple[Any, ...] = ()) -> None:
+        if not inspect.ismodule(value):
+            if _counts(name.rpartition(".")[2], value):
+                found[name] = value
+        elif not is_installed(value.__name__) and value not in within:
+            for each in sorted(attributes & vars(value).keys()):
+                look(f"{name}.{each}", vars(value)[each], (*within, value))
+
     for name in sorted(names & function.__globals__.keys()):
-        value = function.__globals__[name]
-        if inspect.ismodule(value):
-            if not is_installed(value.__name__):
-                held = vars(value)
-                found |= {f"{name}.{each}": held[each] for each in sorted(attributes & held.keys())}
-        else:
-            found[name] = value
-    return {name: value for name, value in found.items() if _counts(name.rpartition(".")[2], value)}
+        look(name, function.__globals__[name])
+    return found
 
 
 def _names_in(code: types.CodeType) -> tuple[set[str], set[str]]:
@@ -85,8 +90,6 @@ def _names_in(code: types.CodeType) -> tuple[set[str], set[str]]:
 
 
 def _counts(name: str, value: object) -> bool:
-    if inspect.ismodule(value):
-        return False
-    if callable(value) and hasattr(value, "__name__"):
+    if isinstance(value, functools.partial) or (callable(value) and hasattr(value, "__name__")):
         return True
     return not name.startswith("_") and (isinstance(value, _DATA) or not is_installed(type(value).__module__))

@@ -42,7 +42,7 @@ def open_executor(name: str, workers: int, address: str | None) -> Iterator[Exec
             _start(pool, workers)
             try:
                 yield pool
-            except KeyboardInterrupt:
+            except BaseException:  # of an error too: nobody could interrupt the wait for deaf workers
                 for process in multiprocessing.active_children():  # a killed run resumes to the bit
                     process.terminate()
                 raise

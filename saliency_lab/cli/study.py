@@ -128,8 +128,8 @@ def _only_look(declared: Declaration, store: Path, plan: bool, verify: bool) -> 
         print(table.to_string(index=False, na_rep="", float_format="{:.1f}".format))
         print(
             f"{table['missing'].sum()} of {table['cells'].sum()} are missing in '{store}', "
-            f"about {table['seconds'].sum() / 60:.0f} minutes of work for one process; attacks and audits "
-            "count as if no image gave way, so they take at most that"
+            f"about {table['seconds'].sum() / 60:.0f} minutes of work for one process, with attacks and "
+            "audits counted as if no image gave way"
         )
     return plan
 

@@ -11,14 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab.study.cells import Cell
-from saliency_lab.study.manifest import Place
+from saliency_lab.study.manifest import Better, Place
 from saliency_lab.study.members import Member
 from saliency_lab.study.study import Study
 from saliency_lab.study.task import Task
 from saliency_lab.study.work import Request, Requests, read_attacks, read_requests
 
 _MEASURED = 16
-"""Images that `plan` measures on; of attacks and audits, on half of them too."""
+"""Images that `plan` measures on."""
+_ATTACKED = (8, 32)
+"""Images that it measures attacks and audits on: they cost much for one image, and little for one more."""
+_WARM = 1.0
+"""Seconds below which the first run may have been slower than the rest, and is repeated."""
 
 
 class Scout(Study):
@@ -45,6 +49,7 @@ class Scout(Study):
         prints: Mapping[Member, str],
         verb: str,
         methods: Mapping[str, Request] | None = None,
+        better: Mapping[str, Better] | None = None,
     ) -> None:
         self._requests |= methods or {}
         self._place(placed, prints)
@@ -64,6 +69,13 @@ class _Withstands(nn.Module):
         beyond = torch.zeros_like(logits)
         beyond[:, 0] = 1e4
         return logits + beyond
+
+    def __getattr__(self, name: str) -> Any:
+        """What the network has, for an attack of the user's own that looks into it."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("net"), name)
 
 
 def plan(
@@ -94,13 +106,17 @@ def plan(
 
     def most(step: str, request: Request, images: int) -> float:
         """Seconds of an attack or audit of so many images that withstand it."""
-        sizes = [n for n in (_MEASURED // 2, _MEASURED) if n < images] or [images]
-        taken = []
-        for n in sizes:
-            strong = {first.model: _Withstands(first.net).eval()}
+
+        def of(n: int) -> float:
+            strong = {first.model: _Withstands(first.net)}
             whose = Study(strong, (study.x[:n], torch.zeros_like(study.y[:n])), seed=study.seed)
             settings = for_few(request.settings, n) | ({"images": None} if step == "audit" else {})
-            taken.append(seconds(whose, step, request, settings))
+            return seconds(whose, step, request, settings)
+
+        sizes = sorted({min(n, images) for n in _ATTACKED})
+        taken = [of(n) for n in sizes]
+        if taken[0] < _WARM:
+            taken[0] = of(sizes[0])
         more = (taken[-1] - taken[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else 0.0
         return taken[-1] + max(more, 0.0) * (images - sizes[-1])
 

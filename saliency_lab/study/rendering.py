@@ -30,20 +30,22 @@ def as_text(comparison: Comparison, width: int | None = None) -> str:
     longest = max(map(len, lines))
     if width is not None and longest > width:
         rule = "─" * width
-        return "\n".join([_title(comparison), rule, *_paragraphs(head, rows), rule, *notes])
+        title = textwrap.fill(_title(comparison), width)
+        return "\n".join([title, rule, *_paragraphs(head, rows, width), rule, *notes])
     rule = "─" * longest
     return "\n".join([_title(comparison), rule, lines[0], rule, *lines[1:], rule, *notes])
 
 
-def _paragraphs(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A measure after the other: its name, and a line a model."""
+def _paragraphs(head: list[str], rows: list[list[str]], width: int) -> list[str]:
+    """A measure after the other: its name, and a line a model, or more where that is too long."""
     wide = max(map(len, head[2:]))
     lines = []
     for metric, method, *cells in rows:
-        lines.append(f"{metric}  {method}".rstrip())
-        lines += [
-            f"    {name.ljust(wide)}  {cell}" for name, cell in zip(head[2:], cells, strict=True) if cell
-        ]
+        lines += textwrap.wrap(f"{metric}  {method}", width)
+        for name, cell in zip(head[2:], cells, strict=True):
+            if cell:
+                line = f"  {name.ljust(wide)}  {cell}"
+                lines += textwrap.wrap(line, width, subsequent_indent="      ")
     return lines
 
 

@@ -196,9 +196,10 @@ class Study:
                 maps[member][label] = cell, request
         tasks = []
         placed: dict[Place, Cell] = {}
+        better: dict[str, Better] = {}
         for shared, requests in _sharing(read_requests(metrics, "metric")).items():
             for label, request in requests.items():
-                self._better[label] = work.describe_metric(request).better
+                better[label] = work.describe_metric(request).better
             for member, model in prints.items():
                 cells = {}
                 for metric, request in requests.items():
@@ -210,7 +211,7 @@ class Study:
                         cells[metric, method] = cell
                 lock = fingerprint("scores", model, shared)
                 tasks.append((member, Task(requests, self.seed, lock, cells, maps[member])))
-        self._run(tasks, placed, prints, "score")
+        self._run(tasks, placed, prints, "score", better=better)
         return self
 
     def attack(
@@ -322,8 +323,8 @@ class Study:
         -------
         DataFrame
             One row a (step, what): `cells`, how many of them are `missing`, and the `seconds` these will take
-            on this machine, measured on a few of the images and the first model; of attacks and audits, as
-            if no image gave way, so at most that.
+            on this machine, measured on a few of the images and the first model; attacks and audits as if no
+            image gave way.
         """
         from saliency_lab.study.planning import plan
 
@@ -498,8 +499,14 @@ class Study:
         """Write scores, robustness and audits as Parquet and CSV into `folder`; return the Parquet files.
 
         By default into `tables` of the store.
+
+        Raises
+        ------
+        InputError
+            If something was run on two models with unlike settings, which the tables do not show.
         """
         folder = self._folder().folder / "tables" if folder is None else Path(folder)
+        self._refuse_unlike_settings()
         tables = {"scores": self.scores, "robustness": self.robustness, "audits": self.audits}
         written = []
         for name, table in tables.items():
@@ -762,20 +769,22 @@ class Study:
         prints: Mapping[Member, str],
         verb: str,
         methods: Mapping[str, Request] | None = None,
+        better: Mapping[str, Better] | None = None,
     ) -> None:
         """Hold these cells, compute what is missing of them, and write down what the study holds now.
 
         Where nothing at all could be computed, it holds what it held before.
         """
-        before = dict(self._cells), dict(self._weights), dict(self._requests)
+        before = dict(self._cells), dict(self._weights), dict(self._requests), dict(self._better)
+        failures = dict(self._runner.failures)
         self._requests |= methods or {}
+        self._better |= better or {}
         self._place(placed, prints)
         try:
             self._runner.run(tasks, prints, store=self.store, executor=self.executor, verb=verb)
         except Exception:
-            for at in placed:
-                self._runner.forget(at)
-            self._cells, self._weights, self._requests = before
+            self._cells, self._weights, self._requests, self._better = before
+            self._runner.failures = failures
             raise
         finally:
             self._write_manifest()

@@ -280,6 +280,7 @@ def test_a_model_without_a_gradient_is_said_aloud(case) -> None:
         ({"method": "fgsm", "loss": "kl"}, "zero gradient at x"),
         ({"loss": "kl", "target": torch.zeros(7, dtype=torch.long)}, "targeted"),
         ({"target": torch.full((7,), 9)}, "target: labels must be in 0 … 4"),
+        ({"target": 3}, r"target must be a tensor \(N,\).*not int"),
     ],
 )
 def test_bad_input_says_what_would_do(case, change, message) -> None:

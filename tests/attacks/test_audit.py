@@ -252,3 +252,11 @@ def test_a_model_that_is_random_in_eval_mode_does_not_move_the_global_generator(
     sl.robustness_curve(model, x, y, eps=[0, 0.05], steps=2)
     sl.attack_map(model, x, eps=0.05, steps=2)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_verdict_on_few_images_says_so() -> None:
+    data, net = sl.load_dataset("digits"), sl.load_model("digits/at")
+    settings = {"eps": 0.02, "method": "pgd", "steps": 10}
+    few = audit(net, *data.test.sample(12, seed=0), **settings)
+    assert few.verdict == "believe" and few.reason.endswith("on 12 images only: use 100 or more")
+    assert "on 12 images" not in audit(net, *data.test.sample(100, seed=0), **settings).reason

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -255,17 +256,23 @@ def test_callables_are_told_apart_by_the_objects_they_hold(make: Callable[[float
 
 USES = """
 import logging, threading, types
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter, median_filter
 helpers = types.ModuleType("helpers_of_a_user")
 helpers.soft = lambda x: x
+helpers.deep = types.ModuleType("helpers_of_a_user.deep")
+helpers.deep.sharp = lambda x: x
 class Config:
     def __init__(self, k): self.k = k
 def inner(x): return x + 1
 def helper(x): return inner(x)
 def even(n): return n == 0 or odd(n - 1)
 def odd(n): return n > 0 and even(n - 1)
+vectorised = np.vectorize(inner)
+lookup = {0: 1}.get
+squash = torch.nn.Threshold(0.1, 0).forward
 K, SCALES, MEAN, CONFIG, smooth = 1, {"a": 1}, torch.zeros(2), Config(1), gaussian_filter
 log, lock, _cache, count, act, unused = logging.getLogger("a"), threading.Lock(), [], 0, F.relu, 1
 def own(x):
@@ -273,6 +280,7 @@ def own(x):
     count += 1
     log.info(x), lock.locked(), _cache.append(1)
     there = [helper(each) for each in x], helpers.soft(x), act(x), smooth(x, 1)
+    there += helpers.deep.sharp(x), vectorised(x), lookup(0), squash(x)
     return there, K, SCALES, MEAN, CONFIG, even(2)
 """
 
@@ -295,6 +303,10 @@ def _own(change: str = "") -> Any:
         "helpers.soft = lambda x: 2 * x",
         "def inner(x): return x + 2",
         "def odd(n): return False",
+        "helpers.deep.sharp = lambda x: 2 * x",
+        "vectorised = np.vectorize(even)",
+        "lookup = {0: 2}.get",
+        "squash = torch.nn.Threshold(0.9, 0).forward",
     ],
 )
 def test_a_function_counts_with_the_globals_that_it_uses(change: str) -> None:
@@ -309,6 +321,23 @@ def test_a_function_counts_with_the_globals_that_it_uses(change: str) -> None:
 )
 def test_what_a_function_does_not_use_or_only_keeps_does_not_count(change: str) -> None:
     assert canonical(_own(change)) == canonical(_own())
+
+
+def test_a_global_that_cannot_be_told_is_named() -> None:
+    with pytest.raises(InputError, match=r"the global 'CONFIG': .*begin its name with an underscore"):
+        canonical(_own("CONFIG.lock = lock"))
+
+
+def test_a_forward_put_into_a_network_counts_with_its_globals() -> None:
+    def patched(value: float) -> nn.Module:
+        space: dict[str, Any] = {"__name__": "__main__", "K": value}
+        exec("def forward(self, x): return self.linear(x.flatten(1)) * K", space)
+        net = Net()
+        net.forward = types.MethodType(space["forward"], net)  # type: ignore[method-assign]
+        return net
+
+    assert model_fingerprint(patched(1)) == model_fingerprint(patched(1))
+    assert model_fingerprint(patched(1)) != model_fingerprint(patched(0))
 
 
 def test_a_network_counts_with_the_globals_of_its_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,6 +284,14 @@ def test_what_could_not_be_computed_at_all_leaves_the_study_as_it_was(
         assert Study.load(tmp_path).cells == before
     study.score("complexity")
     assert set(study.scores["metric"]) == {"sparseness", "complexity"}
+    with pytest.raises(SaliencyLabError):
+        study.score({"complexity": {"metric": "sparseness", "nonsense": 1}})
+    assert study.compare().measure("complexity").better == "lower"
+    with pytest.warns(UserWarning, match="2 of 4 cells failed"):
+        study.attribute(["saliency", "attention_rollout"])
+    with pytest.raises(InputError, match="attention"):
+        study.attribute("attention_rollout")
+    assert len(study.failures) == 2
 
 
 def test_eps_in_another_norm_shows_in_the_tables(make_study: MakeStudy) -> None:
@@ -298,11 +306,16 @@ def test_attacks_are_planned_as_if_no_image_gave_way(make_study: MakeStudy) -> N
     withstood = []
 
     def look(model: nn.Module, x: torch.Tensor, y: torch.Tensor, eps: float) -> torch.Tensor:
-        withstood.append(bool((model(1 - x).argmax(1) == y).all()))
+        withstood.append(bool((model(1 - x).argmax(1) == y).all()) and model.mark == "a user's own")
         return x
 
-    plan = make_study().plan(attacks={"look": {"attack": look, "eps": 0.1}})
+    study = make_study()
+    for member in study.members:
+        member.net.train()
+        member.net.mark = "a user's own"  # type: ignore[assignment]
+    plan = study.plan(attacks={"look": {"attack": look, "eps": 0.1}})
     assert withstood and all(withstood)
+    assert all(member.net.training for member in study.members)
     assert plan["seconds"].item() > 0
 
 
