@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab.study.cells import Cell
-from saliency_lab.study.manifest import Better, Place
 from saliency_lab.study.members import Member
 from saliency_lab.study.study import Study
 from saliency_lab.study.task import Task
@@ -42,18 +41,8 @@ class Scout(Study):
     def _warn_of_copies(self) -> None:
         """Say nothing: the study itself has."""
 
-    def _run(
-        self,
-        tasks: Sequence[tuple[Member, Task]],
-        placed: Mapping[Place, Cell],
-        prints: Mapping[Member, str],
-        verb: str,
-        methods: Mapping[str, Request] | None = None,
-        better: Mapping[str, Better] | None = None,
-    ) -> None:
-        self._requests |= methods or {}
-        self._place(placed, prints)
-        self.noted += placed.values()
+    def _compute(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:
+        self.noted += [cell for _, task in tasks for cell in task.cells.values()]
 
 
 class _Withstands(nn.Module):

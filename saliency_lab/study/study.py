@@ -781,13 +781,16 @@ class Study:
         self._better |= better or {}
         self._place(placed, prints)
         try:
-            self._runner.run(tasks, prints, store=self.store, executor=self.executor, verb=verb)
+            self._compute(tasks, prints, verb)
         except Exception:
             self._cells, self._weights, self._requests, self._better = before
             self._runner.failures = failures
             raise
         finally:
             self._write_manifest()
+
+    def _compute(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:
+        self._runner.run(tasks, prints, store=self.store, executor=self.executor, verb=verb)
 
     def _contents(self, kind: Kind) -> Iterator[tuple[Place, Member, Content]]:
         members = {(member.model, member.seed): member for member in self.members}
