@@ -102,6 +102,18 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+_WITHOUT_FLOAT64 = frozenset({"mps"})
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 numbers made on `device` are worked with: there, or on the CPU where it has no float64.
+
+    >>> float64_device(torch.device("cuda", 0)), float64_device(torch.device("mps"))
+    (device(type='cuda', index=0), device(type='cpu'))
+    """
+    return torch.device("cpu") if device.type in _WITHOUT_FLOAT64 else device
+
+
 def dtype_of(model: nn.Module, otherwise: torch.dtype = torch.float32) -> torch.dtype:
     """Return the model's floating-point type; `otherwise` for a model without parameters."""
     return next((each.dtype for each in model.parameters() if each.is_floating_point()), otherwise)

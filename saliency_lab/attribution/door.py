@@ -95,7 +95,7 @@ def attribute(
         for rows, (maps, total) in _passes(name, run, parsed, seed, model, x, aim):
             values[rows] = maps
             if total is not None:
-                totals.append(total.double().cpu())
+                totals.append(total.cpu().double())
     return Attributions(
         values=values,
         method=name,

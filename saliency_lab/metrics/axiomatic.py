@@ -48,7 +48,7 @@ def _completeness(case: Case) -> Outcome:
 
 def _non_sensitivity(case: Case) -> Outcome:
     probe, settings = case.probe, case.settings
-    units = patches(probe.x.shape, settings.patch_size).to(probe.device)
+    units = patches(probe.x.shape, settings.patch_size).to(probe.home)
     answers = without_units(probe, units, settings.baseline).read(settings.output)
     changes = (answers - probe.clean.read(settings.output)).abs()
     shares = unit_sums(pixel_scores(case.maps, absolute=True), units)

@@ -47,7 +47,7 @@ class Outcome:
 class Case:
     """What an engine is given: the probe, the maps (N, C, H, W), the settings, and how maps are made again.
 
-    `maps` are float64, on the probe's device; a map that cannot be scored is zeros there and its score is
+    `maps` are float64, at the probe's home; a map that cannot be scored is zeros there and its score is
     discarded.
     """
 

@@ -69,7 +69,7 @@ def _pixel_order(case: Case, *, ascending: bool = False) -> tuple[Tensor, Tensor
     """Ranks (N, H·W) and cuts (K,) of a curve over pixels."""
     scores = pixel_scores(case.maps, absolute=case.settings.absolute)
     ranks = descending_ranks(-scores if ascending else scores)
-    return ranks, cuts(case.probe.pixels, case.settings.steps).to(case.probe.device)
+    return ranks, cuts(case.probe.pixels, case.settings.steps).to(case.probe.home)
 
 
 def _deletion(case: Case) -> Outcome:
@@ -124,10 +124,10 @@ def _monotonicity(case: Case) -> Outcome:
 def _patch_curve(case: Case, limit: int | None = None) -> tuple[Tensor, Tensor]:
     """The answer (N, K) and the number of patches removed (K,)."""
     probe, settings = case.probe, case.settings
-    units = patches(probe.x.shape, settings.patch_size).to(probe.device)
+    units = patches(probe.x.shape, settings.patch_size).to(probe.home)
     sums = unit_sums(pixel_scores(case.maps, absolute=settings.absolute), units)
     count = sums.shape[1] if limit is None else min(limit, sums.shape[1])
-    cut = torch.arange(count + 1, dtype=torch.int32, device=probe.device)
+    cut = torch.arange(count + 1, dtype=torch.int32, device=probe.home)
     ranks = descending_ranks(sums)[:, units]
     return removal(probe, ranks, cut, settings.baseline).read(settings.output), cut.double()
 
@@ -179,7 +179,7 @@ def segmentation(probe: Probe, segments: int) -> Tensor:
             slic(image, n_segments=segments, start_label=0)
             for image in probe.images.double().permute(0, 2, 3, 1).cpu().numpy()
         ]
-        return torch.as_tensor(np.stack(rows)).flatten(1).long().to(probe.device)
+        return torch.as_tensor(np.stack(rows)).flatten(1).long().to(probe.home)
 
     return probe.remember(("slic", segments), segment)
 
@@ -196,7 +196,7 @@ def _segment_means(case: Case) -> tuple[Tensor, Tensor, Tensor]:
 def _irof(case: Case) -> Outcome:
     probe, settings = case.probe, case.settings
     means, units, count = _segment_means(case)
-    cut = torch.arange(int(count.max()) + 1, device=probe.device).minimum(count)
+    cut = torch.arange(int(count.max()) + 1, device=probe.home).minimum(count)
     ranks = descending_ranks(means).gather(1, units)
     answers = removal(probe, ranks, cut.int(), settings.baseline).read(settings.output)
     return _irof_outcome(answers / answers[:, :1], cut, count)

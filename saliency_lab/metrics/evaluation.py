@@ -278,7 +278,7 @@ def _score_block(job: Job, probe: Probe, maps: Tensor, explainer: Explainer, tal
     absolute = getattr(job.settings, "absolute", False)
     reasons = unusable(maps, job.metric.needs, absolute=absolute)
     good = torch.tensor([reason is None for reason in reasons])
-    usable = maps.where(good[:, None, None, None], 0.0).to(probe.device)
+    usable = maps.where(good[:, None, None, None], 0.0).to(probe.home)
     outcome = _isolated(job, Case(probe, usable, job.settings, explainer))
     failures = outcome.failures or [None] * len(probe)
     values = np.where(good.numpy(), np.asarray(outcome.values, dtype=np.float64), np.nan)

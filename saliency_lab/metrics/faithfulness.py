@@ -90,13 +90,14 @@ def random_subsets(probe: Probe, runs: int, size: int) -> Tensor:
             np.argpartition(sample_uniform([seed], (runs, probe.pixels))[0].numpy(), keep, axis=1)[:, keep:]
             for seed in probe.seeds(f"subsets of {size}")
         ]
-        return torch.as_tensor(np.stack(rows)).to(probe.device)
+        return torch.as_tensor(np.stack(rows)).to(probe.home)
 
     return probe.remember(("subsets", runs, size), draw)
 
 
 def without(probe: Probe, subsets: Tensor, baseline: Baseline) -> Answers:
     """Answers (N, runs) with each subset (N, runs, size) replaced by the baseline."""
+    subsets = subsets.to(probe.device)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
         gone = torch.zeros(len(i), probe.pixels, dtype=torch.bool, device=probe.device)
@@ -146,7 +147,7 @@ def _sensitivity_n(case: Case) -> Outcome:
 def _groups(case: Case, absolute: bool) -> tuple[Tensor, Tensor]:
     """The group (N, H·W) that each pixel is in, and the sum of the scores in each (N, K)."""
     scores = pixel_scores(case.maps, absolute=absolute)
-    cut = cuts(case.probe.pixels, case.settings.steps).to(case.probe.device)
+    cut = cuts(case.probe.pixels, case.settings.steps).to(case.probe.home)
     group = torch.bucketize(descending_ranks(scores), cut, right=True) - 1
     return group, unit_sums(scores, group)
 
@@ -181,10 +182,10 @@ def random_fills(probe: Probe, samples: int) -> Tensor:
 def _monotonicity_correlation(case: Case) -> Outcome:
     probe, settings = case.probe, case.settings
     group, sums = _groups(case, settings.absolute)
-    fills = random_fills(probe, settings.samples)
+    fills, there = random_fills(probe, settings.samples), group.to(probe.device)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
-        gone = group[i] == (j // settings.samples)[:, None]
+        gone = there[i] == (j // settings.samples)[:, None]
         fill = fills[i, j % settings.samples]
         return torch.where(gone.view(len(i), 1, *probe.x.shape[2:]), fill, probe.x[i])
 
@@ -212,10 +213,10 @@ def _monotonicity_correlation_quantus(case: Case) -> Outcome:
 def _infidelity(case: Case) -> Outcome:
     probe, settings = case.probe, case.settings
     fill = probe.fill(settings.baseline)
-    changed = (case.maps * (probe.x - fill)).sum(1).flatten(1)  # Σ over channels of map × perturbation
+    changed = (case.maps * (probe.x - fill).to(probe.home)).sum(1).flatten(1)  # Σ over channels of map × perturbation
     parts = []
     for size in settings.patch_sizes:
-        units = patches(probe.x.shape, size).to(probe.device)
+        units = patches(probe.x.shape, size).to(probe.home)
         drops = probe.clean.read(settings.output) - without_units(probe, units, settings.baseline).read(
             settings.output
         )
@@ -236,7 +237,7 @@ def _alone(probe: Probe, units: Tensor, baseline: Baseline) -> Answers:
 
     Where that changes nothing (black pixels made black), the answer is the one on the image itself.
     """
-    fill = probe.fill(baseline)
+    fill, units = probe.fill(baseline), units.to(probe.device)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
         gone = units[i] == j[:, None]

@@ -88,8 +88,9 @@ def own_metric(metric: Any) -> Metric:
 
 def _function(metric: Callable[..., Any], case: Case) -> Outcome:
     probe = case.probe
+    x, y = probe.x.to(probe.dtype, copy=True), probe.y.clone()  # the function may write to them
     with undisturbed(probe.model):
-        values = metric(probe.model, probe.images.clone(), probe.labels.clone(), case.maps.float().cpu())
+        values = metric(probe.model, x, y, case.maps.float().to(probe.device))
     values = np.asarray(torch.as_tensor(values).detach().cpu(), dtype=np.float64)
     if values.shape != (len(probe),):
         raise InputError(f"your metric must return one number a sample, ({len(probe)},), not {values.shape}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import chunk_rows, device_of, dtype_of, undisturbed
+from saliency_lab._common.inference import chunk_rows, device_of, dtype_of, float64_device, undisturbed
 from saliency_lab._common.seeding import sample_seeds, sample_uniform
 
 Output = Literal["probability", "logit"]
@@ -72,12 +72,14 @@ class Probe:
     """A model, a block of images and labels, a seed, and the answers so far.
 
     Answers are remembered by what was asked, so that methods and metrics which ask the same share the
-    forward passes.
+    forward passes. Images and their variants are on `device`, the model's; maps and answers, float64, are at
+    `home`, which is the same wherever there is float64.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int) -> None:
         self.model = model
         self.device, self.dtype = device_of(model), dtype_of(model)
+        self.home = float64_device(self.device)
         self.images = x
         self.labels = y
         self.x = x.to(self.device)
@@ -148,7 +150,7 @@ class Probe:
         for index in asked.split(self.chunk) if len(asked) else ():
             i, j = index % len(self), index // len(self)
             rows.append(self._answer(build(i, j), self.y[i]))
-        at = place.view(count + 1, len(self)).gather(0, source.T + 1).T
+        at = place.view(count + 1, len(self)).gather(0, source.T + 1).T.to(self.home)
         return Answers(*(torch.cat(parts)[at] for parts in zip(*rows, strict=True)))
 
     def _answer(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,9 +158,9 @@ class Probe:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         at = labels[:, None]
         return (
-            logits.gather(1, at)[:, 0].double(),
-            logits.softmax(1).gather(1, at)[:, 0].double(),
-            logits.argmax(1) == labels,
+            logits.gather(1, at)[:, 0].to(self.home).double(),
+            logits.softmax(1).gather(1, at)[:, 0].to(self.home).double(),
+            (logits.argmax(1) == labels).to(self.home),
         )
 
     @property
@@ -197,7 +199,7 @@ def require_logits(out: Tensor) -> None:
     InputError
         If every row lies in [0, 1] and sums to 1.
     """
-    out = out.double()
+    out = out.cpu().double()
     if ((out >= 0) & (out <= 1)).all() and torch.allclose(out.sum(1), torch.ones_like(out[:, 0]), atol=1e-4):
         raise InputError(
             "the model returns probabilities, not logits: its outputs lie in [0, 1] and sum to 1; "

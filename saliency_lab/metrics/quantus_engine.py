@@ -60,7 +60,7 @@ class MaskSpace:
 
     def images(self, masks: np.ndarray) -> Tensor:
         """The images that masks (N, 1, H, W) stand for, one an image in order."""
-        mask = torch.as_tensor(masks, device=self.probe.device)
+        mask = torch.as_tensor(masks, dtype=torch.float32, device=self.probe.device)
         fill = self.fills[:, 0]
         for index in range(1, self.fills.shape[1]):
             fill = torch.where(mask == -index, self.fills[:, index], fill)
@@ -70,7 +70,7 @@ class MaskSpace:
         """Outputs (N, K), float64."""
         out = torch.cat([self.probe.logits(chunk) for chunk in self.images(masks).split(self.probe.chunk)])
         out = out.float() if out.dtype != torch.float64 else out
-        return (out.softmax(1) if self.output == "probability" else out).double().cpu().numpy()
+        return (out.softmax(1) if self.output == "probability" else out).cpu().double().numpy()
 
     def fill_in_turn(self, arr: np.ndarray, indices: np.ndarray, **_: Any) -> np.ndarray:
         """A perturbation function that uses fill 0, 1, … and begins again after the last."""
@@ -93,7 +93,7 @@ class ImputedSpace(MaskSpace):
         from quantus.functions.perturb_func import noisy_linear_imputation
 
         row = len(self._filled)
-        image = self.probe.images[row].double().cpu().numpy()
+        image = self.probe.images[row].cpu().double().numpy()
         filled = torch.as_tensor(noisy_linear_imputation(image, indices.copy(), noise=0.0))  # type: ignore[arg-type]
         filled = filled.to(self.probe.x)
         gone = torch.zeros(self.probe.pixels, dtype=torch.bool, device=self.probe.device)
@@ -149,7 +149,7 @@ def evaluate_batch(
 
     `state` holds attributes that Quantus sets before it scores a batch.
     """
-    maps = scores.double().cpu().numpy().reshape(space.x.shape).copy()
+    maps = scores.cpu().double().numpy().reshape(space.x.shape).copy()
     metric = build(name, **settings)
     vars(metric).update(state or {})
     with preserved_rng(space.probe.seed), warnings.catch_warnings():
@@ -187,7 +187,7 @@ def evaluate_neighbours(name: str, space: Neighbourhood, maps: Tensor, **setting
         warnings.simplefilter("ignore")
         scores = metric.evaluate_batch(
             model=space,
-            x_batch=space.probe.images.double().cpu().numpy(),
+            x_batch=space.probe.images.cpu().double().numpy(),
             y_batch=space.probe.labels.cpu().numpy(),
             a_batch=maps.cpu().numpy().copy(),
         )

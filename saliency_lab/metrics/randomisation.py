@@ -129,7 +129,7 @@ def histogram_entropy(maps: Tensor, bins: int) -> Tensor:
     NaN for a map that is constant or not finite, which has no such histogram.
     """
     rows = []
-    for values in maps.double().cpu().flatten(1):
+    for values in maps.cpu().double().flatten(1):
         if not torch.isfinite(values).all() or (values == values[0]).all():
             rows.append(torch.tensor(torch.nan, dtype=torch.float64))
             continue

@@ -27,7 +27,7 @@ def removal(probe: Probe, ranks: Tensor, cut: Tensor, baseline: Baseline, *, ins
     untouched image and the bare baseline, in which such curves begin and end, are asked once for all maps,
     and a cut that changes nothing (black pixels made black) has the answer of the one before.
     """
-    cut = cut.to(probe.device).expand(len(probe), -1)
+    ranks, cut = ranks.to(probe.device), cut.to(probe.device).expand(len(probe), -1)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
         gone = ranks[i] < cut[i, j + 1, None]

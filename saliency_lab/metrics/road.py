@@ -131,7 +131,7 @@ def imputation_noise(probe: Probe, noise: float) -> Tensor:
 
 def imputed(probe: Probe, ranks: Tensor, counts: Tensor, noise: float) -> Answers:
     """Answers (N, K) with the pixels of rank below count k imputed."""
-    draws = imputation_noise(probe, noise)
+    draws, ranks = imputation_noise(probe, noise), ranks.to(probe.device)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
         gone = (ranks[i] < counts[j, None]).view(len(i), 1, *probe.x.shape[2:]).expand(-1, *probe.x.shape[1:])

@@ -132,7 +132,7 @@ def _outputs(case: Case, points: Tensor) -> Tensor:
     def compute() -> Tensor:
         every = torch.cat([probe.images[:, None], points], 1)
         rows = [
-            probe.logits(chunk.to(probe.device)).double().cpu()
+            probe.logits(chunk.to(probe.device)).cpu().double()
             for chunk in every.flatten(0, 1).split(probe.chunk)
         ]
         return torch.cat(rows).unflatten(0, every.shape[:2])
@@ -169,7 +169,7 @@ def _representations(case: Case, points: Tensor) -> Tensor:
             "relative_representation_stability reads the input of the last nn.Linear, and there is none"
         )
     caught: list[Tensor] = []
-    handle = layers[-1].register_forward_pre_hook(lambda _, given: caught.append(given[0].double().cpu()))
+    handle = layers[-1].register_forward_pre_hook(lambda _, given: caught.append(given[0].cpu().double()))
     try:
         every = torch.cat([probe.images[:, None], points], 1)
         for chunk in every.flatten(0, 1).split(probe.chunk):

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from saliency_lab._common.inference import float64_device
+
 Ranking = Literal["signed", "absolute", "random"]
 Fill = Literal["uniform", "mean", "zero"]
 
@@ -47,7 +49,8 @@ def lowest(scores: Tensor, fraction: float | Tensor) -> Tensor:
 
 def whole(fraction: Tensor, pixels: int) -> Tensor:
     """⌊fraction·pixels⌋ as int64, immune to products such as 0.3·10 = 2.999…"""
-    return (fraction.double() * pixels + 1e-6).floor().long().clamp(0, pixels)
+    precise = fraction.to(float64_device(fraction.device)).double()
+    return (precise * pixels + 1e-6).floor().long().clamp(0, pixels).to(fraction.device)
 
 
 def masked(x: Tensor, chosen: Tensor, fill: Fill, noise: Tensor | None = None) -> Tensor:

@@ -1,0 +1,202 @@
+"""Whatever a network computes on another device is what it computes on the CPU, tensor for tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import quantus
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.accelerators import Accelerator
+from lightning_fabric.strategies import SingleDeviceStrategy
+from torch import Tensor, nn
+
+import saliency_lab as sl
+from saliency_lab.data import ImageData, Sample
+from saliency_lab.training import door
+
+Same = Callable[[Callable[[nn.Module], Any]], None]
+
+_METRICS = sl.list_metrics()
+_OBJECTIVES = [name.removeprefix("digits/") for name in sl.list_recipes().index if name.startswith("digits/")]
+_CHEAP = {
+    "autoattack": {"steps": 2, "target_classes": 1, "queries": 5},
+    "apgd_t": {"steps": 3},
+    "fab_t": {"steps": 3},
+    "square": {"queries": 20},
+}
+
+
+def test_the_pretend_device_refuses_what_a_gpu_refuses(device: torch.device):
+    there, here = torch.ones(2, 3).to(device), torch.ones(2, 3)
+    assert there.device == device
+    for mixture in (
+        lambda: there + here,
+        lambda: here * there,
+        lambda: torch.where(here > 0, there, 0.0),
+        lambda: there.scatter(1, torch.zeros(2, 1, dtype=torch.long), 1.0),
+        lambda: here[torch.zeros(1, dtype=torch.long, device=device)],
+        lambda: torch.cat([there, here]),
+    ):
+        with pytest.raises(RuntimeError, match="same device"):
+            mixture()
+    with pytest.raises(RuntimeError, match="numpy"):  # as TypeError of a GPU
+        there.numpy()
+    with pytest.raises(RuntimeError, match="generator"):
+        torch.rand(2, generator=torch.Generator(), device=device)
+
+
+def test_the_pretend_device_works_like_another_one(device: torch.device):
+    x = torch.arange(6.0).reshape(2, 3).to(device).requires_grad_()
+    (x.square().sum() * 2).backward()
+    assert x.grad is not None and x.grad.device == device
+    assert torch.equal(x.grad.cpu(), 4 * x.detach().cpu())
+    y = x.detach().clone()
+    y[:, 0] = 7.0
+    y.view(-1)[5].fill_(9.0)
+    assert y.cpu().tolist() == [[7.0, 1.0, 2.0], [7.0, 4.0, 9.0]]
+    assert y.sum().item() == 30.0 and y[torch.tensor([1])].device == device
+
+
+def test_apples_device_has_no_float64(device: torch.device, request: pytest.FixtureRequest):
+    if "no float64" not in request.node.name:
+        assert torch.ones(1, device=device).double().dtype == torch.float64
+        return
+    with pytest.raises(TypeError, match="float64"):
+        torch.ones(1, device=device).double()
+
+
+@pytest.mark.parametrize("method", sl.list_methods().index)
+def test_maps(method: str, few: Sample, same: Same):
+    same(lambda net: sl.attribute(net, few.x, method, target=few.y).values)
+
+
+def test_a_sanity_check(few: Sample, same: Same):
+    same(lambda net: sl.sanity_check(net, few.x[:2], "saliency", target=few.y[:2]).table.select_dtypes("number").to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("metric", "engine"),
+    [(name, engine) for name in _METRICS.index for engine in _METRICS.loc[name, "engines"].split(", ")],
+)
+def test_scores(metric: str, engine: str, few: Sample, same: Same):
+    same(lambda net: _scores(net, few, metric, engine))
+
+
+def _scores(net: nn.Module, few: Sample, metric: str, engine: Any) -> np.ndarray:
+    settings: dict[str, Any] = {}
+    if _METRICS.loc[metric, "family"] == "localisation":
+        settings["masks"] = torch.zeros(4, 1, 28, 28, dtype=torch.bool)
+        settings["masks"][:, :, 5:20, 5:20] = True
+    if metric.startswith("attack_"):
+        settings["attacked"] = (few.x + 0.02).clamp(0, 1)
+    maps = sl.attribute(net, few.x, "saliency", target=few.y)
+    return sl.evaluate(net, few.x, few.y, maps, metric, engine=engine, **settings)
+
+
+def test_a_metric_object_of_quantus(few: Sample, same: Same):
+    local = quantus.LocalLipschitzEstimate(nr_samples=2, disable_warnings=True, display_progressbar=False)
+    same(lambda net: sl.evaluate(net, *few, sl.attribute(net, few.x, "saliency", target=few.y), local))
+
+
+def test_a_metric_of_ones_own_is_given_what_is_on_the_device(few: Sample, same: Same):
+    def share(model: nn.Module, x: Tensor, y: Tensor, maps: Tensor) -> Tensor:
+        return (model(x).softmax(1).gather(1, y[:, None])[:, 0] * maps.flatten(1).norm(dim=1)).detach()
+
+    same(lambda net: sl.evaluate(net, *few, sl.attribute(net, few.x, "saliency", target=few.y), share))
+
+
+@pytest.mark.parametrize("method", sl.list_attacks().index)
+def test_attacks(method: str, few: Sample, same: Same):
+    same(lambda net: sl.attack(net, *few, method, eps=0.1, **_CHEAP.get(method, {})).adversarial)
+
+
+def test_an_attack_of_ones_own_is_given_what_is_on_the_device(few: Sample, same: Same):
+    def step(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), x)
+        return (x + eps * gradient.sign()).clamp(0, 1)
+
+    same(lambda net: sl.attack(net, *few, step, eps=0.1).adversarial)
+
+
+def test_attacks_of_other_kinds(few: Sample, same: Same):
+    same(lambda net: sl.attack(net, *few, "pgd", eps=1.0, norm="l2", steps=3).adversarial)
+    same(lambda net: sl.attack(net, *few, "pgd", eps=0.2, target=(few.y + 1) % 10, steps=3).adversarial)
+    same(lambda net: sl.transfer_attack(net, net, *few, "fgsm", eps=0.1).adversarial)
+    same(lambda net: sl.attack_map(net, few.x, eps=0.02, steps=2).adversarial)
+
+
+def test_curves_over_attacks(few: Sample, same: Same):
+    same(lambda net: sl.robustness_curve(net, *few, [0.05, 0.2], steps=3).accuracy)
+    same(lambda net: sl.steps_curve(net, *few, eps=0.1, steps=[0, 2]).accuracy)
+    same(lambda net: sl.minimal_epsilon(net, *few, steps=3, largest=0.3, tolerance=0.05))
+
+
+def test_an_audit(few: Sample, same: Same):
+    verdicts = []
+    same(lambda net: (verdicts.append(sl.audit(net, *few, eps=0.1, steps=5)), 0.0)[1])
+    assert verdicts[0].table().equals(verdicts[1].table())
+
+
+def test_a_study(few: Sample, same: Same):
+    def table(net: nn.Module) -> np.ndarray:
+        study = sl.Study({"net": net}, few)
+        study.attribute(["saliency", "integrated_gradients"])
+        study.score(["sparseness", "pixel_flipping"])
+        study.attack("pgd", eps=[0.1], steps=2)
+        return study.compare().table().select_dtypes("number").to_numpy()
+
+    same(table)
+
+
+class _PretendAccelerator(Accelerator):
+    def setup_device(self, device: torch.device) -> None:
+        pass
+
+    def teardown(self) -> None:
+        pass
+
+    @staticmethod
+    def parse_devices(devices: Any) -> Any:
+        return devices
+
+    @staticmethod
+    def get_parallel_devices(devices: Any) -> Any:
+        return [devices]
+
+    @staticmethod
+    def auto_device_count() -> int:
+        return 1
+
+    @staticmethod
+    def is_available() -> bool:
+        return True
+
+    @staticmethod
+    def name() -> str:
+        return "pretend"
+
+
+@pytest.mark.parametrize("objective", _OBJECTIVES)
+def test_training(
+    objective: str,
+    trained: nn.Module,
+    digits: ImageData,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    some = replace(digits, train=digits.train.select(torch.arange(64)))
+    recipe = sl.load_recipe(
+        f"digits/{objective}",
+        {"training.epochs": 1, "training.batch_size": 32, "validation.images": 8, "validation.steps": 1},
+    )
+    expected = sl.train(recipe, some, seed=0, model=trained).state_dict()
+    strategy = SingleDeviceStrategy(device, accelerator=_PretendAccelerator())
+    monkeypatch.setattr(door, "_fabric", lambda *_: Fabric(strategy=strategy))
+    for name, weights in sl.train(recipe, some, seed=0, model=trained).state_dict().items():
+        torch.testing.assert_close(weights, expected[name])
