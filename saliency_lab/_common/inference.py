@@ -102,6 +102,33 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def named_device(name: str | torch.device) -> torch.device:
+    """Return the device of a name; "auto" is a GPU of CUDA where there is one, else the CPU.
+
+    >>> named_device("cpu")
+    device(type='cpu')
+
+    Raises
+    ------
+    InputError
+        If torch knows no such device, or it is not here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device '{name}'; known: auto, cpu, cuda, cuda:0, cuda:1, …, mps") from None
+    gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise InputError(f"there is no device '{name}' here: torch finds {gpus} CUDA GPUs; cpu always works")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(
+            f"there is no device '{name}' here: it needs a Mac with an Apple GPU; cpu always works"
+        )
+    return device
+
+
 _WITHOUT_FLOAT64 = frozenset({"mps"})
 
 

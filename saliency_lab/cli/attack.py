@@ -12,6 +12,7 @@ from saliency_lab.cli.options import (
     Checkpoints,
     DataName,
     DataRoot,
+    Device,
     Images,
     NamedSettings,
     Seed,
@@ -40,6 +41,7 @@ def attack(
     images: Images = IMAGES,
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006 - typer copies it
+    device: Device = "auto",
     out: Store = Path("runs/study"),
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the table here.")
@@ -52,7 +54,7 @@ def attack(
     from saliency_lab.study import Study
 
     own = named_settings(settings, [method])[method]
-    study = open_study(models, data, data_root, images, seed, out)
+    study = open_study(models, data, data_root, images, seed, out, device)
     study.attack(method, eps=eps, **own)
     comparison = study.compare()
     print_comparison(comparison)

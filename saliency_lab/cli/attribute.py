@@ -13,6 +13,7 @@ from saliency_lab.cli.options import (
     Checkpoints,
     DataName,
     DataRoot,
+    Device,
     Images,
     Methods,
     NamedSettings,
@@ -36,6 +37,7 @@ def attribute(
     images: Images = IMAGES,
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006
+    device: Device = "auto",
     out: Store = Path("runs/study"),
     rows: Annotated[int, typer.Option(min=1, help="How many images the picture shows.")] = 6,
 ) -> None:
@@ -44,7 +46,7 @@ def attribute(
     from saliency_lab.study.figures import maps_of
 
     requests = named_settings(settings, method)
-    study = open_study(models, data, data_root, images, seed, out)
+    study = open_study(models, data, data_root, images, seed, out, device)
     study.attribute(requests)
     for name in method:
         for model, by_method in study.maps.items():

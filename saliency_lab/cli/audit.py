@@ -12,6 +12,7 @@ from saliency_lab.cli.options import (
     Checkpoints,
     DataName,
     DataRoot,
+    Device,
     Images,
     NamedSettings,
     Seed,
@@ -38,6 +39,7 @@ def audit(
     images: Images = IMAGES,
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006 - typer copies it
+    device: Device = "auto",
     out: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the audits here.")
     ] = None,
@@ -53,7 +55,7 @@ def audit(
     from saliency_lab.study.members import read_members
 
     own = named_settings(settings, [method])[method]
-    loaded = load_models(models)
+    loaded = load_models(models, device)
     x, y = draw_images(loaded, data, data_root, images, seed)
     nets = {
         str(member) if len(loaded[member.model]) > 1 else member.model: member.net

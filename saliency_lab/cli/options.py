@@ -37,6 +37,12 @@ DataRoot = Annotated[
 Images = Annotated[int, typer.Option("--images", min=1, help="How many test images, stratified by class.")]
 IMAGES = 100
 """The default of all verbs, so that what they leave in one folder is about the same images."""
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", help="Where the models run: cpu, cuda, cuda:1, mps; auto is cuda if it is here, else cpu."
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the choice of images and of every draw.")]
 Store = Annotated[
     Path, typer.Option("--out", help="Folder of the results; what is there already is not computed again.")
@@ -75,9 +81,15 @@ def named_settings(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict
 
 
 def open_study(
-    checkpoints: Sequence[Path], data: str | None, root: Path | None, images: int, seed: int, store: Path
+    checkpoints: Sequence[Path],
+    data: str | None,
+    root: Path | None,
+    images: int,
+    seed: int,
+    store: Path,
+    device: str,
 ) -> Study:
-    """Load the models and draw the test images of a study kept in `store`.
+    """Load the models onto a device and draw the test images of a study kept in `store`.
 
     Raises
     ------
@@ -88,7 +100,7 @@ def open_study(
     from saliency_lab.study.manifest import read_manifest
     from saliency_lab.study.sample import read_sample
 
-    models = load_models(checkpoints)
+    models = load_models(checkpoints, device)
     sample = draw_images(models, data, root, images, seed)
     there = read_manifest(store)
     if there is not None and (there.images, there.seed) != (read_sample(sample).images, seed):
@@ -99,7 +111,7 @@ def open_study(
     return Study(models, sample, store=store, seed=seed)
 
 
-def load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
+def load_models(checkpoints: Sequence[Path], device: str) -> dict[str, list[nn.Module]]:
     """Load checkpoints by the recipe they were trained by: several seeds of one recipe are one model.
 
     The name is the recipe's last part ("asgt" for "mnist/asgt") where that is unique. Where recipes of
@@ -107,15 +119,17 @@ def load_models(checkpoints: Sequence[Path]) -> dict[str, list[nn.Module]]:
     one recipe saw different images. A checkpoint that tells no recipe goes by its folder.
     """
     from saliency_lab._common.fingerprints import fingerprint
+    from saliency_lab._common.inference import named_device
     from saliency_lab.models import card_of
     from saliency_lab.study.checkpoints import load_checkpoint
 
+    there = named_device(device)
     seen: dict[str, Path] = {}
     recipes: dict[str, dict[str, Any]] = {}
     runs: dict[tuple[str, int | None], Path] = {}
     groups: dict[str, list[nn.Module]] = {}
     for path in checkpoints:
-        model = load_checkpoint(path)
+        model = load_checkpoint(path, there)
         card = card_of(model)
         assert card is not None
         if card.sha256 in seen:

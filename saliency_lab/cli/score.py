@@ -12,6 +12,7 @@ from saliency_lab.cli.options import (
     Checkpoints,
     DataName,
     DataRoot,
+    Device,
     Images,
     Methods,
     NamedSettings,
@@ -38,6 +39,7 @@ def score(
     images: Images = IMAGES,
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006
+    device: Device = "auto",
     out: Store = Path("runs/study"),
 ) -> None:
     """Score the saliency maps of one or more models; print means with 95 % intervals, write tidy tables."""
@@ -45,7 +47,7 @@ def score(
     from saliency_lab.study import Study
 
     requests = named_settings(settings, [*method, *metric])
-    study = open_study(models, data, data_root, images, seed, out)
+    study = open_study(models, data, data_root, images, seed, out, device)
     study.attribute({name: requests[name] for name in method})
     study.score({name: requests[name] for name in metric})
     print_comparison(study.compare())

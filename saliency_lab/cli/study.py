@@ -27,6 +27,14 @@ StudyData = Annotated[
     str | None,
     typer.Option("--data", help="Another data set than the file's; image_folder: its images, in folders."),
 ]
+StudyDevice = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="Where models are trained and run: cpu, cuda, cuda:1, mps; auto trains as `train` does, and "
+        "runs on cuda if it is here, else on cpu.",
+    ),
+]
 StudyRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Folder (or image_folder's .zip) of the data files.")
 ]
@@ -46,6 +54,7 @@ def study(
     page: Page = None,
     data: StudyData = None,
     data_root: StudyRoot = None,
+    device: StudyDevice = "auto",
     plan: Plan = False,
     verify: Verify = False,
     executor: ExecutorName = "serial",
@@ -60,10 +69,10 @@ def study(
 
     declared = _with_data(read_declaration(declaration), data, data_root)
     store = out or Path("runs") / declaration.stem
-    if _only_look(declared, store, plan, verify):
+    if _only_look(declared, store, device, plan, verify):
         return
     command = f"saliency-lab study {declaration.name} --page DIR{_said(data, data_root)}"
-    _carry_out(declared, store, declaration.stem, page, command, executor, workers, address)
+    _carry_out(declared, store, declaration.stem, page, command, device, executor, workers, address)
 
 
 def reproduce(
@@ -73,6 +82,7 @@ def reproduce(
     page: Page = None,
     data: StudyData = None,
     data_root: StudyRoot = None,
+    device: StudyDevice = "auto",
     plan: Plan = False,
     executor: ExecutorName = "serial",
     workers: Workers = 2,
@@ -87,11 +97,11 @@ def reproduce(
     name = f"{name}-quick" if quick else name
     declared = _with_data(read_declaration(bundled_study(name)), data, data_root)
     store = out or Path("runs") / name
-    if _only_look(declared, store, plan, verify=False):
+    if _only_look(declared, store, device, plan, verify=False):
         return
     short = " --quick" if name.endswith("-quick") else ""
     command = f"saliency-lab reproduce {name.removesuffix('-quick')}{short}{_said(data, data_root)}"
-    _carry_out(declared, store, name, page or store / "results", command, executor, workers, address)
+    _carry_out(declared, store, name, page or store / "results", command, device, executor, workers, address)
 
 
 def _said(data: str | None, root: Path | None) -> str:
@@ -114,7 +124,7 @@ def _with_data(declared: Declaration, name: str | None, root: Path | None) -> De
     )
 
 
-def _only_look(declared: Declaration, store: Path, plan: bool, verify: bool) -> bool:
+def _only_look(declared: Declaration, store: Path, device: str, plan: bool, verify: bool) -> bool:
     """Print the plan of a study or the check of its store; False if neither was asked for."""
     from saliency_lab.study.declared import plan_declared
     from saliency_lab.study.store import FolderStore, existing_folder
@@ -124,7 +134,7 @@ def _only_look(declared: Declaration, store: Path, plan: bool, verify: bool) -> 
         print("every cell is intact" if damaged.empty else damaged.to_string(index=False))
         raise typer.Exit(EXIT_FAILED if len(damaged) else 0)
     if plan:
-        table = plan_declared(declared, store)
+        table = plan_declared(declared, store, device=device)
         print(table.to_string(index=False, na_rep="", float_format="{:.1f}".format))
         print(
             f"{table['missing'].sum()} of {table['cells'].sum()} are missing in '{store}', "
@@ -140,6 +150,7 @@ def _carry_out(
     name: str,
     page: Path | None,
     command: str,
+    device: str,
     executor: str,
     workers: int,
     address: str | None,
@@ -150,7 +161,7 @@ def _carry_out(
     from saliency_lab.study.results import write_page
 
     with open_executor(executor, workers, address) as pool:
-        done, comparison = run_declared(declared, store, executor=pool)
+        done, comparison = run_declared(declared, store, executor=pool, device=device)
     print_comparison(comparison)
     for asked in answer(declared.claims, comparison):
         print(asked)

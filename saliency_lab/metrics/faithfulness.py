@@ -212,8 +212,8 @@ def _monotonicity_correlation_quantus(case: Case) -> Outcome:
 
 def _infidelity(case: Case) -> Outcome:
     probe, settings = case.probe, case.settings
-    fill = probe.fill(settings.baseline)
-    changed = (case.maps * (probe.x - fill).to(probe.home)).sum(1).flatten(1)  # Σ over channels of map × perturbation
+    taken = (probe.x - probe.fill(settings.baseline)).to(probe.home)
+    changed = (case.maps * taken).sum(1).flatten(1)  # Σ over channels of map × perturbation
     parts = []
     for size in settings.patch_sizes:
         units = patches(probe.x.shape, size).to(probe.home)

@@ -20,6 +20,7 @@ from torch import nn
 
 from saliency_lab._common.errors import CheckpointError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, write_json
+from saliency_lab._common.inference import named_device
 from saliency_lab._common.provenance import versions
 from saliency_lab.models.card import CUSTOM, ModelCard, card_of
 from saliency_lab.models.catalogue import build_model
@@ -106,7 +107,7 @@ def load_model(
         The folder that `save_model` wrote, a .safetensors file with its .json beside it, or the name of a
         network that comes with the package, such as "mnist/asgt" (`list_zoo()`).
     device
-        Where to put the model.
+        Where to put the model: "cpu", "cuda", "cuda:1", "mps", or "auto" (CUDA if it is here, else the CPU).
     model
         A module to load the weights into, for a "custom" checkpoint; a .safetensors file of any
         origin will do, and then needs no .json.
@@ -116,7 +117,10 @@ def load_model(
     CheckpointError
         If a file is missing, damaged or does not match its card, or the weights are of another
         architecture; `model` is then as it was.
+    InputError
+        If the device is not here.
     """
+    device = named_device(device)
     weights_path = _weights_of(Path(path))
     card_path = weights_path.with_suffix(".json")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import time
 import warnings
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError, SaliencyLabError, TrainingError
 from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.inference import named_device
 from saliency_lab._common.plugins import import_module
 from saliency_lab._common.progress import no_progress
 from saliency_lab.data import ImageData
@@ -55,28 +58,35 @@ class Run(NamedTuple):
 
 
 def run_declared(
-    declared: Declaration, store: str | Path, *, executor: Executor | None = None
+    declared: Declaration,
+    store: str | Path,
+    *,
+    executor: Executor | None = None,
+    device: str = "auto",
 ) -> tuple[Study, Comparison]:
     """Train what is missing, compute what is missing, compare; everything is kept in `store`.
 
     A run that fails in training is a failure of the study, and the rest goes on without that network.
+    Networks are trained and run on `device`; with "auto", as `train` does, and as `load_model` does.
     """
+    there = named_device(device)
     store = Path(store).resolve()  # a worker may have another working folder
     data = load_declared_data(declared)
     sample = _sample(declared, data)
     runs = training_runs(declared, data.fingerprint, store)
     declared.check()
     with warnings.catch_warnings(action="ignore"):  # the study of the trained networks warns of the same
-        stand_ins = Study(_stand_ins(runs, data) | _finished_models(declared), sample, seed=declared.seed)
+        models = _stand_ins(runs, data, there) | _finished_models(declared, there)
+        stand_ins = Study(models, sample, seed=declared.seed)
     _verbs(Scout(stand_ins), declared)  # a mistake in the file is told before anything is trained
     trained: dict[str, list[nn.Module]] = {}
     failures: dict[tuple[str, int], Failure] = {}
-    for run, outcome in _train_all(runs, data, declared, executor):
+    for run, outcome in _train_all(runs, data, declared, executor, device):
         if isinstance(outcome, Failure):
             failures[run.model, run.seed] = outcome
         else:
-            trained.setdefault(run.model, []).append(outcome)
-    models = trained | _finished_models(declared)
+            trained.setdefault(run.model, []).append(outcome.to(there))
+    models = trained | _finished_models(declared, there)
     if not models:
         raise SaliencyLabError(
             f"no model of this study could be trained: {next(iter(failures.values())).error}"
@@ -93,17 +103,18 @@ def run_declared(
     return study, study.compare()
 
 
-def plan_declared(declared: Declaration, store: str | Path) -> pd.DataFrame:
+def plan_declared(declared: Declaration, store: str | Path, *, device: str = "auto") -> pd.DataFrame:
     """What there is to do, without doing it: see `Study.plan`; models that are to be trained come first.
 
-    The time of a training run is measured on its first steps.
+    Times are measured on `device`, as in `run_declared`; that of a training run on its first steps.
     """
+    there = named_device(device)
     data = load_declared_data(declared)
     runs = training_runs(declared, data.fingerprint, Path(store))
     declared.check()
-    models = _stand_ins(runs, data) | _finished_models(declared)
-    there = store if Path(store).is_dir() else None  # looking creates nothing
-    study = Study(models, _sample(declared, data), store=there, seed=declared.seed)
+    models = _stand_ins(runs, data, there) | _finished_models(declared, there)
+    existing = store if Path(store).is_dir() else None  # looking creates nothing
+    study = Study(models, _sample(declared, data), store=existing, seed=declared.seed)
     _verbs(Scout(study), declared)
     rows = []
     for model in dict.fromkeys(run.model for run in runs):
@@ -111,7 +122,7 @@ def plan_declared(declared: Declaration, store: str | Path) -> pd.DataFrame:
         missing = [run for run in own if not run.finished]
         row: dict[str, Any] = {"step": "train", "what": model, "cells": len(own), "missing": len(missing)}
         if missing:
-            row["seconds"] = len(missing) * _training_seconds(missing[0].recipe, data)
+            row["seconds"] = len(missing) * _training_seconds(missing[0].recipe, data, device)
         rows.append(row)
     steps = study.plan(declared.methods, declared.metrics, declared.attacks, declared.audits)
     return pd.concat([pd.DataFrame(rows), steps], ignore_index=True)[list(steps.columns)]
@@ -169,11 +180,11 @@ def _verbs(study: Study, declared: Declaration) -> None:
 
 
 def _train_all(
-    runs: Sequence[Run], data: ImageData, declared: Declaration, executor: Executor | None
+    runs: Sequence[Run], data: ImageData, declared: Declaration, executor: Executor | None, device: str
 ) -> Iterator[tuple[Run, nn.Module | Failure]]:
     if executor is not None:
         missing = {run.folder: run for run in runs if not run.finished}.values()
-        jobs = [executor.submit(_train_remotely, run, data.fingerprint, declared) for run in missing]
+        jobs = [executor.submit(_train_remotely, run, data.fingerprint, declared, device) for run in missing]
         try:
             for job in jobs:
                 job.exception()  # waits; what failed is tried here again, where its error can be told
@@ -182,37 +193,43 @@ def _train_all(
                 job.cancel()
     for run in runs:
         try:
-            yield run, _train(run, data)
+            yield run, _train(run, data, device)
         except TrainingError as error:
             warnings.warn(f"{run.model} (seed {run.seed}) could not be trained: {error}", stacklevel=3)
             yield run, Failure.of(error)
 
 
-def _train_remotely(run: Run, data: str, declared: Declaration) -> None:
+def _train_remotely(run: Run, data: str, declared: Declaration, device: str) -> None:
     """Train one network in a worker, which reads the data itself."""
     with ALONE:
         found = load_declared_data(declared)
         if found.fingerprint != data:
             raise InputError(f"a worker found other files of '{declared.data.name}'; all must see the same")
-        _train(run, found)
+        _train(run, found, device)
 
 
-def _train(run: Run, data: ImageData) -> nn.Module:
+def _train(run: Run, data: ImageData, device: str) -> nn.Module:
     """Train one network, or read it where it is finished; another process that is at it is waited for."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     if run.changes and not run.finished:
         changes = ", ".join(f"{key} = {value}" for key, value in run.changes.items())
         logger.info("model '%s' is %s with %s:", run.model, run.recipe.name, changes)
     with FileLock(run.folder.with_name(f"{run.folder.name}.lock")):
-        return train(run.recipe, data, seed=run.seed, out=run.folder)
+        return train(run.recipe, data, seed=run.seed, out=run.folder, **_accelerator(device))
 
 
-def _stand_ins(runs: Sequence[Run], data: ImageData) -> dict[str, list[nn.Module]]:
+def _accelerator(device: str) -> dict[str, Any]:
+    """A device in Fabric's terms."""
+    kind, _, index = device.partition(":")
+    return {"accelerator": kind, "devices": f"{index}," if index else 1}
+
+
+def _stand_ins(runs: Sequence[Run], data: ImageData, device: torch.device) -> dict[str, list[nn.Module]]:
     """Every network to be trained: as it is where that is done, otherwise an untrained one of its own."""
     models: dict[str, list[nn.Module]] = {}
     for number, run in enumerate(runs):
         if run.finished:
-            net = load_checkpoint(run.folder)
+            net = load_checkpoint(run.folder, device)
         else:
             own = ":" in run.recipe.model.name
             net = build_model(
@@ -220,19 +237,21 @@ def _stand_ins(runs: Sequence[Run], data: ImageData) -> dict[str, list[nn.Module
                 num_classes=len(data.classes),
                 input_shape=data.input_shape,
                 seed=number,
-            )
+            ).to(device)
         models.setdefault(run.model, []).append(net)
     return models
 
 
-def _finished_models(declared: Declaration) -> dict[str, list[nn.Module]]:
+def _finished_models(declared: Declaration, device: torch.device) -> dict[str, list[nn.Module]]:
     models = {}
     for name, sources in declared.models.items():
         listed = [sources] if isinstance(sources, str) else sources
         if len(set(listed)) < len(listed):
             raise InputError(f"model '{name}' lists a checkpoint twice; each must be another seed")
         models[name] = [
-            import_module(source) if ":" in source else load_checkpoint(_found(declared.folder, source))
+            copy.deepcopy(import_module(source)).to(device)
+            if ":" in source
+            else load_checkpoint(_found(declared.folder, source), device)
             for source in listed
         ]
     return models
@@ -247,7 +266,7 @@ def _found(folder: Path, source: str) -> Path:
 _TIMED_STEPS = (2, 8)
 
 
-def _training_seconds(recipe: Recipe, data: ImageData) -> float:
+def _training_seconds(recipe: Recipe, data: ImageData, device: str) -> float:
     """Seconds that a training run takes on this machine, from the difference between two short ones."""
     short = load_recipe(recipe, {"training.epochs": 1, "validation.images": 10, "validation.steps": 1})
     order = stratified_order(data.train.labels, 0, "plan")
@@ -258,7 +277,7 @@ def _training_seconds(recipe: Recipe, data: ImageData) -> float:
             few = data.train.select(order[: wanted * recipe.training.batch_size])
             started = time.perf_counter()
             with no_progress(), contextlib.suppress(TrainingError):  # so few steps may well end at a constant
-                train(short, replace(data, train=few), seed=0)
+                train(short, replace(data, train=few), seed=0, **_accelerator(device))
             taken.append(time.perf_counter() - started)
             steps.append(len(few) // recipe.training.batch_size)
     finally:

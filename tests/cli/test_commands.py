@@ -177,7 +177,7 @@ def test_a_changed_recipe_is_another_model_and_a_seed_is_not(models, tmp_path):
     for name, options in {"changed": changed, "seed": ["--seed", 1]}.items():
         result = call("train", "digits/sgt", "--out", tmp_path / name, *options, *QUICK)
         assert result.exit_code == 0, result.output
-    loaded = load_models([*models, tmp_path / "seed", tmp_path / "changed"])
+    loaded = load_models([*models, tmp_path / "seed", tmp_path / "changed"], "cpu")
     assert {name: [net.card.seed for net in nets] for name, nets in loaded.items()} == {
         "standard": [0],
         "sgt (objective.fraction=0.5)": [0, 1],
@@ -284,7 +284,7 @@ def test_tables_hold_what_earlier_runs_left_in_the_folder(models, tmp_path):
 def test_a_comparison_too_wide_for_the_terminal_has_a_paragraph_a_measure(
     models, tmp_path, monkeypatch, capsys
 ):
-    study = Study(load_models(models), sl.load_dataset("digits").test.sample(8))
+    study = Study(load_models(models, "cpu"), sl.load_dataset("digits").test.sample(8))
     comparison = study.attribute("saliency").score(["sparseness", "complexity"]).compare()
     print_comparison(comparison)
     whole = capsys.readouterr().out
@@ -390,7 +390,7 @@ def test_a_model_is_not_scored_on_other_images_than_it_was_trained_on(digits, mo
 
 
 def test_a_network_of_the_zoo_finds_its_data_where_they_are_rounded_otherwise(digits, monkeypatch):
-    loaded = load_models([Path("digits/at")])
+    loaded = load_models([Path("digits/at")], "cpu")
     assert draw_images(loaded, None, None, 8, 0).x.equal(digits.test.sample(8, 0).x)
     images = digits.test.images.clone()
     images[0, 0, 0, 0] ^= 1
@@ -398,7 +398,7 @@ def test_a_network_of_the_zoo_finds_its_data_where_they_are_rounded_otherwise(di
     monkeypatch.setattr(door, "load_data", lambda spec: other)
     assert len(draw_images(loaded, None, None, 8, 0).x) == 8
     with pytest.raises(InputError, match="model 'asgt' was trained on other images than 'digits' holds"):
-        draw_images(loaded | load_models([Path("mnist/asgt")]), None, None, 8, 0)
+        draw_images(loaded | load_models([Path("mnist/asgt")], "cpu"), None, None, 8, 0)
 
 
 def test_an_image_folder_is_found_at_another_path(tmp_path, monkeypatch):
@@ -416,7 +416,7 @@ def test_an_image_folder_is_found_at_another_path(tmp_path, monkeypatch):
     small = ["--set", "training.batch_size=4"]
     other = [*own[:3], "data.image_size=[9, 12]", *own[4:]]
     assert call("train", "digits/standard", *other, "--out", "wide", *QUICK, *small).exit_code == 0
-    assert load_models([Path("wide")])["standard"][0].card.input_shape == (1, 9, 12)
+    assert load_models([Path("wide")], "cpu")["standard"][0].card.input_shape == (1, 9, 12)
     data = sl.load_dataset("image_folder", "pets", image_size=(9, 12))
     changes = {"training.epochs": 1, "training.batch_size": 4, "seed": 1}
     sl.train("digits/standard", data, out="python", overrides=changes)
@@ -501,6 +501,9 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch):
         (["attack", "MODEL", "--eps", "0.1", "--method", "pdg"], ["'pdg'", "did you mean 'pgd'"]),
         (["attack", "MODEL", "--eps", "0.1", "--set", "fgsm.steps=1"], ["'fgsm'"]),
         (["score", "MODEL", "--metric", "pixelflipping"], ["did you mean 'pixel_flipping'"]),
+        (["score", "MODEL", "--device", "gpu"], ["unknown device 'gpu'", "cuda:1"]),
+        (["audit", "MODEL", "--eps", "0.1", "--device", "cuda:99"], ["no device 'cuda:99' here"]),
+        (["study", "STUDY", "--device", "cuda:99"], ["no device 'cuda:99' here"]),
         (["score", "MODEL", "--images", "100000"], ["100000", "359"]),
         (["attribute", "MODEL", "--method", "salency"], ["did you mean 'saliency'"]),
         (["attribute", "MODEL", "--set", "steps=3"], ["NAME.steps"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from saliency_lab._common import inference
 from saliency_lab.data import Sample
 
 aten = torch.ops.aten
-KIND = "lazy"  # a kind of device that torch knows, needs no driver, and runs backward passes of in this thread
+KIND = "lazy"  # torch knows it, needs no driver, and runs its backward passes in the calling thread
 _MOVES = {aten.copy_.default, aten._to_copy.default}
 _INDEXES = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
@@ -111,7 +112,9 @@ def _refuse_a_mixture(func: Any, args: Sequence[Any], tensors: Sequence[Tensor])
     indexes = func in _INDEXES and isinstance(args[0], Elsewhere)
     values_here = indexes and len(args) > 2 and any(each is args[2] for each in here)
     if here and func not in _MOVES and (not indexes or values_here):
-        raise RuntimeError(f"Expected all tensors to be on the same device, but found {KIND}:0 and cpu! ({func})")
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found {KIND} and cpu! ({func})"
+        )
 
 
 @pytest.fixture(params=["float64", "no float64"])
@@ -140,7 +143,6 @@ def few(digits_sample: Sample) -> Sample:
 @pytest.fixture
 def same(trained: nn.Module, device: torch.device) -> Callable[[Callable[[nn.Module], Any]], None]:
     """Check that a function of a network returns the same numbers for the network on the device."""
-    import copy
 
     def check(compute: Callable[[nn.Module], Any]) -> None:
         expected = compute(trained)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,14 @@ from lightning_fabric import Fabric
 from lightning_fabric.accelerators import Accelerator
 from lightning_fabric.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import saliency_lab as sl
+from saliency_lab.cli.app import app
 from saliency_lab.data import ImageData, Sample
+from saliency_lab.study.declaration import read_declaration
+from saliency_lab.study.declared import plan_declared, run_declared
+from saliency_lab.study.store import FolderStore
 from saliency_lab.training import door
 
 Same = Callable[[Callable[[nn.Module], Any]], None]
@@ -76,7 +83,11 @@ def test_maps(method: str, few: Sample, same: Same):
 
 
 def test_a_sanity_check(few: Sample, same: Same):
-    same(lambda net: sl.sanity_check(net, few.x[:2], "saliency", target=few.y[:2]).table.select_dtypes("number").to_numpy())
+    def table(net: nn.Module) -> np.ndarray:
+        check = sl.sanity_check(net, few.x[:2], "saliency", target=few.y[:2])
+        return check.table.select_dtypes("number").to_numpy()
+
+    same(table)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +163,46 @@ def test_a_study(few: Sample, same: Same):
         return study.compare().table().select_dtypes("number").to_numpy()
 
     same(table)
+
+
+def test_a_store_does_not_ask_where_its_results_were_computed(
+    few: Sample, trained: nn.Module, device: torch.device, tmp_path: Path
+):
+    sl.Study({"net": trained}, few, store=tmp_path).attribute(["saliency"])
+    study = sl.Study({"net": copy.deepcopy(trained).to(device)}, few, store=tmp_path)
+    assert (study.plan(["saliency"])["missing"] == 0).all()
+
+
+def test_verbs_of_the_shell_run_models_on_the_device_named(device: torch.device, tmp_path: Path):
+    tables = []
+    for where in ("cpu", str(device)):
+        out = tmp_path / where.replace(":", "-")
+        model = ["digits/standard", "--images", "4", "--device", where, "--out", str(out)]
+        for verb in (
+            ["score", "--metric", "pixel_flipping", "--method", "saliency"],
+            ["attack", "--eps", "0.1", "--set", "pgd.steps=2"],
+        ):
+            said = CliRunner().invoke(app, [*verb, *model])
+            assert said.exit_code == 0, said.output
+        assert _devices(out) == {where}
+        tables.append(sl.Study.load(out).compare().table())
+    assert tables[0].equals(tables[1])
+
+
+def test_a_declared_study_runs_on_the_device_named(device: torch.device, tmp_path: Path):
+    path, store = tmp_path / "study.toml", tmp_path / "store"
+    path.write_text(
+        'methods = ["saliency"]\nmetrics = ["sparseness"]\n[models]\nstandard = "digits/standard"\n'
+        '[data]\nname = "digits"\nimages = 4\n'
+    )
+    assert plan_declared(read_declaration(path), store, device=str(device))["missing"].sum() == 2
+    run_declared(read_declaration(path), store, device=str(device))
+    assert _devices(store) == {str(device)}
+
+
+def _devices(store: Path) -> set[str]:
+    """Where the results in a store were computed."""
+    return {content.info["provenance"]["device"] for _, content in FolderStore(store).cells()}
 
 
 class _PretendAccelerator(Accelerator):
