@@ -61,13 +61,14 @@ def sample_normal(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 @contextmanager
 def preserved_rng(seed: int | None = None) -> Iterator[None]:
-    """Put the global generators (Python, NumPy, torch, CUDA) back on leaving, also on an error.
+    """Put the global generators (Python, NumPy, torch on each device) back on leaving, also on an error.
 
     With `seed`, they are seeded inside: for libraries that draw from them.
     """
     python_state, torch_state = random.getstate(), torch.get_rng_state()
     numpy_state = np.random.get_state()  # noqa: NPY002 - the global generator is what is preserved
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         if seed is not None:
             random.seed(seed)
@@ -80,3 +81,5 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
         torch.set_rng_state(torch_state)
         if cuda_states is not None:
             torch.cuda.set_rng_state_all(cuda_states)
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)

@@ -73,7 +73,10 @@ class Measure:
         if self.share:
             return statistics.proportion_interval(values, level=level)
         key = derive_seed(seed, "bootstrap", self.metric, self.label, model)
-        found = statistics.mean_interval(values, level=level, seed=key)
+        return self.within_bounds(statistics.mean_interval(values, level=level, seed=key), values)
+
+    def within_bounds(self, found: Interval, values: np.ndarray) -> Interval:
+        """Cut an interval of the mean of `values` off at the ends of what the metric can be."""
         low, high = self.bounds
         if (values < low).any() or (values > high).any():  # of settings that the usual range is not of
             return found

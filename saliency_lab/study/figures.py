@@ -164,13 +164,12 @@ class ComparisonPlots:
             if found is None:
                 raise InputError(f"'{metric}' has no curve that could be averaged over images")
             values, at = found
-            ends = np.array(
-                [
-                    statistics.mean_interval(values[:, :, k], level=comparison.level, seed=k)
-                    for k in range(len(at))
-                ]
-            )
-            drawn[model] = (at, *ends.T)
+            steps = [values[:, :, k] for k in range(len(at))]
+            ends = [
+                measure.within_bounds(statistics.mean_interval(step, level=comparison.level, seed=k), step)
+                for k, step in enumerate(steps)
+            ]
+            drawn[model] = (at, *np.array(ends).T)
         share = bool(max(at.max() for at, *_ in drawn.values()) <= 1)
         return bands.bands(
             drawn,

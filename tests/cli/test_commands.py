@@ -447,7 +447,7 @@ def test_two_runs_of_one_seed_are_not_two_seeds(models, tmp_path):
         next(net.parameters()).add_(1e-6)  # another device rounds otherwise
     sl.save_model(net, copied, net.card)
     with pytest.raises(InputError, match=r"'.*copy' and '.*standard' are both seed 0 of 'digits/standard'"):
-        load_models([models[0], copied])
+        load_models([models[0], copied], "cpu")
 
 
 def test_the_name_of_a_run_with_many_changes_fits_a_file_system():

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+import saliency_lab as sl
 from saliency_lab._common.errors import InputError
+from saliency_lab.data import Sample
 from saliency_lab.plotting import heatmap, ranks
-from saliency_lab.study import Comparison, Study
+from saliency_lab.study import Comparison, Study, statistics
 from saliency_lab.study.ranking import agreement, rank
 
 # Demšar, JMLR 2006, table 6: AUC of C4.5 with and without its parameters m and cf tuned, on 14 data sets
@@ -131,6 +133,21 @@ def test_figures_show_ranks_agreement_dots_and_curves(ranked: Comparison) -> Non
     curves, at = ranked.pictures.read_curves("other", "random", "pixel_flipping")
     np.testing.assert_allclose(ax.lines[1].get_ydata(), curves.mean((0, 1)))
     np.testing.assert_allclose(ax.lines[1].get_xdata(), at)
+
+
+def test_bands_of_shares_stay_shares(digits_sample: Sample) -> None:
+    study = Study({"net": [sl.build_model("small_cnn", seed=seed) for seed in range(3)]}, digits_sample)
+    study.attribute(["random"])
+    study.score({"masked_input_accuracy": {"steps": 4}})
+    comparison = study.compare()
+    assert comparison.pictures is not None
+    values, at = comparison.pictures.read_curves("net", "random", "masked_input_accuracy")
+    free = np.array([statistics.mean_interval(values[:, :, k], seed=k) for k in range(len(at))])
+    assert free.min() < 0  # three seeds say little
+    (band,) = comparison.plot.curves("masked_input_accuracy").axes[0].collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.min() == 0
+    assert heights.max() == pytest.approx(free.max())
 
 
 def test_what_cannot_be_ranked_says_why(ranked: Comparison) -> None:
