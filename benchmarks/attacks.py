@@ -67,7 +67,8 @@ def train(data: Any, eps: float, epochs: int) -> nn.Module:
 
 def bare_passes(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> None:
     with undisturbed(model):
-        for images, labels in zip(x.split(chunk_rows(x.shape)), y.split(chunk_rows(x.shape)), strict=True):
+        rows = chunk_rows(x.shape, x.device)
+        for images, labels in zip(x.split(rows), y.split(rows), strict=True):
             point = images.clone().requires_grad_()
             for _ in range(steps):
                 torch.autograd.grad(F.cross_entropy(model(point), labels, reduction="sum"), point)
@@ -130,7 +131,7 @@ def contenders(case: tuple[nn.Module, Tensor, Tensor], steps: int) -> dict[str, 
     }
     if torchattacks is not None:
         peer = torchattacks.PGD(model, eps=1e-5, alpha=1e-6, steps=steps)
-        rows = chunk_rows(x.shape)
+        rows = chunk_rows(x.shape, x.device)
         runs["torchattacks"] = lambda: [
             peer(*pair) for pair in zip(x.split(rows), y.split(rows), strict=True)
         ]

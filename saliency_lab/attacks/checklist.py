@@ -453,7 +453,7 @@ def _determinism(model: nn.Module, x: Tensor) -> Check:
                 passes.append(mode())
         return not torch.allclose(passes[0], passes[1], rtol=1e-4, atol=1e-5)
 
-    few = x.detach()[: chunk_rows(x.shape)]
+    few = x.detach()[: chunk_rows(x.shape, device_of(model))]
     few = few.repeat(2, 1, 1, 1) if len(few) == 1 else few  # in train mode batch norm needs two
     in_eval = lambda: predict(model, few)  # noqa: E731
     as_given = lambda: _predict_as_given(model, few)  # noqa: E731
@@ -496,7 +496,8 @@ def _zero_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Mask (N,): the margin's gradient at the image is zero everywhere, or there is none."""
     device, out = device_of(model), []
     with undisturbed(model):
-        for images, labels in zip(x.split(chunk_rows(x.shape)), y.split(chunk_rows(x.shape)), strict=True):
+        rows = chunk_rows(x.shape, device)
+        for images, labels in zip(x.split(rows), y.split(rows), strict=True):
             point = images.to(device).requires_grad_()
             loss = margin(model(point), labels.to(device)).sum()
             slope = torch.autograd.grad(loss, point, allow_unused=True)[0] if loss.requires_grad else None

@@ -136,7 +136,7 @@ def _run(
     queries = torch.zeros(len(x), dtype=torch.long)
     curve: Tensor | None = None
     with undisturbed(attacked), progress(label=method.name, total=len(rows)) as bar:
-        for chunk in rows.split(chunk_rows(x.shape)):
+        for chunk in rows.split(chunk_rows(x.shape, device)):
             problem = Problem(
                 model=attacked,
                 x=x.detach()[chunk.to(x.device)].to(device),

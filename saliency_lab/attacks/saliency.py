@@ -163,7 +163,7 @@ def attack_map(
         progress(label=goal, total=len(images)) as bar,
     ):
         found, before, after = images.clone(), torch.empty_like(images), torch.empty_like(images)
-        for rows in torch.arange(len(images)).split(chunk_rows(images.shape)):
+        for rows in torch.arange(len(images)).split(chunk_rows(images.shape, device)):
             problem = Problem(
                 model=model,
                 x=images[rows].to(device),

@@ -160,7 +160,7 @@ def _passes(
 ) -> Iterator[tuple[slice, Explained]]:
     """What the method finds for the images `x`, pass by pass."""
     device, dtype = device_of(model), dtype_of(model)
-    size = pass_rows(x.shape, backward=True)
+    size = pass_rows(x.shape, device, backward=True)
     with progress(label=name, total=len(x)) as bar:
         for start in range(0, len(x), size):
             rows = slice(start, min(start + size, len(x)))

@@ -224,7 +224,7 @@ def _by_surrogate(
                 baselines=base[row : row + 1],
                 feature_mask=here[:, None].expand_as(one.x),
                 n_samples=settings.n,
-                perturbations_per_eval=pass_rows(task.x.shape, backward=False),
+                perturbations_per_eval=pass_rows(task.x.shape, task.x.device, backward=False),
             )
         maps.append(values)
     return torch.cat(maps)

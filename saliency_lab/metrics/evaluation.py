@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.fingerprints import fingerprint
-from saliency_lab._common.inference import chunk_rows, gradients_recorded, unfit_images_told
+from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, unfit_images_told
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
@@ -207,7 +207,7 @@ def _run(
     for job in jobs:
         _check_per_sample(job, len(x))
     tallies = {method: [_Tally() for _ in jobs] for method in maps}
-    size = chunk_rows(x.shape)
+    size = chunk_rows(x.shape, device_of(model))
     blocks = [slice(start, start + size) for start in range(0, len(x), size)]
     by_block = [index for index, job in enumerate(jobs) if not job.metric.whole]
     whole = [index for index, job in enumerate(jobs) if job.metric.whole]

@@ -85,7 +85,9 @@ class Probe:
         self.x = x.to(self.device)
         self.y = y.to(self.device)
         self.seed = seed
-        self.chunk = max(1, chunk_rows(x.shape) // 2)  # the first layers' outputs stay in the allocator
+        self.chunk = max(
+            1, chunk_rows(x.shape, self.device) // 2
+        )  # the first layers' outputs stay in the allocator
         self._memory: dict[Any, Any] = {}
         self._layout = _plain if _is_wide(model) else None
 

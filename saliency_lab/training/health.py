@@ -101,7 +101,8 @@ def validate(net: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> Validation
 
 
 def _zero_gradient_share(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    device, size, zeros = device_of(net), chunk_rows(x.shape), 0
+    device = device_of(net)
+    size, zeros = chunk_rows(x.shape, device), 0
     with undisturbed(net):
         for images, labels in zip(x.split(size), y.split(size), strict=True):
             images = images.to(device).requires_grad_()
