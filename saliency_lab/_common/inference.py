@@ -89,17 +89,21 @@ def unfit_images_told(model: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's parameters (or buffers; the CPU if it has neither).
+    """Return the device of the model's parameters and buffers (the CPU if it has neither).
 
     Raises
     ------
     InputError
-        If `model` is no torch module.
+        If `model` is no torch module, or spread over several devices.
     """
     _check_module(model)
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+    found = dict.fromkeys(tensor.device for tensor in (*model.parameters(), *model.buffers()))
+    if len(found) > 1:
+        raise InputError(
+            f"{type(model).__name__} is spread over {', '.join(map(str, found))}; move it to one device, "
+            f"such as model.to('{next(iter(found))}')"
+        )
+    return next(iter(found), torch.device("cpu"))
 
 
 def named_device(name: str | torch.device) -> torch.device:
@@ -119,13 +123,11 @@ def named_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"unknown device '{name}'; known: auto, cpu, cuda, cuda:0, cuda:1, …, mps") from None
-    gpus = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise InputError(f"there is no device '{name}' here: torch finds {gpus} CUDA GPUs; cpu always works")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError(
-            f"there is no device '{name}' here: it needs a Mac with an Apple GPU; cpu always works"
-        )
+    try:
+        torch.empty(0, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        said = f"{error}".partition("\n")[0]
+        raise InputError(f"there is no device '{name}' here ({said}); cpu always works") from None
     return device
 
 

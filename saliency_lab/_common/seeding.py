@@ -67,7 +67,8 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
     """
     python_state, torch_state = random.getstate(), torch.get_rng_state()
     numpy_state = np.random.get_state()  # noqa: NPY002 - the global generator is what is preserved
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    # asked of an idle GPU, its state would start it, and processes forked from here could not use it
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         if seed is not None:

@@ -31,8 +31,8 @@ StudyDevice = Annotated[
     str,
     typer.Option(
         "--device",
-        help="Where models are trained and run: cpu, cuda, cuda:1, mps; auto trains as `train` does, and "
-        "runs on cuda if it is here, else on cpu.",
+        help="Where models are trained and run: cpu, cuda, cuda:1, mps; auto is cuda if it is here, else cpu "
+        "(an executor's workers run on cpu unless one is named).",
     ),
 ]
 StudyRoot = Annotated[

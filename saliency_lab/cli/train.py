@@ -45,7 +45,9 @@ def train(
     seeds: Annotated[
         str | None, typer.Option("--seeds", "--seed", help="One seed, or several: 0,1,2.")
     ] = None,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    accelerator: Annotated[
+        str, typer.Option(help="auto (cuda if it is here, else cpu), cpu, cuda or mps.")
+    ] = "auto",
     devices: Annotated[
         str, typer.Option(help="How many devices (processes) on this machine, or auto.")
     ] = "1",

@@ -67,9 +67,10 @@ def run_declared(
     """Train what is missing, compute what is missing, compare; everything is kept in `store`.
 
     A run that fails in training is a failure of the study, and the rest goes on without that network.
-    Networks are trained and run on `device`; with "auto", as `train` does, and as `load_model` does.
+    Networks are trained and run on `device`; "auto" is a GPU of CUDA where there is one, else the CPU. An
+    executor's workers decide that for what they train, and run on the CPU unless a device is named.
     """
-    there = named_device(device)
+    there = named_device("cpu" if executor is not None and device == "auto" else device)
     store = Path(store).resolve()  # a worker may have another working folder
     data = load_declared_data(declared)
     sample = _sample(declared, data)
@@ -219,9 +220,13 @@ def _train(run: Run, data: ImageData, device: str) -> nn.Module:
 
 
 def _accelerator(device: str) -> dict[str, Any]:
-    """A device in Fabric's terms."""
+    """A device in Fabric's terms.
+
+    >>> _accelerator("cuda:1"), _accelerator("auto")
+    ({'accelerator': 'cuda', 'devices': '1,'}, {'accelerator': 'auto', 'devices': 1})
+    """
     kind, _, index = device.partition(":")
-    return {"accelerator": kind, "devices": f"{index}," if index else 1}
+    return {"accelerator": kind, "devices": f"{index}," if index and kind != "cpu" else 1}
 
 
 def _stand_ins(runs: Sequence[Run], data: ImageData, device: torch.device) -> dict[str, list[nn.Module]]:

@@ -13,18 +13,20 @@ import pandas as pd
 if TYPE_CHECKING:
     from saliency_lab.study.comparison import Comparison
 
+_DOTS = {"best": "•", "tie": "◦", "": ""}
+_FACES = ("bold", "italic")
 _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 
 def as_text(comparison: Comparison, width: int | None = None) -> str:
     """For a terminal; in so many columns, a measure is a paragraph where its row is too long."""
-    head, rows = _grid(comparison, lambda text, leads: f"{text}{' •' if leads else ''}")
+    head, rows = _grid(comparison, lambda text, rank: f"{text} {_DOTS[rank]}".rstrip())
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip()
         for row in [head, *rows]
     ]
-    notes = _notes(comparison, "•")
+    notes = _notes(comparison, _DOTS["best"], _DOTS["tie"])
     if width is not None:
         notes = [textwrap.fill(note, width, subsequent_indent="  ") for note in notes]
     longest = max(map(len, lines))
@@ -50,16 +52,17 @@ def _paragraphs(head: list[str], rows: list[list[str]], width: int) -> list[str]
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """A pipe table; what leads is bold."""
-    head, rows = _grid(comparison, lambda text, leads: f"**{text}**" if leads else text)
+    """A pipe table; the best is bold, what is not told from it italic."""
+    head, rows = _grid(comparison, markdown_cell)
     head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in [head, *rows]]
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
-    return "\n".join([*lines, "", _title(comparison) + ". " + " ".join(_notes(comparison, "bold"))])
+    return "\n".join([*lines, "", _title(comparison) + ". " + " ".join(_notes(comparison, *_FACES))])
 
 
 def as_html(comparison: Comparison) -> str:
-    """A table; what leads is bold."""
-    head, rows = _grid(comparison, lambda text, leads: f"<b>{escape(text)}</b>" if leads else escape(text))
+    """A table; the best is bold, what is not told from it italic."""
+    marks = {"best": "<b>{}</b>", "tie": "<i>{}</i>", "": "{}"}
+    head, rows = _grid(comparison, lambda text, rank: marks[rank].format(escape(text)))
     caption = f"<caption>{escape(_title(comparison))}</caption>"
     header = "".join(f'<th style="text-align:left">{escape(cell)}</th>' for cell in head)
     body = "".join(
@@ -71,15 +74,16 @@ def as_html(comparison: Comparison) -> str:
         + "</tr>"
         for row in rows
     )
-    notes = "".join(f"<div>{escape(line)}</div>" for line in _notes(comparison, "bold"))
+    notes = "".join(f"<div>{escape(line)}</div>" for line in _notes(comparison, *_FACES))
     return f"<table>{caption}<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
 
 def as_latex(comparison: Comparison) -> str:
-    """A booktabs table; what leads is bold."""
-    head, rows = _grid(comparison, lambda text, leads: f"\\textbf{{{_tex(text)}}}" if leads else _tex(text))
+    """A booktabs table; the best is bold, what is not told from it italic."""
+    marks = {"best": "\\textbf{", "tie": "\\textit{"}
+    head, rows = _grid(comparison, lambda text, rank: f"{marks[rank]}{_tex(text)}}}" if rank else _tex(text))
     body = [" & ".join([_tex(row[0]), _tex(row[1]), *row[2:]]) + r" \\" for row in rows]
-    notes = " ".join(_tex(line) for line in (_title(comparison) + ".", *_notes(comparison, "bold")))
+    notes = " ".join(_tex(line) for line in (_title(comparison) + ".", *_notes(comparison, *_FACES)))
     return "\n".join(
         [
             r"\begin{table}",
@@ -106,21 +110,26 @@ def _title(comparison: Comparison) -> str:
     return f"{models} on {over}: mean [{100 * comparison.level:g} % interval]"
 
 
-def leading(comparison: Comparison, line: str) -> str:
-    """Say what is marked as leading its row or column: that is what `line` is called."""
+def markdown_cell(text: str, rank: str) -> str:
+    """Set the best in bold, what is not told from it in italics."""
+    return {"best": f"**{text}**", "tie": f"*{text}*"}.get(rank, text)
+
+
+def leading(comparison: Comparison, line: str, best: str, tie: str) -> str:
+    """Say what the marks of the best and of its ties mean; `line` is "row" or "column"."""
     alpha = f"{1 - comparison.level:.2g}"
     return (
-        f"the best of its {line}, or not told from it: by the paired test at {alpha} (Holm over the {line}), "
-        "or as the interval of the difference holds 0"
+        f"{best}: the best of its {line}; {tie}: not told from it, by the paired test at {alpha} (Holm over "
+        f"the {line}) or as the interval of the difference holds 0"
     )
 
 
-def _notes(comparison: Comparison, mark: str) -> list[str]:
+def _notes(comparison: Comparison, best: str, tie: str) -> list[str]:
     alpha = f"{1 - comparison.level:.2g}"
     notes = []
     if len(comparison.models) > 1:
         notes.append(
-            f"{mark}: {leading(comparison, 'row')}. "
+            f"{leading(comparison, 'row', best, tie)}. "
             f"†: differs from '{comparison.baseline}' by the paired test at {alpha} (Holm over all "
             "accuracies, and over all scores), and the interval of the difference leaves 0 out."
         )
@@ -162,7 +171,7 @@ def _counted(verdicts: pd.Series) -> str:
     return ", ".join(f"{count} × {verdict}" for verdict, count in counts.items())
 
 
-def _grid(comparison: Comparison, mark: Callable[[str, bool], str]) -> tuple[list[str], list[list[str]]]:
+def _grid(comparison: Comparison, mark: Callable[[str, str], str]) -> tuple[list[str], list[list[str]]]:
     facts = iter(comparison._table.to_dict("records"))  # in the order of the measures, and of their models
     alpha = 1 - comparison.level
     rows = []
@@ -172,7 +181,7 @@ def _grid(comparison: Comparison, mark: Callable[[str, bool], str]) -> tuple[lis
             fact = next(facts)
             apart = fact["difference_low"] > 0 or fact["difference_high"] < 0
             text = cell_text(fact, measure.share) + ("†" if fact["p_holm"] < alpha and apart else "")
-            cells[model] = mark(text, fact["rank"] != "")
+            cells[model] = mark(text, fact["rank"])
         rows.append([f"{measure.metric} {_ARROWS[measure.better]}".strip(), measure.label, *cells.values()])
     return ["metric", "method", *comparison.models], rows
 

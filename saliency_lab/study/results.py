@@ -20,7 +20,7 @@ from saliency_lab.plotting.style import save
 from saliency_lab.study.claims import answer, by_chance, measure_in_words
 from saliency_lab.study.comparison import ACCURACY, ROBUST, Comparison, Measure
 from saliency_lab.study.declared import Run
-from saliency_lab.study.rendering import cell_text, leading
+from saliency_lab.study.rendering import cell_text, leading, markdown_cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,7 +141,7 @@ def _accuracy(comparison: Comparison) -> list[str]:
         "",
         *_table(head, _by_model(comparison, measures)),
         "",
-        f"Bold: {leading(comparison, 'column')}.",
+        f"{leading(comparison, 'column', 'Bold', 'italic')}.",
         "",
     ]
     if len(comparison.audits):
@@ -192,7 +192,7 @@ def _scores(comparison: Comparison) -> list[str]:
 
 
 def _by_model(comparison: Comparison, measures: Sequence[Measure]) -> list[list[str]]:
-    """A row a model; the best of a column, and what a paired test does not tell from it, is bold."""
+    """A row a model; the best of a column is bold, what is not told from it italic."""
     facts = comparison.table().set_index(["metric", "method", "eps", "model"])
     rows = []
     for model in comparison.models:
@@ -206,8 +206,7 @@ def _by_model(comparison: Comparison, measures: Sequence[Measure]) -> list[list[
                 row.append("")
                 continue
             fact = same.iloc[0].to_dict()
-            text = cell_text(fact, measure.share)
-            row.append(f"**{text}**" if fact["rank"] else text)
+            row.append(markdown_cell(cell_text(fact, measure.share), fact["rank"]))
         rows.append(row)
     return rows
 

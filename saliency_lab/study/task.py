@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import device_of
+from saliency_lab._common.inference import device_of, named_device
 from saliency_lab._common.progress import show_progress
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
@@ -189,7 +189,7 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _assemble(store: FolderStore, inputs: Inputs) -> nn.Module:
-    net = copy.deepcopy(inputs.skeleton).to_empty(device=inputs.device)
+    net = copy.deepcopy(inputs.skeleton).to_empty(device=named_device(inputs.device))
     try:
         weights = store.read_weights(inputs.weights)
         with torch.no_grad():

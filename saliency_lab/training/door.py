@@ -62,7 +62,7 @@ def train(
     model : nn.Module, optional
         Your own, of images in [0, 1], that returns logits, at least one a class; a copy of it is trained.
     accelerator, devices, num_nodes, strategy
-        As in `lightning_fabric.Fabric`.
+        As in `lightning_fabric.Fabric`; "auto" is CUDA where there is a GPU, else the CPU.
 
     Returns
     -------
@@ -180,8 +180,9 @@ def _fit(fabric: Fabric, recipe: Recipe, data: ImageData, net: nn.Module, run: R
 
 def _fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:
     """Set Fabric up; what it does not know or have is an error that says so."""
-    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    if precision == "16-mixed" and (accelerator == "cpu" or (accelerator == "auto" and not has_gpu)):
+    if accelerator == "auto":  # Fabric's would also take an Apple GPU, which is for users to ask for
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "16-mixed" and accelerator == "cpu":
         raise InputError('training.precision = "16-mixed" needs a GPU; on the CPU use "bf16-mixed"')
     if strategy.startswith(("fsdp", "deepspeed", "xla")):
         raise InputError(f"strategy '{strategy}' shards the weights, which `train` cannot save; use 'ddp'")
@@ -193,7 +194,7 @@ def _fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str,
             strategy=strategy,
             precision=precision,  # type: ignore[arg-type]
         )
-    except (ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"cannot train with accelerator '{accelerator}', devices {devices} and strategy '{strategy}': "
             f"{error}"

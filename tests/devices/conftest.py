@@ -107,8 +107,18 @@ def _held(value: Any) -> Any:
 
 
 def _refuse_a_mixture(func: Any, args: Sequence[Any], tensors: Sequence[Tensor]) -> None:
-    """Raise as torch does; numbers (of no dimension) may be anywhere, and so may indices of what is there."""
-    here = [each for each in tensors if not isinstance(each, Elsewhere) and each.ndim]
+    """Raise as torch does.
+
+    A number (of no dimension) may be an operand beside what is elsewhere, but not be written to, nor stand
+    beside it in a list; indices of what is elsewhere may be here.
+    """
+    strict: Sequence[Any] = ()  # where also a number must be elsewhere
+    if isinstance(args[0], list | tuple):
+        strict = args[0]
+    elif func._schema.name.endswith("_"):
+        strict = args[:1]
+    here = [each for each in tensors if not isinstance(each, Elsewhere)]
+    here = [each for each in here if each.ndim or any(each is other for other in strict)]
     indexes = func in _INDEXES and isinstance(args[0], Elsewhere)
     values_here = indexes and len(args) > 2 and any(each is args[2] for each in here)
     if here and func not in _MOVES and (not indexes or values_here):

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import saliency_lab as sl
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import named_device
 from saliency_lab.cli.app import app
 from saliency_lab.data import ImageData, Sample
 from saliency_lab.study.declaration import read_declaration
@@ -48,6 +50,8 @@ def test_the_pretend_device_refuses_what_a_gpu_refuses(device: torch.device):
         lambda: there.scatter(1, torch.zeros(2, 1, dtype=torch.long), 1.0),
         lambda: here[torch.zeros(1, dtype=torch.long, device=device)],
         lambda: torch.cat([there, here]),
+        lambda: torch.stack([there.sum(), here.sum()]),
+        lambda: here.sum().add_(there.sum()),
     ):
         with pytest.raises(RuntimeError, match="same device"):
             mixture()
@@ -66,6 +70,7 @@ def test_the_pretend_device_works_like_another_one(device: torch.device):
     y[:, 0] = 7.0
     y.view(-1)[5].fill_(9.0)
     assert y.cpu().tolist() == [[7.0, 1.0, 2.0], [7.0, 4.0, 9.0]]
+    assert (torch.tensor(2.0) * y + torch.tensor(1.0)).device == device
     assert y.sum().item() == 30.0 and y[torch.tensor([1])].device == device
 
 
@@ -154,6 +159,19 @@ def test_an_audit(few: Sample, same: Same):
     assert verdicts[0].table().equals(verdicts[1].table())
 
 
+def test_a_model_on_two_devices_is_refused(few: Sample, device: torch.device):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.Linear(20, 10))
+    net[1].to(device)
+    with pytest.raises(InputError, match=r"Sequential is spread over lazy:0, cpu; move it to one device"):
+        sl.attribute(net, few.x, few.y)
+
+
+@pytest.mark.parametrize("name", ["xpu", "meta", "cuda:99", "gpu"])
+def test_a_device_that_is_not_here_is_told(name: str):
+    with pytest.raises(InputError, match=f"device '{name}'"):
+        named_device(name)
+
+
 def test_a_study(few: Sample, same: Same):
     def table(net: nn.Module) -> np.ndarray:
         study = sl.Study({"net": net}, few)
@@ -189,14 +207,25 @@ def test_verbs_of_the_shell_run_models_on_the_device_named(device: torch.device,
     assert tables[0].equals(tables[1])
 
 
-def test_a_declared_study_runs_on_the_device_named(device: torch.device, tmp_path: Path):
+def test_a_declared_study_trains_and_runs_on_the_device_named(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def fabric(accelerator: str, devices: int | str, *_: object) -> Fabric:
+        asked.append((accelerator, devices))
+        return Fabric(strategy=SingleDeviceStrategy(device, accelerator=_PretendAccelerator()))
+
+    monkeypatch.setattr(door, "_fabric", fabric)
     path, store = tmp_path / "study.toml", tmp_path / "store"
     path.write_text(
-        'methods = ["saliency"]\nmetrics = ["sparseness"]\n[models]\nstandard = "digits/standard"\n'
-        '[data]\nname = "digits"\nimages = 4\n'
+        'recipes = ["digits/standard"]\nmethods = ["saliency"]\nmetrics = ["sparseness"]\n'
+        '[models]\nat = "digits/at"\n[data]\nname = "digits"\nimages = 4\n'
+        '[overrides]\n"training.epochs" = 1\n"validation.images" = 8\n"validation.steps" = 1\n'
     )
-    assert plan_declared(read_declaration(path), store, device=str(device))["missing"].sum() == 2
+    assert plan_declared(read_declaration(path), store, device=str(device))["missing"].sum() == 5
     run_declared(read_declaration(path), store, device=str(device))
+    assert set(asked) == {("lazy", "0,")}
     assert _devices(store) == {str(device)}
 
 
