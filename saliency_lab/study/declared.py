@@ -278,7 +278,7 @@ def _training_seconds(recipe: Recipe, data: ImageData, device: str) -> float:
     steps, taken = [], []
     logging.disable(logging.INFO)
     try:
-        for wanted in _TIMED_STEPS:
+        for wanted in (_TIMED_STEPS[0], *_TIMED_STEPS):
             few = data.train.select(order[: wanted * recipe.training.batch_size])
             started = time.perf_counter()
             with no_progress(), contextlib.suppress(TrainingError):  # so few steps may well end at a constant
@@ -287,7 +287,8 @@ def _training_seconds(recipe: Recipe, data: ImageData, device: str) -> float:
             steps.append(len(few) // recipe.training.batch_size)
     finally:
         logging.disable(logging.NOTSET)
-    step = (taken[1] - taken[0]) / max(steps[1] - steps[0], 1)
+    _, short_time, long_time = taken  # the first run warms up
+    step = (long_time - short_time) / max(steps[-1] - steps[0], 1)
     if step <= 0:  # the machine was busy with other work in the shorter one
-        step = taken[1] / max(steps[1], 1)
+        step = long_time / max(steps[-1], 1)
     return step * recipe.training.epochs * (len(data.train) // recipe.training.batch_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from saliency_lab._common.errors import SaliencyLabError
+from saliency_lab.attribution import attribute
 from saliency_lab.study.cells import Cell
 from saliency_lab.study.members import Member
 from saliency_lab.study.study import Study
@@ -109,6 +113,12 @@ def plan(
         more = (taken[-1] - taken[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else 0.0
         return taken[-1] + max(more, 0.0) * (images - sizes[-1])
 
+    @functools.cache
+    def warm() -> None:
+        """Make the first passes, which start a GPU, before any is timed."""
+        with contextlib.suppress(SaliencyLabError):  # a network without a gradient is told elsewhere
+            attribute(first.net, few.x, few.y)
+
     def do(whose: Study, step: str, request: Request, settings: Mapping[str, Any]) -> None:
         if step in ("attack", "audit"):
             getattr(whose, step)(request.what, label=request.label, **settings)
@@ -122,6 +132,7 @@ def plan(
         missing = sum(not study.store.has(cell.kind, cell.key) for cell in scout.noted)
         row = {"step": step, "what": request.label, "cells": len(scout.noted), "missing": missing}
         if missing:
+            warm()
             share = missing / len(scout.noted) * len(study.members)
             if step in ("attack", "audit"):
                 images = request.settings.get("images") if step == "audit" else None
