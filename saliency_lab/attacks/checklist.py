@@ -149,13 +149,15 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class _Budget:
+class Budget:
+    """Of the reference attacks: steps, target classes, and queries of Square."""
+
     steps: int
     targets: int
     queries: int
 
 
-_BUDGETS = {"quick": _Budget(steps=30, targets=4, queries=500), "full": _Budget(100, 9, 5000)}
+BUDGETS = {"quick": Budget(steps=30, targets=4, queries=500), "full": Budget(100, 9, 5000)}
 
 
 def audit(
@@ -191,8 +193,8 @@ def audit(
         As `attack`; also if a surrogate does not read these images, or tells other classes apart.
     """
     begun = time.perf_counter()
-    if budget not in _BUDGETS:
-        raise InputError(f"unknown budget '{budget}'; known: {', '.join(_BUDGETS)}")
+    if budget not in BUDGETS:
+        raise InputError(f"unknown budget '{budget}'; known: {', '.join(BUDGETS)}")
     chosen = method_of(method)
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
     radius = parse_epsilon(eps)
@@ -203,7 +205,7 @@ def audit(
         others = _check_surrogates(surrogates, x, logits.shape[1])
         checks = [_outputs(logits, y), _determinism(model, x)]
         audited = run(model, x, y, chosen, parsed, eps=radius, seed=seed)
-        panel = _Panel(model, x, y, audited, _BUDGETS[budget], others, seed)
+        panel = _Panel(model, x, y, audited, BUDGETS[budget], others, seed)
         stages: tuple[Callable[[], list[Check]], ...] = (
             lambda: [panel.single_step(chosen)],
             lambda: [panel.converged(chosen, parsed)],
@@ -237,7 +239,7 @@ class _Panel:
         x: Tensor,
         y: Tensor,
         audited: AttackResult,
-        budget: _Budget,
+        budget: Budget,
         surrogates: Mapping[str, nn.Module],
         seed: int,
     ) -> None:

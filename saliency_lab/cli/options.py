@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,25 +154,19 @@ def load_models(checkpoints: Sequence[Path], device: str) -> dict[str, list[nn.M
 
 def _names(recipes: list[dict[str, Any]]) -> list[str]:
     """Short names, all different, for recipes that are all different."""
+    from saliency_lab.training.recipe import dotted
+
     short = {recipe["name"]: recipe["name"].rpartition("/")[2] for recipe in recipes}
     unique = len(set(short.values())) == len(short)
     names = []
     for recipe in recipes:
-        name, own = recipe["name"], _flatten(recipe)
-        others = [_flatten(other) for other in recipes if other["name"] == name]
+        name, own = recipe["name"], dotted(recipe)
+        others = [dotted(other) for other in recipes if other["name"] == name]
         differing = [
             f"{key}={own[key]}" for key in sorted(own) if any(other.get(key) != own[key] for other in others)
         ]
         names.append((short[name] if unique else name) + (f" ({', '.join(differing)})" if differing else ""))
     return names
-
-
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def draw_images(

@@ -173,7 +173,7 @@ class ComparisonPlots:
         share = bool(max(at.max() for at, *_ in drawn.values()) <= 1)
         return bands.bands(
             drawn,
-            xlabel="share of the pixels changed" if share else "step",
+            xlabel="share of the pixels replaced" if share else "step",
             ylabel=metric.replace("_", " "),
             share=share,
             title=measure.method.replace("_", " "),

@@ -15,12 +15,14 @@ import pandas as pd
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab._common.files import atomic_path, writable_folder
 from saliency_lab._common.provenance import versions
+from saliency_lab.attacks.checklist import BUDGETS
 from saliency_lab.models import card_of
 from saliency_lab.plotting.style import save
 from saliency_lab.study.claims import answer, by_chance, measure_in_words
 from saliency_lab.study.comparison import ACCURACY, ROBUST, Comparison, Measure
 from saliency_lab.study.declared import Run
 from saliency_lab.study.rendering import cell_text, leading, markdown_cell
+from saliency_lab.training.recipe import dotted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +51,7 @@ def write_page(
     figures = _figures(study, comparison)
     lines = [f"# {declared.title or name}", "", *_paragraphs(declared.about)]
     lines += [*_repeat(declared, study, command), *_claims(declared, comparison)]
-    lines += [*_accuracy(comparison), *_scores(comparison)]
+    lines += [*_accuracy(declared, comparison), *_scores(comparison)]
     if figures:
         lines += ["## Figures", ""]
     for stem, (caption, figure, kind) in figures.items():
@@ -131,7 +133,7 @@ def _signed(mean: float, low: float, high: float, share: bool) -> str:
     return text.replace("-", "−")
 
 
-def _accuracy(comparison: Comparison) -> list[str]:
+def _accuracy(declared: Declaration, comparison: Comparison) -> list[str]:
     measures = [measure for measure in comparison.measures if measure.share]
     if not measures:
         return []
@@ -145,11 +147,14 @@ def _accuracy(comparison: Comparison) -> list[str]:
         "",
     ]
     if len(comparison.audits):
-        lines += _audits(comparison)
+        lines += _audits(declared, comparison)
     return lines
 
 
-def _audits(comparison: Comparison) -> list[str]:
+_NEXT_TO_NOTHING = 0.05
+
+
+def _audits(declared: Declaration, comparison: Comparison) -> list[str]:
     facts = ["attack", "eps", "n", "model", "seed", "robust_accuracy", "worst_case", "verdict"]
     whole = comparison.audits[facts].drop_duplicates()
     rows: list[list[str]] = []
@@ -160,11 +165,25 @@ def _audits(comparison: Comparison) -> list[str]:
         rows.append([str(model), f"{attack}, ε = {eps:.4g}", str(n), *means, verdicts])
     head = ["model", "attack", "images", "attack reports", "worst case of all attacks", "verdict by seed"]
     lines = ["### May these be believed? The audit", "", *_table(head, rows), ""]
-    lines += [
+    budgets = {str(settings.get("budget", "quick")) for settings in declared.audits.values()}
+    strength = "; ".join(
+        f"{BUDGETS[each].queries:,} queries, {BUDGETS[each].steps} steps and {BUDGETS[each].targets} targets"
+        for each in BUDGETS
+        if each in budgets
+    )
+    notes = [
         "All attacks: FGSM with and without a random start, the attack in question with more steps and other "
-        "starts, noise, PGD on rescaled logits and on the margin, Square, APGD-CE, targeted APGD and FAB.",
-        "",
+        "starts, noise, PGD on rescaled logits and on the margin, Square, APGD-CE, targeted APGD and FAB "
+        f"(the last four with {strength})."
     ]
+    skipped = comparison.audits[comparison.audits["check_verdict"] == "skipped"]
+    notes += [
+        f"Not checked: {check} ({evidence})."
+        for check, evidence in skipped[["check", "evidence"]].drop_duplicates().itertuples(index=False)
+    ]
+    if (whole["robust_accuracy"] <= _NEXT_TO_NOTHING).any():
+        notes.append("Where the attack leaves next to nothing, there is next to nothing to doubt.")
+    lines += [" ".join(notes), ""]
     doubted = comparison.audits[(comparison.audits["verdict"] != "believe")]
     doubted = doubted[doubted["check_verdict"].isin(("warn", "fail"))]
     for row in doubted.to_dict("records"):
@@ -235,7 +254,8 @@ def _drawings(study: Study, comparison: Comparison) -> dict[str, tuple[str, Call
         caption = f"Accuracy under attack at ε = {eps:.4g} against {metrics[0].replace('_', ' ')}"
         found["tradeoff"] = caption, partial(plot.tradeoff, ROBUST, metrics[0], eps=eps), "svg"
     for metric in metrics:
-        caption = f"{metric.replace('_', ' ').capitalize()} by method, with intervals"
+        name = "AUC" if metric == "auc" else metric.replace("_", " ").capitalize()
+        caption = f"{name} by method, with intervals"
         found[metric] = caption, partial(plot.dots, metric), "svg"
     for measure in comparison.measures:
         if measure.metric == "masked_input_accuracy" and "masking" not in found:
@@ -271,7 +291,28 @@ def _runs(runs: Sequence[Run], study: Study) -> list[str]:
         "Clean and PGD are accuracies on validation images, PGD at the recipe's own ε. Seconds depend on "
         "what else the machine did. `weights` begins their SHA-256."
     )
-    return ["## What was trained", "", *_table(head, rows), "", note, ""]
+    return ["## What was trained", "", *_table(head, rows), "", note, "", *_recipes(runs)]
+
+
+def _recipes(runs: Sequence[Run]) -> list[str]:
+    """Every setting of the recipes, folded away: those that all share, then each one's own."""
+    idle = {"name", "description", "seed"}
+    held = {
+        run.model: {key: value for key, value in dotted(run.recipe.portable()).items() if key not in idle}
+        for run in runs
+    }
+    keys = list(dict.fromkeys(key for settings in held.values() for key in settings))
+    first = next(iter(held.values()))
+    shared = [key for key in keys if all(key in own and own[key] == first.get(key) for own in held.values())]
+    rows = [
+        [model, ", ".join(f"{key} = {value}" for key, value in own.items() if key not in shared)]
+        for model, own in held.items()
+    ]
+    lines = ["<details>", "<summary>Every setting of the recipes</summary>", ""]
+    lines += ["All of them: " + ", ".join(f"{key} = {first[key]}" for key in shared) + ".", ""]
+    if any(own for _, own in rows):
+        lines += [*_table(["model", "settings of its own"], rows), ""]
+    return [*lines, "</details>", ""]
 
 
 def _given(declared: Declaration, study: Study) -> list[str]:

@@ -291,6 +291,18 @@ def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return tables
 
 
+def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Tables as dotted keys.
+
+    >>> dotted({"seed": 0, "attack": {"eps": 0.1}})
+    {'seed': 0, 'attack.eps': 0.1}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
 def parse_override(text: str) -> tuple[str, Any]:
     """Split `key=value` of the command line; the value is TOML, or else plain text.
 
