@@ -90,13 +90,13 @@ def glance(comparison: Comparison, facts: pd.DataFrame) -> Table:
             row = by_model[model]
             text, interval = estimate(_mean(row), share=metric in SHARES)
             mark = "†" if row["differs"] else ""
-            badge = "leads" if row["rank"] else ""
+            badge = row["rank"]
             cells.append(Cell(text + mark, _sortable(row["mean"]), interval, badge=badge))
         rows.append(cells)
     over = "seeds and images" if several else "images"
     caption = (
-        f"Means and {_percent(comparison.level)} intervals over {over}. Bold: the best of its row, "
-        f"or not told from it. †: differs from {comparison.baseline} (see above)."
+        f"Means and {_percent(comparison.level)} intervals over {over}. Bold: the best of its row; "
+        f"italic: not told from it. †: differs from {comparison.baseline} (see above)."
     )
     return Table("glance", caption, columns, rows)
 
@@ -129,7 +129,7 @@ def scores(comparison: Comparison, facts: pd.DataFrame) -> Table:
 
 
 def _legend(comparison: Comparison) -> str:
-    legend = "Bold: the best of its measure, or not told from it."
+    legend = "Bold: the best of its measure; italic: not told from it."
     if len(comparison.models) > 1:
         legend += f" p: paired test against {comparison.baseline} on the same images, Holm over the table."
     return legend
@@ -169,7 +169,7 @@ def _measured(
         cells = [
             *head,
             model_cell(comparison.models, row["model"]),
-            Cell(text, _sortable(row["mean"]), interval, badge="leads" if row["rank"] else ""),
+            Cell(text, _sortable(row["mean"]), interval, badge=row["rank"]),
             Cell("", _sortable(row["mean"]), whisker=_whisker(row, low, high)),
         ]
         if many:

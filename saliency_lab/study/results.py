@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -305,11 +305,11 @@ def _recipes(runs: Sequence[Run]) -> list[str]:
     first = next(iter(held.values()))
     shared = [key for key in keys if all(key in own and own[key] == first.get(key) for own in held.values())]
     rows = [
-        [model, ", ".join(f"{key} = {value}" for key, value in own.items() if key not in shared)]
+        [model, _in_words({key: value for key, value in own.items() if key not in shared})]
         for model, own in held.items()
     ]
     lines = ["<details>", "<summary>Every setting of the recipes</summary>", ""]
-    lines += ["All of them: " + ", ".join(f"{key} = {first[key]}" for key in shared) + ".", ""]
+    lines += [f"All of them: {_in_words({key: first[key] for key in shared})}.", ""]
     if any(own for _, own in rows):
         lines += [*_table(["model", "settings of its own"], rows), ""]
     return [*lines, "</details>", ""]
@@ -343,19 +343,9 @@ def _failures(study: Study) -> list[str]:
 
 def _provenance(declared: Declaration, study: Study) -> list[str]:
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
-    lines = ["## Settings", ""]
-    settings: dict[str, Any] = {
-        "methods": declared.methods,
-        "metrics": declared.metrics,
-        "attacks": declared.attacks,
-        "audits": declared.audits,
-        "overrides": declared.overrides,
-    }
-    for what, held in settings.items():
-        if held:
-            named = held if isinstance(held, dict) else {name: {} for name in held}
-            texts = [f"{key} {value}" if value != {} else str(key) for key, value in named.items()]
-            lines.append(f"- {what}: {'; '.join(texts)}")
+    lines = ["## Settings", "", *_table(["", "name", "settings"], _settings(study)), ""]
+    if declared.overrides:
+        lines.append(f"- overrides of the recipes: {_in_words(declared.overrides)}")
     lines += [
         f"- seed of the images and of every draw: {declared.seed}",
         f"- images and labels: `{study.sample.fingerprint[:12]}`, the beginning of their hash",
@@ -363,6 +353,32 @@ def _provenance(declared: Declaration, study: Study) -> list[str]:
         "",
     ]
     return lines
+
+
+def _settings(study: Study) -> list[list[str]]:
+    """A row a method, metric, attack and audit: its settings, defaults too, as its cells have them."""
+    names = {"maps": "method", "scores": "metric", "attack": "attack", "audit": "audit"}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for place, key in study.cells.items():
+        what = names[place.kind], place.metric or place.label
+        cell = study.store.describe(place.kind, key)
+        if cell is None:
+            continue
+        found[what] = dict(cell.depends["settings"])
+        if place.kind == "attack":
+            found[what] = {"eps": cell.depends["eps"], **found[what]}
+        if place.kind == "audit":
+            found[what]["budget"] = cell.depends["budget"]
+    return [[*what, _in_words(settings)] for what, settings in found.items()]
+
+
+def _in_words(settings: Mapping[str, Any]) -> str:
+    """Settings on one line.
+
+    >>> _in_words({"steps": 40, "eps": [0.1, 0.2]})
+    'steps = 40, eps = [0.1, 0.2]'
+    """
+    return ", ".join(f"{key} = {value}" for key, value in settings.items())
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -39,16 +39,24 @@ def test_intervals_over_three_seeds_cover_the_mean_over_seeds_and_images(
     assert 0.94 <= hits / runs <= 0.985
 
 
-def test_the_difference_of_two_recipes_with_several_seeds_covers() -> None:
+@pytest.mark.parametrize(
+    ("seeds", "spreads"),
+    [((4, 3), (0.3, 0.3)), ((3, 3), (0.05, 0.05)), ((3, 3), (1.5, 1.5)), ((3, 3), (1.5, 0.1))],
+)
+def test_the_difference_of_two_recipes_with_several_seeds_covers(
+    seeds: tuple[int, int], spreads: tuple[float, float]
+) -> None:
     draws = np.random.default_rng(3)
     runs, hits = 1000, 0
     for run in range(runs):
         images = draws.normal(size=(1, 60))
-        a = 1.0 + 0.3 * draws.normal(size=(4, 1)) + images + 0.2 * draws.normal(size=(4, 60))
-        b = 0.0 + 0.3 * draws.normal(size=(3, 1)) + images + 0.2 * draws.normal(size=(3, 60))
+        a, b = (
+            mean + spread * draws.normal(size=(count, 1)) + images + 0.2 * draws.normal(size=(count, 60))
+            for mean, count, spread in zip((1.0, 0.0), seeds, spreads, strict=True)
+        )
         low, high = statistics.difference_interval(a, b, seed=run)[1:]
         hits += low <= 1.0 <= high
-    assert 0.94 <= hits / runs <= 0.985
+    assert 0.93 <= hits / runs <= 0.985
 
 
 def test_holm_holds_the_family_wise_error_of_paired_tests() -> None:
@@ -211,6 +219,19 @@ def test_the_difference_of_shares_covers(seeds: int, spread: float) -> None:
         low, high = statistics.share_difference_interval(a, b)[1:]
         hits += low <= _TRUE_DIFFERENCE <= high
     assert hits / runs >= 0.94
+
+
+@pytest.mark.parametrize(("of_a", "of_b"), [((0.2, 0.8), (0.1, 0.5)), ((0.85, 0.95), (0.0, 0.9))])
+def test_the_difference_of_shares_covers_where_seeds_vary_much(
+    of_a: tuple[float, float], of_b: tuple[float, float]
+) -> None:
+    draws = np.random.default_rng(7)
+    runs, hits = 1000, 0
+    for _ in range(runs):
+        a, b = (draws.random((3, 200)) < draws.uniform(*ends, (3, 1)) for ends in (of_a, of_b))
+        low, high = statistics.share_difference_interval(a, b)[1:]
+        hits += low <= (sum(of_a) - sum(of_b)) / 2 <= high
+    assert 0.92 <= hits / runs <= 0.985  # such seeds are not normal
 
 
 _SUM = 0.7 * np.random.default_rng(0).random(2_000_000) + 0.3 * np.random.default_rng(1).random(2_000_000)
