@@ -14,8 +14,15 @@ def check_images(x: Tensor) -> Tensor:
     Raises
     ------
     InputError
-        If it is not a tensor, has another shape, is an integer image, holds NaN, or leaves [0, 1].
+        If it is not a tensor, has another shape, is an integer image, holds NaN, or leaves [0, 1]; or if
+        tensors are made elsewhere than on the CPU by default.
     """
+    default = torch.get_default_device()
+    if default.type != "cpu":
+        raise InputError(
+            f"torch makes tensors on '{default}' by default (torch.set_default_device), and this package makes "
+            f"its own on the CPU; leave the default alone and move the model: model.to('{default}')"
+        )
     if not isinstance(x, Tensor):
         raise InputError(f"images must be a torch tensor, not {type(x).__name__}; use torch.as_tensor")
     if x.ndim != 4 or 0 in x.shape:

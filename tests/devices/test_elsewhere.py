@@ -166,6 +166,11 @@ def test_a_model_on_two_devices_is_refused(few: Sample, device: torch.device):
         sl.attribute(net, few.x, few.y)
 
 
+def test_another_default_device_is_told(few: Sample, trained: nn.Module, device: torch.device):
+    with device, pytest.raises(InputError, match=r"leave the default alone and move the model: model\.to"):
+        sl.attribute(trained, few.x, few.y)
+
+
 @pytest.mark.parametrize("name", ["xpu", "meta", "cuda:99", "gpu"])
 def test_a_device_that_is_not_here_is_told(name: str):
     with pytest.raises(InputError, match=f"device '{name}'"):
