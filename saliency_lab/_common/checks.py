@@ -20,8 +20,8 @@ def check_images(x: Tensor) -> Tensor:
     default = torch.get_default_device()
     if default.type != "cpu":
         raise InputError(
-            f"torch makes tensors on '{default}' by default (torch.set_default_device), and this package its own "
-            f"on the CPU; leave the default alone and move the model: model.to('{default}')"
+            f"torch makes tensors on '{default}' by default (torch.set_default_device), and this package its "
+            f"own on the CPU; leave the default alone and move the model: model.to('{default}')"
         )
     if not isinstance(x, Tensor):
         raise InputError(f"images must be a torch tensor, not {type(x).__name__}; use torch.as_tensor")
