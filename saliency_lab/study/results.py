@@ -51,7 +51,7 @@ def write_page(
     figures = _figures(study, comparison)
     lines = [f"# {declared.title or name}", "", *_paragraphs(declared.about)]
     lines += [*_repeat(declared, study, command), *_claims(declared, comparison)]
-    lines += [*_accuracy(declared, comparison), *_scores(comparison)]
+    lines += [*_accuracy(study, comparison), *_scores(comparison)]
     if figures:
         lines += ["## Figures", ""]
     for stem, (caption, figure, kind) in figures.items():
@@ -133,7 +133,7 @@ def _signed(mean: float, low: float, high: float, share: bool) -> str:
     return text.replace("-", "−")
 
 
-def _accuracy(declared: Declaration, comparison: Comparison) -> list[str]:
+def _accuracy(study: Study, comparison: Comparison) -> list[str]:
     measures = [measure for measure in comparison.measures if measure.share]
     if not measures:
         return []
@@ -147,14 +147,14 @@ def _accuracy(declared: Declaration, comparison: Comparison) -> list[str]:
         "",
     ]
     if len(comparison.audits):
-        lines += _audits(declared, comparison)
+        lines += _audits(study, comparison)
     return lines
 
 
 _NEXT_TO_NOTHING = 0.05
 
 
-def _audits(declared: Declaration, comparison: Comparison) -> list[str]:
+def _audits(study: Study, comparison: Comparison) -> list[str]:
     facts = ["attack", "eps", "n", "model", "seed", "robust_accuracy", "worst_case", "verdict"]
     whole = comparison.audits[facts].drop_duplicates()
     rows: list[list[str]] = []
@@ -165,7 +165,10 @@ def _audits(declared: Declaration, comparison: Comparison) -> list[str]:
         rows.append([str(model), f"{attack}, ε = {eps:.4g}", str(n), *means, verdicts])
     head = ["model", "attack", "images", "attack reports", "worst case of all attacks", "verdict by seed"]
     lines = ["### May these be believed? The audit", "", *_table(head, rows), ""]
-    budgets = {str(settings.get("budget", "quick")) for settings in declared.audits.values()}
+    audits = (
+        study.store.describe("audit", key) for place, key in study.cells.items() if place.kind == "audit"
+    )
+    budgets = {cell.depends["budget"] for cell in audits if cell is not None}
     strength = "; ".join(
         f"{BUDGETS[each].queries:,} queries, {BUDGETS[each].steps} steps and {BUDGETS[each].targets} targets"
         for each in BUDGETS
