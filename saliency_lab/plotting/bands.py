@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import SCREEN_WIDTH, colours, figure, strokes, styled
+from saliency_lab.plotting.style import SCREEN_WIDTH, figure, looks, shade, styled
 
 Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Positions (K,), means, lower and upper ends."""
@@ -45,11 +45,11 @@ def bands(
         raise InputError("curves must hold at least one model's")
     fig = figure(0.7 * SCREEN_WIDTH, 4.0)
     ax = fig.subplots()
-    colour, stroke = colours(list(curves)), strokes(list(curves))
+    look = looks(list(curves))
     lines = {}
     for name, (at, mean, low, high) in curves.items():
-        ax.fill_between(at, low, high, color=colour[name], alpha=0.15, linewidth=0)
-        (lines[name],) = ax.plot(at, mean, color=colour[name], linestyle=stroke[name])
+        ax.fill_between(at, low, high, color=look[name].colour, alpha=shade(len(curves)), linewidth=0)
+        (lines[name],) = ax.plot(at, mean, color=look[name].colour, linestyle=look[name].stroke)
     ax.grid(True)
     ax.margins(x=0)
     if share:

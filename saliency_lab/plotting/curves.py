@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import PALETTE, SCREEN_WIDTH, colours, figure, markers, strokes, styled
+from saliency_lab.plotting.style import SCREEN_WIDTH, Look, figure, looks, shade, styled
 
 
 class HasTable(Protocol):
@@ -57,12 +57,16 @@ def robustness(
     tables = {name: _table(name, curve, along) for name, curve in curves.items()}
     fig = figure(0.7 * SCREEN_WIDTH, 4.2)
     ax = fig.subplots()
-    colour, marker, stroke = (look(list(tables)) for look in (colours, markers, strokes))
+    look = looks(list(tables))
     for name, table in tables.items():
         at = table[along].to_numpy(float)
-        ax.fill_between(at, table["low"], table["high"], color=colour[name], alpha=0.15, linewidth=0)
-        (line,) = ax.plot(at, table["accuracy"], stroke[name], color=colour[name], label=name, clip_on=False)
-        line.set_marker(marker[name])
+        ax.fill_between(
+            at, table["low"], table["high"], color=look[name].colour, alpha=shade(len(tables)), linewidth=0
+        )
+        ax.plot(
+            at, table["accuracy"], look[name].stroke, marker=look[name].marker, color=look[name].colour,
+            label=name, clip_on=False,
+        )  # fmt: skip
     right = max(table[along].max() for table in tables.values())
     left = min(table[along].min() for table in tables.values())
     ax.set_xlim(left, right if right > left else left + 1)
@@ -79,10 +83,10 @@ def robustness(
     if title:
         ax.set_title(title, loc="left")
     ends = {name: float(table["accuracy"].iloc[-1]) for name, table in tables.items()}
-    if len(ends) > len(PALETTE):
+    if len({each.colour for each in look.values()}) < len(look):
         fig.legend(loc="outside right upper", handlelength=3.5)  # a colour alone no longer tells a line
     else:
-        _name_lines(ax, ends, colour)
+        _name_lines(ax, ends, look)
     counts = {int(table["n"].iloc[0]) for table in tables.values() if "n" in table}
     if len(counts) == 1:
         note = f"n = {counts.pop()} images; bands: {100 * level:g} % intervals"
@@ -99,7 +103,7 @@ def _table(name: str, curve: HasTable | pd.DataFrame, along: str) -> pd.DataFram
     return table.sort_values(along)
 
 
-def _name_lines(ax: Axes, ends: Mapping[str, float], colour: Mapping[str, str], gap: float = 0.055) -> None:
+def _name_lines(ax: Axes, ends: Mapping[str, float], look: Mapping[str, Look], gap: float = 0.055) -> None:
     """Write each line's name beside its last point, pushed apart so that no two overlap."""
     names = sorted(ends, key=lambda name: ends[name])
     heights = np.array([ends[name] for name in names])
@@ -114,5 +118,5 @@ def _name_lines(ax: Axes, ends: Mapping[str, float], colour: Mapping[str, str], 
         ax.annotate(
             text, (1, height), (10, (place - height) * ax.bbox.height * 72 / ax.figure.dpi),
             xycoords=("axes fraction", "data"), textcoords="offset points",
-            color=colour[name], va="center", ha="left", annotation_clip=False,
+            color=look[name].colour, va="center", ha="left", annotation_clip=False,
         )  # fmt: skip

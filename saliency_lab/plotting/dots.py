@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import SCREEN_WIDTH, colours, figure, markers, styled
+from saliency_lab.plotting.style import SCREEN_WIDTH, figure, looks, styled
 from saliency_lab.plotting.tradeoff import ARROWS, Estimate
 
 
@@ -43,7 +43,7 @@ def dots(
     models = list(dict.fromkeys(model for group in groups.values() for model in group))
     if not models:
         raise InputError("groups must hold at least one estimate")
-    colour, marker = colours(models), markers(models)
+    look = looks(models)
     spread = 0.7 / len(models)
     fig = figure(0.7 * SCREEN_WIDTH, 1.3 + len(groups) * (0.25 + 0.2 * len(models)))
     ax = fig.subplots()
@@ -53,8 +53,8 @@ def dots(
                 value, low, high = group[model]
                 height = row + (i - (len(models) - 1) / 2) * spread
                 ax.errorbar(
-                    value, height, xerr=[[value - low], [high - value]], fmt=marker[model],
-                    color=colour[model], markersize=6, elinewidth=1.4, label=model if row == 0 else None,
+                    value, height, xerr=[[value - low], [high - value]], fmt=look[model].marker,
+                    color=look[model].colour, markersize=6, elinewidth=1.4, label=model if row == 0 else None,
                 )  # fmt: skip
         if row:
             ax.axhline(row - 0.5, color="#D9D9D9", linewidth=0.6)

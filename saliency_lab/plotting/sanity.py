@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import colours, figure, markers, styled
+from saliency_lab.plotting.style import figure, looks, styled
 
 _TITLES = {
     "rank_correlation": "rank correlation\nwith the trained model's map",
@@ -33,12 +33,14 @@ def cascade(table: pd.DataFrame, measure: str = "rank_correlation") -> Figure:
     fig = figure(max(5.5, 0.45 * len(layers) + 3.2), 3.4 + 0.05 * longest)
     ax = fig.subplots()
     methods = list(table.method.unique())
-    colour, marker = colours(methods), markers(methods)
+    look = looks(methods)
     for method in methods:
         groups = table[table.method == method].groupby("step")[measure]
         mean, error = groups.mean(), 1.96 * groups.sem().fillna(0.0)
-        ax.fill_between(mean.index, mean - error, mean + error, color=colour[method], alpha=0.2, linewidth=0)
-        ax.plot(mean.index, mean, color=colour[method], marker=marker[method], label=method)
+        ax.fill_between(
+            mean.index, mean - error, mean + error, color=look[method].colour, alpha=0.2, linewidth=0
+        )
+        ax.plot(mean.index, mean, color=look[method].colour, marker=look[method].marker, label=method)
     ax.axhline(0, color="#404040", linewidth=0.8, linestyle=":")
     ax.set_ylim(min(-0.05, *ax.get_ylim()), 1.05)
     ax.set_xticks(layers.step, layers.layer, rotation=45, ha="right", rotation_mode="anchor")

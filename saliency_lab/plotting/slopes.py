@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import SCREEN_WIDTH, colours, figure, markers, styled
+from saliency_lab.plotting.style import SCREEN_WIDTH, figure, looks, styled
 from saliency_lab.plotting.tradeoff import ARROWS, Estimate
 
 
@@ -42,7 +42,7 @@ def slopes(
     models = list(dict.fromkeys(model for line in lines.values() for model in line))
     if not models:
         raise InputError("lines must hold at least one estimate")
-    colour, marker = colours(list(lines)), markers(list(lines))
+    look = looks(list(lines))
     fig = figure(min(SCREEN_WIDTH, 2.6 + 1.2 * len(models)), 4.2)
     ax = fig.subplots()
     for i, (name, line) in enumerate(lines.items()):
@@ -52,8 +52,8 @@ def slopes(
         below = [value - end for value, end in zip(values, low, strict=True)]
         above = [end - value for value, end in zip(values, high, strict=True)]
         ax.errorbar(
-            at, values, yerr=[below, above], fmt=f"{marker[name]}-", color=colour[name], elinewidth=1.2,
-            label=name.replace("_", " "),
+            at, values, yerr=[below, above], fmt=f"{look[name].marker}-", color=look[name].colour,
+            elinewidth=1.2, label=name.replace("_", " "),
         )  # fmt: skip
     ax.set_xticks(range(len(models)), models)
     ax.margins(x=0.08)

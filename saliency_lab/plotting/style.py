@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Sequence
-from itertools import cycle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -38,10 +39,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4
 """Categorical colours told apart with any colour vision: those of Okabe & Ito, but no yellow on white."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
-"""A marker beside each colour, so that a figure survives a black-and-white printer.
+"""A marker beside each colour, so that a figure survives a black-and-white printer."""
 
-Eleven to eight colours: no pair of them comes twice among 88 names.
-"""
+_STROKES = ("-", "--", ":")
 
 DIVERGING = "RdBu_r"
 """Signed values: white is zero, red raises the class, blue lowers it; the limits are ±the same number."""
@@ -129,28 +129,65 @@ def figure(width: float = SCREEN_WIDTH, height: float = 4.0) -> Figure:
     return fig
 
 
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """One colour a name, in order; the palette repeats after eight.
+@dataclass(frozen=True)
+class Look:
+    """How one thing of several is drawn: its colour, its marker, and its line's style."""
 
-    >>> colours(["standard", "sgt"])
-    {'standard': '#0072B2', 'sgt': '#D55E00'}
+    colour: str
+    marker: str
+    stroke: str
+
+    @property
+    def number(self) -> int:
+        """Place of the colour in the palette."""
+        return PALETTE.index(self.colour)
+
+
+_BLUE, _RED, _GREEN, _PINK, _ORANGE, _SKY, _BLACK, _GREY = PALETTE
+RECIPES: Mapping[str, Look] = {
+    "standard": Look(_BLACK, "o", "-"),
+    "noise": Look(_GREY, "D", "-"),
+    "input_gradient": Look(_GREY, "s", "--"),
+    "sgt": Look(_RED, "s", "-"),
+    "sgt_absolute": Look(_RED, "D", "--"),
+    "sgt_adaptive": Look(_RED, "o", ":"),
+    "sgt_random": Look(_ORANGE, "^", "-"),
+    "at": Look(_BLUE, "v", "-"),
+    "at_matched": Look(_BLUE, "P", "--"),
+    "fast_at": Look(_BLUE, "s", ":"),
+    "trades": Look(_SKY, "X", "-"),
+    "mart": Look(_SKY, "o", "--"),
+    "asgt": Look(_GREEN, "*", "-"),
+    "asgt_adversarial": Look(_GREEN, "<", "--"),
+    "asgt_absolute": Look(_GREEN, ">", ":"),
+    "asgt_random": Look(_PINK, "h", "-"),
+}
+"""The bundled objectives look the same in every figure: a colour a family, another for its random control."""
+
+
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """One look a name: a bundled objective's own, the rest in order in the colours that these leave.
+
+    No two are alike in colour and marker among the objectives and up to 88 other names.
+
+    >>> looks(["standard", "sgt", "mine"])["mine"]
+    Look(colour='#0072B2', marker='o', stroke='-')
     """
-    return dict(zip(names, cycle(PALETTE), strict=False))
+    chosen = {name: RECIPES[name] for name in names if name in RECIPES}
+    taken = {look.colour for look in chosen.values()}
+    left = [colour for colour in PALETTE if colour not in taken] or list(PALETTE)
+    pairs = {(look.colour, look.marker) for look in chosen.values()}
+    others = (
+        Look(left[i % len(left)], MARKERS[i % len(MARKERS)], _STROKES[i // len(left) % len(_STROKES)])
+        for i in count()
+    )
+    unlike = (look for look in others if (look.colour, look.marker) not in pairs)
+    return {name: chosen.get(name) or next(unlike) for name in names}
 
 
-def markers(names: Sequence[str]) -> dict[str, str]:
-    """One marker a name, in order; they repeat after eleven."""
-    return dict(zip(names, cycle(MARKERS), strict=False))
-
-
-def strokes(names: Sequence[str]) -> dict[str, str]:
-    """One line style a name, in order: the eight after the first eight are dashed, the next dotted.
-
-    >>> list(strokes("abcdefghi").values())[7:]
-    ['-', '--']
-    """
-    styles = ("-", "--", ":")
-    return {name: styles[i // len(PALETTE) % len(styles)] for i, name in enumerate(names)}
+def shade(lines: int) -> float:
+    """Opacity of each line's band: less, the more of them lie over one another."""
+    return min(0.15, 1 / lines)
 
 
 def save(fig: Figure, path: str | Path) -> Path:

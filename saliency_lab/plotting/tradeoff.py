@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import SCREEN_WIDTH, colours, figure, markers, styled
+from saliency_lab.plotting.style import SCREEN_WIDTH, Look, figure, looks, styled
 
 Estimate = tuple[float, float, float]
 """A value and the ends of its interval."""
@@ -64,17 +64,17 @@ def tradeoff(
             )
     fig = figure((0.62 if len(at) <= NAMED else 0.8) * SCREEN_WIDTH, 4.6)
     ax = fig.subplots()
-    colour, marker = colours(list(at)), markers(list(at))
+    look = looks(list(at))
     for name, (xs, ys) in (marks or {}).items():
-        ax.plot(xs, ys, marker[name], color=colour[name], markersize=4, alpha=0.45, zorder=2)
+        ax.plot(xs, ys, look[name].marker, color=look[name].colour, markersize=4, alpha=0.45, zorder=2)
     for name, ((x, x_low, x_high), (y, y_low, y_high)) in at.items():
         ax.errorbar(
             x,
             y,
             xerr=[[x - x_low], [x_high - x]],
             yerr=[[y - y_low], [y_high - y]],
-            fmt=marker[name],
-            color=colour[name],
+            fmt=look[name].marker,
+            color=look[name].colour,
             markersize=8,
             elinewidth=1.4,
             zorder=3,
@@ -96,11 +96,11 @@ def tradeoff(
     if len(at) > NAMED:
         ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     else:
-        _name_points(ax, {name: pair[:, 0] for name, pair in at.items()}, colour)
+        _name_points(ax, {name: pair[:, 0] for name, pair in at.items()}, look)
     return fig
 
 
-def _name_points(ax: Axes, at: Mapping[str, np.ndarray], colour: Mapping[str, str]) -> None:
+def _name_points(ax: Axes, at: Mapping[str, np.ndarray], look: Mapping[str, Look]) -> None:
     """Write each name in the corner of its cross that is farthest from the other points and names."""
     ax.figure.canvas.draw()  # fixes the transform from data to pixels
     pixels = {name: ax.transData.transform(point) for name, point in at.items()}
@@ -123,7 +123,7 @@ def _name_points(ax: Axes, at: Mapping[str, np.ndarray], colour: Mapping[str, st
             (float(at[name][0]), float(at[name][1])),
             (7 * dx, 5 * dy),
             textcoords="offset points",
-            color=colour[name],
+            color=look[name].colour,
             ha="left" if dx > 0 else "right",
             va="bottom" if dy > 0 else "top",
             fontweight="bold",

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from saliency_lab.report.numbers import SPACE, count, radius, short
-from saliency_lab.report.tables import Cell, Column, Table
+from saliency_lab.report.tables import Cell, Column, Table, hue
 
 MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "–"}
 _KEYS = ["model", "seed", "attack", "eps", "n", "robust_accuracy", "worst_case", "verdict", "reason"]
@@ -66,7 +66,7 @@ def read_audits(audits: pd.DataFrame, models: Sequence[str]) -> list[Audited]:
             f"Checks of {facts['attack']} at {radius(facts['eps'])} on {facts['model']}, seed {facts['seed']}"
         )
         columns = [Column("check"), Column("verdict"), Column("evidence")]
-        index = models.index(facts["model"]) % 8
+        index = hue(models, facts["model"])
         found.append(
             Audited(**facts, index=index, checks=Table(f"audit-{position}", caption, columns, checks))
         )

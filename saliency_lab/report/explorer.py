@@ -14,6 +14,7 @@ import pandas as pd
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab.plotting.style import DIVERGING, SEQUENTIAL
 from saliency_lab.report.bundle import CLIP, clip_of, pack, pictures, quantise
+from saliency_lab.report.tables import hue
 from saliency_lab.study import Study
 
 BUDGET = 10_000_000
@@ -54,6 +55,7 @@ def explorer(study: Study, better: Mapping[str, str], images: int) -> Explorer |
             set(study.labels[:shown]), key=lambda name: (len(name) if name.isdigit() else 99, name)
         ),
         "models": models,
+        "hues": [hue(models, model) for model in models],
         "methods": methods,
         "clip": CLIP,
         "limits": _limits(planes, methods, shown),

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
+from saliency_lab.plotting.style import looks
 from saliency_lab.report.numbers import SPACE, Estimate, estimate, number, p_value, radius, short
 from saliency_lab.study import Comparison
 
@@ -221,7 +222,12 @@ def _whisker(row: Mapping[Any, Any], low: float, high: float) -> Whisker | None:
 
 def model_cell(models: Sequence[str], model: str) -> Cell:
     """A model's name beside its colour."""
-    return Cell(model, model=models.index(model) % 8)
+    return Cell(model, model=hue(models, model))
+
+
+def hue(models: Sequence[str], model: str) -> int:
+    """The number of a model's colour, the one that the figures draw it in."""
+    return looks(models)[model].number
 
 
 def words(name: str) -> str:

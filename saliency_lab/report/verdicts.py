@@ -11,7 +11,7 @@ import pandas as pd
 
 from saliency_lab.report.audits import Audited
 from saliency_lab.report.numbers import SPACE, Estimate, count, estimate, listing, radius, short
-from saliency_lab.report.tables import MEANING, SHARES, words
+from saliency_lab.report.tables import MEANING, SHARES, hue, words
 from saliency_lab.study import Comparison
 
 AT_ONCE = 6
@@ -39,7 +39,7 @@ class Verdict:
 def verdicts(comparison: Comparison, facts: pd.DataFrame, audits: Sequence[Audited]) -> list[Verdict]:
     """Say of every model what differs from the baseline."""
     found = []
-    for index, model in enumerate(comparison.models):
+    for model in comparison.models:
         rows = facts[facts["model"] == model].to_dict("records")
         shares = [row for row in rows if row["metric"] in SHARES]
         others = [row for row in rows if row["metric"] not in SHARES]
@@ -48,7 +48,7 @@ def verdicts(comparison: Comparison, facts: pd.DataFrame, audits: Sequence[Audit
         found.append(
             Verdict(
                 model=model,
-                index=index % 8,
+                index=hue(comparison.models, model),
                 baseline=baseline,
                 accuracy=_accuracies(shares, comparison, baseline),
                 tally=tally,

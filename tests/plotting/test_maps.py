@@ -8,7 +8,7 @@ from matplotlib import font_manager
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.plotting.maps import gallery, grid, overlay
-from saliency_lab.plotting.style import PALETTE, colours, save
+from saliency_lab.plotting.style import PALETTE, looks, save
 
 X = torch.rand(3, 3, 10, 10, generator=torch.Generator().manual_seed(0))
 MAPS = {"standard": X - 0.5, "integrated_gradients": 0.1 * (X.flip(3) - 0.5)}
@@ -115,7 +115,7 @@ def test_jupyter_gets_a_picture():
 
 
 def test_palette_names_and_font():
-    assert list(colours(["a"] * 0)) == [] and colours([str(k) for k in range(9)])["8"] == PALETTE[0]
+    assert looks([]) == {} and looks([str(k) for k in range(9)])["8"].colour == PALETTE[0]
     assert font_manager.findfont("DejaVu Sans", fallback_to_default=False)
 
 

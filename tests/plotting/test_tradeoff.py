@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from saliency_lab.plotting.style import MARKERS, PALETTE, colours, markers
+import saliency_lab as sl
+from saliency_lab.plotting.style import MARKERS, PALETTE, RECIPES, looks
 from saliency_lab.plotting.tradeoff import NAMED, tradeoff
 
 
@@ -19,6 +20,17 @@ def test_every_point_is_named_once_beside_it_or_in_a_legend_if_they_are_many() -
 
 
 def test_no_two_of_many_names_share_colour_and_marker() -> None:
-    names = [str(i) for i in range(len(PALETTE) * len(MARKERS))]
-    looks = zip(colours(names).values(), markers(names).values(), strict=True)
-    assert len(set(looks)) == len(names)
+    others = [str(i) for i in range(len(PALETTE) * len(MARKERS) - len(RECIPES))]
+    for names in ([*others], [*others, *RECIPES], ["asgt", *others]):
+        found = looks(names)
+        assert list(found) == names
+        assert len({(look.colour, look.marker) for look in found.values()}) == len(names)
+
+
+def test_a_bundled_recipe_looks_the_same_in_every_figure_and_others_take_what_it_leaves() -> None:
+    objectives = {name.partition("/")[2] for name in sl.list_recipes().index}
+    assert objectives == set(RECIPES)
+    assert len({(look.colour, look.stroke) for look in RECIPES.values()}) == len(RECIPES)
+    found = looks(["mine", "asgt", "yours", "at"])
+    assert (found["asgt"], found["at"]) == (RECIPES["asgt"], RECIPES["at"])
+    assert len({look.colour for look in found.values()}) == 4

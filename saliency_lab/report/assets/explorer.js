@@ -177,7 +177,7 @@ if (source) {
     for (const model of ask.models) {
       const mark = state(ask.attack?.eps ? ask.attack : null, model, image);
       const heading = make("th", { scope: "col" }, 
-        make("span", {}, make("span", { className: `swatch m${model % 8}` }), make("span", { textContent: data.models[model] })));
+        make("span", {}, make("span", { className: `swatch m${data.hues[model]}` }), make("span", { textContent: data.models[model] })));
       if (mark) heading.append(make("span", { className: `state ${mark}`, textContent: MARKS[mark] }));
       head.append(heading);
     }
