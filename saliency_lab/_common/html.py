@@ -18,7 +18,7 @@ _SIDE = 64
 """Pixels: a thumbnail's height on the page; larger images are made smaller, so that a page stays small."""
 
 
-def facts(caption: str, rows: Mapping[str, str]) -> str:
+def facts(title: str, rows: Mapping[str, str]) -> str:
     """Return a table of a name and its value a row; everything is escaped.
 
     >>> facts("a < b", {"size": "3 & 4"}).count("&")
@@ -28,19 +28,20 @@ def facts(caption: str, rows: Mapping[str, str]) -> str:
         f"<tr><th {_LEFT}>{escape(name)}</th><td {_LEFT}>{escape(value)}</td></tr>"
         for name, value in rows.items()
     )
-    return f"<table>{_caption(caption)}{body}</table>"
+    return f"<table>{caption(title)}{body}</table>"
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table with a head; everything is escaped."""
     top = "".join(f"<th {_LEFT}>{escape(name)}</th>" for name in head)
     body = "".join(
         "<tr>" + "".join(f"<td {_LEFT}>{escape(value)}</td>" for value in row) + "</tr>" for row in rows
     )
-    return f"<table>{_caption(caption)}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table>{caption(title)}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _caption(text: str) -> str:
+def caption(text: str) -> str:
+    """Return what a table is called, above it on the left; escaped."""
     return f'<caption style="text-align:left">{escape(text)}</caption>'
 
 
@@ -77,7 +78,11 @@ def strip(images: Tensor | np.ndarray, alt: str) -> str:
     gap = max(1, drawn.shape[1] // 20)
     opaque = np.pad(drawn, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255)
     spaced = np.pad(opaque, ((0, 0), (0, 0), (0, gap), (0, 0)))  # nothing, and that transparent
-    return picture(np.concatenate(list(spaced), axis=1)[:, :-gap], alt, f"height:{_SIDE}px")
+    return picture(
+        np.concatenate(list(spaced), axis=1)[:, :-gap],
+        alt,
+        f"height:{_SIDE}px;object-fit:contain;object-position:left",
+    )
 
 
 def side_by_side(parts: Iterable[tuple[str, str]]) -> str:

@@ -28,6 +28,12 @@ class Sample(NamedTuple):
     x: Tensor
     y: Tensor
 
+    def _repr_html_(self) -> str:
+        shown = self.x[:_SHOWN]
+        return facts("sample", {"images": f"{len(self.x)} × {tuple(self.x.shape[1:])}"}) + strip(
+            shown, f"the first {len(shown)} images"
+        )
+
 
 def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
     """Return a random order of the indices in which every prefix holds the classes in their shares.
@@ -205,6 +211,7 @@ class ImageData:
         return facts(f"data set {self.name}", rows) + side_by_side(parts)
 
 
+_SHOWN = 8  # images of a sample, in Jupyter
 _SHOWN_CLASSES = 12  # by their pictures, in Jupyter
 
 

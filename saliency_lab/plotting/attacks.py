@@ -32,7 +32,7 @@ def attack_path(
     before: Sequence[object],
     after: Sequence[object],
     maps: tuple[Any, Any] | None = None,
-    magnify: float = 10.0,
+    magnify: float | None = None,
     title: str | None = None,
 ) -> Figure:
     """Draw a row an example: the image, its perturbation, the adversarial image, the maps before and after.
@@ -45,8 +45,9 @@ def attack_path(
     maps : pair of arrays (N, C, H, W), optional
         Signed maps of the images and of the adversarial ones; channels are summed, and the two maps of a
         row share one scale.
-    magnify : float
-        Factor of the perturbation, drawn around mid-grey (values beyond the image range are clipped).
+    magnify : float, optional
+        Factor of the perturbation, drawn around mid-grey (values beyond the image range are clipped); by
+        default such that the largest reaches black or white.
     title : str, optional
         Above the figure.
 
@@ -60,7 +61,9 @@ def attack_path(
     count = len(first)
     if second.shape != first.shape or any(len(row) != count for row in (labels, before, after, *pair)):
         raise InputError("images, adversarial, labels, before, after and maps must have one row an example")
-    headings = ["image", f"perturbation ×{magnify:g}", "adversarial"]
+    if magnify is None:
+        magnify = 0.5 / (float(np.abs(second - first).max()) or 0.5)
+    headings = ["image", f"perturbation ×{magnify:.3g}", "adversarial"]
     headings += ["map before", "map after"] if pair else []
     height, width = first.shape[2:]
     fig = figure(1.5 * len(headings) + 0.9, 1.5 * count * height / width + 0.55 + (0.3 if title else 0))

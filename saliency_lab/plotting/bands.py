@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import SCREEN_WIDTH, figure, looks, shade, styled
+from saliency_lab.plotting.style import CHART_WIDTH, chart, head, legend, looks, shade, styled
 
 Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Positions (K,), means, lower and upper ends."""
@@ -24,8 +24,9 @@ def bands(
     share: bool = False,
     title: str | None = None,
     note: str | None = None,
+    width: float = CHART_WIDTH,
 ) -> Figure:
-    """Draw means as lines and their intervals as bands, named in a legend in their order of height.
+    """Draw means as lines and their intervals as bands.
 
     Parameters
     ----------
@@ -34,7 +35,9 @@ def bands(
     share : bool
         The positions are shares; write them in percent.
     title, note : str, optional
-        Above the panel, on the left and on the right.
+        Above the panel.
+    width : float
+        Inches.
 
     Raises
     ------
@@ -43,22 +46,20 @@ def bands(
     """
     if not curves:
         raise InputError("curves must hold at least one model's")
-    fig = figure(0.7 * SCREEN_WIDTH, 4.0)
-    ax = fig.subplots()
+    fig, ax = chart(width, max(0.57 * width, 2.2))
     look = looks(list(curves))
-    lines = {}
-    for name, (at, mean, low, high) in curves.items():
+    for i, (name, (at, mean, low, high)) in enumerate(curves.items()):
         ax.fill_between(at, low, high, color=look[name].colour, alpha=shade(len(curves)), linewidth=0)
-        (lines[name],) = ax.plot(at, mean, color=look[name].colour, linestyle=look[name].stroke)
+        apart = max(1, len(at) // 6)  # marks of neighbouring lines stand at different places
+        ax.plot(
+            at, mean, look[name].stroke, marker=look[name].marker, markevery=(i % apart, apart),
+            color=look[name].colour, label=name,
+        )  # fmt: skip
     ax.grid(True)
     ax.margins(x=0)
     if share:
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    if title:
-        ax.set_title(title, loc="left")
-    if note:
-        ax.set_title(note, loc="right", fontsize=8, color="#606060")
-    order = sorted(curves, key=lambda name: float(np.mean(curves[name][1])), reverse=True)
-    fig.legend([lines[name] for name in order], order, loc="outside right upper")
+    head(ax, title, note)
+    legend(fig)
     return fig

@@ -8,8 +8,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import SCREEN_WIDTH, figure, looks, styled
-from saliency_lab.plotting.tradeoff import ARROWS, Estimate
+from saliency_lab.plotting.style import (
+    CHART_WIDTH,
+    NARROW,
+    axis_label,
+    chart,
+    head,
+    legend,
+    looks,
+    styled,
+    wrap,
+)
+from saliency_lab.plotting.tradeoff import Estimate
 
 
 @styled
@@ -21,6 +31,7 @@ def dots(
     percent: bool = False,
     title: str | None = None,
     note: str | None = None,
+    width: float = CHART_WIDTH,
 ) -> Figure:
     """Draw estimates as dots with intervals, a band of rows a group, the models in one order in each.
 
@@ -33,7 +44,9 @@ def dots(
     percent : bool
         Write the axis in percent.
     title, note : str, optional
-        Above the panel, on the left and on the right.
+        Above the panel.
+    width : float
+        Inches.
 
     Raises
     ------
@@ -45,8 +58,7 @@ def dots(
         raise InputError("groups must hold at least one estimate")
     look = looks(models)
     spread = 0.7 / len(models)
-    fig = figure(0.7 * SCREEN_WIDTH, 1.3 + len(groups) * (0.25 + 0.2 * len(models)))
-    ax = fig.subplots()
+    fig, ax = chart(width, 1.3 + len(groups) * (0.25 + 0.2 * len(models)))
     for row, group in enumerate(groups.values()):
         for i, model in enumerate(models):
             if model in group:
@@ -54,20 +66,19 @@ def dots(
                 height = row + (i - (len(models) - 1) / 2) * spread
                 ax.errorbar(
                     value, height, xerr=[[value - low], [high - value]], fmt=look[model].marker,
-                    color=look[model].colour, markersize=6, elinewidth=1.4, label=model if row == 0 else None,
+                    color=look[model].colour, elinewidth=1.4, label=model,
                 )  # fmt: skip
         if row:
             ax.axhline(row - 0.5, color="#D9D9D9", linewidth=0.6)
-    ax.set_yticks(range(len(groups)), [name.replace("_", " ") for name in groups])
+    ax.set_yticks(
+        range(len(groups)), [wrap(name.replace("_", " "), 12 if width < NARROW else 20) for name in groups]
+    )
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
     if percent:
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ax.set_xlabel(f"{xlabel}   {ARROWS[better]}".rstrip())
-    if title:
-        ax.set_title(title, loc="left")
-    if note:
-        ax.set_title(note, loc="right", fontsize=8, color="#606060")
-    fig.legend(loc="outside right upper")
+    ax.set_xlabel(axis_label(xlabel, better))
+    head(ax, title, note)
+    legend(fig)
     return fig

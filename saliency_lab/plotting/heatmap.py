@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import DIVERGING, figure, styled
+from saliency_lab.plotting.style import DIVERGING, INK, figure, styled
 
 
 @styled
@@ -39,10 +39,10 @@ def correlations(table: pd.DataFrame, *, title: str | None = None, label: str = 
     ax.set_facecolor("#E6E6E6")
     image = ax.imshow(np.ma.masked_invalid(values), cmap=DIVERGING, vmin=-1, vmax=1)
     for (row, column), value in np.ndenumerate(values):
-        text = "" if np.isnan(value) else f"{value:.2f}".replace("-", "−")
+        text = "" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
         ax.text(
             column, row, text, ha="center", va="center", fontsize=8,
-            color="white" if abs(value) > 0.6 else "#202020",
+            color="white" if abs(value) > 0.6 else INK,
         )  # fmt: skip
     names = [str(name).replace("_", " ") for name in table.index]
     ax.set_xticks(range(size), names, rotation=40, ha="right", rotation_mode="anchor")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -15,7 +14,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import ALERT, DIVERGING, SEQUENTIAL, figure, styled
+from saliency_lab.plotting.style import ALERT, DIVERGING, SEQUENTIAL, figure, styled, wrap
 
 Scale = Literal["shared", "row", "panel"]
 
@@ -69,13 +68,17 @@ def grid(
     pictures = None if images is None else _pictures(images)
     limits = _limits(np.stack([*columns.values()]), scale, clip)
     names = [*([] if pictures is None else ["image"]), *columns]
-    titles = [_wrap(name) for name in names]
+    titles = [wrap(name) for name in names]
     width = max(cell, 0.085 * max(len(line) for name in titles for line in name.split("\n")))
     tall, wide = next(iter(columns.values())).shape[1:]
-    height = width * tall / wide + (0.22 if predictions else 0.06)
+    below = max(
+        (_taken_for(each, width).count("\n") for row in (predictions or {}).values() for each in row),
+        default=0,
+    )
+    height = width * tall / wide + (0.22 + 0.14 * below if predictions else 0.06)
     left = 0.08 * max((len(str(label)) for label in labels), default=0) if labels is not None else 0.0
     across = left + len(names) * (width + 0.06) + 1.1
-    lines = textwrap.wrap(title or "", max(12, int(across / 0.105)))
+    lines = _lines(title, across)
     head = 0.25 + 0.2 * max(name.count("\n") for name in titles) + (0.13 + 0.22 * len(lines) if lines else 0)
     fig = figure(across, max(count * height + head, 1.9))
     axes = fig.subplots(count, len(names), squeeze=False)
@@ -88,7 +91,7 @@ def grid(
             picture = None if pictures is None or not blend else pictures[row]
             _draw(ax, planes[row], picture, limits[column, row], signed, blend)
             if predictions is not None and name in predictions:
-                _mark(ax, predictions[name][row], None if labels is None else labels[row])
+                _mark(ax, predictions[name][row], None if labels is None else labels[row], width)
         if labels is not None:
             axes[row, 0].set_ylabel(str(labels[row]), rotation=0, ha="right", va="center", labelpad=6)
     for ax, name in zip(axes[0], titles, strict=True):
@@ -121,8 +124,8 @@ def gallery(
     maps : mapping of panel title to array (C, H, W), or (1, C, H, W) such as one sample's `Attributions`
     columns : int
         Panels a row, ≥ 1.
-
-    The others are as in `grid`.
+    title, signed, blend, clip, cell
+        As in `grid`.
 
     Raises
     ------
@@ -142,14 +145,16 @@ def gallery(
         raise InputError("a gallery shows one image; index the maps, or use grid")
     _count_rows(picture[None], planes, None, None)
     drawn = _pictures(picture[None])[0]
-    titles = [_wrap(name) for name in ("image", *planes)]
+    titles = [wrap(name) for name in ("image", *planes)]
     across = min(columns, len(titles))
     down = -(-len(titles) // across)
     lines = 1 + max(name.count("\n") for name in titles)
     width = max(cell, 0.085 * max(len(line) for name in titles for line in name.split("\n")))
     tall, wide = picture.shape[1:]
     height = width * tall / wide + 0.12 + 0.17 * lines
-    fig = figure(across * (width + 0.08) + 1.0, max(down * height + (0.35 if title else 0), 1.9))
+    total = across * (width + 0.08) + 1.0
+    above = _lines(title, total)
+    fig = figure(total, max(down * height + (0.13 + 0.22 * len(above) if above else 0), 1.9))
     axes = list(fig.subplots(down, across, squeeze=False).flat)
     for ax in axes[len(titles) :]:
         ax.remove()
@@ -161,8 +166,8 @@ def gallery(
     for ax, name in zip(axes, titles, strict=True):
         ax.set_title(name, fontsize=10)
         _bare(ax)
-    if title:
-        fig.suptitle(title)
+    if above:
+        fig.suptitle("\n".join(above))
     _bar(fig, axes, 1.0, "panel", signed, clip=clip)
     return fig
 
@@ -199,7 +204,7 @@ def overlay(
     _draw(ax, plane[0], picture, limit, signed, blend if picture is not None else 0.0)
     _bare(ax)
     if title:
-        ax.set_title(title)
+        ax.set_title("\n".join(_lines(title, 3.0)))
     _bar(fig, [ax], limit, "shared", signed, clip=clip)
     return fig
 
@@ -342,6 +347,11 @@ def _painted(
     return painted
 
 
+def _lines(title: str | None, width: float) -> list[str]:
+    """A title as lines that fit into so many inches."""
+    return textwrap.wrap(title or "", max(12, int(width / 0.105)))
+
+
 def _bare(ax: Axes) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
@@ -349,9 +359,13 @@ def _bare(ax: Axes) -> None:
         spine.set(visible=True, color="#BFBFBF", linewidth=0.6)
 
 
-def _mark(ax: Axes, prediction: object, label: object) -> None:
+def _mark(ax: Axes, prediction: object, label: object, width: float) -> None:
     wrong = label is not None and str(prediction) != str(label)
-    ax.set_xlabel(f"taken for {prediction}" if wrong else " ", fontsize=8, color=ALERT, labelpad=2)
+    ax.set_xlabel(_taken_for(prediction, width) if wrong else " ", fontsize=8, color=ALERT, labelpad=2)
+
+
+def _taken_for(prediction: object, width: float) -> str:
+    return "\n".join(textwrap.wrap(f"taken for {prediction}", max(9, int(width / 0.07))))
 
 
 def _bar(fig: Figure, axes: list[Axes], limit: float, scale: Scale, signed: bool, *, clip: float) -> None:
@@ -378,17 +392,3 @@ def _bar(fig: Figure, axes: list[Axes], limit: float, scale: Scale, signed: bool
         label += f"\n1 = the {scale}'s {f'P{clip:g}' if clip < 100 else 'largest'}"  # Pq: the qth percentile
     bar.set_label(label)
     bar.ax.spines["outline"].set_visible(False)
-
-
-def _wrap(name: str, limit: int = 14) -> str:
-    r"""Break a long column title behind underscores, slashes, spaces, and dots that are not a number's.
-
-    >>> _wrap("at, warm-up 0.5"), _wrap("saliency_lab.attribution")
-    ('at, warm-up\n0.5', 'saliency_lab.\nattribution')
-    """
-    lines = [""]
-    for part in re.sub(r"([_/ ]|\.(?!\d))", "\\1\0", name).split("\0"):
-        if lines[-1] and len(lines[-1]) + len(part) > limit:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(line.strip() for line in lines)

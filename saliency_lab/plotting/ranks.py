@@ -39,7 +39,8 @@ def critical_difference(
     half = (len(order) + 1) // 2
     step, top = 0.32, 0.45
     low = -0.22 * max(levels, default=-1) - 0.37
-    fig = figure(0.8 * SCREEN_WIDTH, 1.1 + top + step * half - low * 0.9)
+    longest = max(len(name) for name in order)
+    fig = figure(0.8 * SCREEN_WIDTH + 0.17 * max(0, longest - 20), 1.1 + top + step * half - low * 0.9)
     ax = fig.subplots()
     ends = (1.0, float(len(order)))
     ax.hlines(0, *ends, color="#404040", linewidth=1)

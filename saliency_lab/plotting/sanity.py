@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import figure, looks, styled
+from saliency_lab.plotting.style import figure, legend, looks, styled
 
 _TITLES = {
     "rank_correlation": "rank correlation\nwith the trained model's map",
@@ -40,12 +40,18 @@ def cascade(table: pd.DataFrame, measure: str = "rank_correlation") -> Figure:
         ax.fill_between(
             mean.index, mean - error, mean + error, color=look[method].colour, alpha=0.2, linewidth=0
         )
-        ax.plot(mean.index, mean, color=look[method].colour, marker=look[method].marker, label=method)
+        ax.plot(
+            mean.index,
+            mean,
+            color=look[method].colour,
+            marker=look[method].marker,
+            label=method.replace("_", " "),
+        )
     ax.axhline(0, color="#404040", linewidth=0.8, linestyle=":")
     ax.set_ylim(min(-0.05, *ax.get_ylim()), 1.05)
     ax.set_xticks(layers.step, layers.layer, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_xlabel("randomised from the output down to")
     ax.set_ylabel(_TITLES[measure])
     ax.grid(axis="y")
-    fig.legend(loc="outside right upper")
+    legend(fig)
     return fig

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import SCREEN_WIDTH, figure, looks, styled
-from saliency_lab.plotting.tradeoff import ARROWS, Estimate
+from saliency_lab.plotting.style import NARROW, SCREEN_WIDTH, axis_label, chart, head, legend, looks, styled
+from saliency_lab.plotting.tradeoff import Estimate
 
 
 @styled
@@ -20,6 +21,7 @@ def slopes(
     better: str = "neither",
     percent: bool = False,
     note: str | None = None,
+    width: float | None = None,
 ) -> Figure:
     """Draw each line's estimates, with intervals, over the models side by side.
 
@@ -32,7 +34,9 @@ def slopes(
     percent : bool
         Write the axis in percent.
     note : str, optional
-        Above the panel on the right.
+        Above the panel.
+    width : float, optional
+        Inches; by default what the models' names take.
 
     Raises
     ------
@@ -43,8 +47,8 @@ def slopes(
     if not models:
         raise InputError("lines must hold at least one estimate")
     look = looks(list(lines))
-    fig = figure(min(SCREEN_WIDTH, 2.6 + 1.2 * len(models)), 4.2)
-    ax = fig.subplots()
+    width = min(SCREEN_WIDTH, 2.6 + 1.2 * len(models)) if width is None else width
+    fig, ax = chart(width, max(min(4.2, 0.6 * width), 2.4))
     for i, (name, line) in enumerate(lines.items()):
         shift = 0.12 * (i - (len(lines) - 1) / 2) / max(1, len(lines) - 1)  # intervals side by side
         at = [models.index(model) + shift for model in line]
@@ -55,13 +59,14 @@ def slopes(
             at, values, yerr=[below, above], fmt=f"{look[name].marker}-", color=look[name].colour,
             elinewidth=1.2, label=name.replace("_", " "),
         )  # fmt: skip
-    ax.set_xticks(range(len(models)), models)
+    room = (width if width < NARROW else width - 2.6) / (0.085 * len(models))
+    turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(range(len(models)), models, **(turned if max(map(len, models)) > room else {}))
     ax.margins(x=0.08)
     ax.grid(axis="y")
     if percent:
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ax.set_ylabel(f"{ylabel}   {ARROWS[better]}".rstrip())
-    if note:
-        ax.set_title(note, loc="right", fontsize=8, color="#606060")
-    fig.legend(loc="outside right upper")
+    ax.set_ylabel(axis_label(ylabel, better))
+    head(ax, None, note)
+    legend(fig)
     return fig

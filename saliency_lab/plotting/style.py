@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -26,6 +27,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -52,8 +54,14 @@ SEQUENTIAL = "viridis"
 SCREEN_WIDTH = 10.0
 """Inches: a figure that fills a notebook's cell or a slide."""
 
-PRINT_WIDTH = 6.75
-"""Inches: the two columns of a conference paper."""
+CHART_WIDTH = 7.0
+"""Inches: a chart, its legend at the right; a little more than both columns of a conference paper."""
+
+NARROW = 5.0
+"""Inches: a narrower chart, such as for one column, has its legend below the panel and smaller letters."""
+
+INK = "#202020"
+"""Text on white."""
 
 ALERT = "#B2182B"
 """Text that marks something wrong, such as a misprediction."""
@@ -85,6 +93,16 @@ _RC: Any = {
     "text.parse_math": False,  # a dollar in a user's name is a dollar
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
+}
+_NARROW_RC: Any = {
+    "axes.labelsize": 8,
+    "axes.titlesize": 9,
+    "font.size": 8,
+    "legend.fontsize": 7.5,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
 }
 _WRITE_RC: Any = {
     "pdf.fonttype": 42,
@@ -183,6 +201,59 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
     )
     unlike = (look for look in others if (look.colour, look.marker) not in pairs)
     return {name: chosen.get(name) or next(unlike) for name in names}
+
+
+def chart(width: float, height: float) -> tuple[Figure, Axes]:
+    """Make a figure of one panel, in inches; a narrow one has the letters of a paper's column."""
+    if width < NARROW:
+        mpl.rcParams.update(_NARROW_RC)  # inside `styled`
+    fig = figure(width, height)
+    return fig, fig.subplots()
+
+
+def head(ax: Axes, title: str | None, note: str | None) -> None:
+    """Write a title above a panel on the left, and below it in small letters what the panel shows."""
+    if note:
+        ax.text(0, 1.02, note, transform=ax.transAxes, va="bottom", fontsize="small", color="#606060")
+    if title:
+        ax.set_title(title, loc="left", pad=18 if note else None)
+
+
+def legend(fig: Figure) -> None:
+    """Name what is drawn at the right of the panel, below it where the figure is narrow."""
+    entries: dict[str, Any] = {}
+    for ax in fig.axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(wrap(label, 24), handle)
+    width = fig.get_figwidth()
+    if width < NARROW:
+        longest = max(len(line) for label in entries for line in label.split("\n"))
+        columns = max(1, int(width / (0.55 + 0.065 * longest)))
+        place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns}
+        fig.set_figheight(fig.get_figheight() + 0.17 * -(-len(entries) // columns))
+    else:
+        place = {"loc": "outside right upper"}
+    fig.legend(entries.values(), entries, handlelength=3, **place)
+
+
+def wrap(name: str, limit: int = 14) -> str:
+    r"""Break a long name behind underscores, slashes, spaces, and dots that are not a number's.
+
+    >>> wrap("at, warm-up 0.5"), wrap("saliency_lab.attribution")
+    ('at, warm-up\n0.5', 'saliency_lab.\nattribution')
+    """
+    lines = [""]
+    for part in re.sub(r"([_/ ]|\.(?!\d))", "\\1\0", name).split("\0"):
+        if lines[-1] and len(lines[-1]) + len(part) > limit:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.strip() for line in lines)
+
+
+def axis_label(name: str, better: str) -> str:
+    """Return an axis's name and, for "higher" and "lower", which way is better."""
+    arrow = {"higher": "better →", "lower": "← better", "neither": ""}[better]
+    return f"{name}\N{EM SPACE}{arrow}" if arrow else name  # several plain spaces are one in an SVG
 
 
 def shade(lines: int) -> float:

@@ -10,15 +10,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import SCREEN_WIDTH, Look, figure, looks, styled
+from saliency_lab.plotting.style import (
+    CHART_WIDTH,
+    INK,
+    NARROW,
+    axis_label,
+    chart,
+    head,
+    legend,
+    looks,
+    styled,
+)
 
 Estimate = tuple[float, float, float]
 """A value and the ends of its interval."""
 
-NAMED = 8
+NAMED = 6
 """Points that are named where they are; names of more would cover one another."""
 
-ARROWS = {"higher": "better →", "lower": "← better", "neither": ""}
+_ROOM = 0.02
+"""Beyond 0 and 100 %, where no value is, for the marks at the ends."""
 
 
 @styled
@@ -32,6 +43,7 @@ def tradeoff(
     percent: tuple[bool, bool] = (False, False),
     title: str | None = None,
     note: str | None = None,
+    width: float = CHART_WIDTH,
 ) -> Figure:
     """Draw one point a model with its interval in both directions, named beside it, or in a legend if many.
 
@@ -47,7 +59,9 @@ def tradeoff(
     percent : pair of bool
         Write the axis in percent.
     title, note : str, optional
-        Above the panel on the left, and on the right.
+        Above the panel.
+    width : float
+        Inches.
 
     Raises
     ------
@@ -62,8 +76,7 @@ def tradeoff(
             raise InputError(
                 f"the point of '{name}' must be two finite triples (value, low, high): {pair.tolist()}"
             )
-    fig = figure((0.62 if len(at) <= NAMED else 0.8) * SCREEN_WIDTH, 4.6)
-    ax = fig.subplots()
+    fig, ax = chart(width, max(0.65 * width, 2.4))
     look = looks(list(at))
     for name, (xs, ys) in (marks or {}).items():
         ax.plot(xs, ys, look[name].marker, color=look[name].colour, markersize=4, alpha=0.45, zorder=2)
@@ -75,32 +88,32 @@ def tradeoff(
             yerr=[[y - y_low], [y_high - y]],
             fmt=look[name].marker,
             color=look[name].colour,
-            markersize=8,
+            markersize=5 if width < NARROW else 8,
             elinewidth=1.4,
             zorder=3,
             label=name,
         )
     ax.margins(0.16, 0.14)
     ax.grid(True)
-    for axis, share in zip((ax.xaxis, ax.yaxis), percent, strict=True):
-        if share:
-            axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    if percent[0]:
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        ax.set_xlim(max(ax.get_xlim()[0], -_ROOM), min(ax.get_xlim()[1], 1 + _ROOM))
+    if percent[1]:
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        ax.set_ylim(max(ax.get_ylim()[0], -_ROOM), min(ax.get_ylim()[1], 1 + _ROOM))
     ax.set(
-        xlabel=f"{xlabel}   {ARROWS[better[0]]}".rstrip(),
-        ylabel=f"{ylabel}   {ARROWS[better[1]]}".rstrip(),
+        xlabel=axis_label(xlabel, better[0]),
+        ylabel=axis_label(ylabel, better[1]),
     )
-    if title:
-        ax.set_title(title, loc="left")
-    if note:
-        ax.set_title(note, loc="right", fontsize=8, color="#606060")
-    if len(at) > NAMED:
-        ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    head(ax, title, note)
+    if len(at) > NAMED or width < NARROW:
+        legend(fig)
     else:
-        _name_points(ax, {name: pair[:, 0] for name, pair in at.items()}, look)
+        _name_points(ax, {name: pair[:, 0] for name, pair in at.items()})
     return fig
 
 
-def _name_points(ax: Axes, at: Mapping[str, np.ndarray], look: Mapping[str, Look]) -> None:
+def _name_points(ax: Axes, at: Mapping[str, np.ndarray]) -> None:
     """Write each name in the corner of its cross that is farthest from the other points and names."""
     ax.figure.canvas.draw()  # fixes the transform from data to pixels
     pixels = {name: ax.transData.transform(point) for name, point in at.items()}
@@ -123,8 +136,7 @@ def _name_points(ax: Axes, at: Mapping[str, np.ndarray], look: Mapping[str, Look
             (float(at[name][0]), float(at[name][1])),
             (7 * dx, 5 * dy),
             textcoords="offset points",
-            color=look[name].colour,
+            color=INK,
             ha="left" if dx > 0 else "right",
             va="bottom" if dy > 0 else "top",
-            fontweight="bold",
         )

@@ -63,7 +63,7 @@ def _accuracy(comparison: Comparison) -> Iterator[tuple[str, Callable[[], Figure
         yield f"Accuracy against ε under {attack}", partial(plot.robustness, attack)
     metric = next((m.metric for m in comparison.measures if not m.share and m.better != "neither"), None)
     if metric is not None and any(m.metric == "robust_accuracy" for m in comparison.measures):
-        caption = f"Robust accuracy against {words(metric)}, a point a model"
+        caption = f"{words(metric).capitalize()} against robust accuracy, a point a model"
         yield caption, partial(plot.tradeoff, "robust_accuracy", metric)
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab.plotting import bands, curves, dots, heatmap, maps, ranks, slopes, tradeoff
+from saliency_lab.plotting.style import CHART_WIDTH
 from saliency_lab.study import statistics
 from saliency_lab.study.comparison import ACCURACY, ROBUST
 
@@ -32,7 +33,10 @@ def maps_of(
 
 
 class ComparisonPlots:
-    """Figures of a comparison; each method returns a matplotlib Figure."""
+    """Figures of a comparison; each method returns a matplotlib Figure.
+
+    `width` is in inches; a figure narrower than 5, such as for one column, has its legend below the panel.
+    """
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
@@ -59,7 +63,7 @@ class ComparisonPlots:
             )
         return maps_of(pictures, comparison.models, method, n, normalise=normalise)
 
-    def robustness(self, attack: str | None = None) -> Figure:
+    def robustness(self, attack: str | None = None, *, width: float = CHART_WIDTH) -> Figure:
         """Accuracy against ε, a line and band a model that was attacked; of the first attack by default."""
         comparison = self._comparison
         attacks = list(dict.fromkeys(comparison.robustness["attack"]))
@@ -72,12 +76,10 @@ class ComparisonPlots:
         clean = table[table["metric"] == "accuracy"]
         attacked = table[(table["metric"] == ROBUST) & (table["method"] == attack)]
         rows = pd.concat([clean, attacked]).rename(columns={"mean": "accuracy"})
-        rows["n"] //= rows["seeds"]  # images, each judged once a seed
-        columns = ["eps", "accuracy", "low", "high", "n"]
+        columns = ["eps", "accuracy", "low", "high"]
         there = [name for name in comparison.models if name in {*attacked["model"]}]  # some may have failed
         lines = {model: rows[rows["model"] == model][columns] for model in there}
-        title = attack.upper() if attack in ("fgsm", "pgd") else attack
-        return curves.robustness(lines, title=title, level=comparison.level)
+        return curves.robustness(lines, title=attack.replace("_", " "), note=self._note(), width=width)
 
     def tradeoff(
         self,
@@ -87,6 +89,7 @@ class ComparisonPlots:
         method: str | None = None,
         attack: str | None = None,
         eps: float | str | None = None,
+        width: float = CHART_WIDTH,
     ) -> Figure:
         """One measure against another: a point a model with both intervals, seeds as small marks.
 
@@ -122,9 +125,10 @@ class ComparisonPlots:
             better=(measures[0].better, measures[1].better),
             percent=(measures[0].share, measures[1].share),
             note=self._note(),
+            width=width,
         )
 
-    def dots(self, metric: str) -> Figure:
+    def dots(self, metric: str, *, width: float = CHART_WIDTH) -> Figure:
         """One measure of every model, by method (by ε for "robust_accuracy"): dots with intervals."""
         measure = self._comparison.measure(metric)
         return dots.dots(
@@ -133,9 +137,10 @@ class ComparisonPlots:
             better=measure.better,
             percent=measure.share,
             note=self._note(),
+            width=width,
         )
 
-    def slopes(self, metric: str) -> Figure:
+    def slopes(self, metric: str, *, width: float | None = None) -> Figure:
         """One measure from model to model: a line a method (an ε for "robust_accuracy")."""
         measure = self._comparison.measure(metric)
         return slopes.slopes(
@@ -144,9 +149,10 @@ class ComparisonPlots:
             better=measure.better,
             percent=measure.share,
             note=self._note(),
+            width=width,
         )
 
-    def curves(self, metric: str, *, method: str | None = None) -> Figure:
+    def curves(self, metric: str, *, method: str | None = None, width: float = CHART_WIDTH) -> Figure:
         """The curves behind a metric such as "pixel_flipping": the mean over images, a band a model.
 
         Raises
@@ -178,13 +184,14 @@ class ComparisonPlots:
             share=share,
             title=measure.method.replace("_", " "),
             note=self._note(),
+            width=width,
         )
 
     def ranking(self, metric: str, model: str | None = None) -> Figure:
         """Critical-difference diagram of the methods' ranks by a metric; see `Comparison.ranking`."""
         found = self._comparison.ranking(metric, model)
         return ranks.critical_difference(
-            {str(name): float(value) for name, value in found.ranks.items()},
+            {str(name).replace("_", " "): float(value) for name, value in found.ranks.items()},
             found.critical_difference,
             title=f"{metric.replace('_', ' ')}, {model or self._comparison.baseline}",
             note=f"{found.n} images; Friedman p = {found.p:.2g}; Nemenyi at {found.alpha:.2g}",
@@ -207,7 +214,12 @@ class ComparisonPlots:
         }
 
     def _note(self) -> str:
-        return f"{100 * self._comparison.level:g} % intervals"
+        shapes = {values.shape for m in self._comparison.measures for values in m.values.values()}
+        intervals = f"{100 * self._comparison.level:g} % intervals"
+        if len(shapes) > 1:  # models differ in how many seeds they have
+            return intervals
+        seeds, images = shapes.pop()
+        return f"{images} images{f' × {seeds} seeds' if seeds > 1 else ''}; {intervals}"
 
 
 def _axis(measure: Measure) -> str:

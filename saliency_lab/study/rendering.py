@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from saliency_lab._common.html import caption
+
 if TYPE_CHECKING:
     from saliency_lab.study.comparison import Comparison
 
@@ -63,7 +65,7 @@ def as_html(comparison: Comparison) -> str:
     """A table; the best is bold, what is not told from it italic."""
     marks = {"best": "<b>{}</b>", "tie": "<i>{}</i>", "": "{}"}
     head, rows = _grid(comparison, lambda text, rank: marks[rank].format(escape(text)))
-    caption = f"<caption>{escape(_title(comparison))}</caption>"
+    title = caption(_title(comparison))
     header = "".join(f'<th style="text-align:left">{escape(cell)}</th>' for cell in head)
     body = "".join(
         "<tr>"
@@ -75,7 +77,7 @@ def as_html(comparison: Comparison) -> str:
         for row in rows
     )
     notes = "".join(f"<div>{escape(line)}</div>" for line in _notes(comparison, *_FACES))
-    return f"<table>{caption}<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>{notes}"
+    return f"<table>{title}<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
 
 def as_latex(comparison: Comparison) -> str:
@@ -201,16 +203,18 @@ def cell_text(row: Mapping[Any, Any], share: bool) -> str:
         return f"{100 * row['mean']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{undefined}"
     width = row["high"] - row["low"]
     if np.isnan(width):
-        return f"{row['mean']:.3g}{undefined}"
+        return f"{row['mean']:.3g}{undefined}".replace("-", "−")
     digits = 3
     if np.isfinite(width) and width > 0:
         digits = int(np.clip(1 - np.floor(np.log10(width)), 0, 6))
     largest = max(abs(row["low"]), abs(row["high"])) if np.isfinite(width) else abs(row["mean"])
     form = f".{digits}f" if largest < 1e5 and (width == 0 or width > 1e-6) else ".3g"
-    return f"{row['mean']:{form}} [{row['low']:{form}}, {row['high']:{form}}]{undefined}"
+    numbers = f"{row['mean']:{form}} [{row['low']:{form}}, {row['high']:{form}}]".replace("-", "−")
+    return numbers + undefined
 
 
 _TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "−": "$-$",
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",

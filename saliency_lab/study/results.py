@@ -254,7 +254,8 @@ def _drawings(study: Study, comparison: Comparison) -> dict[str, tuple[str, Call
     if metrics and attacked:
         radii = {measure.eps for measure in attacked if measure.method == attacked[0].method}
         eps = max(radii & {*comparison.audits.get("eps", ())} or radii)
-        caption = f"Accuracy under attack at ε = {eps:.4g} against {metrics[0].replace('_', ' ')}"
+        name = metrics[0].replace("_", " ").capitalize()
+        caption = f"{name} against accuracy under attack at ε = {eps:.4g}"
         found["tradeoff"] = caption, partial(plot.tradeoff, ROBUST, metrics[0], eps=eps), "svg"
     for metric in metrics:
         name = "AUC" if metric == "auc" else metric.replace("_", " ").capitalize()

@@ -17,12 +17,13 @@ def test_attack_path(channels) -> None:
     before = dict(mpl.rcParams)
     x = torch.full((2, channels, 4, 4), 0.5)
     moved = x + 0.02
+    moved[1] = x[1] - 0.04
     maps = (torch.randn(2, channels, 4, 4), 3 * torch.ones(2, channels, 4, 4))
     fig = attack_path(x, moved, labels=["cat", "dog"], before=["cat", "dog"], after=["dog", "dog"], maps=maps)
     axes = np.array(fig.axes).reshape(2, 5)
     shown = axes[0, 1].images[0].get_array()
-    assert np.allclose(shown, 0.7)  # 0.5 + 10 · 0.02
-    assert axes[0, 1].get_title() == "perturbation ×10"
+    assert np.allclose(shown, 0.75) and np.allclose(axes[1, 1].images[0].get_array(), 0, atol=1e-6)
+    assert axes[0, 1].get_title() == "perturbation ×12.5"  # the largest, 0.04, reaches black
     assert axes[0, 2].get_xlabel() == "predicted dog" and axes[0, 0].get_ylabel() == "cat"
     assert axes[0, 3].images[0].get_clim() == axes[0, 4].images[0].get_clim()
     assert axes[0, 4].images[0].get_clim()[1] == pytest.approx(
@@ -30,7 +31,8 @@ def test_attack_path(channels) -> None:
     )
     wrong, right = axes[0, 2].xaxis.label.get_color(), axes[1, 2].xaxis.label.get_color()
     assert wrong != right
-    assert len(attack_path(x, moved, labels="ab", before="ab", after="ab").axes) == 6
+    same = attack_path(x, x, labels="ab", before="ab", after="ab", magnify=10)
+    assert len(same.axes) == 6 and np.allclose(same.axes[1].images[0].get_array(), 0.5)
     assert dict(mpl.rcParams) == before
     with pytest.raises(sl.SaliencyLabError, match="one row an example"):
         attack_path(x, moved[:1], labels="ab", before="ab", after="ab")

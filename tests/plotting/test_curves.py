@@ -8,7 +8,14 @@ import pandas as pd
 import pytest
 
 import saliency_lab as sl
+from saliency_lab.plotting.bands import bands
 from saliency_lab.plotting.curves import robustness
+from saliency_lab.plotting.dots import dots
+from saliency_lab.plotting.slopes import slopes
+from saliency_lab.plotting.style import RECIPES
+from saliency_lab.plotting.tradeoff import tradeoff
+
+NOTE = "500 images × 3 seeds; 95 % intervals"
 
 
 def table(*accuracy: float) -> pd.DataFrame:
@@ -27,19 +34,13 @@ def table(*accuracy: float) -> pd.DataFrame:
 
 def test_lines_bands_and_names() -> None:
     before = dict(mpl.rcParams)
-    fig = robustness({"standard": table(0.9, 0.3, 0.0), "at": table(0.85, 0.6, 0.0)})
+    fig = robustness({"standard": table(0.9, 0.3, 0.0), "at": table(0.85, 0.6, 0.4)})
     ax = fig.axes[0]
-    assert [line.get_ydata().tolist() for line in ax.lines] == [[0.9, 0.3, 0.0], [0.85, 0.6, 0.0]]
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0.9, 0.3, 0.0], [0.85, 0.6, 0.4]]
     assert len(ax.collections) == 2  # a band a model
     texts = [text.get_text() for text in ax.texts]
-    assert "standard  0%" in texts and "at  0%" in texts and any("n = 50" in text for text in texts)
-    fig.canvas.draw()
-    names = [
-        text.get_window_extent()
-        for text in ax.texts
-        if "%" in text.get_text() and "n =" not in text.get_text()
-    ]
-    assert not names[0].overlaps(names[1])
+    assert set(texts) == {"50 images", "standard, 0%", "at, 40%"}
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "0.1", "0.2"]
     assert dict(mpl.rcParams) == before
 
 
@@ -50,11 +51,54 @@ def test_bad_tables_are_refused() -> None:
         robustness({"a": table(1.0).drop(columns="low")})
 
 
-def test_many_lines_are_told_apart_by_dashes_and_a_legend():
-    table = pd.DataFrame({"eps": [0.0, 0.1], "accuracy": [1.0, 0.5], "low": [0.9, 0.4], "high": [1.0, 0.6]})
-    few, many = ({f"model {i}": table for i in range(count)} for count in (8, 9))
-    assert {line.get_linestyle() for line in robustness(few).axes[0].lines} == {"-"}
-    assert not robustness(few).legends
-    figure = robustness(many)
+def test_lines_that_end_together_have_a_legend_and_many_are_told_apart_by_dashes() -> None:
+    together = {name: table(0.9, 0.3, 0.0) for name in ("a", "b")}
+    (legend,) = robustness(together).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+    apart = {f"model {i}": table(0.9, 0.3, 0.1 * i) for i in range(9)}
+    figure = robustness(apart)
+    assert not figure.legends
     assert [line.get_linestyle() for line in figure.axes[0].lines] == ["-"] * 8 + ["--"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(many)
+
+
+CURVE = tuple(np.array(part) for part in ([0.0, 0.5, 1.0], [1.0, 0.4, 0.1], [0.9, 0.3, 0.0], [1.0, 0.5, 0.2]))
+INTERVALS = {model: (0.1 * i, 0.1 * i - 0.05, 0.1 * i + 0.05) for i, model in enumerate(RECIPES)}
+
+
+@pytest.mark.parametrize("width", [3.25, 7.0])
+@pytest.mark.parametrize("models", [["standard", "at"], list(RECIPES)[:11]])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda models, width: robustness(
+            {m: table(0.9, 0.3, 0.0) for m in models}, title="pgd", note=NOTE, width=width
+        ),
+        lambda models, width: bands(dict.fromkeys(models, CURVE), title="saliency", note=NOTE, width=width),
+        lambda models, width: dots(
+            {"integrated_gradients": {m: INTERVALS[m] for m in models}}, note=NOTE, width=width
+        ),
+        lambda models, width: slopes({"saliency": {m: INTERVALS[m] for m in models}}, note=NOTE, width=width),
+        lambda models, width: tradeoff({m: (INTERVALS[m],) * 2 for m in models}, note=NOTE, width=width),
+    ],
+)
+def test_a_chart_keeps_its_width_and_no_words_leave_it_or_meet(draw, models, width) -> None:
+    fig = draw(models, width)
+    assert fig.get_figwidth() == width
+    for _ in range(3):
+        fig.draw_without_rendering()
+    (ax,) = fig.axes
+    assert ax.get_position().width * width > 0.45 * width
+    above = [text for text in (*ax.texts, ax.title, ax._left_title) if text.get_text()]
+    if fig.legends:
+        assert len(fig.legends[0].get_texts()) in (len(models), 1)
+    ticks = [
+        tick.label1
+        for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, sorted(ax.get_ylim())))
+        for tick in axis.get_major_ticks()
+        if low <= tick.get_loc() <= high
+    ]
+    words = [text for text in [*above, *ticks] if text.get_text()]
+    boxes = [text.get_window_extent() for text in [*words, *fig.legends]]
+    for i, box in enumerate(boxes):
+        assert box.x0 >= -1 and box.x1 <= fig.bbox.x1 + 1 and box.y0 >= -1 and box.y1 <= fig.bbox.y1 + 1
+        assert not any(box.overlaps(other) for other in boxes[:i]) or words[i].get_rotation()

@@ -13,8 +13,7 @@ def test_every_point_is_named_once_beside_it_or_in_a_legend_if_they_are_many() -
     for count in (NAMED, NAMED + 1):
         (ax,) = tradeoff(_points(count)).axes
         beside = [text.get_text() for text in ax.texts]
-        legend = ax.get_legend()
-        listed = [] if legend is None else [text.get_text() for text in legend.get_texts()]
+        listed = [text.get_text() for legend in ax.figure.legends for text in legend.get_texts()]
         assert beside + listed == list(_points(count))
         assert bool(listed) == (count > NAMED)
 
