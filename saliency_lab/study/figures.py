@@ -41,8 +41,15 @@ class ComparisonPlots:
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
 
-    def maps(self, n: int = 6, *, method: str | None = None, normalise: bool = True) -> Figure:
-        """Maps of the first `n` images: a row an image, a column a model, one shared colour scale.
+    def maps(
+        self,
+        n: int = 6,
+        *,
+        method: str | None = None,
+        models: Sequence[str] | None = None,
+        normalise: bool = True,
+    ) -> Figure:
+        """Maps of the first `n` images: a row an image, a column a model (of `models`), one colour scale.
 
         Each map is divided by its largest magnitude first, as models differ in the size of their gradients;
         `normalise=False` shows the sizes as they are.
@@ -50,9 +57,12 @@ class ComparisonPlots:
         Raises
         ------
         InputError
-            If there is no such method, or the comparison was made from tables alone.
+            If there is no such method or model, or the comparison was made from tables alone.
         """
         comparison = self._comparison
+        for model in models or ():
+            if model not in comparison.models:
+                raise unknown_name("model of this comparison:", model, comparison.models)
         pictures = comparison.pictures
         if pictures is None:
             raise InputError("this comparison was made from tables and has no maps; use study.compare()")
@@ -61,7 +71,7 @@ class ComparisonPlots:
             raise InputError(
                 "nothing has been attributed and scored yet; call study.attribute and study.score"
             )
-        return maps_of(pictures, comparison.models, method, n, normalise=normalise)
+        return maps_of(pictures, models or comparison.models, method, n, normalise=normalise)
 
     def robustness(self, attack: str | None = None, *, width: float = CHART_WIDTH) -> Figure:
         """Accuracy against ε, a line and band a model that was attacked; of the first attack by default."""

@@ -233,6 +233,10 @@ def test_maps_are_those_of_the_study(make_study: Callable[..., Study]) -> None:
     figure = study.compare("plain").plot.maps(n=3)
     titles = [ax.get_title() for ax in figure.axes]
     assert {"plain", "other"} <= set(titles)
+    plot = study.compare("plain").plot
+    assert "plain" not in [ax.get_title() for ax in plot.maps(n=3, models=["other"]).axes]
+    with pytest.raises(InputError, match="unknown model of this comparison: 'othr'"):
+        plot.maps(models=["othr"])
 
 
 def test_pictures_name_the_classes_where_a_card_tells_them(make_study: Callable[..., Study]) -> None:
