@@ -22,6 +22,7 @@ extensions = [
     "sphinx_copybutton",
     "catalogue",
     "cross_references",
+    "intervals",
     "mathml",
     "tutorials",
 ]

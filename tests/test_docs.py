@@ -14,6 +14,7 @@ from typer.main import get_command
 import saliency_lab as sl
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.cli.app import app
+from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.study.declaration import read_declaration
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +97,18 @@ def test_the_ten_lines_of_the_readme_run_as_printed(short):
 @pytest.mark.parametrize("page", [page for page in DOCS if any(blocks(page))], ids=name_of)
 def test_examples_run(page, short):
     run(page)
+
+
+def test_the_page_on_metrics_says_their_defaults():
+    rows = re.findall(r"^\| (`.*)", (ROOT / "docs/metrics.md").read_text(encoding="utf-8"), re.MULTILINE)
+    for name in METRICS:
+        (row,) = (row for row in rows if f"`{name}`" in row.split(" | ")[0])
+        for key, field in METRICS[name].settings.model_fields.items():
+            default = field.default
+            if isinstance(default, float | int) and not isinstance(default, bool):
+                assert f"`{key}` {default:g}".replace("e-0", "e-") in row, name
+            elif default is True or (key == "baseline" and default != "black"):
+                assert f"`{key}` {'true' if default is True else f'`{default}`'}" in row, name
 
 
 def commands(page):

@@ -26,7 +26,7 @@ def explore(study: Study) -> Explorer:
     Returns
     -------
     Explorer
-        An ipywidgets box. Its controls can be set from Python too, such as `view.models.value = ("at",)`.
+        An ipywidgets box. Its controls can be set from Python too, such as `view.models.label = ("at",)`.
 
     Raises
     ------
