@@ -545,3 +545,21 @@ class TestComparison:
         np.testing.assert_allclose(scores.values[:3], want)
         assert np.isnan(scores.values[3])
         assert scores.undefined == {"no other map of the call is like this one": 1}
+
+    def test_consistency_is_the_count_over_pairs(self):
+        source = torch.Generator().manual_seed(0)
+        x = torch.rand(60, 1, 3, 3, generator=source)
+        maps = nn.functional.one_hot(torch.randint(0, 7, (60,), generator=source), 9).float()
+        maps[:5] = 0  # of no use, whatever they are like
+        maps[5] = torch.eye(9)[8]  # like no other
+        with torch.no_grad():
+            predicted = self.model(x).argmax(1)
+        want = []
+        for i in range(60):
+            others = [j for j in range(5, 60) if j != i and i >= 5 and maps[j].equal(maps[i])]
+            same = [predicted[j] == predicted[i] for j in others]
+            want.append(np.mean(same) if same else np.nan)
+        y = torch.zeros(60, dtype=torch.long)
+        found = sl.evaluate(self.model, x, y, maps.view(60, 1, 3, 3), "consistency", top=1)
+        np.testing.assert_array_equal(found, want)
+        assert len(set(predicted.tolist())) == 2 and np.isnan(found).sum() == 6
