@@ -33,6 +33,11 @@ def test_table_names_every_metric_and_what_it_means():
     assert list(table.index) == list(METRICS)
     assert set(table["better"]) <= {"higher", "lower", "neither"}
     assert (table["reference"].str.len() > 5).all()
+    assert (
+        table.loc["insertion", "settings"]
+        == "steps=28, baseline='blur', absolute=False, output='probability'"
+    )
+    assert table.loc["focus", "settings"].split(", ")[0] == "masks"  # must be given
 
 
 @pytest.mark.parametrize(("name", "engine"), ALONE)
