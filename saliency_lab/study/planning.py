@@ -24,8 +24,6 @@ _MEASURED = 16
 """Images that `plan` measures on."""
 _ATTACKED = (8, 32)
 """Images that it measures attacks and audits on: they cost much for one image, and little for one more."""
-_WARM = 1.0
-"""Seconds below which the first run may have been slower than the rest, and is repeated."""
 
 
 class Scout(Study):
@@ -108,8 +106,6 @@ def plan(
 
         sizes = sorted({min(n, images) for n in _ATTACKED})
         taken = [of(n) for n in sizes]
-        if taken[0] < _WARM:
-            taken[0] = of(sizes[0])
         more = (taken[-1] - taken[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else 0.0
         return taken[-1] + max(more, 0.0) * (images - sizes[-1])
 
