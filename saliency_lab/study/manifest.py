@@ -26,6 +26,11 @@ class Place(NamedTuple):
     model: str
     seed: int
 
+    @property
+    def what(self) -> str:
+        """What it is of its model: the label, or which metric of it."""
+        return f"{self.metric} of {self.label}" if self.metric else self.label
+
 
 class Entry(NamedTuple):
     """A network: its model, training seed, recipe, and the fingerprint under which its cells are kept."""

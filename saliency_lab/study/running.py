@@ -35,7 +35,7 @@ class Runner:
 
     def forget(self, at: Place) -> None:
         """Drop the failure of a cell that the study holds no more."""
-        self.failures.pop((at.model, at.seed, f"{at.metric} of {at.label}" if at.metric else at.label), None)
+        self.failures.pop((at.model, at.seed, at.what), None)
 
     def _missing(self, store: Store, member: Member, task: Task) -> list[Name]:
         """Return the names of a task's cells that are not intact yet; keep the others' scores at hand."""
@@ -173,4 +173,6 @@ def _worker_died(task: Task, error: BaseException) -> dict[Name, Failure]:
 def _failure_key(member: Member, name: Name) -> tuple[str, int, str]:
     """Return what a failure of a cell is recorded under."""
     label, method = name
-    return member.model, member.seed, f"{label} of {method}" if method else label
+    of = member.model, member.seed
+    at = Place("scores", method, label, *of) if method else Place("maps", label, "", *of)
+    return *of, at.what

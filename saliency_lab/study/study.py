@@ -449,9 +449,10 @@ class Study:
     def _refuse_unlike_settings(self) -> None:
         first: dict[tuple[str, str, str], tuple[str, dict[str, Any]]] = {}
         for place, key in self._cells.items():
-            cell = self.store.describe(place.kind, key) if place.kind != "audit" else None
-            if cell is None:
+            described = self.store.describe(place.kind, key) if place.kind != "audit" else None
+            if described is None:
                 continue
+            cell, _ = described
             own = {name: cell.depends[name] for name in _SETTINGS if name in cell.depends}
             own |= own.pop("settings", None) or {}
             other, theirs = first.setdefault((place.kind, place.label, place.metric), (place.model, own))
