@@ -354,14 +354,16 @@ class Study:
 
         None for metrics without curves, and for those whose positions differ between images.
         """
-        found = [
-            content.tensors
-            for place, member, content in self._contents("scores")
-            if (place.label, place.metric, member.model) == (method, metric, model)
+        keys = [
+            key
+            for place, key in self._cells.items()
+            if place[:4] == ("scores", method, metric, model) and key in self._runner.loaded
         ]
-        if not found or any("curve" not in tensors or tensors["at"].ndim > 1 for tensors in found):
+        found = [read_intact(self.store, "scores", key) for key in keys]
+        curves = [each.tensors for each in found if each is not None and "curve" in each.tensors]
+        if not keys or len(curves) < len(keys) or any(tensors["at"].ndim > 1 for tensors in curves):
             return None
-        return np.stack([tensors["curve"].numpy() for tensors in found]), found[0]["at"].numpy()
+        return np.stack([tensors["curve"].numpy() for tensors in curves]), curves[0]["at"].numpy()
 
     @property
     def scores(self) -> pd.DataFrame:
@@ -653,9 +655,7 @@ class Study:
         self._cells = joined.places
         for at, key in self._cells.items():
             if at.kind != "maps" and key not in self._runner.loaded:
-                content = read_intact(self.store, at.kind, key)
-                if content is not None:
-                    self._runner.loaded[key] = content
+                self._runner.load(self.store, at.kind, key)
 
     def __repr__(self) -> str:
         count, seeds = len(self.models), len(self.members)

@@ -636,3 +636,19 @@ def test_an_audit_is_a_cell_and_says_what_sl_audit_says(make_study: MakeStudy, t
     assert "Audit of pgd, ε = 0.1, on 6 images" in str(study.compare())
     with pytest.raises(InputError, match="images must be in 1 … 12"):
         study.audit("pgd", eps=0.1, images=13)
+
+
+@pytest.mark.parametrize("kept", ["memory", "folder", "loaded"])
+def test_curves_are_read_where_they_are_kept(make_study: MakeStudy, tmp_path: Path, kept: str) -> None:
+    study = make_study(None if kept == "memory" else tmp_path, seeds=2)
+    study.attribute("saliency").score(METRICS)
+    held = Study.load(tmp_path) if kept == "loaded" else study
+    assert not any({"curve", "at"} & content.tensors.keys() for content in held._runner.loaded.values())
+    curves, at = held.read_curves("plain", "saliency", "pixel_flipping")
+    for row, member in zip(curves, study.members[:2], strict=True):
+        maps = sl.attribute(member.net, study.x, study.y, "saliency")
+        direct = sl.evaluate_detailed(member.net, study.x, study.y, maps, "pixel_flipping", steps=4)
+        np.testing.assert_array_equal(row, direct.curve.values)
+        np.testing.assert_array_equal(at, direct.curve.at)
+    assert held.read_curves("plain", "saliency", "sparseness") is None
+    assert held.read_curves("plain", "saliency", "none") is None
