@@ -29,7 +29,7 @@ from saliency_lab.study.sample import Sample, read_sample
 from saliency_lab.study.store import FolderStore, MemoryStore, Store, existing_folder
 from saliency_lab.study.tables import AUDITS, ROBUSTNESS, SCORES, tidy
 from saliency_lab.study.task import Failure, Task, read_intact
-from saliency_lab.study.work import Request, Requests, read_attack, read_requests
+from saliency_lab.study.work import Asked, Request, Requests, read_attack, read_requests
 
 if TYPE_CHECKING:
     from saliency_lab.study.comparison import Comparison
@@ -158,8 +158,9 @@ class Study:
         prints = self._prints()
         wanted = read_requests(methods, "method")
         for request in wanted:
+            asked = work.method_asked(request)
             for member, model in prints.items():
-                cell = work.maps_cell(model, self._images, request, self.seed)
+                cell = work.maps_cell(model, self._images, asked, self.seed)
                 placed[Place("maps", request.label, "", member.model, member.seed)] = cell
                 requests, cells = {request.label: request}, {(request.label, ""): cell}
                 tasks.append((member, Task(requests, self.seed, cell.key, cells)))
@@ -184,9 +185,10 @@ class Study:
         if not self._requests:
             raise InputError("there are no maps to score yet; call study.attribute([...]) first")
         maps: dict[Member, dict[str, tuple[Cell, Request]]] = {member: {} for member in prints}
-        for member, model in prints.items():
-            for label, request in self._requests.items():
-                cell = work.maps_cell(model, self._images, request, self.seed)
+        for label, request in self._requests.items():
+            asked = work.method_asked(request)
+            for member, model in prints.items():
+                cell = work.maps_cell(model, self._images, asked, self.seed)
                 if cell.key != self._cells.get(Place("maps", label, "", member.model, member.seed)):
                     raise InputError(
                         f"the weights of {member}, its attributes, or what '{label}' uses changed since "
@@ -198,15 +200,14 @@ class Study:
         placed: dict[Place, Cell] = {}
         better: dict[str, Better] = {}
         for shared, requests in _sharing(read_requests(metrics, "metric")).items():
+            asked_of = {label: work.metric_asked(request, self.sample) for label, request in requests.items()}
             for label, request in requests.items():
                 better[label] = work.describe_metric(request).better
             for member, model in prints.items():
                 cells = {}
-                for metric, request in requests.items():
+                for metric, asked in asked_of.items():
                     for method, (scored, _) in maps[member].items():
-                        cell = work.scores_cell(
-                            model, self._images, scored.key, request, self.sample, self.seed
-                        )
+                        cell = work.scores_cell(model, self._images, scored.key, asked, self.seed)
                         placed[Place("scores", method, metric, member.model, member.seed)] = cell
                         cells[metric, method] = cell
                 lock = fingerprint("scores", model, shared)
@@ -244,9 +245,11 @@ class Study:
         tasks = []
         placed: dict[Place, Cell] = {}
         prints = self._prints()
-        radii = self._united(request, work.read_eps(eps), prints)
+        radii = work.read_eps(eps)
+        asked = work.attack_asked(request, radii)
+        radii = self._united(request.label, asked, radii, prints)
         for member, model in prints.items():
-            cell = work.attack_cell(model, self._images, request, radii, self.seed)
+            cell = work.attack_cell(model, self._images, asked, radii, self.seed)
             placed[Place("attack", request.label, "", member.model, member.seed)] = cell
             requests, cells = {request.label: request}, {(request.label, ""): cell}
             tasks.append((member, Task(requests, self.seed, cell.key, cells, eps=radii)))
@@ -276,12 +279,12 @@ class Study:
         budget
             Of the reference attacks, as for `sl.audit`.
         """
-        asked = read_attack(attack, label, settings)
+        attacked = read_attack(attack, label, settings)
         count = len(self.x) if images is None else images
         if not 1 <= count <= len(self.x):
             raise InputError(
-                f"audit of {asked.label}: images must be in 1 … {len(self.x)}, the number of this study's, "
-                f"not {images}"
+                f"audit of {attacked.label}: images must be in 1 … {len(self.x)}, the number of this "
+                f"study's, not {images}"
             )
         seen = self.sample.first(count).images
         prints = self._prints()
@@ -290,10 +293,11 @@ class Study:
         radii = [radius for radius in work.read_eps(eps) if radius > 0]
         if not radii:
             raise InputError("an audit needs eps > 0")
+        asked = work.attack_asked(attacked, radii)
         for radius in radii:
-            request = replace(asked, label=f"audit of {asked.label}, ε = {radius:.4g}")
+            request = replace(attacked, label=f"audit of {attacked.label}, ε = {radius:.4g}")
             for member, model in prints.items():
-                cell = work.audit_cell(model, seen, request, radius, budget, self.seed)
+                cell = work.audit_cell(model, seen, asked, radius, budget, self.seed)
                 placed[Place("audit", request.label, "", member.model, member.seed)] = cell
                 requests, cells = {request.label: request}, {(request.label, ""): cell}
                 job = Task(requests, self.seed, cell.key, cells, eps=[radius], images=count, budget=budget)
@@ -393,8 +397,8 @@ class Study:
         rows = []
         for place, member, content in self._contents("audit"):
             facts = content.info
-            label = place.label.removeprefix("audit of ").rpartition(", ε = ")[0]
             whole = [facts[key] for key in ("n", "robust_accuracy", "worst_case", "verdict", "reason")]
+            label = place.label.removeprefix("audit of ").rpartition(", ε = ")[0]
             of = [member.model, member.recipe, member.seed, label, facts["eps"], *whole]
             rows += [[*of, item["check"], item["verdict"], item["evidence"]] for item in facts["checks"]]
         return pd.DataFrame(rows, columns=AUDITS)
@@ -729,15 +733,15 @@ class Study:
             self._runner.forget(at)
 
     def _united(
-        self, request: Request, radii: Sequence[float], prints: Mapping[Member, str]
+        self, label: str, asked: Asked, radii: Sequence[float], prints: Mapping[Member, str]
     ) -> tuple[float, ...]:
         """Radii, with those at which this attack with these settings is held already."""
         united = set(radii)
         for member, model in prints.items():
-            key = self._cells.get(Place("attack", request.label, "", member.model, member.seed), "")
+            key = self._cells.get(Place("attack", label, "", member.model, member.seed), "")
             if key in self._runner.loaded:
                 held = self._runner.loaded[key].info["eps"]
-                if work.attack_cell(model, self._images, request, held, self.seed).key == key:
+                if work.attack_cell(model, self._images, asked, held, self.seed).key == key:
                     united.update(held)
         return tuple(sorted(united))
 
@@ -753,7 +757,8 @@ class Study:
                 raise SaliencyLabError(f"there are no maps by '{label}' of {member}: {failure.error}")
             request = self._requests.get(label)
             weights = model_fingerprint(member.net)
-            cell = None if request is None else work.maps_cell(weights, self._images, request, self.seed)
+            asked = None if request is None else work.method_asked(request)
+            cell = None if asked is None else work.maps_cell(weights, self._images, asked, self.seed)
             if request is None or cell is None or cell.key != key:
                 raise SaliencyLabError(
                     f"the maps by '{label}' of {member} are gone, and were made by other settings or weights "

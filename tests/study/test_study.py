@@ -15,7 +15,9 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError, SaliencyLabError, UnknownNameError
+from saliency_lab._common.fingerprints import canonical, fingerprint, model_fingerprint
 from saliency_lab.study import Study, work
+from saliency_lab.study.cells import matters
 from saliency_lab.study.store import FolderStore
 
 METHODS = ["saliency", "input_x_gradient"]
@@ -118,6 +120,34 @@ def test_explicit_defaults_and_other_orders_are_the_same_cell(make_study: MakeSt
     count = len(_cells(tmp_path))
     make_study(tmp_path).attribute({"smoothgrad": {"n": defaults["n"]}})
     assert len(_cells(tmp_path)) == count
+
+
+def test_a_request_is_hashed_once_and_its_cells_have_the_keys_of_before(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def total(model: nn.Module, x: torch.Tensor, y: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        return maps.flatten(1).sum(1)
+
+    study = make_study(seeds=2).attribute(METHODS)
+    masks = study.x > 0.5
+    hashed = []
+    monkeypatch.setattr(work, "canonical", lambda value: hashed.append(value) or canonical(value))
+    study.score({"total": {"metric": total}, "game": {"metric": "pointing_game", "masks": masks}})
+    assert len(hashed) == len(METHODS) + 3  # settings of each; of one metric its code too
+    maps = study.cells["maps", "saliency", "", "other", 1]  # type: ignore[index]
+    depends = {
+        "model": model_fingerprint(study.members[-1].net),
+        "images": study.sample.images,
+        "maps": maps,
+        "engine": "fast",
+        "seed": 0,
+        "versions": matters("scores"),
+    }
+    settings = {"masks": f"tensor {fingerprint(masks)}", "absolute": False}
+    game = fingerprint("scores", {**depends, "metric": "pointing_game", "settings": settings})
+    assert study.cells["scores", "saliency", "game", "other", 1] == game  # type: ignore[index]
+    own = fingerprint("scores", {**depends, "metric": canonical(total), "settings": {}})
+    assert study.cells["scores", "saliency", "total", "other", 1] == own  # type: ignore[index]
 
 
 def test_one_method_with_two_settings_under_two_labels(make_study: MakeStudy) -> None:
