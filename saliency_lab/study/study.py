@@ -22,7 +22,7 @@ from saliency_lab.models import card_of
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
 from saliency_lab.study.claims import Answered, Purpose, answer
-from saliency_lab.study.manifest import MANIFEST, Better, Entry, Manifest, Place
+from saliency_lab.study.manifest import MANIFEST, Better, Entry, Manifest, Place, audit_label, audited
 from saliency_lab.study.members import Member, read_members
 from saliency_lab.study.running import Runner
 from saliency_lab.study.sample import Sample, read_sample
@@ -295,7 +295,7 @@ class Study:
             raise InputError("an audit needs eps > 0")
         asked = work.attack_asked(attacked, radii)
         for radius in radii:
-            request = replace(attacked, label=f"audit of {attacked.label}, ε = {radius:.4g}")
+            request = replace(attacked, label=audit_label(attacked.label, radius))
             for member, model in prints.items():
                 cell = work.audit_cell(model, seen, asked, radius, budget, self.seed)
                 placed[Place("audit", request.label, "", member.model, member.seed)] = cell
@@ -398,8 +398,7 @@ class Study:
         for place, member, content in self._contents("audit"):
             facts = content.info
             whole = [facts[key] for key in ("n", "robust_accuracy", "worst_case", "verdict", "reason")]
-            label = place.label.removeprefix("audit of ").rpartition(", ε = ")[0]
-            of = [member.model, member.recipe, member.seed, label, facts["eps"], *whole]
+            of = [member.model, member.recipe, member.seed, audited(place.label), facts["eps"], *whole]
             rows += [[*of, item["check"], item["verdict"], item["evidence"]] for item in facts["checks"]]
         return pd.DataFrame(rows, columns=AUDITS)
 

@@ -668,6 +668,25 @@ def test_an_audit_is_a_cell_and_says_what_sl_audit_says(make_study: MakeStudy, t
         study.audit("pgd", eps=0.1, images=13)
 
 
+def test_radii_that_agree_to_four_digits_are_audits_of_their_own(
+    make_net: Callable[[int], nn.Module], tiny_sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    def study() -> Study:
+        return Study({"plain": make_net(0)}, tiny_sample, store=tmp_path)
+
+    table = study().audit("fgsm", eps="8/255", images=2).audits
+    manifest = tmp_path / "study.json"
+    older = manifest.read_text().replace(str(8 / 255), "0.03137")  # as versions before wrote it
+    assert older != manifest.read_text()
+    manifest.write_text(older)
+    pd.testing.assert_frame_equal(Study.load(tmp_path).audits, table)
+    again = study().audit("fgsm", eps="8/255", images=2)
+    pd.testing.assert_frame_equal(Study.load(tmp_path).audits, table)
+    again.audit("fgsm", eps=["8/255", 0.03137], images=2)
+    for held in (again.audits, Study.load(tmp_path).audits):
+        assert set(held["eps"]) == {8 / 255, 0.03137} and set(held["attack"]) == {"fgsm"}
+
+
 @pytest.mark.parametrize("kept", ["memory", "folder", "loaded"])
 def test_curves_are_read_where_they_are_kept(make_study: MakeStudy, tmp_path: Path, kept: str) -> None:
     study = make_study(None if kept == "memory" else tmp_path, seeds=2)
