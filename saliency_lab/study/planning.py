@@ -35,6 +35,7 @@ class Scout(Study):
             models.setdefault(member.model, []).append(member.net)
         super().__init__(models, study.sample, seed=study.seed)
         self._requests = dict(study._requests)
+        self._attacks = dict(study._attacks)
         self._cells = dict(study._cells)
         self._weights = dict(study._weights)
         self._runner.loaded.update(study._runner.loaded)
@@ -101,6 +102,7 @@ def plan(
         def of(n: int) -> float:
             strong = {first.model: _Withstands(first.net)}
             whose = Study(strong, (study.x[:n], torch.zeros_like(study.y[:n])), seed=study.seed)
+            whose._attacks = dict(scout._attacks)  # an audit without settings has theirs
             settings = for_few(request.settings, n) | ({"images": None} if step == "audit" else {})
             return seconds(whose, step, request, settings)
 

@@ -98,6 +98,7 @@ class Study:
             )
         self._images = self.sample.images
         self._requests: dict[str, Request] = {}
+        self._attacks: dict[str, Request] = {}
         self._cells: dict[Place, str] = {}
         self._weights = {(each.model, each.seed): model_fingerprint(each.net) for each in self.members}
         """Fingerprints of the networks that the cells are of; none where an older store does not tell."""
@@ -253,7 +254,7 @@ class Study:
             placed[Place("attack", request.label, "", member.model, member.seed)] = cell
             requests, cells = {request.label: request}, {(request.label, ""): cell}
             tasks.append((member, Task(requests, self.seed, cell.key, cells, eps=radii)))
-        self._run(tasks, placed, prints, "attack")
+        self._run(tasks, placed, prints, "attack", attacks={request.label: request})
         return self
 
     def audit(
@@ -273,13 +274,14 @@ class Study:
         Parameters
         ----------
         attack, eps, label, settings
-            As for `attack`; every ε is an audit of its own.
+            As for `attack`; every ε is an audit of its own. Without settings, an attack that this study made
+            under this label is audited with the settings it had there.
         images
             Only the first so many, as audits take long; all by default.
         budget
             Of the reference attacks, as for `sl.audit`.
         """
-        attacked = read_attack(attack, label, settings)
+        attacked = self._attacked_so(read_attack(attack, label, settings))
         count = len(self.x) if images is None else images
         if not 1 <= count <= len(self.x):
             raise InputError(
@@ -731,6 +733,11 @@ class Study:
             del self._cells[at]
             self._runner.forget(at)
 
+    def _attacked_so(self, request: Request) -> Request:
+        """Return what to audit: without settings, the attack that this study made under that label."""
+        held = self._attacks.get(request.label)
+        return held if held is not None and not request.settings and held.what == request.what else request
+
     def _united(
         self, label: str, asked: Asked, radii: Sequence[float], prints: Mapping[Member, str]
     ) -> tuple[float, ...]:
@@ -775,20 +782,24 @@ class Study:
         verb: str,
         methods: Mapping[str, Request] | None = None,
         better: Mapping[str, Better] | None = None,
+        attacks: Mapping[str, Request] | None = None,
     ) -> None:
         """Hold these cells, compute what is missing of them, and write down what the study holds now.
 
         Where nothing at all could be computed, it holds what it held before.
         """
-        before = dict(self._cells), dict(self._weights), dict(self._requests), dict(self._better)
+        before = dict(self._cells), dict(self._weights), dict(self._better)
+        requests = dict(self._requests), dict(self._attacks)
         failures = dict(self._runner.failures)
         self._requests |= methods or {}
         self._better |= better or {}
+        self._attacks |= attacks or {}
         self._place(placed, prints)
         try:
             self._compute(tasks, prints, verb)
         except Exception:
-            self._cells, self._weights, self._requests, self._better = before
+            self._cells, self._weights, self._better = before
+            self._requests, self._attacks = requests
             self._runner.failures = failures
             raise
         finally:

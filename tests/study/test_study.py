@@ -17,7 +17,8 @@ import saliency_lab as sl
 from saliency_lab._common.errors import InputError, SaliencyLabError, UnknownNameError
 from saliency_lab._common.fingerprints import canonical, fingerprint, model_fingerprint
 from saliency_lab.study import Study, work
-from saliency_lab.study.cells import matters
+from saliency_lab.study.cells import Content, matters
+from saliency_lab.study.planning import Scout
 from saliency_lab.study.store import FolderStore
 
 METHODS = ["saliency", "input_x_gradient"]
@@ -685,6 +686,39 @@ def test_radii_that_agree_to_four_digits_are_audits_of_their_own(
     again.audit("fgsm", eps=["8/255", 0.03137], images=2)
     for held in (again.audits, Study.load(tmp_path).audits):
         assert set(held["eps"]) == {8 / 255, 0.03137} and set(held["attack"]) == {"fgsm"}
+
+
+def test_an_audit_without_settings_is_of_the_attack_that_was_made(make_study: MakeStudy) -> None:
+    def audits(study: Study) -> set[str]:
+        return {key for place, key in study.cells.items() if place.kind == "audit"}
+
+    def scout() -> Scout:
+        return Scout(make_study())
+
+    default = audits(scout().audit("pgd", eps=0.2))
+    weak = audits(scout().audit("pgd", eps=0.2, steps=10))
+    assert default.isdisjoint(weak)
+    attacked = scout().attack("pgd", eps=[0.1, 0.2], steps=10)
+    assert audits(attacked.audit("pgd", eps=0.2)) == weak
+    assert audits(Scout(attacked).audit("pgd", eps=0.2)) == weak
+    assert audits(attacked.audit("pgd", eps=0.2, steps=40)) == default
+    assert audits(scout().attack("fgsm", eps=0.2, label="pgd").audit("pgd", eps=0.2)) == default
+    far = scout().attack("pgd", eps=0.2, norm="l2", steps=10)
+    assert audits(far.audit("pgd", eps=0.2)) == default  # "pgd_l2" is another label
+
+
+def test_a_plan_times_the_attack_that_is_audited(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def audit(net: nn.Module, sample: object, request: work.Request, *_: object) -> Content:
+        seen.append(dict(request.settings))
+        return Content({}, {})
+
+    monkeypatch.setattr(work, "compute_audit", audit)
+    make_study().plan(attacks={"pgd": {"eps": 0.1, "steps": 1}}, audits={"pgd": {"eps": 0.1}})
+    assert seen and all(settings == {"steps": 1} for settings in seen)
 
 
 @pytest.mark.parametrize("kept", ["memory", "folder", "loaded"])
