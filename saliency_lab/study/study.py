@@ -127,10 +127,12 @@ class Study:
     @property
     def labels(self) -> list[str]:
         """The images' classes by name, where a model's card tells the names; their numbers otherwise."""
-        names = self._class_names()
+        names = self.classes
         return [names[label] if names else str(label) for label in self.y.tolist()]
 
-    def _class_names(self) -> Sequence[str]:
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of all classes, where a model's card or the store tells them; empty otherwise."""
         cards = [card_of(member.module) for member in self.members if member.module is not None]
         return next((card.classes for card in cards if card is not None and card.classes), self._classes)
 
@@ -623,7 +625,7 @@ class Study:
             ],
             cells=[(*place, key) for place, key in self._cells.items()],
             better=self._better,
-            classes=list(self._class_names()),
+            classes=list(self.classes),
             purpose=self.purpose,
         )
 
