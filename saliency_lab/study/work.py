@@ -239,9 +239,13 @@ class Made:
     request: Request
 
     def attributions(self) -> Attributions:
-        """Return the maps, with their settings as objects rather than as text."""
+        """Return the maps, with their settings as objects rather than as text.
+
+        Of which images they are is not told: the cell's key does, so a metric need not hash them.
+        """
         own = None if isinstance(self.request.what, str) else self.request.what
-        return replace(as_attributions(self.content), settings=full_settings(self.request), function=own)
+        maps = as_attributions(self.content)
+        return replace(maps, settings=full_settings(self.request), function=own, provenance={})
 
 
 def as_attributions(content: Content) -> Attributions:

@@ -16,6 +16,7 @@ from torch import nn
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError, SaliencyLabError, UnknownNameError
 from saliency_lab._common.fingerprints import canonical, fingerprint, model_fingerprint
+from saliency_lab.metrics import evaluation
 from saliency_lab.study import Study, work
 from saliency_lab.study.cells import Content, matters
 from saliency_lab.study.planning import Scout
@@ -55,6 +56,14 @@ def test_results_are_those_of_the_doors(make_study: MakeStudy) -> None:
     assert robust.tolist() == curve.robust[-1].tolist()
     clean = study.robustness.query("model == 'plain' and seed == 1 and eps == 0")["robust"]
     assert clean.tolist() == (net(x).argmax(1) == y).tolist()
+
+
+def test_a_study_does_not_hash_its_images_to_score(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study().attribute(METHODS)
+    monkeypatch.setattr(evaluation, "fingerprint", lambda value: pytest.fail("hashed"))
+    assert study.score("sparseness").scores["score"].notna().all()
 
 
 def test_tables_are_tidy(make_study: MakeStudy) -> None:
