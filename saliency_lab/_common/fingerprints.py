@@ -44,12 +44,14 @@ def model_fingerprint(model: nn.Module) -> str:
 
     Modules of classes that are not torch's, torchvision's or saliency_lab's count by their code and their
     public attributes; those that start with an underscore do not, nor do tensors and containers that a method
-    other than `__init__` puts there, such as the activations of the last run.
+    other than `__init__` puts there, such as the activations of the last run. What `torch.compile` returns
+    counts as the network that it was made from.
 
     Raises
     ------
     InputError
-        If such an attribute is of a kind whose content cannot be told.
+        If such an attribute is of a kind whose content cannot be told, or the network's state is not all
+        tensors, as that of networks quantised by `torch.ao`.
     """
     return _model_fingerprint(model, _Seen())
 
@@ -105,11 +107,25 @@ class _Seen:
 
 
 def _model_fingerprint(model: nn.Module, seen: _Seen) -> str:
+    if _is_compiled(model):
+        model = model._orig_mod  # type: ignore[assignment]
     seen.tell(model)
     state: dict[str, Tensor] = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.is_quantized:
+            raise InputError(
+                f"the state of the network ({type(model).__name__}) holds, as '{name}', a "
+                f"{type(value).__name__} that is no plain tensor, as networks quantised by torch.ao do, so "
+                "results cannot be kept apart by it; pass the network it was made from"
+            )
     more = _besides(model, state, seen)
     values = (tensor.float() for tensor in state.values())
     return fingerprint(repr(model), list(state), *values, *([more] if more else []))
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether this is what `torch.compile` returns; its class takes a second to import."""
+    return _name(type(module)) == "torch._dynamo.eval_frame.OptimizedModule"
 
 
 def _besides(model: nn.Module, state: Mapping[str, Tensor], seen: _Seen) -> dict[str, Any]:
@@ -148,7 +164,7 @@ def _module_attributes(module: nn.Module, seen: _Seen) -> dict[str, Any]:
     for name, value in vars(module).items():
         if name.startswith("_") or name in ("training", "card"):
             continue
-        if is_known(kind) and not silent and name != "forward":
+        if is_known(kind) and not silent and (name != "forward" or _is_compiled(module)):
             continue
         if not isinstance(value, str | int | float) and name in _assigned_later(kind):
             continue
@@ -285,6 +301,8 @@ def _content(value: object) -> Any:
     except Exception:
         if attributes := getattr(value, "__dict__", None):
             return attributes
+        if isinstance(owner := getattr(value, "__objclass__", None), type):  # a method written in C
+            return f"{_name(owner)}.{getattr(value, '__name__', '')}"
         raise InputError(
             f"the content of a {_name(type(value))} cannot be told, so results that depend on it cannot be "
             "kept apart; let it hold numbers, text, tensors and functions"

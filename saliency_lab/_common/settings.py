@@ -40,6 +40,20 @@ def parse_settings(model: type[S], given: Mapping[str, Any], *, of: str) -> S:
         raise InputError(f"{of}: {_describe(error, model)}") from None
 
 
+def list_settings(model: type[BaseModel]) -> str:
+    """Write the keywords of a settings model with their defaults, for a table.
+
+    >>> class Steps(Settings):
+    ...     steps: int = 28
+    >>> list_settings(Steps)
+    'steps=28'
+    """
+    return ", ".join(
+        key if field.is_required() else f"{key}={field.get_default(call_default_factory=True)!r}"
+        for key, field in model.model_fields.items()
+    )
+
+
 def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> None:
     """Refuse unknown keys, also in nested tables, with the nearest known one."""
     for key, value in given.items():

@@ -13,7 +13,6 @@ from torch import Tensor
 from saliency_lab.explorer import page
 from saliency_lab.explorer.panels import Panels, Problem
 from saliency_lab.explorer.samples import Samples
-from saliency_lab.models import card_of
 from saliency_lab.plotting.maps import tiles
 
 if TYPE_CHECKING:
@@ -54,7 +53,6 @@ class Explorer(widgets.VBox):
         measures = study.compare().measures if self._samples.metrics else []
         self._better = {measure.metric: measure.better for measure in measures}
         self._labels = study.labels
-        self._names = _class_names(study)
 
         members = [(_title(study, member), member) for member in study.members]
         held = self._panels.held
@@ -174,7 +172,8 @@ class Explorer(widgets.VBox):
         return said
 
     def _name(self, label: int) -> str:
-        return self._names.get(label, str(label))
+        names = self._study.classes
+        return names[label] if label < len(names) else str(label)
 
 
 _ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
@@ -192,10 +191,3 @@ def _list(description: str, options: list[tuple[str, Any]], rows: int) -> widget
 def _title(study: Study, member: Member) -> str:
     seeds = sum(other.model == member.model for other in study.members)
     return str(member) if seeds > 1 else member.model
-
-
-def _class_names(study: Study) -> dict[int, str]:
-    """Names of classes, as far as the study or a model's card tells them."""
-    cards = [card_of(member.module) for member in study.members if member.module is not None]
-    named = next((card.classes for card in cards if card is not None and card.classes), ())
-    return dict(enumerate(named)) | dict(zip(study.y.tolist(), study.labels, strict=True))

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from saliency_lab._common.registry import Registry
-from saliency_lab._common.settings import Settings
+from saliency_lab._common.settings import Settings, list_settings
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import Needs
 from saliency_lab.metrics.probe import Probe
@@ -115,8 +115,8 @@ def list_metrics() -> pd.DataFrame:
 
     Columns: `family`; `better`, which values are (higher, lower, neither); `range`; `forwards` and `maps`,
     images predicted and maps made a sample at the default settings for 28×28 pixels; `engines`, the default
-    first; `settings`, the keywords; `reference`. Where a removal changes nothing of an image the model is not
-    asked, so `forwards` may be fewer.
+    first; `settings`, with their defaults; `reference`. Larger images may take more `forwards`; where a
+    removal changes nothing of an image the model is not asked, and they are fewer.
 
     >>> list_metrics().loc["sparseness", ["family", "better", "range"]].tolist()
     ['complexity', 'higher', '[0, 1]']
@@ -136,7 +136,7 @@ def list_metrics() -> pd.DataFrame:
                 "forwards": metric.forwards(defaults, 28 * 28),
                 "maps": metric.maps(defaults) if metric.maps else "0",
                 "engines": ", ".join(metric.engines),
-                "settings": ", ".join(metric.settings.model_fields),
+                "settings": list_settings(metric.settings),
                 "reference": metric.reference,
             }
         )

@@ -32,21 +32,28 @@ def _predicted(probe: Probe) -> Tensor:
     return torch.cat([probe.logits(chunk).argmax(1) for chunk in probe.x.split(probe.chunk)]).cpu()
 
 
-def _agreement(case: Case, alike: Tensor) -> Outcome:
-    """Share (N,) of the maps alike to a sample's own (N, N, bool) whose predictions are the same too."""
-    predicted = _predicted(case.probe)
-    usable = case.maps.flatten(1).any(1).cpu()
-    alike = alike.cpu() & usable & usable[:, None] & ~torch.eye(len(alike), dtype=torch.bool)
-    same = predicted[:, None] == predicted
-    count = alike.sum(1)
-    return Outcome(((alike & same).sum(1) / count.double().where(count > 0, torch.nan)).numpy())
+def _usable(case: Case) -> Tensor:
+    """Whether each map (N,) can be scored."""
+    return case.maps.flatten(1).any(1).cpu()
+
+
+def _share(both: Tensor, alike: Tensor) -> Outcome:
+    """Share (N,) of the maps alike to a sample's own whose predictions are the same too."""
+    return Outcome((both / alike.double().where(alike > 0, torch.nan)).numpy())
 
 
 def _consistency(case: Case) -> Outcome:
     ranks = descending_ranks(pixel_scores(case.maps, absolute=case.settings.absolute))
     top = np.packbits((ranks < case.settings.top).cpu().numpy(), axis=1)
     kinds = torch.as_tensor(np.unique(top, axis=0, return_inverse=True)[1]).flatten()
-    return _agreement(case, kinds[:, None] == kinds)
+    usable, predicted = _usable(case), _predicted(case.probe)
+
+    def others(groups: Tensor) -> Tensor:
+        """How many other usable maps are in the group of each."""
+        counts = groups[usable].bincount(minlength=int(groups.max()) + 1)
+        return (counts[groups] - 1).where(usable, 0)
+
+    return _share(others(kinds * (predicted.max() + 1) + predicted), others(kinds))
 
 
 def _sufficiency(case: Case) -> Outcome:
@@ -54,9 +61,11 @@ def _sufficiency(case: Case) -> Outcome:
     unit = scores / scores.norm(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
     exact = "donot_use_mm_for_euclid_dist"  # by products, equal maps would be some 1e-8 apart
     distance = torch.cdist(unit, unit, compute_mode=exact)
-    usable = case.maps.flatten(1).any(1)  # one that cannot be scored must not widen the threshold
-    largest = distance.where(usable & usable[:, None], 0.0).max()
-    return _agreement(case, distance <= case.settings.threshold * largest)
+    distance, usable, predicted = distance.cpu(), _usable(case), _predicted(case.probe)
+    pairs = usable & usable[:, None]
+    largest = distance.where(pairs, 0.0).max()  # a map that cannot be scored must not widen the threshold
+    alike = (distance <= case.settings.threshold * largest) & pairs & ~torch.eye(len(pairs), dtype=torch.bool)
+    return _share((alike & (predicted[:, None] == predicted)).sum(1), alike.sum(1))
 
 
 for _name, _settings, _score, _family, _reference in (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from pydantic import Field
-from skimage.segmentation import slic
 from torch import Tensor
 
 from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.segments import superpixels
 from saliency_lab.metrics import quantus_engine as quantus
 from saliency_lab.metrics.catalogue import Case, Curve, Metric, Outcome, register
 from saliency_lab.metrics.maps import descending_ranks, pixel_scores
@@ -57,7 +57,7 @@ class RegionPerturbation(PatchCurve):
 
 
 class Segments(Settings):
-    """SLIC segments (about `segments` of them) are removed one by one, the highest means first."""
+    """SLIC's superpixels (about `segments` of them) are removed one by one, the highest means first."""
 
     segments: int = Field(100, ge=2)
     baseline: Baseline = "mean"
@@ -172,13 +172,10 @@ def _region_perturbation_quantus(case: Case) -> Outcome:
 
 
 def segmentation(probe: Probe, segments: int) -> Tensor:
-    """SLIC segment of each pixel, int64 (N, H·W), numbered from 0; Achanta et al., TPAMI 2012."""
+    """Superpixel of each pixel, int64 (N, H·W), numbered from 0: those that attribution methods use."""
 
     def segment() -> Tensor:
-        rows = [
-            slic(image, n_segments=segments, start_label=0)
-            for image in probe.images.double().permute(0, 2, 3, 1).cpu().numpy()
-        ]
+        rows = [superpixels(image, segments) for image in probe.images.double().cpu().numpy()]
         return torch.as_tensor(np.stack(rows)).flatten(1).long().to(probe.home)
 
     return probe.remember(("slic", segments), segment)

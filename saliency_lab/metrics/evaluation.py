@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -100,7 +100,7 @@ def evaluate(
     Raises
     ------
     InputError
-        For bad images, labels, maps, names or settings.
+        For bad images, labels, maps, names or settings, or `Attributions` of other images.
     """
     return evaluate_detailed(model, x, y, attributions, metric, seed=seed, engine=engine, **settings).values
 
@@ -204,6 +204,7 @@ def _run(
     maps = {method: check_maps(given, x) for method, given in attributions.items()}
     for given in attributions.values():
         _check_classes(given, y)
+    _check_origin(attributions.values(), x)
     for job in jobs:
         _check_per_sample(job, len(x))
     tallies = {method: [_Tally() for _ in jobs] for method in maps}
@@ -240,6 +241,25 @@ def _check_classes(given: Any, y: Tensor) -> None:
             raise InputError(
                 f"the maps of '{given.method}' explain another class than y for {other} of {len(y)} samples; "
                 "pass y=maps.classes, or maps.values to score them for y all the same"
+            )
+
+
+def _check_origin(attributions: Iterable[Any], x: Tensor) -> None:
+    """Maps that say which images they are of must be scored on those; float32 or float64 is all the same."""
+    told = {
+        given.provenance["images"]: given.method
+        for given in attributions
+        if isinstance(given, Attributions) and "images" in given.provenance
+    }
+    if not told or told.keys() == {fingerprint(x)}:
+        return
+    here = {fingerprint(x.to(dtype)) for dtype in (x.dtype, torch.float32, torch.float64)}
+    for images, method in told.items():
+        if images not in here:
+            raise InputError(
+                f"the maps of '{method}' are of other images than x, or of these in another order (a loader "
+                "that shuffles draws a new one each time); pass the images that they were made for, or "
+                "maps.values to score them all the same"
             )
 
 

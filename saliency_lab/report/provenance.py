@@ -30,18 +30,16 @@ class Provenance:
 
 def provenance(study: Study, unread: Missing) -> Provenance:
     """Read the facts of every cell; `unread` are maps that could not be read."""
-    wanted = set(study.cells.values())
-    held = {cell.key: (cell, content.info) for cell, content in study.store.cells() if cell.key in wanted}
     models = study.models
     weights: dict[tuple[str, int], str] = {}
     ran: dict[str, set[str]] = {}
     rows, lost = [], []
     for place, key in study.cells.items():
-        what = f"{place.metric} of {place.label}" if place.metric else place.label
-        if key not in held:
-            lost.append((place.model, place.seed, what))
+        described = study.store.describe(place.kind, key)
+        if described is None:
+            lost.append((place.model, place.seed, place.what))
             continue
-        cell, info = held[key]
+        cell, info = described
         weights[place.model, place.seed] = str(cell.depends["model"])
         source: Mapping[str, Any] = info.get("provenance") or {}
         for package, version in (source.get("versions") or cell.depends["versions"]).items():
@@ -50,7 +48,7 @@ def provenance(study: Study, unread: Missing) -> Provenance:
         rows.append(
             [
                 Cell(place.kind),
-                Cell(what),
+                Cell(place.what),
                 model_cell(models, place.model),
                 Cell(str(place.seed), place.seed),
                 Cell(_settings(cell.depends)),

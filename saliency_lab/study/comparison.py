@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -56,6 +56,10 @@ class Measure:
     values: Mapping[str, np.ndarray]
     bounds: tuple[float, float] = (-np.inf, np.inf)
     """The ends of what the metric can be, which an interval of the mean does not pass."""
+    _found: dict[tuple[str, str | None, float, int], Interval] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    """By model, the other of a difference, level and seed: tables, ties and claims ask for the same."""
 
     @property
     def share(self) -> bool:
@@ -69,6 +73,12 @@ class Measure:
 
     def interval(self, model: str, level: float, seed: int) -> Interval:
         """Mean and its interval."""
+        asked = model, None, level, seed
+        if asked not in self._found:
+            self._found[asked] = self._interval(model, level, seed)
+        return self._found[asked]
+
+    def _interval(self, model: str, level: float, seed: int) -> Interval:
         values = self.values[model]
         if self.share:
             return statistics.proportion_interval(values, level=level)
@@ -84,6 +94,12 @@ class Measure:
 
     def difference(self, model: str, other: str, level: float, seed: int) -> Interval:
         """Mean difference on the same images, and its interval."""
+        asked = model, other, level, seed
+        if asked not in self._found:
+            self._found[asked] = self._difference(model, other, level, seed)
+        return self._found[asked]
+
+    def _difference(self, model: str, other: str, level: float, seed: int) -> Interval:
         a, b = self.values[model], self.values[other]
         if self.share:
             return statistics.share_difference_interval(a, b, level=level)

@@ -26,6 +26,39 @@ class Place(NamedTuple):
     model: str
     seed: int
 
+    @property
+    def what(self) -> str:
+        """What it is of its model: the label, or which metric of it."""
+        return f"{self.metric} of {self.label}" if self.metric else self.label
+
+
+_AUDIT, _AT = "audit of ", ", ε = "
+
+
+def audit_label(attack: str, eps: float) -> str:
+    """Return the label of an audit of the attack under this label; `audited` gives that back.
+
+    >>> audit_label("pgd", 0.1), audit_label("pgd", 8 / 255)
+    ('audit of pgd, ε = 0.1', 'audit of pgd, ε = 0.03137254901960784')
+    """
+    short = f"{eps:.4g}"
+    return f"{_AUDIT}{attack}{_AT}{short if float(short) == eps else eps}"
+
+
+def audited(label: str) -> str:
+    """Return the attack's label in the label of an audit.
+
+    >>> audited(audit_label("pgd", 8 / 255))
+    'pgd'
+    """
+    return label.removeprefix(_AUDIT).rpartition(_AT)[0]
+
+
+def _before(at: Place) -> Place:
+    """Where older versions put an audit: its label had ε to four digits."""
+    audit, _, eps = at.label.rpartition(_AT)
+    return at._replace(label=f"{audit}{_AT}{float(eps):.4g}")
+
 
 class Entry(NamedTuple):
     """A network: its model, training seed, recipe, and the fingerprint under which its cells are kept."""
@@ -74,11 +107,12 @@ class Manifest(Settings):
         mine = [each._replace(weights=each.weights or weights.get(each[:2], "")) for each in self.members]
 
         def fits(at: Place) -> bool:
-            if at in places or (at.model, at.seed) in differ:
+            if at in places or (at.model, at.seed) in differ or (at, theirs[at]) in renamed:
                 return False
             maps = at._replace(kind="maps", metric="")
             return at.kind != "scores" or maps not in places or places[maps] == theirs.get(maps)
 
+        renamed = {(_before(at), key) for at, key in places.items() if at.kind == "audit"}
         known = {each[:2] for each in mine}
         joined: dict[str, Any] = {
             "members": [*mine, *(each for each in other.members if each[:2] not in known)],

@@ -24,8 +24,6 @@ _MEASURED = 16
 """Images that `plan` measures on."""
 _ATTACKED = (8, 32)
 """Images that it measures attacks and audits on: they cost much for one image, and little for one more."""
-_WARM = 1.0
-"""Seconds below which the first run may have been slower than the rest, and is repeated."""
 
 
 class Scout(Study):
@@ -37,6 +35,7 @@ class Scout(Study):
             models.setdefault(member.model, []).append(member.net)
         super().__init__(models, study.sample, seed=study.seed)
         self._requests = dict(study._requests)
+        self._attacks = dict(study._attacks)
         self._cells = dict(study._cells)
         self._weights = dict(study._weights)
         self._runner.loaded.update(study._runner.loaded)
@@ -103,13 +102,12 @@ def plan(
         def of(n: int) -> float:
             strong = {first.model: _Withstands(first.net)}
             whose = Study(strong, (study.x[:n], torch.zeros_like(study.y[:n])), seed=study.seed)
+            whose._attacks = dict(scout._attacks)  # an audit without settings has theirs
             settings = for_few(request.settings, n) | ({"images": None} if step == "audit" else {})
             return seconds(whose, step, request, settings)
 
         sizes = sorted({min(n, images) for n in _ATTACKED})
         taken = [of(n) for n in sizes]
-        if taken[0] < _WARM:
-            taken[0] = of(sizes[0])
         more = (taken[-1] - taken[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else 0.0
         return taken[-1] + max(more, 0.0) * (images - sizes[-1])
 

@@ -168,7 +168,7 @@ def _audits(study: Study, comparison: Comparison) -> list[str]:
     audits = (
         study.store.describe("audit", key) for place, key in study.cells.items() if place.kind == "audit"
     )
-    budgets = {cell.depends["budget"] for cell in audits if cell is not None}
+    budgets = {described[0].depends["budget"] for described in audits if described is not None}
     strength = "; ".join(
         f"{BUDGETS[each].queries:,} queries, {BUDGETS[each].steps} steps and {BUDGETS[each].targets} targets"
         for each in BUDGETS
@@ -365,9 +365,10 @@ def _settings(study: Study) -> list[list[str]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for place, key in study.cells.items():
         what = names[place.kind], place.metric or place.label
-        cell = study.store.describe(place.kind, key)
-        if cell is None:
+        described = study.store.describe(place.kind, key)
+        if described is None:
             continue
+        cell, _ = described
         found[what] = dict(cell.depends["settings"])
         if place.kind == "attack":
             found[what] = {"eps": cell.depends["eps"], **found[what]}

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab._common.progress import progress
-from saliency_lab.study.cells import Content
+from saliency_lab.study.cells import Content, Kind
 from saliency_lab.study.manifest import Place
 from saliency_lab.study.members import Member
 from saliency_lab.study.sample import Sample
@@ -29,13 +29,22 @@ class Runner:
     def __init__(self, sample: Sample) -> None:
         self.sample = sample
         self.loaded: dict[str, Content] = {}
-        """Contents by key; of maps none, which are large and read when needed."""
+        """Contents by key; of maps none and of scores no curves, which are large and read when needed."""
         self.failures: dict[tuple[str, int, str], Failure] = {}
         """By model, seed and what it was."""
 
     def forget(self, at: Place) -> None:
         """Drop the failure of a cell that the study holds no more."""
-        self.failures.pop((at.model, at.seed, f"{at.metric} of {at.label}" if at.metric else at.label), None)
+        self.failures.pop((at.model, at.seed, at.what), None)
+
+    def load(self, store: Store, kind: Kind, key: str) -> bool:
+        """Have a cell's content at hand; return whether the store holds it intact."""
+        if key not in self.loaded:
+            content = read_intact(store, kind, key)
+            if content is not None:
+                small = {name: each for name, each in content.tensors.items() if name not in ("curve", "at")}
+                self.loaded[key] = replace(content, tensors=small)
+        return key in self.loaded
 
     def _missing(self, store: Store, member: Member, task: Task) -> list[Name]:
         """Return the names of a task's cells that are not intact yet; keep the others' scores at hand."""
@@ -44,11 +53,7 @@ class Runner:
             if cell.kind == "maps":  # large: read when needed
                 found = store.has(cell.kind, cell.key)
             else:
-                if cell.key not in self.loaded:
-                    content = read_intact(store, cell.kind, cell.key)
-                    if content is not None:
-                        self.loaded[cell.key] = content
-                found = cell.key in self.loaded
+                found = self.load(store, cell.kind, cell.key)
             if found:
                 self.failures.pop(_failure_key(member, name), None)
             else:
@@ -173,4 +178,6 @@ def _worker_died(task: Task, error: BaseException) -> dict[Name, Failure]:
 def _failure_key(member: Member, name: Name) -> tuple[str, int, str]:
     """Return what a failure of a cell is recorded under."""
     label, method = name
-    return member.model, member.seed, f"{label} of {method}" if method else label
+    of = member.model, member.seed
+    at = Place("scores", method, label, *of) if method else Place("maps", label, "", *of)
+    return *of, at.what

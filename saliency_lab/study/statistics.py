@@ -5,12 +5,11 @@ Scores of one model are an array (S, N): S training seeds, N images, NaN where a
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
@@ -53,18 +52,32 @@ def mean_interval(scores: np.ndarray, *, level: float = 0.95, seed: int = 0) -> 
         return Interval(mean, np.nan, np.nan)
     if np.ptp(values) == 0:
         return Interval(mean, mean, mean)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = stats.bootstrap(
-            (values,),
-            np.mean,
-            n_resamples=RESAMPLES,
-            batch=max(1, _BATCH_VALUES // len(values)),
-            confidence_level=level,
-            method="BCa",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high))
+    return Interval(mean, *_bca(values, level, seed))
+
+
+def _bca(values: np.ndarray, level: float, seed: int) -> tuple[float, float]:
+    """Ends of the BCa interval of the mean of values (N,); NaN where every resample lies on one side of it.
+
+    As `scipy.stats.bootstrap`, whose jackknife is an array (N, N − 1). That of a mean is known: the
+    acceleration is Σd³ / 6(Σd²)^1.5, with d the deviations from the mean.
+    """
+    rng, n = np.random.default_rng(seed), len(values)
+    batch = max(1, _BATCH_VALUES // n)
+    sizes = [min(batch, RESAMPLES - done) for done in range(0, RESAMPLES, batch)]
+    means = np.concatenate([values[rng.integers(0, n, (size, n))].mean(1) for size in sizes])
+    mean = values.mean()
+    away = values - mean
+    below = (np.count_nonzero(means < mean) + np.count_nonzero(means <= mean)) / (2 * RESAMPLES)
+    tail = special.ndtri((1 - level) / 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        acceleration = (away**3).sum() / (6 * (away**2).sum() ** 1.5)
+        bias = special.ndtri(below)
+        shift = bias + np.array([tail, -tail])
+        shares = special.ndtr(bias + shift / (1 - acceleration * shift))
+    if np.isnan(shares).any():
+        return np.nan, np.nan
+    low, high = np.quantile(means, shares)
+    return float(low), float(high)
 
 
 def proportion_interval(right: np.ndarray, *, level: float = 0.95) -> Interval:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -44,8 +44,8 @@ class Store(Protocol):
     def read(self, kind: Kind, key: str) -> Content | None:
         """Return its content, None if it was never written; raise `DamagedCellError` if it is damaged."""
 
-    def describe(self, kind: Kind, key: str) -> Cell | None:
-        """Say what a cell depends on, without reading its content; None if it is not there or damaged."""
+    def describe(self, kind: Kind, key: str) -> tuple[Cell, Mapping[str, Any]] | None:
+        """Return a cell and the facts of its content, without its tensors; None if it is not there."""
 
     def write(self, cell: Cell, content: Content) -> None:
         """Keep the content; an older one is replaced."""
@@ -71,9 +71,12 @@ class MemoryStore:
         """Return its content, None if it was never written."""
         return self._cells[key][1] if key in self._cells else None
 
-    def describe(self, kind: Kind, key: str) -> Cell | None:
-        """Say what a cell depends on."""
-        return self._cells[key][0] if key in self._cells else None
+    def describe(self, kind: Kind, key: str) -> tuple[Cell, Mapping[str, Any]] | None:
+        """Return a cell and the facts of its content."""
+        if key not in self._cells:
+            return None
+        cell, content = self._cells[key]
+        return cell, content.info
 
     def write(self, cell: Cell, content: Content) -> None:
         """Keep the content."""
@@ -112,11 +115,12 @@ class FolderStore:
         path = self.path(kind, key)
         return read_file(path)[1] if path.exists() else None
 
-    def describe(self, kind: Kind, key: str) -> Cell | None:
-        """Say what a cell depends on, from its file's header."""
+    def describe(self, kind: Kind, key: str) -> tuple[Cell, Mapping[str, Any]] | None:
+        """Return a cell and the facts of its content, from its file's header."""
         try:
             with safe_open(self.path(kind, key), framework="pt") as file:
-                return Cell(**json.loads(file.metadata()["cell"]))
+                header = file.metadata()
+                return Cell(**json.loads(header["cell"])), json.loads(header["info"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
 

@@ -22,14 +22,14 @@ from saliency_lab.models import card_of
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
 from saliency_lab.study.claims import Answered, Purpose, answer
-from saliency_lab.study.manifest import MANIFEST, Better, Entry, Manifest, Place
+from saliency_lab.study.manifest import MANIFEST, Better, Entry, Manifest, Place, audit_label, audited
 from saliency_lab.study.members import Member, read_members
 from saliency_lab.study.running import Runner
 from saliency_lab.study.sample import Sample, read_sample
 from saliency_lab.study.store import FolderStore, MemoryStore, Store, existing_folder
 from saliency_lab.study.tables import AUDITS, ROBUSTNESS, SCORES, tidy
 from saliency_lab.study.task import Failure, Task, read_intact
-from saliency_lab.study.work import Request, Requests, read_attack, read_requests
+from saliency_lab.study.work import Asked, Request, Requests, read_attack, read_requests
 
 if TYPE_CHECKING:
     from saliency_lab.study.comparison import Comparison
@@ -98,6 +98,7 @@ class Study:
             )
         self._images = self.sample.images
         self._requests: dict[str, Request] = {}
+        self._attacks: dict[str, Request] = {}
         self._cells: dict[Place, str] = {}
         self._weights = {(each.model, each.seed): model_fingerprint(each.net) for each in self.members}
         """Fingerprints of the networks that the cells are of; none where an older store does not tell."""
@@ -126,10 +127,12 @@ class Study:
     @property
     def labels(self) -> list[str]:
         """The images' classes by name, where a model's card tells the names; their numbers otherwise."""
-        names = self._class_names()
+        names = self.classes
         return [names[label] if names else str(label) for label in self.y.tolist()]
 
-    def _class_names(self) -> Sequence[str]:
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of all classes, where a model's card or the store tells them; empty otherwise."""
         cards = [card_of(member.module) for member in self.members if member.module is not None]
         return next((card.classes for card in cards if card is not None and card.classes), self._classes)
 
@@ -158,8 +161,9 @@ class Study:
         prints = self._prints()
         wanted = read_requests(methods, "method")
         for request in wanted:
+            asked = work.method_asked(request)
             for member, model in prints.items():
-                cell = work.maps_cell(model, self._images, request, self.seed)
+                cell = work.maps_cell(model, self._images, asked, self.seed)
                 placed[Place("maps", request.label, "", member.model, member.seed)] = cell
                 requests, cells = {request.label: request}, {(request.label, ""): cell}
                 tasks.append((member, Task(requests, self.seed, cell.key, cells)))
@@ -184,9 +188,10 @@ class Study:
         if not self._requests:
             raise InputError("there are no maps to score yet; call study.attribute([...]) first")
         maps: dict[Member, dict[str, tuple[Cell, Request]]] = {member: {} for member in prints}
-        for member, model in prints.items():
-            for label, request in self._requests.items():
-                cell = work.maps_cell(model, self._images, request, self.seed)
+        for label, request in self._requests.items():
+            asked = work.method_asked(request)
+            for member, model in prints.items():
+                cell = work.maps_cell(model, self._images, asked, self.seed)
                 if cell.key != self._cells.get(Place("maps", label, "", member.model, member.seed)):
                     raise InputError(
                         f"the weights of {member}, its attributes, or what '{label}' uses changed since "
@@ -198,15 +203,14 @@ class Study:
         placed: dict[Place, Cell] = {}
         better: dict[str, Better] = {}
         for shared, requests in _sharing(read_requests(metrics, "metric")).items():
+            asked_of = {label: work.metric_asked(request, self.sample) for label, request in requests.items()}
             for label, request in requests.items():
                 better[label] = work.describe_metric(request).better
             for member, model in prints.items():
                 cells = {}
-                for metric, request in requests.items():
+                for metric, asked in asked_of.items():
                     for method, (scored, _) in maps[member].items():
-                        cell = work.scores_cell(
-                            model, self._images, scored.key, request, self.sample, self.seed
-                        )
+                        cell = work.scores_cell(model, self._images, scored.key, asked, self.seed)
                         placed[Place("scores", method, metric, member.model, member.seed)] = cell
                         cells[metric, method] = cell
                 lock = fingerprint("scores", model, shared)
@@ -244,13 +248,15 @@ class Study:
         tasks = []
         placed: dict[Place, Cell] = {}
         prints = self._prints()
-        radii = self._united(request, work.read_eps(eps), prints)
+        radii = work.read_eps(eps)
+        asked = work.attack_asked(request, radii)
+        radii = self._united(request.label, asked, radii, prints)
         for member, model in prints.items():
-            cell = work.attack_cell(model, self._images, request, radii, self.seed)
+            cell = work.attack_cell(model, self._images, asked, radii, self.seed)
             placed[Place("attack", request.label, "", member.model, member.seed)] = cell
             requests, cells = {request.label: request}, {(request.label, ""): cell}
             tasks.append((member, Task(requests, self.seed, cell.key, cells, eps=radii)))
-        self._run(tasks, placed, prints, "attack")
+        self._run(tasks, placed, prints, "attack", attacks={request.label: request})
         return self
 
     def audit(
@@ -270,18 +276,19 @@ class Study:
         Parameters
         ----------
         attack, eps, label, settings
-            As for `attack`; every ε is an audit of its own.
+            As for `attack`; every ε is an audit of its own. Without settings, an attack that this study made
+            under this label is audited with the settings it had there.
         images
             Only the first so many, as audits take long; all by default.
         budget
             Of the reference attacks, as for `sl.audit`.
         """
-        asked = read_attack(attack, label, settings)
+        attacked = self._attacked_so(read_attack(attack, label, settings))
         count = len(self.x) if images is None else images
         if not 1 <= count <= len(self.x):
             raise InputError(
-                f"audit of {asked.label}: images must be in 1 … {len(self.x)}, the number of this study's, "
-                f"not {images}"
+                f"audit of {attacked.label}: images must be in 1 … {len(self.x)}, the number of this "
+                f"study's, not {images}"
             )
         seen = self.sample.first(count).images
         prints = self._prints()
@@ -290,10 +297,11 @@ class Study:
         radii = [radius for radius in work.read_eps(eps) if radius > 0]
         if not radii:
             raise InputError("an audit needs eps > 0")
+        asked = work.attack_asked(attacked, radii)
         for radius in radii:
-            request = replace(asked, label=f"audit of {asked.label}, ε = {radius:.4g}")
+            request = replace(attacked, label=audit_label(attacked.label, radius))
             for member, model in prints.items():
-                cell = work.audit_cell(model, seen, request, radius, budget, self.seed)
+                cell = work.audit_cell(model, seen, asked, radius, budget, self.seed)
                 placed[Place("audit", request.label, "", member.model, member.seed)] = cell
                 requests, cells = {request.label: request}, {(request.label, ""): cell}
                 job = Task(requests, self.seed, cell.key, cells, eps=[radius], images=count, budget=budget)
@@ -354,14 +362,16 @@ class Study:
 
         None for metrics without curves, and for those whose positions differ between images.
         """
-        found = [
-            content.tensors
-            for place, member, content in self._contents("scores")
-            if (place.label, place.metric, member.model) == (method, metric, model)
+        keys = [
+            key
+            for place, key in self._cells.items()
+            if place[:4] == ("scores", method, metric, model) and key in self._runner.loaded
         ]
-        if not found or any("curve" not in tensors or tensors["at"].ndim > 1 for tensors in found):
+        found = [read_intact(self.store, "scores", key) for key in keys]
+        curves = [each.tensors for each in found if each is not None and "curve" in each.tensors]
+        if not keys or len(curves) < len(keys) or any(tensors["at"].ndim > 1 for tensors in curves):
             return None
-        return np.stack([tensors["curve"].numpy() for tensors in found]), found[0]["at"].numpy()
+        return np.stack([tensors["curve"].numpy() for tensors in curves]), curves[0]["at"].numpy()
 
     @property
     def scores(self) -> pd.DataFrame:
@@ -391,9 +401,8 @@ class Study:
         rows = []
         for place, member, content in self._contents("audit"):
             facts = content.info
-            label = place.label.removeprefix("audit of ").rpartition(", ε = ")[0]
             whole = [facts[key] for key in ("n", "robust_accuracy", "worst_case", "verdict", "reason")]
-            of = [member.model, member.recipe, member.seed, label, facts["eps"], *whole]
+            of = [member.model, member.recipe, member.seed, audited(place.label), facts["eps"], *whole]
             rows += [[*of, item["check"], item["verdict"], item["evidence"]] for item in facts["checks"]]
         return pd.DataFrame(rows, columns=AUDITS)
 
@@ -449,9 +458,10 @@ class Study:
     def _refuse_unlike_settings(self) -> None:
         first: dict[tuple[str, str, str], tuple[str, dict[str, Any]]] = {}
         for place, key in self._cells.items():
-            cell = self.store.describe(place.kind, key) if place.kind != "audit" else None
-            if cell is None:
+            described = self.store.describe(place.kind, key) if place.kind != "audit" else None
+            if described is None:
                 continue
+            cell, _ = described
             own = {name: cell.depends[name] for name in _SETTINGS if name in cell.depends}
             own |= own.pop("settings", None) or {}
             other, theirs = first.setdefault((place.kind, place.label, place.metric), (place.model, own))
@@ -615,7 +625,7 @@ class Study:
             ],
             cells=[(*place, key) for place, key in self._cells.items()],
             better=self._better,
-            classes=list(self._class_names()),
+            classes=list(self.classes),
             purpose=self.purpose,
         )
 
@@ -652,9 +662,7 @@ class Study:
         self._cells = joined.places
         for at, key in self._cells.items():
             if at.kind != "maps" and key not in self._runner.loaded:
-                content = read_intact(self.store, at.kind, key)
-                if content is not None:
-                    self._runner.loaded[key] = content
+                self._runner.load(self.store, at.kind, key)
 
     def __repr__(self) -> str:
         count, seeds = len(self.models), len(self.members)
@@ -727,16 +735,21 @@ class Study:
             del self._cells[at]
             self._runner.forget(at)
 
+    def _attacked_so(self, request: Request) -> Request:
+        """Return what to audit: without settings, the attack that this study made under that label."""
+        held = self._attacks.get(request.label)
+        return held if held is not None and not request.settings and held.what == request.what else request
+
     def _united(
-        self, request: Request, radii: Sequence[float], prints: Mapping[Member, str]
+        self, label: str, asked: Asked, radii: Sequence[float], prints: Mapping[Member, str]
     ) -> tuple[float, ...]:
         """Radii, with those at which this attack with these settings is held already."""
         united = set(radii)
         for member, model in prints.items():
-            key = self._cells.get(Place("attack", request.label, "", member.model, member.seed), "")
+            key = self._cells.get(Place("attack", label, "", member.model, member.seed), "")
             if key in self._runner.loaded:
                 held = self._runner.loaded[key].info["eps"]
-                if work.attack_cell(model, self._images, request, held, self.seed).key == key:
+                if work.attack_cell(model, self._images, asked, held, self.seed).key == key:
                     united.update(held)
         return tuple(sorted(united))
 
@@ -752,7 +765,8 @@ class Study:
                 raise SaliencyLabError(f"there are no maps by '{label}' of {member}: {failure.error}")
             request = self._requests.get(label)
             weights = model_fingerprint(member.net)
-            cell = None if request is None else work.maps_cell(weights, self._images, request, self.seed)
+            asked = None if request is None else work.method_asked(request)
+            cell = None if asked is None else work.maps_cell(weights, self._images, asked, self.seed)
             if request is None or cell is None or cell.key != key:
                 raise SaliencyLabError(
                     f"the maps by '{label}' of {member} are gone, and were made by other settings or weights "
@@ -770,20 +784,24 @@ class Study:
         verb: str,
         methods: Mapping[str, Request] | None = None,
         better: Mapping[str, Better] | None = None,
+        attacks: Mapping[str, Request] | None = None,
     ) -> None:
         """Hold these cells, compute what is missing of them, and write down what the study holds now.
 
         Where nothing at all could be computed, it holds what it held before.
         """
-        before = dict(self._cells), dict(self._weights), dict(self._requests), dict(self._better)
+        before = dict(self._cells), dict(self._weights), dict(self._better)
+        requests = dict(self._requests), dict(self._attacks)
         failures = dict(self._runner.failures)
         self._requests |= methods or {}
         self._better |= better or {}
+        self._attacks |= attacks or {}
         self._place(placed, prints)
         try:
             self._compute(tasks, prints, verb)
         except Exception:
-            self._cells, self._weights, self._requests, self._better = before
+            self._cells, self._weights, self._better = before
+            self._requests, self._attacks = requests
             self._runner.failures = failures
             raise
         finally:

@@ -111,23 +111,26 @@ def _label(what: Any) -> str:
 # --- what cells depend on -----------------------------------------------------------------------
 
 
-def maps_cell(model: str, images: str, request: Request, seed: int) -> Cell:
-    """Return the cell of one method's maps; raise InputError for an unknown method or setting."""
+Asked: TypeAlias = Mapping[str, Any]
+"""What a request adds to what its cells depend on: the name or content of what is asked for, its settings.
+
+Tensors and functions are hashed for it, so it is made once a request, not once a cell.
+"""
+
+
+def method_asked(request: Request) -> Asked:
+    """What maps depend on; raise InputError for an unknown method or setting."""
     settings = full_settings(request)
     target = request.settings.get("target", "label")
     if not (isinstance(target, str) and target == "label"):
         settings["target"] = target
-    return Cell(
-        "maps",
-        {
-            "model": model,
-            "images": images,
-            "method": request.identity,
-            "settings": canonical(settings),
-            "seed": seed,
-            "versions": matters("maps"),
-        },
-    )
+    return {"method": request.identity, "settings": canonical(settings)}
+
+
+def maps_cell(model: str, images: str, asked: Asked, seed: int) -> Cell:
+    """Return the cell of one method's maps."""
+    depends = {"model": model, "images": images, **asked, "seed": seed}
+    return Cell("maps", {**depends, "versions": matters("maps")})
 
 
 def full_settings(request: Request) -> dict[str, Any]:
@@ -138,8 +141,8 @@ def full_settings(request: Request) -> dict[str, Any]:
     return dict(parse_settings(METHODS[request.what].settings, given, of=f"method '{request.what}'"))
 
 
-def scores_cell(model: str, images: str, maps: str, request: Request, sample: Sample, seed: int) -> Cell:
-    """Return the cell of one metric's scores of one set of maps, given by its key."""
+def metric_asked(request: Request, sample: Sample) -> Asked:
+    """What scores depend on; raise InputError for an unknown metric or setting, or for want of masks."""
     settings = dict(request.settings)
     metric = describe_metric(request)
     engine = settings.pop("engine", metric.engines[0])
@@ -152,19 +155,13 @@ def scores_cell(model: str, images: str, maps: str, request: Request, sample: Sa
             )
         settings["masks"] = sample.masks
     parsed = parse_settings(metric.settings, settings, of=f"metric '{metric.name}'")
-    return Cell(
-        "scores",
-        {
-            "model": model,
-            "images": images,
-            "maps": maps,
-            "metric": request.identity,
-            "engine": engine,
-            "settings": canonical(parsed),
-            "seed": seed,
-            "versions": matters("scores"),
-        },
-    )
+    return {"metric": request.identity, "engine": engine, "settings": canonical(parsed)}
+
+
+def scores_cell(model: str, images: str, maps: str, asked: Asked, seed: int) -> Cell:
+    """Return the cell of one metric's scores of one set of maps, given by its key."""
+    depends = {"model": model, "images": images, "maps": maps, **asked, "seed": seed}
+    return Cell("scores", {**depends, "versions": matters("scores")})
 
 
 def takes_masks(request: Request) -> bool:
@@ -178,29 +175,27 @@ def describe_metric(request: Request) -> Metric:
     return METRICS[request.what] if isinstance(request.what, str) else own_metric(request.what)
 
 
-def attack_cell(model: str, images: str, request: Request, eps: Sequence[float], seed: int) -> Cell:
-    """Return the cell of one attack over a range of ε."""
+def attack_asked(request: Request, eps: Sequence[float]) -> Asked:
+    """What an attack depends on; raise InputError for an unknown one, its settings, or too large an ε."""
     attack: Any = request.what
     settings = parse_settings(method_of(attack).settings, request.settings, of=f"attack '{request.label}'")
     check_radius(max(eps), getattr(settings, "norm", "linf"))
-    return Cell(
-        "attack",
-        {
-            "model": model,
-            "images": images,
-            "attack": request.identity,
-            "eps": list(eps),
-            "settings": canonical(settings),
-            "seed": seed,
-            "versions": matters("attack"),
-        },
-    )
+    return {"attack": request.identity, "settings": canonical(settings)}
 
 
-def audit_cell(model: str, images: str, request: Request, eps: float, budget: str, seed: int) -> Cell:
+def attack_cell(model: str, images: str, asked: Asked, eps: Sequence[float], seed: int) -> Cell:
+    """Return the cell of one attack over a range of ε."""
+    return Cell("attack", _attacked(model, images, asked, eps, seed) | {"versions": matters("attack")})
+
+
+def audit_cell(model: str, images: str, asked: Asked, eps: float, budget: str, seed: int) -> Cell:
     """Return the cell of an audit of one attack at one ε."""
-    attack = attack_cell(model, images, request, [eps], seed).depends
-    return Cell("audit", {**attack, "budget": budget, "versions": matters("audit")})
+    depends = _attacked(model, images, asked, [eps], seed) | {"versions": matters("audit")}
+    return Cell("audit", {**depends, "budget": budget})
+
+
+def _attacked(model: str, images: str, asked: Asked, eps: Sequence[float], seed: int) -> dict[str, Any]:
+    return {"model": model, "images": images, **asked, "eps": list(eps), "seed": seed}
 
 
 def read_eps(eps: float | str | Sequence[float | str]) -> tuple[float, ...]:
@@ -244,9 +239,13 @@ class Made:
     request: Request
 
     def attributions(self) -> Attributions:
-        """Return the maps, with their settings as objects rather than as text."""
+        """Return the maps, with their settings as objects rather than as text.
+
+        Of which images they are is not told: the cell's key does, so a metric need not hash them.
+        """
         own = None if isinstance(self.request.what, str) else self.request.what
-        return replace(as_attributions(self.content), settings=full_settings(self.request), function=own)
+        maps = as_attributions(self.content)
+        return replace(maps, settings=full_settings(self.request), function=own, provenance={})
 
 
 def as_attributions(content: Content) -> Attributions:

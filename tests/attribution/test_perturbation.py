@@ -6,11 +6,13 @@ import captum.attr as ca
 import numpy as np
 import pytest
 import torch
+from skimage.segmentation import slic
 from torch import nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import preserved_rng, sample_seeds
 from saliency_lab.attribution import attribute
+from saliency_lab.attribution.segments import superpixels
 
 QUARTERS = (torch.arange(12)[:, None] // 6 * 2 + torch.arange(12) // 6).long()
 
@@ -56,13 +58,11 @@ def test_shapley_sampling_converges_to_captums_exact_values(net, batch):
 def test_shapley_values_of_one_order_sum_to_the_difference(net, batch):
     x, y = batch
     values = attribute(net, x, y, "shapley_value_sampling", segments=9, n=1).values
-    from saliency_lab.attribution.segments import _slic
-
     with torch.no_grad():
         rows = torch.arange(len(x))
         gap = (net(x) - net(torch.zeros_like(x)))[rows, y]
     for image, value, expected in zip(x, values, gap, strict=True):
-        found = _slic(image.numpy(), 9)
+        found = superpixels(image.numpy(), 9)
         total = sum(value[0][torch.from_numpy(found == k)][0] for k in range(found.max() + 1))
         torch.testing.assert_close(total, expected, rtol=0, atol=1e-5)
 
@@ -121,13 +121,29 @@ def test_rise_finds_the_only_pixels_that_count():
 
 
 def test_superpixels_follow_the_image():
-    from saliency_lab.attribution.segments import _slic
-
     image = np.zeros((3, 20, 20), dtype=np.float32)
     image[:, :, 10:] = 1
-    found = _slic(image, 8)
+    found = superpixels(image, 8)
     assert not set(found[:, :10].ravel()) & set(found[:, 10:].ravel())
     assert set(found.ravel()) == set(range(found.max() + 1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_noise_has_superpixels_too(channels):
+    image = np.random.default_rng(0).random((channels, 32, 32), dtype=np.float32)
+    colour = {"channel_axis": -1, "compactness": 10.0} if channels == 3 else {"compactness": 0.1}
+    plain = slic(image.transpose(1, 2, 0).squeeze(), 50, start_label=0, **{"channel_axis": None, **colour})
+    assert len(np.unique(plain)) < 25
+    found = superpixels(image, 50)
+    assert 25 <= found.max() + 1 <= 50 and set(found.ravel()) == set(range(found.max() + 1))
+
+
+def test_superpixels_that_are_enough_are_slics():
+    rows, columns = np.mgrid[:24, :24] / 24
+    image = np.stack([rows, columns, rows * columns]).astype(np.float32)
+    plain = slic(image.transpose(1, 2, 0), 30, compactness=10.0, start_label=0)
+    assert len(np.unique(plain)) >= 15
+    assert np.array_equal(superpixels(image, 30), np.unique(plain, return_inverse=True)[1].reshape(24, 24))
 
 
 @pytest.mark.parametrize(

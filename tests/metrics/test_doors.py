@@ -13,7 +13,8 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError, UnknownNameError
-from saliency_lab.metrics import evaluate_detailed, evaluate_many
+from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab.metrics import evaluate_detailed, evaluate_many, evaluation
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.metrics.probe import Probe
 
@@ -33,6 +34,11 @@ def test_table_names_every_metric_and_what_it_means():
     assert list(table.index) == list(METRICS)
     assert set(table["better"]) <= {"higher", "lower", "neither"}
     assert (table["reference"].str.len() > 5).all()
+    assert (
+        table.loc["insertion", "settings"]
+        == "steps=28, baseline='blur', absolute=False, output='probability'"
+    )
+    assert table.loc["focus", "settings"].split(", ")[0] == "masks"  # must be given
 
 
 @pytest.mark.parametrize(("name", "engine"), ALONE)
@@ -558,3 +564,32 @@ def test_equal_maps_are_at_no_distance_however_many_there_are():
     classes = model(x).argmax(1).reshape(10, 4)
     same = (classes[:, None] == classes[None]).double().sum(1) - 1  # of the nine others with the same map
     np.testing.assert_allclose(found, (same / 9).flatten().numpy())
+
+
+def test_maps_of_other_images_are_refused(scene, tmp_path):
+    model, x, y, _ = scene
+    y = y[:1].expand(len(x))  # so that the classes give nothing away
+    maps = sl.attribute(model, x, y)
+    scores = sl.evaluate(model, x, y, maps, "pixel_flipping")
+    read = sl.Attributions.load(maps.save(tmp_path / "maps.safetensors"))
+    shuffled = x.flip(0)
+    for given in (maps, maps.reduce(), read):
+        with pytest.raises(InputError, match=r"'saliency' are of other images than x.* pass .*maps\.values"):
+            sl.evaluate(model, shuffled, y, given, "pixel_flipping")
+    with pytest.raises(InputError, match="other images"):
+        sl.evaluate_many(model, x, y, {"a": maps, "b": sl.attribute(model, shuffled, y)}, ["sparseness"])
+    assert not np.array_equal(sl.evaluate(model, shuffled, y, maps.values, "pixel_flipping"), scores)
+    assert np.array_equal(sl.evaluate(model, x.clone(), y, read, "pixel_flipping"), scores)
+    of_double = sl.attribute(model.double(), x.double(), y)
+    np.testing.assert_allclose(sl.evaluate(model, x, y, of_double, "pixel_flipping"), scores, atol=1e-6)
+
+
+def test_images_are_hashed_once_a_call_and_not_for_plain_maps(scene, monkeypatch):
+    model, x, y, values = scene
+    maps = {name: sl.attribute(model, x, y, name) for name in ("saliency", "input_x_gradient")}
+    hashed = []
+    monkeypatch.setattr(evaluation, "fingerprint", lambda value: hashed.append(value) or fingerprint(value))
+    evaluate_many(model, x, y, maps, ["sparseness", "complexity"])
+    assert len(hashed) == 1
+    sl.evaluate(model, x, y, values, "sparseness")
+    assert len(hashed) == 1

@@ -13,11 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
+from skimage.segmentation import slic
 from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.metrics import evaluate_detailed
+from saliency_lab.metrics.curves import segmentation
 from saliency_lab.metrics.faithfulness import random_fills
 from saliency_lab.metrics.maps import descending_ranks
 from saliency_lab.metrics.probe import Probe
@@ -123,6 +125,27 @@ def test_monotonicity_tells_rising_from_falling():
     maps = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3).expand(2, -1, -1, -1)
     y = torch.tensor([0, 1])
     assert sl.evaluate(model, x, y, maps, "monotonicity", steps=9, output="logit").tolist() == [1.0, 0.0]
+
+
+def test_segments_are_of_the_image():
+    """SLIC's usual compactness, meant for Lab colours, cuts every grey image into the same grid."""
+    wide, tall = torch.full((2, 1, 16, 16), 0.1)
+    wide[:, 6:] = tall[:, :, 11:] = 0.9
+    found = segmentation(Probe(nn.Flatten(), torch.stack([wide, tall]), torch.tensor([0, 0]), seed=0), 16)
+    for image, units in zip((wide, tall), found, strict=True):
+        bright = image.flatten() > 0.5
+        assert not set(units[bright].tolist()) & set(units[~bright].tolist())
+        assert sorted(set(units.tolist())) == list(range(int(units.max()) + 1))
+    assert not torch.equal(*found)
+
+
+def test_segments_of_colour_images_are_scikit_images():
+    coarse = torch.rand(3, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = nn.functional.interpolate(coarse, (20, 20), mode="bilinear")
+    found = segmentation(Probe(nn.Flatten(), x, torch.tensor([0, 0, 0]), seed=0), 30)
+    for image, units in zip(x, found, strict=True):
+        want = slic(image.permute(1, 2, 0).numpy(), n_segments=30, start_label=0)
+        np.testing.assert_array_equal(units.view(20, 20), want)
 
 
 def test_masked_input_accuracy_counts_right_answers(scene):
@@ -545,3 +568,21 @@ class TestComparison:
         np.testing.assert_allclose(scores.values[:3], want)
         assert np.isnan(scores.values[3])
         assert scores.undefined == {"no other map of the call is like this one": 1}
+
+    def test_consistency_is_the_count_over_pairs(self):
+        source = torch.Generator().manual_seed(0)
+        x = torch.rand(60, 1, 3, 3, generator=source)
+        maps = nn.functional.one_hot(torch.randint(0, 7, (60,), generator=source), 9).float()
+        maps[:5] = 0  # of no use, whatever they are like
+        maps[5] = torch.eye(9)[8]  # like no other
+        with torch.no_grad():
+            predicted = self.model(x).argmax(1)
+        want = []
+        for i in range(60):
+            others = [j for j in range(5, 60) if j != i and i >= 5 and maps[j].equal(maps[i])]
+            same = [predicted[j] == predicted[i] for j in others]
+            want.append(np.mean(same) if same else np.nan)
+        y = torch.zeros(60, dtype=torch.long)
+        found = sl.evaluate(self.model, x, y, maps.view(60, 1, 3, 3), "consistency", top=1)
+        np.testing.assert_array_equal(found, want)
+        assert len(set(predicted.tolist())) == 2 and np.isnan(found).sum() == 6

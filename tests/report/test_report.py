@@ -20,7 +20,8 @@ import saliency_lab as sl
 from saliency_lab.cli.app import app
 from saliency_lab.models.checkpoint import ModelCard
 from saliency_lab.report import bundle, explorer, write_report
-from saliency_lab.study import Study
+from saliency_lab.report.provenance import provenance
+from saliency_lab.study import Study, store
 from saliency_lab.study.claims import Claim, Purpose
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -428,6 +429,13 @@ def test_every_cell_has_its_key_and_settings(reported, page):
     assert [row[-1] for row in rows] == list(reported.cells.values())
     settings = next(row[4] for row in rows if row[0] == "attack")
     assert "steps = 2" in settings and "eps = [0.0, 0.05, 0.2]" in settings
+
+
+def test_where_numbers_come_from_is_read_from_the_headers(reported, monkeypatch):
+    monkeypatch.setattr(store, "read_file", lambda path: pytest.fail(f"{path} was read"))
+    told = provenance(reported, [])
+    assert [row[-1].text for row in told.cells.rows] == list(reported.cells.values())
+    assert all(row[6].text == "cpu" for row in told.cells.rows)
 
 
 def test_a_lost_cell_is_named(reported, tmp_path):

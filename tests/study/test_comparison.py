@@ -13,7 +13,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.models import ModelCard
-from saliency_lab.study import Comparison, Study
+from saliency_lab.study import Comparison, Study, statistics
+from saliency_lab.study.claims import Claim, judge
 
 N = 40
 
@@ -90,6 +91,23 @@ def test_the_table_holds_what_scipy_and_statsmodels_say(comparison: Comparison) 
     row = comparison.table().query("metric == 'robust_accuracy' and eps == 0.2 and model == 'b'").iloc[0]
     assert row["mean"] == pytest.approx(robust.mean())
     assert (row["low"], row["high"]) == pytest.approx(proportion_confint(robust.sum(), N, method="wilson"))
+
+
+def test_an_interval_is_computed_once(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, seen = comparison.table(), []
+    compute = statistics.mean_interval
+    monkeypatch.setattr(
+        statistics, "mean_interval", lambda *a, **k: seen.append((k["level"], k["seed"])) or compute(*a, **k)
+    )
+    claim = Claim(question="?", model="b", over="a", metric="sparseness")
+    rows = judge(claim, comparison)
+    assert not seen
+    held = table.query("metric == 'sparseness' and model == 'b'")
+    assert rows["difference_low"].tolist() == held["difference_low"].tolist()
+    measure = comparison.measure("sparseness")
+    assert measure.interval("b", 0.9, 0).low > measure.interval("b", 0.95, 0).low
+    measure.difference("b", "a", 0.95, 1)
+    assert len(seen) == len(set(seen)) == 2
 
 
 def test_holm_is_over_all_map_scores_and_over_all_accuracies(comparison: Comparison) -> None:

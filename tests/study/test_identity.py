@@ -363,6 +363,46 @@ def test_objects_that_hold_each_other_have_a_key() -> None:
     assert canonical(tied()) == canonical(tied())
 
 
+class Ordered(collections.OrderedDict[str, torch.Tensor]):
+    pass
+
+
+class Tabled(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return Ordered(out=super().forward(x))["out"]
+
+
+def test_a_class_that_inherits_from_one_written_in_c_counts() -> None:
+    assert model_fingerprint(Tabled()) == model_fingerprint(Tabled())
+    fromkeys = vars(dict)["fromkeys"]
+    assert canonical(_closed(fromkeys)) == canonical(_closed(fromkeys))
+    assert canonical(_closed(fromkeys)) != canonical(_closed(vars(bytes)["fromhex"]))
+
+
+def test_a_compiled_network_is_the_network_that_it_was_made_from(
+    make_net: Callable[[int], nn.Module], tiny_sample: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    net = make_net(0)
+    compiled = torch.compile(net, backend="eager")
+    around = nn.Sequential(torch.compile(net, backend="eager"))
+    before = model_fingerprint(around)
+    found = Study({"t": compiled}, tiny_sample).attribute("saliency").score("sparseness")
+    around(tiny_sample[0])
+    assert model_fingerprint(compiled) == model_fingerprint(net)
+    assert model_fingerprint(around) == before != model_fingerprint(nn.Sequential(make_net(1)))
+    eager = Study({"t": net}, tiny_sample).attribute("saliency").score("sparseness")
+    assert found.cells == eager.cells and found.scores.equals(eager.scores)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_network_is_refused(
+    make_net: Callable[[int], nn.Module], tiny_sample: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    quantised = torch.ao.quantization.quantize_dynamic(make_net(0), {nn.Linear})
+    with pytest.raises(InputError, match=r"quantised by torch\.ao .*; pass the network it was made from"):
+        Study({"t": quantised}, tiny_sample)
+
+
 def test_what_cannot_be_told_is_refused() -> None:
     with pytest.raises(InputError, match=r"content of a _thread\.lock cannot be told"):
         canonical(_closed(threading.Lock()))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -168,6 +169,37 @@ def test_intervals_are_the_same_every_time() -> None:
     first = statistics.mean_interval(scores[:1], seed=5)
     assert statistics.mean_interval(scores[:1], seed=5) == first
     assert statistics.mean_interval(scores[:1], seed=6) != first
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(0).lognormal(0, 1, 2),
+        np.random.default_rng(1).lognormal(0, 1.5, 7),
+        np.random.default_rng(2).lognormal(0, 1, 300) - 3,
+        np.random.default_rng(3).integers(0, 3, 40).astype(float),
+        np.array([0.0] * 60 + [1.0]),
+        np.random.default_rng(4).normal(size=3001),  # in several batches
+        np.array([0.0, 1e-200]),  # of which scipy has no interval
+        np.array([1.0, 2.0, np.inf]),
+    ],
+    ids=["two", "few", "skewed", "ties", "one differs", "many", "underflow", "infinite"],
+)
+@pytest.mark.parametrize("level", [0.9, 0.95])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_the_interval_of_one_seed_is_scipys_bca(values: np.ndarray, level: float) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        expected = stats.bootstrap(
+            (values,),
+            np.mean,
+            n_resamples=statistics.RESAMPLES,
+            batch=max(1, statistics._BATCH_VALUES // len(values)),
+            confidence_level=level,
+            method="BCa",
+            rng=np.random.default_rng(5),
+        ).confidence_interval
+    found = statistics.mean_interval(values[None], level=level, seed=5)
+    np.testing.assert_allclose(found[1:], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_one_value_has_a_mean_and_no_interval() -> None:

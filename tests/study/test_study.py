@@ -15,7 +15,11 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError, SaliencyLabError, UnknownNameError
+from saliency_lab._common.fingerprints import canonical, fingerprint, model_fingerprint
+from saliency_lab.metrics import evaluation
 from saliency_lab.study import Study, work
+from saliency_lab.study.cells import Content, matters
+from saliency_lab.study.planning import Scout
 from saliency_lab.study.store import FolderStore
 
 METHODS = ["saliency", "input_x_gradient"]
@@ -52,6 +56,14 @@ def test_results_are_those_of_the_doors(make_study: MakeStudy) -> None:
     assert robust.tolist() == curve.robust[-1].tolist()
     clean = study.robustness.query("model == 'plain' and seed == 1 and eps == 0")["robust"]
     assert clean.tolist() == (net(x).argmax(1) == y).tolist()
+
+
+def test_a_study_does_not_hash_its_images_to_score(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study().attribute(METHODS)
+    monkeypatch.setattr(evaluation, "fingerprint", lambda value: pytest.fail("hashed"))
+    assert study.score("sparseness").scores["score"].notna().all()
 
 
 def test_tables_are_tidy(make_study: MakeStudy) -> None:
@@ -118,6 +130,34 @@ def test_explicit_defaults_and_other_orders_are_the_same_cell(make_study: MakeSt
     count = len(_cells(tmp_path))
     make_study(tmp_path).attribute({"smoothgrad": {"n": defaults["n"]}})
     assert len(_cells(tmp_path)) == count
+
+
+def test_a_request_is_hashed_once_and_its_cells_have_the_keys_of_before(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def total(model: nn.Module, x: torch.Tensor, y: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        return maps.flatten(1).sum(1)
+
+    study = make_study(seeds=2).attribute(METHODS)
+    masks = study.x > 0.5
+    hashed = []
+    monkeypatch.setattr(work, "canonical", lambda value: hashed.append(value) or canonical(value))
+    study.score({"total": {"metric": total}, "game": {"metric": "pointing_game", "masks": masks}})
+    assert len(hashed) == len(METHODS) + 3  # settings of each; of one metric its code too
+    maps = study.cells["maps", "saliency", "", "other", 1]  # type: ignore[index]
+    depends = {
+        "model": model_fingerprint(study.members[-1].net),
+        "images": study.sample.images,
+        "maps": maps,
+        "engine": "fast",
+        "seed": 0,
+        "versions": matters("scores"),
+    }
+    settings = {"masks": f"tensor {fingerprint(masks)}", "absolute": False}
+    game = fingerprint("scores", {**depends, "metric": "pointing_game", "settings": settings})
+    assert study.cells["scores", "saliency", "game", "other", 1] == game  # type: ignore[index]
+    own = fingerprint("scores", {**depends, "metric": canonical(total), "settings": {}})
+    assert study.cells["scores", "saliency", "total", "other", 1] == own  # type: ignore[index]
 
 
 def test_one_method_with_two_settings_under_two_labels(make_study: MakeStudy) -> None:
@@ -636,3 +676,71 @@ def test_an_audit_is_a_cell_and_says_what_sl_audit_says(make_study: MakeStudy, t
     assert "Audit of pgd, ε = 0.1, on 6 images" in str(study.compare())
     with pytest.raises(InputError, match="images must be in 1 … 12"):
         study.audit("pgd", eps=0.1, images=13)
+
+
+def test_radii_that_agree_to_four_digits_are_audits_of_their_own(
+    make_net: Callable[[int], nn.Module], tiny_sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    def study() -> Study:
+        return Study({"plain": make_net(0)}, tiny_sample, store=tmp_path)
+
+    table = study().audit("fgsm", eps="8/255", images=2).audits
+    manifest = tmp_path / "study.json"
+    older = manifest.read_text().replace(str(8 / 255), "0.03137")  # as versions before wrote it
+    assert older != manifest.read_text()
+    manifest.write_text(older)
+    pd.testing.assert_frame_equal(Study.load(tmp_path).audits, table)
+    again = study().audit("fgsm", eps="8/255", images=2)
+    pd.testing.assert_frame_equal(Study.load(tmp_path).audits, table)
+    again.audit("fgsm", eps=["8/255", 0.03137], images=2)
+    for held in (again.audits, Study.load(tmp_path).audits):
+        assert set(held["eps"]) == {8 / 255, 0.03137} and set(held["attack"]) == {"fgsm"}
+
+
+def test_an_audit_without_settings_is_of_the_attack_that_was_made(make_study: MakeStudy) -> None:
+    def audits(study: Study) -> set[str]:
+        return {key for place, key in study.cells.items() if place.kind == "audit"}
+
+    def scout() -> Scout:
+        return Scout(make_study())
+
+    default = audits(scout().audit("pgd", eps=0.2))
+    weak = audits(scout().audit("pgd", eps=0.2, steps=10))
+    assert default.isdisjoint(weak)
+    attacked = scout().attack("pgd", eps=[0.1, 0.2], steps=10)
+    assert audits(attacked.audit("pgd", eps=0.2)) == weak
+    assert audits(Scout(attacked).audit("pgd", eps=0.2)) == weak
+    assert audits(attacked.audit("pgd", eps=0.2, steps=40)) == default
+    assert audits(scout().attack("fgsm", eps=0.2, label="pgd").audit("pgd", eps=0.2)) == default
+    far = scout().attack("pgd", eps=0.2, norm="l2", steps=10)
+    assert audits(far.audit("pgd", eps=0.2)) == default  # "pgd_l2" is another label
+
+
+def test_a_plan_times_the_attack_that_is_audited(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def audit(net: nn.Module, sample: object, request: work.Request, *_: object) -> Content:
+        seen.append(dict(request.settings))
+        return Content({}, {})
+
+    monkeypatch.setattr(work, "compute_audit", audit)
+    make_study().plan(attacks={"pgd": {"eps": 0.1, "steps": 1}}, audits={"pgd": {"eps": 0.1}})
+    assert seen and all(settings == {"steps": 1} for settings in seen)
+
+
+@pytest.mark.parametrize("kept", ["memory", "folder", "loaded"])
+def test_curves_are_read_where_they_are_kept(make_study: MakeStudy, tmp_path: Path, kept: str) -> None:
+    study = make_study(None if kept == "memory" else tmp_path, seeds=2)
+    study.attribute("saliency").score(METRICS)
+    held = Study.load(tmp_path) if kept == "loaded" else study
+    assert not any({"curve", "at"} & content.tensors.keys() for content in held._runner.loaded.values())
+    curves, at = held.read_curves("plain", "saliency", "pixel_flipping")
+    for row, member in zip(curves, study.members[:2], strict=True):
+        maps = sl.attribute(member.net, study.x, study.y, "saliency")
+        direct = sl.evaluate_detailed(member.net, study.x, study.y, maps, "pixel_flipping", steps=4)
+        np.testing.assert_array_equal(row, direct.curve.values)
+        np.testing.assert_array_equal(at, direct.curve.at)
+    assert held.read_curves("plain", "saliency", "sparseness") is None
+    assert held.read_curves("plain", "saliency", "none") is None
