@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from saliency_lab._common.errors import InputError
 
@@ -24,7 +28,7 @@ def check_images(x: Tensor) -> Tensor:
             f"own on the CPU; leave the default alone and move the model: model.to('{default}')"
         )
     if not isinstance(x, Tensor):
-        raise InputError(f"images must be a torch tensor, not {type(x).__name__}; use torch.as_tensor")
+        raise InputError(f"images must be a torch tensor, not {type(x).__name__}; {_batch_of(x)}")
     if x.ndim != 4 or 0 in x.shape:
         raise InputError(
             f"images must have the shape (N, C, H, W) with N ≥ 1, not {tuple(x.shape)}; "
@@ -46,6 +50,53 @@ def check_images(x: Tensor) -> Tensor:
             "normalise inside (saliency_lab.Normalised wraps one that does not)"
         )
     return x
+
+
+def _batch_of(x: object) -> str:
+    """How to make a tensor of images out of what was given for one."""
+    if isinstance(x, DataLoader):
+        return "take a batch out of it: x, y = next(iter(loader))"
+    if isinstance(x, Dataset):
+        return "take a batch out of it: x, y = next(iter(DataLoader(data, batch_size=64)))"
+    if isinstance(x, tuple | list) and any(isinstance(each, Tensor) for each in x):
+        return "unpack images and labels: x, y = batch (torch.stack makes one tensor of a list of images)"
+    return "use torch.as_tensor"
+
+
+def check_logits(output: object, count: int) -> Tensor:
+    """Return a model's `output` if it is logits (count, K), one row an image.
+
+    Raises
+    ------
+    InputError
+        If it is no tensor, or one of another shape.
+    """
+    if isinstance(output, Tensor) and output.ndim == 2 and len(output) == count:
+        return output
+    told = f"the model must return logits of the shape ({count}, classes), but returned"
+    if isinstance(output, Tensor):
+        raise InputError(f"{told} {tuple(output.shape)}")
+    if hasattr(output, "logits"):
+        part = ".logits"
+    else:
+        part = '["logits"]' if isinstance(output, Mapping) else "[0]"
+    raise InputError(
+        f"{told} {type(output).__name__}; wrap it: a module whose forward returns model(x){part}, or "
+        "wherever its logits are"
+    )
+
+
+def check_seed(seed: int) -> int:
+    """Return `seed` as an int if it is a whole number from 0.
+
+    Raises
+    ------
+    InputError
+        If it is not.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        raise InputError(f"seed must be an integer from 0 to 2⁶³ − 1, not {seed!r}")
+    return int(seed)
 
 
 def check_labels(y: Tensor, count: int, num_classes: int | None = None) -> Tensor:

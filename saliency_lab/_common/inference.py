@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.memory import keep_memory
 
@@ -173,8 +174,6 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
     """
     device = device_of(model)
     with undisturbed(model), torch.inference_mode():
-        rows = [model(chunk.to(device, copy=True)) for chunk in x.split(chunk_rows(x.shape, device))]
-        if any(not isinstance(row, Tensor) or row.ndim != 2 for row in rows):
-            got = tuple(rows[0].shape) if isinstance(rows[0], Tensor) else type(rows[0]).__name__
-            raise InputError(f"the model must return logits of the shape (N, classes), but returned {got}")
+        chunks = x.split(chunk_rows(x.shape, device))
+        rows = [check_logits(model(chunk.to(device, copy=True)), len(chunk)) for chunk in chunks]
         return torch.cat([row.float().cpu() for row in rows])

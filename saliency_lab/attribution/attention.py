@@ -14,7 +14,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.calls import Call, Rule, check_visible
 from saliency_lab.attribution.catalogue import Explained, method
-from saliency_lab.attribution.layer import Interpolation, enlarge
+from saliency_lab.attribution.layer import Interpolation, enlarge, patch_grid
 from saliency_lab.attribution.task import Task
 
 
@@ -59,7 +59,7 @@ def attention_rollout(task: Task, settings: RolloutSettings) -> Explained:
     Raises
     ------
     InputError
-        If no self-attention over a square grid of patches and one class token can be seen.
+        If no self-attention over a grid of patches and one class token can be seen.
     """
     check_visible(task.model, "attention_rollout")
     watch = _Watch()
@@ -73,12 +73,14 @@ def attention_rollout(task: Task, settings: RolloutSettings) -> Explained:
         mixed = settings.residual * eye + (1 - settings.residual) * joined
         mixed = mixed / mixed.sum(-1, keepdim=True)
         flow = mixed if flow is None else mixed @ flow
-    side = 0 if flow is None else math.isqrt(flow.shape[-1] - 1)
-    if flow is None or side == 0 or side * side + 1 != flow.shape[-1]:
-        seen = "no self-attention was seen" if flow is None else f"it attends over {flow.shape[-1]} tokens"
+    grid = None if flow is None else patch_grid(flow.shape[-1] - 1, task.x)
+    if flow is None or grid is None:
+        size = tuple(task.x.shape[2:])
+        tokens = "" if flow is None else f"it attends over {flow.shape[-1]} tokens of images {size}"
         raise InputError(
-            "attention_rollout needs a vision transformer with a class token and a square grid of patches, "
-            f"but in {type(task.model).__name__} {seen}; use 'saliency' or 'rise'"
+            "attention_rollout needs a vision transformer with a class token and a grid of patches, "
+            f"but in {type(task.model).__name__} {tokens or 'no self-attention was seen'}; use 'saliency' or "
+            "'rise'"
         )
-    coarse = flow[:, 0, 1:].reshape(len(task.x), 1, side, side)
+    coarse = flow[:, None, 0, 1:].unflatten(2, grid)
     return enlarge(coarse, task.x, settings.interpolation), None

@@ -21,6 +21,12 @@ def _image_like(value: object) -> object:
             f"a baseline is floating point (C, H, W), or (N, C, H, W) with one an image, "
             f"not {value.dtype} {tuple(value.shape)}"
         )
+    return _finite(value)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Tensor) and not torch.isfinite(value).all():
+        raise ValueError("a baseline is finite, and this one holds NaN or infinity")
     return value
 
 
@@ -39,7 +45,7 @@ def _images(value: object) -> object:
         raise ValueError(
             "baselines are a floating-point tensor (B, C, H, W), such as a batch of training images"
         )
-    return value
+    return _finite(value)
 
 
 Baselines: TypeAlias = Annotated[Tensor, AfterValidator(_images)]

@@ -74,15 +74,21 @@ def check_visible(model: nn.Module, method: str) -> None:
     InputError
         Names the part.
     """
+    if hidden := hidden_part(model):
+        raise InputError(
+            f"{method} must see the calls the model makes, and {' is '.join(hidden)}; pass the module it was "
+            "made from, or use 'saliency' or 'integrated_gradients'"
+        )
+
+
+def hidden_part(model: nn.Module) -> tuple[str, str] | None:
+    """Name of the first part that was scripted or compiled, and which of the two; None if all is eager."""
     for name, module in model.named_modules():
-        scripted = isinstance(module, torch.jit.ScriptModule)
-        compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        if scripted or compiled:
-            kind = "scripted" if scripted else "compiled"
-            raise InputError(
-                f"{method} must see the calls the model makes, and {name or 'the model'} is {kind}; pass the "
-                "module it was made from, or use 'saliency' or 'integrated_gradients'"
-            )
+        if isinstance(module, torch.jit.ScriptModule):
+            return name or "the model", "scripted"
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            return name or "the model", "compiled"
+    return None
 
 
 class Rule(TorchFunctionMode):

@@ -15,13 +15,13 @@ from saliency_lab.attribution.task import Task
 @method("random", family="control", passes="none", reference="control")
 def random(task: Task, settings: Settings) -> Explained:
     """Standard normal noise, drawn by seed and image."""
-    return sample_normal(sample_seeds(task.x, task.seed, "random map"), task.x.shape[1:]), None
+    return sample_normal(sample_seeds(task.exact, task.seed, "random map"), task.x.shape[1:]), None
 
 
 @method("edges", family="control", passes="none", reference="Adebayo et al., NeurIPS 2018")
 def edges(task: Task, settings: Settings) -> Explained:
     """Sobel's edge strength of each channel, as scikit-image computes it; ≥ 0."""
-    images = task.x.float().cpu().numpy()
+    images = task.exact.float().cpu().numpy()
     found = np.stack([[sobel(channel) for channel in image] for image in images])
     return torch.from_numpy(found), None
 
@@ -29,7 +29,7 @@ def edges(task: Task, settings: Settings) -> Explained:
 @method("input", family="control", passes="none", reference="control")
 def image(task: Task, settings: Settings) -> Explained:
     """The image itself."""
-    return task.x, None
+    return task.exact, None
 
 
 @method("constant", family="control", passes="none", reference="control")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_images
+from saliency_lab._common.checks import check_images, check_seed
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import (
@@ -64,7 +65,7 @@ def attribute(
     target : "label", "prediction", int, Tensor (N,), or a pair of these
         The logit to explain; a pair means the difference of two logits.
     seed : int
-        Seeds every random draw.
+        Seeds every random draw; 0 or more.
     **settings
         The method's own; `list_methods()` shows them with their defaults.
 
@@ -78,6 +79,11 @@ def attribute(
     InputError
         Names an unknown method, setting or class, a bad image, or a model the method cannot treat.
 
+    Warns
+    -----
+    UserWarning
+        If maps are not finite.
+
     Examples
     --------
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
@@ -87,6 +93,7 @@ def attribute(
     """
     started = time.perf_counter()
     name, run, parsed = _chosen(method, settings)
+    seed = check_seed(seed)
     with gradients_recorded(), unfit_images_told(model, x), undisturbed(model), preserved_rng(seed):
         x = check_images(x).detach()
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)
@@ -96,6 +103,12 @@ def attribute(
             values[rows] = maps
             if total is not None:
                 totals.append(total.cpu().double())
+    if broken := int((~torch.isfinite(values).flatten(1).all(1)).sum()):
+        warnings.warn(
+            f"{name}: {broken} of {len(x)} maps are not finite; look for NaN or infinity in what "
+            f"{type(model).__name__} returns, or in its gradient",
+            stacklevel=2,
+        )
     return Attributions(
         values=values,
         method=name,
@@ -160,21 +173,23 @@ def _passes(
 ) -> Iterator[tuple[slice, Explained]]:
     """What the method finds for the images `x`, pass by pass."""
     device, dtype = device_of(model), dtype_of(model)
+    precise = torch.promote_types(
+        dtype, torch.float32
+    )  # draws are keyed by images, whatever the model's type
     size = pass_rows(x.shape, device, backward=True)
     with progress(label=name, total=len(x)) as bar:
         for start in range(0, len(x), size):
             rows = slice(start, min(start + size, len(x)))
-            chunk = x[rows].to(device, dtype, copy=True)
-            keys, index = chunk, torch.arange(len(x))[rows]
+            exact = x[rows].to(device, precise, copy=True)
+            keys, index = exact, torch.arange(len(x))[rows]
             if originals is not None:
                 of = originals.of[rows]
-                keys, index = originals.images[of].to(device, dtype), originals.places[of]
+                keys, index = originals.images[of].to(device, precise), originals.places[of]
+            classes = aim.rows(start, rows.stop, device)
             with torch.no_grad():
-                explained = run(
-                    Task(model, chunk, keys, aim.rows(start, rows.stop, device), index, seed), parsed
-                )
+                explained = run(Task(model, exact.to(dtype), keys, exact, classes, index, seed), parsed)
             yield rows, explained
-            bar.update(len(chunk))
+            bar.update(len(exact))
 
 
 def _chosen(

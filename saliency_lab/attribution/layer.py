@@ -45,18 +45,21 @@ def find_layer(model: nn.Module, name: str | None) -> nn.Module:
 def activations_and_gradients(task: Task, points: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """A layer's output at k·n inputs (k·n, D, h, w), the score's gradient there, and the scores (k·n,).
 
-    Tokens (k·n, T, D) of a transformer are put back on their square grid, without the class token.
+    Tokens (k·n, T, D) of a transformer are put back on their grid, without the class token, and the channels
+    of a map (k·n, h, w, D) in front.
 
     Raises
     ------
     InputError
-        If the layer is not passed exactly once, or its output is no feature map.
+        If the layer is not passed exactly once, its output is no feature map, or the score has no gradient
+        there.
     """
-    caught: list[Tensor] = []
+    caught: list[object] = []
 
-    def catch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def catch(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> Tensor | None:
         caught.append(output)
-        return output.clone()  # so that an in-place operation behind the layer leaves what was caught alone
+        # a copy, so that an in-place operation behind the layer leaves what was caught alone
+        return output.clone() if isinstance(output, Tensor) else None
 
     handle = layer.register_forward_hook(catch)
     try:
@@ -65,28 +68,55 @@ def activations_and_gradients(task: Task, points: Tensor, layer: nn.Module) -> t
             total = scores.sum()
     finally:
         handle.remove()
-    if len(caught) != 1 or not isinstance(caught[0], Tensor):
+    output = caught[0] if len(caught) == 1 else None
+    if not isinstance(output, Tensor):
         raise InputError(
             f"the layer {type(layer).__name__} is used {len(caught)} times in one forward pass, or returns "
             "no tensor; name another by layer=..."
         )
-    if not scores.requires_grad or caught[0].grad_fn is None:
+    gradient = None
+    if scores.requires_grad and output.requires_grad:
+        (gradient,) = torch.autograd.grad(total, output, allow_unused=True)
+    if gradient is None:
+        task.gradient(points)  # refuses a model whose logits have no gradient at all
         raise InputError(f"the score does not depend on the layer {type(layer).__name__}; name another")
-    (gradient,) = torch.autograd.grad(total, caught[0])
-    return _as_map(caught[0].detach()), _as_map(gradient), scores.detach()
+    return _as_map(output.detach(), points), _as_map(gradient, points), scores.detach()
 
 
-def _as_map(tokens: Tensor) -> Tensor:
-    if tokens.ndim == 4:
-        return tokens
-    side = math.isqrt(tokens.shape[1]) if tokens.ndim == 3 else 0
-    if tokens.ndim != 3 or tokens.shape[1] - side * side not in (0, 1):
+def _as_map(output: Tensor, x: Tensor) -> Tensor:
+    """A layer's output for the images `x`, or the gradient there, as a feature map (N, D, h, w)."""
+    if output.ndim == 4:
+        first, second, third = output.shape[1:]
+        channels_last = _may_cover(first, second, x) and not _may_cover(second, third, x)
+        return output.permute(0, 3, 1, 2) if channels_last else output
+    count = output.shape[1] if output.ndim == 3 else 0
+    grid = patch_grid(count, x) or patch_grid(count - 1, x)
+    if grid is None:
         raise InputError(
-            f"the layer's output has the shape {tuple(tokens.shape)}, but a feature map (N, D, h, w) is "
-            "needed, or tokens (N, T, D) on a square grid; name another layer by layer=..."
+            f"the layer's output has the shape {tuple(output.shape)}, but a feature map (N, D, h, w) is "
+            f"needed, or tokens (N, T, D) on a grid of the proportions of images {tuple(x.shape[2:])}; name "
+            "another layer by layer=..."
         )
-    grid = tokens[:, tokens.shape[1] - side * side :].transpose(1, 2)
-    return grid.reshape(len(tokens), -1, side, side)
+    patches = output[:, count - math.prod(grid) :]  # without the class token, which comes first
+    return patches.transpose(1, 2).unflatten(2, grid)
+
+
+def _may_cover(rows: int, columns: int, x: Tensor) -> bool:
+    """Whether strides, rounded either way, can take the images' height and width to `rows` and `columns`."""
+    height, width = x.shape[2:]
+    return (rows - 1) * width < (columns + 1) * height and (columns - 1) * height < (rows + 1) * width
+
+
+def patch_grid(count: int, x: Tensor) -> tuple[int, int] | None:
+    """Rows and columns of `count` patches over images (n, C, H, W), or None if no grid has as many.
+
+    Of the images' proportions H : W; or those that square patches leave which do not fit the images evenly.
+    """
+    height, width = x.shape[2:]
+    common = math.gcd(height, width)
+    even = [(height // common * k, width // common * k) for k in range(1, common + 1)]
+    cut = [(height // side, width // side) for side in range(1, min(height, width) + 1)]
+    return next((grid for grid in even + cut if math.prod(grid) == count), None)
 
 
 def enlarge(coarse: Tensor, x: Tensor, interpolation: Interpolation) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from types import EllipsisType
@@ -200,7 +201,14 @@ def lime(task: Task, settings: LimeSettings) -> Explained:
     def build(score: Callable[[Tensor], Tensor]) -> Lime:
         return Lime(score, interpretable_model=SkLearnLasso(alpha=settings.alpha))
 
-    return _by_surrogate(task, settings, build), None
+    maps = _by_surrogate(task, settings, build)
+    if not maps.flatten(1).any(1).all():
+        warnings.warn(
+            f"lime: at alpha={settings.alpha:g} the lasso's penalty leaves a map of zeros, as where hiding "
+            "superpixels hardly moves the score; lower alpha",
+            stacklevel=2,
+        )
+    return maps, None
 
 
 def _by_surrogate(
@@ -263,7 +271,7 @@ def rise(task: Task, settings: RiseSettings) -> Explained:
         for group in task.draws(len(masks), backward=False):
             shown = masks[group.start : group.stop, None, None]
             points = torch.lerp(base, task.x, shown).flatten(0, 1)
-            chances = task.at(points).target.pick(task.model(points).softmax(1)).reshape(len(group), -1)
+            chances = task.at(points).chance(points).reshape(len(group), -1)
             total += torch.einsum("kn,khw->nhw", chances, shown[:, 0, 0])
     return (total / (settings.n * settings.probability))[:, None].expand_as(task.x).clone(), None
 

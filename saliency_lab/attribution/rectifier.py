@@ -32,11 +32,14 @@ class _PositiveReLU(Function):
         if in_place:
             ctx.mark_dirty(x)
         ctx.guided = guided
+        ctx.set_materialize_grads(False)  # no gradient stays none, and is told
         ctx.save_for_backward(output)
         return output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if gradients[0] is None:
+            return None, None, None
         if not ctx.guided:
             return gradients[0].clamp_min(0), None, None
         (output,) = ctx.saved_tensors

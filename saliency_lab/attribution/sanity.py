@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from saliency_lab._common.checks import check_images
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of, dtype_of, gradients_recorded, undisturbed
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
+from saliency_lab.attribution.calls import hidden_part
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.attribution.door import attribute
 from saliency_lab.attribution.similarity import rank_correlation, ssim
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAINED = "trained"
+DEFAULTS = ("saliency", "integrated_gradients", "guided_backprop", "edges")
 _SHOWN = 4  # images whose maps are kept for the picture
 
 
@@ -48,10 +52,22 @@ class SanityCheck:
         """Mean likeness over samples and randomised steps, one row a method; a sound method is near 0.
 
         A map that was multiplied by the image is 0 wherever the image is, whatever the model: on images
-        with a black background only the signed `rank_correlation` is telling for such methods.
+        with a black background only the signed `rank_correlation` is telling for such methods. A likeness
+        that is NaN, as to a constant map, is left out of the mean, and a warning says how many are.
         """
         randomised = self.table[self.table.step > 0]
         measures = ["rank_correlation", "absolute_rank_correlation", "ssim"]
+        undefined = randomised[measures].isna().any(axis=1)
+        if undefined.any():
+            counts = undefined.groupby(randomised.method, sort=False).agg(["sum", "size"])
+            told = [
+                f"{name} ({row['sum']} of {row['size']})" for name, row in counts.iterrows() if row["sum"]
+            ]
+            warnings.warn(
+                f"the means leave out likenesses that are NaN: {', '.join(told)}; one of the two maps is "
+                "constant or not finite there",
+                stacklevel=2,
+            )
         return randomised.groupby("method", sort=False)[measures].mean()
 
     def plot(self, measure: str = "rank_correlation") -> Figure:
@@ -77,7 +93,7 @@ def sanity_check(
     model: nn.Module,
     x: Tensor,
     y: Tensor | None = None,
-    methods: str | Sequence[str] = ("saliency", "integrated_gradients", "guided_backprop", "edges"),
+    methods: str | Sequence[str] | None = None,
     *,
     target: TargetSpec = "label",
     seed: int = 0,
@@ -93,16 +109,24 @@ def sanity_check(
     model, x, y, target, seed
         As for `attribute`. A layer is drawn anew as it was before training (`reset_parameters`);
         normalisation layers go with the layer in front of them.
-    methods : str or sequence of str
-        Names of `list_methods()`.
+    methods : str or sequence of str, optional
+        Names of `list_methods()`. By default `saliency`, `integrated_gradients`, `guided_backprop` and
+        `edges`, without those that refuse the model, which a warning names.
     settings : mapping of method to settings, optional
 
     Raises
     ------
     InputError
-        As `attribute`; or if the model has no layer to randomise.
+        As `attribute`; or if the model has no layer to randomise, or was traced, scripted or compiled.
     """
-    methods = [methods] if isinstance(methods, str) else methods
+    check_images(x)
+    if hidden := hidden_part(model):
+        raise InputError(
+            f"the sanity check randomises a model module by module, and {' is '.join(hidden)}; pass the "
+            "eager module it was made from"
+        )
+    by_default = methods is None
+    methods = DEFAULTS if methods is None else [methods] if isinstance(methods, str) else methods
     chosen = settings or {}
     if stray := set(chosen) - set(methods):
         raise InputError(f"settings are given for methods that are not checked: {', '.join(sorted(stray))}")
@@ -111,8 +135,11 @@ def sanity_check(
     twin = copy.deepcopy(model)
     layers = layers_from_output(twin, x[:1])
     # classes of the trained model, also inside a contrast: the randomised ones predict something else
-    classes = attribute(model, x, y, "constant", target=target).classes
+    classes = attribute(model, x, y, "constant", target=target, seed=seed).classes
     fixed: TargetSpec = classes if classes.ndim == 1 else (classes[:, 0], classes[:, 1])
+    if by_default:
+        first: TargetSpec = classes[:1] if classes.ndim == 1 else (classes[:1, 0], classes[:1, 1])
+        methods = _not_refused(model, x[:1], first, methods, chosen)
     reference: dict[str, Tensor] = {}
     kept: dict[str, list[Tensor]] = {name: [] for name in methods}
     rows = []
@@ -130,6 +157,35 @@ def sanity_check(
     table = pd.concat(rows, ignore_index=True)
     order = ["method", "step", "layer", "sample", "rank_correlation", "absolute_rank_correlation", "ssim"]
     return SanityCheck(table[order], {name: torch.stack(each) for name, each in kept.items()})
+
+
+def _not_refused(
+    model: nn.Module,
+    image: Tensor,
+    target: TargetSpec,
+    methods: Sequence[str],
+    settings: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
+    """Those methods that treat the model; a warning says why the others do not.
+
+    Raises
+    ------
+    InputError
+        The first refusal, if nothing but controls is left.
+    """
+    refusals: dict[str, InputError] = {}
+    for name in methods:
+        try:
+            attribute(model, image, None, name, target=target, **settings.get(name, {}))
+        except InputError as error:
+            refusals[name] = error
+    left = [name for name in methods if name not in refusals]
+    if refusals and all(METHODS[name].family == "control" for name in left):
+        raise next(iter(refusals.values()))
+    if refusals:
+        why = "; ".join(str(error) for error in refusals.values())
+        warnings.warn(f"the sanity check leaves out {', '.join(refusals)}: {why}", stacklevel=4)
+    return left
 
 
 def layers_from_output(model: nn.Module, image: Tensor) -> list[tuple[str, list[tuple[str, nn.Module]]]]:
@@ -166,7 +222,10 @@ def layers_from_output(model: nn.Module, image: Tensor) -> list[tuple[str, list[
 
 
 def randomise(module: nn.Module, seed: int) -> None:
-    """Draw a module's own parameters anew: by its own initialisation, else normal with the same spread."""
+    """Draw a module's own parameters anew: by its own initialisation, else normal with their mean and spread.
+
+    A parameter of one value throughout, as the scale of a fresh normalisation, stays what it is.
+    """
     with preserved_rng(seed), torch.no_grad():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
@@ -174,7 +233,7 @@ def randomise(module: nn.Module, seed: int) -> None:
             return
         for parameter in module.parameters(recurse=False):
             spread = float(parameter.std()) if parameter.numel() > 1 else float(parameter.abs())
-            parameter.normal_(0.0, spread)
+            parameter.normal_(float(parameter.mean()), spread)
 
 
 def _likeness(base: Tensor, maps: Tensor) -> pd.DataFrame:

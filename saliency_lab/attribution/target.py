@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_labels
+from saliency_lab._common.checks import check_labels, check_logits
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import predict
 
@@ -34,10 +34,7 @@ class Target:
         InputError
             If `logits` has another shape, or no such class.
         """
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(self.classes):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            wanted = f"({len(self.classes)}, classes)"
-            raise InputError(f"the model must return logits of the shape {wanted}, but returned {got}")
+        check_logits(logits, len(self.classes))
         if self.highest >= logits.shape[1]:
             raise InputError(f"the model has the classes 0 … {logits.shape[1] - 1}, not {self.highest}")
         score = logits.gather(1, self.classes[:, None])[:, 0]
@@ -93,9 +90,9 @@ def _classes(model: nn.Module, spec: ClassSpec, x: Tensor, y: Tensor | None) -> 
         if spec < 0:
             raise InputError(f"target: a class is 0 or more, not {spec}")
         return torch.full((len(x),), int(spec), dtype=torch.int64)
-    if spec == "prediction":
+    if isinstance(spec, str) and spec == "prediction":
         return predict(model, x).argmax(1)
-    if spec == "label":
+    if isinstance(spec, str) and spec == "label":
         if y is None:
             raise InputError(
                 'target="label" needs y, one label an image; or use target="prediction" or a class'

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows
 from saliency_lab._common.seeding import sample_seeds
@@ -48,12 +49,14 @@ class Task:
     """A chunk of n images; the model is in eval mode and its parameters take no gradient.
 
     `keys` (n, C, H, W) are the images that random draws are keyed by: the images themselves, or those that
-    they stand beside. `index` holds their places in the caller's batch, for settings given one a sample.
+    they stand beside. `exact` are the inputs `x` as they were before a model of half precision took them.
+    `index` holds their places in the caller's batch, for settings given one a sample.
     """
 
     model: nn.Module
     x: Tensor
     keys: Tensor
+    exact: Tensor
     target: Target
     index: Tensor
     seed: int
@@ -67,9 +70,17 @@ class Task:
 
         Inputs that are one image expanded run as one image.
         """
+        return self.target.pick(self._logits(x))
+
+    def chance(self, x: Tensor) -> Tensor:
+        """As `score`, of the softmax probabilities."""
+        return self.target.pick(self._logits(x).softmax(1))
+
+    def _logits(self, x: Tensor) -> Tensor:
         count, shared = len(x), x.stride(0) == 0
-        logits = self.model((x[:1] if shared else x).clone())  # a model may begin with an in-place operation
-        return self.target.pick(logits.expand(count, -1) if shared else logits)
+        output = self.model((x[:1] if shared else x).clone())  # a model may begin with an in-place operation
+        logits = check_logits(output, 1 if shared else count)
+        return logits.expand(count, -1) if shared else logits
 
     def at(self, points: Tensor, keys: Tensor | None = None) -> Task:
         """The task at k·n other inputs: all n images' first, then all their second, and so on.
@@ -81,6 +92,7 @@ class Task:
             self,
             x=points,
             keys=points if keys is None else keys,
+            exact=points,
             target=self.target.repeat(times),
             index=self.index.repeat(times),
         )
@@ -89,7 +101,14 @@ class Task:
         """The task of one of its images."""
         rows = slice(row, row + 1)
         target = self.target.rows(row, row + 1, self.x.device)
-        return replace(self, x=self.x[rows], keys=self.keys[rows], target=target, index=self.index[rows])
+        return replace(
+            self,
+            x=self.x[rows],
+            keys=self.keys[rows],
+            exact=self.exact[rows],
+            target=target,
+            index=self.index[rows],
+        )
 
     def gradient(self, points: Tensor, rule: Rule | None = None) -> tuple[Tensor, Tensor]:
         """Gradient of the score at k·n inputs (as in `at`), and the scores (k·n,): one pass each way.

@@ -6,6 +6,7 @@ import captum.attr as ca
 import numpy as np
 import pytest
 import torch
+from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, GammaRule, PropagationRule
 from torch import Tensor, nn
 
 from saliency_lab.attribution import attribute
@@ -112,3 +113,80 @@ def test_saliency_is_absolute_by_default(net, batch):
     x, y = batch
     captums = ca.Saliency(net).attribute(x.clone(), target=y)
     torch.testing.assert_close(attribute(net, x, y).values.abs(), captums, rtol=0, atol=1e-6)
+
+
+class Seen(nn.Module):
+    """Keeps what goes into each of its passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.last = nn.Linear(144, 5)
+        self.passes: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes.append(x.detach().clone())
+        return self.last(x.flatten(1))
+
+
+def test_noise_tunnel_draws_few_and_wide_by_default():
+    x, y = torch.full((6, 1, 12, 12), 0.5), torch.arange(6) % 5
+    found = []
+    torch.manual_seed(0)
+    for explain in (
+        lambda model: ca.NoiseTunnel(ca.Saliency(model)).attribute(x.clone(), target=y),
+        lambda model: attribute(model, x, y, "smoothgrad"),
+    ):
+        model = Seen()
+        explain(model)
+        noisy = torch.cat([each for each in model.passes if (each != 0.5).any()])
+        found.append((len(noisy) / len(x), float(noisy.std())))
+    assert found[0][0] == 5 and abs(found[0][1] - 1) < 0.05
+    assert found[1][0] == 25 and abs(found[1][1] - 0.15) < 0.01
+
+
+def test_integrated_gradients_runs_all_steps_at_once(batch):
+    x, y = batch
+    theirs, ours = Seen(), Seen()
+    ca.IntegratedGradients(theirs).attribute(x, target=y)
+    attribute(ours, x, y, "integrated_gradients")
+    assert max(map(len, theirs.passes)) == 50 * len(x)
+    assert max(map(len, ours.passes)) <= 128
+
+
+def test_train_mode_is_the_callers(net, batch):
+    x, y = batch
+    expected, norm = attribute(net, x, y).values, net.train()[1]
+    before = norm.running_mean.clone()
+    assert torch.equal(attribute(net, x, y).values, expected)
+    assert torch.equal(norm.running_mean, before) and net.training
+    captums = ca.Saliency(net).attribute(x.clone(), target=y, abs=False)
+    assert not torch.allclose(captums, expected) and not torch.equal(norm.running_mean, before)
+
+
+@pytest.mark.parametrize(
+    ("preset", "rule", "bias"), [("gamma", GammaRule(), 0.5), ("alpha1_beta0", Alpha1_Beta0_Rule(), -0.5)]
+)
+def test_lrp_keeps_biases_as_they_are(batch, preset, rule: PropagationRule, bias):
+    """One pixel a class, f = 2x + b: as a weight, b > 0 leaves 2x under γ, b < 0 leaves f under α1β0."""
+
+    class Pixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 1)
+            nn.init.constant_(self.conv.weight, 2.0)
+            nn.init.constant_(self.conv.bias, bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).flatten(1)
+
+    x, y = 0.3 + 0.7 * batch[0], batch[1]
+    model, rows = Pixels(), torch.arange(len(x))
+    pixel = x.flatten(1)[rows, y]
+    ours = attribute(model, x, y, "lrp", preset=preset, epsilon=1e-9).values.flatten(1)[rows, y]
+    torch.testing.assert_close(ours, 2 * pixel if bias > 0 else 2 * pixel + bias)
+    model.conv.rule = rule
+    captums = ca.LRP(model).attribute(x.clone(), target=y).detach().flatten(1)[rows, y]
+    weight = 2.5 if bias > 0 else 2.0  # γ = 0.25 raises the weight and not the bias
+    torch.testing.assert_close(captums, weight * pixel * (2 * pixel + bias) / (weight * pixel + bias))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.attribution import attribute, list_methods
 from saliency_lab.attribution.catalogue import METHODS
 
 BASELINES = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(9))
+PAIRS = TensorDataset(torch.rand(6, 1, 12, 12), torch.zeros(6, dtype=torch.int64))
 QUICK: dict[str, dict[str, Any]] = {
     "gradient_shap": {"baselines": BASELINES, "n": 3},
     "deep_lift_shap": {"baselines": BASELINES},
@@ -24,7 +27,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "feature_ablation": {"segments": 5},
     "shapley_value_sampling": {"segments": 5, "n": 2},
     "kernel_shap": {"segments": 5, "n": 8},
-    "lime": {"segments": 5, "n": 8},
+    "lime": {"segments": 5, "n": 8, "alpha": 1e-3},
     "rise": {"n": 70, "cells": 3},
     "integrated_gradients": {"steps": 6},
     "smoothgrad": {"n": 3},
@@ -220,6 +223,14 @@ def test_your_own_function_is_a_method(net, batch):
             {"method": "integrated_gradients", "baseline": torch.zeros(2, 1, 12, 12)},
             "baseline holds 2 images",
         ),
+        (
+            {"method": "integrated_gradients", "baseline": torch.full((1, 12, 12), torch.nan)},
+            "'baseline': a baseline is finite",
+        ),
+        (
+            {"method": "gradient_shap", "baselines": torch.full((2, 1, 12, 12), torch.inf)},
+            "'baselines': a baseline is finite",
+        ),
         ({"method": 3}, "method must be a name or a function"),
         ({"y": None}, 'target="label" needs y'),
         ({"y": torch.zeros(3, dtype=torch.int64)}, "labels must have the shape"),
@@ -230,6 +241,14 @@ def test_your_own_function_is_a_method(net, batch):
         ({"x": torch.full((6, 1, 12, 12), 1.5)}, r"images must lie in \[0, 1\]"),
         ({"x": torch.full((6, 1, 12, 12), torch.nan)}, "NaN"),
         ({"x": torch.zeros(6, 12, 12)}, r"\(N, C, H, W\)"),
+        ({"x": DataLoader(PAIRS)}, r"not DataLoader; take a batch out of it: x, y = next\(iter\(loader\)\)"),
+        ({"x": PAIRS}, r"not TensorDataset; .* next\(iter\(DataLoader\(data, batch_size=64\)\)\)"),
+        ({"x": PAIRS.tensors}, "not tuple; unpack images and labels: x, y = batch"),
+        ({"x": np.zeros((6, 1, 12, 12))}, "not ndarray; use torch.as_tensor"),
+        ({"target": np.zeros(6, dtype=np.int64)}, r"target must be .* a tensor \(N,\) of classes"),
+        ({"seed": None}, "seed must be an integer from 0 .* not None"),
+        ({"seed": 1.5}, "seed must be an integer"),
+        ({"seed": -1}, "seed must be an integer"),
     ],
 )
 def test_bad_input_is_named(net, batch, change, message):
@@ -243,6 +262,49 @@ def test_a_model_that_returns_no_logits(batch):
     x, y = batch
     with pytest.raises(InputError, match="must return logits"):
         attribute(nn.Flatten(0), x, y)
+
+
+@pytest.mark.parametrize(
+    "name", ["saliency", "deep_lift", "deep_lift_shap", "lrp", "shapley_value_sampling", "rise", "occlusion"]
+)
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda logits: (logits, 0), r"returned tuple; .* model\(x\)\[0\]"),
+        (lambda logits: {"logits": logits}, r'returned dict; .* model\(x\)\["logits"\]'),
+        (
+            lambda logits: SimpleNamespace(logits=logits),
+            r"returned SimpleNamespace; .* returns model\(x\)\.logits",
+        ),
+        (lambda logits: logits[:, 0], r"returned \(\d+,\)$"),
+    ],
+)
+def test_a_model_that_returns_no_tensor_of_logits(name, wrap, message, net, batch):
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Any:
+            return wrap(self.net(x))
+
+    with pytest.raises(InputError, match=r"must return logits of the shape \(\d+, classes\), but " + message):
+        attribute(Wrapped(), *batch, name, **QUICK.get(name, {}))
+    with pytest.raises(InputError, match="but " + message):
+        attribute(Wrapped(), batch[0], method=name, target="prediction", **QUICK.get(name, {}))
+
+
+def test_maps_that_are_not_finite_are_told_once(net, batch):
+    def broken(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+        return x / torch.tensor([1.0, 0, 1, 1, 0, 1]).reshape(6, 1, 1, 1)
+
+    with pytest.warns(UserWarning, match="broken: 2 of 6 maps are not finite.*Sequential") as told:
+        attribute(net, *batch, broken)
+    assert len(told) == 1
+    nn.init.constant_(net[0].weight, torch.nan)
+    with pytest.warns(UserWarning, match="saliency: 140 of 140 maps are not finite") as told:
+        attribute(net, torch.rand(140, 1, 12, 12), target=0)
+    assert len(told) == 1
 
 
 def test_list_methods_shows_settings():
@@ -354,6 +416,19 @@ def test_a_model_in_bfloat16(name, baseline, net, batch):
     expected = attribute(net, x, y, name, **settings).values
     assert maps.dtype == torch.float32
     assert maps.isfinite().all() and 0.5 < float(maps.norm() / expected.norm()) < 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_draws_and_controls_do_not_depend_on_the_models_type(dtype, batch):
+    torch.manual_seed(0)
+    (x, y), model = batch, nn.Sequential(nn.Flatten(), nn.Linear(144, 5))
+    half = copy.deepcopy(model).to(dtype)
+    for name in CONTROLS:
+        assert torch.equal(attribute(half, x, y, name).values, attribute(model, x, y, name).values)
+    settings = {"steps": 2, "baseline": "uniform"}
+    expected = attribute(model, x, y, "integrated_gradients", **settings).values
+    found = attribute(half, x, y, "integrated_gradients", **settings).values
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02 * float(expected.abs().max()))
 
 
 def test_images_that_the_model_does_not_take_are_named(net: nn.Module) -> None:

@@ -106,18 +106,21 @@ class Transformer(nn.Module):
 
 
 @pytest.mark.parametrize("functional", [False, True])
-def test_rollout_is_the_product_of_the_attention(batch, functional):
-    x, y = batch
+@pytest.mark.parametrize(("height", "width"), [(12, 12), (8, 32), (13, 14)])
+def test_rollout_is_the_product_of_the_attention(functional, height, width):
+    x, y = torch.rand(4, 1, height, width, generator=torch.Generator().manual_seed(1)), torch.arange(4)
+    rows, columns = height // 4, width // 4
     model = Transformer(functional).eval()
     with torch.no_grad():
         tokens = model.patches(x).flatten(2).transpose(1, 2)
         tokens = torch.cat([model.token.expand(len(x), -1, -1), tokens], 1)
-        flow = torch.eye(10)
+        eye = flow = torch.eye(1 + rows * columns)
         for block in model.blocks:
             mixed, weights = block(tokens, tokens, tokens)
-            flow = (0.5 * torch.eye(10) + 0.5 * weights) @ flow
+            flow = (0.5 * eye + 0.5 * weights) @ flow
             tokens = tokens + mixed
-    expected = flow[:, 0, 1:].reshape(-1, 1, 3, 3).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    coarse = flow[:, 0, 1:].reshape(-1, 1, rows, columns)
+    expected = nn.functional.interpolate(coarse, (height, width))
     maps = attribute(model, x, y, "attention_rollout", interpolation="nearest").values
     torch.testing.assert_close(maps, expected, rtol=0, atol=1e-5)
     assert torch.isfinite(attribute(model, x, y, "grad_cam").values).all()
@@ -126,3 +129,94 @@ def test_rollout_is_the_product_of_the_attention(batch, functional):
 def test_rollout_names_a_model_without_attention(net, batch):
     with pytest.raises(InputError, match="Sequential no self-attention was seen"):
         attribute(net, *batch, "attention_rollout")
+
+
+class Patches(nn.Module):
+    """Patches of 4×4 pixels that are mixed as tokens (N, T, D), after others, or as a map (N, h, w, D)."""
+
+    def __init__(self, tokens: bool, more: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.patches, self.head = nn.Conv2d(1, 6, 4, 4), nn.Linear(6, 5)
+        self.last, self.tokens, self.more = nn.Identity(), tokens, more
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.patches(x).permute(0, 2, 3, 1)
+        if self.tokens:
+            found = nn.functional.pad(found.flatten(1, 2), (0, 0, self.more, 0))
+        found = self.last(found)
+        return self.head(found.sin().flatten(1, -2).mean(1))
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(12, 12), (8, 32), (32, 8), (13, 30)])
+def test_patches_lie_where_they_come_from(tokens, height, width):
+    model, y = Patches(tokens).eval(), torch.arange(4)
+    x = torch.rand(4, 1, height, width, generator=torch.Generator().manual_seed(1))
+    coarse = ca.LayerGradCam(model, model.patches).attribute(x, target=y)
+    expected = ca.LayerAttribution.interpolate(coarse, (height, width), "nearest").detach()
+    found = attribute(model, x, y, "grad_cam", layer="last", relu=False, interpolation="nearest").values
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    at = {"steps": 3, "interpolation": "nearest"}
+    torch.testing.assert_close(
+        attribute(model, x, y, "layer_conductance", layer="last", **at).values,
+        attribute(model, x, y, "layer_conductance", layer="patches", **at).values,
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+def test_a_swin_transformers_maps_have_their_channels_last():
+    from torchvision.models import SwinTransformer
+
+    torch.manual_seed(0)
+    model = SwinTransformer([4, 4], 8, [2, 2], [1, 2], [4, 4], num_classes=5).eval()
+    x, y = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
+    coarse = ca.LayerGradCam(model, model.permute).attribute(x, target=y, relu_attributions=True)
+    expected = ca.LayerAttribution.interpolate(coarse, (32, 32), "bilinear").expand_as(x).detach()
+    found = attribute(model, x, y, "grad_cam", layer="norm").values
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.max()))
+
+
+def test_tokens_that_are_no_grid_of_the_images_are_refused():
+    """4×6 patches and two more tokens: 1 + 5×5, but not of a square image."""
+    x = torch.rand(1, 1, 16, 24)
+    assert attribute(Patches(True, 1), x, target=0, method="grad_cam", layer="last").values.isfinite().all()
+    with pytest.raises(InputError, match=r"shape \(1, 26, 6\).* on a grid .* of images \(16, 24\)"):
+        attribute(Patches(True, 2), x, target=0, method="grad_cam", layer="last")
+
+
+def test_a_layer_that_returns_no_tensor_is_named(batch):
+    with pytest.raises(InputError, match=r"MultiheadAttention is used 1 times.*or returns no tensor"):
+        attribute(Transformer(False).eval(), *batch, "grad_cam", layer="blocks.0")
+
+
+class Ungraded(torch.autograd.Function):
+    """A linear layer that tells no gradient, as torch's quantised ones."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.set_materialize_grads(False)
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return None, None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["saliency", "guided_backprop", "deconvolution", "guided_grad_cam", "grad_cam", "layer_conductance"],
+)
+def test_a_model_that_tells_no_gradient_is_refused(name, net, batch):
+    class Quantised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Ungraded.apply(self.net(x), torch.eye(5))
+
+    with pytest.raises(InputError, match=r"logits of Quantised have no gradient at the image.*'occlusion'"):
+        attribute(Quantised(), *batch, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import captum.attr as ca
 import numpy as np
 import pytest
@@ -77,6 +79,19 @@ def test_surrogates_are_captums_with_the_samples_own_seed(net, batch, name, expl
                 x[row : row + 1], target=int(y[row]), feature_mask=QUARTERS, n_samples=40
             )
         torch.testing.assert_close(maps[row : row + 1], expected, rtol=0, atol=1e-5)
+
+
+def test_lime_tells_when_nothing_is_left_of_a_map(net, batch):
+    x, y = batch
+    settings = {"segments": QUARTERS, "n": 40}
+    with pytest.warns(
+        UserWarning, match=r"at alpha=100 the lasso's penalty leaves a map.*lower alpha"
+    ) as told:
+        maps = attribute(net, x, y, "lime", alpha=100.0, **settings).values
+    assert len(told) == 1 and (maps == 0).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert attribute(net, x, y, "lime", alpha=1e-4, **settings).values.flatten(1).any(1).all()
 
 
 def test_kernel_shap_is_exact_on_four_superpixels(net, batch):

@@ -9,7 +9,7 @@ from torch import nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.attribution import attribute, sanity_check
-from saliency_lab.attribution.sanity import layers_from_output
+from saliency_lab.attribution.sanity import layers_from_output, randomise
 from saliency_lab.models import build_model
 
 
@@ -127,3 +127,65 @@ def test_under_inference_mode_it_is_the_same(net, batch):
     with torch.inference_mode():
         found = sanity_check(net, x.clone(), y.clone(), ["saliency", "lrp"])
     pd.testing.assert_frame_equal(found.table, expected.table)
+
+
+class OwnNorm(nn.Module):
+    """A normalisation with a scale and a shift of its own, and no `reset_parameters`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (
+            nn.functional.layer_norm(x, x.shape[1:]) * self.scale[:, None, None] + self.shift[:, None, None]
+        )
+
+
+def own_norm_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3), OwnNorm(4), nn.GELU(), nn.Flatten(), nn.Linear(400, 5)]
+    return nn.Sequential(*layers).eval()
+
+
+def test_a_randomised_scale_does_not_switch_its_layer_off(batch):
+    check = sanity_check(own_norm_net(), *batch, ["saliency"])
+    assert (check.maps["saliency"].abs().amax((2, 3, 4)) > 1e-3).all()
+    assert check.table.notna().all(axis=None)
+
+
+def test_a_randomised_parameter_keeps_its_mean_and_spread():
+    norm = OwnNorm(4000)
+    randomise(norm, 0)
+    assert (norm.scale == 1).all() and (norm.shift == 0).all()
+    with torch.no_grad():
+        norm.scale.copy_(torch.linspace(1.5, 2.5, 4000))
+    before = norm.scale.clone()
+    randomise(norm, 0)
+    assert abs(norm.scale.mean() - 2) < 0.02 and abs(norm.scale.std() / before.std() - 1) < 0.05
+    assert abs(torch.corrcoef(torch.stack([before, norm.scale.detach()]))[0, 1]) < 0.1
+
+
+def test_likenesses_that_are_undefined_are_told(net, batch):
+    check = sanity_check(net, *batch, ["saliency", "constant"])
+    steps = check.table.step.nunique() - 1
+    with pytest.warns(UserWarning, match=rf"are NaN: constant \({6 * steps} of {6 * steps}\)"):
+        summary = check.summary()
+    assert summary.loc["saliency"].notna().all() and summary.loc["constant", "rank_correlation"] != 0
+
+
+def test_default_methods_that_refuse_the_model_are_left_out(batch):
+    model = own_norm_net()
+    with pytest.warns(UserWarning, match="leaves out guided_backprop: .*no.* can be seen.*GELU") as told:
+        check = sanity_check(model, *batch)
+    assert len(told) == 1 and list(check.maps) == ["saliency", "integrated_gradients", "edges"]
+    with pytest.raises(InputError, match="guided_backprop changes the gradient at ReLUs"):
+        sanity_check(model, *batch, ["saliency", "guided_backprop"])
+    with pytest.raises(InputError, match="must return logits"):
+        sanity_check(nn.Sequential(nn.Conv2d(1, 1, 3)), *batch)
+
+
+def test_a_model_whose_modules_are_hidden_is_refused(net, batch):
+    for model in (torch.jit.trace(net, batch[0]), torch.compile(net, backend="eager")):
+        with pytest.raises(InputError, match=r"the model is (scripted|compiled); pass the eager module"):
+            sanity_check(model, *batch, ["saliency"])
