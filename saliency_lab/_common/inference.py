@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from saliency_lab._common.errors import InputError
+from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.memory import keep_memory
 
 
@@ -60,6 +62,28 @@ def gradients_recorded() -> Iterator[None]:
     """Record gradients inside, also where the caller is under `torch.no_grad` or `torch.inference_mode`."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+@contextmanager
+def attention_differentiable_twice() -> Iterator[None]:
+    """Inside, torch computes attention by the one kernel whose gradient has a gradient itself."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def missing_derivatives_told(error: type[SaliencyLabError]) -> Iterator[None]:
+    """Turn torch's word inside that an operation's gradient has no gradient itself into an `error`."""
+    try:
+        yield
+    except RuntimeError as problem:
+        found = re.search(r"derivative for aten::(\w+?)(_backward)? is not implemented", f"{problem}")
+        if found is None:
+            raise
+        raise error(
+            f"the gradient is differentiated here, and torch cannot differentiate that of '{found[1]}'; let "
+            "the model use other operations in its place, such as relu6(x + 3) / 6 for hardsigmoid(x)"
+        ) from problem
 
 
 _UNFIT = (RuntimeError, ValueError, AssertionError)  # what models raise of images they were not made for
