@@ -107,7 +107,8 @@ class ImageData:
     ----------
     name : str
     train, val, test : Split
-        Of one image size. The validation split is cut from the training part; the test part is never touched.
+        Of one image size. The validation split is cut from the training part unless the data have one; the
+        test part is never touched.
     classes : tuple of str
         Label k is the class `classes[k]`.
     """
