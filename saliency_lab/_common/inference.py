@@ -112,6 +112,26 @@ def unfit_images_told(model: nn.Module, x: Tensor) -> Iterator[None]:
         raise
 
 
+def check_input_kept(model: nn.Module, x: Tensor) -> None:
+    """Run one of the images; refuse a model that writes into it, be it what was there before.
+
+    Raises
+    ------
+    InputError
+        Says what would do.
+    """
+    with undisturbed(model), torch.inference_mode(False), torch.no_grad():
+        image = x[:1].detach().to(device_of(model), copy=True)
+        before, version = image.clone(), image._version
+        model(image)
+    if image._version != version or not torch.equal(image, before):
+        raise InputError(
+            f"{type(model).__name__} changes its input in place, so what it looked at is no longer the image "
+            "that it was given; let its forward begin with x = x.clone(), or its first layer be one with "
+            "inplace=False"
+        )
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's parameters and buffers (the CPU if it has neither).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 
@@ -368,6 +369,25 @@ def test_a_model_that_changes_its_input_is_refused(case, method) -> None:
 
 
 def test_images_of_another_type_than_the_models_are_refused(case) -> None:
+def test_a_first_layer_in_place_is_refused_though_it_changes_no_pixel(case) -> None:
+    """A ReLU in place leaves images in [0, 1] as they are, and cannot be differentiated at them."""
+    model = nn.Sequential(nn.ReLU(inplace=True), case.model)
+    with pytest.raises(sl.SaliencyLabError, match=r"changes its input in place.*inplace=False"):
+        sl.attack(model, case.x, case.y, eps=0.02)
+    with torch.inference_mode(), pytest.raises(sl.SaliencyLabError, match="changes its input in place"):
+        sl.robustness_curve(model, case.x.clone(), case.y, eps=(0, 0.02))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_is_refused(case, half) -> None:
+    """The next number above 0.5 is 0.0039 away in bfloat16, an eighth of a ball of 8/255."""
+    for x in (case.x.to(half), case.x.float()):
+        with pytest.raises(sl.SaliencyLabError, match=rf"numbers of {half} .*x\.float\(\)"):
+            sl.attack(copy.deepcopy(case.model).to(half), x, case.y, eps="8/255")
+    with pytest.raises(sl.SaliencyLabError, match=rf"numbers of {half}"):
+        sl.attack(copy.deepcopy(case.model).float(), case.x.to(half), case.y, eps="8/255")
+
+
     with pytest.raises(sl.SaliencyLabError, match=r"computes in torch.float64.*torch.float32; use x\.to"):
         sl.attack(case.model, case.x.float(), case.y, eps=0.02)
 

@@ -465,6 +465,8 @@ def linear(outputs, **kind):
         ({"model": linear(3).requires_grad_(False)}, "nothing to train"),
         ({"model": nn.Flatten()}, "nothing to train"),
         ({"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(3))}, r"'1\.weight' has no shape yet"),
+        ({"model": Centred()}, r"Centred changes its input in place.*x\.clone"),
+        ({"model": nn.Sequential(nn.ReLU(inplace=True), linear(3))}, "in place.*inplace=False"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(9, 3))}, r"fails on images of the shape \(2, 1, 28"),
     ],
 )
