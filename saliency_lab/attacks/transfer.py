@@ -28,8 +28,8 @@ def transfer_attack(
 ) -> AttackResult:
     """Attack `source`, judge the points on `model`: a black-box attack that needs no query of `model`.
 
-    Parameters are those of `attack`. A method with `early_stop` runs without it unless told otherwise:
-    a point deep in the wrong class of one model carries over to another more often.
+    Parameters are those of `attack` without `target`. A method with `early_stop` runs without it unless
+    told otherwise: a point deep in the wrong class of one model carries over to another more often.
 
     Raises
     ------
