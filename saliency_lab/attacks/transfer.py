@@ -53,11 +53,17 @@ def worst_case(*results: AttackResult) -> AttackResult:
     Raises
     ------
     InputError
-        If there is no result, or they differ in images, labels, ε, norm, or in which images are right before
-        the attack.
+        If there is no result, something else, or they differ in images, labels, ε, norm, or in which images
+        are right before the attack.
     """
     if not results:
         raise InputError("worst_case needs at least one result")
+    for result in results:
+        if not isinstance(result, AttackResult):
+            raise InputError(
+                "worst_case takes results of attack, one an argument, such as worst_case(first, second), not "
+                f"{type(result).__name__}"
+            )
     first = results[0]
     for other in results[1:]:
         if other.images != first.images or not (

@@ -250,8 +250,13 @@ def _check_split(label: str, split: Split, num_classes: int) -> None:
 
 
 def _read(dataset: Dataset[Any], label: str) -> Split:
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise InputError(
+            f"{label}: a data set must have a length and items (image, label), which "
+            f"{type(dataset).__name__} lacks; of a DataLoader pass its .dataset"
+        )
     images, labels = [], []
-    for index in range(len(dataset)):  # type: ignore[arg-type]
+    for index in range(len(dataset)):
         item = dataset[index]
         try:
             image, target = item
