@@ -73,7 +73,6 @@ class Fitted:
     weights: dict[str, Tensor]
     validation: Validation
     epochs: int
-    history: list[dict[str, Any]]
     concerns: list[str]
 
 
@@ -187,7 +186,6 @@ class Trainer:
             weights=_cpu_copy(self.judged) if self.best_weights is None else self.best_weights,
             validation=kept,
             epochs=at.epoch,
-            history=at.history,
             concerns=[*self._late_collapse(), *kept.concerns()],
         )
 
