@@ -50,7 +50,7 @@ def bare(nets: dict[str, nn.Module], x: torch.Tensor, y: torch.Tensor) -> None:
         maps = {name: sl.attribute(net, x, y, name, **METHODS[name]) for name in METHODS}
         for metric in METRICS:
             evaluate_many(net, x, y, maps, [metric])
-        sl.robustness_curve(net, x, y, [0.0, *EPS], "pgd", steps=40)
+        sl.robustness_curve(net, x, y, "pgd", eps=[0.0, *EPS], steps=40)
 
 
 def whole(nets: dict[str, nn.Module], x: torch.Tensor, y: torch.Tensor, store: str, **more: Any) -> sl.Study:

@@ -8,6 +8,7 @@ from saliency_lab._common import progress as bars
 from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of, undisturbed
+from saliency_lab._common.plugins import import_object
 from saliency_lab._common.seeding import sample_normal, sample_seeds, sample_uniform
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attribution import attribute
@@ -100,3 +101,9 @@ def test_a_log_gets_whole_lines_now_and_then(capsys, monkeypatch):
 def test_a_setting_that_must_be_given_says_what_it_is():
     with pytest.raises(InputError, match=r"'masks' must be given: `masks` \(N, 1, H, W\)"):
         parse_settings(METRICS["pointing_game"].settings, {}, of="metric 'pointing_game'")
+
+
+@pytest.mark.parametrize("spec", ["./my.py:Net", "models/my:Net", ":Net", "my:", ".my:Net", "my.py"])
+def test_a_path_is_not_taken_for_a_module(spec):
+    with pytest.raises(InputError, match=r"write module:attribute, such as my:Net, not a path"):
+        import_object(spec)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from saliency_lab._common.checks import check_logits
-from saliency_lab._common.errors import InputError
+from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.memory import keep_memory
 
 
@@ -63,6 +65,28 @@ def gradients_recorded() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def attention_differentiable_twice() -> Iterator[None]:
+    """Inside, torch computes attention by the one kernel whose gradient has a gradient itself."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def missing_derivatives_told(error: type[SaliencyLabError]) -> Iterator[None]:
+    """Turn torch's word inside that an operation's gradient has no gradient itself into an `error`."""
+    try:
+        yield
+    except RuntimeError as problem:
+        found = re.search(r"derivative for aten::(\w+?)(_backward)? is not implemented", f"{problem}")
+        if found is None:
+            raise
+        raise error(
+            f"the gradient is differentiated here, and torch cannot differentiate that of '{found[1]}'; let "
+            "the model use other operations in its place, such as relu6(x + 3) / 6 for hardsigmoid(x)"
+        ) from problem
+
+
 _UNFIT = (RuntimeError, ValueError, AssertionError)  # what models raise of images they were not made for
 
 
@@ -87,6 +111,26 @@ def unfit_images_told(model: nn.Module, x: Tensor) -> Iterator[None]:
                 f"{type(model).__name__} does not take images of shape {tuple(x.shape[1:])} (C, H, W): {said}"
             ) from problem
         raise
+
+
+def check_input_kept(model: nn.Module, x: Tensor) -> None:
+    """Run one of the images; refuse a model that writes into it, be it what was there before.
+
+    Raises
+    ------
+    InputError
+        Says what would do.
+    """
+    with undisturbed(model), torch.inference_mode(False), torch.no_grad():
+        image = x[:1].detach().to(device_of(model), copy=True)
+        before, version = image.clone(), image._version
+        model(image)
+    if image._version != version or not torch.equal(image, before):
+        raise InputError(
+            f"{type(model).__name__} changes its input in place, so what it looked at is no longer the image "
+            "that it was given; let its forward begin with x = x.clone(), or its first layer be one with "
+            "inplace=False"
+        )
 
 
 def device_of(model: nn.Module) -> torch.device:

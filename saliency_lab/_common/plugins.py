@@ -20,7 +20,7 @@ def import_object(spec: str) -> Any:
     Raises
     ------
     InputError
-        If the module cannot be imported or has no such attribute.
+        If the text has another form, the module cannot be imported or it has no such attribute.
 
     Examples
     --------
@@ -28,6 +28,8 @@ def import_object(spec: str) -> Any:
     3.141592653589793
     """
     module_name, _, attribute = spec.partition(":")
+    if not attribute or not all(part.isidentifier() for part in module_name.split(".")):
+        raise InputError(f"'{spec}' names no object; write module:attribute, such as my:Net, not a path")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from saliency_lab._common.errors import InputError, unknown_name
@@ -32,15 +32,6 @@ class Registry(Generic[T]):
         if name in self._items:
             raise InputError(f"{self.kind} '{name}' is registered already; choose another name")
         self._items[name] = item
-
-    def register(self, name: str) -> Callable[[T], T]:
-        """Register what is decorated."""
-
-        def decorate(item: T) -> T:
-            self.add(name, item)
-            return item
-
-        return decorate
 
     def __getitem__(self, name: str) -> T:
         try:

@@ -164,9 +164,9 @@ def audit(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
+    method: str | OwnAttack = "pgd",
     *,
     eps: float | str,
-    method: str | OwnAttack = "pgd",
     surrogates: Mapping[str, nn.Module] | None = None,
     budget: Literal["quick", "full"] = "quick",
     seed: int = 0,
@@ -179,7 +179,7 @@ def audit(
 
     Parameters
     ----------
-    model, x, y, eps, method, seed, settings
+    model, x, y, method, eps, seed, settings
         The evaluation in question, as for `attack`.
     surrogates : mapping of str to nn.Module, optional
         Other models to transfer attacks from; without them that item is skipped.

@@ -89,15 +89,15 @@ def robustness_curve(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    eps: Sequence[float | str] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
     method: str | OwnAttack = "pgd",
     *,
+    eps: Sequence[float | str] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
     seed: int = 0,
     **settings: Any,
 ) -> RobustnessCurve:
     """Robust accuracy at each ε; a sample broken at a smaller ε stays broken and is not attacked again.
 
-    Parameters are those of `attack`, with several ε (sorted here).
+    Parameters are those of `attack` without `target`, with several ε (sorted here).
 
     Raises
     ------
@@ -119,10 +119,10 @@ def steps_curve(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
+    method: str = "pgd",
     *,
     eps: float | str,
     steps: Sequence[int] = (0, 1, 2, 5, 10, 20, 50, 100),
-    method: str = "pgd",
     seed: int = 0,
     **settings: Any,
 ) -> RobustnessCurve:
@@ -166,7 +166,7 @@ def minimal_epsilon(
     `tolerance` of an ε at which the attack failed. 0 where the model is wrong on x already; inf where the
     attack fails at `largest`.
 
-    Parameters are those of `attack`, for methods that take one ε a sample.
+    Parameters are those of `attack` without `target`, for methods that take one ε a sample.
 
     Raises
     ------

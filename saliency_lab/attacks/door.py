@@ -13,6 +13,7 @@ from saliency_lab._common.checks import check_images, check_labels, parse_epsilo
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import (
+    check_input_kept,
     chunk_rows,
     device_of,
     dtype_of,
@@ -68,8 +69,8 @@ def attack(
     ------
     InputError
         Images outside [0, 1] or NaN, labels out of range, a negative ε, an unknown method or setting,
-        a model that does not return finite logits of two classes or more, computes in another type than
-        the images', or changes its input in place; a callable that leaves the ball.
+        a model that does not return finite logits of two classes or more, computes in half precision or
+        another type than the images', or changes its input in place; a callable that leaves the ball.
 
     Examples
     --------
@@ -211,7 +212,7 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
 
 
 def check_model(model: nn.Module, x: Tensor) -> None:
-    """Refuse a model of another type than the images', made in inference mode, or that changes its input.
+    """Refuse a model that no point of the ball can be sought on: for its type, or for what it does to x.
 
     Raises
     ------
@@ -219,21 +220,20 @@ def check_model(model: nn.Module, x: Tensor) -> None:
         Says what would do. A changed input would be taken for a point of the ball.
     """
     dtype = dtype_of(model, x.dtype)
+    for half in (dtype, x.dtype):
+        if torch.finfo(half).bits < 32:
+            raise InputError(
+                f"an attack needs float32 or float64: the numbers of {half} lie too far apart for points of "
+                "a small ball; use model.float() and x.float()"
+            )
     if dtype != x.dtype:
         raise InputError(f"the model computes in {dtype}, but the images are {x.dtype}; use x.to({dtype})")
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise InputError(
             "the model was made under torch.inference_mode, so it has no gradients; make or load it outside"
         )
-    with unfit_images_told(model, x), undisturbed(model), torch.no_grad():
-        image = x[:1].detach().to(device_of(model), copy=True)
-        before = image.clone()
-        model(image)
-    if not torch.equal(image, before):
-        raise InputError(
-            f"{type(model).__name__} changes its input in place, so a point that it looked at is no longer "
-            "what was attacked; let its forward begin with x = x.clone()"
-        )
+    with unfit_images_told(model, x):
+        check_input_kept(model, x)
 
 
 def check_source(source: nn.Module, x: Tensor, classes: int, *, name: str) -> None:

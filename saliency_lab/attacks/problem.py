@@ -13,7 +13,7 @@ from saliency_lab.attacks.ascent import Norm
 class Problem:
     """Samples to attack: images x (N, C, H, W), labels y (N,), targets (N,) or none, one ε each (N,).
 
-    `logits` (N, K) are the model's on x; `seeds(purpose)` gives one seed a sample.
+    `logits` (N, K) are the model's on x; `seed` is that of every draw.
     """
 
     model: nn.Module

@@ -29,6 +29,7 @@ from saliency_lab._common.seeding import (
 )
 from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.ascent import Norm, project
+from saliency_lab.attacks.gradient import warn_of_no_gradient
 from saliency_lab.attacks.problem import Outcome, Problem
 
 _SILENT = logging.getLogger("saliency_lab.pyautoattack")
@@ -181,9 +182,15 @@ class _Search:
         self.queries = torch.zeros(len(problem.x), dtype=torch.long, device=problem.x.device)
 
     def model(self, x: Tensor) -> Tensor:
-        """Float32 logits, as the library computes in, in a tensor of their own, since it writes into it."""
+        """Float32 logits, as the library computes in, in a tensor of their own, since it writes into it.
+
+        The sum of no pixels is added, which is 0 and has a gradient of 0: the library takes it for granted
+        that there is one.
+        """
         logits = self.problem.model(x.to(self.problem.x.dtype))
-        return logits.to(torch.float32, copy=True)
+        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            warn_of_no_gradient()
+        return logits.to(torch.float32) + x.flatten(1)[:, :0].sum(1, keepdim=True)
 
     def open_rows(self) -> Tensor:
         """Samples that no run has broken yet."""

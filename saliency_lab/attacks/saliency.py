@@ -19,7 +19,15 @@ from torch.overrides import TorchFunctionMode
 
 from saliency_lab._common.checks import check_images, parse_epsilon
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, predict, undisturbed
+from saliency_lab._common.inference import (
+    attention_differentiable_twice,
+    chunk_rows,
+    device_of,
+    gradients_recorded,
+    missing_derivatives_told,
+    predict,
+    undisturbed,
+)
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Epsilon, Settings, parse_settings
@@ -143,7 +151,7 @@ def attack_map(
     ------
     InputError
         As `attack`; also if the smoothed model's map still has no gradient (a piecewise linear model without
-        ReLUs).
+        ReLUs), or torch cannot differentiate it (a hard sigmoid).
     """
     begun = time.perf_counter()
     if goal not in ("top_k", "mass_centre"):
@@ -159,6 +167,8 @@ def attack_map(
     with (
         preserved_rng(derive_seed(seed, "attack_map")),
         gradients_recorded(),
+        attention_differentiable_twice(),
+        missing_derivatives_told(InputError),
         undisturbed(model),
         progress(label=goal, total=len(images)) as bar,
     ):

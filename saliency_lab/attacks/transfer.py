@@ -28,8 +28,8 @@ def transfer_attack(
 ) -> AttackResult:
     """Attack `source`, judge the points on `model`: a black-box attack that needs no query of `model`.
 
-    Parameters are those of `attack`. A method with `early_stop` runs without it unless told otherwise:
-    a point deep in the wrong class of one model carries over to another more often.
+    Parameters are those of `attack` without `target`. A method with `early_stop` runs without it unless
+    told otherwise: a point deep in the wrong class of one model carries over to another more often.
 
     Raises
     ------
@@ -53,11 +53,17 @@ def worst_case(*results: AttackResult) -> AttackResult:
     Raises
     ------
     InputError
-        If there is no result, or they differ in images, labels, ε, norm, or in which images are right before
-        the attack.
+        If there is no result, something else, or they differ in images, labels, ε, norm, or in which images
+        are right before the attack.
     """
     if not results:
         raise InputError("worst_case needs at least one result")
+    for result in results:
+        if not isinstance(result, AttackResult):
+            raise InputError(
+                "worst_case takes results of attack, one an argument, such as worst_case(first, second), not "
+                f"{type(result).__name__}"
+            )
     first = results[0]
     for other in results[1:]:
         if other.images != first.images or not (

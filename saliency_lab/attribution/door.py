@@ -173,9 +173,7 @@ def _passes(
 ) -> Iterator[tuple[slice, Explained]]:
     """What the method finds for the images `x`, pass by pass."""
     device, dtype = device_of(model), dtype_of(model)
-    precise = torch.promote_types(
-        dtype, torch.float32
-    )  # draws are keyed by images, whatever the model's type
+    precise = torch.promote_types(dtype, torch.float32)  # keys do not hang on the model's type
     size = pass_rows(x.shape, device, backward=True)
     with progress(label=name, total=len(x)) as bar:
         for start in range(0, len(x), size):

@@ -87,9 +87,9 @@ class Attributions:
         settings = self.settings
         if not self.own and self.method in METHODS:
             settings = settings_of_rows(self.method, settings, torch.arange(len(self))[rows])
-        return replace(
-            self, values=self.values[rows], classes=self.classes[rows], total=total, settings=settings
-        )
+        values, classes = self.values[rows], self.classes[rows]
+        told = {key: value for key, value in self.provenance.items() if key != "images"}  # of the whole
+        return replace(self, values=values, classes=classes, total=total, settings=settings, provenance=told)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values.numpy(), dtype=dtype, copy=copy)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 Checkpoints = Annotated[
     list[Path],
     typer.Argument(
-        metavar="MODEL", help="Folders of trained models, as `train` leaves them.", show_default=False
+        metavar="MODEL",
+        help="Folders of trained models, as `train` leaves them, or a name of `saliency-lab list zoo`.",
+        show_default=False,
     ),
 ]
 DataName = Annotated[

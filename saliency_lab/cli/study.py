@@ -25,7 +25,11 @@ Page = Annotated[
 ]
 StudyData = Annotated[
     str | None,
-    typer.Option("--data", help="Another data set than the file's; image_folder: its images, in folders."),
+    typer.Option(
+        "--data",
+        help="Another data set, by name; image_folder reads the study's own images from train/CLASS and "
+        "test/CLASS under --data-root.",
+    ),
 ]
 StudyDevice = Annotated[
     str,
@@ -76,7 +80,9 @@ def study(
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(help="A bundled study: mnist, cifar10, ... (recipes/studies).")],
+    name: Annotated[
+        str, typer.Argument(help="A bundled study: mnist, cifar10, ... (`saliency-lab list studies`).")
+    ],
     quick: Annotated[bool, typer.Option("--quick", help="The short form, minutes on two cores.")] = False,
     out: Store = None,
     page: Page = None,

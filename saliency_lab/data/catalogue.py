@@ -26,12 +26,15 @@ Parts = tuple[Split, Split, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Entry:
-    """A named data set: how it is read from a root folder, and where its files would be."""
+    """A named data set: how it is read from a root folder, and where its files would be.
+
+    `read` is None for "image_folder", which `read_image_folder` reads.
+    """
 
     description: str
     image: str
     classes: str
-    read: Callable[[Path, bool], Parts]
+    read: Callable[[Path, bool], Parts] | None
     files: Callable[[Path], Path] | None
 
 
@@ -85,7 +88,7 @@ DATASETS.add(
         "your own files, train/CLASS/* and test/CLASS/*, in a folder or a .zip",
         "any",
         "any",
-        lambda root, download: read_image_folder(root),
+        None,
         lambda root: root / "train",
     ),
 )
@@ -117,7 +120,8 @@ def load_dataset(
     download
         Fetch the files if they are missing; only then is the network used.
     val_fraction
-        Share of the training part that becomes the validation split; the test part is never touched.
+        Share of the training part that becomes the validation split; the test part is never touched. An
+        "image_folder" that holds `val/CLASS/*` has its validation split there, and none is cut.
     seed
         Chooses the validation images.
     image_size
@@ -137,10 +141,12 @@ def load_dataset(
     """
     where = data_root(root)
     entry = DATASETS[name]
-    if image_size is None:
+    if entry.read is None:
+        train, val, test, classes = read_image_folder(where, image_size)
+        if val is not None:
+            return ImageData(name, train, val, test, classes)
+    elif image_size is None:
         train, test, classes = entry.read(where, download)
-    elif name == "image_folder":
-        train, test, classes = read_image_folder(where, image_size)
     else:
         raise InputError(f"image_size goes with 'image_folder'; the images of '{name}' are {entry.image}")
     return split_off_validation(name, train, test, classes, val_fraction, seed)

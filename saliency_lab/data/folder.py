@@ -10,6 +10,7 @@ import stat
 import warnings
 import zipfile
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from saliency_lab.data.pictures import eight_bit, is_grey
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 LAYOUT = "train/CLASS/*.jpg and test/CLASS/*.jpg (or .png, .bmp, .webp …)"
+_PARTS = ("train", "test", "val")
 
 Listing = dict[str, tuple[int, int]]
 """Path within the root ("train/CLASS/NAME") → what changes when the file does."""
@@ -33,9 +35,10 @@ Listing = dict[str, tuple[int, int]]
 
 def read_image_folder(
     root: Path, image_size: int | tuple[int, int] | None = None
-) -> tuple[Split, Split, tuple[str, ...]]:
+) -> tuple[Split, Split | None, Split, tuple[str, ...]]:
     """Read train/CLASS/* and test/CLASS/* from a folder or a .zip file; decoded on the first call only.
 
+    The second of train, val and test is None unless there is val/CLASS/* too.
     Grey if every image is, else RGB; 16-bit grey is scaled to 8 bits. The decoded uint8 arrays are kept
     in `.saliency_lab` beside `root` (in the user's cache folder if that place cannot be written), keyed
     by the listing; those of an earlier listing are deleted.
@@ -45,11 +48,15 @@ def read_image_folder(
     DataNotFoundError
         If the root is missing, is not laid out so, or an image is damaged.
     InputError
-        If a class is empty in one part, sizes differ and no `image_size` is given, or an image has pixels
-        of 32 bits.
+        If a class is empty in one part, sizes differ and no `image_size` is given, `image_size` is none, or
+        an image has pixels of 32 bits.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if size is not None and not (len(size) == 2 and min(size) >= 1):
+    if size is not None and not (
+        isinstance(size, tuple | list)
+        and len(size) == 2
+        and all(isinstance(side, Integral) and side >= 1 for side in size)
+    ):
         raise InputError(f"image_size must be one positive number or (height, width), not {image_size!r}")
     if root.is_dir():
         return _load(root, _list_folder(root), lambda name: (root / name).read_bytes(), size)
@@ -69,7 +76,7 @@ def read_image_folder(
 
 def _list_folder(root: Path) -> Listing:
     listing: Listing = {}
-    for part in ("train", "test"):
+    for part in _PARTS:
         for folder in sorted(path for path in (root / part).glob("*") if path.is_dir()):
             with os.scandir(folder) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
@@ -89,30 +96,33 @@ def _list_zip(archive: zipfile.ZipFile) -> Listing:
         for info in sorted(archive.infolist(), key=lambda info: info.filename)
         if info.filename.lower().endswith(SUFFIXES)
         and info.filename.count("/") == 2
-        and info.filename.startswith(("train/", "test/"))
+        and info.filename.startswith(tuple(f"{part}/" for part in _PARTS))
     }
 
 
 def _load(
     root: Path, listing: Listing, read: Callable[[str], bytes], size: tuple[int, int] | None
-) -> tuple[Split, Split, tuple[str, ...]]:
-    names = {part: [name for name in listing if name.startswith(f"{part}/")] for part in ("train", "test")}
+) -> tuple[Split, Split | None, Split, tuple[str, ...]]:
+    names = {part: [name for name in listing if name.startswith(f"{part}/")] for part in _PARTS}
+    if not names["val"]:
+        del names["val"]
     found = {part: {name.split("/")[1] for name in names[part]} for part in names}
     if not found["train"] or not found["test"]:
         missing = "train" if not found["train"] else "test"
         raise DataNotFoundError(f"'{root}' holds no images under {missing}/CLASS/; it must hold {LAYOUT}")
-    for empty in sorted(found["train"] ^ found["test"]):
-        part = "test" if empty in found["train"] else "train"
-        raise InputError(
-            f"class '{empty}' of '{root}' has no images in {part}/; add some or delete the class"
-        )
-    classes = sorted(found["train"])
+    classes = sorted({label for labels in found.values() for label in labels})
+    for label in classes:
+        for part in found:
+            if label not in found[part]:
+                raise InputError(
+                    f"class '{label}' of '{root}' has no images in {part}/; add some or delete the class"
+                )
     images = _cached(root, names, read, size, fingerprint(list(listing.items()), size))
-    splits = [
-        Split(images[part], torch.tensor([classes.index(name.split("/")[1]) for name in names[part]]))
-        for part in ("train", "test")
-    ]
-    return splits[0], splits[1], tuple(classes)
+    splits = {
+        part: Split(images[part], torch.tensor([classes.index(name.split("/")[1]) for name in names[part]]))
+        for part in names
+    }
+    return splits["train"], splits.get("val"), splits["test"], tuple(classes)
 
 
 def _cached(

@@ -113,7 +113,8 @@ class ImageData:
     ----------
     name : str
     train, val, test : Split
-        Of one image size. The validation split is cut from the training part; the test part is never touched.
+        Of one image size. The validation split is cut from the training part unless the data have one; the
+        test part is never touched.
     classes : tuple of str
         Label k is the class `classes[k]`.
     """
@@ -256,8 +257,13 @@ def _check_split(label: str, split: Split, num_classes: int) -> None:
 
 
 def _read(dataset: Dataset[Any], label: str) -> Split:
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise InputError(
+            f"{label}: a data set must have a length and items (image, label), which "
+            f"{type(dataset).__name__} lacks; of a DataLoader pass its .dataset"
+        )
     images, labels = [], []
-    for index in range(len(dataset)):  # type: ignore[arg-type]
+    for index in range(len(dataset)):
         item = dataset[index]
         try:
             image, target = item

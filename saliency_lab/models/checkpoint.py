@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_weights
 from safetensors.torch import save as serialise_weights
-from torch import nn
+from torch import Tensor, nn
 
-from saliency_lab._common.errors import CheckpointError, SaliencyLabError
+from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, write_json
 from saliency_lab._common.inference import named_device
 from saliency_lab._common.provenance import versions
@@ -35,6 +35,11 @@ def save_model(model: nn.Module, folder: str | Path, card: ModelCard | None = No
 
     Without `card`, the model's own (`model.card`) is used as far as it still holds: if the weights are no
     longer those it tells of, only what describes the architecture, and if that is another one, nothing.
+
+    Raises
+    ------
+    InputError
+        If the model's state holds what is no tensor, as a quantised one's does.
     """
     folder = Path(folder)
     weights = _weights(model)
@@ -51,10 +56,17 @@ def put_card(model: nn.Module, card: ModelCard) -> None:
 
 
 def _weights(model: nn.Module) -> bytes:
+    state = model.state_dict()
+    for name, held in state.items():
+        if not isinstance(held, Tensor):
+            raise InputError(
+                f"the state of {type(model).__name__} holds '{name}', which is no tensor but a "
+                f"{type(held).__name__}; a checkpoint holds tensors, so save the model this one was made from"
+            )
     return serialise_weights(
         {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in model.state_dict().items()
+            for name, tensor in state.items()
         }
     )
 
@@ -118,9 +130,14 @@ def load_model(
         If a file is missing, damaged or does not match its card, or the weights are of another
         architecture; `model` is then as it was.
     InputError
-        If the device is not here.
+        If the device is not here, or `model` is no torch module.
     """
     device = named_device(device)
+    if model is not None and not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise InputError(
+            f"model must be a torch.nn.Module to load the weights into, not {what}; make one first"
+        )
     weights_path = _weights_of(Path(path))
     card_path = weights_path.with_suffix(".json")
     try:

@@ -276,7 +276,8 @@ def _training_seconds(recipe: Recipe, data: ImageData, device: str) -> float:
     short = load_recipe(recipe, {"training.epochs": 1, "validation.images": 10, "validation.steps": 1})
     order = stratified_order(data.train.labels, 0, "plan")
     steps, taken = [], []
-    logging.disable(logging.INFO)
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.INFO))
     try:
         for wanted in (_TIMED_STEPS[0], *_TIMED_STEPS):
             few = data.train.select(order[: wanted * recipe.training.batch_size])
@@ -286,7 +287,7 @@ def _training_seconds(recipe: Recipe, data: ImageData, device: str) -> float:
             taken.append(time.perf_counter() - started)
             steps.append(len(few) // recipe.training.batch_size)
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
     _, short_time, long_time = taken  # the first run warms up
     step = (long_time - short_time) / max(steps[-1] - steps[0], 1)
     if step <= 0:  # the machine was busy with other work in the shorter one

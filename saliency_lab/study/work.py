@@ -317,7 +317,7 @@ def compute_attack(
     """Attack at every ε; the content of an "attack" cell: `robust` (ε, sample)."""
     started = time.perf_counter()
     attack: Any = request.what
-    curve = robustness_curve(model, sample.x, sample.y, list(eps), attack, seed=seed, **request.settings)
+    curve = robustness_curve(model, sample.x, sample.y, attack, eps=list(eps), seed=seed, **request.settings)
     info = {
         "eps": list(eps),
         "norm": curve.norm,

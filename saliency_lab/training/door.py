@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.fingerprints import model_fingerprint
-from saliency_lab._common.inference import predict
+from saliency_lab._common.inference import check_input_kept, predict
 from saliency_lab._common.plugins import import_module, import_object, made
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.data import ImageData, load_dataset
@@ -159,6 +159,7 @@ def _check_own(model: nn.Module, data: ImageData) -> int:
     try:
         with preserved_rng(0):
             logits = predict(copy.deepcopy(model), x)
+            check_input_kept(copy.deepcopy(model), x)
     except SaliencyLabError:
         raise
     except Exception as error:

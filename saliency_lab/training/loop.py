@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
+from saliency_lab._common.inference import missing_derivatives_told
 from saliency_lab._common.memory import freed_memory_kept
 from saliency_lab._common.progress import no_progress, progress, watched
 from saliency_lab._common.seeding import derive_seed, generator
@@ -72,7 +73,6 @@ class Fitted:
     weights: dict[str, Tensor]
     validation: Validation
     epochs: int
-    history: list[dict[str, Any]]
     concerns: list[str]
 
 
@@ -186,7 +186,6 @@ class Trainer:
             weights=_cpu_copy(self.judged) if self.best_weights is None else self.best_weights,
             validation=kept,
             epochs=at.epoch,
-            history=at.history,
             concerns=[*self._late_collapse(), *kept.concerns()],
         )
 
@@ -260,7 +259,8 @@ class Trainer:
                 f"{ {term: tuple(value.shape) for term, value in terms.items()} }"
             )
         self.optimizer.zero_grad()
-        self.fabric.backward(sum(terms.values()), inputs=self.parameters)
+        with missing_derivatives_told(TrainingError):
+            self.fabric.backward(sum(terms.values()), inputs=self.parameters)
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.net)

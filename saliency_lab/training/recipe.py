@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
@@ -252,9 +253,16 @@ def _extended(path: Path, base: str) -> tuple[Path, ...]:
     """Files that `extends = base` in `path` means."""
     beside = path.parent / f"{base.removesuffix('.toml')}.toml"
     part = recipes_folder() / f"{base}.toml"
-    if beside.is_file() or not (part.is_file() or base in _bundled()):
+    if beside.is_file():
         return (beside,)
-    return (part,) if part.is_file() else _bundled()[base]
+    if part.is_file():
+        return (part,)
+    if base in _bundled():
+        return _bundled()[base]
+    parts = [f"{kind}/{name}" for kind in ("tasks", "objectives") for name in _parts(kind)]
+    near = difflib.get_close_matches(base, [*_bundled(), *parts], n=1, cutoff=0.6)
+    hint = f"did you mean '{near[0]}'?" if near else "list_recipes() names the bundled ones"
+    raise RecipeError(f"there is no recipe file '{beside}', which '{path}' extends; {hint}")
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

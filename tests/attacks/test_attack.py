@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 
@@ -325,13 +326,13 @@ def test_a_callers_mode_without_gradients_changes_nothing(case, method, context,
 def test_a_callers_mode_does_not_stop_a_targeted_loss_or_a_curve(case) -> None:
     target = (case.y + 1) % 5
     plain = sl.attack(case.model, case.x, case.y, eps=0.02, steps=3, target=target)
-    curve = sl.robustness_curve(case.model, case.x, case.y, (0, 0.02), steps=3, loss="kl")
+    curve = sl.robustness_curve(case.model, case.x, case.y, eps=(0, 0.02), steps=3, loss="kl")
     smallest = sl.attacks.minimal_epsilon(case.model, case.x, case.y, steps=3, tolerance=0.01)
     with torch.inference_mode():
         x, y = case.x.clone(), case.y.clone()
         found = sl.attack(case.model, x, y, eps=0.02, steps=3, target=target.clone())
         assert torch.equal(found.adversarial, plain.adversarial)
-        again = sl.robustness_curve(case.model, x, y, (0, 0.02), steps=3, loss="kl")
+        again = sl.robustness_curve(case.model, x, y, eps=(0, 0.02), steps=3, loss="kl")
         assert torch.equal(again.robust, curve.robust)
         assert torch.equal(sl.attacks.minimal_epsilon(case.model, x, y, steps=3, tolerance=0.01), smallest)
 
@@ -365,6 +366,25 @@ def test_a_model_that_changes_its_input_is_refused(case, method) -> None:
     with pytest.raises(sl.SaliencyLabError, match="changes its input in place"):
         sl.transfer_attack(case.model, InPlace(case.model), case.x, case.y, eps=0.02)
     assert torch.equal(case.x, kept)
+
+
+def test_a_first_layer_in_place_is_refused_though_it_changes_no_pixel(case) -> None:
+    """A ReLU in place leaves images in [0, 1] as they are, and cannot be differentiated at them."""
+    model = nn.Sequential(nn.ReLU(inplace=True), case.model)
+    with pytest.raises(sl.SaliencyLabError, match=r"changes its input in place.*inplace=False"):
+        sl.attack(model, case.x, case.y, eps=0.02)
+    with torch.inference_mode(), pytest.raises(sl.SaliencyLabError, match="changes its input in place"):
+        sl.robustness_curve(model, case.x.clone(), case.y, eps=(0, 0.02))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_is_refused(case, half) -> None:
+    """The next number above 0.5 is 0.0039 away in bfloat16, an eighth of a ball of 8/255."""
+    for x in (case.x.to(half), case.x.float()):
+        with pytest.raises(sl.SaliencyLabError, match=rf"numbers of {half} .*x\.float\(\)"):
+            sl.attack(copy.deepcopy(case.model).to(half), x, case.y, eps="8/255")
+    with pytest.raises(sl.SaliencyLabError, match=rf"numbers of {half}"):
+        sl.attack(copy.deepcopy(case.model).float(), case.x.to(half), case.y, eps="8/255")
 
 
 def test_images_of_another_type_than_the_models_are_refused(case) -> None:

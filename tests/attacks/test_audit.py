@@ -38,6 +38,14 @@ class RoundedLogits(Loud):
         return (2 * self.inner(x)).round() / 2
 
 
+class WithoutGraph(Loud):
+    """A forward that records nothing to differentiate."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
 class Noisy(Loud):
     """Dropout left on for good: eval() does not reach the functional call."""
 
@@ -64,6 +72,12 @@ class Probabilities(Loud):
         (Loud, 0.1, {"rescaled logits", "AutoAttack", "vanished gradients"}),
         (Quantised, 0.1, {"vanished gradients", "black box"}),
         (RoundedLogits, 0.1, {"vanished gradients", "black box"}),
+        pytest.param(
+            WithoutGraph,
+            0.1,
+            {"vanished gradients", "black box"},
+            marks=pytest.mark.filterwarnings("ignore:the model's logits have no gradient"),
+        ),
         (Noisy, 0.1, {"determinism"}),
         (Shattered, 0.1, {"black box"}),
         (Probabilities, 0.1, {"units and outputs"}),

@@ -15,7 +15,7 @@ from saliency_lab.attacks import minimal_epsilon, steps_curve
 
 def test_curve_against_single_attacks(case) -> None:
     eps = (0.02, 0, "1/255", 0.05)
-    curve = sl.robustness_curve(case.model, case.x, case.y, eps, steps=5, seed=2)
+    curve = sl.robustness_curve(case.model, case.x, case.y, eps=eps, steps=5, seed=2)
     assert curve.at == (0.0, 1 / 255, 0.02, 0.05)
     assert torch.equal(curve.robust[0], torch.tensor([True] * 5 + [False] * 2))
     assert not (curve.robust[1:] & ~curve.robust[:-1]).any()
@@ -26,7 +26,7 @@ def test_curve_against_single_attacks(case) -> None:
 
 
 def test_table_has_wilson_intervals(case) -> None:
-    curve = sl.robustness_curve(case.model, case.x, case.y, (0, 0.01), steps=2)
+    curve = sl.robustness_curve(case.model, case.x, case.y, eps=(0, 0.01), steps=2)
     table = curve.table()
     assert list(table) == ["eps", "accuracy", "low", "high", "n"]
     expected = binomtest(5, 7).proportion_ci(0.95, method="wilson")
@@ -38,9 +38,9 @@ def test_table_has_wilson_intervals(case) -> None:
 
 def test_empty_eps_and_typos_are_refused(case) -> None:
     with pytest.raises(sl.SaliencyLabError, match="at least one radius"):
-        sl.robustness_curve(case.model, case.x, case.y, ())
+        sl.robustness_curve(case.model, case.x, case.y, eps=())
     with pytest.raises(sl.SaliencyLabError, match="did you mean 'restarts'"):
-        sl.robustness_curve(case.model, case.x, case.y, (0.1,), restart=2)
+        sl.robustness_curve(case.model, case.x, case.y, eps=(0.1,), restart=2)
 
 
 def test_steps_curve(case) -> None:
@@ -103,3 +103,13 @@ def test_steps_from_numpy_are_integers_too(case) -> None:
 def test_steps_are_integers(case, steps) -> None:
     with pytest.raises(sl.SaliencyLabError, match="integers ≥ 0"):
         steps_curve(case.model, case.x, case.y, eps=0.1, steps=steps)
+
+
+def test_the_method_is_the_fourth_argument_everywhere(case) -> None:
+    given = (case.model, case.x, case.y, "bim")
+    assert sl.attack(*given, eps=0.02, steps=1).method == "bim"
+    assert sl.robustness_curve(*given, eps=(0, 0.02), steps=1).method == "bim"
+    assert steps_curve(*given, eps=0.02, steps=(0, 1)).method == "bim"
+    assert sl.transfer_attack(case.model, *given, eps=0.02, steps=1).method == "bim"
+    few = (case.model.float(), case.x[:2].float(), case.y[:2], "noise")
+    assert sl.audit(*few, eps=1e-6, draws=1).audited.method == "noise"

@@ -188,3 +188,41 @@ def test_a_relu_under_two_names_is_smoothed_under_both() -> None:
     assert torch.equal(
         smoothed(nn.Sequential(a, relu, b, relu), beta=5.0)(x), nn.Sequential(a, soft, b, soft)(x)
     )
+
+
+class Attention(nn.Module):
+    """One head over sixteen patches, by torch's own function or written out."""
+
+    def __init__(self, *, written_out: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.out = nn.Conv2d(1, 12, 2, 2), nn.Linear(4, 5)
+        self.written_out = written_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.patches(x).flatten(2).transpose(1, 2).contiguous().chunk(3, dim=2)
+        if self.written_out:
+            mixed = (q @ k.transpose(1, 2) / 2).softmax(2) @ v  # the square root of 4 features
+        else:
+            mixed = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        return self.out(mixed.square().mean(1))
+
+
+def test_attention_is_attacked_as_when_it_is_written_out() -> None:
+    x = torch.rand(3, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found, expected = (
+        attack_map(Attention(written_out=way).double(), x, eps=0.1, steps=3) for way in (False, True)
+    )
+    assert (found.distance > 0).any()
+    torch.testing.assert_close(found.adversarial, expected.adversarial)
+    torch.testing.assert_close(found.maps_after, expected.maps_after)
+
+
+def test_an_operation_that_cannot_be_differentiated_twice_is_named() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Hardsigmoid(), nn.Linear(4, 3), nn.Softplus())
+    with pytest.raises(
+        sl.SaliencyLabError, match=r"differentiate that of 'hardsigmoid'.*relu6\(x \+ 3\) / 6"
+    ):
+        attack_map(model, torch.rand(2, 1, 4, 4), eps=0.1, steps=2)
+    z = torch.linspace(-4, 4, 9)
+    torch.testing.assert_close(F.relu6(z + 3) / 6, F.hardsigmoid(z))  # what the message says will do

@@ -156,6 +156,32 @@ def test_nothing_is_printed(trained, batch, capsys, caplog) -> None:
     assert out.out == "" and caplog.text == ""
 
 
+def test_a_model_without_gradients_is_told_and_left_to_square(trained, batch) -> None:
+    """APGD and FAB-T see nothing and say so: what the ensemble breaks is what APGD's start and Square do."""
+
+    class WithoutGraph(torch.nn.Module):
+        @torch.no_grad()
+        def forward(self, x):
+            return trained(x)
+
+    class GraphOfAnother(torch.nn.Module):
+        """As a layer without a backward pass leaves it."""
+
+        def forward(self, x):
+            return trained(x.detach().requires_grad_())
+
+    x, y = batch[0][:8], batch[1][:8]
+    for method in ("apgd_ce", "fab_t"):
+        assert sl.attack(GraphOfAnother(), x, y, method, eps=0.01, steps=2).robust.any()
+    blind = WithoutGraph()
+    with pytest.warns(UserWarning, match="no gradient at the image.*'square'"):
+        assert sl.attack(blind, x, y, "apgd_ce", eps=0.12, steps=3).clean_accuracy > 0.5
+    with pytest.warns(UserWarning, match="no gradient at the image.*'square'"):
+        whole = sl.attack(blind, x, y, "autoattack", eps=0.12, steps=3, target_classes=1, queries=100)
+    alone = sl.attack(blind, x, y, "square", eps=0.12, queries=100)
+    assert alone.success.any() and not (whole.robust & ~alone.robust).any()
+
+
 def test_too_few_classes_are_refused(batch) -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 3))
     x = batch[0][:2]

@@ -58,6 +58,8 @@ def test_worst_case_refuses_to_mix(case) -> None:
         worst_case(same, alike)
     with pytest.raises(sl.SaliencyLabError, match="at least one"):
         worst_case()
+    with pytest.raises(sl.SaliencyLabError, match=r"one an argument.*not list"):
+        worst_case([small, small])
 
 
 def test_worst_case_of_targeted_results_counts_every_success(trained, batch) -> None:

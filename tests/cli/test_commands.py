@@ -101,6 +101,18 @@ def test_every_verb_has_help(verb):
     assert verb in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("verb", "where"),
+    [
+        ("score", "or a name of `saliency-lab list zoo`"),
+        ("reproduce", "(`saliency-lab list studies`)"),
+        ("reproduce", "from train/CLASS and test/CLASS under --data-root"),
+    ],
+)
+def test_the_help_says_where_names_and_images_are(verb, where):
+    assert where in " ".join(call(verb, "--help").stdout.replace("│", " ").split())
+
+
 def test_the_help_knows_every_verb():
     listed = call("--help").stdout
     for command in app.registered_commands:

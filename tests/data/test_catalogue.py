@@ -141,6 +141,15 @@ def test_damaged_files_are_not_called_unfetched(tiny_mnist: tuple[Path, list[np.
         sl.load_dataset("mnist", root, download=True)
 
 
+def test_damage_that_torchvision_has_no_words_for_is_told(tiny_mnist: tuple[Path, list[np.ndarray]]) -> None:
+    """A type that IDX has not, in a file of the right length: a bare AssertionError."""
+    root, _ = tiny_mnist
+    path = root / "MNIST" / "raw" / NAMES[1]
+    path.write_bytes(b"\0\0\7" + path.read_bytes()[3:])
+    with pytest.raises(DataNotFoundError, match=r"damaged: \w*Error\. Delete that folder"):
+        sl.load_dataset("mnist", root)
+
+
 def test_the_root_is_argument_then_variable_then_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SALIENCY_LAB_DATA", "/somewhere")
     assert data_root("here") == Path("here")

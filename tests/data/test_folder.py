@@ -51,6 +51,29 @@ def test_pixels_and_labels_are_those_of_the_files(
     assert data.test.labels.tolist() == [0] * 6 + [1] * 6
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_validation_part_of_ones_own_is_the_validation_split(
+    pictures: tuple[Path, dict[str, np.ndarray]], zipped: bool
+) -> None:
+    root, arrays = pictures
+    given = _zip(root, root.with_suffix(".zip")) if zipped else root
+    cut = sl.load_dataset("image_folder", given)
+    assert len(cut.train) + len(cut.val) == 12
+    for label, value in (("cat", 7), ("dog", 9)):
+        (root / "val" / label).mkdir(parents=True)
+        Image.fromarray(np.full((5, 7, 3), value, np.uint8)).save(root / "val" / label / "0.png")
+    data = sl.load_dataset("image_folder", _zip(root, given) if zipped else root)
+    assert data.val.images.flatten(1).unique(dim=1).tolist() == [[7], [9]]
+    assert data.val.labels.tolist() == [0, 1]
+    expected = [arrays[f"train/{label}/{index}.png"] for label in data.classes for index in range(6)]
+    assert np.array_equal(data.train.images.permute(0, 2, 3, 1).numpy(), np.stack(expected))
+    assert torch.equal(data.test.images, cut.test.images)
+    (root / "val" / "dog" / "0.png").unlink()
+    (root / "val" / "dog").rmdir()
+    with pytest.raises(InputError, match=r"class 'dog' .* has no images in val"):
+        sl.load_dataset("image_folder", _zip(root, given) if zipped else root)
+
+
 def test_images_are_decoded_once(
     pictures: tuple[Path, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,8 +183,9 @@ def test_another_size_is_an_error_that_names_the_file_unless_a_size_is_given(
     with pytest.raises(InputError, match=r"train/dog/3.png' .* is 9×7, the first one 5×7.*image_size"):
         sl.load_dataset("image_folder", root)
     assert sl.load_dataset("image_folder", root, image_size=(8, 6)).input_shape == (3, 8, 6)
-    with pytest.raises(InputError, match="image_size must be"):
-        sl.load_dataset("image_folder", root, image_size=0)
+    for size in (0, "16", (8, "6"), (8, 6, 3)):
+        with pytest.raises(InputError, match="image_size must be"):
+            sl.load_dataset("image_folder", root, image_size=size)
 
 
 def test_a_damaged_image_is_named(pictures: tuple[Path, dict[str, np.ndarray]]) -> None:

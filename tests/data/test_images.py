@@ -171,6 +171,14 @@ def test_tensors_stay_what_they_are_and_a_given_validation_set_is_used() -> None
     assert data.classes == ("a", "b", "c", "d")
 
 
+def test_what_is_no_data_set_of_items_is_said() -> None:
+    pairs = TensorDataset(torch.rand(20, 1, 4, 4), torch.arange(20) % 2)
+    with pytest.raises(InputError, match=r"custom, train: .* DataLoader lacks; .*\.dataset"):
+        ImageData.from_datasets(DataLoader(pairs), pairs)
+    with pytest.raises(InputError, match=r"custom, test: .* list_iterator lacks"):
+        ImageData.from_datasets(pairs, iter([]))
+
+
 def test_the_fingerprint_is_of_the_content() -> None:
     images, labels = torch.rand(20, 1, 4, 4), torch.arange(20) % 2
 

@@ -148,7 +148,7 @@ def test_attacks_of_other_kinds(few: Sample, same: Same):
 
 
 def test_curves_over_attacks(few: Sample, same: Same):
-    same(lambda net: sl.robustness_curve(net, *few, [0.05, 0.2], steps=3).accuracy)
+    same(lambda net: sl.robustness_curve(net, *few, eps=[0.05, 0.2], steps=3).accuracy)
     same(lambda net: sl.steps_curve(net, *few, eps=0.1, steps=[0, 2]).accuracy)
     same(lambda net: sl.minimal_epsilon(net, *few, steps=3, largest=0.3, tolerance=0.05))
 

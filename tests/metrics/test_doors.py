@@ -584,6 +584,15 @@ def test_maps_of_other_images_are_refused(scene, tmp_path):
     np.testing.assert_allclose(sl.evaluate(model, x, y, of_double, "pixel_flipping"), scores, atol=1e-6)
 
 
+def test_maps_of_some_of_the_images_are_scored_on_those(scene):
+    model, x, y, _ = scene
+    maps = sl.attribute(model, x, y)
+    scores = sl.evaluate(model, x, y, maps, "pixel_flipping")
+    for rows in (slice(2, 5), [4, 0], torch.arange(6).flip(0)):
+        some = sl.evaluate(model, x[rows], y[rows], maps[rows], "pixel_flipping")
+        np.testing.assert_allclose(some, scores[rows], atol=1e-6)
+
+
 def test_images_are_hashed_once_a_call_and_not_for_plain_maps(scene, monkeypatch):
     model, x, y, values = scene
     maps = {name: sl.attribute(model, x, y, name) for name in ("saliency", "input_x_gradient")}

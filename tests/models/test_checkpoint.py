@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import saliency_lab as sl
-from saliency_lab._common.errors import CheckpointError
+from saliency_lab._common.errors import CheckpointError, InputError
 from saliency_lab.models import ModelCard
 
 CARD = ModelCard(
@@ -140,6 +140,22 @@ def test_a_users_own_module_with_shared_weights(tmp_path: Path) -> None:
     assert torch.equal(loaded(x), model(x))
     with pytest.raises(CheckpointError, match="another architecture than Linear"):
         sl.load_model(tmp_path / "own", model=nn.Linear(2, 2))
+
+
+def test_what_is_no_module_to_load_into_and_no_tensor_to_save_is_said(tmp_path: Path) -> None:
+    sl.save_model(_Tied(), tmp_path / "own")
+    with pytest.raises(InputError, match="not the class _Tied; make one first"):
+        sl.load_model(tmp_path / "own", model=_Tied)
+
+    class Packed(nn.Linear):
+        """Keeps a type in its state, as a quantised layer does."""
+
+        def get_extra_state(self) -> torch.dtype:
+            return torch.qint8
+
+    with pytest.raises(InputError, match=r"'0\._extra_state', which is no tensor but a dtype"):
+        sl.save_model(nn.Sequential(Packed(2, 2)), tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
 
 
 def test_saving_changes_nothing(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +13,12 @@ from typer.testing import CliRunner
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab.cli.app import app
+from saliency_lab.data import ImageData
 from saliency_lab.models import ModelCard, build_model, load_model, save_model
 from saliency_lab.study import Study, declared
 from saliency_lab.study.declaration import read_declaration, studies_folder
 from saliency_lab.study.declared import plan_declared, run_declared, training_runs
-from saliency_lab.training import train
+from saliency_lab.training import load_recipe, train
 
 TOML = """
 recipes = ["digits/standard", "digits/sgt"]
@@ -135,6 +137,21 @@ def test_the_data_of_a_study_are_set_in_one_place(declared_file: Path, tmp_path:
     declared_file.write_text(TOML.replace('"training.epochs" = 1', '"data.val_fraction" = 0.3'))
     with pytest.raises(InputError, match=r"set it in the table \[data\]"):
         training_runs(read_declaration(declared_file), "data", tmp_path)
+
+
+def test_timing_a_run_leaves_the_callers_logging_as_it_was(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(declared, "train", lambda *_, **__: seen.append(logging.root.manager.disable))
+    try:
+        for before in (logging.WARNING, logging.NOTSET):
+            logging.disable(before)
+            declared._training_seconds(load_recipe("digits/standard"), digits, "cpu")
+            assert logging.root.manager.disable == before
+    finally:
+        logging.disable(logging.NOTSET)
+    assert seen == [logging.WARNING] * 3 + [logging.INFO] * 3
 
 
 def test_looking_at_the_plan_creates_nothing(declared_file: Path, tmp_path: Path) -> None:

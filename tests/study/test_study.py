@@ -52,7 +52,7 @@ def test_results_are_those_of_the_doors(make_study: MakeStudy) -> None:
     expected = sl.evaluate(net, x, y, maps, "pixel_flipping", steps=4)
     np.testing.assert_array_equal(rows.query("metric == 'pixel_flipping'")["score"], expected)
     robust = study.robustness.query("model == 'plain' and seed == 1 and eps == 0.2")["robust"]
-    curve = sl.robustness_curve(net, x, y, [0, 0.05, 0.2], "pgd", steps=3)
+    curve = sl.robustness_curve(net, x, y, "pgd", eps=[0, 0.05, 0.2], steps=3)
     assert robust.tolist() == curve.robust[-1].tolist()
     clean = study.robustness.query("model == 'plain' and seed == 1 and eps == 0")["robust"]
     assert clean.tolist() == (net(x).argmax(1) == y).tolist()

@@ -214,6 +214,31 @@ def test_input_gradient_against_finite_differences():
     assert got["gradient"] == pytest.approx(0.3 * mean(squares), rel=1e-5)
 
 
+class Attention(nn.Module):
+    """One head over the four pixels, by torch's own function or written out."""
+
+    def __init__(self, *, written_out):
+        super().__init__()
+        torch.manual_seed(0)
+        self.within, self.out = nn.Linear(3, 12), nn.Linear(4, 3)
+        self.written_out = written_out
+
+    def forward(self, x):
+        q, k, v = self.within(x.flatten(2).transpose(1, 2)).chunk(3, dim=2)
+        if self.written_out:
+            return self.out(((q @ k.transpose(1, 2) / 2).softmax(2) @ v).mean(1))
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).mean(1))
+
+
+def test_input_gradient_of_a_network_with_attention_is_that_of_attention_written_out():
+    slopes = []
+    for way in (False, True):
+        net = Attention(written_out=way).double()
+        sum(OBJECTIVES["input_gradient"](weight=0.3).terms(make_step(net)).values()).backward()
+        slopes.append([parameter.grad for parameter in net.parameters()])
+    torch.testing.assert_close(*slopes)
+
+
 def test_noise_is_uniform_in_the_ball_and_unaimed():
     step = make_step(net := smooth_net())
     noisy = (step.x + 0.05 * (2 * step.draw("start").double() - 1)).clamp(0, 1)

@@ -99,6 +99,8 @@ def test_a_users_recipe_is_not_called_what_it_extends_is_called(tmp_path):
         ("[attack]\neps = 0.1", ["'data' must be given"]),
         ("[data\nname", ["not valid TOML"]),
         ('extends = "nowhere"', ["nowhere.toml"]),
+        ('extends = "digits/standrd"', ["standrd.toml", "did you mean 'digits/standard'?"]),
+        ('extends = "tasks/mnst"', ["mnst.toml", "did you mean 'tasks/mnist'?"]),
         ('extends = "mine"', ["extends itself"]),
     ],
 )

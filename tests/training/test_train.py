@@ -431,6 +431,24 @@ def test_a_users_own_model_is_copied_and_its_checkpoint_takes_it_back(images, tm
         sl.train("digits/standard", images, model=other, out=tmp_path, overrides=TINY)
 
 
+def test_an_operation_that_cannot_be_differentiated_twice_is_named(images):
+    mine = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.Hardsigmoid(), nn.Linear(8, 3))
+    with pytest.raises(TrainingError, match="torch cannot differentiate that of 'hardsigmoid'"):
+        sl.train("digits/input_gradient", images, model=mine, overrides=TINY)
+
+
+class Centred(nn.Module):
+    """Centres its images where they stand."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(784, 3)
+
+    def forward(self, x):
+        x -= 0.5
+        return self.out(x.flatten(1))
+
+
 def linear(outputs, **kind):
     return nn.Sequential(nn.Flatten(), nn.Linear(784, outputs, **kind))
 
@@ -447,6 +465,8 @@ def linear(outputs, **kind):
         ({"model": linear(3).requires_grad_(False)}, "nothing to train"),
         ({"model": nn.Flatten()}, "nothing to train"),
         ({"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(3))}, r"'1\.weight' has no shape yet"),
+        ({"model": Centred()}, r"Centred changes its input in place.*x\.clone"),
+        ({"model": nn.Sequential(nn.ReLU(inplace=True), linear(3))}, "in place.*inplace=False"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(9, 3))}, r"fails on images of the shape \(2, 1, 28"),
     ],
 )

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from saliency_lab._common.inference import attention_differentiable_twice
 from saliency_lab.training.objectives.base import Objective, register
 from saliency_lab.training.step import Step
 
@@ -29,6 +30,7 @@ class InputGradient(Objective):
     def terms(self, step: Step) -> dict[str, Tensor]:
         """`clean` and `gradient`."""
         x = step.x.detach().requires_grad_()
-        losses = F.cross_entropy(step.logits(x), step.y, reduction="none")
-        (gradient,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
+        with attention_differentiable_twice():
+            losses = F.cross_entropy(step.logits(x), step.y, reduction="none")
+            (gradient,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
         return {"clean": losses.mean(), "gradient": self.weight * gradient.flatten(1).square().sum(1).mean()}
