@@ -70,10 +70,9 @@ def activations_and_gradients(task: Task, points: Tensor, layer: nn.Module) -> t
         handle.remove()
     output = caught[0] if len(caught) == 1 else None
     if not isinstance(output, Tensor):
-        raise InputError(
-            f"the layer {type(layer).__name__} is used {len(caught)} times in one forward pass, or returns "
-            "no tensor; name another by layer=..."
-        )
+        times = f"is used {len(caught)} times in one forward pass"
+        does = times if len(caught) != 1 else f"returns a {type(output).__name__}, not a tensor"
+        raise InputError(f"the layer {type(layer).__name__} {does}; name another by layer=...")
     gradient = None
     if scores.requires_grad and output.requires_grad:
         (gradient,) = torch.autograd.grad(total, output, allow_unused=True)
