@@ -34,10 +34,7 @@ class Scout(Study):
         for member in study.members:
             models.setdefault(member.model, []).append(member.net)
         super().__init__(models, study.sample, seed=study.seed)
-        self._requests = dict(study._requests)
-        self._attacks = dict(study._attacks)
-        self._cells = dict(study._cells)
-        self._weights = dict(study._weights)
+        self._held = study._held.copy()
         self._runner.loaded.update(study._runner.loaded)
         self.noted: list[Cell] = []
 
@@ -102,7 +99,7 @@ def plan(
         def of(n: int) -> float:
             strong = {first.model: _Withstands(first.net)}
             whose = Study(strong, (study.x[:n], torch.zeros_like(study.y[:n])), seed=study.seed)
-            whose._attacks = dict(scout._attacks)  # an audit without settings has theirs
+            whose._held.attacks |= scout._held.attacks  # an audit without settings has theirs
             settings = for_few(request.settings, n) | ({"images": None} if step == "audit" else {})
             return seconds(whose, step, request, settings)
 
@@ -143,8 +140,8 @@ def plan(
     for request in read_requests(methods, "method") if methods else []:
         look("attribute", request)
     for request in read_requests(metrics, "metric") if metrics else []:
-        for made in scout._requests.values():
-            if made.label not in measure._requests:
+        for made in scout._held.methods.values():
+            if made.label not in measure._held.methods:
                 do(measure, "attribute", made, for_few(made.settings))
         look("score", request)
     for request in read_attacks(attacks):

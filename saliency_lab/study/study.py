@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from saliency_lab.models import card_of
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
 from saliency_lab.study.claims import Answered, Purpose, answer
+from saliency_lab.study.held import Held
 from saliency_lab.study.manifest import MANIFEST, Better, Entry, Manifest, Place, audit_label, audited
 from saliency_lab.study.members import Member, read_members
 from saliency_lab.study.running import Runner
@@ -97,14 +98,8 @@ class Study:
                 "an executor's workers meet in the store: Study(..., store='runs/first', executor=…)"
             )
         self._images = self.sample.images
-        self._requests: dict[str, Request] = {}
-        self._attacks: dict[str, Request] = {}
-        self._cells: dict[Place, str] = {}
-        self._weights = {(each.model, each.seed): model_fingerprint(each.net) for each in self.members}
-        """Fingerprints of the networks that the cells are of; none where an older store does not tell."""
+        self._held = Held({(each.model, each.seed): model_fingerprint(each.net) for each in self.members})
         self._warn_of_copies()
-        self._better: dict[str, Better] = {}
-        self._classes: Sequence[str] = ()  # as the store tells them
         self.purpose = Purpose()
         self._runner = Runner(self.sample)
         self.executor = executor
@@ -134,7 +129,7 @@ class Study:
     def classes(self) -> Sequence[str]:
         """Names of all classes, where a model's card or the store tells them; empty otherwise."""
         cards = [card_of(member.module) for member in self.members if member.module is not None]
-        return next((card.classes for card in cards if card is not None and card.classes), self._classes)
+        return next((card.classes for card in cards if card is not None and card.classes), self._held.classes)
 
     # --- the three verbs ------------------------------------------------------------------------
 
@@ -185,14 +180,14 @@ class Study:
             are no maps yet.
         """
         prints = self._prints()
-        if not self._requests:
+        if not self._held.methods:
             raise InputError("there are no maps to score yet; call study.attribute([...]) first")
         maps: dict[Member, dict[str, tuple[Cell, Request]]] = {member: {} for member in prints}
-        for label, request in self._requests.items():
+        for label, request in self._held.methods.items():
             asked = work.method_asked(request)
             for member, model in prints.items():
                 cell = work.maps_cell(model, self._images, asked, self.seed)
-                if cell.key != self._cells.get(Place("maps", label, "", member.model, member.seed)):
+                if cell.key != self._held.key("maps", label, member):
                     raise InputError(
                         f"the weights of {member}, its attributes, or what '{label}' uses changed since "
                         "study.attribute; call it again (what each run changes, such as a counter, needs a "
@@ -283,7 +278,7 @@ class Study:
         budget
             Of the reference attacks, as for `sl.audit`.
         """
-        attacked = self._attacked_so(read_attack(attack, label, settings))
+        attacked = self._held.attack_audited(read_attack(attack, label, settings))
         count = len(self.x) if images is None else images
         if not 1 <= count <= len(self.x):
             raise InputError(
@@ -348,8 +343,8 @@ class Study:
 
     def read_maps(self, model: str, method: str, seed: int | None = None) -> Attributions:
         """Maps of one model (of its first seed, or of `seed`) by one method."""
-        if method not in self._labels("maps"):
-            raise unknown_name("method of this study:", method, self._labels("maps"))
+        if method not in self._held.labels("maps"):
+            raise unknown_name("method of this study:", method, self._held.labels("maps"))
         members = [m for m in self.members if m.model == model and seed in (None, m.seed)]
         if not members:
             raise unknown_name(
@@ -364,7 +359,7 @@ class Study:
         """
         keys = [
             key
-            for place, key in self._cells.items()
+            for place, key in self._held.cells.items()
             if place[:4] == ("scores", method, metric, model) and key in self._runner.loaded
         ]
         found = [read_intact(self.store, "scores", key) for key in keys]
@@ -445,7 +440,7 @@ class Study:
             baseline=baseline or self.purpose.baseline or self.models[0],
             level=self.purpose.level if level is None else level,
             seed=self.seed,
-            better=self._better,
+            better=self._held.better,
             audits=self.audits,
             pictures=self,
         )
@@ -457,7 +452,7 @@ class Study:
 
     def _refuse_unlike_settings(self) -> None:
         first: dict[tuple[str, str, str], tuple[str, dict[str, Any]]] = {}
-        for place, key in self._cells.items():
+        for place, key in self._held.cells.items():
             described = self.store.describe(place.kind, key) if place.kind != "audit" else None
             if described is None:
                 continue
@@ -478,7 +473,7 @@ class Study:
     @property
     def cells(self) -> Mapping[Place, str]:
         """Every cell asked for: where it stands in the grid → the key that its content is kept under."""
-        return dict(self._cells)
+        return dict(self._held.cells)
 
     def report(
         self, path: str | Path, *, baseline: str | None = None, level: float | None = None, images: int = 64
@@ -545,14 +540,14 @@ class Study:
                 f"no study can be loaded from '{store}': {what}; run the study again with this store"
             )
         study = cls({"": nn.Identity()}, sample, seed=manifest.seed)
-        study.store, study.members, study._weights = folder, [], {}
+        study.store, study.members, study._held = folder, [], Held({})
         study._adopt(manifest)
         return study
 
     def save(self, folder: str | Path) -> Study:
         """Write everything into `folder`, another store, and go on there."""
         target = FolderStore(writable_folder(folder))
-        held = set(self._cells.values())
+        held = set(self._held.cells.values())
         for cell, content in self.store.cells():
             if cell.key in held and not target.has(cell.kind, cell.key):
                 target.write(cell, content)
@@ -603,9 +598,9 @@ class Study:
     def gc(self) -> int:
         """Delete every cell of the store that this study does not hold; return the bytes freed."""
         folder = self._folder()
-        if not self._cells:
+        if not self._held.cells:
             raise InputError("this study holds nothing yet, so everything would go; run its verbs first")
-        freed = folder.collect(set(self._cells.values()))
+        freed = folder.collect(set(self._held.cells.values()))
         self._write_manifest(alone=True)
         return freed
 
@@ -620,11 +615,11 @@ class Study:
             sample="" if self.sample.masks is None else self.sample.fingerprint,
             seed=self.seed,
             members=[
-                Entry(each.model, each.seed, each.recipe, self._weights.get((each.model, each.seed), ""))
+                Entry(each.model, each.seed, each.recipe, self._held.weights.get((each.model, each.seed), ""))
                 for each in self.members
             ],
-            cells=[(*place, key) for place, key in self._cells.items()],
-            better=self._better,
+            cells=[(*place, key) for place, key in self._held.cells.items()],
+            better=self._held.better,
             classes=list(self.classes),
             purpose=self.purpose,
         )
@@ -656,11 +651,11 @@ class Study:
         joined = self._manifest().joined(manifest)
         for each in joined.members[len(self.members) :]:
             self.members.append(Member(each.model, each.seed, each.recipe, None))
-        self._weights = {(each.model, each.seed): each.weights for each in joined.members}
-        self._better, self._classes = joined.better, joined.classes
+        self._held.weights = {(each.model, each.seed): each.weights for each in joined.members}
+        self._held.better, self._held.classes = joined.better, joined.classes
+        self._held.cells = joined.places
         self.purpose = joined.purpose
-        self._cells = joined.places
-        for at, key in self._cells.items():
+        for at, key in self._held.cells.items():
             if at.kind != "maps" and key not in self._runner.loaded:
                 self._runner.load(self.store, at.kind, key)
 
@@ -668,10 +663,10 @@ class Study:
         count, seeds = len(self.models), len(self.members)
         models = f"{count} model{'s' if count > 1 else ''}" + (f" ({seeds} seeds)" if seeds > count else "")
         parts = {
-            "methods": self._labels("maps"),
-            "metrics": list(dict.fromkeys(place.metric for place in self._cells if place.metric)),
-            "attacks": self._labels("attack"),
-            "audits": self._labels("audit"),
+            "methods": self._held.labels("maps"),
+            "metrics": self._held.metrics,
+            "attacks": self._held.labels("attack"),
+            "audits": self._held.labels("audit"),
         }
         held = "".join(f"; {what}: {', '.join(names)}" for what, names in parts.items() if names)
         failed = f"; {len(self._runner.failures)} failed" if self._runner.failures else ""
@@ -686,9 +681,9 @@ class Study:
             "images": f"{len(self.x)} × {tuple(self.x.shape[1:])}",
         }
         more = {
-            "methods": ", ".join(self._labels("maps")),
-            "metrics": ", ".join(dict.fromkeys(place.metric for place in self._cells if place.metric)),
-            "attacks": ", ".join(self._labels("attack")),
+            "methods": ", ".join(self._held.labels("maps")),
+            "metrics": ", ".join(self._held.metrics),
+            "attacks": ", ".join(self._held.labels("attack")),
             "audits": "; ".join(audits),
             "failed": f"{len(self.failures)} cells; study.failures says why" if len(self.failures) else "",
         }
@@ -698,9 +693,6 @@ class Study:
 
     # --- running --------------------------------------------------------------------------------
 
-    def _labels(self, kind: Kind) -> list[str]:
-        return list(dict.fromkeys(place.label for place in self._cells if place.kind == kind))
-
     def _prints(self) -> dict[Member, str]:
         if self.sample.images != self._images:
             raise InputError("the images of this study changed since it was built; build another")
@@ -709,36 +701,12 @@ class Study:
     def _warn_of_copies(self) -> None:
         first: dict[str, Member] = {}
         for member in self.members:
-            twin = first.setdefault(self._weights[member.model, member.seed], member)
+            twin = first.setdefault(self._held.weights[member.model, member.seed], member)
             if twin is not member:
                 warnings.warn(
                     f"{member} and {twin} are the same network, so their results are too; give each its own",
                     stacklevel=3,
                 )
-
-    def _place(self, cells: Mapping[Place, Cell], prints: Mapping[Member, str]) -> None:
-        """Hold these cells; what was made of weights or maps that are no more goes."""
-        for member, model in prints.items():
-            who = member.model, member.seed
-            if self._weights[who] != model:
-                self._drop(at for at in self._cells if (at.model, at.seed) == who)
-                self._weights[who] = model
-        for at, cell in cells.items():
-            if at.kind == "maps" and self._cells.get(at, cell.key) != cell.key:
-                of = at.label, at.model, at.seed
-                scores = (each for each in self._cells if each.kind == "scores")
-                self._drop(each for each in scores if (each.label, each.model, each.seed) == of)
-            self._cells[at] = cell.key
-
-    def _drop(self, places: Iterable[Place]) -> None:
-        for at in list(places):
-            del self._cells[at]
-            self._runner.forget(at)
-
-    def _attacked_so(self, request: Request) -> Request:
-        """Return what to audit: without settings, the attack that this study made under that label."""
-        held = self._attacks.get(request.label)
-        return held if held is not None and not request.settings and held.what == request.what else request
 
     def _united(
         self, label: str, asked: Asked, radii: Sequence[float], prints: Mapping[Member, str]
@@ -746,8 +714,8 @@ class Study:
         """Radii, with those at which this attack with these settings is held already."""
         united = set(radii)
         for member, model in prints.items():
-            key = self._cells.get(Place("attack", label, "", member.model, member.seed), "")
-            if key in self._runner.loaded:
+            key = self._held.key("attack", label, member)
+            if key is not None and key in self._runner.loaded:
                 held = self._runner.loaded[key].info["eps"]
                 if work.attack_cell(model, self._images, asked, held, self.seed).key == key:
                     united.update(held)
@@ -755,7 +723,7 @@ class Study:
 
     def _maps_content(self, member: Member, label: str) -> Content:
         """Read a "maps" cell; a damaged one is named and computed again."""
-        key = self._cells.get(Place("maps", label, "", member.model, member.seed))
+        key = self._held.key("maps", label, member)
         if key is None:
             raise SaliencyLabError(f"there are no maps by '{label}' of {member}; call study.attribute")
         content = read_intact(self.store, "maps", key)
@@ -763,7 +731,7 @@ class Study:
             failure = self._runner.failures.get((member.model, member.seed, label))
             if failure is not None:
                 raise SaliencyLabError(f"there are no maps by '{label}' of {member}: {failure.error}")
-            request = self._requests.get(label)
+            request = self._held.methods.get(label)
             weights = model_fingerprint(member.net)
             asked = None if request is None else work.method_asked(request)
             cell = None if asked is None else work.maps_cell(weights, self._images, asked, self.seed)
@@ -790,19 +758,16 @@ class Study:
 
         Where nothing at all could be computed, it holds what it held before.
         """
-        before = dict(self._cells), dict(self._weights), dict(self._better)
-        requests = dict(self._requests), dict(self._attacks)
-        failures = dict(self._runner.failures)
-        self._requests |= methods or {}
-        self._better |= better or {}
-        self._attacks |= attacks or {}
-        self._place(placed, prints)
+        before, failures = self._held.copy(), dict(self._runner.failures)
+        self._held.methods |= methods or {}
+        self._held.better |= better or {}
+        self._held.attacks |= attacks or {}
+        for at in self._held.place(placed, prints):
+            self._runner.forget(at)
         try:
             self._compute(tasks, prints, verb)
         except Exception:
-            self._cells, self._weights, self._better = before
-            self._requests, self._attacks = requests
-            self._runner.failures = failures
+            self._held, self._runner.failures = before, failures
             raise
         finally:
             self._write_manifest()
@@ -812,7 +777,7 @@ class Study:
 
     def _contents(self, kind: Kind) -> Iterator[tuple[Place, Member, Content]]:
         members = {(member.model, member.seed): member for member in self.members}
-        for place, key in self._cells.items():
+        for place, key in self._held.cells.items():
             if place.kind == kind and key in self._runner.loaded:
                 yield place, members[place.model, place.seed], self._runner.loaded[key]
 
@@ -832,10 +797,10 @@ class _LazyMaps(Mapping[str, Attributions]):
         return method in list(self)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._study._labels("maps"))
+        return iter(self._study._held.labels("maps"))
 
     def __len__(self) -> int:
-        return len(self._study._labels("maps"))
+        return len(self._study._held.labels("maps"))
 
 
 _SETTINGS = ("method", "metric", "attack", "engine", "settings")
