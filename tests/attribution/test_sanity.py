@@ -97,7 +97,8 @@ def test_a_transformers_attention_is_reached():
 def test_pictures(check):
     lines = check.plot()
     ax = lines.axes[0]
-    assert [text.get_text() for text in lines.legends[0].get_texts()] == list(check.maps)
+    names = [text.get_text() for text in lines.legends[0].get_texts()]
+    assert names == [name.replace("_", " ") for name in check.maps]
     assert ax.get_xticklabels()[0].get_text() == "trained"
     assert len(check.plot_maps().axes) == 5 * 5 + 1
     with pytest.raises(InputError, match="measure must be one of"):

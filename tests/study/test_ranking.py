@@ -115,7 +115,7 @@ def test_sparseness_and_complexity_agree(ranked: Comparison) -> None:
 def test_figures_show_ranks_agreement_dots_and_curves(ranked: Comparison) -> None:
     texts = [text.get_text().strip() for text in ranked.plot.ranking("sparseness").axes[0].texts]
     for method, value in ranked.ranking("sparseness").ranks.items():
-        assert any(method in text and f"{value:.2f}" in text for text in texts)
+        assert any(method.replace("_", " ") in text and f"{value:.2f}" in text for text in texts)
     cells = [text.get_text() for text in ranked.plot.agreement().axes[0].texts]
     assert len(cells) == 9
     assert cells.count("1.00") >= 3
