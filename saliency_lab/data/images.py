@@ -94,11 +94,21 @@ class Split:
         InputError
             If n < 1 or the split holds fewer than n images.
         """
+        return self.batch(self.draw(n, seed))
+
+    def draw(self, n: int, seed: int = 0) -> Tensor:
+        """Indices (n,) of the images that `sample(n, seed)` draws.
+
+        Raises
+        ------
+        InputError
+            If n < 1 or the split holds fewer than n images.
+        """
         if not isinstance(n, Integral) or not 1 <= n <= len(self):
             raise InputError(
                 f"n must be a whole number in 1 … {len(self)}, the number of images in this split, not {n!r}"
             )
-        return self.batch(stratified_order(self.labels, seed, "sample")[:n])
+        return stratified_order(self.labels, seed, "sample")[:n]
 
     def select(self, indices: Tensor) -> Split:
         """Return the split of the images at `indices`."""

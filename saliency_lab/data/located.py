@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from saliency_lab._common.errors import InputError
-from saliency_lab.data.images import Split, stratified_order
+from saliency_lab.data.images import Split
 
 
 class LocatedSample(NamedTuple):
@@ -37,7 +36,5 @@ class LocatedSplit(Split):
         InputError
             If n < 1 or the split holds fewer than n images.
         """
-        if not 1 <= n <= len(self):
-            raise InputError(f"n must be in 1 … {len(self)}, the number of images in this split, not {n}")
-        rows = stratified_order(self.labels, seed, "sample")[:n]
+        rows = self.draw(n, seed)
         return LocatedSample(*self.batch(rows), self.masks[rows].clone())

@@ -15,6 +15,7 @@ from saliency_lab._common.settings import Settings
 from saliency_lab.metrics import quantus_engine as quantus
 from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
 from saliency_lab.metrics.maps import descending_ranks, pixel_scores
+from saliency_lab.metrics.statistics import mean_ranks
 
 
 class Masks(Settings):
@@ -98,10 +99,8 @@ def _top_k(case: Case) -> Tensor:
 
 def _auc(case: Case) -> Tensor:
     """Probability that a pixel inside outranks one outside, ties half (Mann and Whitney)."""
-    from scipy.stats import rankdata
-
     inside = _inside(case)
-    ranks = torch.as_tensor(rankdata(_scores(case).cpu().numpy(), axis=1)).to(inside.device)
+    ranks = mean_ranks(_scores(case)).to(inside.device)
     hits = inside.sum(1).double()
     misses = inside.shape[1] - hits
     return ((ranks * inside).sum(1) - hits * (hits + 1) / 2) / (hits * misses)

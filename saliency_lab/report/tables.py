@@ -157,7 +157,7 @@ def _measured(
         *first,
         Column("model", filtered=True),
         Column(value, "number", help=f"mean and {_percent(comparison.level)} interval"),
-        Column("interval", help="all models of a measure on one scale"),
+        Column("interval", help="all rows of a metric on one scale"),
         *(against if many else []),
         Column("n", "number", help="values used"),
         *([Column("undefined", "number", help="values left out")] if undefined else []),
@@ -166,7 +166,7 @@ def _measured(
     rows = []
     for head, row in zip(heads, facts.to_dict("records"), strict=True):
         text, interval = estimate(_mean(row), share=shares)
-        low, high = spans[row["metric"], "" if shares else row["method"]]
+        low, high = spans[row["metric"]]
         cells = [
             *head,
             model_cell(comparison.models, row["model"]),
@@ -199,15 +199,15 @@ def _against(row: Mapping[Any, Any], share: bool, baseline: bool) -> list[Cell]:
     return cells
 
 
-def _spans(facts: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float]]:
-    """Ends of the scale of each measure's whiskers; shares have one from 0 to 1."""
-    spans: dict[tuple[str, str], tuple[float, float]] = {(metric, ""): (0.0, 1.0) for metric in SHARES}
-    for (metric, method), rows in facts.groupby(["metric", "method"], sort=False):
+def _spans(facts: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Ends of the scale of each metric's whiskers; shares have one from 0 to 1."""
+    spans: dict[str, tuple[float, float]] = dict.fromkeys(SHARES, (0.0, 1.0))
+    for metric, rows in facts.groupby("metric", sort=False):
         if metric not in SHARES:
             ends = rows[["mean", "low", "high"]].to_numpy(float)
             ends = ends[~pd.isna(ends)]
             low, high = (ends.min(), ends.max()) if len(ends) else (0.0, 1.0)
-            spans[str(metric), str(method)] = (float(low), float(high))
+            spans[str(metric)] = (float(low), float(high))
     return spans
 
 

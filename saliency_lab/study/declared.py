@@ -27,7 +27,7 @@ from saliency_lab.data import ImageData
 from saliency_lab.data.images import Split, stratified_order
 from saliency_lab.data.located import LocatedSplit
 from saliency_lab.models import build_model
-from saliency_lab.models.checkpoint import zoo_names
+from saliency_lab.models.checkpoint import CARD, zoo_names
 from saliency_lab.study.checkpoints import load_checkpoint
 from saliency_lab.study.comparison import Comparison
 from saliency_lab.study.declaration import Declaration
@@ -54,7 +54,7 @@ class Run(NamedTuple):
     @property
     def finished(self) -> bool:
         """Whether the trained network is there."""
-        return (self.folder / "model.json").exists()
+        return (self.folder / CARD).exists()
 
 
 def run_declared(

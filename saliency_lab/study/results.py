@@ -23,6 +23,7 @@ from saliency_lab.study.comparison import ACCURACY, ROBUST, Comparison, Measure
 from saliency_lab.study.declared import Run
 from saliency_lab.study.rendering import cell_text, leading, markdown_cell
 from saliency_lab.training.recipe import dotted
+from saliency_lab.training.run import LOG
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -287,7 +288,7 @@ def _runs(runs: Sequence[Run], study: Study) -> list[str]:
         if card is None:
             rows.append([*row, "failed", "", "", ""])
             continue
-        log = pd.read_csv(run.folder / "log.csv")
+        log = pd.read_csv(run.folder / LOG)
         shares = [_number(card.metrics[key], share=True) for key in ("val_clean", "val_robust")]
         rows.append([*row, *shares, f"{log['seconds'].median():.0f}", f"`{card.sha256[:12]}`"])
     head = ["model", "recipe", "network", "seed", "epochs", "clean", "PGD", "s/epoch", "weights"]

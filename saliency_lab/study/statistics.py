@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special, stats
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.proportion import proportion_confint
+
+from saliency_lab.attacks.result import wilson
 
 RESAMPLES = 2000
 _BATCH_VALUES = 4_000_000
@@ -87,8 +88,11 @@ def proportion_interval(right: np.ndarray, *, level: float = 0.95) -> Interval:
     """
     share = float(right.mean())
     n = right.shape[1]
-    low, high = proportion_confint(round(share * n), n, alpha=1 - level, method="wilson")
-    low, high = min(share, float(low)), max(share, float(high))  # at 0 % low is 1e-17
+    low, high = wilson(round(share * n), n, level)
+    low, high = (
+        min(share, low),
+        max(share, high),
+    )  # a share over seeds may be no count of images
     if len(right) > 1:
         wide = hierarchical_interval([right.astype(float)], level=level)
         low, high = max(0.0, min(low, wide.low)), min(1.0, max(high, wide.high))
@@ -110,7 +114,7 @@ def share_difference_interval(a: np.ndarray, b: np.ndarray, *, level: float = 0.
     """Difference of two shares of right predictions, a − b on the same images, and its interval.
 
     One seed each: Bonett & Price (Journal of Educational and Behavioral Statistics 2012), Wald's interval
-    with one pair added that disagrees in either direction. A few images that all moved one way are no
+    with two images added, of which each model alone has one right. A few images that all moved one way are no
     difference, and no image that moved is no certainty. Several: `hierarchical_interval` of these pairs.
     """
     by_image = over_seeds(a.astype(float)) - over_seeds(b.astype(float))

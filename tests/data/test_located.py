@@ -47,7 +47,7 @@ def test_located_draws_what_sample_draws(mosaic: ImageData) -> None:
     located = mosaic.test.located(7, seed=3)
     assert torch.equal(located.x, x)
     assert torch.equal(located.y, y)
-    with pytest.raises(InputError, match=r"n must be in 1 …"):
+    with pytest.raises(InputError, match=r"n must be a whole number in 1 …"):
         mosaic.test.located(0)
 
 
