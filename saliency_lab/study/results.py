@@ -120,7 +120,7 @@ def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
 def _number(value: float | None, share: bool) -> str:
     if value is None:
         return ""
-    return f"{100 * value:.1f} %" if share else f"{value:.3g}"
+    return f"{100 * value:.1f} %" if share else f"{value:.3g}".replace("-", "−")
 
 
 def _signed(mean: float, low: float, high: float, share: bool) -> str:
