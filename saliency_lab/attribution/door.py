@@ -118,7 +118,11 @@ def attribute(
         seed=seed,
         classes=aim.classes if aim.against is None else torch.stack([aim.classes, aim.against], 1),
         total=torch.cat(totals) if totals else None,
-        provenance={"device": str(device_of(model)), "images": fingerprint(x), "versions": versions()},
+        provenance={
+            "device": str(device_of(model)),
+            "images": fingerprint(x.float()),
+            "versions": versions(),
+        },
         own=not isinstance(method, str),
         function=None if isinstance(method, str) else method,
     )

@@ -245,15 +245,17 @@ def _check_classes(given: Any, y: Tensor) -> None:
 
 
 def _check_origin(attributions: Iterable[Any], x: Tensor) -> None:
-    """Maps that say which images they are of must be scored on those; float32 or float64 is all the same."""
+    """Maps that say which images they are of must be scored on those; in whatever precision."""
     told = {
         given.provenance["images"]: given.method
         for given in attributions
         if isinstance(given, Attributions) and "images" in given.provenance
     }
-    if not told or told.keys() == {fingerprint(x)}:
+    if not told or told.keys() == {fingerprint(x.float())}:
         return
-    here = {fingerprint(x.to(dtype)) for dtype in (x.dtype, torch.float32, torch.float64)}
+    here = {
+        fingerprint(x.to(dtype)) for dtype in (torch.float32, x.dtype, torch.float64)
+    }  # older maps name these
     for images, method in told.items():
         if images not in here:
             raise InputError(

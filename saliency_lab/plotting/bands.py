@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -25,6 +25,7 @@ def bands(
     title: str | None = None,
     note: str | None = None,
     width: float = CHART_WIDTH,
+    among: Sequence[str] | None = None,
 ) -> Figure:
     """Draw means as lines and their intervals as bands.
 
@@ -38,6 +39,8 @@ def bands(
         Above the panel.
     width : float
         Inches.
+    among : sequence of str, optional
+        All names of which these are a part, so that each looks as it does beside the others.
 
     Raises
     ------
@@ -47,13 +50,13 @@ def bands(
     if not curves:
         raise InputError("curves must hold at least one model's")
     fig, ax = chart(width, max(0.57 * width, 2.2))
-    look = looks(list(curves))
+    look = looks(list(among or curves))
     for i, (name, (at, mean, low, high)) in enumerate(curves.items()):
         ax.fill_between(at, low, high, color=look[name].colour, alpha=shade(len(curves)), linewidth=0)
         apart = max(1, len(at) // 6)  # marks of neighbouring lines stand at different places
         ax.plot(
             at, mean, look[name].stroke, marker=look[name].marker, markevery=(i % apart, apart),
-            color=look[name].colour, label=name,
+            color=look[name].colour,
         )  # fmt: skip
     ax.grid(True)
     ax.margins(x=0)
@@ -61,5 +64,5 @@ def bands(
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set(xlabel=xlabel, ylabel=ylabel)
     head(ax, title, note)
-    legend(fig)
+    legend(fig, {name: look[name] for name in curves})
     return fig

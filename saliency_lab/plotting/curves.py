@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -37,6 +37,7 @@ def robustness(
     xlabel: str | None = None,
     note: str | None = None,
     width: float = CHART_WIDTH,
+    among: Sequence[str] | None = None,
 ) -> Figure:
     """Draw robust accuracy against ε: a line and its interval's band a model.
 
@@ -54,6 +55,8 @@ def robustness(
         In place of the axis label of `along`.
     width : float
         Inches.
+    among : sequence of str, optional
+        All names of which these are a part, so that each looks as it does beside the others.
 
     Raises
     ------
@@ -64,7 +67,7 @@ def robustness(
         raise InputError("curves must hold at least one model's table")
     tables = {name: _table(name, curve, along) for name, curve in curves.items()}
     fig, ax = chart(width, max(0.6 * width, 2.2))
-    look = looks(list(tables))
+    look = looks(list(among or tables))
     for name, table in tables.items():
         at = table[along].to_numpy(float)
         ax.fill_between(
@@ -93,7 +96,7 @@ def robustness(
     ends = {name: float(table["accuracy"].iloc[-1]) for name, table in tables.items()}
     heights = sorted(ends.values())
     if width < NARROW or any(high - low < _GAP for low, high in pairwise(heights)):
-        legend(fig)
+        legend(fig, {name: look[name] for name in tables})
     else:
         for name, height in ends.items():
             ax.annotate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -32,6 +32,7 @@ def dots(
     title: str | None = None,
     note: str | None = None,
     width: float = CHART_WIDTH,
+    among: Sequence[str] | None = None,
 ) -> Figure:
     """Draw estimates as dots with intervals, a band of rows a group, the models in one order in each.
 
@@ -47,6 +48,8 @@ def dots(
         Above the panel.
     width : float
         Inches.
+    among : sequence of str, optional
+        All names of which these are a part, so that each looks as it does beside the others.
 
     Raises
     ------
@@ -56,7 +59,7 @@ def dots(
     models = list(dict.fromkeys(model for group in groups.values() for model in group))
     if not models:
         raise InputError("groups must hold at least one estimate")
-    look = looks(models)
+    look = looks(list(among or models))
     spread = 0.7 / len(models)
     fig, ax = chart(width, 1.3 + len(groups) * (0.25 + 0.2 * len(models)))
     for row, group in enumerate(groups.values()):
@@ -66,7 +69,7 @@ def dots(
                 height = row + (i - (len(models) - 1) / 2) * spread
                 ax.errorbar(
                     value, height, xerr=[[value - low], [high - value]], fmt=look[model].marker,
-                    color=look[model].colour, elinewidth=1.4, label=model,
+                    color=look[model].colour, elinewidth=1.4,
                 )  # fmt: skip
         if row:
             ax.axhline(row - 0.5, color="#D9D9D9", linewidth=0.6)
@@ -80,5 +83,5 @@ def dots(
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_xlabel(axis_label(xlabel, better))
     head(ax, title, note)
-    legend(fig)
+    legend(fig, {model: look[model] for model in models}, lines=False)
     return fig

@@ -43,9 +43,9 @@ def cascade(table: pd.DataFrame, measure: str = "rank_correlation") -> Figure:
         ax.plot(
             mean.index,
             mean,
+            look[method].stroke,
             color=look[method].colour,
             marker=look[method].marker,
-            label=method.replace("_", " "),
         )
     ax.axhline(0, color="#404040", linewidth=0.8, linestyle=":")
     ax.set_ylim(min(-0.05, *ax.get_ylim()), 1.05)
@@ -53,5 +53,5 @@ def cascade(table: pd.DataFrame, measure: str = "rank_correlation") -> Figure:
     ax.set_xlabel("randomised from the output down to")
     ax.set_ylabel(_TITLES[measure])
     ax.grid(axis="y")
-    legend(fig)
+    legend(fig, {name.replace("_", " "): each for name, each in look.items()})
     return fig

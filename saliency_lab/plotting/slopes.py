@@ -56,8 +56,8 @@ def slopes(
         below = [value - end for value, end in zip(values, low, strict=True)]
         above = [end - value for value, end in zip(values, high, strict=True)]
         ax.errorbar(
-            at, values, yerr=[below, above], fmt=f"{look[name].marker}-", color=look[name].colour,
-            elinewidth=1.2, label=name.replace("_", " "),
+            at, values, yerr=[below, above], fmt=f"{look[name].marker}{look[name].stroke}",
+            color=look[name].colour, elinewidth=1.2,
         )  # fmt: skip
     room = (width if width < NARROW else width - 2.6) / (0.085 * len(models))
     turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
@@ -68,5 +68,5 @@ def slopes(
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_ylabel(axis_label(ylabel, better))
     head(ax, None, note)
-    legend(fig)
+    legend(fig, {name.replace("_", " "): each for name, each in look.items()})
     return fig

@@ -21,15 +21,16 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import cycle
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import matplotlib as mpl
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
@@ -43,7 +44,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 """A marker beside each colour, so that a figure survives a black-and-white printer."""
 
-_STROKES = ("-", "--", ":")
+_STROKES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
 
 DIVERGING = "RdBu_r"
 """Signed values: white is zero, red raises the class, blue lowers it; the limits are ±the same number."""
@@ -153,7 +154,7 @@ class Look:
 
     colour: str
     marker: str
-    stroke: str
+    stroke: Literal["-", "--", ":"]
 
     @property
     def number(self) -> int:
@@ -184,23 +185,29 @@ RECIPES: Mapping[str, Look] = {
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
-    """One look a name: a bundled objective's own, the rest in order in the colours that these leave.
+    """One look a name: a bundled objective's own, the rest in order, first in the colours that these leave.
 
-    No two are alike in colour and marker among the objectives and up to 88 other names.
+    No two are alike in colour and marker as long as there are pairs (88).
 
     >>> looks(["standard", "sgt", "mine"])["mine"]
     Look(colour='#0072B2', marker='o', stroke='-')
     """
     chosen = {name: RECIPES[name] for name in names if name in RECIPES}
     taken = {look.colour for look in chosen.values()}
-    left = [colour for colour in PALETTE if colour not in taken] or list(PALETTE)
+    left = [colour for colour in PALETTE if colour not in taken]
     pairs = {(look.colour, look.marker) for look in chosen.values()}
-    others = (
-        Look(left[i % len(left)], MARKERS[i % len(MARKERS)], _STROKES[i // len(left) % len(_STROKES)])
-        for i in count()
+    others = [*_pairs(left), *(pair for pair in _pairs(PALETTE) if pair[0] in taken and pair not in pairs)]
+    ordered = (
+        Look(*pair, _STROKES[i // len(PALETTE) % len(_STROKES)]) for i, pair in enumerate(cycle(others))
     )
-    unlike = (look for look in others if (look.colour, look.marker) not in pairs)
-    return {name: chosen.get(name) or next(unlike) for name in names}
+    return {name: chosen.get(name) or next(ordered) for name in names}
+
+
+def _pairs(colours: Sequence[str]) -> list[tuple[str, str]]:
+    """Colours with markers, both moving on together; 11 and up to 8 have no common divisor."""
+    return [
+        (colours[i % len(colours)], MARKERS[i % len(MARKERS)]) for i in range(len(colours) * len(MARKERS))
+    ]
 
 
 def chart(width: float, height: float) -> tuple[Figure, Axes]:
@@ -219,21 +226,22 @@ def head(ax: Axes, title: str | None, note: str | None) -> None:
         ax.set_title(title, loc="left", pad=18 if note else None)
 
 
-def legend(fig: Figure) -> None:
+def legend(fig: Figure, look: Mapping[str, Look], *, lines: bool = True) -> None:
     """Name what is drawn at the right of the panel, below it where the figure is narrow."""
-    entries: dict[str, Any] = {}
-    for ax in fig.axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(wrap(label, 24), handle)
+    names = [wrap(name, 24) for name in look]
+    handles = [
+        Line2D([], [], color=each.colour, marker=each.marker, linestyle=each.stroke if lines else "")
+        for each in look.values()
+    ]
     width = fig.get_figwidth()
     if width < NARROW:
-        longest = max(len(line) for label in entries for line in label.split("\n"))
+        longest = max(len(line) for name in names for line in name.split("\n"))
         columns = max(1, int(width / (0.55 + 0.065 * longest)))
         place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns}
-        fig.set_figheight(fig.get_figheight() + 0.17 * -(-len(entries) // columns))
+        fig.set_figheight(fig.get_figheight() + 0.17 * -(-len(names) // columns))
     else:
         place = {"loc": "outside right upper"}
-    fig.legend(entries.values(), entries, handlelength=3, **place)
+    fig.legend(handles, names, handlelength=3 if lines else 1, **place)
 
 
 def wrap(name: str, limit: int = 14) -> str:

@@ -44,6 +44,7 @@ def tradeoff(
     title: str | None = None,
     note: str | None = None,
     width: float = CHART_WIDTH,
+    among: Sequence[str] | None = None,
 ) -> Figure:
     """Draw one point a model with its interval in both directions, named beside it, or in a legend if many.
 
@@ -62,6 +63,8 @@ def tradeoff(
         Above the panel.
     width : float
         Inches.
+    among : sequence of str, optional
+        All names of which these are a part, so that each looks as it does beside the others.
 
     Raises
     ------
@@ -77,7 +80,7 @@ def tradeoff(
                 f"the point of '{name}' must be two finite triples (value, low, high): {pair.tolist()}"
             )
     fig, ax = chart(width, max(0.65 * width, 2.4))
-    look = looks(list(at))
+    look = looks(list(among or at))
     for name, (xs, ys) in (marks or {}).items():
         ax.plot(xs, ys, look[name].marker, color=look[name].colour, markersize=4, alpha=0.45, zorder=2)
     for name, ((x, x_low, x_high), (y, y_low, y_high)) in at.items():
@@ -91,7 +94,6 @@ def tradeoff(
             markersize=5 if width < NARROW else 8,
             elinewidth=1.4,
             zorder=3,
-            label=name,
         )
     ax.margins(0.16, 0.14)
     ax.grid(True)
@@ -107,7 +109,7 @@ def tradeoff(
     )
     head(ax, title, note)
     if len(at) > NAMED or width < NARROW:
-        legend(fig)
+        legend(fig, {name: look[name] for name in at}, lines=False)
     else:
         _name_points(ax, {name: pair[:, 0] for name, pair in at.items()})
     return fig

@@ -89,7 +89,9 @@ class ComparisonPlots:
         columns = ["eps", "accuracy", "low", "high"]
         there = [name for name in comparison.models if name in {*attacked["model"]}]  # some may have failed
         lines = {model: rows[rows["model"] == model][columns] for model in there}
-        return curves.robustness(lines, title=attack.replace("_", " "), note=self._note(), width=width)
+        return curves.robustness(
+            lines, title=attack.replace("_", " "), note=self._note(), width=width, among=comparison.models
+        )
 
     def tradeoff(
         self,
@@ -136,6 +138,7 @@ class ComparisonPlots:
             percent=(measures[0].share, measures[1].share),
             note=self._note(),
             width=width,
+            among=self._comparison.models,
         )
 
     def dots(self, metric: str, *, width: float = CHART_WIDTH) -> Figure:
@@ -148,6 +151,7 @@ class ComparisonPlots:
             percent=measure.share,
             note=self._note(),
             width=width,
+            among=self._comparison.models,
         )
 
     def slopes(self, metric: str, *, width: float | None = None) -> Figure:
@@ -195,6 +199,7 @@ class ComparisonPlots:
             title=measure.method.replace("_", " "),
             note=self._note(),
             width=width,
+            among=self._comparison.models,
         )
 
     def ranking(self, metric: str, model: str | None = None) -> Figure:

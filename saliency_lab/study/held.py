@@ -52,9 +52,12 @@ class Held:
         return self.cells.get(Place(kind, label, "", member.model, member.seed))
 
     def attack_audited(self, request: Request) -> Request:
-        """Return what to audit: without settings, the attack that was made under that label."""
+        """Return what to audit: the attack made under that label, where nothing else is asked for."""
         made = self.attacks.get(request.label)
-        return made if made is not None and not request.settings and made.what == request.what else request
+        if made is None or made.what != request.what or request.settings.keys() - {"norm"}:
+            return request  # the norm may be said again: the label has it
+        same = all(made.settings.get(key) == value for key, value in request.settings.items())
+        return made if same else request
 
     def place(self, cells: Mapping[Place, Cell], prints: Mapping[Member, str]) -> list[Place]:
         """Hold these cells of these networks; return what goes, made of others or of old maps."""

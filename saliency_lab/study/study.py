@@ -99,6 +99,7 @@ class Study:
             )
         self._images = self.sample.images
         self._held = Held({(each.model, each.seed): model_fingerprint(each.net) for each in self.members})
+        self._held.attacks |= self._attacks_kept()
         self._warn_of_copies()
         self.purpose = Purpose()
         self._runner = Runner(self.sample)
@@ -271,8 +272,8 @@ class Study:
         Parameters
         ----------
         attack, eps, label, settings
-            As for `attack`; every ε is an audit of its own. Without settings, an attack that this study made
-            under this label is audited with the settings it had there.
+            As for `attack`; every ε is an audit of its own. Without settings, the attack under this label is
+            audited with the settings it had in this study, or in an earlier run on the same images and store.
         images
             Only the first so many, as audits take long; all by default.
         budget
@@ -707,6 +708,19 @@ class Study:
                     f"{member} and {twin} are the same network, so their results are too; give each its own",
                     stacklevel=3,
                 )
+
+    def _attacks_kept(self) -> dict[str, Request]:
+        """Attacks of these images that earlier runs left in the store, by label, as they were asked for."""
+        manifest = self.store.read_manifest() if isinstance(self.store, FolderStore) else None
+        if manifest is None or manifest.images != self._images:
+            return {}
+        kept = {}
+        for at, key in manifest.places.items():
+            described = self.store.describe("attack", key) if at.kind == "attack" else None
+            request = None if described is None else work.attack_of(at.label, described[0])
+            if request is not None:
+                kept[at.label] = request
+        return kept
 
     def _united(
         self, label: str, asked: Asked, radii: Sequence[float], prints: Mapping[Member, str]

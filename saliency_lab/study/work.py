@@ -19,6 +19,7 @@ from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.ascent import check_radius
 from saliency_lab.attacks.checklist import audit
 from saliency_lab.attacks.curve import robustness_curve
+from saliency_lab.attacks.methods import METHODS as ATTACKS
 from saliency_lab.attacks.methods import method_of
 from saliency_lab.attribution import Attributions, attribute
 from saliency_lab.attribution.catalogue import METHODS
@@ -181,6 +182,13 @@ def attack_asked(request: Request, eps: Sequence[float]) -> Asked:
     settings = parse_settings(method_of(attack).settings, request.settings, of=f"attack '{request.label}'")
     check_radius(max(eps), getattr(settings, "norm", "linf"))
     return {"attack": request.identity, "settings": canonical(settings)}
+
+
+def attack_of(label: str, cell: Cell) -> Request | None:
+    """Return what an attack's cell was asked for; None for a user's own function, which no cell holds."""
+    what = cell.depends["attack"]
+    bundled = isinstance(what, str) and what in ATTACKS
+    return Request(label, what, cell.depends["settings"]) if bundled else None
 
 
 def attack_cell(model: str, images: str, asked: Asked, eps: Sequence[float], seed: int) -> Cell:

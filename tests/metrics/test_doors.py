@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 
@@ -580,8 +581,19 @@ def test_maps_of_other_images_are_refused(scene, tmp_path):
         sl.evaluate_many(model, x, y, {"a": maps, "b": sl.attribute(model, shuffled, y)}, ["sparseness"])
     assert not np.array_equal(sl.evaluate(model, shuffled, y, maps.values, "pixel_flipping"), scores)
     assert np.array_equal(sl.evaluate(model, x.clone(), y, read, "pixel_flipping"), scores)
-    of_double = sl.attribute(model.double(), x.double(), y)
-    np.testing.assert_allclose(sl.evaluate(model, x, y, of_double, "pixel_flipping"), scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_maps_know_their_images_in_whatever_precision_they_were_made(scene, dtype):
+    model, x, y, _ = scene
+    x = x.to(dtype).float()  # what bfloat16 can hold
+    scores = sl.evaluate(model, x, y, sl.attribute(model, x, y), "sparseness")
+    maps = sl.attribute(copy.deepcopy(model).to(dtype), x.to(dtype), y)
+    for images in (x, x.to(dtype)):
+        found = sl.evaluate(model.to(images.dtype), images, y, maps, "sparseness")
+        np.testing.assert_allclose(found, scores, atol=2e-2 if dtype is torch.bfloat16 else 1e-6)
+    with pytest.raises(InputError, match="other images"):
+        sl.evaluate(model, images.flip(0), y, maps, "sparseness")
 
 
 def test_maps_of_some_of_the_images_are_scored_on_those(scene):

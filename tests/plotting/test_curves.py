@@ -6,13 +6,14 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 import saliency_lab as sl
 from saliency_lab.plotting.bands import bands
 from saliency_lab.plotting.curves import robustness
 from saliency_lab.plotting.dots import dots
 from saliency_lab.plotting.slopes import slopes
-from saliency_lab.plotting.style import RECIPES
+from saliency_lab.plotting.style import RECIPES, looks
 from saliency_lab.plotting.tradeoff import tradeoff
 
 NOTE = "500 images × 3 seeds; 95 % intervals"
@@ -62,11 +63,11 @@ def test_lines_that_end_together_have_a_legend_and_many_are_told_apart_by_dashes
 
 
 CURVE = tuple(np.array(part) for part in ([0.0, 0.5, 1.0], [1.0, 0.4, 0.1], [0.9, 0.3, 0.0], [1.0, 0.5, 0.2]))
-INTERVALS = {model: (0.1 * i, 0.1 * i - 0.05, 0.1 * i + 0.05) for i, model in enumerate(RECIPES)}
+INTERVALS = {model: (0.1 * i, 0.1 * i - 0.05, 0.1 * i + 0.05) for i, model in enumerate([*RECIPES, "_mine"])}
 
 
 @pytest.mark.parametrize("width", [3.25, 7.0])
-@pytest.mark.parametrize("models", [["standard", "at"], list(RECIPES)[:11]])
+@pytest.mark.parametrize("models", [["standard", "at"], list(RECIPES)[:11], ["_mine", "at"]])
 @pytest.mark.parametrize(
     "draw",
     [
@@ -80,6 +81,7 @@ INTERVALS = {model: (0.1 * i, 0.1 * i - 0.05, 0.1 * i + 0.05) for i, model in en
         lambda models, width: slopes({"saliency": {m: INTERVALS[m] for m in models}}, note=NOTE, width=width),
         lambda models, width: tradeoff({m: (INTERVALS[m],) * 2 for m in models}, note=NOTE, width=width),
     ],
+    ids=["robustness", "bands", "dots", "slopes", "tradeoff"],
 )
 def test_a_chart_keeps_its_width_and_no_words_leave_it_or_meet(draw, models, width) -> None:
     fig = draw(models, width)
@@ -102,3 +104,27 @@ def test_a_chart_keeps_its_width_and_no_words_leave_it_or_meet(draw, models, wid
     for i, box in enumerate(boxes):
         assert box.x0 >= -1 and box.x1 <= fig.bbox.x1 + 1 and box.y0 >= -1 and box.y1 <= fig.bbox.y1 + 1
         assert not any(box.overlaps(other) for other in boxes[:i]) or words[i].get_rotation()
+
+
+def test_a_model_looks_the_same_where_another_is_missing_and_its_legend_shows_how() -> None:
+    among = ["mine", "yours", "_theirs"]
+    shown = among[1:]
+
+    def names(fig: Figure) -> dict[str, tuple[str, str]]:
+        (legend,) = fig.legends
+        handles = zip(legend.get_texts(), legend.legend_handles, strict=True)
+        return {text.get_text(): (handle.get_color(), handle.get_marker()) for text, handle in handles}
+
+    expected = {name: (look.colour, look.marker) for name, look in looks(among).items() if name in shown}
+    curves = {name: table(0.9, 0.3, 0.0) for name in shown}
+    points = dict.fromkeys(shown, ((0.5, 0.4, 0.6),) * 2)
+    for fig in (
+        robustness(curves, among=among),
+        bands(dict.fromkeys(shown, CURVE), among=among),
+        dots({"saliency": dict.fromkeys(shown, (0.5, 0.4, 0.6))}, among=among),
+        tradeoff(points, width=3.25, among=among),
+    ):
+        assert names(fig) == expected
+        assert expected[shown[0]][0] in {
+            mpl.colors.to_hex(line.get_color()).upper() for line in fig.axes[0].lines
+        }

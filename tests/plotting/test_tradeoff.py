@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 import saliency_lab as sl
 from saliency_lab.plotting.style import MARKERS, PALETTE, RECIPES, looks
 from saliency_lab.plotting.tradeoff import NAMED, tradeoff
@@ -24,6 +27,13 @@ def test_no_two_of_many_names_share_colour_and_marker() -> None:
         found = looks(names)
         assert list(found) == names
         assert len({(look.colour, look.marker) for look in found.values()}) == len(names)
+
+
+@given(st.lists(st.sampled_from([*RECIPES, *map(str, range(70))]), unique=True))
+def test_names_of_both_kinds_in_any_order_are_told_apart(names: list[str]) -> None:
+    found = looks(names)
+    assert list(found) == names
+    assert len({(look.colour, look.marker) for look in found.values()}) == len(names)
 
 
 def test_a_bundled_recipe_looks_the_same_in_every_figure_and_others_take_what_it_leaves() -> None:

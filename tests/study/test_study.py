@@ -714,6 +714,26 @@ def test_an_audit_without_settings_is_of_the_attack_that_was_made(make_study: Ma
     assert audits(scout().attack("fgsm", eps=0.2, label="pgd").audit("pgd", eps=0.2)) == default
     far = scout().attack("pgd", eps=0.2, norm="l2", steps=10)
     assert audits(far.audit("pgd", eps=0.2)) == default  # "pgd_l2" is another label
+    assert audits(far.audit("pgd", eps=0.2, norm="l2")) - default == audits(
+        scout().audit("pgd", eps=0.2, norm="l2", steps=10)
+    )
+
+
+def test_an_audit_in_a_later_run_is_of_the_attack_in_the_store(
+    make_study: MakeStudy, tiny_sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    def own(model: nn.Module, x: torch.Tensor, y: torch.Tensor, eps: float) -> torch.Tensor:
+        return x
+
+    made = make_study(tmp_path).attack("pgd", eps=0.1, steps=1, norm="l2").attack(own, eps=0.1)
+    first = made.audit("pgd", eps=0.1, norm="l2", images=2).audits
+    later = make_study(tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.safetensors")}
+    pd.testing.assert_frame_equal(later.audit("pgd", eps=0.1, norm="l2", images=2).audits, first)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").rglob("*.safetensors")} == written
+    x, y = tiny_sample
+    others = Study({"plain": later.members[0].net}, (x.flip(0), y), store=tmp_path)
+    assert later._held.attacks.keys() == {"pgd_l2"} and not others._held.attacks
 
 
 def test_a_plan_times_the_attack_that_is_audited(
