@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from saliency_lab.report.numbers import Estimate, count, estimate
-from saliency_lab.report.tables import SHARES, Cell, Column, Table
+from saliency_lab.report.tables import Cell, Column, Table
 from saliency_lab.study.claims import Answered, measure_in_words
+from saliency_lab.study.comparison import SHARES
+from saliency_lab.study.numbers import count, estimate, write_difference
+from saliency_lab.study.statistics import Interval
 
 HEAD = [
     Column("models", filtered=True),
@@ -21,16 +23,15 @@ def differences(asked: Answered, number: int) -> Table:
     rows = []
     for row in asked.differences.to_dict("records"):
         share = row["metric"] in SHARES
-        ends = Estimate(row["difference"], row["difference_low"], row["difference_high"])
-        text, interval = estimate(ends, share=share, signed=True)
-        means = [Estimate(row[key], row[key], row[key]) for key in ("mean", "mean_over")]
+        text, interval = write_difference(row, share=share)
+        means = [Interval(row[key], row[key], row[key]) for key in ("mean", "mean_over")]
         rows.append(
             [
                 Cell(f"{row['model']} − {row['over']}"),
                 Cell(measure_in_words(row)),
                 Cell(row["verdict"]),
                 *(Cell(estimate(mean, share=share)[0], mean.mean) for mean in means),
-                Cell(text, ends.mean, interval),
+                Cell(text, row["difference"], interval),
             ]
         )
     caption = f"{asked.question} {count(len(rows), 'difference')} on the same images."

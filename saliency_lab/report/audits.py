@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from saliency_lab.report.numbers import SPACE, count, radius, short
 from saliency_lab.report.tables import Cell, Column, Table, hue
+from saliency_lab.study.numbers import SPACE, count, radius, short
 
 MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "–"}
 _KEYS = ["model", "seed", "attack", "eps", "n", "robust_accuracy", "worst_case", "verdict", "reason"]

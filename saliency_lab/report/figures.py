@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from saliency_lab.report.tables import SHARES, words
+from saliency_lab.report.tables import words
 from saliency_lab.report.vector import Drawing
 from saliency_lab.study import Comparison
+from saliency_lab.study.comparison import ROBUST, SHARES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,9 +63,9 @@ def _accuracy(comparison: Comparison) -> Iterator[tuple[str, Callable[[], Figure
     for attack in dict.fromkeys(comparison.robustness["attack"]):
         yield f"Accuracy against ε under {attack}", partial(plot.robustness, attack)
     metric = next((m.metric for m in comparison.measures if not m.share and m.better != "neither"), None)
-    if metric is not None and any(m.metric == "robust_accuracy" for m in comparison.measures):
+    if metric is not None and any(m.metric == ROBUST for m in comparison.measures):
         caption = f"{words(metric).capitalize()} against robust accuracy, a point a model"
-        yield caption, partial(plot.tradeoff, "robust_accuracy", metric)
+        yield caption, partial(plot.tradeoff, ROBUST, metric)
 
 
 def _scores(comparison: Comparison) -> Iterator[tuple[str, Callable[[], Figure]]]:

@@ -20,11 +20,11 @@ from saliency_lab.report.answers import differences
 from saliency_lab.report.audits import Audited, overview, read_audits
 from saliency_lab.report.explorer import explorer
 from saliency_lab.report.figures import figures
-from saliency_lab.report.numbers import SPACE, count, listing
 from saliency_lab.report.provenance import provenance
 from saliency_lab.report.vector import Drawing
 from saliency_lab.study import Comparison, Study
 from saliency_lab.study.claims import answer, by_chance
+from saliency_lab.study.numbers import SPACE, count, listing
 
 NAMED = 4
 """Models that the title names."""
@@ -123,8 +123,6 @@ def _compared(comparison: Comparison, audits: list[Audited], drawing: Drawing) -
     facts = comparison.table()
     direction = {m.metric: m.better for m in comparison.measures}
     facts["better"] = facts["metric"].map(direction)
-    apart = (facts["difference_low"] > 0) | (facts["difference_high"] < 0)
-    facts["differs"] = apart & (facts["p_holm"] < 1 - comparison.level)
     pictures = figures(comparison, drawing)
     return {
         "verdicts": verdicts.verdicts(comparison, facts, audits),

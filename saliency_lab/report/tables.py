@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 
 from saliency_lab.plotting.style import looks
-from saliency_lab.report.numbers import SPACE, Estimate, estimate, number, p_value, radius, short
 from saliency_lab.study import Comparison
+from saliency_lab.study.comparison import ROBUST, SHARES
+from saliency_lab.study.numbers import SPACE, number, p_value, radius, short, write_difference, write_mean
 
-SHARES = ("accuracy", "robust_accuracy")
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 MEANING = {"higher": "higher is better", "lower": "lower is better", "neither": "neither is better"}
 
@@ -89,7 +89,7 @@ def glance(comparison: Comparison, facts: pd.DataFrame) -> Table:
                 cells.append(Cell("", -math.inf))
                 continue
             row = by_model[model]
-            text, interval = estimate(_mean(row), share=metric in SHARES)
+            text, interval = write_mean(row, share=metric in SHARES)
             mark = "†" if row["differs"] else ""
             badge = row["rank"]
             cells.append(Cell(text + mark, _sortable(row["mean"]), interval, badge=badge))
@@ -165,7 +165,7 @@ def _measured(
     spans = _spans(facts)
     rows = []
     for head, row in zip(heads, facts.to_dict("records"), strict=True):
-        text, interval = estimate(_mean(row), share=shares)
+        text, interval = write_mean(row, share=shares)
         low, high = spans[row["metric"]]
         cells = [
             *head,
@@ -187,10 +187,9 @@ def _against(row: Mapping[Any, Any], share: bool, baseline: bool) -> list[Cell]:
     if baseline or math.isnan(row["difference"]):
         first = Cell("baseline", 0.0) if baseline else Cell("", -math.inf)
         return [first, Cell("", math.inf), *([] if share else [Cell("", 0.0)])]
-    difference = Estimate(row["difference"], row["difference_low"], row["difference_high"])
-    text, interval = estimate(difference, share=share, signed=True)
+    text, interval = write_difference(row, share=share)
     cells = [
-        Cell(text, difference.mean, interval),
+        Cell(text, row["difference"], interval),
         Cell(p_value(row["p_holm"]), _sortable(row["p_holm"], math.inf)),
     ]
     if not share:
@@ -244,13 +243,9 @@ def _directed(metric: str, better: str) -> str:
 
 
 def _label(metric: str, method: str, eps: float) -> str:
-    if metric == "robust_accuracy":
+    if metric == ROBUST:
         return f"{method}, {radius(eps)}"
     return words(method) or "no attack"
-
-
-def _mean(row: Mapping[Any, Any]) -> Estimate:
-    return Estimate(row["mean"], row["low"], row["high"])
 
 
 def _sortable(value: float, missing: float = -math.inf) -> float:

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from saliency_lab.report.audits import Audited
-from saliency_lab.report.numbers import SPACE, Estimate, count, estimate, listing, radius, short
-from saliency_lab.report.tables import MEANING, SHARES, hue, words
+from saliency_lab.report.tables import MEANING, hue, words
 from saliency_lab.study import Comparison
+from saliency_lab.study.comparison import SHARES
+from saliency_lab.study.numbers import SPACE, count, listing, radius, short, write_difference, write_mean
 
 AT_ONCE = 6
 """Map scores up to which a model's sentences are all shown; more are folded."""
@@ -130,12 +131,11 @@ def _word(row: Mapping[Any, Any]) -> str:
 
 
 def _written(row: Mapping[Any, Any]) -> tuple[str, str]:
-    return estimate(Estimate(row["mean"], row["low"], row["high"]), share=row["metric"] in SHARES)
+    return write_mean(row, share=row["metric"] in SHARES)
 
 
 def _difference(row: Mapping[Any, Any]) -> tuple[str, str]:
-    found = Estimate(row["difference"], row["difference_low"], row["difference_high"])
-    return estimate(found, share=row["metric"] in SHARES, signed=True)
+    return write_difference(row, share=row["metric"] in SHARES)
 
 
 def undefined(facts: pd.DataFrame) -> str:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from saliency_lab.attribution import Attributions
     from saliency_lab.study.figures import ComparisonPlots
 
-ACCURACY, ROBUST = "accuracy", "robust_accuracy"
+ACCURACY, ROBUST = SHARES = "accuracy", "robust_accuracy"
+"""Measures that are shares of the images; the others score maps."""
 
 
 class Pictures(Protocol):
@@ -64,7 +65,7 @@ class Measure:
     @property
     def share(self) -> bool:
         """Whether the values are right or wrong, and the mean a share."""
-        return self.metric in (ACCURACY, ROBUST)
+        return self.metric in SHARES
 
     @property
     def label(self) -> str:
@@ -228,7 +229,8 @@ class Comparison:
         """One row a (metric, method, ε, model).
 
         Columns: `n` values used and `undefined` left out, over all seeds; `mean`, `low`, `high`; against
-        the baseline, `difference` with `difference_low` and `difference_high`, `p`, `p_holm`, `effect`;
+        the baseline, `difference` with `difference_low` and `difference_high`, `p`, `p_holm`, `effect`, and
+        `differs`, where p_holm is below 1 − level and the interval of the difference leaves 0 out;
         and `rank`, which is "best", or "tie" where the model cannot be told from the best.
         """
         return self._table.copy()
@@ -264,9 +266,11 @@ class Comparison:
                     }
                 rows.append(row | {"rank": leaders.get(model, "")})
         table = pd.DataFrame(rows).reindex(columns=_COLUMNS)
-        shares = table["metric"].isin((ACCURACY, ROBUST))
+        shares = table["metric"].isin(SHARES)
         for family in (shares, ~shares):
             table.loc[family, "p_holm"] = statistics.holm(table.loc[family, "p"].to_numpy(float))
+        apart = (table["difference_low"] > 0) | (table["difference_high"] < 0)
+        table["differs"] = apart & (table["p_holm"] < 1 - self.level)
         return table
 
     def ranking(self, metric: str, model: str | None = None) -> Ranking:
@@ -353,7 +357,7 @@ class Comparison:
 
 _COLUMNS = [
     *("metric", "method", "eps", "model", "seeds", "n", "undefined", "mean", "low", "high"),
-    *("difference", "difference_low", "difference_high", "p", "p_holm", "effect", "rank"),
+    *("difference", "difference_low", "difference_high", "p", "p_holm", "effect", "differs", "rank"),
 ]
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from saliency_lab._common.html import caption
+from saliency_lab.study.numbers import one_line, write_mean
 
 if TYPE_CHECKING:
     from saliency_lab.study.comparison import Comparison
@@ -175,14 +176,12 @@ def _counted(verdicts: pd.Series) -> str:
 
 def _grid(comparison: Comparison, mark: Callable[[str, str], str]) -> tuple[list[str], list[list[str]]]:
     facts = iter(comparison._table.to_dict("records"))  # in the order of the measures, and of their models
-    alpha = 1 - comparison.level
     rows = []
     for measure in comparison.measures:
         cells = dict.fromkeys(comparison.models, "")
         for model in measure.values:
             fact = next(facts)
-            apart = fact["difference_low"] > 0 or fact["difference_high"] < 0
-            text = cell_text(fact, measure.share) + ("†" if fact["p_holm"] < alpha and apart else "")
+            text = cell_text(fact, measure.share) + ("†" if fact["differs"] else "")
             cells[model] = mark(text, fact["rank"])
         rows.append([f"{measure.metric} {_ARROWS[measure.better]}".strip(), measure.label, *cells.values()])
     return ["metric", "method", *comparison.models], rows
@@ -196,21 +195,8 @@ def cell_text(row: Mapping[Any, Any], share: bool) -> str:
     >>> cell_text({"mean": 0.9, "low": 0.85, "high": 0.9312, "undefined": 0}, share=True)
     '90.0 % [85.0, 93.1]'
     """
-    if np.isnan(row["mean"]):
-        return "undefined"
-    undefined = f" {int(row['undefined'])} NaN" if row["undefined"] else ""
-    if share:
-        return f"{100 * row['mean']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{undefined}"
-    width = row["high"] - row["low"]
-    if np.isnan(width):
-        return f"{row['mean']:.3g}{undefined}".replace("-", "−")
-    digits = 3
-    if np.isfinite(width) and width > 0:
-        digits = int(np.clip(1 - np.floor(np.log10(width)), 0, 6))
-    largest = max(abs(row["low"]), abs(row["high"])) if np.isfinite(width) else abs(row["mean"])
-    form = f".{digits}f" if largest < 1e5 and (width == 0 or width > 1e-6) else ".3g"
-    numbers = f"{row['mean']:{form}} [{row['low']:{form}}, {row['high']:{form}}]".replace("-", "−")
-    return numbers + undefined
+    some = row["undefined"] and not math.isnan(row["mean"])
+    return one_line(write_mean(row, share=share)) + (f" {int(row['undefined'])} NaN" if some else "")
 
 
 _TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {

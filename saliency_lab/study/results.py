@@ -19,8 +19,9 @@ from saliency_lab.attacks.checklist import BUDGETS
 from saliency_lab.models import card_of
 from saliency_lab.plotting.style import save
 from saliency_lab.study.claims import answer, by_chance, measure_in_words
-from saliency_lab.study.comparison import ACCURACY, ROBUST, Comparison, Measure
+from saliency_lab.study.comparison import ACCURACY, ROBUST, SHARES, Comparison, Measure
 from saliency_lab.study.declared import Run
+from saliency_lab.study.numbers import one_line, short, write_difference
 from saliency_lab.study.rendering import cell_text, leading, markdown_cell
 from saliency_lab.training.recipe import dotted
 from saliency_lab.training.run import LOG
@@ -106,8 +107,8 @@ def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
         rows = []
         for (model, over), held in asked.differences.groupby(["model", "over"], sort=False):
             for row in held.to_dict("records"):
-                share = row["metric"] in (ACCURACY, ROBUST)
-                difference = _signed(row["difference"], row["difference_low"], row["difference_high"], share)
+                share = row["metric"] in SHARES
+                difference = one_line(write_difference(row, share=share))
                 means = [_number(row[key], share) for key in ("mean", "mean_over")]
                 rows.append([f"{model} − {over}", measure_in_words(row), row["verdict"], *means, difference])
         head = ["models", "measure", "verdict", "mean", "mean of the other", "difference"]
@@ -120,18 +121,7 @@ def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
 def _number(value: float | None, share: bool) -> str:
     if value is None:
         return ""
-    return f"{100 * value:.1f} %" if share else f"{value:.3g}".replace("-", "−")
-
-
-def _signed(mean: float, low: float, high: float, share: bool) -> str:
-    """A difference and its interval; of shares in percentage points.
-
-    >>> _signed(0.1234, -0.01, 0.25, share=True)
-    '+12.3 [−1.0, +25.0] points'
-    """
-    scale, form, unit = (100, "+.1f", " points") if share else (1, "+.3g", "")
-    text = f"{scale * mean:{form}} [{scale * low:{form}}, {scale * high:{form}}]{unit}"
-    return text.replace("-", "−")
+    return f"{100 * value:.1f} %" if share else short(value)
 
 
 def _accuracy(study: Study, comparison: Comparison) -> list[str]:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
+
+from saliency_lab.study.statistics import Interval
 
 SPACE = "\N{NO-BREAK SPACE}"
 """Between a number and its unit, where no line may end."""
-
-
-class Estimate(NamedTuple):
-    """A mean and the ends of its interval; NaN where there is none."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:
@@ -38,14 +33,14 @@ def short(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:.4g}".replace("-", "−")
 
 
-def estimate(found: Estimate, *, share: bool, signed: bool = False) -> tuple[str, str]:
+def estimate(found: Interval, *, share: bool, signed: bool = False) -> tuple[str, str]:
     r"""Write the mean and its interval; shares in percent, their differences in percentage points.
 
-    >>> estimate(Estimate(0.51234, 0.50111, 0.52999), share=False)
+    >>> estimate(Interval(0.51234, 0.50111, 0.52999), share=False)
     ('0.512', '[0.501,\xa00.530]')
-    >>> estimate(Estimate(0.25, 0.2, 0.3012), share=True, signed=True)
+    >>> estimate(Interval(0.25, 0.2, 0.3012), share=True, signed=True)
     ('+25.0\xa0points', '[+20.0,\xa0+30.1]')
-    >>> estimate(Estimate(float("nan"), float("nan"), float("nan")), share=False)
+    >>> estimate(Interval(float("nan"), float("nan"), float("nan")), share=False)
     ('undefined', '')
     """
     mean, low, high = found
@@ -64,6 +59,26 @@ def estimate(found: Estimate, *, share: bool, signed: bool = False) -> tuple[str
     digits = 3 if width == 0 else min(max(1 - math.floor(math.log10(width)), 0), 6)
     ends = [number(end, digits, signed=signed) for end in (low, high)]
     return number(mean, digits, signed=signed), f"[{f',{SPACE}'.join(ends)}]"
+
+
+def write_mean(row: Mapping[Any, Any], *, share: bool) -> tuple[str, str]:
+    """Write the mean of a row of `Comparison.table()`, and its interval."""
+    return estimate(Interval(row["mean"], row["low"], row["high"]), share=share)
+
+
+def write_difference(row: Mapping[Any, Any], *, share: bool) -> tuple[str, str]:
+    """Write the difference in a row of `Comparison.table()`, and its interval."""
+    found = Interval(row["difference"], row["difference_low"], row["difference_high"])
+    return estimate(found, share=share, signed=True)
+
+
+def one_line(written: tuple[str, str]) -> str:
+    r"""Write an estimate in one line, with spaces where any line may end.
+
+    >>> one_line(("25.0\xa0%", "[20.0,\xa030.1]")), one_line(("undefined", ""))
+    ('25.0 % [20.0, 30.1]', 'undefined')
+    """
+    return " ".join(filter(None, written)).replace(SPACE, " ")
 
 
 def radius(eps: float) -> str:
