@@ -163,18 +163,17 @@ def _carry_out(
 ) -> None:
     from saliency_lab.cli.output import print_comparison
     from saliency_lab.study.claims import answer
-    from saliency_lab.study.declared import load_declared_data, run_declared, training_runs
+    from saliency_lab.study.declared import run_declared
     from saliency_lab.study.results import write_page
 
     with open_executor(executor, workers, address) as pool:
-        done, comparison = run_declared(declared, store, executor=pool, device=device)
+        done, comparison, runs = run_declared(declared, store, executor=pool, device=device)
     print_comparison(comparison)
     for asked in answer(declared.claims, comparison):
         print(asked)
     for path in done.write_tables():
         print(path)
     if page is not None:
-        runs = training_runs(declared, load_declared_data(declared).fingerprint, store)
         print(write_page(declared, runs, done, comparison, page, name=name, command=command))
     if len(done.failures):
         print(done.failures[["model", "seed", "what", "error"]].to_string(index=False))

@@ -63,7 +63,7 @@ def run_declared(
     *,
     executor: Executor | None = None,
     device: str = "auto",
-) -> tuple[Study, Comparison]:
+) -> tuple[Study, Comparison, list[Run]]:
     """Train what is missing, compute what is missing, compare; everything is kept in `store`.
 
     A run that fails in training is a failure of the study, and the rest goes on without that network.
@@ -72,7 +72,7 @@ def run_declared(
     """
     there = named_device("cpu" if executor is not None and device == "auto" else device)
     store = Path(store).resolve()  # a worker may have another working folder
-    data = load_declared_data(declared)
+    data = _load_data(declared)
     sample = _sample(declared, data)
     runs = training_runs(declared, data.fingerprint, store)
     declared.check()
@@ -101,7 +101,7 @@ def run_declared(
     study.purpose = declared.purpose.model_copy(update={"baseline": baseline})
     _verbs(study, declared)
     study.list_alone()
-    return study, study.compare()
+    return study, study.compare(), runs
 
 
 def plan_declared(declared: Declaration, store: str | Path, *, device: str = "auto") -> pd.DataFrame:
@@ -110,7 +110,7 @@ def plan_declared(declared: Declaration, store: str | Path, *, device: str = "au
     Times are measured on `device`, as in `run_declared`; that of a training run on its first steps.
     """
     there = named_device(device)
-    data = load_declared_data(declared)
+    data = _load_data(declared)
     runs = training_runs(declared, data.fingerprint, Path(store))
     declared.check()
     models = _stand_ins(runs, data, there) | _finished_models(declared, there)
@@ -129,7 +129,7 @@ def plan_declared(declared: Declaration, store: str | Path, *, device: str = "au
     return pd.concat([pd.DataFrame(rows), steps], ignore_index=True)[list(steps.columns)]
 
 
-def load_declared_data(declared: Declaration) -> ImageData:
+def _load_data(declared: Declaration) -> ImageData:
     """Load the data set of a declaration."""
     root = declared.data.root
     beside = None if root is None else str(declared.folder / root)
@@ -203,7 +203,7 @@ def _train_all(
 def _train_remotely(run: Run, data: str, declared: Declaration, device: str) -> None:
     """Train one network in a worker, which reads the data itself."""
     with ALONE:
-        found = load_declared_data(declared)
+        found = _load_data(declared)
         if found.fingerprint != data:
             raise InputError(f"a worker found other files of '{declared.data.name}'; all must see the same")
         _train(run, found, device)

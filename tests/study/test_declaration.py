@@ -68,7 +68,7 @@ def test_a_declared_study_is_planned_run_and_then_read(declared_file: Path, tmp_
     assert (plan["missing"] == plan["cells"]).all()
     assert (plan.loc[["train", "attribute", "score", "attack"], "seconds"] > 0).all()
     assert not list(store.glob("cells/**/*.safetensors"))
-    study, comparison = run_declared(first, store)
+    study, comparison, _ = run_declared(first, store)
     assert study.models == ["standard", "sgt", "mine"]
     assert (comparison.baseline, set(study.scores["method"])) == ("sgt", {"saliency", "smooth"})
     assert sorted(study.robustness["eps"].unique()) == [0.0, 16 / 255, 0.1]
@@ -79,7 +79,7 @@ def test_a_declared_study_is_planned_run_and_then_read(declared_file: Path, tmp_
     plan = plan_declared(changed, store)
     assert plan.query("missing > 0")["what"].tolist() == ["effective_complexity"]
     with ThreadPoolExecutor(2) as pool:
-        again, _ = run_declared(changed, store, executor=pool)
+        again, *_ = run_declared(changed, store, executor=pool)
     assert {path: path.stat().st_mtime_ns for path in store.rglob("model.safetensors")} == weights
     pd.testing.assert_frame_equal(again.robustness, study.robustness)
     declared_file.write_text(TOML.replace('"training.epochs" = 1', '"training.epochs" = 2'))
@@ -98,7 +98,7 @@ def test_a_study_of_a_users_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyP
         'overrides = { "training.epochs" = 1, "data.name" = "own_images:few" }\n'
         'data = { name = "own_images:few", images = 8 }\n'
     )
-    study, _ = run_declared(read_declaration(path), tmp_path / "store")
+    study, *_ = run_declared(read_declaration(path), tmp_path / "store")
     assert study.x.shape == (8, 1, 24, 24) and len(study.scores) == 16
 
 
@@ -117,7 +117,7 @@ def test_a_store_knows_what_its_study_asks(declared_file: Path, tmp_path: Path) 
     asked = TOML.replace('recipes = ["digits/standard", "digits/sgt"]', "").replace('"sgt"', '"mine"')
     asked = 'level = 0.5\ntitle = "Asked"\n' + asked.replace('"standard"', '"mine"')
     declared_file.write_text(asked)
-    _, comparison = run_declared(read_declaration(declared_file), tmp_path / "store")
+    _, comparison, _ = run_declared(read_declaration(declared_file), tmp_path / "store")
     loaded = Study.load(tmp_path / "store")
     assert (comparison.level, loaded.purpose.title, len(loaded.purpose.claims)) == (0.5, "Asked", 1)
     assert loaded.compare().table().equals(comparison.table())
@@ -288,7 +288,7 @@ def test_a_run_that_collapses_is_recorded_and_the_rest_goes_on(tmp_path: Path) -
         """
     )
     with pytest.warns(UserWarning, match="wild .* could not be trained"):
-        study, comparison = run_declared(read_declaration(path), tmp_path / "store")
+        study, comparison, _ = run_declared(read_declaration(path), tmp_path / "store")
     assert study.models == ["sound"] == comparison.models
     assert study.failures[["model", "seed", "what"]].to_numpy().tolist() == [["wild", 0, "training"]]
 
@@ -310,7 +310,7 @@ def test_a_checkpoint_of_an_own_architecture_is_loaded_by_its_folder(
         data = { name = "digits", images = 6 }
         """
     )
-    study, _ = run_declared(read_declaration(tmp_path / "study.toml"), tmp_path / "store")
+    study, *_ = run_declared(read_declaration(tmp_path / "study.toml"), tmp_path / "store")
     assert torch.equal(study.members[0].net(study.x), trained(study.x))
 
 
@@ -376,5 +376,5 @@ def test_a_study_may_name_networks_that_come_with_the_package(tmp_path: Path) ->
         data = { name = "digits", images = 6 }
         """
     )
-    study, _ = run_declared(read_declaration(tmp_path / "study.toml"), tmp_path / "store")
+    study, *_ = run_declared(read_declaration(tmp_path / "study.toml"), tmp_path / "store")
     assert study.members[0].recipe == "digits/at"

@@ -167,7 +167,7 @@ def test_a_declared_study_of_located_data_has_masks(tmp_path: Path) -> None:
         'models = { net = "net" }\nmethods = ["saliency"]\nmetrics = ["auc"]\n'
         'data = { name = "planted", images = 8 }\n'
     )
-    study, _ = run_declared(read_declaration(path), tmp_path / "store")
+    study, *_ = run_declared(read_declaration(path), tmp_path / "store")
     sample = sl.load_dataset("planted").test.located(8)  # type: ignore[attr-defined]
     maps = sl.attribute(net.eval(), sample.x, sample.y, "saliency")
     expected = sl.evaluate(net, sample.x, sample.y, maps, metric="auc", masks=sample.masks)
