@@ -120,11 +120,7 @@ def sanity_check(
         As `attribute`; or if the model has no layer to randomise, or was traced, scripted or compiled.
     """
     check_images(x)
-    if hidden := hidden_part(model):
-        raise InputError(
-            f"the sanity check randomises a model module by module, and {' is '.join(hidden)}; pass the "
-            "eager module it was made from"
-        )
+    check_randomisable(model)
     by_default = methods is None
     methods = DEFAULTS if methods is None else [methods] if isinstance(methods, str) else methods
     chosen = settings or {}
@@ -219,6 +215,21 @@ def layers_from_output(model: nn.Module, image: Tensor) -> list[tuple[str, list[
     if not layers:
         raise InputError(f"{type(model).__name__} has no layer with parameters to randomise")
     return layers[::-1]
+
+
+def check_randomisable(model: nn.Module) -> None:
+    """Refuse a model of which a part was scripted or compiled, as its modules cannot be drawn anew.
+
+    Raises
+    ------
+    InputError
+        Names the part.
+    """
+    if hidden := hidden_part(model):
+        raise InputError(
+            f"a model is randomised module by module, and {' is '.join(hidden)}; pass the eager module it was "
+            "made from"
+        )
 
 
 def randomise(module: nn.Module, seed: int) -> None:

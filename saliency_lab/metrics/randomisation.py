@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import derive_seed, sample_normal, sample_uniform
-from saliency_lab.attribution.sanity import randomise
+from saliency_lab.attribution.sanity import check_randomisable, randomise
 from saliency_lab.attribution.similarity import ssim
 from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
 from saliency_lab.metrics.explainer import Explaining
@@ -59,8 +59,9 @@ def randomised(model: nn.Module, order: Order, seed: int) -> Iterator[nn.Module]
     Raises
     ------
     InputError
-        If the network has no such layer.
+        If the network has no such layer, or was traced, scripted or compiled.
     """
+    check_randomisable(model)
     names = [name for name, module in model.named_modules() if _is_layer(module)]
     if not names:
         raise InputError("the model has no layer with parameters, so there is nothing to randomise")
