@@ -227,8 +227,8 @@ def check_randomisable(model: nn.Module) -> None:
     """
     if hidden := hidden_part(model):
         raise InputError(
-            f"a model is randomised module by module, and {' is '.join(hidden)}; pass the eager module it was "
-            "made from"
+            f"a model is randomised module by module, and {' is '.join(hidden)}; pass the eager module it "
+            "was made from"
         )
 
 

@@ -619,6 +619,7 @@ def test_images_are_hashed_once_a_call_and_not_for_plain_maps(scene, monkeypatch
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("metric", ["mprt", "smooth_mprt", "efficient_mprt"])
 def test_a_traced_network_cannot_be_randomised(scene, metric):
-    model, x, y, maps = scene
+    model, x, y, _ = scene
+    maps = sl.attribute(model, x, y)
     with pytest.raises(InputError, match="the model is scripted; pass the eager module it was made from"):
         sl.evaluate(torch.jit.trace(model, x), x, y, maps, metric)
