@@ -164,7 +164,10 @@ def _cache_folder(root: Path) -> Path:
     writable = beside.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
     if writable and os.access(beside, os.W_OK):
         return beside / ".saliency_lab"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home: that nothing could be kept here is told
+        return beside / ".saliency_lab"
     return cache / "saliency_lab" / fingerprint(str(beside))[:12]
 
 

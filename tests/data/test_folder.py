@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +122,23 @@ def test_without_a_place_for_the_cache_the_images_are_read_all_the_same(
     finally:
         root.parent.chmod(0o755)
     assert np.array_equal(data.test.images[0].permute(1, 2, 0).numpy(), arrays["test/cat/0.png"])
+
+
+def test_a_user_without_a_home_reads_the_images_too(
+    pictures: tuple[Path, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    root, _ = pictures
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    root.parent.chmod(0o555)
+    try:
+        with pytest.warns(UserWarning) if os.geteuid() else nullcontext():  # root writes there all the same
+            assert len(sl.load_dataset("image_folder", root).test) == 12
+    finally:
+        root.parent.chmod(0o755)
 
 
 def test_a_cache_cut_short_is_decoded_again(pictures: tuple[Path, dict[str, np.ndarray]]) -> None:
