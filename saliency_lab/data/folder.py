@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saliency_lab._common.errors import DataNotFoundError, InputError
+from saliency_lab._common.errors import DataNotFoundError, InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.progress import progress
@@ -174,13 +174,13 @@ def _cache_folder(root: Path) -> Path:
 def _decode(
     root: Path, names: dict[str, list[str]], read: Callable[[str], bytes], size: tuple[int, int] | None
 ) -> dict[str, Tensor]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor
 
     def opened(name: str) -> Image.Image:
         try:
             return Image.open(io.BytesIO(read(name)))
-        except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zipfile and Pillow raise whatever they met
             raise damaged(name, error) from error
 
     def damaged(name: str, error: Exception) -> DataNotFoundError:
@@ -195,7 +195,9 @@ def _decode(
             for row, name in enumerate(names[part]):
                 try:
                     image = eight_bit(opened(name), f"the image '{name}' of '{root}'").convert(mode)
-                except OSError as error:
+                except SaliencyLabError:
+                    raise
+                except Exception as error:
                     raise damaged(name, error) from error
                 if size is not None:
                     image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)

@@ -218,6 +218,29 @@ def test_a_damaged_image_is_named(pictures: tuple[Path, dict[str, np.ndarray]]) 
         sl.load_dataset("image_folder", root)
 
 
+def test_an_image_that_pillow_refuses_is_named(
+    pictures: tuple[Path, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = pictures
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # twice that is taken for a bomb
+    with pytest.raises(DataNotFoundError, match=r"train/cat/0.png' .* is damaged \(Image size"):
+        sl.load_dataset("image_folder", root)
+
+
+def test_an_encrypted_zip_is_named(pictures: tuple[Path, dict[str, np.ndarray]]) -> None:
+    root, _ = pictures
+    path = _zip(root, root.with_suffix(".zip"))
+    held = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        at = held.find(signature)
+        while at != -1:
+            held[at + flags] |= 1
+            at = held.find(signature, at + 1)
+    path.write_bytes(held)
+    with pytest.raises(DataNotFoundError, match=r"train/cat/0.png' .* encrypted"):
+        sl.load_dataset("image_folder", path)
+
+
 def test_empty_classes_and_wrong_layouts_are_named(
     pictures: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
