@@ -41,7 +41,7 @@ def read_image_folder(
     The second of train, val and test is None unless there is val/CLASS/* too.
     Grey if every image is, else RGB; 16-bit grey is scaled to 8 bits. The decoded uint8 arrays are kept
     in `.saliency_lab` beside `root` (in the user's cache folder if that place cannot be written), keyed
-    by the listing; those of an earlier listing are deleted.
+    by the listing; those of an earlier listing are deleted. What begins with a dot is passed over.
 
     Raises
     ------
@@ -77,10 +77,10 @@ def read_image_folder(
 def _list_folder(root: Path) -> Listing:
     listing: Listing = {}
     for part in _PARTS:
-        for folder in sorted(path for path in (root / part).glob("*") if path.is_dir()):
+        for folder in sorted(path for path in (root / part).glob("[!.]*") if path.is_dir()):
             with os.scandir(folder) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    if entry.name.lower().endswith(SUFFIXES):
+                for entry in entries:
+                    if _is_image(entry.name):
                         info = entry.stat()
                         listing[f"{part}/{folder.name}/{entry.name}"] = info.st_size, info.st_mtime_ns
             if not any(name.startswith(f"{part}/{folder.name}/") for name in reversed(listing)):
@@ -91,18 +91,23 @@ def _list_folder(root: Path) -> Listing:
 
 
 def _list_zip(archive: zipfile.ZipFile) -> Listing:
-    return {
-        info.filename: (info.file_size, info.CRC)
-        for info in sorted(archive.infolist(), key=lambda info: info.filename)
-        if info.filename.lower().endswith(SUFFIXES)
-        and info.filename.count("/") == 2
-        and info.filename.startswith(tuple(f"{part}/" for part in _PARTS))
-    }
+    listing: Listing = {}
+    for info in archive.infolist():
+        match info.filename.split("/"):
+            case [part, label, name] if part in _PARTS and not label.startswith(".") and _is_image(name):
+                listing[info.filename] = info.file_size, info.CRC
+    return listing
+
+
+def _is_image(name: str) -> bool:
+    """Whether a file is an image by its name; hidden ones, such as macOS writes beside images, are none."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _load(
     root: Path, listing: Listing, read: Callable[[str], bytes], size: tuple[int, int] | None
 ) -> tuple[Split, Split | None, Split, tuple[str, ...]]:
+    listing = dict(sorted(listing.items(), key=lambda each: each[0].split("/")))  # the same on any system
     names = {part: [name for name in listing if name.startswith(f"{part}/")] for part in _PARTS}
     if not names["val"]:
         del names["val"]

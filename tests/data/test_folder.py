@@ -241,6 +241,28 @@ def test_an_encrypted_zip_is_named(pictures: tuple[Path, dict[str, np.ndarray]])
         sl.load_dataset("image_folder", path)
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_hidden_files_and_folders_are_passed_over(
+    pictures: tuple[Path, dict[str, np.ndarray]], zipped: bool
+) -> None:
+    root, _ = pictures
+    before = sl.load_dataset("image_folder", root)
+    (root / "train" / "cat" / "._0.png").write_bytes(b"\0\5\x16\7, as macOS writes it")
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    (root / "train" / ".ipynb_checkpoints" / "0.png").write_bytes((root / "train/cat/0.png").read_bytes())
+    given = _zip(root, root.with_suffix(".zip")) if zipped else root
+    assert sl.load_dataset("image_folder", given).fingerprint == before.fingerprint
+
+
+def test_a_folder_and_its_zip_are_the_same_data(pictures: tuple[Path, dict[str, np.ndarray]]) -> None:
+    root, _ = pictures
+    for part in ("train", "test"):
+        (root / part / "dog").rename(root / part / "cat-tail")  # "-" sorts before "/"
+    unzipped = sl.load_dataset("image_folder", root)
+    zipped = sl.load_dataset("image_folder", _zip(root, root.with_suffix(".zip")))
+    assert zipped.fingerprint == unzipped.fingerprint
+
+
 def test_empty_classes_and_wrong_layouts_are_named(
     pictures: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
