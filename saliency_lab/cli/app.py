@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import warnings
@@ -73,4 +74,6 @@ for verb in (demo, train, attribute, score, attack, study, audit, report, listin
 
 def main() -> None:
     """Entry point of the `saliency-lab` script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal or a file may be of an encoding without ε
     app()

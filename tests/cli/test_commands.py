@@ -129,6 +129,18 @@ def test_list(what):
     assert len(result.stdout.splitlines()) > 4
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_the_encoding_lacks_is_a_question_mark(encoding):
+    done = subprocess.run(
+        [sys.executable, "-m", "saliency_lab.cli", "list", "recipes"],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout
+    assert b"mnist/asgt" in done.stdout
+
+
 def test_a_table_too_wide_for_the_terminal_is_printed_as_paragraphs(monkeypatch, capsys):
     table = pd.DataFrame({"what": ["words " * 10], "more": ["[x] " * 9], "share": [0.25]}, index=["row"])
     table.index.name = "name"
