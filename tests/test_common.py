@@ -1,5 +1,7 @@
 """The conventions every room leans on: state put back, draws keyed by the sample, inputs refused by name."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from saliency_lab._common import progress as bars
 from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.files import write_json
 from saliency_lab._common.inference import device_of, undisturbed
 from saliency_lab._common.plugins import import_object
 from saliency_lab._common.seeding import sample_normal, sample_seeds, sample_uniform
@@ -107,3 +110,15 @@ def test_a_setting_that_must_be_given_says_what_it_is():
 def test_a_path_is_not_taken_for_a_module(spec):
     with pytest.raises(InputError, match=r"write module:attribute, such as my:Net, not a path"):
         import_object(spec)
+
+
+def test_a_file_is_flushed_through_a_handle_that_may_write_as_windows_demands(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    flushed = []
+
+    def fsync(handle):
+        flushed.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_json(tmp_path / "file.json", {})
+    assert flushed == [os.O_RDWR]

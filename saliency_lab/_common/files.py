@@ -36,7 +36,7 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         yield beside
         if durable:
-            with beside.open("rb") as file:
+            with beside.open("r+b") as file:  # Windows flushes only what it may write
                 os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
