@@ -9,7 +9,7 @@ from torch import nn
 from saliency_lab._common import progress as bars
 from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.files import write_json
+from saliency_lab._common.files import LONGEST_STEM, distinct_stems, write_json
 from saliency_lab._common.inference import device_of, undisturbed
 from saliency_lab._common.plugins import import_object
 from saliency_lab._common.seeding import sample_normal, sample_seeds, sample_uniform
@@ -122,3 +122,13 @@ def test_a_file_is_flushed_through_a_handle_that_may_write_as_windows_demands(tm
     monkeypatch.setattr(os, "fsync", fsync)
     write_json(tmp_path / "file.json", {})
     assert flushed == [os.O_RDWR]
+
+
+def test_files_of_different_things_have_different_names_that_fit():
+    wanted = {"a 1": "a_1", "a_1": "a_1", "A 1": "A_1", "é" * 300: "é" * 300, "é" * 299: "é" * 299}
+    stems = distinct_stems(wanted)
+    assert list(stems) == list(wanted)
+    assert stems["a 1"] == "a_1"
+    assert len({stem.casefold() for stem in stems.values()}) == len(wanted)
+    assert max(len(stem.encode()) for stem in stems.values()) <= LONGEST_STEM + 9
+    assert distinct_stems(wanted) == stems

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,29 @@ def writable_folder(folder: str | Path) -> Path:
             "or change its permissions"
         ) from error
     return folder
+
+
+LONGEST_STEM = 120
+"""Bytes of a file's name that are left of something's own: file systems allow 255 in all."""
+
+
+def distinct_stems(wanted: Mapping[str, str]) -> dict[str, str]:
+    """Shorten the names of files that are wanted for things, and tell equal ones apart by a hash.
+
+    Equal are also those that differ in upper and lower case alone, which macOS and Windows take for one file.
+
+    >>> distinct_stems({"m_1": "m_1", "m 1": "m_1", "M 1": "M_1"})
+    {'m_1': 'm_1', 'm 1': 'm_1-...', 'M 1': 'M_1-...'}
+    """
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name, stem in wanted.items():
+        short = stem.encode()[:LONGEST_STEM].decode(errors="ignore")
+        if short != stem or short.casefold() in taken:
+            short += f"-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+        taken.add(short.casefold())
+        found[name] = short
+    return found
 
 
 def write_json(path: str | Path, value: Any) -> None:

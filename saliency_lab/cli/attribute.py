@@ -42,16 +42,17 @@ def attribute(
     rows: Annotated[int, typer.Option(min=1, help="How many images the picture shows.")] = 6,
 ) -> None:
     """Compute saliency maps of one or more models; write the maps, and a picture for each method."""
+    from saliency_lab._common.files import distinct_stems
     from saliency_lab.plotting.style import save
     from saliency_lab.study.figures import maps_of
 
     requests = named_settings(settings, method)
     study = open_study(models, data, data_root, images, seed, out, device)
     study.attribute(requests)
+    stems = distinct_stems({model: re.sub(r"[^\w.=,-]+", "_", model).strip("_") for model in study.models})
     for name in method:
         for model, by_method in study.maps.items():
-            stem = re.sub(r"[^\w.=,-]+", "_", model).strip("_")
-            path = out / "maps" / f"{stem}-{name}.safetensors"
+            path = out / "maps" / f"{stems[model]}-{name}.safetensors"
             by_method[name].save(path)
             print(path)
         picture = out / f"maps-{name}.png"

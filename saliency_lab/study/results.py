@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from saliency_lab._common.errors import SaliencyLabError
-from saliency_lab._common.files import atomic_path, writable_folder
+from saliency_lab._common.files import atomic_path, distinct_stems, writable_folder
 from saliency_lab._common.provenance import versions
 from saliency_lab.attacks.checklist import BUDGETS
 from saliency_lab.models import card_of
@@ -56,8 +56,9 @@ def write_page(
     lines += [*_accuracy(study, comparison), *_scores(comparison)]
     if figures:
         lines += ["## Figures", ""]
+    stems = distinct_stems({figure: re.sub(r"[^0-9A-Za-z_.-]+", "-", figure) for figure in figures})
     for stem, (caption, figure, kind) in figures.items():
-        file = f"{name}-{re.sub(r'[^0-9A-Za-z_.-]+', '-', stem)}.{kind}"
+        file = f"{name}-{stems[stem]}.{kind}"
         save(figure, folder / file)
         lines += [f"![{caption}]({file})", "", f"*{caption}.*", ""]
     lines += [*_runs(runs, study), *_given(declared, study), *_failures(study), *_provenance(declared, study)]

@@ -226,6 +226,17 @@ def test_attribute_writes_maps_and_a_picture(models, tmp_path):
     assert (tmp_path / "maps-saliency.png").stat().st_size > 10_000
 
 
+def test_maps_of_models_of_like_names_do_not_replace_each_other(tmp_path):
+    for seed, name in enumerate(("net 1", "net_1", "Net_1")):
+        net = sl.build_model("small_cnn", num_classes=10, input_shape=(1, 28, 28), seed=seed)
+        sl.save_model(net, tmp_path / name)
+    folders = [tmp_path / name for name in ("net 1", "net_1", "Net_1")]
+    out = tmp_path / "study"
+    result = call("attribute", *folders, "--data", "digits", "--images", 10, "--rows", 1, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert len({path.name.casefold() for path in (out / "maps").iterdir()}) == 3
+
+
 def test_score_prints_a_table_and_writes_tidy_ones(models, tmp_path):
     result = call(
         "score", *models, "--method", "saliency", "--metric", "sparseness", "--images", 8, "--out", tmp_path

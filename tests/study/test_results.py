@@ -84,6 +84,27 @@ def test_its_figures_are_there_and_writing_it_again_changes_nothing(written: Pat
     assert {name: (written / name).read_bytes() for name in before} == before
 
 
+def test_figures_of_labels_in_other_letters_are_files_of_their_own(tmp_path: Path) -> None:
+    attacks = "\n".join(
+        f'[attacks."{label}"]\nattack = "fgsm"\neps = [{eps}]'
+        for label, eps in (("стиль", 0.1), ("攻击", 0.3))
+    )
+    file = tmp_path / "two.toml"
+    file.write_text(
+        f'data = {{ name = "digits", images = 10 }}\nmodels = {{ at = "digits/at" }}\n{attacks}\n',
+        encoding="utf-8",
+    )
+    result = CliRunner().invoke(
+        app, ["study", str(file), "--out", str(tmp_path / "store"), "--page", str(tmp_path / "page")]
+    )
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "page/two.md").read_text(encoding="utf-8")
+    named = re.findall(r"!\[Accuracy under [^\]]+\]\(([^)]+)\)", page)
+    assert len(set(named)) == 2
+    first, second = ((tmp_path / "page" / name).read_bytes() for name in named)
+    assert first != second
+
+
 @pytest.mark.parametrize("name", list_studies().index)
 def test_a_bundled_study_is_valid(name: str, tmp_path: Path) -> None:
     declared = read_declaration(bundled_study(name))
