@@ -9,6 +9,7 @@ import re
 import site
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 from importlib.metadata import packages_distributions
@@ -73,6 +74,33 @@ def test_an_installed_wheel_brings_the_studies_and_the_trained_networks(installe
     assert studies.split() == list(sl.list_studies().index)
     assert zoo.split() == list(sl.list_zoo().index)
     assert name == "digits/at"
+
+
+def test_an_installed_wheel_has_this_version_and_no_scripts_among_its_recipes(installed, tmp_path):
+    code = (
+        "import importlib.metadata, pathlib, saliency_lab\n"
+        "print(importlib.metadata.version('saliency-lab'))\n"
+        "print(*{path.suffix for path in pathlib.Path(saliency_lab.__path__[0], 'recipes').glob('**/*.*')})"
+    )
+    done = run(installed, "python", "-c", code, cwd=tmp_path)
+    assert done.stdout.split() == [sl.__version__, ".toml"], done.stderr
+
+
+def test_a_source_distribution_has_the_scripts_that_its_pages_name(tmp_path):
+    built = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    named = re.findall(r"\b(?:benchmarks|recipes)/\w+\.py\b", "".join(p.read_text("utf-8") for p in pages))
+    assert named
+    assert set(named) <= held
 
 
 def test_an_installed_wheel_writes_a_report(installed, tmp_path):
