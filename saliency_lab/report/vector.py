@@ -24,6 +24,10 @@ _COLOURS = {colour.lower(): f"var(--c{i})" for i, colour in enumerate(PALETTE)} 
 """Colours of the figures → variables of the page's style sheet, each with a light and a dark value."""
 
 
+_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that no XML may hold, such as the escapes of a terminal's colours in a name."""
+
+
 class Drawing:
     """SVG fragments that share one set of style rules; the page allows no style but its own sheet's."""
 
@@ -90,7 +94,7 @@ def _read(figure: Figure) -> ElementTree.Element:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
-    return ElementTree.fromstring(buffer.getvalue())
+    return ElementTree.fromstring(_NO_XML.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue()))
 
 
 def _references(element: ElementTree.Element) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import saliency_lab as sl
@@ -21,6 +22,7 @@ from saliency_lab.cli.app import app
 from saliency_lab.models.checkpoint import ModelCard
 from saliency_lab.report import bundle, explorer, write_report
 from saliency_lab.report.provenance import provenance
+from saliency_lab.report.vector import Drawing
 from saliency_lab.study import Study, store
 from saliency_lab.study.claims import Claim, Purpose
 
@@ -258,6 +260,12 @@ def test_names_are_text_wherever_they_stand(make_reported, tmp_path):
     assert all("RuntimeError: <img src=x onerror=alert(2)>" in row[2] for row in problems)
     assert all(name in problems[0][1] for name in NASTY)
     assert "8 results of this study are missing." in page.text
+
+
+def test_a_name_that_no_xml_may_hold_is_drawn_without_it():
+    figure = Figure()
+    figure.suptitle("\x1b[31mred\0")
+    assert "\N{REPLACEMENT CHARACTER}[31mred\N{REPLACEMENT CHARACTER}" in Drawing().draw(figure, "a title")
 
 
 @pytest.mark.parametrize(
