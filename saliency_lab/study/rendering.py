@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +57,16 @@ def _paragraphs(head: list[str], rows: list[list[str]], width: int) -> list[str]
 def as_markdown(comparison: Comparison) -> str:
     """A pipe table; the best is bold, what is not told from it italic."""
     head, rows = _grid(comparison, markdown_cell)
-    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in [head, *rows]]
-    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
-    return "\n".join([*lines, "", _title(comparison) + ". " + " ".join(_notes(comparison, *_FACES))])
+    return "\n".join(
+        [*pipe_table(head, rows), "", _title(comparison) + ". " + " ".join(_notes(comparison, *_FACES))]
+    )
+
+
+def pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in Markdown, whatever is in its cells."""
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [[" ".join(cell.splitlines()).replace("|", "\\|") for cell in line] for line in lines]
+    return ["| " + " | ".join(line) + " |" for line in cells]
 
 
 def as_html(comparison: Comparison) -> str:

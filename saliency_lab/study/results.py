@@ -22,7 +22,7 @@ from saliency_lab.study.claims import answer, by_chance, measure_in_words
 from saliency_lab.study.comparison import ACCURACY, ROBUST, SHARES, Comparison, Measure
 from saliency_lab.study.declared import Run
 from saliency_lab.study.numbers import one_line, short, write_difference
-from saliency_lab.study.rendering import cell_text, leading, markdown_cell
+from saliency_lab.study.rendering import cell_text, leading, markdown_cell, pipe_table
 from saliency_lab.training.recipe import dotted
 from saliency_lab.training.run import LOG
 
@@ -114,7 +114,7 @@ def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
                 rows.append([f"{model} − {over}", measure_in_words(row), row["verdict"], *means, difference])
         head = ["models", "measure", "verdict", "mean", "mean of the other", "difference"]
         folded = "<summary>Each difference, with its interval</summary>"
-        lines += ["<details>", folded, "", *_table(head, rows), "", "</details>", ""]
+        lines += ["<details>", folded, "", *pipe_table(head, rows), "", "</details>", ""]
     lines += [by_chance(questions, comparison.level), ""]
     return lines
 
@@ -133,7 +133,7 @@ def _accuracy(study: Study, comparison: Comparison) -> list[str]:
     lines = [
         "## Accuracy",
         "",
-        *_table(head, _by_model(comparison, measures)),
+        *pipe_table(head, _by_model(comparison, measures)),
         "",
         f"{leading(comparison, 'column', 'Bold', 'italic')}.",
         "",
@@ -156,7 +156,7 @@ def _audits(study: Study, comparison: Comparison) -> list[str]:
         means = [_number(held[key].mean(), share=True) for key in ("robust_accuracy", "worst_case")]
         rows.append([str(model), f"{attack}, ε = {eps:.4g}", str(n), *means, verdicts])
     head = ["model", "attack", "images", "attack reports", "worst case of all attacks", "verdict by seed"]
-    lines = ["### May these be believed? The audit", "", *_table(head, rows), ""]
+    lines = ["### May these be believed? The audit", "", *pipe_table(head, rows), ""]
     audits = (
         study.store.describe("audit", key) for place, key in study.cells.items() if place.kind == "audit"
     )
@@ -201,7 +201,7 @@ def _scores(comparison: Comparison) -> list[str]:
         better = {"higher": " (higher is better)", "lower": " (lower is better)", "neither": ""}
         lines += [f"### {metric.replace('_', ' ')}{better[measures[0].better]}", ""]
         head = ["model", *(measure.method.replace("_", " ") for measure in measures)]
-        lines += [*_table(head, _by_model(comparison, measures)), ""]
+        lines += [*pipe_table(head, _by_model(comparison, measures)), ""]
     return lines
 
 
@@ -287,7 +287,7 @@ def _runs(runs: Sequence[Run], study: Study) -> list[str]:
         "Clean and PGD are accuracies on validation images, PGD at the recipe's own ε. Seconds depend on "
         "what else the machine did. `weights` begins their SHA-256."
     )
-    return ["## What was trained", "", *_table(head, rows), "", note, "", *_recipes(runs)]
+    return ["## What was trained", "", *pipe_table(head, rows), "", note, "", *_recipes(runs)]
 
 
 def _recipes(runs: Sequence[Run]) -> list[str]:
@@ -307,7 +307,7 @@ def _recipes(runs: Sequence[Run]) -> list[str]:
     lines = ["<details>", "<summary>Every setting of the recipes</summary>", ""]
     lines += [f"All of them: {_in_words({key: first[key] for key in shared})}.", ""]
     if any(own for _, own in rows):
-        lines += [*_table(["model", "settings of its own"], rows), ""]
+        lines += [*pipe_table(["model", "settings of its own"], rows), ""]
     return [*lines, "</details>", ""]
 
 
@@ -324,7 +324,7 @@ def _given(declared: Declaration, study: Study) -> list[str]:
             rows.append([name, source, kind, str(member.seed), weights])
     if not rows:
         return []
-    return ["## What was given", "", *_table(["model", "source", "network", "seed", "weights"], rows), ""]
+    return ["## What was given", "", *pipe_table(["model", "source", "network", "seed", "weights"], rows), ""]
 
 
 def _failures(study: Study) -> list[str]:
@@ -334,12 +334,12 @@ def _failures(study: Study) -> list[str]:
         [row["model"], str(row["seed"]), row["what"], " ".join(str(row["error"]).split())]
         for row in study.failures.to_dict("records")
     ]
-    return ["## What failed", "", *_table(["model", "seed", "what", "error"], rows), ""]
+    return ["## What failed", "", *pipe_table(["model", "seed", "what", "error"], rows), ""]
 
 
 def _provenance(declared: Declaration, study: Study) -> list[str]:
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
-    lines = ["## Settings", "", *_table(["", "name", "settings"], _settings(study)), ""]
+    lines = ["## Settings", "", *pipe_table(["", "name", "settings"], _settings(study)), ""]
     if declared.overrides:
         lines.append(f"- overrides of the recipes: {_in_words(declared.overrides)}")
     lines += [
@@ -376,8 +376,3 @@ def _in_words(settings: Mapping[str, Any]) -> str:
     'steps = 40, eps = [0.1, 0.2]'
     """
     return ", ".join(f"{key} = {value}" for key, value in settings.items())
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in [head, ["---"] * len(head), *rows]]
-    return ["| " + " | ".join(row) + " |" for row in escaped]

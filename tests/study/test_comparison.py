@@ -180,6 +180,14 @@ def test_exports_say_the_same(comparison: Comparison) -> None:
     assert "_" not in latex.replace(r"\_", "")
 
 
+def test_a_name_of_two_lines_with_a_bar_is_one_cell_in_markdown() -> None:
+    scores = _scores().replace({"model": {"b": "two\nlines|bar"}})
+    markdown = Comparison(scores, _robustness().iloc[:0], baseline="a").to_markdown()
+    head, rule, *_ = markdown.splitlines()
+    assert "two lines\\|bar" in head
+    assert set(rule) == {"|", " ", "-"}
+
+
 def test_names_are_escaped_in_html() -> None:
     scores = _scores().replace({"model": {"b": "<script>"}})
     assert "<script>" not in Comparison(scores, _robustness().iloc[:0], baseline="a").to_html()
