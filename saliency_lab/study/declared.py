@@ -255,7 +255,7 @@ def _finished_models(declared: Declaration, device: torch.device) -> dict[str, l
             raise InputError(f"model '{name}' lists a checkpoint twice; each must be another seed")
         models[name] = [
             copy.deepcopy(import_module(source)).to(device)
-            if ":" in source
+            if ":" in source and not (declared.folder / source).exists()
             else load_checkpoint(_found(declared.folder, source), device)
             for source in listed
         ]

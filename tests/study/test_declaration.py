@@ -87,6 +87,14 @@ def test_a_declared_study_is_planned_run_and_then_read(declared_file: Path, tmp_
     assert plan.query("step == 'train'")["missing"].tolist() == [1, 1]
 
 
+def test_a_checkpoints_folder_may_have_a_colon_as_train_names_them(tmp_path: Path) -> None:
+    folder = "runs/digits/standard,model.name=own:Net/seed-0"
+    save_model(build_model("small_cnn", seed=0), tmp_path / folder)
+    (tmp_path / "own.toml").write_text(TOML.replace('["net-0", "net-1"]', f'"{folder}"'))
+    (net,) = declared._finished_models(read_declaration(tmp_path / "own.toml"), torch.device("cpu"))["mine"]
+    assert net.card.architecture == "small_cnn"  # type: ignore[union-attr]
+
+
 def test_a_study_of_a_users_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_images.py").write_text(
         "import saliency_lab as sl\n\n\ndef few():\n    return sl.load_dataset('planted')\n"
