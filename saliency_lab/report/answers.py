@@ -5,8 +5,7 @@ from __future__ import annotations
 from saliency_lab.report.tables import Cell, Column, Table
 from saliency_lab.study.claims import Answered, measure_in_words
 from saliency_lab.study.comparison import SHARES
-from saliency_lab.study.numbers import count, estimate, write_difference
-from saliency_lab.study.statistics import Interval
+from saliency_lab.study.numbers import count, write_difference, write_value
 
 HEAD = [
     Column("models", filtered=True),
@@ -24,13 +23,12 @@ def differences(asked: Answered, number: int) -> Table:
     for row in asked.differences.to_dict("records"):
         share = row["metric"] in SHARES
         text, interval = write_difference(row, share=share)
-        means = [Interval(row[key], row[key], row[key]) for key in ("mean", "mean_over")]
         rows.append(
             [
                 Cell(f"{row['model']} − {row['over']}"),
                 Cell(measure_in_words(row)),
                 Cell(row["verdict"]),
-                *(Cell(estimate(mean, share=share)[0], mean.mean) for mean in means),
+                *(Cell(write_value(row[key], share=share), row[key]) for key in ("mean", "mean_over")),
                 Cell(text, row["difference"], interval),
             ]
         )

@@ -13,13 +13,13 @@ SPACE = "\N{NO-BREAK SPACE}"
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:
-    """Write a number with `digits` decimals.
+    """Write a number with `digits` decimals; one that is rounded to 0 keeps its sign if it is `signed`.
 
-    >>> number(-0.1234, 2), number(0.5, 1, signed=True), number(-0.001, 2)
-    ('−0.12', '+0.5', '0.00')
+    >>> number(-0.1234, 2), number(0.5, 1, signed=True), number(-0.001, 2), number(-0.001, 2, signed=True)
+    ('−0.12', '+0.5', '0.00', '−0.00')
     """
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-    if float(text) == 0:
+    if float(text) == 0 and (value == 0 or not signed):
         text = text.lstrip("+-")
     return text.replace("-", "−")
 
@@ -59,6 +59,15 @@ def estimate(found: Interval, *, share: bool, signed: bool = False) -> tuple[str
     digits = 3 if width == 0 else min(max(1 - math.floor(math.log10(width)), 0), 6)
     ends = [number(end, digits, signed=signed) for end in (low, high)]
     return number(mean, digits, signed=signed), f"[{f',{SPACE}'.join(ends)}]"
+
+
+def write_value(value: float, *, share: bool) -> str:
+    r"""Write a number that stands without its interval.
+
+    >>> write_value(0.51234, share=False), write_value(0.25, share=True)
+    ('0.512', '25.0\xa0%')
+    """
+    return estimate(Interval(value, value, value), share=share)[0]
 
 
 def write_mean(row: Mapping[Any, Any], *, share: bool) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from saliency_lab.plotting.style import save
 from saliency_lab.study.claims import answer, by_chance, measure_in_words
 from saliency_lab.study.comparison import ACCURACY, ROBUST, SHARES, Comparison, Measure
 from saliency_lab.study.declared import Run
-from saliency_lab.study.numbers import one_line, short, write_difference
+from saliency_lab.study.numbers import one_line, write_difference, write_value
 from saliency_lab.study.rendering import cell_text, leading, markdown_cell, pipe_table
 from saliency_lab.training.recipe import dotted
 from saliency_lab.training.run import LOG
@@ -120,9 +120,7 @@ def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
 
 
 def _number(value: float | None, share: bool) -> str:
-    if value is None:
-        return ""
-    return f"{100 * value:.1f} %" if share else short(value)
+    return "" if value is None else one_line((write_value(value, share=share), ""))
 
 
 def _accuracy(study: Study, comparison: Comparison) -> list[str]:
