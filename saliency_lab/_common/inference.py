@@ -17,9 +17,16 @@ from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.memory import keep_memory
 
 
-def _check_module(model: object) -> None:
+def check_module(model: object, name: str = "the model") -> None:
+    """Refuse what is no torch module.
+
+    Raises
+    ------
+    InputError
+        Says by `name` what should be one, and what came.
+    """
     if not isinstance(model, nn.Module):
-        raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+        raise InputError(f"{name} must be a torch.nn.Module, not {type(model).__name__}")
 
 
 @contextmanager
@@ -35,7 +42,7 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     InputError
         If `model` is no torch module.
     """
-    _check_module(model)
+    check_module(model)
     keep_memory()
     modes = [(module, module.training) for module in model.modules()]
     if any(isinstance(module, _BatchNorm) and module.running_mean is None for module, _ in modes):
@@ -141,7 +148,7 @@ def device_of(model: nn.Module) -> torch.device:
     InputError
         If `model` is no torch module, or spread over several devices.
     """
-    _check_module(model)
+    check_module(model)
     found = dict.fromkeys(tensor.device for tensor in (*model.parameters(), *model.buffers()))
     if len(found) > 1:
         raise InputError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.inference import check_module
 
 
 class Normalised(nn.Module):
@@ -19,6 +20,12 @@ class Normalised(nn.Module):
         Takes normalised images and returns logits.
     mean, std : float or sequence of float
         One value, or one a channel, in units of [0, 1]; std > 0.
+
+    Raises
+    ------
+    InputError
+        If `net` is no torch module (whose weights a function that calls one would hide), or a value is out of
+        range.
 
     Examples
     --------
@@ -34,6 +41,7 @@ class Normalised(nn.Module):
         self, net: nn.Module, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0
     ) -> None:
         super().__init__()
+        check_module(net, "net")
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1))
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
         if not (torch.isfinite(self.mean).all() and torch.isfinite(self.std).all() and (self.std > 0).all()):

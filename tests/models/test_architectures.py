@@ -127,6 +127,13 @@ def test_bad_arguments_are_named(given: dict, message: str) -> None:
         sl.build_model(**given)
 
 
+def test_a_function_is_not_normalised_as_its_weights_would_be_hidden() -> None:
+    """A study could not tell two such models apart."""
+    net = sl.build_model("small_cnn")
+    with pytest.raises(InputError, match=r"net must be a torch\.nn\.Module, not function"):
+        sl.Normalised(lambda x: net(x), mean=0.5)
+
+
 def test_cam_layer_of_a_users_own_model() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.Flatten())
     assert cam_layer(net) is net[2]
