@@ -196,7 +196,14 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def dtype_of(model: nn.Module, otherwise: torch.dtype = torch.float32) -> torch.dtype:
-    """Return the model's floating-point type; `otherwise` for a model without parameters."""
+    """Return the model's floating-point type; `otherwise` for a model without parameters.
+
+    Raises
+    ------
+    InputError
+        If `model` is no torch module.
+    """
+    check_module(model)
     return next((each.dtype for each in model.parameters() if each.is_floating_point()), otherwise)
 
 

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import device_of, dtype_of, gradients_recorded, undisturbed
+from saliency_lab._common.inference import (
+    check_module,
+    device_of,
+    dtype_of,
+    gradients_recorded,
+    undisturbed,
+)
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.attribution.calls import hidden_part
@@ -120,6 +126,7 @@ def sanity_check(
         As `attribute`; or if the model has no layer to randomise, or was traced, scripted or compiled.
     """
     check_images(x)
+    check_module(model)
     check_randomisable(model)
     by_default = methods is None
     methods = DEFAULTS if methods is None else [methods] if isinstance(methods, str) else methods

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, write_json
-from saliency_lab._common.inference import named_device
+from saliency_lab._common.inference import check_module, named_device
 from saliency_lab._common.provenance import versions
 from saliency_lab.models.card import CUSTOM, ModelCard, card_of
 from saliency_lab.models.catalogue import build_model
@@ -39,8 +39,9 @@ def save_model(model: nn.Module, folder: str | Path, card: ModelCard | None = No
     Raises
     ------
     InputError
-        If the model's state holds what is no tensor, as a quantised one's does.
+        If `model` is no torch module, or its state holds what is no tensor, as a quantised one's does.
     """
+    check_module(model)
     folder = Path(folder)
     weights = _weights(model)
     card = _finished(card or _own_card(model, weights), model, weights)

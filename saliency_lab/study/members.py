@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +42,10 @@ def read_members(models: Mapping[str, nn.Module | Sequence[nn.Module]]) -> list[
     for name, given in models.items():
         if not isinstance(name, str):
             raise InputError(f"a model's name must be text, such as '{name}', not {name!r}")
-        modules = [given] if isinstance(given, nn.Module) else list(given)
+        several = list(given) if isinstance(given, Iterable) else []
+        modules = [given] if isinstance(given, nn.Module) else several
         if not modules or not all(isinstance(module, nn.Module) for module in modules):
-            raise InputError(f"model '{name}' must be an nn.Module or a sequence of them")
+            raise InputError(f"model '{name}' must be an nn.Module or a sequence of them, not {given!r}")
         cards = [getattr(module, "card", None) for module in modules]
         seeds: list[Any] = [getattr(card, "seed", None) for card in cards]
         if None in seeds or len(set(seeds)) < len(seeds):

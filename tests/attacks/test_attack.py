@@ -292,6 +292,15 @@ def test_bad_input_says_what_would_do(case, change, message) -> None:
         sl.attack(case.model, **given)
 
 
+@pytest.mark.parametrize("model", ["digits/at", lambda x: x])
+def test_what_is_no_module_is_refused(case, model) -> None:
+    named = "the model must be a torch.nn.Module, not"
+    with pytest.raises(sl.SaliencyLabError, match=named):
+        sl.attack(model, case.x, case.y, eps=0.1)
+    with pytest.raises(sl.SaliencyLabError, match=named):
+        sl.attack_map(model, case.x, eps=0.1)
+
+
 def test_a_target_that_is_the_label_is_refused(case) -> None:
     with pytest.raises(sl.SaliencyLabError, match="choose another class"):
         sl.attack(case.model, case.x, case.y, eps=0.1, target=case.y)

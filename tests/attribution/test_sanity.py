@@ -117,6 +117,11 @@ def test_bad_input_is_named(trained, digits_sample, options, message):
         sanity_check(trained, digits_sample.x, digits_sample.y, **options)
 
 
+def test_what_is_no_module_is_named(digits_sample):
+    with pytest.raises(InputError, match=r"the model must be a torch\.nn\.Module, not str"):
+        sanity_check("digits/at", digits_sample.x, digits_sample.y)
+
+
 def test_a_model_without_parameters_is_named(digits_sample):
     with pytest.raises(InputError, match="no layer with parameters"):
         sanity_check(nn.Flatten(), digits_sample.x, digits_sample.y)

@@ -144,6 +144,8 @@ def test_a_users_own_module_with_shared_weights(tmp_path: Path) -> None:
 
 def test_what_is_no_module_to_load_into_and_no_tensor_to_save_is_said(tmp_path: Path) -> None:
     sl.save_model(_Tied(), tmp_path / "own")
+    with pytest.raises(InputError, match=r"the model must be a torch\.nn\.Module, not function"):
+        sl.save_model(lambda x: x, tmp_path / "function")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="not the class _Tied; make one first"):
         sl.load_model(tmp_path / "own", model=_Tied)
 

@@ -549,6 +549,8 @@ def test_bad_models_and_samples_are_named(tiny_sample: tuple[torch.Tensor, torch
         Study({}, tiny_sample)
     with pytest.raises(InputError, match=r"model 'plain' must be an nn\.Module"):
         Study({"plain": "resnet"}, tiny_sample)  # type: ignore[dict-item]
+    with pytest.raises(InputError, match=r"model 'plain' must be an nn\.Module .* not <function"):
+        Study({"plain": lambda x: x}, tiny_sample)  # type: ignore[dict-item]
     with pytest.raises(InputError, match="a model's name must be text, such as '0'"):
         Study({0: nn.Identity()}, tiny_sample)  # type: ignore[dict-item]
     with pytest.raises(InputError, match="sample must be images and labels"):
