@@ -20,6 +20,7 @@ from saliency_lab._common.inference import (
     dtype_of,
     gradients_recorded,
     undisturbed,
+    unfit_images_told,
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
@@ -54,6 +55,12 @@ class SanityCheck:
     table: pd.DataFrame
     maps: Mapping[str, Tensor]
 
+    def __repr__(self) -> str:
+        steps, count = self.table.step.max(), self.table["sample"].nunique()
+        likeness = self.table[self.table.step > 0].groupby("method", sort=False).rank_correlation.mean()
+        shown = ", ".join(f"{name} {mean:.2g}" for name, mean in likeness.items())
+        return f"SanityCheck(mean rank correlation: {shown}; n={count}, {steps} steps)"
+
     def summary(self) -> pd.DataFrame:
         """Mean likeness over samples and randomised steps, one row a method; a sound method is near 0.
 
@@ -83,9 +90,18 @@ class SanityCheck:
         return cascade(self.table, measure)
 
     def plot_maps(self, image: int = 0) -> Figure:
-        """One image's maps: a row a method, a column a step, each panel on its own scale."""
+        """One image's maps: a row a method, a column a step, each panel on its own scale.
+
+        Raises
+        ------
+        InputError
+            If the maps of that image are not among those in `maps`.
+        """
         from saliency_lab.plotting.maps import grid
 
+        kept = min(maps.shape[1] for maps in self.maps.values())
+        if not 0 <= image < kept:
+            raise InputError(f"the maps of the first {kept} images are kept: 0 … {kept - 1}, not {image}")
         layers = self.table.drop_duplicates("step").sort_values("step").layer
         columns = {
             layer: torch.stack([maps[step, image] for maps in self.maps.values()])
@@ -123,20 +139,20 @@ def sanity_check(
     Raises
     ------
     InputError
-        As `attribute`; or if the model has no layer to randomise, or was traced, scripted or compiled.
+        As `attribute`; or if there is no method, or the model has no layer to randomise, or was traced,
+        scripted or compiled.
     """
     check_images(x)
     check_module(model)
     check_randomisable(model)
     by_default = methods is None
-    methods = DEFAULTS if methods is None else [methods] if isinstance(methods, str) else methods
+    methods = DEFAULTS if methods is None else _names(methods)
     chosen = settings or {}
     if stray := set(chosen) - set(methods):
         raise InputError(f"settings are given for methods that are not checked: {', '.join(sorted(stray))}")
-    for name in methods:
-        METHODS[name]  # a misspelt name is told before the first map is computed
     twin = copy.deepcopy(model)
-    layers = layers_from_output(twin, x[:1])
+    with unfit_images_told(model, x):
+        layers = layers_from_output(twin, x[:1])
     # classes of the trained model, also inside a contrast: the randomised ones predict something else
     classes = attribute(model, x, y, "constant", target=target, seed=seed).classes
     fixed: TargetSpec = classes if classes.ndim == 1 else (classes[:, 0], classes[:, 1])
@@ -160,6 +176,18 @@ def sanity_check(
     table = pd.concat(rows, ignore_index=True)
     order = ["method", "step", "layer", "sample", "rank_correlation", "absolute_rank_correlation", "ssim"]
     return SanityCheck(table[order], {name: torch.stack(each) for name, each in kept.items()})
+
+
+def _names(methods: str | Sequence[str]) -> list[str]:
+    """Names of methods, each once; a misspelt one is told before the first map is computed."""
+    if not isinstance(methods, str | Sequence) or not methods:
+        raise InputError(
+            f"methods must be a name of list_methods(), or several, such as ['saliency'], not {methods!r}"
+        )
+    names = list(dict.fromkeys([methods] if isinstance(methods, str) else methods))
+    for name in names:
+        METHODS[name]
+    return names
 
 
 def _not_refused(

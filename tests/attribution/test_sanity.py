@@ -110,11 +110,34 @@ def test_pictures(check):
     [
         ({"methods": ["salency"]}, "did you mean 'saliency'"),
         ({"settings": {"lrp": {}}}, "methods that are not checked: lrp"),
+        ({"methods": []}, "methods must be a name"),
+        ({"methods": lambda model, x, classes: x}, "methods must be a name"),
     ],
 )
 def test_bad_input_is_named(trained, digits_sample, options, message):
     with pytest.raises(InputError, match=message):
         sanity_check(trained, digits_sample.x, digits_sample.y, **options)
+
+
+def test_images_that_the_model_does_not_take_are_named(trained, digits_sample):
+    with pytest.raises(InputError, match=r"does not take images of shape \(1, 14, 14\)"):
+        sanity_check(trained, digits_sample.x[..., :14, :14], digits_sample.y)
+
+
+def test_a_method_named_twice_is_checked_once(net, batch):
+    twice = sanity_check(net, *batch, ["saliency", "saliency"])
+    pd.testing.assert_frame_equal(twice.table, sanity_check(net, *batch, "saliency").table)
+
+
+def test_it_says_in_a_line_what_was_found(check):
+    said = repr(check)
+    assert "\n" not in said and len(said) < 300
+    assert "edges 1" in said and "4 steps" in said
+
+
+def test_an_image_whose_maps_are_not_kept_is_named(check):
+    with pytest.raises(InputError, match="first 4 images are kept: 0 … 3, not 7"):
+        check.plot_maps(7)
 
 
 def test_what_is_no_module_is_named(digits_sample):
