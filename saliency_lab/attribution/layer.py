@@ -79,14 +79,14 @@ def activations_and_gradients(task: Task, points: Tensor, layer: nn.Module) -> t
     if gradient is None:
         task.gradient(points)  # refuses a model whose logits have no gradient at all
         raise InputError(f"the score does not depend on the layer {type(layer).__name__}; name another")
-    features, slope = (_as_map(each, layer, points) for each in (output.detach(), gradient))
+    features, slope = (_as_map(each, task.model, points) for each in (output.detach(), gradient))
     return features, slope, scores.detach()
 
 
-def _as_map(output: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
+def _as_map(output: Tensor, model: nn.Module, x: Tensor) -> Tensor:
     """A layer's output for the images `x`, or the gradient there, as a feature map (N, D, h, w)."""
     if output.ndim == 4:
-        return output.permute(0, 3, 1, 2) if _channels_last(output, layer, x) else output
+        return output.permute(0, 3, 1, 2) if _channels_last(output, model, x) else output
     count = output.shape[1] if output.ndim == 3 else 0
     grid = patch_grid(count, x) or patch_grid(count - 1, x)
     if grid is None:
@@ -99,14 +99,14 @@ def _as_map(output: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
     return patches.transpose(1, 2).unflatten(2, grid)
 
 
-def _channels_last(output: Tensor, layer: nn.Module, x: Tensor) -> bool:
-    """Whether a layer's output is (N, h, w, D): parts of it work along D, and the grid fits."""
+def _channels_last(output: Tensor, model: nn.Module, x: Tensor) -> bool:
+    """Whether a layer's output is (N, h, w, D): some layer of the model works along D, and the grid fits."""
     first, second, third = output.shape[1:]
-    along = [
-        part.normalized_shape[-1] if isinstance(part, nn.LayerNorm) else part.out_features
-        for part in layer.modules()
-        if isinstance(part, nn.LayerNorm | nn.Linear)
-    ]
+    along = {
+        part.in_features if isinstance(part, nn.Linear) else part.normalized_shape[-1]
+        for part in model.modules()
+        if isinstance(part, nn.Linear | nn.LayerNorm | nn.RMSNorm)
+    }
     return third in along and _may_cover(first, second, x) and not _may_cover(second, third, x)
 
 
