@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,6 +111,10 @@ class Audit:
     def worst_case(self) -> float:
         """Robust accuracy against every attack that was run: the number to report."""
         return self.robust.double().mean().item()
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the checks."""
+        return (check.name for check in self.checks)
 
     def __getitem__(self, name: str) -> Check:
         for check in self.checks:

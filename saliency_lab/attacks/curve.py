@@ -137,11 +137,10 @@ def steps_curve(
     """
     if "steps" not in method_of(method).settings.model_fields:
         raise InputError(f"attack '{method}' has no steps; 'pgd' has")
-    if not isinstance(steps, Iterable) or not all(
-        isinstance(count, Integral) and count >= 0 for count in steps
-    ):
+    given = list(steps) if isinstance(steps, Iterable) else [None]
+    if not all(isinstance(count, Integral) and count >= 0 for count in given):
         raise InputError(f"steps must hold integers ≥ 0, such as (1, 10, 100), not {steps!r}")
-    counts = sorted({int(count) for count in steps})
+    counts = sorted({int(count) for count in given})
     if not counts:
         raise InputError("steps must hold at least one number, such as (1, 10, 100)")
     radius = parse_epsilon(eps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +100,7 @@ class SanityCheck:
         from saliency_lab.plotting.maps import grid
 
         kept = min(maps.shape[1] for maps in self.maps.values())
-        if not 0 <= image < kept:
+        if not -kept <= image < kept:
             raise InputError(f"the maps of the first {kept} images are kept: 0 … {kept - 1}, not {image}")
         layers = self.table.drop_duplicates("step").sort_values("step").layer
         columns = {
@@ -180,11 +180,12 @@ def sanity_check(
 
 def _names(methods: str | Sequence[str]) -> list[str]:
     """Names of methods, each once; a misspelt one is told before the first map is computed."""
-    if not isinstance(methods, str | Sequence) or not methods:
+    several = methods if isinstance(methods, Iterable) else []
+    names = list(dict.fromkeys([methods] if isinstance(methods, str) else several))
+    if not names:
         raise InputError(
             f"methods must be a name of list_methods(), or several, such as ['saliency'], not {methods!r}"
         )
-    names = list(dict.fromkeys([methods] if isinstance(methods, str) else methods))
     for name in names:
         METHODS[name]
     return names

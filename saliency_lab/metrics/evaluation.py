@@ -28,7 +28,7 @@ from saliency_lab.metrics.probe import Probe, require_logits
 from saliency_lab.metrics.quantus_engine import quantus_failure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """Scores of one metric, and where they come from.
 
@@ -137,7 +137,7 @@ def evaluate_many(
     ----------
     attributions : mapping
         Method name → maps.
-    metrics : sequence of names, or mapping of name → settings
+    metrics : name, sequence of names, or mapping of name → settings
 
     Returns
     -------
@@ -146,7 +146,8 @@ def evaluate_many(
     """
     if not isinstance(attributions, Mapping) or not attributions:
         raise InputError("attributions must map method names to maps, with one at least")
-    wanted = metrics if isinstance(metrics, Mapping) else {name: {} for name in metrics}
+    names = [metrics] if isinstance(metrics, str) else metrics
+    wanted = names if isinstance(names, Mapping) else {name: {} for name in names}
     jobs = [make_job(name, settings, engine) for name, settings in wanted.items()]
     found = run_jobs(model, x, y, attributions, jobs, seed)
     return {method: dict(zip(wanted, scores, strict=True)) for method, scores in found.items()}

@@ -144,6 +144,7 @@ def test_a_constant_model_is_flat_at_any_scale(batch) -> None:
 
     report = audit(Constant(), batch[0][:8], torch.zeros(8, dtype=torch.long), eps=0.1, steps=2)
     assert report["loss surface"].numbers == {"above": 0.0, "flat": 1.0}
+    assert "loss surface" in report and list(report) == report.table().index.tolist()
     assert report["loss surface"].verdict == report["vanished gradients"].verdict == "fail"
 
 

@@ -113,3 +113,11 @@ def test_the_method_is_the_fourth_argument_everywhere(case) -> None:
     assert sl.transfer_attack(case.model, *given, eps=0.02, steps=1).method == "bim"
     few = (case.model.float(), case.x[:2].float(), case.y[:2], "noise")
     assert sl.audit(*few, eps=1e-6, draws=1).audited.method == "noise"
+
+
+def test_steps_may_come_from_a_generator_and_a_level_in_percent_is_refused(case) -> None:
+    counts = (0, 1)
+    curve = steps_curve(case.model, case.x, case.y, eps=0.02, steps=(count for count in counts))
+    assert curve.table()["steps"].tolist() == list(counts)
+    with pytest.raises(sl.SaliencyLabError, match=r"level must lie between 0 and 1, such as 0\.95, not 95"):
+        curve.table(level=95)

@@ -623,3 +623,11 @@ def test_a_traced_network_cannot_be_randomised(scene, metric):
     maps = sl.attribute(model, x, y)
     with pytest.raises(InputError, match="the model is scripted; pass the eager module it was made from"):
         sl.evaluate(torch.jit.trace(model, x), x, y, maps, metric)
+
+
+def test_scores_are_themselves_and_one_metric_needs_no_list(scene):
+    model, x, y, maps = scene
+    (found,) = sl.evaluate_many(model, x, y, {"map": maps}, "sparseness")["map"].values()
+    other = evaluate_detailed(model, x, y, maps, "sparseness")
+    np.testing.assert_array_equal(found.values, other.values)
+    assert found == found and found != other and len({found, other}) == 2
