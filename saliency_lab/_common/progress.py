@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -39,20 +40,17 @@ def watched() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-def progress(items: Iterable[Any] | None = None, *, label: str, total: int | None = None) -> tqdm[Any]:
-    """Wrap `items` in a bar that disappears when done; with `total` alone, call `.update(n)` on it.
-
-    Where nobody watches, neither a terminal nor a notebook, long work writes a line a minute instead.
-    """
+@functools.cache
+def _lines() -> type[tqdm[Any]]:
+    """Bars for a log. They are of one class, as each class of bars keeps a thread that looks after them."""
     from tqdm.auto import tqdm
-
-    if watched():
-        return tqdm(items, desc=label, total=total, leave=False, disable=not _enabled, dynamic_ncols=True)
 
     class Lines(tqdm):
         """What a log can hold: whole lines, none written over."""
 
-        written = time.monotonic()
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.written = time.monotonic()
+            super().__init__(*args, **kwargs)
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
             """Write where the work stands, if the last line is long ago; nothing to clear a bar."""
@@ -62,7 +60,19 @@ def progress(items: Iterable[Any] | None = None, *, label: str, total: int | Non
                 self.fp.write(f"{self}\n")
                 self.fp.flush()
 
-    return Lines(
+    return Lines
+
+
+def progress(items: Iterable[Any] | None = None, *, label: str, total: int | None = None) -> tqdm[Any]:
+    """Wrap `items` in a bar that disappears when done; with `total` alone, call `.update(n)` on it.
+
+    Where nobody watches, neither a terminal nor a notebook, long work writes a line a minute instead.
+    """
+    if watched():
+        from tqdm.auto import tqdm
+
+        return tqdm(items, desc=label, total=total, leave=False, disable=not _enabled, dynamic_ncols=True)
+    return _lines()(
         items,
         desc=label,
         total=total,
