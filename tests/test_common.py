@@ -1,11 +1,15 @@
 """The conventions every room leans on: state put back, draws keyed by the sample, inputs refused by name."""
 
+import json
 import os
+import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import saliency_lab as sl
 from saliency_lab._common import progress as bars
 from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError
@@ -14,6 +18,7 @@ from saliency_lab._common.inference import device_of, undisturbed
 from saliency_lab._common.plugins import import_object
 from saliency_lab._common.seeding import sample_normal, sample_seeds, sample_uniform
 from saliency_lab._common.settings import parse_settings
+from saliency_lab.attacks import transfer_attack
 from saliency_lab.attribution import attribute
 from saliency_lab.metrics.catalogue import METRICS
 
@@ -54,6 +59,37 @@ def test_a_draw_belongs_to_the_sample_wherever_it_stands(draw):
     assert torch.equal(draw(sample_seeds(x[order], 0, "noise"), (2, 4, 4)), whole[order])
     assert not torch.equal(draw(sample_seeds(x, 1, "noise"), (2, 4, 4)), whole)
     assert not torch.equal(draw(sample_seeds(x, 0, "start"), (2, 4, 4)), whole)
+
+
+SEEDED = {
+    "attack": lambda model, x, y, seed: sl.attack(model, x, y, "fgsm", eps=0.1, seed=seed),
+    "transfer_attack": lambda model, x, y, seed: transfer_attack(model, model, x, y, eps=0.1, seed=seed),
+    "robustness_curve": lambda model, x, y, seed: sl.robustness_curve(model, x, y, eps=(0, 0.1), seed=seed),
+    "attack_map": lambda model, x, y, seed: sl.attack_map(model, x, eps=0.1, seed=seed),
+    "audit": lambda model, x, y, seed: sl.audit(model, x, y, eps=0.1, seed=seed),
+    "attribute": lambda model, x, y, seed: sl.attribute(model, x, y, "saliency", seed=seed),
+    "sanity_check": lambda model, x, y, seed: sl.sanity_check(model, x, y, "saliency", seed=seed),
+    "evaluate": lambda model, x, y, seed: sl.evaluate(model, x, y, x, "sparseness", seed=seed),
+    "Study": lambda model, x, y, seed: sl.Study({"net": model}, (x, y), seed=seed),
+    "build_model": lambda model, x, y, seed: sl.build_model("small_cnn", seed=seed),
+    "sample": lambda model, x, y, seed: sl.load_dataset("digits").test.sample(4, seed=seed),
+    "train": lambda model, x, y, seed: sl.train("digits/standard", seed=seed),
+}
+
+
+@pytest.mark.parametrize("seed", [1.5, "0", True, -1, 2**63])
+@pytest.mark.parametrize("door", SEEDED)
+def test_what_is_no_seed_is_refused_at_every_door(door, seed):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(InputError, match="seed"):
+        SEEDED[door](model, torch.rand(2, 1, 4, 4), torch.tensor([0, 1]), seed)
+
+
+def test_a_seed_of_numpy_is_a_number_in_the_result():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+    for door in ("attack", "robustness_curve", "attack_map", "audit"):
+        json.dumps(SEEDED[door](model, x, y, np.int64(2)).to_dict())
 
 
 @pytest.mark.parametrize(
@@ -99,6 +135,16 @@ def test_a_log_gets_whole_lines_now_and_then(capsys, monkeypatch):
     assert all(line.startswith("long: ") and "\r" not in line for line in lines)
     assert lines[-1].startswith("long: 2/2 [")
     assert "loss 1.0" in lines[-1]
+
+
+def test_bars_leave_no_threads_behind(monkeypatch):
+    """tqdm starts one for every class of bars, which stays."""
+    monkeypatch.setattr(bars, "watched", lambda: False)
+    list(bars.progress(range(2), label="first"))
+    before = threading.active_count()
+    for _ in range(5):
+        list(bars.progress(range(2), label="work"))
+    assert threading.active_count() == before
 
 
 def test_a_setting_that_must_be_given_says_what_it_is():

@@ -104,6 +104,11 @@ SHOWN = {
     "broken": lambda: sl.attack(net(), *batch(), "pgd", eps=0.5, steps=2),
     "curve": lambda: sl.robustness_curve(net(), *batch(), eps=(0, 0.1), steps=2),
     "audit": lambda: sl.audit(net(), *batch(), eps=0.1, steps=2),
+    "map attack": lambda: sl.attack_map(
+        nn.Sequential(net(), nn.ReLU(), nn.Linear(4, 4)), batch()[0], eps=0.1
+    ),
+    "sanity check": lambda: sl.sanity_check(net(), *batch(), ["saliency", "random"]),
+    "scores": lambda: sl.evaluate_detailed(net(), *batch(), attributions().values, "sparseness"),
     "comparison": lambda: study().compare(),
     "study": study,
 }
@@ -118,7 +123,7 @@ def test_it_is_well_formed_and_what_users_write_is_text(shown):
     name, html = shown
     page = Page(html)
     assert "table" in page.tags and not page.tags & {"script", "style", "link"}
-    if name not in {"curve", "audit", "broken"}:
+    if name not in {"curve", "audit", "broken", "map attack", "sanity check", "scores"}:
         assert any(NASTY in text for text in page.text)
 
 
@@ -131,7 +136,13 @@ def test_it_has_no_colours_and_asks_for_nothing_from_elsewhere(shown):
 def test_pictures_carry_their_data_and_say_what_they_are(shown):
     name, html = shown
     images = Page(html).images
-    expected = {"data": 12, "attributions": 1, "study": 1, "broken": min(8, len(images))}.get(name, 0)
+    expected = {
+        "data": 12,
+        "attributions": 1,
+        "study": 1,
+        "map attack": 3,
+        "broken": min(8, len(images)),
+    }.get(name, 0)
     assert len(images) == expected and (images or name != "broken")
     for image in images:
         assert len(image["alt"]) > 10 and image["src"].startswith("data:image/png;base64,")

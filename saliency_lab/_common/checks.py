@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -144,3 +145,25 @@ def parse_epsilon(value: float | str, *, name: str = "eps") -> float:
     if isinstance(value, bool) or not 0 <= number < float("inf"):
         raise problem
     return number
+
+
+def parse_radii(eps: float | str | Iterable[float | str]) -> list[float]:
+    """Return one ε or several as ascending radii, each once.
+
+    >>> parse_radii([0.2, 0, "51/255"]), parse_radii(0.1)
+    ([0.0, 0.2], [0.1])
+    """
+    given: list[Any] = list(eps) if holds_several(eps) else [eps]
+    radii = sorted({parse_epsilon(value) for value in given})
+    if not radii:
+        raise InputError("eps must hold at least one radius, such as 0.1 or [0.1, 0.2]")
+    return radii
+
+
+def holds_several(eps: object) -> TypeGuard[Iterable[float | str]]:
+    """Whether this is a sequence of radii, not one: text, a number or a tensor without a dimension.
+
+    >>> holds_several([0.1]), holds_several("8/255"), holds_several(torch.tensor(0.1))
+    (True, False, False)
+    """
+    return isinstance(eps, Iterable) and not isinstance(eps, str) and getattr(eps, "ndim", 1) > 0

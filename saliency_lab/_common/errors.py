@@ -41,6 +41,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     "unknown metric 'pixelflipping'; did you mean 'pixel_flipping'?"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
+    near = [each for each in names if each.endswith(f"/{name}")]  # "mnist/at" for "at"
+    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        hint = f"did you mean {' or '.join(repr(each) for each in near)}?"
+    elif names:
+        hint = f"known: {', '.join(names)}"
+    else:
+        hint = "there is none so far"
     return UnknownNameError(f"unknown {kind} '{name}'; {hint}")

@@ -1,4 +1,4 @@
-"""Which code is the user's own, and which globals it uses."""
+"""Which code is the user's own, whether it can be called, and which globals it uses."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from saliency_lab._common.errors import InputError
 
 _KNOWN = {"builtins", "saliency_lab", "torch", "torchvision"}
 """Their versions count in keys, or are another's matching pair."""
@@ -47,6 +49,30 @@ def is_installed(module: str) -> bool:
         return True
     file = getattr(sys.modules.get(top), "__file__", None)
     return file is not None and not _LIBRARIES.isdisjoint(Path(file).parts)
+
+
+def check_callable(function: Callable[..., Any], kind: str, arguments: str, **settings: Any) -> str:
+    """Return the name of a user's function that takes these arguments, or say what it would be called with.
+
+    >>> check_callable(lambda model, x, y, maps: maps.mean((1, 2, 3)), "metric", "model, x, y, maps")
+    '<lambda>'
+
+    Raises
+    ------
+    InputError
+        If it takes others.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    try:
+        called = inspect.signature(function)
+    except ValueError:  # written in C, it has none to look at
+        return name
+    try:
+        called.bind(*arguments.split(", "), **settings)
+    except TypeError as error:
+        more = ", **settings" if settings else ""
+        raise InputError(f"{kind} '{name}' is called as ({arguments}{more}): {error}") from None
+    return name
 
 
 def used_globals(function: Callable[..., Any]) -> dict[str, Any]:

@@ -15,14 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saliency_lab._common.checks import check_seed
+
 
 def derive_seed(seed: int, *keys: object) -> int:
     """Hash a seed and any printable keys to a 63-bit seed.
 
     >>> derive_seed(0, "noise") == derive_seed(0, "noise") != derive_seed(1, "noise")
     True
+
+    Raises
+    ------
+    InputError
+        If the seed is no whole number from 0.
     """
-    text = repr((int(seed), *(str(key) for key in keys)))
+    text = repr((check_seed(seed), *(str(key) for key in keys)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
@@ -33,7 +40,7 @@ def generator(seed: int, *keys: object) -> torch.Generator:
 
 def sample_seeds(x: Tensor, seed: int, purpose: str) -> list[int]:
     """One seed a sample of `x` (N, ...), from the seed, the purpose and the sample's values."""
-    prefix = f"{int(seed)}|{purpose}|".encode()
+    prefix = f"{check_seed(seed)}|{purpose}|".encode()
     rows = x.detach().to("cpu", torch.float32).reshape(len(x), -1).contiguous().numpy()
     return [
         int.from_bytes(hashlib.blake2b(prefix + row.tobytes(), digest_size=8).digest(), "big") >> 1

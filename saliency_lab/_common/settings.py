@@ -72,14 +72,23 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     """One clause a problem: the dotted key, the reason, and the value that was given."""
-    clauses = []
+    clauses: dict[str, str] = {}
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+        key = ".".join(str(part) for part in problem["loc"] if not _is_alternative(part))
         if problem["type"] == "missing":
             said = (model.__doc__ or "").strip().splitlines()[0]
-            clauses.append(f"'{key}' must be given" + (f": {said}" if f"`{key}`" in said else ""))
+            clauses[key] = f"'{key}' must be given" + (f": {said}" if f"`{key}`" in said else "")
             continue
         reason = problem["msg"].removeprefix("Value error, ")
+        if key in clauses:  # another type that would have done
+            before, bracket, given = clauses[key].partition(" (given: ")
+            clauses[key] = f"{before} or {reason.removeprefix('Input should be ')}{bracket}{given}"
+            continue
         given = "" if problem["type"] == "value_error" else f" (given: {_SHORT.repr(problem['input'])})"
-        clauses.append(f"'{key}': {reason}{given}" if key else f"{reason}{given}")
-    return "; ".join(clauses)
+        clauses[key] = f"'{key}': {reason}{given}" if key else f"{reason}{given}"
+    return "; ".join(clauses.values())
+
+
+def _is_alternative(part: int | str) -> bool:
+    """Whether a part of a problem's place is no key, but the type that was tried of those that would do."""
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool"))

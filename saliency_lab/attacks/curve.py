@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import parse_epsilon
+from saliency_lab._common.checks import check_seed, holds_several, parse_epsilon, parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
 from saliency_lab._common.settings import parse_settings
@@ -104,13 +104,11 @@ def robustness_curve(
     InputError
         As `attack`; also if `eps` is empty or a single radius.
     """
-    if isinstance(eps, str | float | int):
+    if not holds_several(eps):
         raise InputError(
             f"eps must hold several radii, such as (0, 0.1, 0.2), not {eps!r}; for one use attack"
         )
-    radii = sorted({parse_epsilon(value) for value in eps})
-    if not radii:
-        raise InputError("eps must hold at least one radius, such as (0, 0.1, 0.2)")
+    radii = parse_radii(eps)
     strengths = [(radius, settings) for radius in radii]
     return _curve(model, x, y, method, "eps", radii, strengths, seed)
 
@@ -207,6 +205,7 @@ def _curve(
     seed: int,
 ) -> RobustnessCurve:
     begun = time.perf_counter()
+    seed = check_seed(seed)
     chosen = method_of(method)
     parsed = [parse_settings(chosen.settings, given, of=chosen.name) for _, given in strengths]
     logits, y = check_batch(model, x, y)

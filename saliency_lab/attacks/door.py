@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_images, check_labels, parse_epsilon
+from saliency_lab._common.checks import check_images, check_labels, check_seed, parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import (
@@ -68,7 +68,7 @@ def attack(
     Raises
     ------
     InputError
-        Images outside [0, 1] or NaN, labels out of range, a negative ε, an unknown method or setting,
+        Images outside [0, 1] or NaN, labels out of range, a negative ε or seed, an unknown method or setting,
         a model that does not return finite logits of two classes or more, computes in half precision or
         another type than the images', or changes its input in place; a callable that leaves the ball.
 
@@ -103,6 +103,7 @@ def run(
     With `source` the points are sought on that model and judged on `model`. Libraries, and models that
     are random in eval mode, draw from global generators that are seeded here and put back.
     """
+    seed = check_seed(seed)
     with preserved_rng(derive_seed(seed, "attack")), gradients_recorded():
         return _run(model, x, y, method, settings, eps, seed, target, source)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.own_code import check_callable
 from saliency_lab._common.registry import Registry
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings
@@ -80,7 +81,7 @@ def method_of(method: str | OwnAttack) -> Method:
     """Look up a name, or wrap a user's callable."""
     if not callable(method):
         return METHODS[method]
-    name = getattr(method, "__name__", type(method).__name__)
+    name = check_callable(method, "attack", "model, x, y, eps")
 
     def run(problem: Problem, settings: OwnSettings) -> Outcome:
         """Call the user's attack, with the global generators seeded, and hold it to the ball."""

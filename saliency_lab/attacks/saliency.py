@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from saliency_lab._common.checks import check_images, parse_epsilon
+from saliency_lab._common.checks import check_images, check_seed, parse_epsilon
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.html import facts, side_by_side, strip
 from saliency_lab._common.inference import (
     attention_differentiable_twice,
     chunk_rows,
@@ -51,6 +52,9 @@ class MapAttackSettings(Settings):
     step_size: Epsilon | None = None
     k: float = Field(default=0.1, gt=0.0, lt=1.0)
     beta: float = Field(default=10.0, gt=0.0)
+
+
+_SHOWN = 8  # images, in Jupyter
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,6 +96,27 @@ class MapAttackResult:
             f"{self.settings['k']:.0%} overlap {self.overlap.mean():.1%}, centre moved "
             f"{self.shift.mean():.2f} pixels, n={len(self.overlap)}, seed={self.seed}, {self.seconds:.1f} s)"
         )
+
+    def _repr_html_(self) -> str:
+        rows = {
+            f"overlap of the top {self.settings['k']:.0%}": f"{self.overlap.mean():.1%}",
+            "centre moved": f"{self.shift.mean():.2f} pixels",
+            "images": str(len(self.overlap)),
+            "ε": f"{self.eps:.4g} ({self.settings['norm']})",
+            "settings": ", ".join(f"{key}={value!r}" for key, value in self.settings.items()),
+            "seed": str(self.seed),
+            "time": f"{self.seconds:.3g} s",
+        }
+        shown = {"attacked images": self.adversarial[:_SHOWN]}
+        for said, gradient in (
+            ("maps before the attack", self.maps_before),
+            ("maps after it", self.maps_after),
+        ):
+            mass = _mass(gradient[:_SHOWN])
+            peak = mass.amax((1, 2, 3), keepdim=True)
+            shown[said] = torch.where(peak > 0, mass / peak, 0)
+        parts = [(strip(pictures, said), said) for said, pictures in shown.items()]
+        return facts(f"attack on maps, {self.goal}", rows) + side_by_side(parts)
 
     def table(self) -> pd.DataFrame:
         """One row a sample: prediction, overlap, shift, distance."""
@@ -154,6 +179,7 @@ def attack_map(
         ReLUs), or torch cannot differentiate it (a hard sigmoid).
     """
     begun = time.perf_counter()
+    seed = check_seed(seed)
     if goal not in ("top_k", "mass_centre"):
         raise InputError(f"unknown goal '{goal}'; known: top_k, mass_centre")
     parsed = parse_settings(MapAttackSettings, settings, of="attack_map")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from saliency_lab._common.inference import (
     undisturbed,
     unfit_images_told,
 )
+from saliency_lab._common.own_code import check_callable
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import versions
 from saliency_lab._common.seeding import preserved_rng
@@ -203,11 +203,7 @@ def _chosen(
         return method, known.run, parse_settings(known.settings, settings, of=f"method '{method}'")
     if not callable(method):
         raise InputError(f"method must be a name or a function, not {type(method).__name__}")
-    name = getattr(method, "__name__", type(method).__name__)
-    try:
-        inspect.signature(method).bind(None, None, None, **settings)
-    except TypeError as error:
-        raise InputError(f"method '{name}' is called as (model, x, classes, **settings): {error}") from None
+    name = check_callable(method, "method", "model, x, classes", **settings)
 
     def run(task: Task, parsed: dict[str, Any]) -> Explained:
         if task.target.against is not None:

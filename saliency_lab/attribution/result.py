@@ -76,18 +76,27 @@ class Attributions:
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.values)
 
-    def __getitem__(self, rows: int | slice | Tensor | list[int]) -> Attributions:
+    def __getitem__(self, rows: int | slice | list[int] | np.ndarray | Tensor) -> Attributions:
         """The maps of some of the images; an int gives one image's, still (1, C, H, W).
 
         Settings given one an image, such as a baseline (N, C, H, W), are cut to those images too.
+
+        Raises
+        ------
+        InputError
+            If `rows` does not choose images.
+        IndexError
+            If there is no such image.
         """
-        if isinstance(rows, int | np.integer):
-            rows = [range(len(self))[int(rows)]]
-        total = None if self.total is None else self.total[rows]
+        chosen = np.atleast_1d(np.arange(len(self))[rows])
+        if chosen.ndim > 1:
+            raise InputError(f"maps[…] takes a number, slice, list or mask of images, not {rows!r}")
+        which = torch.from_numpy(chosen)
+        total = None if self.total is None else self.total[which]
         settings = self.settings
         if not self.own and self.method in METHODS:
-            settings = settings_of_rows(self.method, settings, torch.arange(len(self))[rows])
-        values, classes = self.values[rows], self.classes[rows]
+            settings = settings_of_rows(self.method, settings, which)
+        values, classes = self.values[which], self.classes[which]
         told = {key: value for key, value in self.provenance.items() if key != "images"}  # of the whole
         return replace(self, values=values, classes=classes, total=total, settings=settings, provenance=told)
 
@@ -174,12 +183,12 @@ class Attributions:
                 scaled = scaled.clamp(-1, 1)
         return self._processed(scaled.reshape(self.values.shape), f"normalise({by})")
 
-    def compare(self, other: Attributions | Tensor, k: float = 0.1) -> pd.DataFrame:
+    def compare(self, other: Attributions | Tensor | np.ndarray, k: float = 0.1) -> pd.DataFrame:
         """Likeness to other maps of the same images, one row a sample.
 
         Columns `rank_correlation` (Spearman, signed), `ssim` and `top_k_overlap` (of the k·P largest values).
         """
-        theirs = other.values if isinstance(other, Attributions) else other
+        theirs = other.values if isinstance(other, Attributions) else torch.as_tensor(other)
         return pd.DataFrame(
             {
                 "rank_correlation": rank_correlation(self.values, theirs).numpy(),
@@ -247,9 +256,9 @@ class Attributions:
             "settings": ", ".join(f"{key}={value!r}" for key, value in _plain(self.settings).items())
             or "none",
             "target": self.target,
-            "range": f"{self.values.min():.3g} … {self.values.max():.3g}",
+            "range": f"{self.values.min():.3g} … {self.values.max():.3g}" if count else "none",
         }
-        if (error := self.completeness_error) is not None:
+        if count and (error := self.completeness_error) is not None:
             facts["completeness error"] = f"median {error.nanmedian():.2g}, largest {error.max():.2g}"
         if self.processing:
             facts["processing"] = ", ".join(self.processing)

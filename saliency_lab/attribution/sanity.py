@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.html import table
 from saliency_lab._common.inference import (
     check_module,
     device_of,
@@ -38,13 +39,16 @@ DEFAULTS = ("saliency", "integrated_gradients", "guided_backprop", "edges")
 _SHOWN = 4  # images whose maps are kept for the picture
 
 
+MEASURES = ["rank_correlation", "absolute_rank_correlation", "ssim"]
+
+
 @dataclass(frozen=True, eq=False)
 class SanityCheck:
     """Likeness of each method's maps to the trained model's, as layers are randomised from the output down.
 
     Attributes
     ----------
-    table : DataFrame
+    likeness : DataFrame
         One row a method, step and sample: `method`, `step` (0 is the trained model), `layer` (the last one
         randomised), `sample`, `rank_correlation` (Spearman of the signed maps), `absolute_rank_correlation`
         and `ssim` (of their magnitudes).
@@ -52,14 +56,24 @@ class SanityCheck:
         (steps + 1, n, C, H, W): the maps of the first images.
     """
 
-    table: pd.DataFrame
+    likeness: pd.DataFrame
     maps: Mapping[str, Tensor]
 
     def __repr__(self) -> str:
-        steps, count = self.table.step.max(), self.table["sample"].nunique()
-        likeness = self.table[self.table.step > 0].groupby("method", sort=False).rank_correlation.mean()
+        steps, count = self.likeness.step.max(), self.likeness["sample"].nunique()
+        likeness = self.likeness[self.likeness.step > 0].groupby("method", sort=False).rank_correlation.mean()
         shown = ", ".join(f"{name} {mean:.2g}" for name, mean in likeness.items())
         return f"SanityCheck(mean rank correlation: {shown}; n={count}, {steps} steps)"
+
+    def _repr_html_(self) -> str:
+        randomised = self.likeness[self.likeness.step > 0]
+        means = randomised.groupby("method", sort=False)[MEASURES].mean()
+        rows = [(str(name), *(f"{mean:.2g}" for mean in row)) for name, row in means.iterrows()]
+        title = (
+            f"sanity check on {self.likeness['sample'].nunique()} images: mean likeness to the trained "
+            f"model's maps over {self.likeness.step.max()} steps of randomising layers"
+        )
+        return table(title, ["method", *(measure.replace("_", " ") for measure in MEASURES)], rows)
 
     def summary(self) -> pd.DataFrame:
         """Mean likeness over samples and randomised steps, one row a method; a sound method is near 0.
@@ -68,9 +82,8 @@ class SanityCheck:
         with a black background only the signed `rank_correlation` is telling for such methods. A likeness
         that is NaN, as to a constant map, is left out of the mean, and a warning says how many are.
         """
-        randomised = self.table[self.table.step > 0]
-        measures = ["rank_correlation", "absolute_rank_correlation", "ssim"]
-        undefined = randomised[measures].isna().any(axis=1)
+        randomised = self.likeness[self.likeness.step > 0]
+        undefined = randomised[MEASURES].isna().any(axis=1)
         if undefined.any():
             counts = undefined.groupby(randomised.method, sort=False).agg(["sum", "size"])
             told = [
@@ -81,13 +94,13 @@ class SanityCheck:
                 "constant or not finite there",
                 stacklevel=2,
             )
-        return randomised.groupby("method", sort=False)[measures].mean()
+        return randomised.groupby("method", sort=False)[MEASURES].mean()
 
     def plot(self, measure: str = "rank_correlation") -> Figure:
         """Likeness against the layers randomised so far, a line a method, mean and 95 % interval."""
         from saliency_lab.plotting.sanity import cascade
 
-        return cascade(self.table, measure)
+        return cascade(self.likeness, measure)
 
     def plot_maps(self, image: int = 0) -> Figure:
         """One image's maps: a row a method, a column a step, each panel on its own scale.
@@ -102,7 +115,7 @@ class SanityCheck:
         kept = min(maps.shape[1] for maps in self.maps.values())
         if not -kept <= image < kept:
             raise InputError(f"the maps of the first {kept} images are kept: 0 … {kept - 1}, not {image}")
-        layers = self.table.drop_duplicates("step").sort_values("step").layer
+        layers = self.likeness.drop_duplicates("step").sort_values("step").layer
         columns = {
             layer: torch.stack([maps[step, image] for maps in self.maps.values()])
             for step, layer in enumerate(layers)
@@ -173,9 +186,8 @@ def sanity_check(
                 kept[name].append(maps[:_SHOWN])
                 rows.append(_likeness(base, maps).assign(method=name, step=step, layer=layer))
                 bar.update()
-    table = pd.concat(rows, ignore_index=True)
-    order = ["method", "step", "layer", "sample", "rank_correlation", "absolute_rank_correlation", "ssim"]
-    return SanityCheck(table[order], {name: torch.stack(each) for name, each in kept.items()})
+    likeness = pd.concat(rows, ignore_index=True)[["method", "step", "layer", "sample", *MEASURES]]
+    return SanityCheck(likeness, {name: torch.stack(each) for name, each in kept.items()})
 
 
 def _names(methods: str | Sequence[str]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -104,7 +103,7 @@ class Split:
         InputError
             If n < 1 or the split holds fewer than n images.
         """
-        if not isinstance(n, Integral) or not 1 <= n <= len(self):
+        if not isinstance(n, int | np.integer) or not 1 <= n <= len(self):
             raise InputError(
                 f"n must be a whole number in 1 … {len(self)}, the number of images in this split, not {n!r}"
             )

@@ -26,12 +26,16 @@ Family = Literal[
 """The families of Quantus, and `own` for a user's metric."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """One number a sample and step: `values` (N, K) at the positions `at` (K,) or (N, K)."""
 
     values: np.ndarray
     at: np.ndarray
+
+    def __repr__(self) -> str:
+        samples, steps = self.values.shape
+        return f"Curve({samples} samples, {steps} steps)"
 
 
 @dataclass(frozen=True)

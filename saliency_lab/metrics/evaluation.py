@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_images, check_labels
+from saliency_lab._common.checks import check_images, check_labels, check_seed
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.html import facts
 from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, unfit_images_told
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import preserved_rng
@@ -28,7 +29,7 @@ from saliency_lab.metrics.probe import Probe, require_logits
 from saliency_lab.metrics.quantus_engine import quantus_failure
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scores:
     """Scores of one metric, and where they come from.
 
@@ -54,6 +55,26 @@ class Scores:
     settings: Mapping[str, Any]
     seconds: float
     curve: Curve | None = None
+
+    def __repr__(self) -> str:
+        return f"Scores({self.metric}: {', '.join(f'{key} {value}' for key, value in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        return facts(f"scores by {self.metric}", self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        defined = self.values[~np.isnan(self.values)]
+        told = {"samples": str(len(self.values))}
+        if len(defined):
+            low, middle, high = np.percentile(defined, (25, 50, 75))
+            told |= {
+                "mean": f"{defined.mean():.4g}",
+                "quartiles": f"{low:.4g}, {middle:.4g}, {high:.4g}",
+            }
+        if self.undefined:
+            told["undefined"] = ", ".join(f"{count} ({reason})" for reason, count in self.undefined.items())
+        told["settings"] = repr(dict(self.settings))
+        return told | {"engine": self.engine, "seed": str(self.seed), "time": f"{self.seconds:.3g} s"}
 
     @property
     def undefined(self) -> dict[str, int]:
@@ -193,6 +214,7 @@ def run_jobs(
     model: nn.Module, x: Tensor, y: Tensor, attributions: Mapping[str, Any], jobs: list[Job], seed: int
 ) -> dict[str, list[Scores]]:
     """Score each method's maps by each job, block by block, so that memory does not grow with the samples."""
+    seed = check_seed(seed)
     with gradients_recorded():
         return _run(
             model, check_images(x).detach().cpu(), check_labels(y, len(x)).cpu(), attributions, jobs, seed

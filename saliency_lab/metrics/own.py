@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.inference import undisturbed
+from saliency_lab._common.own_code import check_callable
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings
 from saliency_lab.metrics.catalogue import Case, Metric, Outcome
@@ -69,7 +70,7 @@ def own_metric(metric: Any) -> Metric:
         )
     if callable(metric) and not isinstance(metric, type):
         return Metric(
-            name=getattr(metric, "__name__", type(metric).__name__),
+            name=check_callable(metric, "metric", "model, x, y, maps"),
             family="own",
             better="neither",
             range="its own",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -65,16 +66,17 @@ def build_model(
     >>> sum(p.numel() for p in model.parameters())
     166406
     """
-    if num_classes < 2:
-        raise InputError(f"num_classes must be at least 2, not {num_classes}")
-    if len(input_shape) != 3 or min(input_shape) < 1:
+    if not isinstance(num_classes, int | np.integer) or num_classes < 2:
+        raise InputError(f"num_classes must be a whole number of at least 2, not {num_classes!r}")
+    sizes = list(input_shape) if isinstance(input_shape, Iterable) else []
+    if len(sizes) != 3 or not all(isinstance(size, int | np.integer) and size >= 1 for size in sizes):
         raise InputError(
-            f"input_shape must be (channels, height, width), such as (1, 28, 28), not {input_shape}"
+            f"input_shape must be (channels, height, width), such as (1, 28, 28), not {input_shape!r}"
         )
-    channels, height, width = (int(size) for size in input_shape)
+    channels, height, width = (int(size) for size in sizes)
     with preserved_rng(derive_seed(seed, "weights", name)):
         try:
-            if name.startswith(TORCHVISION):
+            if isinstance(name, str) and name.startswith(TORCHVISION):
                 net = _torchvision_model(name.removeprefix(TORCHVISION), num_classes)
                 with torch.no_grad():
                     net.eval()(torch.zeros(1, channels, height, width))

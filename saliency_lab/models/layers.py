@@ -42,8 +42,8 @@ class Normalised(nn.Module):
     ) -> None:
         super().__init__()
         check_module(net, "net")
-        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1))
-        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
+        self.register_buffer("mean", _by_channel("mean", mean))
+        self.register_buffer("std", _by_channel("std", std))
         if not (torch.isfinite(self.mean).all() and torch.isfinite(self.std).all() and (self.std > 0).all()):
             raise InputError(f"mean must be finite and std finite and above 0, not mean={mean}, std={std}")
         self.net = net
@@ -60,6 +60,14 @@ class Normalised(nn.Module):
     def cam_layer(self) -> nn.Module:
         """The layer that CAM methods look at: the one `net` declares or its last convolution."""
         return cam_layer(self.net)
+
+
+def _by_channel(name: str, values: float | Sequence[float]) -> Tensor:
+    """One value or one a channel, as (1, 1, 1) or (C, 1, 1)."""
+    try:
+        return torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} must be a number, or one a channel, not {values!r}") from None
 
 
 def cam_layer(model: nn.Module) -> nn.Module:

@@ -180,7 +180,7 @@ class ComparisonPlots:
             raise InputError("this comparison was made from tables and has no curves; use study.compare()")
         drawn = {}
         for model in measure.values:
-            found = comparison.pictures.read_curves(model, measure.method, metric)
+            found = None if measure.share else comparison.pictures.read_curves(model, measure.method, metric)
             if found is None:
                 raise InputError(f"'{metric}' has no curve that could be averaged over images")
             values, at = found

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
+from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError, SaliencyLabError, unknown_name
 from saliency_lab._common.files import writable_folder, write_table
 from saliency_lab._common.fingerprints import fingerprint, model_fingerprint
@@ -91,7 +92,7 @@ class Study:
     ) -> None:
         self.sample = read_sample(sample)
         self.members = read_members(models)
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.store: Store = MemoryStore() if store is None else FolderStore(writable_folder(store))
         if executor is not None and store is None:
             raise InputError(
@@ -281,10 +282,10 @@ class Study:
         """
         attacked = self._held.attack_audited(read_attack(attack, label, settings))
         count = len(self.x) if images is None else images
-        if not 1 <= count <= len(self.x):
+        if not isinstance(count, int | np.integer) or not 1 <= count <= len(self.x):
             raise InputError(
-                f"audit of {attacked.label}: images must be in 1 … {len(self.x)}, the number of this "
-                f"study's, not {images}"
+                f"audit of {attacked.label}: images must be a whole number in 1 … {len(self.x)}, "
+                f"the number of this study's, not {images!r}"
             )
         seen = self.sample.first(count).images
         prints = self._prints()
@@ -357,7 +358,20 @@ class Study:
         """Curves (seeds, images, K) behind one model's scores, and their positions (K,).
 
         None for metrics without curves, and for those whose positions differ between images.
+
+        Raises
+        ------
+        UnknownNameError
+            If this study has no such model, method or metric.
         """
+        methods, metrics = self._held.labels("scores"), self._held.metrics
+        for kind, name, known in (
+            ("model", model, self.models),
+            ("method", method, methods),
+            ("metric", metric, metrics),
+        ):
+            if name not in known:
+                raise unknown_name(f"{kind} of this study:", name, known)
         keys = [
             key
             for place, key in self._held.cells.items()

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import parse_epsilon
+from saliency_lab._common.checks import parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import canonical, fingerprint
 from saliency_lab._common.inference import device_of
@@ -83,6 +83,10 @@ def read_attacks(given: Mapping[str, Mapping[str, Any]]) -> list[Request]:
     >>> read_attacks({"weak": {"attack": "pgd", "eps": 0.1, "steps": 2}})
     [Request(label='weak', what='pgd', settings={'eps': 0.1, 'steps': 2})]
     """
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f'attacks must be label → settings, such as {{"pgd": {{"eps": [0.1, 0.2]}}}}, not {given!r}'
+        )
     requests = []
     for label, each in given.items():
         if not isinstance(each, Mapping) or "eps" not in each:
@@ -100,6 +104,10 @@ def read_attack(attack: str | Callable[..., Any], label: str | None, settings: M
     >>> read_attack("pgd", None, {"norm": "l2"}).label
     'pgd_l2'
     """
+    if not (isinstance(attack, str) or callable(attack)):
+        raise InputError(
+            f"attack must be one name, such as 'pgd', or a function, not {attack!r}; call once for each"
+        )
     (named,) = read_requests(attack, "attack")
     other = "_l2" if settings.get("norm") == "l2" else ""
     return Request(label or named.label + other, attack, settings)
@@ -212,10 +220,7 @@ def read_eps(eps: float | str | Sequence[float | str]) -> tuple[float, ...]:
     >>> read_eps("8/255") == (0.0, 8 / 255)
     True
     """
-    given = [eps] if isinstance(eps, str | int | float) else list(eps)
-    if not given:
-        raise InputError("eps must hold at least one radius, such as 0.1 or [0.1, 0.2]")
-    return tuple(sorted({0.0, *(parse_epsilon(value) for value in given)}))
+    return tuple(sorted({0.0, *parse_radii(eps)}))
 
 
 # --- computing them -----------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from saliency_lab.models import ModelCard, build_model, card_of, load_model, sav
 from saliency_lab.models.card import CUSTOM
 from saliency_lab.models.checkpoint import architecture_of, put_card
 from saliency_lab.training.loop import Fitted, Trainer
-from saliency_lab.training.recipe import DataSource, Recipe, load_recipe, nested
+from saliency_lab.training.recipe import DataSource, Recipe, check_overrides, load_recipe, nested
 from saliency_lab.training.run import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def train(
     TrainingError
         If the loss is not finite, or the model collapsed to a constant prediction.
     """
-    changes = dict(overrides or {})
+    changes = check_overrides(overrides)
     if seed is not None:
         changes["seed"] = seed
     settled = load_recipe(recipe, changes)

@@ -212,7 +212,7 @@ def load_recipe(
         table.setdefault("name", Path(source).stem)
     else:
         raise unknown_name("recipe", str(source), _bundled())
-    table = _merge(table, nested(overrides or {}))
+    table = _merge(table, nested(check_overrides(overrides)))
     try:
         return parse_settings(Recipe, table, of=where)
     except InputError as error:
@@ -276,6 +276,17 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def check_overrides(overrides: object) -> dict[str, Any]:
+    """Return a dict of their own, empty for none."""
+    if overrides is None:
+        return {}
+    if not isinstance(overrides, Mapping):
+        raise RecipeError(
+            f'overrides must map dotted keys to values, such as {{"attack.eps": "8/255"}}, not {overrides!r}'
+        )
+    return dict(overrides)
 
 
 def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:

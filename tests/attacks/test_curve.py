@@ -87,7 +87,7 @@ def test_minimal_epsilon_breaks_at_its_value_and_bad_settings_are_refused(case) 
         minimal_epsilon(case.model, case.x, case.y, tolerance=0)
 
 
-@pytest.mark.parametrize("eps", ["8/255", 0.1])
+@pytest.mark.parametrize("eps", ["8/255", 0.1, np.float32(0.1), torch.tensor(0.1), None])
 def test_a_single_radius_is_no_curve(case, eps) -> None:
     with pytest.raises(sl.SaliencyLabError, match=r"several radii.*for one use attack"):
         sl.robustness_curve(case.model, case.x, case.y, eps=eps)

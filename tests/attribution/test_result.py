@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -82,6 +83,10 @@ def test_compare_is_scipys_and_scikit_images(maps):
     assert np.allclose(same, 1.0)
 
 
+def test_compare_takes_an_array(maps):
+    pd.testing.assert_frame_equal(maps.compare(maps.numpy() * 2), maps.compare(maps.values * 2))
+
+
 def test_compare_is_nan_where_it_is_undefined(maps):
     values = maps.values.clone()
     values[0] = 0.0
@@ -136,6 +141,13 @@ def test_sequence_and_array(maps):
     assert torch.equal(maps[torch.tensor([4, 0])].total, maps.total[[4, 0]])
     array = np.asarray(maps)
     assert array.dtype == np.float32 and np.array_equal(array, maps.values.numpy())
+    for one in (2, np.int64(2), torch.tensor(2), [2], torch.arange(6) == 2):
+        assert torch.equal(maps[one].values, maps.values[2:3]) and torch.equal(
+            maps[one].total, maps.total[2:3]
+        )
+    for wrong in (None, True, [[0, 1]]):
+        with pytest.raises(InputError, match="takes a number, slice, list or mask of images"):
+            maps[wrong]
     own = maps.numpy()
     own[:] = 0
     assert (maps.values != 0).any()
@@ -146,6 +158,7 @@ def test_sequence_and_array(maps):
 def test_repr_and_show(maps):
     assert "integrated_gradients" in repr(maps) and "completeness error" in repr(maps)
     assert "<table>" in maps._repr_html_() and "6 × (3, 12, 12)" in maps._repr_html_()
+    assert "0 × (3, 12, 12)" in repr(maps[:0]) and "range: none" in repr(maps[:0])
     assert len(maps.show(n=2).axes) == 3
     assert len(maps.show(torch.zeros(6, 3, 12, 12), n=2).axes) == 5
 

@@ -37,7 +37,7 @@ def test_controls_score_as_controls_should(check):
 
 def test_first_step_is_the_trained_model_and_each_step_changes_one_more_layer(check, trained, digits_sample):
     x, y = digits_sample.x, digits_sample.y
-    table = check.table
+    table = check.likeness
     start = table[(table.step == 0)]
     assert (start.rank_correlation > 1 - 1e-9).all() and (start.layer == "trained").all()
     assert table.groupby("step").layer.first().tolist() == [
@@ -59,13 +59,13 @@ def test_a_predicted_class_stays_that_of_the_trained_model(trained, digits_sampl
         predicted = trained(x).argmax(1)
     words, classes = ("prediction", predicted) if not contrast else (("prediction", 3), (predicted, 3))
     checks = [sanity_check(trained, x, methods=["saliency"], target=target) for target in (words, classes)]
-    assert checks[0].table.equals(checks[1].table)
+    assert checks[0].likeness.equals(checks[1].likeness)
 
 
 def test_it_repeats(check, trained, digits_sample):
     again = sanity_check(trained, digits_sample.x, digits_sample.y, ["saliency"])
-    first = check.table[check.table.method == "saliency"].reset_index(drop=True)
-    assert again.table.equals(first)
+    first = check.likeness[check.likeness.method == "saliency"].reset_index(drop=True)
+    assert again.likeness.equals(first)
 
 
 def test_normalisation_goes_with_its_layer_and_every_parameter_is_drawn_anew():
@@ -126,7 +126,7 @@ def test_images_that_the_model_does_not_take_are_named(trained, digits_sample):
 
 def test_a_method_named_twice_is_checked_once(net, batch):
     twice = sanity_check(net, *batch, ["saliency", "saliency"])
-    pd.testing.assert_frame_equal(twice.table, sanity_check(net, *batch, "saliency").table)
+    pd.testing.assert_frame_equal(twice.likeness, sanity_check(net, *batch, "saliency").likeness)
 
 
 def test_it_says_in_a_line_what_was_found(check):
@@ -155,7 +155,7 @@ def test_under_inference_mode_it_is_the_same(net, batch):
     expected = sanity_check(net, x, y, ["saliency", "lrp"])
     with torch.inference_mode():
         found = sanity_check(net, x.clone(), y.clone(), ["saliency", "lrp"])
-    pd.testing.assert_frame_equal(found.table, expected.table)
+    pd.testing.assert_frame_equal(found.likeness, expected.likeness)
 
 
 class OwnNorm(nn.Module):
@@ -180,7 +180,7 @@ def own_norm_net() -> nn.Sequential:
 def test_a_randomised_scale_does_not_switch_its_layer_off(batch):
     check = sanity_check(own_norm_net(), *batch, ["saliency"])
     assert (check.maps["saliency"].abs().amax((2, 3, 4)) > 1e-3).all()
-    assert check.table.notna().all(axis=None)
+    assert check.likeness.notna().all(axis=None)
 
 
 def test_a_randomised_parameter_keeps_its_mean_and_spread():
@@ -197,7 +197,7 @@ def test_a_randomised_parameter_keeps_its_mean_and_spread():
 
 def test_likenesses_that_are_undefined_are_told(net, batch):
     check = sanity_check(net, *batch, ["saliency", "constant"])
-    steps = check.table.step.nunique() - 1
+    steps = check.likeness.step.nunique() - 1
     with pytest.warns(UserWarning, match=rf"are NaN: constant \({6 * steps} of {6 * steps}\)"):
         summary = check.summary()
     assert summary.loc["saliency"].notna().all() and summary.loc["constant", "rank_correlation"] != 0

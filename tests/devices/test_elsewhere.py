@@ -90,7 +90,7 @@ def test_maps(method: str, few: Sample, same: Same):
 def test_a_sanity_check(few: Sample, same: Same):
     def table(net: nn.Module) -> np.ndarray:
         check = sl.sanity_check(net, few.x[:2], "saliency", target=few.y[:2])
-        return check.table.select_dtypes("number").to_numpy()
+        return check.likeness.select_dtypes("number").to_numpy()
 
     same(table)
 

@@ -631,3 +631,10 @@ def test_scores_are_themselves_and_one_metric_needs_no_list(scene):
     other = evaluate_detailed(model, x, y, maps, "sparseness")
     np.testing.assert_array_equal(found.values, other.values)
     assert found == found and found != other and len({found, other}) == 2
+    curves = evaluate_detailed(model, x, y, torch.zeros_like(maps), "pixel_flipping")
+    assert repr(found).startswith("Scores(sparseness: samples 6, mean ")
+    assert (
+        "undefined 6 (" in repr(curves)
+        and len(repr(curves)) < 300
+        and repr(curves.curve).startswith("Curve(6")
+    )

@@ -76,6 +76,11 @@ def test_function_that_returns_one_number_is_refused(scene):
         sl.evaluate(*scene, lambda model, x, y, maps: maps.mean())
 
 
+def test_function_of_other_arguments_is_refused(scene):
+    with pytest.raises(InputError, match=r"'<lambda>' is called as \(model, x, y, maps\): too many"):
+        sl.evaluate(*scene, lambda maps: maps)
+
+
 def test_what_is_no_metric_is_refused(scene):
     with pytest.raises(InputError, match="a Quantus metric object, or a function"):
         sl.evaluate(*scene, 3)

@@ -113,7 +113,15 @@ def test_torchvision_models_by_name() -> None:
     ("given", "message"),
     [
         ({"name": "smallcnn"}, "did you mean 'small_cnn'"),
-        ({"name": "small_cnn", "num_classes": 1}, "num_classes must be at least 2"),
+        ({"name": "small_cnn", "num_classes": 1}, "num_classes must be a whole number of at least 2"),
+        ({"name": "small_cnn", "num_classes": "10"}, "not '10'"),
+        ({"name": "small_cnn", "num_classes": 2.5}, "not 2.5"),
+        ({"name": None}, "unknown architecture 'None'"),
+        ({"name": "small_cnn", "input_shape": 28}, "input_shape must be"),
+        (
+            {"name": "small_cnn", "mean": "imagenet"},
+            "mean must be a number, or one a channel, not 'imagenet'",
+        ),
         ({"name": "small_cnn", "input_shape": (28, 28)}, "input_shape must be"),
         ({"name": "lenet5", "input_shape": (1, 8, 8)}, "'lenet5' does not take images of 1×8×8"),
         ({"name": "small_cnn", "mean": (0.1, 0.2, 0.3)}, "mean must be one value, or 1"),

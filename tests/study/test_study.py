@@ -530,6 +530,9 @@ def test_images_that_take_gradients_are_looked_at_alone(
         (lambda s: s.plan(attacks={"pgd": {"steps": 3}}), "attack 'pgd' needs its radii"),
         (lambda s: s.score("sparseness"), "no maps to score yet"),
         (lambda s: s.attribute("saliency").score("sparsness"), "did you mean 'sparseness'"),
+        (lambda s: s.attack(["pgd", "fgsm"], eps=0.1), "attack must be one name"),
+        (lambda s: s.plan(attacks="pgd"), "attacks must be label → settings"),
+        (lambda s: s.audit(eps=0.1, images=2.5), "images must be a whole number in 1 … "),
         (lambda s: s.attack("pdg", eps=0.1), "did you mean 'pgd'"),
         (lambda s: s.attack("pgd", eps=[]), "at least one radius"),
         (lambda s: s.attack("pgd", eps=-1), "eps must be"),
@@ -676,7 +679,7 @@ def test_an_audit_is_a_cell_and_says_what_sl_audit_says(make_study: MakeStudy, t
 
     study.attack("pgd", eps=0.1, steps=4)
     assert "Audit of pgd, ε = 0.1, on 6 images" in str(study.compare())
-    with pytest.raises(InputError, match="images must be in 1 … 12"):
+    with pytest.raises(InputError, match=r"images must be a whole number in 1 … 12, .* not 13"):
         study.audit("pgd", eps=0.1, images=13)
 
 
@@ -765,4 +768,6 @@ def test_curves_are_read_where_they_are_kept(make_study: MakeStudy, tmp_path: Pa
         np.testing.assert_array_equal(row, direct.curve.values)
         np.testing.assert_array_equal(at, direct.curve.at)
     assert held.read_curves("plain", "saliency", "sparseness") is None
-    assert held.read_curves("plain", "saliency", "none") is None
+    for wrong in (("plane", "saliency", "pixel_flipping"), ("plain", "saliency", "pixelflipping")):
+        with pytest.raises(UnknownNameError, match="did you mean"):
+            held.read_curves(*wrong)

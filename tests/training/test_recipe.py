@@ -1,7 +1,7 @@
 import pytest
 
 import saliency_lab as sl
-from saliency_lab._common.errors import RecipeError
+from saliency_lab._common.errors import RecipeError, UnknownNameError
 from saliency_lab.training import OBJECTIVES, load_recipe, parse_override
 from saliency_lab.training.schedules import learning_rate_factor, ramp
 
@@ -67,6 +67,19 @@ def test_overrides_mean_the_same_in_any_order(overrides):
 def test_overrides_that_exclude_each_other_are_named(overrides):
     with pytest.raises(RecipeError, match=r"'attack' is set to 3, so .*eps' cannot be set too"):
         load_recipe("digits/standard", overrides)
+
+
+def test_overrides_that_are_no_mapping_are_refused():
+    for given in (["attack.eps=0.1"], []):
+        with pytest.raises(RecipeError, match="overrides must map dotted keys to values"):
+            sl.train("digits/standard", overrides=given)
+        with pytest.raises(RecipeError, match="overrides must map dotted keys to values"):
+            load_recipe("digits/standard", given)
+
+
+def test_a_short_name_is_told_what_ends_like_it():
+    with pytest.raises(UnknownNameError, match=r"did you mean .*'digits/at' or .*'mnist/at'"):
+        load_recipe("at")
 
 
 def test_a_users_recipe_is_not_called_what_it_extends_is_called(tmp_path):
