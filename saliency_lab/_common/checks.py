@@ -87,6 +87,16 @@ def check_logits(output: object, count: int) -> Tensor:
     )
 
 
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether outputs (N, K) went through a softmax already: every row is in [0, 1] and sums to 1.
+
+    >>> are_probabilities(torch.tensor([[0.25, 0.75]])), are_probabilities(torch.tensor([[0.25, 0.5]]))
+    (True, False)
+    """
+    outputs = outputs.detach().cpu().double()
+    return bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-4).all())
+
+
 def check_seed(seed: int) -> int:
     """Return `seed` as an int if it is a whole number from 0.
 

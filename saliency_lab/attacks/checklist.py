@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import parse_epsilon
+from saliency_lab._common.checks import are_probabilities, parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import facts, table
 from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, predict, undisturbed
@@ -427,7 +427,7 @@ def _outputs(logits: Tensor, y: Tensor) -> Check:
     """Logits, not probabilities; and an accuracy that fits images in [0, 1]."""
     accuracy = (logits.argmax(1) == y).double().mean().item()
     chance = 1 / logits.shape[1]
-    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
+    if are_probabilities(logits):
         evidence = (
             "the outputs are probabilities, not logits: the cross-entropy takes a second softmax of them"
         )

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_images, check_labels, check_seed, parse_epsilon
+from saliency_lab._common.checks import (
+    are_probabilities,
+    check_images,
+    check_labels,
+    check_seed,
+    parse_epsilon,
+)
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import (
@@ -209,6 +216,12 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     if not finite.all():
         first = int((~finite).nonzero()[0])
         raise InputError(f"the model's logits for image {first} are not finite; it cannot be attacked")
+    if are_probabilities(logits):
+        warnings.warn(
+            "the model returns probabilities, not logits: where it is sure its gradient vanishes, and an "
+            "attack that fails for that says nothing of robustness; remove its last softmax",
+            stacklevel=2,
+        )
     return logits, check_labels(y, len(x), logits.shape[1])
 
 

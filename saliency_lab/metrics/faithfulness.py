@@ -81,7 +81,8 @@ def random_subsets(probe: Probe, runs: int, size: int) -> Tensor:
     """
     if not 1 <= size < probe.pixels:
         raise InputError(
-            f"a subset must hold at least 1 and fewer than all of the {probe.pixels} pixels, not {size}"
+            f"a subset must hold at least 1 and fewer than all of the {probe.pixels} pixels, not {size}; set "
+            "another subset_size (for sensitivity_n, other fractions)"
         )
 
     def draw() -> Tensor:

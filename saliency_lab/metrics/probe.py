@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from saliency_lab._common.checks import are_probabilities
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows, device_of, dtype_of, float64_device, undisturbed
 from saliency_lab._common.seeding import sample_seeds, sample_uniform
@@ -201,8 +202,7 @@ def require_logits(out: Tensor) -> None:
     InputError
         If every row lies in [0, 1] and sums to 1.
     """
-    out = out.cpu().double()
-    if ((out >= 0) & (out <= 1)).all() and torch.allclose(out.sum(1), torch.ones_like(out[:, 0]), atol=1e-4):
+    if are_probabilities(out):
         raise InputError(
             "the model returns probabilities, not logits: its outputs lie in [0, 1] and sum to 1; "
             "remove its last softmax, or pass output='logit' to score its outputs as they are"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -400,6 +401,15 @@ def test_half_precision_is_refused(case, half) -> None:
 def test_images_of_another_type_than_the_models_are_refused(case) -> None:
     with pytest.raises(sl.SaliencyLabError, match=r"computes in torch.float64.*torch.float32; use x\.to"):
         sl.attack(case.model, case.x.float(), case.y, eps=0.02)
+
+
+def test_a_model_of_probabilities_is_warned_about(case) -> None:
+    model = nn.Sequential(case.model, nn.Softmax(1))
+    with pytest.warns(UserWarning, match="returns probabilities, not logits"):
+        sl.attack(model, case.x, case.y, "fgsm", eps=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sl.attack(case.model, case.x, case.y, "fgsm", eps=0.1)
 
 
 def test_a_single_logit_is_refused(case) -> None:
