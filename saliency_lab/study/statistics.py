@@ -139,19 +139,27 @@ def hierarchical_interval(groups: Sequence[np.ndarray], *, level: float = 0.95) 
     signs = (1.0, -1.0)[: len(groups)]
     by_image = np.sum([sign * over_seeds(group) for sign, group in zip(signs, groups, strict=True)], axis=0)
     used = ~np.isnan(by_image)
-    if used.sum() < 2:
+    if not used.any():
         return UNKNOWN
     mean = float(by_image[used].mean())
+    if used.sum() == 1:
+        return Interval(mean, np.nan, np.nan)
     tail = (1 - level) / 2
-    of_seeds = _half_of_seeds([np.nanmean(group[:, used], axis=1) for group in groups], tail)
+    of_seeds = _half_of_seeds([over_seeds(group[:, used].T) for group in groups], tail)
     of_images = stats.t.isf(tail, used.sum() - 1) * stats.sem(by_image[used])
     half = float(np.hypot(of_seeds, of_images))
     return Interval(mean, mean - half, mean + half)
 
 
 def _half_of_seeds(by_seed: Sequence[np.ndarray], tail: float) -> float:
-    """Half-width that the seeds alone give, from each model's means by seed; 0 where all have one seed."""
-    several = [means for means in by_seed if len(means) > 1]
+    """Half-width that the seeds alone give, from each model's means by seed; 0 where all have one seed.
+
+    A seed without a score (NaN) is left out; where no model has two others, how far seeds spread is unknown.
+    """
+    defined = [means[~np.isnan(means)] for means in by_seed]
+    several = [means for means in defined if len(means) > 1]
+    if not several and any(len(means) > 1 for means in by_seed):
+        return np.nan
     variances = np.array([stats.sem(means) ** 2 for means in several])
     if several and len(several) < len(by_seed):  # a single seed is taken to vary like the other's
         variances *= 1 + len(several[0])
@@ -170,14 +178,33 @@ def compare_scores(a: np.ndarray, b: np.ndarray) -> PairedTest:
     >>> compare_scores(np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[0.0, 0.0, 0.0, 5.0]]))
     PairedTest(n=4, p=0.375, effect=0.7)
     """
-    difference = over_seeds(a) - over_seeds(b)
-    used = difference[~np.isnan(difference)]
+    used = _signed_levels(over_seeds(a), over_seeds(b))
     moved = used[used != 0]
     if not len(moved):
         return PairedTest(len(used), 1.0 if len(used) else np.nan, 0.0 if len(used) else np.nan)
     ranks = stats.rankdata(np.abs(moved))
     effect = float(np.sum(ranks * np.sign(moved)) / ranks.sum())
     return PairedTest(len(used), float(stats.wilcoxon(moved).pvalue), effect)
+
+
+def _signed_levels(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Replace each a − b by its sign times the place of |a − b| among them, from 1 up; undefined ones go.
+
+    Magnitudes that only rounding tells apart have one place, and those that only rounding tells from 0 have
+    0: 2/3 − 1/3 and 1 − 2/3 are a tie, which floats would break.
+
+    >>> _signed_levels(np.array([1.0, 2 / 3, 0.0]), np.array([2 / 3, 1.0, 1.0])).tolist()
+    [1.0, -1.0, -2.0]
+    """
+    defined = ~np.isnan(a - b)
+    a, b = a[defined], b[defined]
+    sizes = np.abs(a - b)
+    order = sizes.argsort()
+    largest = np.maximum(np.abs(a), np.abs(b))
+    rounding = 1e-13 * np.max(largest, initial=0.0, where=np.isfinite(largest))
+    places, rising = np.empty(len(sizes)), sizes[order]
+    places[order] = (rising > np.append(0.0, rising)[:-1] + rounding).cumsum()
+    return np.sign(a - b) * places
 
 
 def compare_proportions(a: np.ndarray, b: np.ndarray) -> PairedTest:

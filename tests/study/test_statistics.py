@@ -268,3 +268,39 @@ def test_the_difference_of_shares_covers_where_seeds_vary_much(
 
 _SUM = 0.7 * np.random.default_rng(0).random(2_000_000) + 0.3 * np.random.default_rng(1).random(2_000_000)
 _TRUE_DIFFERENCE = float((_SUM < 0.85).mean() - (_SUM < 0.7).mean())
+
+
+def test_differences_that_rounding_alone_tells_apart_share_a_rank() -> None:
+    a, b = np.zeros((3, 24), bool), np.zeros((3, 24), bool)
+    a[:, :12], b[:2, :12] = True, True  # 1 against 2/3 on twelve images
+    b[:1, 12:] = True  # 0 against 1/3 on the others
+    found = statistics.compare_scores(a.astype(float), b.astype(float))
+    assert (found.p, found.effect) == (1.0, 0.0)
+    assert statistics.compare_proportions(a, b).p == 1.0
+    scores = np.random.default_rng(0).random((3, 30))
+    assert statistics.compare_scores(scores, scores[[2, 0, 1]]) == (30, 1.0, 0.0)  # means in another order
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_shares_of_a_whole_are_ranked_as_their_counts(pairs: list[tuple[int, int]]) -> None:
+    a, b = (np.array([[pair[i] for pair in pairs]], float) for i in (0, 1))
+    assert statistics.compare_scores(a / 9, b / 9) == statistics.compare_scores(a, b)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_seed_without_a_score_and_a_single_image_leave_what_is_known() -> None:
+    scores = np.random.default_rng(0).random((3, 20))
+    lost = scores.copy()
+    lost[1] = np.nan
+    assert statistics.mean_interval(lost) == statistics.mean_interval(scores[[0, 2]])
+    assert statistics.difference_interval(lost, scores) == statistics.difference_interval(
+        scores[[0, 2]], scores
+    )
+    lost[2] = np.nan  # one of three: nothing says how seeds differ
+    mean, low, high = statistics.mean_interval(lost)
+    assert mean == pytest.approx(scores[0].mean())
+    assert np.isnan([low, high]).all()
+    one = statistics.mean_interval(np.array([[0.3], [0.5]]))
+    assert one.mean == pytest.approx(0.4)
+    assert np.isnan(one[1:]).all()
