@@ -113,9 +113,10 @@ class Measure:
         return test(self.values[model], self.values[other])
 
     def leaders(self, means: Mapping[str, float], alpha: float, seed: int) -> dict[str, str]:
-        """Say which model is "best", and which are a "tie": not told from it.
+        """Say which model is "best", and which are a "tie": not told to be worse.
 
-        That is by the paired test at `alpha` (Holm), or as the interval of the difference holds 0.
+        That is by the paired test at `alpha` (Holm), or as the interval of the difference holds 0. Where
+        scores are undefined, a model may be ahead of the best on the images of both: it is a tie too.
         """
         known = {model: mean for model, mean in means.items() if not np.isnan(mean)}
         if self.better == "neither" or len(set(known.values())) < 2:
@@ -126,10 +127,14 @@ class Measure:
         p = statistics.holm([self.test(model, best).p for model in others])
         tied = []
         for model, value in zip(others, p, strict=True):
-            difference = self.difference(model, best, 1 - alpha, seed)
-            if not value < alpha or not (difference.low > 0 or difference.high < 0):
+            if not value < alpha or not self._worse(model, best, 1 - alpha, seed):
                 tied.append(model)
         return {best: "best"} | dict.fromkeys(tied, "tie")
+
+    def _worse(self, model: str, best: str, level: float, seed: int) -> bool:
+        """Whether the interval of the difference leaves 0 out, on the side that is not better."""
+        difference = self.difference(model, best, level, seed)
+        return difference.high < 0 if self.better == "higher" else difference.low > 0
 
 
 class Comparison:

@@ -15,6 +15,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab.models import ModelCard
 from saliency_lab.study import Comparison, Study, statistics
 from saliency_lab.study.claims import Claim, judge
+from saliency_lab.study.comparison import Measure
 
 N = 40
 
@@ -135,6 +136,29 @@ def test_the_best_and_its_ties_follow_the_direction_of_the_metric(comparison: Co
     assert sorted(ranks["pixel_flipping", "saliency", each] for each in "ac") == ["best", "tie"]
     flipped = Comparison(_scores(), _robustness(), baseline="a", better={"sparseness": "neither"})
     assert set(flipped.table().query("metric == 'sparseness'")["rank"]) == {""}
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("sparseness", 1.0), ("pixel_flipping", -1.0)])
+def test_a_model_that_is_ahead_where_both_have_scores_is_no_worse_than_the_best(
+    metric: str, sign: float
+) -> None:
+    plain = np.arange(40.0)
+    ahead = np.where(plain < 30, plain + 1, np.nan)  # undefined where scores are best, so its mean is lower
+    measure = Measure(
+        metric, "saliency", np.nan, "higher" if sign > 0 else "lower",
+        {"plain": sign * plain[None], "ahead": sign * ahead[None]},
+    )  # fmt: skip
+    means = {model: measure.interval(model, 0.95, 0).mean for model in measure.values}
+    assert measure.leaders(means, 0.05, 0) == {"plain": "best", "ahead": "tie"}
+
+
+def test_no_interval_is_computed_for_what_the_test_does_not_tell_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = np.random.default_rng(0).random((1, 30))
+    measure = Measure("sparseness", "saliency", np.nan, "higher", {"a": values, "b": values[:, ::-1]})
+    monkeypatch.setattr(statistics, "difference_interval", lambda *_, **__: pytest.fail("needless"))
+    assert measure.leaders({"a": 0.5, "b": 0.49}, 0.05, 0) == {"a": "best", "b": "tie"}
 
 
 def test_several_seeds_widen_the_interval_and_are_counted() -> None:
