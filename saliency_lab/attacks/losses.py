@@ -36,7 +36,8 @@ def attack_loss(name: LossName, logits: Tensor, problem: Problem) -> Tensor:
         return F.kl_div(logits.log_softmax(1), reference, log_target=True, reduction="none").sum(1)
     if name == "scaled_ce":
         low, high = logits.detach().aminmax(dim=1, keepdim=True)
-        logits = logits * (10 / (high - low).clamp_min(torch.finfo(logits.dtype).tiny))
+        span = high - low
+        logits = logits * (10 / span.where(span > 0, 10))  # logits that are all one stay as they are
     if problem.target is None:
         return F.cross_entropy(logits, problem.y, reduction="none")
     return -F.cross_entropy(logits, problem.target, reduction="none")

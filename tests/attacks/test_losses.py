@@ -57,3 +57,10 @@ def test_scale_of_the_logits_does_not_matter(name) -> None:
     assert torch.allclose(plain, scaled)
     gradient = torch.autograd.grad(scaled.sum(), logits)[0]
     assert (gradient.abs().sum(1) > 0.1).all()  # where the cross-entropy's has vanished
+
+
+def test_logits_that_are_all_one_have_a_loss_and_a_gradient() -> None:
+    logits = torch.zeros(2, 5, requires_grad=True)
+    scaled = attack_loss("scaled_ce", logits, problem())
+    assert torch.equal(scaled, attack_loss("ce", logits, problem()))
+    assert (torch.autograd.grad(scaled.sum(), logits)[0].abs().sum(1) > 0).all()
