@@ -280,13 +280,21 @@ def input_gradient(
     model: Callable[[Tensor], Tensor], x: Tensor, classes: Tensor, *, graph: bool = False
 ) -> Tensor:
     """∂z_c/∂x (N, C, H, W) of each image's own class c; with `graph` it can be differentiated again."""
+    return _gradient_and_class(model, x, classes, graph=graph)[0]
+
+
+def _gradient_and_class(
+    model: Callable[[Tensor], Tensor], x: Tensor, classes: Tensor, *, graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`input_gradient`, and the class (N,) predicted for each image, of one pass."""
     with torch.enable_grad():
         point = x if graph else x.detach().requires_grad_()
-        score = model(point).gather(1, classes[:, None]).sum()
+        logits = model(point)
+        score = logits.gather(1, classes[:, None]).sum()
         slope = torch.autograd.grad(score, point, create_graph=graph, allow_unused=True)[0]
     if slope is None:
         raise InputError("the model's logits have no gradient at the image, so there is no map to attack")
-    return slope
+    return slope, logits.argmax(1)
 
 
 def _climb(problem: Problem, goal: Goal, settings: MapAttackSettings) -> Tensor:
@@ -304,10 +312,9 @@ def _climb(problem: Problem, goal: Goal, settings: MapAttackSettings) -> Tensor:
     point = ball_point(problem, "map attack start")
     lengths = step_lengths(problem.eps, settings.step_size, settings.steps)
     for step in range(settings.steps + 1):
-        achieved = change(input_gradient(problem.model, point, problem.y))
-        with torch.no_grad():
-            kept = problem.model(point).argmax(1) == problem.y
-        better = kept & (achieved > best_change)
+        gradient, predicted = _gradient_and_class(problem.model, point, problem.y)
+        achieved = change(gradient)
+        better = (predicted == problem.y) & (achieved > best_change)
         best[better], best_change[better] = point[better], achieved[better]
         if step == settings.steps:
             break

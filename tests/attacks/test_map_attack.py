@@ -226,3 +226,17 @@ def test_an_operation_that_cannot_be_differentiated_twice_is_named() -> None:
         attack_map(model, torch.rand(2, 1, 4, 4), eps=0.1, steps=2)
     z = torch.linspace(-4, 4, 9)
     torch.testing.assert_close(F.relu6(z + 3) / 6, F.hardsigmoid(z))  # what the message says will do
+
+
+def test_a_step_costs_one_pass_of_the_model_and_one_of_the_smooth_one(trained, batch) -> None:
+    asked = []
+    handle = trained.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    x, passes = batch[0][:4], []
+    try:
+        for steps in (1, 3):
+            attack_map(trained, x, "top_k", eps=0.08, steps=steps)
+            passes.append(sum(asked))
+            asked.clear()
+    finally:
+        handle.remove()
+    assert passes[1] - passes[0] == 2 * 2 * len(x)
