@@ -53,7 +53,8 @@ def _non_sensitivity(case: Case) -> Outcome:
     changes = (answers - probe.clean.read(settings.output)).abs()
     shares = unit_sums(pixel_scores(case.maps, absolute=True), units)
     ignored = shares <= settings.eps * shares.amax(1, keepdim=True)
-    return Outcome(((changes < settings.eps) ^ ignored).double().mean(1).cpu().numpy())
+    wrong = ((changes < settings.eps) ^ ignored).double().where(~changes.isnan(), torch.nan)
+    return Outcome(wrong.mean(1).cpu().numpy())
 
 
 class Shifted(nn.Module):

@@ -10,7 +10,6 @@ from torch import Tensor
 from saliency_lab._common.settings import Settings
 from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
 from saliency_lab.metrics.maps import descending_ranks, pixel_scores
-from saliency_lab.metrics.probe import Probe
 
 
 class Consistency(Settings):
@@ -27,11 +26,6 @@ class Sufficiency(Settings):
     absolute: bool = True
 
 
-def _predicted(probe: Probe) -> Tensor:
-    """The class (N,) predicted for each image."""
-    return torch.cat([probe.logits(chunk).argmax(1) for chunk in probe.x.split(probe.chunk)]).cpu()
-
-
 def _usable(case: Case) -> Tensor:
     """Whether each map (N,) can be scored."""
     return case.maps.flatten(1).any(1).cpu()
@@ -46,7 +40,7 @@ def _consistency(case: Case) -> Outcome:
     ranks = descending_ranks(pixel_scores(case.maps, absolute=case.settings.absolute))
     top = np.packbits((ranks < case.settings.top).cpu().numpy(), axis=1)
     kinds = torch.as_tensor(np.unique(top, axis=0, return_inverse=True)[1]).flatten()
-    usable, predicted = _usable(case), _predicted(case.probe)
+    usable, predicted = _usable(case), case.probe.predicted
 
     def others(groups: Tensor) -> Tensor:
         """How many other usable maps are in the group of each."""
@@ -61,7 +55,7 @@ def _sufficiency(case: Case) -> Outcome:
     unit = scores / scores.norm(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
     exact = "donot_use_mm_for_euclid_dist"  # by products, equal maps would be some 1e-8 apart
     distance = torch.cdist(unit, unit, compute_mode=exact)
-    distance, usable, predicted = distance.cpu(), _usable(case), _predicted(case.probe)
+    distance, usable, predicted = distance.cpu(), _usable(case), case.probe.predicted
     pairs = usable & usable[:, None]
     largest = distance.where(pairs, 0.0).max()  # a map that cannot be scored must not widen the threshold
     alike = (distance <= case.settings.threshold * largest) & pairs & ~torch.eye(len(pairs), dtype=torch.bool)

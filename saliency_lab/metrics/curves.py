@@ -88,7 +88,7 @@ def _insertion(case: Case) -> Outcome:
 
 def _masked_accuracy(case: Case, *, lowest: bool) -> Outcome:
     ranks, cut = _pixel_order(case, ascending=lowest)
-    curve = removal(case.probe, ranks, cut, case.settings.baseline).correct.double()
+    curve = removal(case.probe, ranks, cut, case.settings.baseline).right
     at = cut.double() / case.probe.pixels
     return outcome(area(curve, at), curve, at)
 
@@ -118,7 +118,7 @@ def _monotonicity(case: Case) -> Outcome:
     ranks, cut = _pixel_order(case, ascending=True)
     curve = removal(case.probe, ranks, cut, case.settings.baseline, insert=True).read(case.settings.output)
     rising = (curve.diff(dim=1) >= 0).all(1).double()
-    return outcome(rising, curve, cut.double() / case.probe.pixels)
+    return outcome(rising.where(~curve.isnan().any(1), torch.nan), curve, cut.double() / case.probe.pixels)
 
 
 def _patch_curve(case: Case, limit: int | None = None) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,11 @@ class Answers:
         """Return the probability or the logit of the label's class."""
         return self.probability if output == "probability" else self.logit
 
+    @property
+    def right(self) -> Tensor:
+        """1 where the label's class won, else 0; NaN where the answer is not a number. Float64."""
+        return self.correct.double().where(~self.probability.isnan(), torch.nan)
+
     @staticmethod
     def beside(parts: Sequence[Answers]) -> Answers:
         """Join answers (N, K₁), (N, K₂), … into (N, K₁ + K₂ + …)."""
@@ -170,6 +175,14 @@ class Probe:
     def clean(self) -> Answers:
         """Answers (N, 1) on the images themselves."""
         return self.remember(("clean",), lambda: self.ask(1, lambda i, j: self.x[i]))
+
+    @property
+    def predicted(self) -> Tensor:
+        """The class (N,) predicted for each image, on the CPU."""
+        return self.remember(
+            ("predicted",),
+            lambda: torch.cat([self.logits(chunk).argmax(1) for chunk in self.x.split(self.chunk)]).cpu(),
+        )
 
     def empty(self, baseline: Baseline) -> Answers:
         """Answers (N, 1) on the baselines themselves."""

@@ -149,13 +149,13 @@ def _order(case: Case) -> tuple[Tensor, Tensor]:
     return ranks, counts.to(case.probe.device)
 
 
-def _outcome(case: Case, correct: Tensor) -> Outcome:
+def _outcome(case: Case, right: Tensor) -> Outcome:
     at = torch.tensor(case.settings.percentages, dtype=torch.float64) / 100
-    return outcome(correct.mean(1), correct, at)
+    return outcome(right.mean(1), right, at)
 
 
 def _road(case: Case) -> Outcome:
-    return _outcome(case, imputed(case.probe, *_order(case), case.settings.noise).correct.double())
+    return _outcome(case, imputed(case.probe, *_order(case), case.settings.noise).right)
 
 
 def _road_quantus(case: Case) -> Outcome:

@@ -156,8 +156,12 @@ def _output_change(case: Case, points: Tensor) -> Tensor:
 
 
 def _representation_change(case: Case, points: Tensor) -> Tensor:
-    held = _representations(case, points)
-    return _lengths(relative(held[:, :1] - held[:, 1:], held[:, :1]))
+    def compute() -> Tensor:
+        held = _representations(case, points)
+        return _lengths(relative(held[:, :1] - held[:, 1:], held[:, :1]))
+
+    settings = case.settings
+    return case.probe.remember(("representation change", settings.samples, settings.radius), compute)
 
 
 def _representations(case: Case, points: Tensor) -> Tensor:

@@ -155,7 +155,15 @@ class _Counting(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "name", ["faithfulness_correlation", "sensitivity_n", "infidelity", "non_sensitivity"]
+    "name",
+    [
+        "faithfulness_correlation",
+        "sensitivity_n",
+        "infidelity",
+        "non_sensitivity",
+        "consistency",
+        "sufficiency",
+    ],
 )
 def test_methods_share_the_passes_that_do_not_depend_on_them(scene, small, name):
     model, x, y, maps = scene
@@ -166,6 +174,49 @@ def test_methods_share_the_passes_that_do_not_depend_on_them(scene, small, name)
     methods = {str(k): maps.roll(k, 3) for k in range(4)}
     evaluate_many(counting, x, y, methods, {name: small(name, x)})
     assert counting.images == one
+
+
+def test_the_change_of_the_representation_is_computed_once_for_all_methods(scene):
+    model, x, y, _ = scene
+    counting = _Counting(model)
+    methods = {name: sl.attribute(counting, x, y, name) for name in ("saliency", "input_x_gradient")}
+    passes = {}
+    for name in ("max_sensitivity", "relative_representation_stability"):  # the first needs maps alone
+        for many in (1, 2):
+            counting.images = 0
+            evaluate_many(counting, x, y, dict([*methods.items()][:many]), {name: {"samples": 3}})
+            passes[name, many] = counting.images
+    of_maps = passes["max_sensitivity", 2] - passes["max_sensitivity", 1]
+    name = "relative_representation_stability"
+    assert passes[name, 2] - passes[name, 1] == of_maps
+
+
+class _Standardised(nn.Module):
+    """Divides by the image's own spread, which a constant image has not."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model((x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("pixel_flipping", {}),
+        ("masked_input_accuracy", {}),
+        ("masked_input_accuracy_lowest", {}),
+        ("monotonicity", {}),
+        ("non_sensitivity", {"patch_size": 12}),
+    ],
+)
+def test_an_answer_that_is_not_a_number_is_no_wrong_answer(scene, name, settings):
+    model, x, y, maps = scene
+    found = evaluate_detailed(_Standardised(model), x, y, maps, name, **settings)
+    assert np.isnan(found.values).all()
+    assert found.undefined == {"the model's answer is not a number": len(x)}
 
 
 def test_metrics_share_the_passes_on_the_same_images(scene):
