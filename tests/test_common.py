@@ -1,7 +1,9 @@
 """The conventions every room leans on: state put back, draws keyed by the sample, inputs refused by name."""
 
+import io
 import json
 import os
+import sys
 import threading
 
 import numpy as np
@@ -145,6 +147,26 @@ def test_bars_leave_no_threads_behind(monkeypatch):
     for _ in range(5):
         list(bars.progress(range(2), label="work"))
     assert threading.active_count() == before
+
+
+class _Writer:
+    def write(self, text):
+        pass
+
+    def flush(self):
+        pass
+
+
+@pytest.mark.parametrize("stream", [None, _Writer(), "closed"])
+def test_work_needs_no_stream_to_show_a_bar_on(monkeypatch, stream):
+    """Services and pythonw have none, and what a log is wrapped in may do no more than write."""
+    if stream == "closed":
+        stream = io.StringIO()
+        stream.close()
+    monkeypatch.setattr(bars, "_enabled", True)
+    monkeypatch.setattr(bars, "SECONDS_A_LINE", 0.0)
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(bars.progress(range(3), label="work")) == [0, 1, 2]
 
 
 def test_a_setting_that_must_be_given_says_what_it_is():

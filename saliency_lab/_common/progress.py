@@ -35,9 +35,17 @@ def no_progress() -> Iterator[None]:
         _enabled = before
 
 
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal; none, a closed one, and one that can only be written to are not."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
+
+
 def watched() -> bool:
     """Whether somebody may be looking: at a terminal, or at a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return is_terminal(sys.stderr) or "ipykernel" in sys.modules
 
 
 @functools.cache
@@ -77,7 +85,7 @@ def progress(items: Iterable[Any] | None = None, *, label: str, total: int | Non
         desc=label,
         total=total,
         leave=False,
-        disable=not _enabled,
+        disable=not _enabled or getattr(sys.stderr, "closed", sys.stderr is None),  # as in a service
         mininterval=SECONDS_A_LINE,
         bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
     )

@@ -43,7 +43,10 @@ class Commands(TyperGroup):
         logging.basicConfig(format="%(message)s")
         logging.getLogger("saliency_lab").setLevel(logging.INFO)
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what cannot be written is told here, not on the way out
+            return result
         except SaliencyLabError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(EXIT_ERROR) from None

@@ -6,6 +6,8 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+from saliency_lab._common.progress import is_terminal
+
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
@@ -22,7 +24,7 @@ def print_comparison(comparison: Comparison) -> None:
     """Print a comparison, within the columns of the terminal if it goes there."""
     from saliency_lab.study.rendering import as_text
 
-    print(as_text(comparison, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+    print(as_text(comparison, shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None))
 
 
 def print_table(table: pd.DataFrame, title: str | None = None) -> None:
@@ -39,7 +41,7 @@ def print_table(table: pd.DataFrame, title: str | None = None) -> None:
         ["" if pd.isna(value) else _text(value) for value in row] for row in shown.itertuples(index=False)
     ]
     columns = [str(column) for column in shown.columns]
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES, highlight=False)
+    console = Console(width=None if is_terminal(sys.stdout) else WIDTH_OF_FILES, highlight=False)
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     least = widths[0] + sum(
         width if fixed else min(width, READABLE) for width, fixed in zip(widths[1:], right[1:], strict=True)

@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, messages, files."""
 
+import contextlib
 import errno
 import itertools
 import json
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError
+from saliency_lab.cli import main
 from saliency_lab.cli import train as train_verb
 from saliency_lab.cli.app import app
 from saliency_lab.cli.options import draw_images, load_models
@@ -139,6 +141,25 @@ def test_what_the_encoding_lacks_is_a_question_mark(encoding):
     assert done.returncode == 0, done.stderr
     assert b"?" in done.stdout
     assert b"mnist/asgt" in done.stdout
+
+
+def test_without_a_stream_to_print_to_the_work_is_done_all_the_same(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as after >&-
+    print_table(sl.list_zoo())
+
+
+def test_a_reader_that_left_is_met_before_the_way_out(monkeypatch):
+    """There Python itself would print that it could not write, and the exit code would be 120."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "argv", ["saliency-lab", "download", "digits"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
 
 
 def test_a_table_too_wide_for_the_terminal_is_printed_as_paragraphs(monkeypatch, capsys):
