@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -39,7 +40,8 @@ def open_executor(name: str, workers: int, address: str | None) -> Iterator[Exec
     if name == "serial":
         yield None
     elif name == "processes":
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
             _start(pool, workers)
             try:
                 yield pool
@@ -63,6 +65,18 @@ def open_executor(name: str, workers: int, address: str | None) -> Iterator[Exec
                 client = Client(address)
             stack.enter_context(client)
             yield client.get_executor()
+
+
+def _end_with_parent() -> None:
+    """Let this worker end when the process that started it is killed, which leaves it no time to say so."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _start(pool: ProcessPoolExecutor, workers: int) -> None:

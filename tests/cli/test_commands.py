@@ -634,6 +634,32 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path):
     assert "goes on at epoch" in again.stderr
 
 
+POOL = """
+import os, time
+from saliency_lab.cli.executors import open_executor
+
+if __name__ == "__main__":
+    with open_executor("processes", 2, None) as pool:
+        pool.submit(os.getpid).result()
+        print("at work", flush=True)
+        time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_process_that_was_killed(tmp_path):
+    (tmp_path / "pool.py").write_text(POOL)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "pool.py"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert process.stdout.readline() == "at work\n"
+        process.kill()
+        assert process.communicate(timeout=60)[0] == ""  # the workers hold the other end of the pipe
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def test_ctrl_c_stops_the_training_of_other_processes_too(tmp_path):
     text = STUDY.replace('epochs" = 1', 'epochs" = 400')
     (tmp_path / "study.toml").write_text(f"seeds = [0, 1, 2, 3, 4, 5]{text}")
