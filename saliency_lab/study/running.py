@@ -39,10 +39,14 @@ class Runner:
 
     def load(self, store: Store, kind: Kind, key: str) -> bool:
         """Have a cell's content at hand; return whether the store holds it intact."""
-        if key not in self.loaded:
+        if not store.has(kind, key):  # `gc` deletes, and `save` leaves behind, what no study holds
+            self.loaded.pop(key, None)
+        elif key not in self.loaded:
             content = read_intact(store, kind, key)
             if content is not None:
-                small = {name: each for name, each in content.tensors.items() if name not in ("curve", "at")}
+                # as copies: what was read keeps its file mapped, and a process has 65,530 mappings
+                whole = content.tensors.items()
+                small = {name: each.clone() for name, each in whole if name not in ("curve", "at")}
                 self.loaded[key] = replace(content, tensors=small)
         return key in self.loaded
 

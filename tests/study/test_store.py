@@ -207,6 +207,26 @@ def test_gc_keeps_this_study_and_nothing_else(make_study: MakeStudy, tmp_path: P
     assert len(_files(tmp_path)) == 4
 
 
+@pytest.mark.parametrize("leave", ["gc", "save"])
+def test_settings_that_come_back_are_in_the_store_again(
+    make_study: MakeStudy, tmp_path: Path, leave: str
+) -> None:
+    study = make_study(tmp_path / "first").attack("pgd", eps=0.1, steps=1)
+    study.attack("pgd", eps=0.1, steps=2)
+    store = tmp_path / ("first" if leave == "gc" else "second")
+    study.gc() if leave == "gc" else study.save(store)
+    study.attack("pgd", eps=0.1, steps=1)
+    assert len(Study.load(store).robustness) == len(study.robustness) > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux lists them")
+def test_a_study_keeps_no_file_of_its_scores_mapped(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = _finish(make_study(tmp_path))
+    loaded = Study.load(tmp_path)
+    assert len(loaded.scores) == len(study.scores) > 0
+    assert f"{tmp_path}/cells" not in Path("/proc/self/maps").read_text()
+
+
 def test_a_metric_that_explains_again_gets_the_method_of_the_study(
     make_study: MakeStudy, tmp_path: Path
 ) -> None:
