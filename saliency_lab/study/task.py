@@ -37,8 +37,9 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Describe an exception."""
+        """Describe an exception, and free what its frames hold: images, activations, a GPU's memory."""
         text = "".join(traceback.format_exception(error))
+        traceback.clear_frames(error.__traceback__)
         return cls(f"{type(error).__name__}: {error}", text, error)
 
 
@@ -78,19 +79,21 @@ class Task:
         try:
             contents = self._compute(net, sample, store, names)
         except Exception as error:
-            if len(names) == 1:
-                return {names[0]: Failure.of(error)}
-            labels = list(dict.fromkeys(label for label, _ in names))
-            parts = [[name] for name in names]  # so that only the bad one is lost
-            if len(labels) > 1:
-                parts = [[name for name in names if name[0] == label] for label in labels]
-            problems: dict[Name, Failure] = {}
-            for part in parts:
-                problems |= self.perform(net, sample, store, part)
-            return problems
-        for name, content in contents.items():
-            store.write(self.cells[name], content)
-        return {}
+            failure = Failure.of(error)
+        else:
+            for name, content in contents.items():
+                store.write(self.cells[name], content)
+            return {}
+        if len(names) == 1:
+            return {names[0]: failure}
+        labels = list(dict.fromkeys(label for label, _ in names))
+        parts = [[name] for name in names]  # so that only the bad one is lost
+        if len(labels) > 1:
+            parts = [[name for name in names if name[0] == label] for label in labels]
+        problems: dict[Name, Failure] = {}
+        for part in parts:
+            problems |= self.perform(net, sample, store, part)
+        return problems
 
     def _compute(
         self, net: nn.Module, sample: Sample, store: Store, names: Sequence[Name]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -299,6 +300,23 @@ def test_maps_of_a_model_are_a_mapping(make_study: MakeStudy) -> None:
     assert maps.get("occlusion") is None
     with pytest.raises(KeyError, match="did you mean 'saliency'"):
         maps["salience"]
+
+
+def test_a_failure_holds_nothing_of_what_failed(make_study: MakeStudy) -> None:
+    """A GPU's memory, which the next cell needs, among it."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def greedy(model: nn.Module, x: torch.Tensor, y: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        assert not any(each() is not None for each in alive)
+        large = x.clone()
+        alive.append(weakref.ref(large))
+        raise MemoryError(f"{len(large)} images")
+
+    study = make_study().attribute(["saliency", "input"]).score("sparseness")
+    with pytest.warns(UserWarning, match="12 images"):
+        study.score(["complexity", greedy])
+    assert set(study.failures["error"]) == {"MemoryError: 12 images"}
+    assert len(alive) > 4 and not any(each() is not None for each in alive)
 
 
 def test_if_everything_fails_the_error_is_raised(make_study: MakeStudy) -> None:
