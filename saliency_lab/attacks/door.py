@@ -145,7 +145,8 @@ def _run(
     queries = torch.zeros(len(x), dtype=torch.long)
     curve: Tensor | None = None
     with undisturbed(attacked), progress(label=method.name, total=len(rows)) as bar:
-        for chunk in rows.split(chunk_rows(x.shape, device)):
+        chunks = rows.split(chunk_rows(x.shape, device)) if len(rows) else ()  # of nothing, split makes one
+        for chunk in chunks:
             problem = Problem(
                 model=attacked,
                 x=x.detach()[chunk.to(x.device)].to(device),

@@ -41,7 +41,7 @@ class AttackResult:
         ‖adversarial − x‖ in the attack's norm.
     loss_curve : Tensor (N, steps + 1) or None
         The attack's own loss at each step of the restart that gave `adversarial`; NaN after an early
-        stop and for samples left alone. None for methods without one.
+        stop and for samples left alone. None for methods without one, and if all were left alone.
     images : str
         Fingerprint of the images attacked, by which results on the same ones are known.
     """

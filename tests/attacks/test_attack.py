@@ -231,6 +231,14 @@ def test_zero_eps_is_clean_accuracy(case) -> None:
     assert torch.equal(found.adversarial, case.x) and torch.equal(found.robust, found.clean_correct)
 
 
+@pytest.mark.parametrize("method", list(METHODS))
+def test_images_that_are_all_wrong_already_are_left_alone(case, method) -> None:
+    wrong = case.x[-2:], (case.model(case.x[-2:]).argmax(1) + 1) % 5
+    found = sl.attack(case.model, *wrong, method, eps=0.1)
+    assert torch.equal(found.adversarial, wrong[0])
+    assert not found.queries.any() and not found.success.any()
+
+
 def test_eps_in_pixels(case) -> None:
     text = sl.attack(case.model, case.x, case.y, "fgsm", eps="2/255")
     number = sl.attack(case.model, case.x, case.y, "fgsm", eps=2 / 255)
