@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,14 @@ def writable_folder(folder: str | Path) -> Path:
             "or change its permissions"
         ) from error
     return folder
+
+
+def left_behind(folder: Path, pattern: str) -> Iterator[Path]:
+    """Half-written files that killed processes left; a younger one may be another process's work in hand."""
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):  # finished since
+            if path.stat().st_mtime < time.time() - 3600:
+                yield path
 
 
 LONGEST_STEM = 120

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saliency_lab._common.errors import DataNotFoundError, InputError, SaliencyLabError
-from saliency_lab._common.files import atomic_path
+from saliency_lab._common.files import atomic_path, left_behind
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.progress import progress
 from saliency_lab.data.images import Split
@@ -156,7 +156,8 @@ def _cached(
             stacklevel=2,
         )
         return images
-    for older in folder.glob(glob.escape(name) + "[0-9a-f]" * len(key) + ".safetensors"):
+    kept = glob.escape(name) + "[0-9a-f]" * len(key) + ".safetensors"
+    for older in (*folder.glob(kept), *left_behind(folder, f".{kept}.*")):
         if older != path:
             with contextlib.suppress(OSError):  # another process reads it, or was quicker
                 older.unlink()

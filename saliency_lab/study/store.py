@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Set
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
-from saliency_lab._common.files import atomic_path
+from saliency_lab._common.files import atomic_path, left_behind
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab.study.cells import Cell, Content, Kind
 from saliency_lab.study.manifest import MANIFEST, Manifest, read_manifest, write_manifest
@@ -179,12 +178,14 @@ class FolderStore:
     def collect(self, keep: Set[str]) -> int:
         """Delete cells whose key is not in `keep` and what killed processes left; return the bytes freed."""
         doomed = [path for path in self.files() if path.stem not in keep]
-        old = time.time() - 3600  # a younger unfinished file may be another process's work in hand
-        unfinished = (self.folder / "cells").glob("*/*/.*.safetensors")
-        doomed += [path for path in unfinished if path.stat().st_mtime < old]
-        freed = sum(path.stat().st_size for path in doomed)
+        for pattern in (f".{MANIFEST}.*", "*/.*.safetensors", "cells/*/*/.*.safetensors"):
+            doomed += left_behind(self.folder, pattern)
+        freed = 0
         for path in doomed:
-            path.unlink()
+            with suppress(FileNotFoundError):  # another process was quicker
+                size = path.stat().st_size
+                path.unlink()
+                freed += size
         return freed
 
     def read_manifest(self) -> Manifest | None:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from saliency_lab._common.errors import CheckpointError, InputError
 from saliency_lab._common.files import atomic_path, writable_folder, write_json
-from saliency_lab.models.checkpoint import CARD
+from saliency_lab.models.checkpoint import CARD, WEIGHTS
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -76,9 +76,14 @@ class RunFolder:
                 f"another process is training in '{self.path}'; wait for it, or name another folder"
             ) from None
         with lock:
-            for left_behind in self.path.glob(f".{STATE}.*"):
-                left_behind.unlink(missing_ok=True)
-            yield
+            for name in (STATE, LOG, WEIGHTS, CARD):
+                for left_behind in self.path.glob(f".{name}.*"):
+                    left_behind.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                if self._writer is not None:
+                    self._writer.close()  # it has a thread and a file
         if self.finished:  # who had the file open finds the run finished
             (self.path / LOCK).unlink(missing_ok=True)
 
@@ -115,8 +120,6 @@ class RunFolder:
     def close(self) -> None:
         """Remove what only an unfinished run needs."""
         (self.path / STATE).unlink(missing_ok=True)
-        if self._writer is not None:
-            self._writer.close()
 
     def mirror_to_tensorboard(self, row: Mapping[str, Any]) -> None:
         """Add an epoch's row to TensorBoard's event files, if TensorBoard is installed."""

@@ -109,6 +109,21 @@ def test_the_cache_keeps_one_array_of_a_root_and_size(
     assert last != first
 
 
+def test_what_a_killed_process_left_half_written_is_cleared(
+    pictures: tuple[Path, dict[str, np.ndarray]],
+) -> None:
+    root, _ = pictures
+    sl.load_dataset("image_folder", root)
+    (kept,) = (root.parent / ".saliency_lab").iterdir()
+    young, old = (kept.with_name(f".{kept.name}.{age}.safetensors") for age in ("young", "old"))
+    for path in (young, old):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    kept.unlink()
+    sl.load_dataset("image_folder", root)
+    assert set(kept.parent.iterdir()) == {kept, young}
+
+
 def test_without_a_place_for_the_cache_the_images_are_read_all_the_same(
     pictures: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,6 +207,28 @@ def test_gc_keeps_this_study_and_nothing_else(make_study: MakeStudy, tmp_path: P
     assert len(_files(tmp_path)) == 4
 
 
+def test_gc_passes_over_what_another_process_deletes_or_finishes(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    study = make_study(tmp_path).attribute("saliency")
+    for name in ("gone.safetensors", ".gone.safetensors"):
+        _files(tmp_path)[0].with_name(name).symlink_to("nowhere")
+    study.gc()
+    assert sum(path.exists() for path in _files(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "half", [".study.json.x.json", "samples/.a.x.safetensors", "weights/.a.x.safetensors"]
+)
+def test_gc_clears_what_killed_processes_left(make_study: MakeStudy, tmp_path: Path, half: str) -> None:
+    study = make_study(tmp_path).attribute("saliency")
+    (tmp_path / half).parent.mkdir(exist_ok=True)
+    (tmp_path / half).write_bytes(b"half")
+    os.utime(tmp_path / half, (0, 0))
+    assert study.gc() == 4
+    assert not (tmp_path / half).exists()
+
+
 @pytest.mark.parametrize("leave", ["gc", "save"])
 def test_settings_that_come_back_are_in_the_store_again(
     make_study: MakeStudy, tmp_path: Path, leave: str

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import saliency_lab as sl
 from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab.data import ImageData, Split
-from saliency_lab.training import Objective, loop
+from saliency_lab.training import Objective, loop, run
 from saliency_lab.training.health import Validation
 
 TINY = {
@@ -579,6 +580,39 @@ def test_a_second_process_does_not_touch_a_run_that_another_trains(images, tmp_p
     assert after.returncode == 0, after.stderr
     assert same(first, weights(sl.load_model(tmp_path / "run")))
     assert not (tmp_path / "run/.lock").exists()
+
+
+def test_a_run_that_stops_leaves_no_writer_open(images, tmp_path, monkeypatch):
+    """TensorBoard's has a thread and a file."""
+    written, closed = [], []
+
+    class Writer:
+        def __init__(self, *_, **__):
+            self.flush = lambda: None
+
+        def add_scalar(self, key, value, epoch):
+            written.append(key)
+
+        def close(self):
+            closed.append(self)
+
+    def stop(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "find_spec", lambda _: object())
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setattr(loop.Trainer, "_save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sl.train("digits/standard", images, out=tmp_path, overrides=TINY)
+    assert written and len(closed) == 1
+
+
+def test_a_run_clears_what_a_killed_one_left(images, tmp_path):
+    left = [tmp_path / f".{name}.abc" for name in ("state.pt", "log.csv", "model.safetensors", "model.json")]
+    for path in left:
+        path.write_bytes(b"half")
+    sl.train("digits/standard", images, out=tmp_path, overrides=TINY)
+    assert not any(path.exists() for path in left)
 
 
 class Quadratic(Objective):
