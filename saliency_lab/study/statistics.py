@@ -15,6 +15,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from saliency_lab.attacks.result import wilson
 
 RESAMPLES = 2000
+_FEW = 30
 _BATCH_VALUES = 4_000_000
 """Values resampled at once: 32 MB."""
 
@@ -41,7 +42,9 @@ UNKNOWN = Interval(np.nan, np.nan, np.nan)
 def mean_interval(scores: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Interval:
     """Mean of scores (S, N) and its interval; undefined scores are left out.
 
-    One seed: BCa over the images (Efron, JASA 1987), none for a single one. Several: `hierarchical_interval`.
+    One seed: BCa over the images (Efron, JASA 1987), with fewer than 30 also Student's interval, whichever
+    reaches further, as a bootstrap of few is too narrow; none for a single one. Several:
+    `hierarchical_interval`.
     """
     if len(scores) > 1:
         return hierarchical_interval([scores], level=level)
@@ -53,7 +56,11 @@ def mean_interval(scores: np.ndarray, *, level: float = 0.95, seed: int = 0) -> 
         return Interval(mean, np.nan, np.nan)
     if np.ptp(values) == 0:
         return Interval(mean, mean, mean)
-    return Interval(mean, *_bca(values, level, seed))
+    low, high = _bca(values, level, seed)
+    if len(values) < _FEW:
+        half = stats.t.isf((1 - level) / 2, len(values) - 1) * stats.sem(values)
+        low, high = np.fmin(low, mean - half), np.fmax(high, mean + half)
+    return Interval(mean, float(low), float(high))
 
 
 def _bca(values: np.ndarray, level: float, seed: int) -> tuple[float, float]:

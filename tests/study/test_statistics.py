@@ -198,8 +198,18 @@ def test_the_interval_of_one_seed_is_scipys_bca(values: np.ndarray, level: float
             method="BCa",
             rng=np.random.default_rng(5),
         ).confidence_interval
-    found = statistics.mean_interval(values[None], level=level, seed=5)
-    np.testing.assert_allclose(found[1:], expected, rtol=1e-12, atol=1e-12)
+    found = statistics._bca(values, level, seed=5)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("images", [2, 3, 5, 10, 25])
+def test_intervals_of_few_images_cover_too(images: int) -> None:
+    draws = np.random.default_rng(6)
+    runs, hits = 600, 0
+    for run in range(runs):
+        low, high = statistics.mean_interval(draws.normal(3.0, 1.0, (1, images)), seed=run)[1:]
+        hits += low <= 3.0 <= high
+    assert 0.93 <= hits / runs <= 0.99
 
 
 def test_one_value_has_a_mean_and_no_interval() -> None:
