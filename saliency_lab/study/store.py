@@ -131,13 +131,21 @@ class FolderStore:
             "digest": _digest(cell, content),
         }
         data = serialise({name: tensor.contiguous() for name, tensor in content.tensors.items()}, header)
+        with self._writing(), atomic_path(self.path(cell.kind, cell.key), durable=False) as beside:
+            beside.write_bytes(data)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say what can be done where the disk is full, or the folder may not be written."""
         try:
-            with atomic_path(self.path(cell.kind, cell.key), durable=False) as beside:
-                beside.write_bytes(data)
+            yield
         except OSError as error:
+            denied = isinstance(error, PermissionError)
+            remedy = "Change its permissions, or save the study to another folder" if denied else "Make room"
+            reason = os.strerror(error.errno or 0)
             raise SaliencyLabError(
-                f"a finished cell could not be written to '{self.folder}' ({os.strerror(error.errno or 0)}); "
-                "what was finished before is safe. Make room, then run the same again: it goes on from there."
+                f"the store '{self.folder}' could not be written to ({reason}); what was finished before is "
+                f"safe. {remedy}, then run the same again: it goes on from there."
             ) from error
 
     def cells(self) -> Iterator[tuple[Cell, Content]]:
@@ -153,12 +161,17 @@ class FolderStore:
         """Hold `name` against other processes; raise `Busy` if it is held and `wait` is false."""
         # 256 files, however many cells; the manifest has its own, so that it never waits for a cell
         path = self.folder / "locks" / (name if name == MANIFEST else fingerprint(name)[:2])
-        path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path, timeout=-1 if wait else 0)
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                held.acquire()
+            except Timeout:
+                raise Busy from None
         try:
-            with FileLock(path, timeout=-1 if wait else 0):
-                yield
-        except Timeout:
-            raise Busy from None
+            yield
+        finally:
+            held.release()
 
     def files(self) -> list[Path]:
         """Every cell's file, in a fixed order."""
@@ -182,7 +195,7 @@ class FolderStore:
             doomed += left_behind(self.folder, pattern)
         freed = 0
         for path in doomed:
-            with suppress(FileNotFoundError):  # another process was quicker
+            with self._writing(), suppress(FileNotFoundError):  # another process was quicker
                 size = path.stat().st_size
                 path.unlink()
                 freed += size
@@ -194,7 +207,8 @@ class FolderStore:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Write `study.json`, atomically."""
-        write_manifest(self.folder, manifest)
+        with self._writing():
+            write_manifest(self.folder, manifest)
 
     def read_sample(self, sample: str) -> Sample | None:
         """Images by their fingerprint, None if they are not here or damaged."""
@@ -225,7 +239,7 @@ class FolderStore:
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
         }
-        with atomic_path(path) as beside:
+        with self._writing(), atomic_path(path) as beside:
             beside.write_bytes(serialise(copies))
 
 

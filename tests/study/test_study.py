@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 import saliency_lab as sl
@@ -605,6 +606,20 @@ def test_a_full_disk_loses_nothing_and_says_what_to_do(
     assert _cells(tmp_path) == before
     assert not list(tmp_path.rglob(".*.safetensors"))
     assert len(study.score("sparseness").scores) == 24
+
+
+def test_a_store_that_may_not_be_written_is_named(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(tmp_path).attribute("saliency")
+
+    def denied(self: FileLock, *args: object, **settings: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(FileLock, "acquire", denied)
+    for call in (study.gc, study.list_alone):
+        with pytest.raises(SaliencyLabError, match=r"Permission denied.*save the study to another folder"):
+            call()
 
 
 SCRIPT = """
