@@ -73,7 +73,8 @@ class Scores:
             }
         if self.undefined:
             told["undefined"] = ", ".join(f"{count} ({reason})" for reason, count in self.undefined.items())
-        told["settings"] = repr(dict(self.settings))
+        if self.settings:
+            told["settings"] = ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
         return told | {"engine": self.engine, "seed": str(self.seed), "time": f"{self.seconds:.3g} s"}
 
     @property
