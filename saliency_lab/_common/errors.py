@@ -34,6 +34,9 @@ class TrainingError(SaliencyLabError):
     """Training cannot go on, or its result is not one (NaN, collapse to a constant)."""
 
 
+_LISTED = 60  # names in an error; a registry has a list_…() of its own
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """Build the error for a misspelt name.
 
@@ -46,7 +49,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     if near:
         hint = f"did you mean {' or '.join(repr(each) for each in near)}?"
     elif names:
-        hint = f"known: {', '.join(names)}"
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        hint = f"known: {', '.join(names[:_LISTED])}{more}"
     else:
         hint = "there is none so far"
     return UnknownNameError(f"unknown {kind} '{name}'; {hint}")
