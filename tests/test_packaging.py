@@ -22,18 +22,20 @@ import saliency_lab as sl
 ROOT = Path(__file__).parents[1]
 
 
+def build(kind, folder):
+    """Build a distribution into a folder that holds nothing else; return its file."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (path,) = folder.iterdir()
+    return path
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """Environment whose only own package is the wheel; what the package depends on is lent by a path file."""
     folder = tmp_path_factory.mktemp("wheel")
-    built = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert built.returncode == 0, built.stderr
-    (wheel,) = folder.glob("*.whl")
+    wheel = build("wheel", folder)
     venv.create(folder / "env", with_pip=True)
     python = folder / "env/bin/python"
     installing = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel)]
@@ -87,15 +89,7 @@ def test_an_installed_wheel_has_this_version_and_no_scripts_among_its_recipes(in
 
 
 def test_a_source_distribution_has_the_scripts_that_its_pages_name(tmp_path):
-    built = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert built.returncode == 0, built.stderr
-    (path,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(path) as archive:
+    with tarfile.open(build("sdist", tmp_path)) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
     named = re.findall(r"\b(?:benchmarks|recipes)/\w+\.py\b", "".join(p.read_text("utf-8") for p in pages))

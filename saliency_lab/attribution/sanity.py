@@ -61,14 +61,11 @@ class SanityCheck:
 
     def __repr__(self) -> str:
         steps, count = self.likeness.step.max(), self.likeness["sample"].nunique()
-        likeness = self.likeness[self.likeness.step > 0].groupby("method", sort=False).rank_correlation.mean()
-        shown = ", ".join(f"{name} {mean:.2g}" for name, mean in likeness.items())
+        shown = ", ".join(f"{name} {mean:.2g}" for name, mean in self._means().rank_correlation.items())
         return f"SanityCheck(mean rank correlation: {shown}; n={count}, {steps} steps)"
 
     def _repr_html_(self) -> str:
-        randomised = self.likeness[self.likeness.step > 0]
-        means = randomised.groupby("method", sort=False)[MEASURES].mean()
-        rows = [(str(name), *(f"{mean:.2g}" for mean in row)) for name, row in means.iterrows()]
+        rows = [(str(name), *(f"{mean:.2g}" for mean in row)) for name, row in self._means().iterrows()]
         title = (
             f"sanity check on {self.likeness['sample'].nunique()} images: mean likeness to the trained "
             f"model's maps over {self.likeness.step.max()} steps of randomising layers"
@@ -94,7 +91,10 @@ class SanityCheck:
                 "constant or not finite there",
                 stacklevel=2,
             )
-        return randomised.groupby("method", sort=False)[MEASURES].mean()
+        return self._means()
+
+    def _means(self) -> pd.DataFrame:
+        return self.likeness[self.likeness.step > 0].groupby("method", sort=False)[MEASURES].mean()
 
     def plot(self, measure: str = "rank_correlation") -> Figure:
         """Likeness against the layers randomised so far, a line a method, mean and 95 % interval."""
