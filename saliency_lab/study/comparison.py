@@ -94,11 +94,16 @@ class Measure:
         return Interval(found.mean, max(found.low, low), min(found.high, high))
 
     def difference(self, model: str, other: str, level: float, seed: int) -> Interval:
-        """Mean difference on the same images, and its interval."""
-        asked = model, other, level, seed
+        """Mean of `model` less `other` on the same images, and its interval.
+
+        The draws of a bootstrap are of the pair, so the other way round it is the same with its sign changed.
+        """
+        first, second = sorted((model, other))
+        asked = first, second, level, seed
         if asked not in self._found:
-            self._found[asked] = self._difference(model, other, level, seed)
-        return self._found[asked]
+            self._found[asked] = self._difference(first, second, level, seed)
+        found = self._found[asked]
+        return found if model == first else Interval(0 - found.mean, 0 - found.high, 0 - found.low)
 
     def _difference(self, model: str, other: str, level: float, seed: int) -> Interval:
         a, b = self.values[model], self.values[other]

@@ -180,6 +180,15 @@ def test_several_seeds_widen_the_interval_and_are_counted() -> None:
     assert row["high"] - row["low"] > 1.5 * (one["high"] - one["low"])
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_difference_the_other_way_round_is_the_same_with_its_sign_changed(seeds: int) -> None:
+    comparison = Comparison(_scores(seeds), _robustness(seeds), baseline="a")
+    for measure in comparison.measures:
+        there, back = measure.difference("a", "b", 0.95, 0), measure.difference("b", "a", 0.95, 0)
+        assert there == (-back.mean, -back.high, -back.low), measure.label
+        assert there.low <= there.mean <= there.high
+
+
 def test_text_shows_every_model_and_measure_and_marks_what_differs(comparison: Comparison) -> None:
     text = str(comparison)
     lines = text.splitlines()
