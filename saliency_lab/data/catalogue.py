@@ -89,7 +89,7 @@ DATASETS.add(
         "any",
         "any",
         None,
-        lambda root: root / "train",
+        lambda root: root if root.is_file() else root / "train",
     ),
 )
 

@@ -198,7 +198,7 @@ def list_zoo() -> pd.DataFrame:
     """The trained networks that come with the package, indexed by the name that `load_model` takes.
 
     Columns: architecture, size of the weights in kB, and what the card says was measured on test images:
-    clean accuracy, and accuracy under PGD-40 at `eps`.
+    clean accuracy, and accuracy under PGD-40 at `eps`; and how the SHA-256 of the weights begins.
 
     >>> list_zoo().loc["digits/at", "architecture"]
     'small_cnn'

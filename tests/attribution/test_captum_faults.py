@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import captum.attr as ca
 import numpy as np
 import pytest
@@ -42,6 +44,35 @@ def test_deep_lift_refuses_a_module_used_twice(batch):
     maps = attribute(Reused(), x, y, "deep_lift")
     expected = ca.DeepLift(UsedOnce()).attribute(x, target=y).detach()
     torch.testing.assert_close(maps.values, expected, rtol=0, atol=1e-5)
+
+
+class SharedLayer(nn.Module):
+    """One linear layer used twice, or twice the same one; one ReLU module throughout."""
+
+    def __init__(self, *, twice: bool) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.middle, self.last = (
+                nn.Linear(*s, bias=False) for s in ((144, 6), (6, 6), (6, 5))
+            )
+        self.again = self.middle if twice else copy.deepcopy(self.middle)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.middle, self.again):
+            x = self.relu(layer(x.flatten(1)))
+        return self.last(x)
+
+
+def test_lrp_refuses_a_layer_used_twice_but_no_relu(batch):
+    x, y = batch
+    with pytest.raises(RuntimeError, match="used more than once"):
+        ca.LRP(SharedLayer(twice=True)).attribute(x.clone(), target=y)
+    captums = ca.LRP(SharedLayer(twice=False)).attribute(x.clone(), target=y).detach()
+    for twice in (False, True):
+        maps = attribute(SharedLayer(twice=twice), x, y, "lrp", preset="epsilon", epsilon=1e-9)
+        torch.testing.assert_close(maps.values, captums, rtol=1e-4, atol=1e-5)
 
 
 def test_lrp_gives_both_branches_the_whole_relevance(batch):

@@ -278,6 +278,13 @@ def test_a_folder_and_its_zip_are_the_same_data(pictures: tuple[Path, dict[str, 
     assert zipped.fingerprint == unzipped.fingerprint
 
 
+def test_the_list_finds_a_folder_and_its_zip(pictures: tuple[Path, dict[str, np.ndarray]]) -> None:
+    root, _ = pictures
+    archive = _zip(root, root.with_suffix(".zip"))
+    for given, found in ((root, root / "train"), (archive, archive), (root / "train", "")):
+        assert sl.list_datasets(given).loc["image_folder", "found"] == str(found)
+
+
 def test_empty_classes_and_wrong_layouts_are_named(
     pictures: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
 ) -> None:

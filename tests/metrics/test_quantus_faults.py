@@ -208,6 +208,14 @@ def test_mean_baseline_is_recomputed_from_the_perturbed_image():
     np.testing.assert_allclose(ours.curve.values[0], [1, 0.25, 0.5, 0.75, 1.0], atol=1e-6)
 
 
+def test_black_and_white_are_the_image_s_extremes():
+    from quantus.helpers.utils import get_baseline_dict
+
+    image = np.linspace(0.2, 0.7, 12, dtype=np.float32).reshape(1, 3, 4)
+    fill = get_baseline_dict(image, return_shape=(1,))
+    assert (fill["black"], fill["white"]) == (image.min(), image.max())
+
+
 def test_continuity_shifts_past_the_edge(world):
     metric = quantus.Continuity(nr_steps=5, **QUIET)
     with pytest.raises(IndexError):
