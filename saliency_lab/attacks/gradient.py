@@ -38,8 +38,8 @@ class PgdSettings(Settings):
     """Projected gradient ascent from a random start.
 
     With `step_size` every step has that length, as in the paper. Without it step t of T has the length
-    ε·(1 + cos(π·t/T)), from 2ε down to 0, which is as strong as APGD at the same number of steps where a
-    constant step is not. With `momentum` μ > 0 the direction is
+    ε·(1 + cos(π·t/T)), from 2ε (t = 0) towards 0, which is as strong as APGD at the same number of
+    steps where a constant step is not. With `momentum` μ > 0 the direction is
     g ← μ·g + ∇/‖∇‖₁ (Dong et al., CVPR 2018). With `early_stop` a sample is left alone once broken;
     without it the attack goes on and returns the broken point of the highest loss.
     """
@@ -217,7 +217,7 @@ def warn_of_no_gradient() -> None:
 
 
 def step_lengths(eps: Tensor, given: float | None, steps: int) -> Tensor:
-    """Lengths (steps, N): all the one given, or from 2ε (N,) down to 0 by a cosine."""
+    """Lengths (steps, N): all the one given, or from 2ε (N,) towards 0 by a cosine."""
     if given is not None:
         return eps.new_full((steps, len(eps)), given)
     phase = torch.arange(steps, dtype=eps.dtype, device=eps.device) * (math.pi / steps)

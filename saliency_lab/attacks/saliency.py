@@ -44,7 +44,7 @@ Goal = Literal["top_k", "mass_centre"]
 class MapAttackSettings(Settings):
     """`k`: the share of pixels that the top-k attack empties. `beta`: the sharpness of the softplus.
 
-    `step_size` as for PGD: a cosine from 2ε down to 0 unless given.
+    `step_size` as for PGD: a cosine from 2ε towards 0 unless given.
     """
 
     norm: Norm = "linf"

@@ -1,4 +1,4 @@
-"""The whole job on an embedded data set, small enough for two minutes on a laptop."""
+"""The whole job on an embedded data set, small enough for minutes on a laptop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The statistics of a comparison: intervals, paired tests, effect sizes; scipy and statsmodels do the work.
+"""The statistics of a comparison: intervals, paired tests, effect sizes.
 
 Scores of one model are an array (S, N): S training seeds, N images, NaN where a score is undefined.
 """
