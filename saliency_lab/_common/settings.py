@@ -14,7 +14,10 @@ from saliency_lab._common.errors import InputError, unknown_name
 
 
 class Settings(BaseModel):
-    """Base of every settings model: frozen, no unknown keys, no silent conversions of type."""
+    """Base of every settings model, itself that of what has no settings.
+
+    Frozen, no unknown keys, no silent conversions of type.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
