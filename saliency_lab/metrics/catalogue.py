@@ -108,6 +108,9 @@ class Metric:
 
 METRICS: Registry[Metric] = Registry("metric")
 
+NOT_A_NUMBER = "the model's answer is not a number"
+"""Why a score of answers is NaN."""
+
 
 def register(metric: Metric) -> None:
     """Add a metric to the table under its name."""
