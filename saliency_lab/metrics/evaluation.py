@@ -277,9 +277,8 @@ def _check_origin(attributions: Iterable[Any], x: Tensor) -> None:
     }
     if not told or told.keys() == {fingerprint(x.float())}:
         return
-    here = {
-        fingerprint(x.to(dtype)) for dtype in (torch.float32, x.dtype, torch.float64)
-    }  # older maps name these
+    # older maps name those of other precisions
+    here = {fingerprint(x.to(dtype)) for dtype in (torch.float32, x.dtype, torch.float64)}
     for images, method in told.items():
         if images not in here:
             raise InputError(
