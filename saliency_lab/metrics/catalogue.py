@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Engine = Literal["fast", "quantus"]
+Better = Literal["higher", "lower", "neither"]
 Family = Literal[
     "faithfulness", "complexity", "robustness", "randomisation", "localisation", "axiomatic", "own"
 ]
@@ -70,7 +71,7 @@ class Metric:
 
     name: str
     family: Family
-    better: Literal["higher", "lower", "neither"]
+    better: Better
     range: str
     reference: str
     settings: type[Settings]

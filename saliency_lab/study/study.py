@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,12 +19,14 @@ from saliency_lab._common.files import writable_folder, write_table
 from saliency_lab._common.fingerprints import fingerprint, model_fingerprint
 from saliency_lab._common.html import facts, strip
 from saliency_lab.attribution import Attributions
+from saliency_lab.metrics.catalogue import Better
 from saliency_lab.models import card_of
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
 from saliency_lab.study.claims import Answered, Purpose, answer
+from saliency_lab.study.comparison import Comparison
 from saliency_lab.study.held import Held
-from saliency_lab.study.manifest import MANIFEST, Better, Entry, Manifest, Place, audit_label, audited
+from saliency_lab.study.manifest import MANIFEST, Entry, Manifest, Place, audit_label, audited
 from saliency_lab.study.members import Member, read_members
 from saliency_lab.study.running import Runner
 from saliency_lab.study.sample import Sample, read_sample
@@ -32,9 +34,6 @@ from saliency_lab.study.store import FolderStore, MemoryStore, Store, existing_f
 from saliency_lab.study.tables import AUDITS, ROBUSTNESS, SCORES, tidy
 from saliency_lab.study.task import Failure, Task, read_intact
 from saliency_lab.study.work import Asked, Request, Requests, read_attack, read_requests
-
-if TYPE_CHECKING:
-    from saliency_lab.study.comparison import Comparison
 
 _SHOWN = 8  # images, in Jupyter
 
@@ -446,8 +445,6 @@ class Study:
             If there is no such model, or nothing has been scored or attacked yet; or if something was done
             to one model with other settings than to another (in another process, or before a merge).
         """
-        from saliency_lab.study.comparison import Comparison
-
         self._refuse_unlike_settings()
         return Comparison(
             self.scores,
