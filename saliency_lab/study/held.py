@@ -9,7 +9,7 @@ from saliency_lab.metrics.catalogue import Better
 from saliency_lab.study.cells import Cell, Kind
 from saliency_lab.study.manifest import Place
 from saliency_lab.study.members import Member
-from saliency_lab.study.work import Request
+from saliency_lab.study.requests import Request
 
 
 @dataclass

@@ -28,12 +28,13 @@ from saliency_lab.study.comparison import Comparison
 from saliency_lab.study.held import Held
 from saliency_lab.study.manifest import MANIFEST, Entry, Manifest, Place, audit_label, audited
 from saliency_lab.study.members import Member, read_members
+from saliency_lab.study.requests import Request, Requests, read_attack, read_eps, read_requests
 from saliency_lab.study.running import Runner
 from saliency_lab.study.sample import Sample, read_sample
 from saliency_lab.study.store import FolderStore, MemoryStore, Store, existing_folder
 from saliency_lab.study.tables import AUDITS, ROBUSTNESS, SCORES, tidy
 from saliency_lab.study.task import Failure, Task, read_intact
-from saliency_lab.study.work import Asked, Request, Requests, read_attack, read_requests
+from saliency_lab.study.work import Asked
 
 _SHOWN = 8  # images, in Jupyter
 
@@ -244,7 +245,7 @@ class Study:
         tasks = []
         placed: dict[Place, Cell] = {}
         prints = self._prints()
-        radii = work.read_eps(eps)
+        radii = read_eps(eps)
         asked = work.attack_asked(request, radii)
         radii = self._united(request.label, asked, radii, prints)
         for member, model in prints.items():
@@ -290,7 +291,7 @@ class Study:
         prints = self._prints()
         tasks = []
         placed: dict[Place, Cell] = {}
-        radii = [radius for radius in work.read_eps(eps) if radius > 0]
+        radii = [radius for radius in read_eps(eps) if radius > 0]
         if not radii:
             raise InputError("an audit needs eps > 0")
         asked = work.attack_asked(attacked, radii)

@@ -22,9 +22,9 @@ from saliency_lab._common.inference import device_of, named_device
 from saliency_lab._common.progress import show_progress
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
+from saliency_lab.study.requests import Request
 from saliency_lab.study.sample import Sample
 from saliency_lab.study.store import DamagedCellError, FolderStore, Store
-from saliency_lab.study.work import Request
 
 
 @dataclass(frozen=True, eq=False)
