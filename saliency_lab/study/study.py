@@ -154,17 +154,15 @@ class Study:
             For an unknown method or setting, before anything is computed.
         """
         tasks = []
-        placed: dict[Place, Cell] = {}
         prints = self._prints()
         wanted = read_requests(methods, "method")
         for request in wanted:
             asked = work.method_asked(request)
             for member, model in prints.items():
                 cell = work.maps_cell(model, self._images, asked, self.seed)
-                placed[Place("maps", request.label, "", member.model, member.seed)] = cell
                 requests, cells = {request.label: request}, {(request.label, ""): cell}
                 tasks.append((member, Task(requests, self.seed, cell.key, cells)))
-        self._run(tasks, placed, prints, "attribute", {request.label: request for request in wanted})
+        self._run(tasks, prints, "attribute", {request.label: request for request in wanted})
         return self
 
     def score(self, metrics: Requests) -> Study:
@@ -197,7 +195,6 @@ class Study:
                     )
                 maps[member][label] = cell, request
         tasks = []
-        placed: dict[Place, Cell] = {}
         better: dict[str, Better] = {}
         for shared, requests in _sharing(read_requests(metrics, "metric")).items():
             asked_of = {label: work.metric_asked(request, self.sample) for label, request in requests.items()}
@@ -207,12 +204,11 @@ class Study:
                 cells = {}
                 for metric, asked in asked_of.items():
                     for method, (scored, _) in maps[member].items():
-                        cell = work.scores_cell(model, self._images, scored.key, asked, self.seed)
-                        placed[Place("scores", method, metric, member.model, member.seed)] = cell
-                        cells[metric, method] = cell
+                        key = scored.key
+                        cells[metric, method] = work.scores_cell(model, self._images, key, asked, self.seed)
                 lock = fingerprint("scores", model, shared)
                 tasks.append((member, Task(requests, self.seed, lock, cells, maps[member])))
-        self._run(tasks, placed, prints, "score", better=better)
+        self._run(tasks, prints, "score", better=better)
         return self
 
     def attack(
@@ -243,17 +239,15 @@ class Study:
         """
         request = read_attack(attack, label, settings)
         tasks = []
-        placed: dict[Place, Cell] = {}
         prints = self._prints()
         radii = read_eps(eps)
         asked = work.attack_asked(request, radii)
         radii = self._united(request.label, asked, radii, prints)
         for member, model in prints.items():
             cell = work.attack_cell(model, self._images, asked, radii, self.seed)
-            placed[Place("attack", request.label, "", member.model, member.seed)] = cell
             requests, cells = {request.label: request}, {(request.label, ""): cell}
             tasks.append((member, Task(requests, self.seed, cell.key, cells, eps=radii)))
-        self._run(tasks, placed, prints, "attack", attacks={request.label: request})
+        self._run(tasks, prints, "attack", attacks={request.label: request})
         return self
 
     def audit(
@@ -290,7 +284,6 @@ class Study:
         seen = self.sample.first(count).images
         prints = self._prints()
         tasks = []
-        placed: dict[Place, Cell] = {}
         radii = [radius for radius in read_eps(eps) if radius > 0]
         if not radii:
             raise InputError("an audit needs eps > 0")
@@ -299,11 +292,10 @@ class Study:
             request = replace(attacked, label=audit_label(attacked.label, radius))
             for member, model in prints.items():
                 cell = work.audit_cell(model, seen, asked, radius, budget, self.seed)
-                placed[Place("audit", request.label, "", member.model, member.seed)] = cell
                 requests, cells = {request.label: request}, {(request.label, ""): cell}
                 job = Task(requests, self.seed, cell.key, cells, eps=[radius], images=count, budget=budget)
                 tasks.append((member, job))
-        self._run(tasks, placed, prints, "audit")
+        self._run(tasks, prints, "audit")
         return self
 
     def plan(
@@ -773,14 +765,13 @@ class Study:
     def _run(
         self,
         tasks: Sequence[tuple[Member, Task]],
-        placed: Mapping[Place, Cell],
         prints: Mapping[Member, str],
         verb: str,
         methods: Mapping[str, Request] | None = None,
         better: Mapping[str, Better] | None = None,
         attacks: Mapping[str, Request] | None = None,
     ) -> None:
-        """Hold these cells, compute what is missing of them, and write down what the study holds now.
+        """Hold these tasks' cells, compute what is missing of them, and write down what the study holds now.
 
         Where nothing at all could be computed, it holds what it held before.
         """
@@ -788,6 +779,7 @@ class Study:
         self._held.methods |= methods or {}
         self._held.better |= better or {}
         self._held.attacks |= attacks or {}
+        placed = {task.place(name, each): cell for each, task in tasks for name, cell in task.cells.items()}
         for at in self._held.place(placed, prints):
             self._runner.forget(at)
         try:
