@@ -57,6 +57,15 @@ def list_settings(model: type[BaseModel]) -> str:
     )
 
 
+def as_keywords(settings: Mapping[str, Any]) -> str:
+    """Write settings on one line, as they are given in a call.
+
+    >>> as_keywords({"steps": 2, "loss": "ce"})
+    "steps=2, loss='ce'"
+    """
+    return ", ".join(f"{key}={value!r}" for key, value in settings.items())
+
+
 def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> None:
     """Refuse unknown keys, also in nested tables, with the nearest known one."""
     for key, value in given.items():

@@ -31,7 +31,7 @@ from saliency_lab._common.inference import (
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
-from saliency_lab._common.settings import Epsilon, Settings, parse_settings
+from saliency_lab._common.settings import Epsilon, Settings, as_keywords, parse_settings
 from saliency_lab.attacks.ascent import Norm, check_radius, norm_of, project, steepest
 from saliency_lab.attacks.door import check_model
 from saliency_lab.attacks.draws import ball_point
@@ -103,7 +103,7 @@ class MapAttackResult:
             "centre moved": f"{self.shift.mean():.2f} pixels",
             "images": str(len(self.overlap)),
             "ε": f"{self.eps:.4g} ({self.settings['norm']})",
-            "settings": ", ".join(f"{key}={value!r}" for key, value in self.settings.items()),
+            "settings": as_keywords(self.settings),
             "seed": str(self.seed),
             "time": f"{self.seconds:.3g} s",
         }
