@@ -19,7 +19,7 @@ from saliency_lab._common.files import LONGEST_STEM, distinct_stems, write_json
 from saliency_lab._common.inference import device_of, undisturbed
 from saliency_lab._common.plugins import import_object
 from saliency_lab._common.seeding import sample_normal, sample_seeds, sample_uniform
-from saliency_lab._common.settings import parse_settings
+from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks import transfer_attack
 from saliency_lab.attribution import attribute
 from saliency_lab.metrics.catalogue import METRICS
@@ -172,6 +172,14 @@ def test_work_needs_no_stream_to_show_a_bar_on(monkeypatch, stream):
 def test_a_setting_that_must_be_given_says_what_it_is():
     with pytest.raises(InputError, match=r"'masks' must be given: `masks` \(N, 1, H, W\)"):
         parse_settings(METRICS["pointing_game"].settings, {}, of="metric 'pointing_game'")
+
+
+def test_settings_of_ones_own_need_no_docstring():
+    class Own(Settings):
+        strength: float
+
+    with pytest.raises(InputError, match=r"^objective 'mine:Own': 'strength' must be given$"):
+        parse_settings(Own, {}, of="objective 'mine:Own'")
 
 
 @pytest.mark.parametrize("spec", ["./my.py:Net", "models/my:Net", ":Net", "my:", ".my:Net", "my.py"])

@@ -14,7 +14,10 @@ from saliency_lab._common.errors import InputError, unknown_name
 
 
 class Settings(BaseModel):
-    """Base of every settings model: frozen, no unknown keys, no silent conversions of type."""
+    """Base of every settings model, itself that of what has no settings.
+
+    Frozen, no unknown keys, no silent conversions of type.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
@@ -54,6 +57,15 @@ def list_settings(model: type[BaseModel]) -> str:
     )
 
 
+def as_keywords(settings: Mapping[str, Any]) -> str:
+    """Write settings on one line, as they are given in a call.
+
+    >>> as_keywords({"steps": 2, "loss": "ce"})
+    "steps=2, loss='ce'"
+    """
+    return ", ".join(f"{key}={value!r}" for key, value in settings.items())
+
+
 def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> None:
     """Refuse unknown keys, also in nested tables, with the nearest known one."""
     for key, value in given.items():
@@ -76,7 +88,7 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"] if not _is_alternative(part))
         if problem["type"] == "missing":
-            said = (model.__doc__ or "").strip().splitlines()[0]
+            said = (model.__doc__ or "").strip().partition("\n")[0]
             clauses[key] = f"'{key}' must be given" + (f": {said}" if f"`{key}`" in said else "")
             continue
         reason = problem["msg"].removeprefix("Value error, ")

@@ -35,6 +35,12 @@ def _l2(delta: Tensor) -> Tensor:
     return delta.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
 
 
+def norm_of(delta: Tensor, norm: Norm) -> Tensor:
+    """Length (N,) of each sample's `delta` (N, C, H, W) in the norm."""
+    flat = delta.flatten(1)
+    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+
+
 def project(candidate: Tensor, x: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
     """Project onto the ε-ball around the *original* `x`, then onto [0, 1].
 

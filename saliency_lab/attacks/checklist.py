@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.checks import are_probabilities, parse_epsilon
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.html import facts, table
 from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, predict, undisturbed
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
@@ -29,9 +27,7 @@ from saliency_lab.attacks.losses import margin
 from saliency_lab.attacks.methods import Method, OwnAttack, method_of
 from saliency_lab.attacks.result import AttackResult
 from saliency_lab.attacks.transfer import transfer_attack
-
-Verdict = Literal["pass", "warn", "fail", "skipped"]
-Summary = Literal["believe", "doubt", "do not believe"]
+from saliency_lab.attacks.verdict import Audit, Check, Verdict, summarise
 
 # Shares of all samples that another attack may break beyond the audited one: up to the first the item
 # passes, up to the second it warns. One sample is always allowed.
@@ -41,115 +37,6 @@ WEAKER_ATTACK = (0.01, 0.03)
 SURVIVORS = (0.02, 0.05)
 # Margins in units of the logits' range that differ by less than this are one: float32 knows no better.
 _TIE = 1e-5
-
-
-_MARKS: dict[Verdict, str] = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "–"}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One item of the checklist: its verdict, the evidence in words, and the numbers behind them."""
-
-    name: str
-    verdict: Verdict
-    evidence: str
-    numbers: dict[str, float]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Audit:
-    """What the checklist says about a robust accuracy.
-
-    Attributes
-    ----------
-    verdict : "believe", "doubt" or "do not believe"
-        "do not believe" if an item fails, "doubt" if one warns.
-    reason : str
-        The items that decided, with their evidence.
-    checks : tuple of Check
-    audited : AttackResult
-        The evaluation in question.
-    robust : Tensor (N,) of bool
-        Robust against every attack that was run.
-    """
-
-    verdict: Summary
-    reason: str
-    checks: tuple[Check, ...]
-    audited: AttackResult
-    robust: Tensor
-    budget: str
-    seconds: float
-
-    def __repr__(self) -> str:
-        radius = f"eps={self.audited.eps:.4g} ({self.audited.norm})"
-        return (
-            f"Audit({self.verdict}: {self.audited.method} at {radius} "
-            f"says {self.robust_accuracy:.1%} robust, the worst case is {self.worst_case:.1%}; {self.reason})"
-        )
-
-    def _repr_html_(self) -> str:
-        rows = {
-            "verdict": self.verdict,
-            "reported": f"{self.robust_accuracy:.1%} robust against {self.audited.method}",
-            "worst case": f"{self.worst_case:.1%} robust against every attack that was run",
-            "clean accuracy": f"{self.audited.clean_accuracy:.1%}",
-            "images": str(len(self.audited)),
-            "ε": f"{self.audited.eps:.4g} ({self.audited.norm})",
-        }
-        checks = [
-            (check.name, f"{_MARKS[check.verdict]} {check.verdict}", check.evidence) for check in self.checks
-        ]
-        return facts("audit", rows) + table("checklist", ["check", "verdict", "evidence"], checks)
-
-    @property
-    def robust_accuracy(self) -> float:
-        """The number in question."""
-        return self.audited.robust_accuracy
-
-    @property
-    def worst_case(self) -> float:
-        """Robust accuracy against every attack that was run: the number to report."""
-        return self.robust.double().mean().item()
-
-    def __iter__(self) -> Iterator[str]:
-        """Names of the checks."""
-        return (check.name for check in self.checks)
-
-    def __getitem__(self, name: str) -> Check:
-        for check in self.checks:
-            if check.name == name:
-                return check
-        raise KeyError(name)
-
-    def table(self) -> pd.DataFrame:
-        """One row an item, indexed by its name: verdict, evidence."""
-        return pd.DataFrame(
-            [(check.name, check.verdict, check.evidence) for check in self.checks],
-            columns=["check", "verdict", "evidence"],
-        ).set_index("check")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but tensors, as values that JSON can hold."""
-        return {
-            "verdict": self.verdict,
-            "reason": self.reason,
-            "robust_accuracy": self.robust_accuracy,
-            "worst_case": self.worst_case,
-            "clean_accuracy": self.audited.clean_accuracy,
-            "n": len(self.audited),
-            "method": self.audited.method,
-            "eps": self.audited.eps,
-            "norm": self.audited.norm,
-            "settings": self.audited.settings,
-            "seed": self.audited.seed,
-            "budget": self.budget,
-            "seconds": self.seconds,
-            "checks": [
-                {"check": c.name, "verdict": c.verdict, "evidence": c.evidence, "numbers": c.numbers}
-                for c in self.checks
-            ],
-        }
 
 
 @dataclass(frozen=True)
@@ -222,7 +109,7 @@ def audit(
         )
         for stage in progress(stages, label="audit"):
             checks += stage()
-    verdict, reason = _summary(checks, len(x))
+    verdict, reason = summarise(checks, len(x))
     return Audit(
         verdict=verdict,
         reason=reason,
@@ -392,9 +279,7 @@ class _Panel:
         if not self.surrogates:
             return Check("transfer", "skipped", "no surrogate model was given", {})
         found: list[AttackResult | None] = []
-        for source in self.surrogates.values():
-            if not len(self.rows):
-                break
+        for source in self.surrogates.values() if len(self.rows) else ():
             moved = transfer_attack(
                 self.model, source, self.x, self.y, eps=self.audited.eps, seed=self.seed, norm=self.norm
             )
@@ -530,7 +415,6 @@ def _large_eps(
     step = getattr(parsed, "step_size", None)
     scaled = parsed if step is None else parsed.model_copy(update={"step_size": step * whole / audited.eps})
     left = run(model, x, y, chosen, scaled, eps=whole, seed=seed).robust
-    n = len(x)
     evidence = f"{chosen.name} at eps={whole:.4g}, which reaches every image, leaves {_share(left)} accuracy"
     if left.any():
         rows = left.nonzero().flatten()
@@ -540,28 +424,9 @@ def _large_eps(
         left[rows] = again.robust
         evidence += f", and PGD on the margin after it {_share(left)}"
     share = left.double().mean().item()
-    if share <= max(0.01, 1 / n) + 1e-12:
-        verdict: Verdict = "pass"
-    else:
-        verdict = "warn" if share <= 1 / classes else "fail"
+    verdict = _grade(share, (0.01, 1 / classes), slack=1 / len(x))
     return Check("large eps", verdict, evidence, {"accuracy": share})
 
 
 def _share(mask: Tensor) -> str:
     return f"{mask.double().mean().item():.1%}"
-
-
-_FEW = 100
-"""Images below which one more that is broken is a percent and more, and is let pass."""
-
-
-def _summary(checks: list[Check], n: int) -> tuple[Summary, str]:
-    severity: tuple[tuple[Verdict, Summary], ...] = (("fail", "do not believe"), ("warn", "doubt"))
-    for verdict, summary in severity:
-        deciding = [check for check in checks if check.verdict == verdict]
-        if deciding:
-            reason = "; ".join(f"{check.name}: {check.evidence}" for check in deciding)
-            return summary, reason
-    passed = sum(check.verdict == "pass" for check in checks)
-    few = f", on {n} image{'s' if n > 1 else ''} only: use {_FEW} or more" if n < _FEW else ""
-    return "believe", f"{passed} checks passed{few}"

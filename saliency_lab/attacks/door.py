@@ -21,6 +21,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import (
     check_input_kept,
+    check_module,
     chunk_rows,
     device_of,
     dtype_of,
@@ -32,7 +33,7 @@ from saliency_lab._common.inference import (
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
-from saliency_lab.attacks.ascent import Norm, check_radius
+from saliency_lab.attacks.ascent import Norm, check_radius, norm_of
 from saliency_lab.attacks.methods import METHODS, Method, OwnAttack, method_of
 from saliency_lab.attacks.problem import Problem
 from saliency_lab.attacks.result import AttackResult
@@ -171,7 +172,6 @@ def _run(
         logits[rows] = predict(model, found[rows])
     predictions = logits.argmax(1)
     clean_correct = guess == y
-    delta = (found - x.detach().cpu()).flatten(1)
     return AttackResult(
         adversarial=found,
         labels=y,
@@ -183,7 +183,7 @@ def _run(
         else (guess != target) & (predictions == target),
         loss=F.cross_entropy(logits, y, reduction="none"),
         queries=queries,
-        distance=delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1),
+        distance=norm_of(found - x.detach().cpu(), norm),
         loss_curve=curve,
         images=fingerprint(x.float()),
         method=method.name,
@@ -259,8 +259,7 @@ def check_source(source: nn.Module, x: Tensor, classes: int, *, name: str) -> No
     InputError
         Names the source by `name`, and says what it returned.
     """
-    if not isinstance(source, nn.Module):
-        raise InputError(f"{name} must be a torch.nn.Module, not {type(source).__name__}")
+    check_module(source, name)
     try:
         with preserved_rng():
             check_model(source, x)

@@ -14,7 +14,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.own_code import check_callable
 from saliency_lab._common.registry import Registry
 from saliency_lab._common.seeding import derive_seed, preserved_rng
-from saliency_lab._common.settings import Settings
+from saliency_lab._common.settings import Settings, list_settings
 from saliency_lab.attacks.ascent import Norm, project
 from saliency_lab.attacks.controls import DrawSettings, noise, random_direction
 from saliency_lab.attacks.gradient import BimSettings, FgsmSettings, PgdSettings, bim, fgsm, pgd, r_fgsm
@@ -113,9 +113,7 @@ def list_attacks() -> pd.DataFrame:
         name: {
             "access": METHODS[name].access,
             "targeted": METHODS[name].targeted,
-            "settings": ", ".join(
-                f"{key}={field.default!r}" for key, field in METHODS[name].settings.model_fields.items()
-            ),
+            "settings": list_settings(METHODS[name].settings),
             "reference": (METHODS[name].run.__doc__ or "").split("\n")[0],
         }
         for name in METHODS

@@ -28,7 +28,7 @@ from saliency_lab._common.seeding import (
     sample_uniform,
 )
 from saliency_lab._common.settings import Settings
-from saliency_lab.attacks.ascent import Norm, project
+from saliency_lab.attacks.ascent import Norm, norm_of, project
 from saliency_lab.attacks.gradient import warn_of_no_gradient
 from saliency_lab.attacks.problem import Outcome, Problem
 
@@ -245,9 +245,7 @@ def _start(problem: Problem, purpose: str) -> Tensor:
     shape = problem.x.shape[1:]
     noise = (2 * sample_uniform(seeds, shape) - 1) if problem.norm == "linf" else sample_normal(seeds, shape)
     noise = noise.to(problem.x)
-    flat = noise.flatten(1)
-    length = flat.abs().amax(1) if problem.norm == "linf" else flat.norm(dim=1)
-    radius = (problem.eps / length).reshape(-1, 1, 1, 1)
+    radius = (problem.eps / norm_of(noise, problem.norm)).reshape(-1, 1, 1, 1)
     return (problem.x + radius * noise).clamp(0, 1).float()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import facts, side_by_side, strip
+from saliency_lab._common.settings import as_keywords
 from saliency_lab.attacks.ascent import Norm
 
 _SHOWN = 8  # attacked images, in Jupyter
@@ -82,7 +83,7 @@ class AttackResult:
             "clean accuracy": f"{self.clean_accuracy:.1%}",
             "images": str(len(self)),
             "ε": f"{self.eps:.4g} ({self.norm})",
-            "settings": ", ".join(f"{key}={value!r}" for key, value in self.settings.items()),
+            "settings": as_keywords(self.settings),
             "passes an image": f"{self.queries.double().mean().item():.4g}",
             "seed": str(self.seed),
             "time": f"{self.seconds:.3g} s",

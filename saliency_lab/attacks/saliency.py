@@ -31,8 +31,8 @@ from saliency_lab._common.inference import (
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
-from saliency_lab._common.settings import Epsilon, Settings, parse_settings
-from saliency_lab.attacks.ascent import Norm, check_radius, project, steepest
+from saliency_lab._common.settings import Epsilon, Settings, as_keywords, parse_settings
+from saliency_lab.attacks.ascent import Norm, check_radius, norm_of, project, steepest
 from saliency_lab.attacks.door import check_model
 from saliency_lab.attacks.draws import ball_point
 from saliency_lab.attacks.gradient import step_lengths
@@ -103,7 +103,7 @@ class MapAttackResult:
             "centre moved": f"{self.shift.mean():.2f} pixels",
             "images": str(len(self.overlap)),
             "ε": f"{self.eps:.4g} ({self.settings['norm']})",
-            "settings": ", ".join(f"{key}={value!r}" for key, value in self.settings.items()),
+            "settings": as_keywords(self.settings),
             "seed": str(self.seed),
             "time": f"{self.seconds:.3g} s",
         }
@@ -215,7 +215,6 @@ def attack_map(
             before[rows] = input_gradient(model, problem.x, problem.y).cpu()
             after[rows] = input_gradient(model, points, problem.y).cpu()
             bar.update(len(rows))
-    delta = (found - images).flatten(1)
     return MapAttackResult(
         adversarial=found,
         maps_before=before,
@@ -224,7 +223,7 @@ def attack_map(
         overlap=(_top_k(before, parsed.k) & _top_k(after, parsed.k)).double().sum(1)
         / _top_k(before, parsed.k).sum(1),
         shift=(_centre(_mass(after)) - _centre(_mass(before))).norm(dim=1),
-        distance=delta.abs().amax(1) if parsed.norm == "linf" else delta.norm(dim=1),
+        distance=norm_of(found - images, parsed.norm),
         goal=goal,
         eps=radius,
         settings=parsed.model_dump(mode="json"),

@@ -40,7 +40,8 @@ ELEMENTWISE = calls(
     *("__pow__", "__rpow__", "reciprocal", "__rtruediv__", "sin", "cos", "erf", "atan", "arctan"),
 )
 """Nonlinear functions of each value of the first argument, where the others do not depend on the image."""
-PRODUCTS = calls("mul", "multiply", "__rmul__", "div", "divide", "true_divide")
+DIVISIONS = calls("div", "divide", "true_divide")
+PRODUCTS = calls("mul", "multiply", "__rmul__") | DIVISIONS
 CONTRACTIONS = calls(
     *("matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "mv", "einsum", "tensordot", "addmm", "baddbmm")
 )

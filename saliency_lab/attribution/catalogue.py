@@ -10,7 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from saliency_lab._common.registry import Registry
-from saliency_lab._common.settings import Settings
+from saliency_lab._common.settings import Settings, list_settings
 from saliency_lab.attribution.task import Task
 
 Explained: TypeAlias = tuple[Tensor, Tensor | None]
@@ -59,12 +59,8 @@ def settings_of_rows(name: str, settings: Mapping[str, Any], rows: Tensor) -> di
     return cut
 
 
-class NoSettings(Settings):
-    """The method has none."""
-
-
 def method(
-    name: str, *, family: str, passes: str, reference: str, settings: type[Settings] = NoSettings
+    name: str, *, family: str, passes: str, reference: str, settings: type[Settings] = Settings
 ) -> Callable[[Callable[[Task, Any], Explained]], Callable[[Task, Any], Explained]]:
     """Register the decorated function as the method `name`."""
 
@@ -81,10 +77,7 @@ def list_methods() -> pd.DataFrame:
         {
             "name": each.name,
             "family": each.family,
-            "settings": ", ".join(
-                key if field.is_required() else f"{key}={field.get_default(call_default_factory=True)!r}"
-                for key, field in each.settings.model_fields.items()
-            ),
+            "settings": list_settings(each.settings),
             "passes": each.passes,
             "reference": each.reference,
         }

@@ -16,6 +16,7 @@ from saliency_lab.attribution.baseline import Baseline, Baselines, fitting, reso
 from saliency_lab.attribution.calls import (
     AVERAGE_POOL,
     CONTRACTIONS,
+    DIVISIONS,
     ELEMENTWISE,
     MAX_POOL,
     PRODUCTS,
@@ -46,13 +47,12 @@ LINEAR = (
 )
 ONE_TO_ONE = RELU | ELEMENTWISE
 BY_CONSTANT = PRODUCTS | CONTRACTIONS
-DIVISION = calls("div", "divide", "true_divide")
 ADAPTIVE = calls("adaptive_max_pool2d")
 
 
 def covers(func: Call, args: tuple[Any, ...], inputs: list[Tensor]) -> bool:
     """Whether the multipliers pass this call: it is linear in `inputs`, or the rescale rule knows it."""
-    if func in ONE_TO_ONE or func in DIVISION:
+    if func in ONE_TO_ONE or func in DIVISIONS:
         return len(inputs) == 1 and inputs[0] is args[0]
     return func in LINEAR or func in MAX_POOL or (func in BY_CONSTANT and len(inputs) == 1)
 

@@ -42,8 +42,8 @@ def find_layer(model: nn.Module, name: str | None) -> nn.Module:
     return modules[name]
 
 
-def activations_and_gradients(task: Task, points: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """A layer's output at k·n inputs (k·n, D, h, w), the score's gradient there, and the scores (k·n,).
+def activations_and_gradients(task: Task, points: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """A layer's output at k·n inputs (k·n, D, h, w), and the score's gradient there.
 
     Tokens (k·n, T, D) of a transformer are put back on their grid, without the class token, and the channels
     of a map (k·n, h, w, D) in front.
@@ -80,7 +80,7 @@ def activations_and_gradients(task: Task, points: Tensor, layer: nn.Module) -> t
         task.gradient(points)  # refuses a model whose logits have no gradient at all
         raise InputError(f"the score does not depend on the layer {type(layer).__name__}; name another")
     features, slope = (_as_map(each, task.model, points) for each in (output.detach(), gradient))
-    return features, slope, scores.detach()
+    return features, slope
 
 
 def _as_map(output: Tensor, model: nn.Module, x: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def enlarge(coarse: Tensor, x: Tensor, interpolation: Interpolation) -> Tensor:
 def cam(task: Task, settings: LayerSettings) -> Tensor:
     """Grad-CAM's map (n, 1, h, w) at the layer's own size."""
     layer = find_layer(task.model, settings.layer)
-    activations, gradients, _ = activations_and_gradients(task, task.x, layer)
+    activations, gradients = activations_and_gradients(task, task.x, layer)
     coarse = (gradients.mean((2, 3), keepdim=True) * activations).sum(1, keepdim=True)
     return coarse.relu() if settings.relu else coarse
 
@@ -188,7 +188,7 @@ def layer_conductance(task: Task, settings: ConductanceSettings) -> Explained:
     previous, slope, coarse = (torch.empty(0) for _ in range(3))
     for step in range(settings.steps + 1):
         point = base + step / settings.steps * (task.x - base)
-        activations, gradients, _ = activations_and_gradients(task, point, layer)
+        activations, gradients = activations_and_gradients(task, point, layer)
         if step == 0:
             coarse = torch.zeros_like(activations[:, :1])
         else:

@@ -20,6 +20,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.html import facts, strip
+from saliency_lab._common.settings import as_keywords
 from saliency_lab.attribution.catalogue import METHODS, settings_of_rows
 from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
 
@@ -253,8 +254,7 @@ class Attributions:
         facts = {
             "maps": f"{count} × ({channels}, {height}, {width})",
             "method": self.method,
-            "settings": ", ".join(f"{key}={value!r}" for key, value in _plain(self.settings).items())
-            or "none",
+            "settings": as_keywords(_plain(self.settings)) or "none",
             "target": self.target,
             "range": f"{self.values.min():.3g} … {self.values.max():.3g}" if count else "none",
         }

@@ -17,7 +17,7 @@ from saliency_lab.cli.options import (
     NamedSettings,
     Seed,
     Store,
-    named_settings,
+    attack_settings,
     open_study,
 )
 
@@ -53,7 +53,7 @@ def attack(
     from saliency_lab.plotting.style import save
     from saliency_lab.study import Study
 
-    own = named_settings(settings, [method])[method]
+    own = attack_settings(settings, method)
     study = open_study(models, data, data_root, images, seed, out, device)
     study.attack(method, eps=eps, **own)
     comparison = study.compare()

@@ -16,9 +16,9 @@ from saliency_lab.cli.options import (
     Images,
     NamedSettings,
     Seed,
+    attack_settings,
     draw_images,
     load_models,
-    named_settings,
 )
 
 
@@ -50,11 +50,16 @@ def audit(
     the others.
     """
     from saliency_lab._common.files import write_json
+    from saliency_lab._common.settings import parse_settings
     from saliency_lab.attacks import audit as run
+    from saliency_lab.attacks.methods import method_of
     from saliency_lab.cli.output import print_table
     from saliency_lab.study.members import read_members
 
-    own = named_settings(settings, [method])[method]
+    own = attack_settings(settings, method)
+    parse_settings(
+        method_of(method).settings, own, of=f"attack '{method}'"
+    )  # others are options of this verb
     loaded = load_models(models, device)
     x, y = draw_images(loaded, data, data_root, images, seed)
     nets = {

@@ -82,6 +82,14 @@ def named_settings(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict
     return settings
 
 
+def attack_settings(pairs: Sequence[str], method: str) -> dict[str, Any]:
+    """Give an attack its settings from `NAME.KEY=VALUE` options; its radius has an option of its own."""
+    settings = named_settings(pairs, [method])[method]
+    if "eps" in settings:
+        raise InputError(f"--set {method}.eps=… is no setting of the attack; give the radius by --eps")
+    return settings
+
+
 def open_study(
     checkpoints: Sequence[Path],
     data: str | None,

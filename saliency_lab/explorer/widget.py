@@ -13,7 +13,8 @@ from torch import Tensor
 from saliency_lab.explorer import page
 from saliency_lab.explorer.panels import Panels, Problem
 from saliency_lab.explorer.samples import Samples
-from saliency_lab.plotting.maps import tiles
+from saliency_lab.plotting.maps import CLIP, tiles
+from saliency_lab.study.numbers import ARROWS
 
 if TYPE_CHECKING:
     from saliency_lab.study import Study
@@ -58,7 +59,7 @@ class Explorer(widgets.VBox):
         held = self._panels.held
         methods = [(name if name in held else f"{name} (computed)", name) for name in self._panels.methods]
         outcomes = [(str(outcome), outcome) for outcome in self._samples.outcomes]
-        metrics = [(name + _ARROWS[self._better[name]], name) for name in self._samples.metrics]
+        metrics = [(f"{name} {ARROWS[self._better[name]]}".strip(), name) for name in self._samples.metrics]
         classes = [(self._name(label), label) for label in np.unique(self._samples.labels).tolist()]
         self.category = _dropdown("class", [("all", ANY), *classes])
         self.outcome = _dropdown("prediction", [("any", ANY), *outcomes])
@@ -147,7 +148,7 @@ class Explorer(widgets.VBox):
             table.append((titles[row], cells))
         shared = self.scale.value == "shared"
         end = f"{max(float(limits.max()) for limits in drawn.limits.values()):.2g}" if shared else "1"
-        of = "attribution" if shared else "attribution, of the map's own 99.5th percentile"
+        of = "attribution" if shared else f"attribution, of the map's own {CLIP:g}th percentile"
         return page.table(["image", *maps], table) + page.legend(end, of)
 
     def _column(self, member: Member, method: str) -> str:
@@ -176,7 +177,6 @@ class Explorer(widgets.VBox):
         return names[label] if label < len(names) else str(label)
 
 
-_ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
 _WIDE = widgets.Layout(width="22em")
 
 

@@ -7,12 +7,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from saliency_lab._common.settings import Settings
-from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
+from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Case, Metric, Outcome, register
 from saliency_lab.metrics.explainer import Explaining
-from saliency_lab.metrics.faithfulness import without_units
+from saliency_lab.metrics.faithfulness import ONE_PATCH, without_units
 from saliency_lab.metrics.maps import pixel_scores
 from saliency_lab.metrics.probe import Baseline, Output
-from saliency_lab.metrics.removal import cuts, patches, removal, unit_sums
+from saliency_lab.metrics.removal import cuts, patch_count, patches, removal, unit_sums
 from saliency_lab.models.layers import cam_layer
 
 
@@ -93,7 +93,7 @@ register(
         settings=Completeness,
         forwards=lambda s, pixels: 2,
         needs="finite",
-        undefined="the model's answer is not a number",
+        undefined=NOT_A_NUMBER,
         fast=_completeness,
     )
 )
@@ -104,11 +104,11 @@ register(
         better="lower",
         range="[0, 1]",
         reference="Nguyen and Rodríguez Martínez, arXiv:2007.07584, 2020",
-        shares="patches removed one at a time",
+        shares=ONE_PATCH,
         settings=NonSensitivity,
-        forwards=lambda s, pixels: (-(-round(pixels**0.5) // s.patch_size)) ** 2 + 1,
+        forwards=lambda s, pixels: patch_count(pixels, s.patch_size) + 1,
         needs="nonzero",
-        undefined="the model's answer is not a number",
+        undefined=NOT_A_NUMBER,
         fast=_non_sensitivity,
     )
 )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Engine = Literal["fast", "quantus"]
+Better = Literal["higher", "lower", "neither"]
 Family = Literal[
     "faithfulness", "complexity", "robustness", "randomisation", "localisation", "axiomatic", "own"
 ]
@@ -70,7 +71,7 @@ class Metric:
 
     name: str
     family: Family
-    better: Literal["higher", "lower", "neither"]
+    better: Better
     range: str
     reference: str
     settings: type[Settings]
@@ -107,6 +108,9 @@ class Metric:
 
 
 METRICS: Registry[Metric] = Registry("metric")
+
+NOT_A_NUMBER = "the model's answer is not a number"
+"""Why a score of answers is NaN."""
 
 
 def register(metric: Metric) -> None:

@@ -15,10 +15,6 @@ from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
 from saliency_lab.metrics.maps import pixel_scores
 
 
-class NoSettings(Settings):
-    """The metric has none."""
-
-
 class Threshold(Settings):
     """A pixel counts if its magnitude exceeds `eps` times the map's largest."""
 
@@ -69,7 +65,7 @@ register(
         better="higher",
         range="[0, 1]",
         reference="Chalasani et al., ICML 2020",
-        settings=NoSettings,
+        settings=Settings,
         forwards=lambda s, pixels: 0,
         needs="nonzero",
         undefined="the map's sum overflows",
@@ -84,7 +80,7 @@ register(
         better="lower",
         range="[0, ln(H·W)]",
         reference="Bhatt et al., IJCAI 2020",
-        settings=NoSettings,
+        settings=Settings,
         forwards=lambda s, pixels: 0,
         needs="nonzero",
         undefined="the map's sum overflows",

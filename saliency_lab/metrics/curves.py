@@ -10,12 +10,13 @@ from torch import Tensor
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.segments import superpixels
 from saliency_lab.metrics import quantus_engine as quantus
-from saliency_lab.metrics.catalogue import Case, Curve, Metric, Outcome, register
+from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Case, Curve, Metric, Outcome, register
 from saliency_lab.metrics.maps import descending_ranks, pixel_scores
 from saliency_lab.metrics.probe import Baseline, Output, Probe
-from saliency_lab.metrics.removal import area, cuts, outcome, patches, removal, unit_sums
+from saliency_lab.metrics.removal import area, cuts, outcome, patch_count, patches, removal, unit_sums
 
-NOT_A_NUMBER = "the model's answer is not a number"
+PIXELS_IN_TURN = "the highest pixels removed in turn"
+PATCHES_IN_TURN = "the highest patches removed in turn"
 
 
 class PixelCurve(Settings):
@@ -225,11 +226,6 @@ def _irof_quantus(case: Case) -> Outcome:
     return _irof_outcome(curve, cut, count.cpu())
 
 
-def _patches_across(pixels: int, size: int) -> int:
-    side = round(pixels**0.5)
-    return (-(-side // size)) ** 2
-
-
 register(
     Metric(
         name="pixel_flipping",
@@ -237,7 +233,7 @@ register(
         better="lower",
         range="[0, 1]",
         reference="Bach et al., PLoS ONE 2015",
-        shares="the highest pixels removed in turn",
+        shares=PIXELS_IN_TURN,
         settings=PixelCurve,
         forwards=lambda s, pixels: len(cuts(pixels, s.steps)),
         needs="ranking",
@@ -253,7 +249,7 @@ register(
         better="lower",
         range="[0, 1]",
         reference="Petsiuk et al., BMVC 2018",
-        shares="the highest pixels removed in turn",
+        shares=PIXELS_IN_TURN,
         settings=PixelCurve,
         forwards=lambda s, pixels: len(cuts(pixels, s.steps)),
         needs="ranking",
@@ -282,7 +278,7 @@ register(
         better="lower",
         range="[0, 1]",
         reference="Ismail et al., NeurIPS 2021",
-        shares="the highest pixels removed in turn",
+        shares=PIXELS_IN_TURN,
         settings=MaskedAccuracy,
         forwards=lambda s, pixels: len(cuts(pixels, s.steps)),
         needs="ranking",
@@ -311,9 +307,9 @@ register(
         better="lower",
         range="[0, 1]",
         reference="Montavon et al., Digital Signal Processing 2018",
-        shares="the highest patches removed in turn",
+        shares=PATCHES_IN_TURN,
         settings=PatchCurve,
-        forwards=lambda s, pixels: _patches_across(pixels, s.patch_size) + 1,
+        forwards=lambda s, pixels: patch_count(pixels, s.patch_size) + 1,
         needs="ranking",
         undefined=NOT_A_NUMBER,
         fast=_selectivity,
@@ -327,9 +323,9 @@ register(
         better="higher",
         range="[-1, 1]",
         reference="Samek et al., TNNLS 2017",
-        shares="the highest patches removed in turn",
+        shares=PATCHES_IN_TURN,
         settings=RegionPerturbation,
-        forwards=lambda s, pixels: min(s.regions, _patches_across(pixels, s.patch_size)) + 1,
+        forwards=lambda s, pixels: min(s.regions, patch_count(pixels, s.patch_size)) + 1,
         needs="ranking",
         undefined=NOT_A_NUMBER,
         fast=_region_perturbation,

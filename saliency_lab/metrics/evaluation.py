@@ -19,7 +19,7 @@ from saliency_lab._common.html import facts
 from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, unfit_images_told
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import preserved_rng
-from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab._common.settings import Settings, as_keywords, parse_settings
 from saliency_lab.attribution import Attributions
 from saliency_lab.metrics.catalogue import METRICS, Case, Curve, Engine, Metric, Outcome
 from saliency_lab.metrics.explainer import Explainer
@@ -74,7 +74,7 @@ class Scores:
         if self.undefined:
             told["undefined"] = ", ".join(f"{count} ({reason})" for reason, count in self.undefined.items())
         if self.settings:
-            told["settings"] = ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
+            told["settings"] = as_keywords(self.settings)
         return told | {"engine": self.engine, "seed": str(self.seed), "time": f"{self.seconds:.3g} s"}
 
     @property
@@ -277,9 +277,8 @@ def _check_origin(attributions: Iterable[Any], x: Tensor) -> None:
     }
     if not told or told.keys() == {fingerprint(x.float())}:
         return
-    here = {
-        fingerprint(x.to(dtype)) for dtype in (torch.float32, x.dtype, torch.float64)
-    }  # older maps name these
+    # older maps name those of other precisions
+    here = {fingerprint(x.to(dtype)) for dtype in (torch.float32, x.dtype, torch.float64)}
     for images, method in told.items():
         if images not in here:
             raise InputError(

@@ -14,11 +14,14 @@ from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.seeding import sample_uniform
 from saliency_lab._common.settings import Settings
 from saliency_lab.metrics import quantus_engine as quantus
-from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
+from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Case, Metric, Outcome, register
 from saliency_lab.metrics.maps import descending_ranks, pixel_scores
 from saliency_lab.metrics.probe import Answers, Baseline, Output, Probe
-from saliency_lab.metrics.removal import cuts, patches, unit_sums
+from saliency_lab.metrics.removal import cuts, patch_count, patches, unit_sums
 from saliency_lab.metrics.statistics import pearson, spearman
+
+ONE_PATCH = "patches removed one at a time"
+"""What `without_units` answers for several metrics."""
 
 UNVARIED = "the model's answer, or the map's sum, is the same for everything removed"
 
@@ -249,10 +252,6 @@ def _alone(probe: Probe, units: Tensor, baseline: Baseline) -> Answers:
     return probe.ask(changes.shape[1], build, source=source, base=probe.clean)
 
 
-def _patch_count(pixels: int, size: int) -> int:
-    return (-(-round(pixels**0.5) // size)) ** 2
-
-
 register(
     Metric(
         name="faithfulness_correlation",
@@ -319,11 +318,11 @@ register(
         better="lower",
         range="[0, inf)",
         reference="Yeh et al., NeurIPS 2019",
-        shares="patches removed one at a time",
+        shares=ONE_PATCH,
         settings=Patches,
-        forwards=lambda s, pixels: sum(_patch_count(pixels, size) for size in s.patch_sizes) + 1,
+        forwards=lambda s, pixels: sum(patch_count(pixels, size) for size in s.patch_sizes) + 1,
         needs="finite",
-        undefined="the model's answer is not a number",
+        undefined=NOT_A_NUMBER,
         fast=_infidelity,
     )
 )

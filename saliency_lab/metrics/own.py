@@ -39,10 +39,6 @@ class QuantusLocalisation(QuantusObject):
     masks: Tensor
 
 
-class NoSettings(Settings):
-    """A function takes none."""
-
-
 def own_metric(metric: Any) -> Metric:
     """Describe a Quantus metric object, or a function `f(model, x, y, maps)`, as a metric.
 
@@ -75,7 +71,7 @@ def own_metric(metric: Any) -> Metric:
             better="neither",
             range="its own",
             reference="the user's own function",
-            settings=NoSettings,
+            settings=Settings,
             forwards=lambda s, pixels: 0,
             needs="finite",
             undefined="the function returns NaN",

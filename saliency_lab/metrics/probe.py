@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from saliency_lab._common.checks import are_probabilities
+from saliency_lab._common.checks import are_probabilities, check_logits
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows, device_of, dtype_of, float64_device, undisturbed
 from saliency_lab._common.seeding import sample_seeds, sample_uniform
@@ -91,9 +91,8 @@ class Probe:
         self.x = x.to(self.device)
         self.y = y.to(self.device)
         self.seed = seed
-        self.chunk = max(
-            1, chunk_rows(x.shape, self.device) // 2
-        )  # the first layers' outputs stay in the allocator
+        # so that the first layers' outputs stay in the allocator
+        self.chunk = max(1, chunk_rows(x.shape, self.device) // 2)
         self._memory: dict[Any, Any] = {}
         self._layout = _plain if _is_wide(model) else None
 
@@ -128,10 +127,7 @@ class Probe:
                     out = self.model(_plain(images))
             else:
                 out = self.model(self._layout(images))
-        if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(images):
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise InputError(f"the model must return logits of the shape (N, classes), but returned {got}")
-        return out
+        return check_logits(out, len(images))
 
     def ask(
         self,

@@ -148,8 +148,7 @@ def _efficient_mprt(case: Case) -> Outcome:
 
 def _random_logit(case: Case) -> Outcome:
     probe = case.probe
-    with torch.inference_mode():
-        count = probe.logits(probe.x[:1]).shape[1]
+    count = probe.logits(probe.x[:1]).shape[1]
     draws = sample_uniform(probe.seeds("other class"), (1,))[:, 0]
     classes = case.explainer.classes
     if classes.ndim != 1:

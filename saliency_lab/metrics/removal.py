@@ -72,6 +72,15 @@ def patches(shape: torch.Size, size: int) -> Tensor:
     return (down[:, None] * (int(across[-1]) + 1) + across).flatten()
 
 
+def patch_count(pixels: int, size: int) -> int:
+    """How many patches of `size`×`size` a square image of so many pixels has.
+
+    >>> patch_count(28 * 28, 4), patch_count(28 * 28, 5)
+    (49, 36)
+    """
+    return (-(-round(pixels**0.5) // size)) ** 2
+
+
 def unit_sums(scores: Tensor, units: Tensor) -> Tensor:
     """Sum (N, U) of the pixel scores (N, H·W) over each unit; `units` is (H·W,) or (N, H·W)."""
     units = units.to(scores.device).expand_as(scores)

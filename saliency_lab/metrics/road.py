@@ -13,7 +13,7 @@ from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.seeding import sample_normal
 from saliency_lab._common.settings import Settings
 from saliency_lab.metrics import quantus_engine as quantus
-from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
+from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Case, Metric, Outcome, register
 from saliency_lab.metrics.maps import descending_ranks, pixel_scores
 from saliency_lab.metrics.probe import Answers, Probe
 from saliency_lab.metrics.removal import outcome
@@ -184,7 +184,7 @@ register(
         settings=Road,
         forwards=lambda s, pixels: len(s.percentages),
         needs="ranking",
-        undefined="the model's answer is not a number",
+        undefined=NOT_A_NUMBER,
         fast=_road,
         quantus=_road_quantus,
     )

@@ -16,7 +16,7 @@ from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_ov
 from saliency_lab.metrics import quantus_engine as quantus
 from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
 from saliency_lab.metrics.explainer import Explaining
-from saliency_lab.metrics.maps import Needs, pixel_scores, take_maps
+from saliency_lab.metrics.maps import Needs, pixel_scores
 from saliency_lab.metrics.probe import Output, Probe
 
 TINY = 1e-6
@@ -74,7 +74,6 @@ def neighbour_maps(case: Case) -> Tensor:
     """Maps (N, samples, C, H, W) of the neighbours, float64, on the CPU."""
     settings = case.settings
     points = neighbours(case.probe, settings.samples, settings.radius)
-
     return case.explainer.remember(
         ("neighbours", settings.samples, settings.radius, settings.explain),
         lambda: case.explainer(case.probe.model, points, settings.explain),
@@ -91,17 +90,9 @@ def _map_changes(case: Case) -> Tensor:
     return _lengths(case.maps.cpu()[:, None] - neighbour_maps(case))
 
 
-def _sensitivity(case: Case, reduce: Callable[[Tensor], Tensor]) -> Outcome:
-    length = _lengths(case.maps.cpu()[:, None])
-    return Outcome(reduce(_map_changes(case) / length).numpy())
-
-
-def _largest(values: Tensor) -> Tensor:
-    return values.amax(1)
-
-
-def _mean(values: Tensor) -> Tensor:
-    return values.mean(1)
+def _sensitivity(case: Case) -> Tensor:
+    """‖map − map of the neighbour‖ / ‖map‖ (N, S)."""
+    return _map_changes(case) / _lengths(case.maps.cpu()[:, None])
 
 
 def _local_lipschitz(case: Case) -> Outcome:
@@ -237,7 +228,7 @@ def _under_attack(case: Case, compare: Callable[[Tensor, Tensor], Tensor]) -> Ou
         ("attacked", fingerprint(attacked), case.settings.explain),
         lambda: case.explainer(case.probe.model, attacked, case.settings.explain),
     )
-    return Outcome(compare(case.maps.cpu(), take_maps(maps, attacked)).numpy())
+    return Outcome(compare(case.maps.cpu(), maps).numpy())
 
 
 def _by_pixel(case: Case, compare: Callable[[Tensor, Tensor], Tensor]) -> Outcome:
@@ -257,7 +248,6 @@ def _register_neighbours(
     quantus_name: str | None = None,
     *,
     settings: type[Neighbours] = Neighbours,
-    range_: str = "[0, inf)",
     **constructor: object,
 ) -> None:
     register(
@@ -266,7 +256,7 @@ def _register_neighbours(
             shares="maps of neighbours",
             family="robustness",
             better="lower",
-            range=range_,
+            range="[0, inf)",
             reference=reference,
             settings=settings,
             forwards=lambda s, pixels: s.samples + 1 if settings is RelativeNeighbours else 0,
@@ -284,7 +274,7 @@ def _register_neighbours(
 _register_neighbours(
     "max_sensitivity",
     "Yeh et al., NeurIPS 2019",
-    lambda case: _sensitivity(case, _largest),
+    lambda case: Outcome(_sensitivity(case).amax(1).numpy()),
     "MaxSensitivity",
     lower_bound=0.2,
     upper_bound=None,
@@ -292,7 +282,7 @@ _register_neighbours(
 _register_neighbours(
     "avg_sensitivity",
     "Yeh et al., NeurIPS 2019",
-    lambda case: _sensitivity(case, _mean),
+    lambda case: Outcome(_sensitivity(case).mean(1).numpy()),
     "AvgSensitivity",
     lower_bound=0.2,
     upper_bound=None,

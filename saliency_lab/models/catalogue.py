@@ -14,14 +14,13 @@ from saliency_lab._common.registry import Registry
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.models.card import ModelCard
 from saliency_lab.models.convnets import lenet5, sgt_cnn, small_cnn
-from saliency_lab.models.layers import Normalised
+from saliency_lab.models.layers import Normalised, Shape
 from saliency_lab.models.resnet import resnet8, resnet18, resnet20
 from saliency_lab.models.vgg import vgg11_bn
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Shape = tuple[int, int, int]
 TORCHVISION = "torchvision/"
 
 ARCHITECTURES: Registry[Callable[[int, Shape], nn.Module]] = Registry("architecture")

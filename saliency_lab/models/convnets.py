@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-Shape = tuple[int, int, int]
+from saliency_lab.models.layers import Shape
 
 
 class ConvNet(nn.Module):

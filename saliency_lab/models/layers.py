@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.inference import check_module
 
+Shape = tuple[int, int, int]
+"""Channels, height and width of an image."""
+
 
 class Normalised(nn.Module):
     """A model of images in [0, 1] from a `net` that expects (x − mean) / std, channel by channel.

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from saliency_lab.models.layers import Shape
+
 
 class Residual(nn.Module):
     """relu(x + F(x)) with F two 3×3 convolutions; a 1×1 convolution on the way round where shapes differ."""
@@ -61,9 +63,6 @@ class ResNet(nn.Module):
     def cam_layer(self) -> nn.Module:
         """The last residual block."""
         return self.blocks[-1]
-
-
-Shape = tuple[int, int, int]
 
 
 def resnet8(num_classes: int, input_shape: Shape) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-Shape = tuple[int, int, int]
+from saliency_lab.models.layers import Shape
 
 
 class VGG(nn.Module):

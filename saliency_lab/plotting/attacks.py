@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import ALERT, DIVERGING, PALETTE, SCREEN_WIDTH, figure, styled
+from saliency_lab.plotting.style import ALERT, DIVERGING, PALETTE, SCREEN_WIDTH, bare, figure, styled
 
 MARKS = {
     "pass": ("✓", PALETTE[2]),
@@ -81,9 +81,7 @@ def attack_path(
     for ax, heading in zip(axes[0], headings, strict=True):
         ax.set_title(heading, fontsize=10)
     for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-        for spine in ax.spines.values():
-            spine.set(visible=True, color="#BFBFBF", linewidth=0.6)
+        bare(ax)
     if title:
         fig.suptitle(title)
     return fig

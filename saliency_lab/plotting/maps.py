@@ -14,9 +14,12 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import ALERT, DIVERGING, SEQUENTIAL, figure, styled, wrap
+from saliency_lab.plotting.style import ALERT, DIVERGING, SEQUENTIAL, bare, figure, styled, wrap
 
 Scale = Literal["shared", "row", "panel"]
+
+CLIP = 99.5
+"""A colour scale ends at this percentile of the magnitudes, unless another is asked for."""
 
 
 @styled
@@ -30,7 +33,7 @@ def grid(
     scale: Scale = "shared",
     signed: bool = True,
     blend: float = 0.0,
-    clip: float = 99.5,
+    clip: float = CLIP,
     cell: float = 1.15,
 ) -> Figure:
     """Maps in a grid: a row an image, a column a model or a method, the image itself first.
@@ -97,7 +100,7 @@ def grid(
     for ax, name in zip(axes[0], titles, strict=True):
         ax.set_title(name, fontsize=10)
     for ax in axes.flat:
-        _bare(ax)
+        bare(ax)
     if lines:
         fig.suptitle("\n".join(lines))
     _bar(fig, list(axes.flat), float(limits.max()), scale, signed, clip=clip)
@@ -113,7 +116,7 @@ def gallery(
     title: str | None = None,
     signed: bool = True,
     blend: float = 0.0,
-    clip: float = 99.5,
+    clip: float = CLIP,
     cell: float = 1.25,
 ) -> Figure:
     """One image and its maps by many methods, in rows of `columns`, each panel on its own scale.
@@ -165,7 +168,7 @@ def gallery(
         _draw(ax, plane[0], drawn if blend else None, limit, signed, blend)
     for ax, name in zip(axes, titles, strict=True):
         ax.set_title(name, fontsize=10)
-        _bare(ax)
+        bare(ax)
     if above:
         fig.suptitle("\n".join(above))
     _bar(fig, axes, 1.0, "panel", signed, clip=clip)
@@ -181,7 +184,7 @@ def overlay(
     title: str | None = None,
     signed: bool = True,
     blend: float = 0.7,
-    clip: float = 99.5,
+    clip: float = CLIP,
 ) -> Figure:
     """One map (C, H, W), over its image (C, H, W) if that is given, in an Axes of yours or a new figure.
 
@@ -202,7 +205,7 @@ def overlay(
         raise InputError("the Axes is in no figure")
     ax = fig.subplots() if ax is None else ax
     _draw(ax, plane[0], picture, limit, signed, blend if picture is not None else 0.0)
-    _bare(ax)
+    bare(ax)
     if title:
         ax.set_title("\n".join(_lines(title, 3.0)))
     _bar(fig, [ax], limit, "shared", signed, clip=clip)
@@ -224,7 +227,7 @@ def tiles(
     scale: Scale = "shared",
     signed: bool = True,
     blend: float = 0.0,
-    clip: float = 99.5,
+    clip: float = CLIP,
 ) -> Tiles:
     """The panels of `grid` as pixels, for a page that lays them out itself. Parameters as there.
 
@@ -252,9 +255,9 @@ def tiles(
     return Tiles(_bytes(grey), painted, dict(zip(columns, limits, strict=True)))
 
 
-def scale_bar(signed: bool = True, steps: int = 101) -> np.ndarray:
-    """The colours of a map's scale from its lowest to its highest value, uint8 (1, steps, 3)."""
-    return _bytes(_colours(signed)(np.linspace(0, 1, steps))[None, :, :3])
+def scale_bar() -> np.ndarray:
+    """The colours of a signed map's scale from its lowest to its highest value, uint8 (1, 101, 3)."""
+    return _bytes(_colours(signed=True)(np.linspace(0, 1, 101))[None, :, :3])
 
 
 def _bytes(colours: np.ndarray) -> np.ndarray:
@@ -350,13 +353,6 @@ def _painted(
 def _lines(title: str | None, width: float) -> list[str]:
     """A title as lines that fit into so many inches."""
     return textwrap.wrap(title or "", max(12, int(width / 0.105)))
-
-
-def _bare(ax: Axes) -> None:
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set(visible=True, color="#BFBFBF", linewidth=0.6)
 
 
 def _mark(ax: Axes, prediction: object, label: object, width: float) -> None:

@@ -218,6 +218,13 @@ def chart(width: float, height: float) -> tuple[Figure, Axes]:
     return fig, fig.subplots()
 
 
+def bare(ax: Axes) -> None:
+    """Leave a picture's panel without ticks, in a thin frame."""
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set(visible=True, color="#BFBFBF", linewidth=0.6)
+
+
 def head(ax: Axes, title: str | None, note: str | None) -> None:
     """Write a title above a panel on the left, and below it in small letters what the panel shows."""
     if note:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from saliency_lab.report.tables import Cell, Column, Table
 from saliency_lab.study.claims import Answered, measure_in_words
-from saliency_lab.study.comparison import SHARES
+from saliency_lab.study.measures import SHARES
 from saliency_lab.study.numbers import count, write_difference, write_value
 
 HEAD = [

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from saliency_lab.attacks.verdict import MARKS
 from saliency_lab.report.tables import Cell, Column, Table, hue
-from saliency_lab.study.numbers import SPACE, count, radius, short
+from saliency_lab.study.numbers import count, radius, short, write_value
 
-MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "–"}
 _KEYS = ["model", "seed", "attack", "eps", "n", "robust_accuracy", "worst_case", "verdict", "reason"]
 
 
@@ -39,9 +39,10 @@ class Audited:
     @property
     def sentence(self) -> str:
         """The verdict, and the worst case beside what the attack reports."""
+        reported, worst = (write_value(each, share=True) for each in (self.robust_accuracy, self.worst_case))
         return (
-            f"{self.attack} at {self.radius} reports {_percent(self.robust_accuracy)} robust; "
-            f"the worst case over all attacks is {_percent(self.worst_case)}, on {count(self.n, 'image')}."
+            f"{self.attack} at {self.radius} reports {reported} robust; the worst case over all attacks is "
+            f"{worst}, on {count(self.n, 'image')}."
         )
 
 
@@ -92,8 +93,8 @@ def overview(audits: Sequence[Audited]) -> Table:
             Cell(str(each.seed), each.seed),
             Cell(each.attack),
             Cell(short(each.eps), each.eps),
-            Cell(_percent(each.robust_accuracy), each.robust_accuracy),
-            Cell(_percent(each.worst_case), each.worst_case),
+            Cell(write_value(each.robust_accuracy, share=True), each.robust_accuracy),
+            Cell(write_value(each.worst_case, share=True), each.worst_case),
             Cell(f"{each.n:,}", each.n),
             Cell(each.verdict, badge=each.verdict.replace(" ", "-")),
             Cell(each.reason),
@@ -101,7 +102,3 @@ def overview(audits: Sequence[Audited]) -> Table:
         for each in audits
     ]
     return Table("audits", "Verdicts on the accuracies under attack", columns, rows)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}{SPACE}%"

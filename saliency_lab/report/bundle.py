@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from saliency_lab.plotting.maps import CLIP
+
 STEPS = 127
 """Levels of a map on either side of zero."""
 
 UNDEFINED = -128
 """What a map's NaN becomes."""
-
-CLIP = 99.5
-"""A colour scale ends at this percentile of the magnitudes, as in the figures."""
 
 
 class Quantised(NamedTuple):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from saliency_lab.report.tables import words
 from saliency_lab.report.vector import Drawing
 from saliency_lab.study import Comparison
-from saliency_lab.study.comparison import ROBUST, SHARES
+from saliency_lab.study.measures import ROBUST, SHARES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,10 +11,18 @@ import pandas as pd
 
 from saliency_lab.plotting.style import looks
 from saliency_lab.study import Comparison
-from saliency_lab.study.comparison import ROBUST, SHARES
-from saliency_lab.study.numbers import SPACE, number, p_value, radius, short, write_difference, write_mean
+from saliency_lab.study.measures import ROBUST, SHARES
+from saliency_lab.study.numbers import (
+    ARROWS,
+    SPACE,
+    number,
+    p_value,
+    radius,
+    short,
+    write_difference,
+    write_mean,
+)
 
-ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 MEANING = {"higher": "higher is better", "lower": "lower is better", "neither": "neither is better"}
 
 

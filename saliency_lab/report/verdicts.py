@@ -12,7 +12,7 @@ import pandas as pd
 from saliency_lab.report.audits import Audited
 from saliency_lab.report.tables import MEANING, hue, words
 from saliency_lab.study import Comparison
-from saliency_lab.study.comparison import SHARES
+from saliency_lab.study.measures import SHARES
 from saliency_lab.study.numbers import SPACE, count, listing, radius, short, write_difference, write_mean
 
 AT_ONCE = 6

@@ -12,9 +12,10 @@ from pydantic import BeforeValidator, Field
 
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Epsilon, Settings
+from saliency_lab.study.measures import ROBUST, SHARES, Measure
 
 if TYPE_CHECKING:
-    from saliency_lab.study.comparison import Comparison, Measure
+    from saliency_lab.study.comparison import Comparison
 
 
 def _listed(given: Any) -> Any:
@@ -54,19 +55,18 @@ class Claim(Settings):
     ) -> None:
         """Refuse models, metrics, methods, attacks (by name, with their ε) and ε that the study has not."""
         said = f"in the claim '{self.question}':"
-        shares = {"accuracy", "robust_accuracy"}
-        maps = [name for name in self.metric if name not in shares]
+        maps = [name for name in self.metric if name not in SHARES]
         for name in (*self.model, *self.over):
             if name not in models:
                 raise unknown_name(f"model {said}", name, models)
         for name in self.metric:
             if name not in metrics:
                 raise unknown_name(f"metric {said}", name, metrics)
-        known = [*(methods if maps else ()), *(attacks if shares & {*self.metric} else ())]
+        known = [*(methods if maps else ()), *(attacks if {*SHARES} & {*self.metric} else ())]
         for name in self.method:
             if name not in known:
                 raise unknown_name(f"method {said}", name, known)
-        if "robust_accuracy" in self.metric and self.method and not {*self.method} & {*attacks}:
+        if ROBUST in self.metric and self.method and not {*self.method} & {*attacks}:
             raise InputError(f"the claim '{self.question}' asks for robust_accuracy; name the attack too")
         if maps and self.method and not {*self.method} & {*methods}:
             raise InputError(f"the claim '{self.question}' asks for {maps[0]}; name a method of maps too")

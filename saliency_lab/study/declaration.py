@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.study.claims import Purpose
-from saliency_lab.study.comparison import ACCURACY, ROBUST
-from saliency_lab.study.work import read_attacks, read_eps, read_requests
+from saliency_lab.study.measures import ACCURACY, ROBUST
+from saliency_lab.study.requests import read_attacks, read_eps, read_requests
 from saliency_lab.training.recipe import DataSource, recipes_folder
 
 NamedSettings = dict[str, dict[str, Any]]
-TrainingSeed = Annotated[int, Field(ge=0)]
 
 
 class SampleSpec(DataSource):
@@ -35,19 +34,17 @@ def _distinct(seeds: list[int]) -> list[int]:
     return seeds
 
 
+TrainingSeeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
+
+
 class Trained(Settings):
     """A model that the study trains: a recipe, by bundled name or TOML file, and what is changed in it."""
 
     recipe: str
-    seeds: list[TrainingSeed] | None = Field(default=None, min_length=1)
+    seeds: TrainingSeeds | None = None
     """In place of the study's."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Beside the study's, such as "objective.fraction" = 0.1."""
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, given: list[int] | None) -> list[int] | None:
-        return None if given is None else _distinct(given)
 
 
 class Declaration(Purpose):
@@ -56,7 +53,7 @@ class Declaration(Purpose):
     data: SampleSpec
     recipes: dict[str, Trained] = Field(default_factory=dict)
     """Models to train, by name. In the file a list of recipes will do, or name = recipe."""
-    seeds: list[TrainingSeed] = Field(default_factory=lambda: [0], min_length=1)
+    seeds: TrainingSeeds = Field(default_factory=lambda: [0])
     """Each recipe is trained with each."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Recipe keys that hold for every recipe, such as "training.epochs" = 5."""
@@ -99,11 +96,6 @@ class Declaration(Purpose):
         for claim in self.claims:
             claim.check(models, measured, methods, attacks)
 
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, given: list[int]) -> list[int]:
-        return _distinct(given)
-
     @field_validator("recipes", mode="before")
     @classmethod
     def _by_name(cls, given: Any) -> Any:
@@ -124,14 +116,19 @@ def studies_folder() -> Path:
     return recipes_folder() / "studies"
 
 
+def _bundled() -> dict[str, Path]:
+    """Files of the bundled studies by name, in a fixed order."""
+    return {path.stem: path for path in sorted(studies_folder().glob("*.toml"), key=lambda path: path.stem)}
+
+
 def list_studies() -> pd.DataFrame:
     """The bundled studies: title, data set, images, models and seeds, indexed by name."""
     rows = []
-    for path in sorted(studies_folder().glob("*.toml"), key=lambda path: path.stem):
+    for name, path in _bundled().items():
         declared = read_declaration(path)
         facts = {"title": declared.title, "data": declared.data.name, "images": declared.data.images}
         counts = {"models": len(declared.recipes), "seeds": len(declared.seeds)}
-        rows.append({"name": path.stem, **facts, **counts})
+        rows.append({"name": name, **facts, **counts})
     return pd.DataFrame(rows).set_index("name")
 
 
@@ -143,7 +140,7 @@ def bundled_study(name: str) -> Path:
     InputError
         If there is none of that name.
     """
-    known = {path.stem: path for path in sorted(studies_folder().glob("*.toml"), key=lambda path: path.stem)}
+    known = _bundled()
     whole = name.removesuffix("-quick")
     if name not in known and whole in known:
         short = ", ".join(each.removesuffix("-quick") for each in known if each.endswith("-quick"))
@@ -203,12 +200,12 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _extended(path: Path, base: str) -> Path:
     """The file that `extends = base` in `path` means: one beside it, or else a bundled one."""
     name = base.removesuffix(".toml")
-    beside, bundled = path.parent / f"{name}.toml", studies_folder() / f"{name}.toml"
+    beside = path.parent / f"{name}.toml"
     if beside.is_file() and beside != path:
         return beside
-    if bundled.is_file():
-        return bundled
+    if name in _bundled():
+        return _bundled()[name]
     if beside == path:
         raise InputError(f"the study '{path}' extends itself")
-    known = [each.stem for each in (*path.parent.glob("*.toml"), *studies_folder().glob("*.toml"))]
-    raise unknown_name(f"study that '{path}' extends:", base, sorted({*known} - {path.stem}))
+    known = {each.stem for each in path.parent.glob("*.toml")} | _bundled().keys()
+    raise unknown_name(f"study that '{path}' extends:", base, known - {path.stem})

@@ -32,9 +32,9 @@ from saliency_lab.study.checkpoints import load_checkpoint
 from saliency_lab.study.comparison import Comparison
 from saliency_lab.study.declaration import Declaration
 from saliency_lab.study.planning import Scout
+from saliency_lab.study.requests import read_attacks
 from saliency_lab.study.study import Study
 from saliency_lab.study.task import ALONE, Failure
-from saliency_lab.study.work import read_attacks
 from saliency_lab.training import Recipe, load_recipe, train
 from saliency_lab.training.door import load_data
 

@@ -12,12 +12,13 @@ from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab.plotting import bands, curves, dots, heatmap, maps, ranks, slopes, tradeoff
 from saliency_lab.plotting.style import CHART_WIDTH
 from saliency_lab.study import statistics
-from saliency_lab.study.comparison import ACCURACY, ROBUST
+from saliency_lab.study.measures import ACCURACY, ROBUST
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from saliency_lab.study.comparison import Comparison, Measure, Pictures
+    from saliency_lab.study.comparison import Comparison, Pictures
+    from saliency_lab.study.measures import Measure
 
 
 def maps_of(
@@ -83,7 +84,7 @@ class ComparisonPlots:
         if attack not in attacks:
             raise unknown_name("attack of this study:", attack, attacks)
         table = comparison._table
-        clean = table[table["metric"] == "accuracy"]
+        clean = table[table["metric"] == ACCURACY]
         attacked = table[(table["metric"] == ROBUST) & (table["method"] == attack)]
         rows = pd.concat([clean, attacked]).rename(columns={"mean": "accuracy"})
         columns = ["eps", "accuracy", "low", "high"]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, Field
 
 from saliency_lab._common.files import write_json
 from saliency_lab._common.settings import Settings
+from saliency_lab.metrics.catalogue import Better
 from saliency_lab.study.cells import Kind
 from saliency_lab.study.claims import Purpose
 
 MANIFEST = "study.json"
-
-Better = Literal["higher", "lower", "neither"]
 
 
 class Place(NamedTuple):

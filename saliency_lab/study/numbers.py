@@ -11,6 +11,9 @@ from saliency_lab.study.statistics import Interval
 SPACE = "\N{NO-BREAK SPACE}"
 """Between a number and its unit, where no line may end."""
 
+ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
+"""Which values of a metric are better, as a sign beside its name."""
+
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:
     """Write a number with `digits` decimals; one that is rounded to 0 keeps its sign if it is `signed`.

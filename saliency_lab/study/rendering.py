@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from saliency_lab._common.html import caption
-from saliency_lab.study.numbers import one_line, write_mean
+from saliency_lab.study.numbers import ARROWS, one_line, write_mean
 
 if TYPE_CHECKING:
     from saliency_lab.study.comparison import Comparison
 
 _DOTS = {"best": "•", "tie": "◦", "": ""}
 _FACES = ("bold", "italic")
-_ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 
 def as_text(comparison: Comparison, width: int | None = None) -> str:
@@ -190,7 +189,7 @@ def _grid(comparison: Comparison, mark: Callable[[str, str], str]) -> tuple[list
             fact = next(facts)
             text = cell_text(fact, measure.share) + ("†" if fact["differs"] else "")
             cells[model] = mark(text, fact["rank"])
-        rows.append([f"{measure.metric} {_ARROWS[measure.better]}".strip(), measure.label, *cells.values()])
+        rows.append([f"{measure.metric} {ARROWS[measure.better]}".strip(), measure.label, *cells.values()])
     return ["metric", "method", *comparison.models], rows
 
 

@@ -19,8 +19,9 @@ from saliency_lab.attacks.checklist import BUDGETS
 from saliency_lab.models import card_of
 from saliency_lab.plotting.style import save
 from saliency_lab.study.claims import answer, by_chance, measure_in_words
-from saliency_lab.study.comparison import ACCURACY, ROBUST, SHARES, Comparison, Measure
+from saliency_lab.study.comparison import Comparison
 from saliency_lab.study.declared import Run
+from saliency_lab.study.measures import ACCURACY, ROBUST, SHARES, Measure
 from saliency_lab.study.numbers import one_line, write_difference, write_value
 from saliency_lab.study.rendering import cell_text, leading, markdown_cell, pipe_table
 from saliency_lab.training.recipe import dotted

@@ -34,8 +34,8 @@ class Runner:
         """By model, seed and what it was."""
 
     def forget(self, at: Place) -> None:
-        """Drop the failure of a cell that the study holds no more."""
-        self.failures.pop((at.model, at.seed, at.what), None)
+        """Drop the failure of a cell, which is finished or no longer held."""
+        self.failures.pop(_key(at), None)
 
     def load(self, store: Store, kind: Kind, key: str) -> bool:
         """Have a cell's content at hand; return whether the store holds it intact."""
@@ -59,7 +59,7 @@ class Runner:
             else:
                 found = self.load(store, cell.kind, cell.key)
             if found:
-                self.failures.pop(_failure_key(member, name), None)
+                self.forget(task.place(name, member))
             else:
                 missing.append(name)
         return missing
@@ -87,7 +87,7 @@ class Runner:
                 and (failure := self.failures.get((member.model, member.seed, name[1])))
             }
             for name, failure in hopeless.items():
-                self.failures[_failure_key(member, name)] = failure
+                self.failures[_key(task.place(name, member))] = failure
                 problems.append(failure)
             cells = {name: task.cells[name] for name in missing if name not in hopeless}
             if cells:
@@ -95,7 +95,7 @@ class Runner:
         with progress(label=verb, total=len(todo)) as bar:
             for member, task, failed in self._perform(todo, prints, store, executor):
                 for name, failure in failed.items():
-                    self.failures[_failure_key(member, name)] = failure
+                    self.failures[_key(task.place(name, member))] = failure
                 problems += failed.values()
                 finished += len(task.cells) - len(failed)
                 self._missing(store, member, task)
@@ -179,9 +179,6 @@ def _worker_died(task: Task, error: BaseException) -> dict[Name, Failure]:
     return dict.fromkeys(task.cells, Failure.of(reason))
 
 
-def _failure_key(member: Member, name: Name) -> tuple[str, int, str]:
+def _key(at: Place) -> tuple[str, int, str]:
     """Return what a failure of a cell is recorded under."""
-    label, method = name
-    of = member.model, member.seed
-    at = Place("scores", method, label, *of) if method else Place("maps", label, "", *of)
-    return *of, at.what
+    return at.model, at.seed, at.what

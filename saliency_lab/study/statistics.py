@@ -96,10 +96,7 @@ def proportion_interval(right: np.ndarray, *, level: float = 0.95) -> Interval:
     share = float(right.mean())
     n = right.shape[1]
     low, high = wilson(round(share * n), n, level)
-    low, high = (
-        min(share, low),
-        max(share, high),
-    )  # a share over seeds may be no count of images
+    low, high = min(share, low), max(share, high)  # a share over seeds may be no count of images
     if len(right) > 1:
         wide = hierarchical_interval([right.astype(float)], level=level)
         low, high = max(0.0, min(low, wide.low)), min(1.0, max(high, wide.high))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,22 +19,22 @@ from saliency_lab._common.files import writable_folder, write_table
 from saliency_lab._common.fingerprints import fingerprint, model_fingerprint
 from saliency_lab._common.html import facts, strip
 from saliency_lab.attribution import Attributions
+from saliency_lab.metrics.catalogue import Better
 from saliency_lab.models import card_of
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
 from saliency_lab.study.claims import Answered, Purpose, answer
+from saliency_lab.study.comparison import Comparison
 from saliency_lab.study.held import Held
-from saliency_lab.study.manifest import MANIFEST, Better, Entry, Manifest, Place, audit_label, audited
+from saliency_lab.study.manifest import MANIFEST, Entry, Manifest, Place, audit_label, audited
 from saliency_lab.study.members import Member, read_members
+from saliency_lab.study.requests import Request, Requests, read_attack, read_eps, read_requests
 from saliency_lab.study.running import Runner
 from saliency_lab.study.sample import Sample, read_sample
 from saliency_lab.study.store import FolderStore, MemoryStore, Store, existing_folder
 from saliency_lab.study.tables import AUDITS, ROBUSTNESS, SCORES, tidy
 from saliency_lab.study.task import Failure, Task, read_intact
-from saliency_lab.study.work import Asked, Request, Requests, read_attack, read_requests
-
-if TYPE_CHECKING:
-    from saliency_lab.study.comparison import Comparison
+from saliency_lab.study.work import Asked
 
 _SHOWN = 8  # images, in Jupyter
 
@@ -154,17 +154,15 @@ class Study:
             For an unknown method or setting, before anything is computed.
         """
         tasks = []
-        placed: dict[Place, Cell] = {}
         prints = self._prints()
         wanted = read_requests(methods, "method")
         for request in wanted:
             asked = work.method_asked(request)
             for member, model in prints.items():
                 cell = work.maps_cell(model, self._images, asked, self.seed)
-                placed[Place("maps", request.label, "", member.model, member.seed)] = cell
                 requests, cells = {request.label: request}, {(request.label, ""): cell}
                 tasks.append((member, Task(requests, self.seed, cell.key, cells)))
-        self._run(tasks, placed, prints, "attribute", {request.label: request for request in wanted})
+        self._run(tasks, prints, "attribute", {request.label: request for request in wanted})
         return self
 
     def score(self, metrics: Requests) -> Study:
@@ -197,7 +195,6 @@ class Study:
                     )
                 maps[member][label] = cell, request
         tasks = []
-        placed: dict[Place, Cell] = {}
         better: dict[str, Better] = {}
         for shared, requests in _sharing(read_requests(metrics, "metric")).items():
             asked_of = {label: work.metric_asked(request, self.sample) for label, request in requests.items()}
@@ -207,12 +204,11 @@ class Study:
                 cells = {}
                 for metric, asked in asked_of.items():
                     for method, (scored, _) in maps[member].items():
-                        cell = work.scores_cell(model, self._images, scored.key, asked, self.seed)
-                        placed[Place("scores", method, metric, member.model, member.seed)] = cell
-                        cells[metric, method] = cell
+                        key = scored.key
+                        cells[metric, method] = work.scores_cell(model, self._images, key, asked, self.seed)
                 lock = fingerprint("scores", model, shared)
                 tasks.append((member, Task(requests, self.seed, lock, cells, maps[member])))
-        self._run(tasks, placed, prints, "score", better=better)
+        self._run(tasks, prints, "score", better=better)
         return self
 
     def attack(
@@ -243,17 +239,15 @@ class Study:
         """
         request = read_attack(attack, label, settings)
         tasks = []
-        placed: dict[Place, Cell] = {}
         prints = self._prints()
-        radii = work.read_eps(eps)
+        radii = read_eps(eps)
         asked = work.attack_asked(request, radii)
         radii = self._united(request.label, asked, radii, prints)
         for member, model in prints.items():
             cell = work.attack_cell(model, self._images, asked, radii, self.seed)
-            placed[Place("attack", request.label, "", member.model, member.seed)] = cell
             requests, cells = {request.label: request}, {(request.label, ""): cell}
             tasks.append((member, Task(requests, self.seed, cell.key, cells, eps=radii)))
-        self._run(tasks, placed, prints, "attack", attacks={request.label: request})
+        self._run(tasks, prints, "attack", attacks={request.label: request})
         return self
 
     def audit(
@@ -290,8 +284,7 @@ class Study:
         seen = self.sample.first(count).images
         prints = self._prints()
         tasks = []
-        placed: dict[Place, Cell] = {}
-        radii = [radius for radius in work.read_eps(eps) if radius > 0]
+        radii = [radius for radius in read_eps(eps) if radius > 0]
         if not radii:
             raise InputError("an audit needs eps > 0")
         asked = work.attack_asked(attacked, radii)
@@ -299,11 +292,10 @@ class Study:
             request = replace(attacked, label=audit_label(attacked.label, radius))
             for member, model in prints.items():
                 cell = work.audit_cell(model, seen, asked, radius, budget, self.seed)
-                placed[Place("audit", request.label, "", member.model, member.seed)] = cell
                 requests, cells = {request.label: request}, {(request.label, ""): cell}
                 job = Task(requests, self.seed, cell.key, cells, eps=[radius], images=count, budget=budget)
                 tasks.append((member, job))
-        self._run(tasks, placed, prints, "audit")
+        self._run(tasks, prints, "audit")
         return self
 
     def plan(
@@ -446,8 +438,6 @@ class Study:
             If there is no such model, or nothing has been scored or attacked yet; or if something was done
             to one model with other settings than to another (in another process, or before a merge).
         """
-        from saliency_lab.study.comparison import Comparison
-
         self._refuse_unlike_settings()
         return Comparison(
             self.scores,
@@ -775,14 +765,13 @@ class Study:
     def _run(
         self,
         tasks: Sequence[tuple[Member, Task]],
-        placed: Mapping[Place, Cell],
         prints: Mapping[Member, str],
         verb: str,
         methods: Mapping[str, Request] | None = None,
         better: Mapping[str, Better] | None = None,
         attacks: Mapping[str, Request] | None = None,
     ) -> None:
-        """Hold these cells, compute what is missing of them, and write down what the study holds now.
+        """Hold these tasks' cells, compute what is missing of them, and write down what the study holds now.
 
         Where nothing at all could be computed, it holds what it held before.
         """
@@ -790,6 +779,7 @@ class Study:
         self._held.methods |= methods or {}
         self._held.better |= better or {}
         self._held.attacks |= attacks or {}
+        placed = {task.place(name, each): cell for each, task in tasks for name, cell in task.cells.items()}
         for at in self._held.place(placed, prints):
             self._runner.forget(at)
         try:

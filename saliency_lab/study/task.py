@@ -22,9 +22,11 @@ from saliency_lab._common.inference import device_of, named_device
 from saliency_lab._common.progress import show_progress
 from saliency_lab.study import work
 from saliency_lab.study.cells import Cell, Content, Kind
+from saliency_lab.study.manifest import Place
+from saliency_lab.study.members import Member
+from saliency_lab.study.requests import Request
 from saliency_lab.study.sample import Sample
 from saliency_lab.study.store import DamagedCellError, FolderStore, Store
-from saliency_lab.study.work import Request
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,12 @@ class Task:
     def kind(self) -> Kind:
         """Kind of its cells."""
         return next(iter(self.cells.values())).kind
+
+    def place(self, name: Name, member: Member) -> Place:
+        """Where the cell of this name stands in the grid, for one member."""
+        label, method = name
+        of = (method, label) if method else (label, "")
+        return Place(self.kind, *of, member.model, member.seed)
 
     def perform(
         self, net: nn.Module, sample: Sample, store: Store, names: Sequence[Name]

@@ -1,16 +1,15 @@
-"""What a study asks for, what each request depends on, and how it is computed."""
+"""What the cells of a request depend on, and how they are computed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import canonical, fingerprint
 from saliency_lab._common.inference import device_of
@@ -27,95 +26,8 @@ from saliency_lab.metrics.catalogue import METRICS, Metric
 from saliency_lab.metrics.evaluation import Job, Scores, make_job, run_jobs
 from saliency_lab.metrics.own import own_metric
 from saliency_lab.study.cells import Cell, Content, matters
+from saliency_lab.study.requests import Request
 from saliency_lab.study.sample import Sample
-
-Requests: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"
-"""A name, several, or label → settings; a label that is not a name says which by `method` or `metric`."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A method, metric or attack with its settings, under the label it has in the tables."""
-
-    label: str
-    what: str | Callable[..., Any]
-    settings: Mapping[str, Any]
-
-    @property
-    def identity(self) -> Any:
-        """The name, or the content of the user's own function."""
-        return self.what if isinstance(self.what, str) else canonical(self.what)
-
-
-def read_requests(given: Requests, kind: str) -> list[Request]:
-    """Read what the user asked for; `kind` is "method" or "metric".
-
-    >>> read_requests({"wide": {"method": "smoothgrad", "stdev": 0.3}}, "method")
-    [Request(label='wide', what='smoothgrad', settings={'stdev': 0.3})]
-    """
-    if isinstance(given, str) or callable(given):
-        given = [given]
-    if not isinstance(given, Mapping | Sequence):
-        raise InputError(f"{kind}s must be a name, a function, several, or label → settings, not {given!r}")
-    if not isinstance(given, Mapping):
-        by_label = {_label(each): each for each in given}
-        for each in given:
-            if by_label[_label(each)] is not each and by_label[_label(each)] != each:
-                raise InputError(
-                    f"two different {kind}s are called '{_label(each)}'; tell them apart by a label each, "
-                    f"such as {{'first': f, 'second': g}}"
-                )
-        given = {label: {kind: each} for label, each in by_label.items()}
-    if not given:
-        raise InputError(f"name at least one {kind}; list_{kind}s() says which there are")
-    requests = []
-    for label, value in given.items():
-        if not (isinstance(value, str | Mapping) or callable(value)):
-            raise InputError(f"{kind} '{label}' must map to its settings, such as {{}}, not {value!r}")
-        settings = {kind: value} if isinstance(value, str) or callable(value) else dict(value)
-        requests.append(Request(label, settings.pop(kind, label), settings))
-    return requests
-
-
-def read_attacks(given: Mapping[str, Mapping[str, Any]]) -> list[Request]:
-    """Read label → settings of `Study.attack` or `Study.audit`, `eps` among them.
-
-    >>> read_attacks({"weak": {"attack": "pgd", "eps": 0.1, "steps": 2}})
-    [Request(label='weak', what='pgd', settings={'eps': 0.1, 'steps': 2})]
-    """
-    if not isinstance(given, Mapping):
-        raise InputError(
-            f'attacks must be label → settings, such as {{"pgd": {{"eps": [0.1, 0.2]}}}}, not {given!r}'
-        )
-    requests = []
-    for label, each in given.items():
-        if not isinstance(each, Mapping) or "eps" not in each:
-            raise InputError(f"attack '{label}' needs its radii, such as eps = [0.1, 0.2]")
-        if "label" in each:
-            raise InputError(f"attack '{label}' has its label already; leave out label = {each['label']!r}")
-        settings = dict(each)
-        requests.append(Request(label, settings.pop("attack", label), settings))
-    return requests
-
-
-def read_attack(attack: str | Callable[..., Any], label: str | None, settings: Mapping[str, Any]) -> Request:
-    """Read what `Study.attack` or `Study.audit` was given; by default ε in L2 shows in the label.
-
-    >>> read_attack("pgd", None, {"norm": "l2"}).label
-    'pgd_l2'
-    """
-    if not (isinstance(attack, str) or callable(attack)):
-        raise InputError(
-            f"attack must be one name, such as 'pgd', or a function, not {attack!r}; call once for each"
-        )
-    (named,) = read_requests(attack, "attack")
-    other = "_l2" if settings.get("norm") == "l2" else ""
-    return Request(label or named.label + other, attack, settings)
-
-
-def _label(what: Any) -> str:
-    return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
-
 
 # --- what cells depend on -----------------------------------------------------------------------
 
@@ -127,13 +39,18 @@ Tensors and functions are hashed for it, so it is made once a request, not once 
 """
 
 
+def _identity(request: Request) -> Any:
+    """The name of what is asked for, or the content of the user's own function."""
+    return request.what if isinstance(request.what, str) else canonical(request.what)
+
+
 def method_asked(request: Request) -> Asked:
     """What maps depend on; raise InputError for an unknown method or setting."""
     settings = full_settings(request)
     target = request.settings.get("target", "label")
     if not (isinstance(target, str) and target == "label"):
         settings["target"] = target
-    return {"method": request.identity, "settings": canonical(settings)}
+    return {"method": _identity(request), "settings": canonical(settings)}
 
 
 def maps_cell(model: str, images: str, asked: Asked, seed: int) -> Cell:
@@ -164,7 +81,7 @@ def metric_asked(request: Request, sample: Sample) -> Asked:
             )
         settings["masks"] = sample.masks
     parsed = parse_settings(metric.settings, settings, of=f"metric '{metric.name}'")
-    return {"metric": request.identity, "engine": engine, "settings": canonical(parsed)}
+    return {"metric": _identity(request), "engine": engine, "settings": canonical(parsed)}
 
 
 def scores_cell(model: str, images: str, maps: str, asked: Asked, seed: int) -> Cell:
@@ -189,7 +106,7 @@ def attack_asked(request: Request, eps: Sequence[float]) -> Asked:
     attack: Any = request.what
     settings = parse_settings(method_of(attack).settings, request.settings, of=f"attack '{request.label}'")
     check_radius(max(eps), getattr(settings, "norm", "linf"))
-    return {"attack": request.identity, "settings": canonical(settings)}
+    return {"attack": _identity(request), "settings": canonical(settings)}
 
 
 def attack_of(label: str, cell: Cell) -> Request | None:
@@ -212,15 +129,6 @@ def audit_cell(model: str, images: str, asked: Asked, eps: float, budget: str, s
 
 def _attacked(model: str, images: str, asked: Asked, eps: Sequence[float], seed: int) -> dict[str, Any]:
     return {"model": model, "images": images, **asked, "eps": list(eps), "seed": seed}
-
-
-def read_eps(eps: float | str | Sequence[float | str]) -> tuple[float, ...]:
-    """Ascending radii, with 0 (the clean images) always among them.
-
-    >>> read_eps("8/255") == (0.0, 8 / 255)
-    True
-    """
-    return tuple(sorted({0.0, *parse_radii(eps)}))
 
 
 # --- computing them -----------------------------------------------------------------------------

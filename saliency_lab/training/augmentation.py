@@ -6,18 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PAD = 4
+"""Pixels by which an image is shifted at most."""
 
-def crop_and_flip(x: Tensor, draws: Tensor, pad: int = 4) -> Tensor:
-    """Shift each image by up to `pad` pixels either way, zeros coming in, and mirror half of them.
+
+def crop_and_flip(x: Tensor, draws: Tensor) -> Tensor:
+    """Shift each image by up to `PAD` pixels either way, zeros coming in, and mirror half of them.
 
     `x` is (N, C, H, W); `draws` is uniform on [0, 1), (N, 3): shift down, shift right, mirror.
     """
     height, width = x.shape[2:]
-    shifts = (draws[:, :2] * (2 * pad + 1)).long()
+    shifts = (draws[:, :2] * (2 * PAD + 1)).long()
     mirrored = draws[:, 2:] < 0.5
     rows = shifts[:, :1] + torch.arange(height, device=x.device)
     columns = torch.arange(width, device=x.device).expand(len(x), -1)
     columns = shifts[:, 1:] + torch.where(mirrored, columns.flip(1), columns)
     samples = torch.arange(len(x), device=x.device)[:, None, None]
-    padded = F.pad(x, (pad, pad, pad, pad))
+    padded = F.pad(x, (PAD, PAD, PAD, PAD))
     return padded[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

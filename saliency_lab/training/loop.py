@@ -279,7 +279,7 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """Validate, log, keep the best, save; stop at a collapse."""
         at, recipe = self.position, self.recipe
-        seconds, started = at.seconds, time.monotonic()
+        started = time.monotonic()
         measured = self._validate()
         row: dict[str, Any] = {
             "epoch": at.epoch + 1,
@@ -291,7 +291,7 @@ class Trainer:
             "val_robust": measured.robust,
             "val_constant_share": measured.constant_share,
             "val_zero_gradient_share": measured.zero_gradient_share,
-            "seconds": seconds,
+            "seconds": at.seconds,
             "validation_seconds": time.monotonic() - started,
         }
         at.history.append(row)

@@ -556,6 +556,8 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch):
         (["attack", "MODEL", "--eps", "8/0"], ["eps", "8/0"]),
         (["attack", "MODEL", "--eps", "0.1", "--method", "pdg"], ["'pdg'", "did you mean 'pgd'"]),
         (["attack", "MODEL", "--eps", "0.1", "--set", "fgsm.steps=1"], ["'fgsm'"]),
+        (["attack", "MODEL", "--eps", "0.1", "--set", "pgd.eps=0.2"], ["pgd.eps", "--eps"]),
+        (["audit", "MODEL", "--eps", "0.1", "--set", "pgd.seed=1"], ["setting of attack 'pgd'", "'seed'"]),
         (["score", "MODEL", "--metric", "pixelflipping"], ["did you mean 'pixel_flipping'"]),
         (["score", "MODEL", "--device", "gpu"], ["unknown device 'gpu'", "cuda:1"]),
         (["audit", "MODEL", "--eps", "0.1", "--device", "cuda:99"], ["no device 'cuda:99' here"]),

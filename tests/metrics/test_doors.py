@@ -402,7 +402,7 @@ class TestBadInput:
             evaluate_many(self.model, self.x, self.y, {}, ["sparseness"])
 
     def test_model_of_feature_maps(self):
-        with pytest.raises(InputError, match=r"logits of the shape \(N, classes\)"):
+        with pytest.raises(InputError, match=r"logits of the shape \(2, classes\)"):
             sl.evaluate(nn.Conv2d(1, 2, 3), self.x, self.y, self.maps, "pixel_flipping", steps=4)
 
     def test_state_is_put_back_after_an_error(self):

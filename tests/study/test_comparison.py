@@ -15,7 +15,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab.models import ModelCard
 from saliency_lab.study import Comparison, Study, statistics
 from saliency_lab.study.claims import Claim, judge
-from saliency_lab.study.comparison import Measure
+from saliency_lab.study.measures import Measure
 
 N = 40
 

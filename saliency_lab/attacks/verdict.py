@@ -1,0 +1,142 @@
+"""What an audit found: each check of the list with its evidence, and the verdict on the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+from torch import Tensor
+
+from saliency_lab._common.html import facts, table
+from saliency_lab.attacks.result import AttackResult
+
+Verdict = Literal["pass", "warn", "fail", "skipped"]
+Summary = Literal["believe", "doubt", "do not believe"]
+
+MARKS: dict[Verdict, str] = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "–"}
+"""A sign for each verdict on an item."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One item of the checklist: its verdict, the evidence in words, and the numbers behind them."""
+
+    name: str
+    verdict: Verdict
+    evidence: str
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Audit:
+    """What the checklist says about a robust accuracy.
+
+    Attributes
+    ----------
+    verdict : "believe", "doubt" or "do not believe"
+        "do not believe" if an item fails, "doubt" if one warns.
+    reason : str
+        The items that decided, with their evidence.
+    checks : tuple of Check
+    audited : AttackResult
+        The evaluation in question.
+    robust : Tensor (N,) of bool
+        Robust against every attack that was run.
+    """
+
+    verdict: Summary
+    reason: str
+    checks: tuple[Check, ...]
+    audited: AttackResult
+    robust: Tensor
+    budget: str
+    seconds: float
+
+    def __repr__(self) -> str:
+        radius = f"eps={self.audited.eps:.4g} ({self.audited.norm})"
+        return (
+            f"Audit({self.verdict}: {self.audited.method} at {radius} "
+            f"says {self.robust_accuracy:.1%} robust, the worst case is {self.worst_case:.1%}; {self.reason})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "verdict": self.verdict,
+            "reported": f"{self.robust_accuracy:.1%} robust against {self.audited.method}",
+            "worst case": f"{self.worst_case:.1%} robust against every attack that was run",
+            "clean accuracy": f"{self.audited.clean_accuracy:.1%}",
+            "images": str(len(self.audited)),
+            "ε": f"{self.audited.eps:.4g} ({self.audited.norm})",
+        }
+        checks = [
+            (check.name, f"{MARKS[check.verdict]} {check.verdict}", check.evidence) for check in self.checks
+        ]
+        return facts("audit", rows) + table("checklist", ["check", "verdict", "evidence"], checks)
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The number in question."""
+        return self.audited.robust_accuracy
+
+    @property
+    def worst_case(self) -> float:
+        """Robust accuracy against every attack that was run: the number to report."""
+        return self.robust.double().mean().item()
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the checks."""
+        return (check.name for check in self.checks)
+
+    def __getitem__(self, name: str) -> Check:
+        for check in self.checks:
+            if check.name == name:
+                return check
+        raise KeyError(name)
+
+    def table(self) -> pd.DataFrame:
+        """One row an item, indexed by its name: verdict, evidence."""
+        return pd.DataFrame(
+            [(check.name, check.verdict, check.evidence) for check in self.checks],
+            columns=["check", "verdict", "evidence"],
+        ).set_index("check")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but tensors, as values that JSON can hold."""
+        return {
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "robust_accuracy": self.robust_accuracy,
+            "worst_case": self.worst_case,
+            "clean_accuracy": self.audited.clean_accuracy,
+            "n": len(self.audited),
+            "method": self.audited.method,
+            "eps": self.audited.eps,
+            "norm": self.audited.norm,
+            "settings": self.audited.settings,
+            "seed": self.audited.seed,
+            "budget": self.budget,
+            "seconds": self.seconds,
+            "checks": [
+                {"check": c.name, "verdict": c.verdict, "evidence": c.evidence, "numbers": c.numbers}
+                for c in self.checks
+            ],
+        }
+
+
+_FEW = 100
+"""Images below which one more that is broken is a percent and more, and is let pass."""
+
+
+def summarise(checks: Sequence[Check], n: int) -> tuple[Summary, str]:
+    """The verdict on the whole, of `n` images, and the items that decided it."""
+    severity: tuple[tuple[Verdict, Summary], ...] = (("fail", "do not believe"), ("warn", "doubt"))
+    for verdict, summary in severity:
+        deciding = [check for check in checks if check.verdict == verdict]
+        if deciding:
+            reason = "; ".join(f"{check.name}: {check.evidence}" for check in deciding)
+            return summary, reason
+    passed = sum(check.verdict == "pass" for check in checks)
+    few = f", on {n} image{'s' if n > 1 else ''} only: use {_FEW} or more" if n < _FEW else ""
+    return "believe", f"{passed} checks passed{few}"
