@@ -25,8 +25,9 @@ class Member:
         """The network itself."""
         if self.module is None:
             raise InputError(
-                f"this study was loaded without its models, so nothing of {self} can be computed; "
-                "build it again: Study(models, sample, store=…) reads what is finished"
+                f"this study holds results of {self} without its network (it was loaded, or merge took them "
+                "over), so nothing more can be computed; build it again with every network: Study(models, "
+                "sample, store=…) reads what is finished"
             )
         return self.module
 

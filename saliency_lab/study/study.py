@@ -565,7 +565,8 @@ class Study:
 
         If that store holds a study of the same images and seed, its models, methods, metrics and attacks
         appear in this study's tables. Where both hold maps or an attack under one label with different
-        settings, this study's stay.
+        settings, this study's stay. Its models come without their networks: to compute more, build a study
+        of all of them on this store.
 
         Raises
         ------

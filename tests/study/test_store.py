@@ -40,7 +40,7 @@ def test_a_study_is_read_back_without_its_models(make_study: MakeStudy, tmp_path
     assert torch.equal(loaded.x, study.x)
     assert repr(loaded) == repr(study)
     assert str(loaded.compare()) == str(study.compare())
-    with pytest.raises(InputError, match="loaded without its models"):
+    with pytest.raises(InputError, match="plain \\(seed 0\\) without its network"):
         loaded.attribute("saliency")
 
 
@@ -97,6 +97,19 @@ def test_two_machines_are_merged(
     again = Study.load(tmp_path / "one")
     assert again.models == ["plain", "other"]
     assert torch.equal(again.maps["other"]["saliency"].values, both.maps["other"]["saliency"].values)
+
+
+def test_to_go_on_after_a_merge_the_study_is_built_with_every_network(
+    make_net: Callable[[int], nn.Module], tiny_sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    one, two = ({name: make_net(i)} for i, name in enumerate(("plain", "other")))
+    _finish(Study(two, tiny_sample, store=tmp_path / "two"))
+    study = _finish(Study(one, tiny_sample, store=tmp_path / "one")).merge(tmp_path / "two")
+    with pytest.raises(InputError, match=r"other \(seed 0\) without its network.*with every network"):
+        study.score("sparseness")
+    again = Study(one | two, tiny_sample, store=tmp_path / "one")
+    assert again.plan("saliency", "sparseness", {"fgsm": {"eps": 0.1}})["missing"].sum() == 0
+    assert _finish(again).cells == study.cells
 
 
 def test_two_networks_of_one_name_are_not_joined(
