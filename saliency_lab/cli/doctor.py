@@ -32,7 +32,8 @@ def doctor(data_root: DataRoot = None) -> None:
     from saliency_lab.data import list_datasets
 
     print_table(pd.DataFrame(versions().items(), columns=["package", "version"]), "versions")
-    devices = [("cpu", f"{torch.get_num_threads()} threads", "")]
+    threads = torch.get_num_threads()
+    devices = [("cpu", f"{threads} thread{'s' if threads > 1 else ''}", "")]
     for index in range(torch.cuda.device_count()):
         devices.append((f"cuda:{index}", torch.cuda.get_device_name(index), ""))
     if not torch.cuda.is_available():
