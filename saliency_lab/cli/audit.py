@@ -57,9 +57,7 @@ def audit(
     from saliency_lab.study.members import read_members
 
     own = attack_settings(settings, method)
-    parse_settings(
-        method_of(method).settings, own, of=f"attack '{method}'"
-    )  # others are options of this verb
+    parse_settings(method_of(method).settings, own, of=f"attack '{method}'")  # no other keyword of `run`
     loaded = load_models(models, device)
     x, y = draw_images(loaded, data, data_root, images, seed)
     nets = {
