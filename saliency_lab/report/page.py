@@ -24,7 +24,7 @@ from saliency_lab.report.provenance import provenance
 from saliency_lab.report.vector import Drawing
 from saliency_lab.study import Comparison, Study
 from saliency_lab.study.claims import answer, by_chance
-from saliency_lab.study.numbers import SPACE, count, listing
+from saliency_lab.study.numbers import SPACE, count, count_each, listing
 
 NAMED = 4
 """Models that the title names."""
@@ -152,11 +152,11 @@ def _lede(study: Study) -> str:
     labels: dict[str, dict[str, None]] = {}
     for place in study.cells:
         labels.setdefault(place.kind, {})[place.metric or place.label] = None
-    several = max((sum(m.model == name for m in study.members) for name in study.models), default=1)
+    seeds = [sum(each.model == name for each in study.members) for name in study.models]
     nouns = {"maps": "attribution method", "scores": "metric", "attack": "attack"}
     parts = [
         count(len(study.models), "model")
-        + (f" of up to {count(several, 'training seed')}" if several > 1 else ""),
+        + (f" of {count_each(seeds, 'training seed')}" if max(seeds) > 1 else ""),
         *(count(len(labels[kind]), noun) for kind, noun in nouns.items() if kind in labels),
     ]
     images = f"{count(len(study.x), 'image')} of {count(len(set(study.labels)), 'class')}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from saliency_lab.study.statistics import Interval
@@ -121,6 +121,16 @@ def count(number: int, noun: str) -> str:
     """
     plural = f"{noun}{'es' if noun.endswith('s') else 's'}"
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def count_each(numbers: Collection[int], noun: str) -> str:
+    """Write how many of a thing each of several has.
+
+    >>> count_each([3, 3], "seed"), count_each([1, 3], "seed")
+    ('3 seeds each', 'up to 3 seeds')
+    """
+    most = count(max(numbers), noun)
+    return f"{most} each" if min(numbers) == max(numbers) else f"up to {most}"
 
 
 def listing(words: list[str]) -> str:

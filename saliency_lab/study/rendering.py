@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from saliency_lab._common.html import caption
-from saliency_lab.study.numbers import ARROWS, one_line, write_mean
+from saliency_lab.study.numbers import ARROWS, count, count_each, one_line, write_mean
 
 if TYPE_CHECKING:
     from saliency_lab.study.comparison import Comparison
@@ -113,9 +113,9 @@ def as_latex(comparison: Comparison) -> str:
 def _title(comparison: Comparison) -> str:
     table = comparison._table
     images = max(next(iter(measure.values.values())).shape[1] for measure in comparison.measures)
-    seeds = int(table["seeds"].max())
-    over = f"{images} image{'s' if images > 1 else ''}" + (f" and up to {seeds} seeds" if seeds > 1 else "")
-    models = f"{len(comparison.models)} model{'s' if len(comparison.models) > 1 else ''}"
+    seeds = table["seeds"].astype(int).tolist()
+    over = count(images, "image") + (f" and {count_each(seeds, 'seed')}" if max(seeds) > 1 else "")
+    models = count(len(comparison.models), "model")
     return f"{models} on {over}: mean [{100 * comparison.level:g} % interval]"
 
 
