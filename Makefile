@@ -31,7 +31,7 @@ lint: $(VENV)/dev  ## ruff and mypy
 	$(BIN)/mypy
 
 unit: $(VENV)/dev  ## the tests alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 notebooks: $(VENV)/dev  ## run the notebooks again and keep their output
 	cd notebooks && SALIENCY_LAB_PROGRESS=0 $(abspath $(BIN))/python -c "import nbclient, nbformat, pathlib; \
