@@ -44,9 +44,9 @@ _ROOMS = {
     "list_recipes": "training",
     "load_recipe": "training",
     "train": "training",
-    "Comparison": "study",
+    "Comparison": "comparison",
     "Study": "study",
-    "list_studies": "study",
+    "list_studies": "experiment",
     "SaliencyLabError": "_common.errors",
     "show_progress": "_common.progress",
 }
@@ -67,7 +67,9 @@ if TYPE_CHECKING:
         worst_case,
     )
     from saliency_lab.attribution import Attributions, attribute, list_methods, sanity_check
+    from saliency_lab.comparison import Comparison
     from saliency_lab.data import ImageData, list_datasets, load_dataset
+    from saliency_lab.experiment import list_studies
     from saliency_lab.explorer import explore
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
     from saliency_lab.models import (
@@ -79,7 +81,7 @@ if TYPE_CHECKING:
         load_model,
         save_model,
     )
-    from saliency_lab.study import Comparison, Study, list_studies
+    from saliency_lab.study import Study
     from saliency_lab.training import list_recipes, load_recipe, train
 
 __all__ = [

@@ -14,8 +14,8 @@ from typer.main import get_command
 import saliency_lab as sl
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.cli.app import app
+from saliency_lab.experiment.schema import read_declaration
 from saliency_lab.metrics.catalogue import METRICS
-from saliency_lab.study.declaration import read_declaration
 
 ROOT = Path(__file__).parents[1]
 DOCS = [

@@ -27,10 +27,10 @@ from saliency_lab.attacks.methods import METHODS as ATTACKS
 from saliency_lab.attacks.saliency import MapAttackSettings
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.cli.app import app as command_line
+from saliency_lab.comparison.claims import Claim
+from saliency_lab.experiment.schema import Declaration, SampleSpec, Trained
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.models import ModelCard
-from saliency_lab.study.claims import Claim
-from saliency_lab.study.declaration import Declaration, SampleSpec, Trained
 from saliency_lab.training import OBJECTIVES, Recipe
 
 WORDS = {

@@ -1,8 +1,8 @@
 """Attacks on a model's predictions, robustness curves, and whether to believe them."""
 
+from saliency_lab.attacks.api import attack
 from saliency_lab.attacks.checklist import audit
 from saliency_lab.attacks.curve import RobustnessCurve, minimal_epsilon, robustness_curve, steps_curve
-from saliency_lab.attacks.door import attack
 from saliency_lab.attacks.methods import list_attacks
 from saliency_lab.attacks.result import AttackResult
 from saliency_lab.attacks.saliency import MapAttackResult, attack_map

@@ -21,8 +21,8 @@ from saliency_lab._common.inference import chunk_rows, device_of, gradients_reco
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab.attacks.api import attack, check_batch, check_source, run
 from saliency_lab.attacks.ascent import Norm
-from saliency_lab.attacks.door import attack, check_batch, check_source, run
 from saliency_lab.attacks.losses import margin
 from saliency_lab.attacks.methods import Method, OwnAttack, method_of
 from saliency_lab.attacks.result import AttackResult

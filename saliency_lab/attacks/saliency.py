@@ -32,8 +32,8 @@ from saliency_lab._common.inference import (
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Epsilon, Settings, as_keywords, parse_settings
+from saliency_lab.attacks.api import check_model
 from saliency_lab.attacks.ascent import Norm, check_radius, norm_of, project, steepest
-from saliency_lab.attacks.door import check_model
 from saliency_lab.attacks.draws import ball_point
 from saliency_lab.attacks.gradient import step_lengths
 from saliency_lab.attacks.problem import Problem

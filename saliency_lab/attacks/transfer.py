@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from saliency_lab._common.checks import parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.settings import parse_settings
-from saliency_lab.attacks.door import run
+from saliency_lab.attacks.api import run
 from saliency_lab.attacks.methods import OwnAttack, method_of
 from saliency_lab.attacks.result import AttackResult
 

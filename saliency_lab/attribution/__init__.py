@@ -4,7 +4,7 @@
 from saliency_lab.attribution import gradient, shap, noise, rectifier, deeplift, lrp  # noqa: F401, I001
 from saliency_lab.attribution import layer, attention, perturbation, control  # noqa: F401
 from saliency_lab.attribution.catalogue import list_methods
-from saliency_lab.attribution.door import attribute
+from saliency_lab.attribution.api import attribute
 from saliency_lab.attribution.result import Attributions
 from saliency_lab.attribution.sanity import SanityCheck, sanity_check
 

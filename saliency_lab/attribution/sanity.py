@@ -25,9 +25,9 @@ from saliency_lab._common.inference import (
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
+from saliency_lab.attribution.api import attribute
 from saliency_lab.attribution.calls import hidden_part
 from saliency_lab.attribution.catalogue import METHODS
-from saliency_lab.attribution.door import attribute
 from saliency_lab.attribution.similarity import rank_correlation, ssim
 from saliency_lab.attribution.target import TargetSpec
 

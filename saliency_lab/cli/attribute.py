@@ -43,8 +43,8 @@ def attribute(
 ) -> None:
     """Compute saliency maps of one or more models; write the maps, and a picture for each method."""
     from saliency_lab._common.files import distinct_stems
+    from saliency_lab.comparison.plots import maps_of
     from saliency_lab.plotting.style import save
-    from saliency_lab.study.figures import maps_of
 
     requests = named_settings(settings, method)
     study = open_study(models, data, data_root, images, seed, out, device)

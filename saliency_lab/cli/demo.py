@@ -21,7 +21,7 @@ def demo(
     Nothing is downloaded. A second run finds what the first one left, and takes seconds.
     """
     from saliency_lab.cli.output import print_comparison
-    from saliency_lab.study.demo import run_demo
+    from saliency_lab.experiment.demo import run_demo
 
     comparison, written = run_demo(out)
     print_comparison(comparison)

@@ -107,7 +107,7 @@ def open_study(
         If the folder holds a study of other images, whose list of results this one would replace.
     """
     from saliency_lab.study import Study
-    from saliency_lab.study.manifest import read_manifest
+    from saliency_lab.study.cache.manifest import read_manifest
     from saliency_lab.study.sample import read_sample
 
     models = load_models(checkpoints, device)
@@ -130,8 +130,8 @@ def load_models(checkpoints: Sequence[Path], device: str) -> dict[str, list[nn.M
     """
     from saliency_lab._common.fingerprints import fingerprint
     from saliency_lab._common.inference import named_device
+    from saliency_lab.experiment.checkpoints import load_checkpoint
     from saliency_lab.models import card_of
-    from saliency_lab.study.checkpoints import load_checkpoint
 
     there = named_device(device)
     seen: dict[str, Path] = {}
@@ -194,7 +194,7 @@ def draw_images(
     from saliency_lab.data.catalogue import DATASETS
     from saliency_lab.models import card_of, read_card
     from saliency_lab.models.checkpoint import zoo_names
-    from saliency_lab.training.door import load_data
+    from saliency_lab.training.api import load_data
     from saliency_lab.training.recipe import DataSpec
 
     cards = {name: [card_of(net) for net in nets] for name, nets in models.items()}

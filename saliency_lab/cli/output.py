@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from saliency_lab.study import Comparison
+    from saliency_lab.comparison import Comparison
 
 WIDTH_OF_FILES = 160
 """Columns of a table that goes to a file or a pipe."""
@@ -22,7 +22,7 @@ READABLE = 16
 
 def print_comparison(comparison: Comparison) -> None:
     """Print a comparison, within the columns of the terminal if it goes there."""
-    from saliency_lab.study.rendering import as_text
+    from saliency_lab.comparison.tables import as_text
 
     print(as_text(comparison, shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None))
 

@@ -10,7 +10,7 @@ import typer
 from saliency_lab.cli.executors import Address, ExecutorName, Workers, open_executor
 
 if TYPE_CHECKING:
-    from saliency_lab.study.declaration import Declaration
+    from saliency_lab.experiment.schema import Declaration
 
 EXIT_FAILED = 1
 
@@ -69,7 +69,7 @@ def study(
 
     Exits with 1 if some cells failed; they are tried again the next time.
     """
-    from saliency_lab.study.declaration import read_declaration
+    from saliency_lab.experiment.schema import read_declaration
 
     declared = _with_data(read_declaration(declaration), data, data_root)
     store = out or Path("runs") / declaration.stem
@@ -98,7 +98,7 @@ def reproduce(
 
     It can be interrupted; the same command again goes on from what is finished.
     """
-    from saliency_lab.study.declaration import bundled_study, read_declaration
+    from saliency_lab.experiment.schema import bundled_study, read_declaration
 
     name = f"{name}-quick" if quick else name
     declared = _with_data(read_declaration(bundled_study(name)), data, data_root)
@@ -132,8 +132,8 @@ def _with_data(declared: Declaration, name: str | None, root: Path | None) -> De
 
 def _only_look(declared: Declaration, store: Path, device: str, plan: bool, verify: bool) -> bool:
     """Print the plan of a study or the check of its store; False if neither was asked for."""
-    from saliency_lab.study.declared import plan_declared
-    from saliency_lab.study.store import FolderStore, existing_folder
+    from saliency_lab.experiment.run import plan_declared
+    from saliency_lab.study.cache.store import FolderStore, existing_folder
 
     if verify:
         damaged = FolderStore(existing_folder(store)).verify()
@@ -162,9 +162,9 @@ def _carry_out(
     address: str | None,
 ) -> None:
     from saliency_lab.cli.output import print_comparison
-    from saliency_lab.study.claims import answer
-    from saliency_lab.study.declared import run_declared
-    from saliency_lab.study.results import write_page
+    from saliency_lab.comparison.claims import answer
+    from saliency_lab.experiment.run import run_declared
+    from saliency_lab.report.markdown import write_page
 
     with open_executor(executor, workers, address) as pool:
         done, comparison, runs = run_declared(declared, store, executor=pool, device=device)

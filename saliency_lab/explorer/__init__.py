@@ -1,5 +1,5 @@
 """A study to look at in Jupyter: pick images, models and methods; maps are made when asked for."""
 
-from saliency_lab.explorer.door import explore
+from saliency_lab.explorer.api import explore
 
 __all__ = ["explore"]

@@ -10,11 +10,11 @@ import ipywidgets as widgets
 import numpy as np
 from torch import Tensor
 
+from saliency_lab.comparison.format import ARROWS
 from saliency_lab.explorer import page
 from saliency_lab.explorer.panels import Panels, Problem
 from saliency_lab.explorer.samples import Samples
 from saliency_lab.plotting.maps import CLIP, tiles
-from saliency_lab.study.numbers import ARROWS
 
 if TYPE_CHECKING:
     from saliency_lab.study import Study

@@ -11,8 +11,8 @@ from saliency_lab.metrics import (  # noqa: F401 - registers the metrics
     road,
     robustness,
 )
+from saliency_lab.metrics.api import Scores, evaluate, evaluate_detailed, evaluate_many
 from saliency_lab.metrics.catalogue import Curve, list_metrics
-from saliency_lab.metrics.evaluation import Scores, evaluate, evaluate_detailed, evaluate_many
 from saliency_lab.metrics.meta import meta_evaluate
 
 __all__ = [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution import Attributions
-from saliency_lab.attribution.door import Originals, attribute_beside
+from saliency_lab.attribution.api import Originals, attribute_beside
 from saliency_lab.metrics.maps import take_maps
 
 Explain = Callable[[nn.Module, Tensor, Tensor], Any]

@@ -19,8 +19,8 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import gradients_recorded
 from saliency_lab._common.seeding import generator, sample_normal, sample_seeds, sample_uniform
 from saliency_lab.attribution import Attributions
+from saliency_lab.metrics.api import evaluate_many
 from saliency_lab.metrics.catalogue import METRICS
-from saliency_lab.metrics.evaluation import evaluate_many
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import take_maps
 

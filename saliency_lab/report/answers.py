@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from saliency_lab.comparison.claims import Answered, measure_in_words
+from saliency_lab.comparison.format import count, write_difference, write_value
+from saliency_lab.comparison.measures import SHARES
 from saliency_lab.report.tables import Cell, Column, Table
-from saliency_lab.study.claims import Answered, measure_in_words
-from saliency_lab.study.measures import SHARES
-from saliency_lab.study.numbers import count, write_difference, write_value
 
 HEAD = [
     Column("models", filtered=True),

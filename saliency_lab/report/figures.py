@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from saliency_lab.comparison import Comparison
+from saliency_lab.comparison.measures import ROBUST, SHARES
 from saliency_lab.report.tables import words
 from saliency_lab.report.vector import Drawing
-from saliency_lab.study import Comparison
-from saliency_lab.study.measures import ROBUST, SHARES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from saliency_lab._common.provenance import versions
+from saliency_lab.comparison.format import count
 from saliency_lab.report.tables import Cell, Column, Table, model_cell
 from saliency_lab.study import Study
-from saliency_lab.study.numbers import count
 
 Missing = list[tuple[str, str, str]]
 """Model, what, and why there is none of it."""

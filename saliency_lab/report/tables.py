@@ -9,10 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from saliency_lab.plotting.style import looks
-from saliency_lab.study import Comparison
-from saliency_lab.study.measures import ROBUST, SHARES
-from saliency_lab.study.numbers import (
+from saliency_lab.comparison import Comparison
+from saliency_lab.comparison.format import (
     ARROWS,
     SPACE,
     number,
@@ -22,6 +20,8 @@ from saliency_lab.study.numbers import (
     write_difference,
     write_mean,
 )
+from saliency_lab.comparison.measures import ROBUST, SHARES
+from saliency_lab.plotting.style import looks
 
 MEANING = {"higher": "higher is better", "lower": "lower is better", "neither": "neither is better"}
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from saliency_lab.comparison import Comparison
+from saliency_lab.comparison.format import SPACE, count, listing, radius, short, write_difference, write_mean
+from saliency_lab.comparison.measures import SHARES
 from saliency_lab.report.audits import Audited
 from saliency_lab.report.tables import MEANING, hue, words
-from saliency_lab.study import Comparison
-from saliency_lab.study.measures import SHARES
-from saliency_lab.study.numbers import SPACE, count, listing, radius, short, write_difference, write_mean
 
 AT_ONCE = 6
 """Map scores up to which a model's sentences are all shown; more are folded."""

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab.attribution import attribute
-from saliency_lab.study.cells import Cell
+from saliency_lab.study.cache.results import Cell
 from saliency_lab.study.members import Member
 from saliency_lab.study.requests import Request, Requests, read_attacks, read_requests
 from saliency_lab.study.study import Study
-from saliency_lab.study.task import Task
+from saliency_lab.study.tasks import Task
 
 _MEASURED = 16
 """Images that `plan` measures on."""

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab._common.progress import progress
-from saliency_lab.study.cells import Content, Kind
-from saliency_lab.study.manifest import Place
+from saliency_lab.study.cache.manifest import Place
+from saliency_lab.study.cache.results import Content, Kind
+from saliency_lab.study.cache.store import Busy, FolderStore, Store
 from saliency_lab.study.members import Member
 from saliency_lab.study.sample import Sample
-from saliency_lab.study.store import Busy, FolderStore, Store
-from saliency_lab.study.task import Failure, Name, Task, hand_over, perform_remotely, read_intact
+from saliency_lab.study.tasks import Failure, Name, Task, hand_over, perform_remotely, read_intact
 
 
 class Runner:

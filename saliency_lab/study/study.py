@@ -19,21 +19,21 @@ from saliency_lab._common.files import writable_folder, write_table
 from saliency_lab._common.fingerprints import fingerprint, model_fingerprint
 from saliency_lab._common.html import facts, strip
 from saliency_lab.attribution import Attributions
+from saliency_lab.comparison.claims import Answered, Purpose, answer
+from saliency_lab.comparison.comparison import Comparison
 from saliency_lab.metrics.catalogue import Better
 from saliency_lab.models import card_of
 from saliency_lab.study import work
-from saliency_lab.study.cells import Cell, Content, Kind
-from saliency_lab.study.claims import Answered, Purpose, answer
-from saliency_lab.study.comparison import Comparison
-from saliency_lab.study.held import Held
-from saliency_lab.study.manifest import MANIFEST, Entry, Manifest, Place, audit_label, audited
+from saliency_lab.study.cache.index import Held
+from saliency_lab.study.cache.manifest import MANIFEST, Entry, Manifest, Place, audit_label, audited
+from saliency_lab.study.cache.results import Cell, Content, Kind
+from saliency_lab.study.cache.store import FolderStore, MemoryStore, Store, existing_folder
 from saliency_lab.study.members import Member, read_members
 from saliency_lab.study.requests import Request, Requests, read_attack, read_eps, read_requests
 from saliency_lab.study.running import Runner
 from saliency_lab.study.sample import Sample, read_sample
-from saliency_lab.study.store import FolderStore, MemoryStore, Store, existing_folder
-from saliency_lab.study.tables import AUDITS, ROBUSTNESS, SCORES, tidy
-from saliency_lab.study.task import Failure, Task, read_intact
+from saliency_lab.study.schema import AUDITS, ROBUSTNESS, SCORES, tidy
+from saliency_lab.study.tasks import Failure, Task, read_intact
 from saliency_lab.study.work import Asked
 
 _SHOWN = 8  # images, in Jupyter

@@ -22,10 +22,10 @@ from saliency_lab.attacks.methods import METHODS as ATTACKS
 from saliency_lab.attacks.methods import method_of
 from saliency_lab.attribution import Attributions, attribute
 from saliency_lab.attribution.catalogue import METHODS
+from saliency_lab.metrics.api import Job, Scores, make_job, run_jobs
 from saliency_lab.metrics.catalogue import METRICS, Metric
-from saliency_lab.metrics.evaluation import Job, Scores, make_job, run_jobs
 from saliency_lab.metrics.own import own_metric
-from saliency_lab.study.cells import Cell, Content, matters
+from saliency_lab.study.cache.results import Cell, Content, matters
 from saliency_lab.study.requests import Request
 from saliency_lab.study.sample import Sample
 

@@ -30,7 +30,7 @@ from saliency_lab.cli.options import draw_images, load_models
 from saliency_lab.cli.output import print_comparison, print_table
 from saliency_lab.data import ImageData, Split
 from saliency_lab.study import Study
-from saliency_lab.training import door
+from saliency_lab.training import api
 
 QUICK = [
     *("--set", "training.epochs=1", "--set", "validation.images=16", "--set", "validation.steps=1"),
@@ -451,7 +451,7 @@ def test_a_network_of_the_zoo_finds_its_data_where_they_are_rounded_otherwise(di
     images = digits.test.images.clone()
     images[0, 0, 0, 0] ^= 1
     other = ImageData("digits", digits.train, digits.val, Split(images, digits.test.labels), digits.classes)
-    monkeypatch.setattr(door, "load_data", lambda spec: other)
+    monkeypatch.setattr(api, "load_data", lambda spec: other)
     assert len(draw_images(loaded, None, None, 8, 0).x) == 8
     with pytest.raises(InputError, match="model 'asgt' was trained on other images than 'digits' holds"):
         draw_images(loaded | load_models([Path("mnist/asgt")], "cpu"), None, None, 8, 0)

@@ -23,10 +23,10 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import named_device
 from saliency_lab.cli.app import app
 from saliency_lab.data import ImageData, Sample
-from saliency_lab.study.declaration import read_declaration
-from saliency_lab.study.declared import plan_declared, run_declared
-from saliency_lab.study.store import FolderStore
-from saliency_lab.training import door
+from saliency_lab.experiment.run import plan_declared, run_declared
+from saliency_lab.experiment.schema import read_declaration
+from saliency_lab.study.cache.store import FolderStore
+from saliency_lab.training import api
 
 Same = Callable[[Callable[[nn.Module], Any]], None]
 
@@ -221,7 +221,7 @@ def test_a_declared_study_trains_and_runs_on_the_device_named(
         asked.append((accelerator, devices))
         return Fabric(strategy=SingleDeviceStrategy(device, accelerator=_PretendAccelerator()))
 
-    monkeypatch.setattr(door, "_fabric", fabric)
+    monkeypatch.setattr(api, "_fabric", fabric)
     path, store = tmp_path / "study.toml", tmp_path / "store"
     path.write_text(
         'recipes = ["digits/standard"]\nmethods = ["saliency"]\nmetrics = ["sparseness"]\n'
@@ -282,6 +282,6 @@ def test_training(
     )
     expected = sl.train(recipe, some, seed=0, model=trained).state_dict()
     strategy = SingleDeviceStrategy(device, accelerator=_PretendAccelerator())
-    monkeypatch.setattr(door, "_fabric", lambda *_: Fabric(strategy=strategy))
+    monkeypatch.setattr(api, "_fabric", lambda *_: Fabric(strategy=strategy))
     for name, weights in sl.train(recipe, some, seed=0, model=trained).state_dict().items():
         torch.testing.assert_close(weights, expected[name])

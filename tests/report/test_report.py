@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 
 import saliency_lab as sl
 from saliency_lab.cli.app import app
+from saliency_lab.comparison.claims import Claim, Purpose
 from saliency_lab.models.checkpoint import ModelCard
 from saliency_lab.report import bundle, explorer, write_report
 from saliency_lab.report.provenance import provenance
 from saliency_lab.report.vector import Drawing
-from saliency_lab.study import Study, store
-from saliency_lab.study.claims import Claim, Purpose
+from saliency_lab.study import Study
+from saliency_lab.study.cache import store
 
 VOID = {"meta", "link", "input", "br", "img"}
 NASTY = ["<script>alert(1)</script>", "a & \"b\" 'c'", "modèle_ε → 模型", "</title><b>"]

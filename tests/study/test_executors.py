@@ -14,8 +14,8 @@ from torch import nn
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab.study import Study
-from saliency_lab.study.store import FolderStore
-from saliency_lab.study.task import hand_over
+from saliency_lab.study.cache.store import FolderStore
+from saliency_lab.study.tasks import hand_over
 
 MakeStudy = Callable[..., Study]
 
@@ -103,7 +103,7 @@ class _WithHiddenBuffer(nn.Module):
 
 
 def test_a_worker_assembles_the_same_network(tmp_path: Path) -> None:
-    from saliency_lab.study.task import _assemble
+    from saliency_lab.study.tasks import _assemble
 
     net = _WithHiddenBuffer().eval()
     x = torch.rand(2, 1, 6, 6)

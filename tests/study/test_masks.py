@@ -15,11 +15,11 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError
+from saliency_lab.experiment.run import run_declared
+from saliency_lab.experiment.schema import read_declaration
 from saliency_lab.models import ModelCard, build_model, save_model
 from saliency_lab.study import Study
-from saliency_lab.study.declaration import read_declaration
-from saliency_lab.study.declared import run_declared
-from saliency_lab.study.store import FolderStore
+from saliency_lab.study.cache.store import FolderStore
 
 MakeNet = Callable[[int], nn.Module]
 TinySample = tuple[torch.Tensor, torch.Tensor]

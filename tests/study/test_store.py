@@ -17,7 +17,7 @@ from torch import nn
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.fingerprints import canonical
 from saliency_lab.study import Study
-from saliency_lab.study.cells import matters
+from saliency_lab.study.cache.results import matters
 
 MakeStudy = Callable[..., Study]
 

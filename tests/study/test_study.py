@@ -18,11 +18,11 @@ from torch import nn
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError, SaliencyLabError, UnknownNameError
 from saliency_lab._common.fingerprints import canonical, fingerprint, model_fingerprint
-from saliency_lab.metrics import evaluation
+from saliency_lab.metrics import api as evaluation
 from saliency_lab.study import Study, work
-from saliency_lab.study.cells import Content, matters
+from saliency_lab.study.cache.results import Content, matters
+from saliency_lab.study.cache.store import FolderStore
 from saliency_lab.study.planning import Scout
-from saliency_lab.study.store import FolderStore
 
 METHODS = ["saliency", "input_x_gradient"]
 METRICS = {"sparseness": {}, "pixel_flipping": {"steps": 4}}

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from saliency_lab._common.html import caption
-from saliency_lab.study.numbers import ARROWS, count, count_each, one_line, write_mean
+from saliency_lab.comparison.format import ARROWS, count, count_each, one_line, write_mean
 
 if TYPE_CHECKING:
-    from saliency_lab.study.comparison import Comparison
+    from saliency_lab.comparison.comparison import Comparison
 
 _DOTS = {"best": "•", "tie": "◦", "": ""}
 _FACES = ("bold", "italic")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from saliency_lab.study import statistics
+from saliency_lab.comparison import statistics
 
 
 def test_bca_intervals_cover_the_mean_of_a_skewed_population() -> None:

@@ -12,10 +12,10 @@ from pydantic import BeforeValidator, Field
 
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Epsilon, Settings
-from saliency_lab.study.measures import ROBUST, SHARES, Measure
+from saliency_lab.comparison.measures import ROBUST, SHARES, Measure
 
 if TYPE_CHECKING:
-    from saliency_lab.study.comparison import Comparison
+    from saliency_lab.comparison.comparison import Comparison
 
 
 def _listed(given: Any) -> Any:

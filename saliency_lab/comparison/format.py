@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from saliency_lab.study.statistics import Interval
+from saliency_lab.comparison.statistics import Interval
 
 SPACE = "\N{NO-BREAK SPACE}"
 """Between a number and its unit, where no line may end."""

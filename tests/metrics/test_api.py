@@ -15,7 +15,8 @@ from torch import nn
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError, UnknownNameError
 from saliency_lab._common.fingerprints import fingerprint
-from saliency_lab.metrics import evaluate_detailed, evaluate_many, evaluation
+from saliency_lab.metrics import api as evaluation
+from saliency_lab.metrics import evaluate_detailed, evaluate_many
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.metrics.probe import Probe
 

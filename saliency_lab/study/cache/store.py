@@ -21,8 +21,8 @@ from torch import Tensor
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, left_behind
 from saliency_lab._common.fingerprints import fingerprint
-from saliency_lab.study.cells import Cell, Content, Kind
-from saliency_lab.study.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from saliency_lab.study.cache.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from saliency_lab.study.cache.results import Cell, Content, Kind
 from saliency_lab.study.sample import Sample
 
 

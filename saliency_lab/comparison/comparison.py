@@ -12,14 +12,14 @@ from torch import Tensor
 
 from saliency_lab._common.checks import parse_epsilon
 from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab.comparison import statistics, tables
+from saliency_lab.comparison.measures import ACCURACY, ROBUST, SHARES, Measure
+from saliency_lab.comparison.ranking import Ranking, agreement, rank
 from saliency_lab.metrics.catalogue import METRICS, Better
-from saliency_lab.study import rendering, statistics
-from saliency_lab.study.measures import ACCURACY, ROBUST, SHARES, Measure
-from saliency_lab.study.ranking import Ranking, agreement, rank
 
 if TYPE_CHECKING:
     from saliency_lab.attribution import Attributions
-    from saliency_lab.study.figures import ComparisonPlots
+    from saliency_lab.comparison.plots import ComparisonPlots
 
 
 class Pictures(Protocol):
@@ -229,12 +229,12 @@ class Comparison:
     @property
     def plot(self) -> ComparisonPlots:
         """Figures: maps, robustness, tradeoff, dots, slopes, curves, ranking, agreement."""
-        from saliency_lab.study.figures import ComparisonPlots
+        from saliency_lab.comparison.plots import ComparisonPlots
 
         return ComparisonPlots(self)
 
     def __str__(self) -> str:
-        return rendering.as_text(self)
+        return tables.as_text(self)
 
     def __repr__(self) -> str:
         return str(self)
@@ -244,15 +244,15 @@ class Comparison:
 
     def to_html(self) -> str:
         """Return the summary as an HTML table: a row a measure, a column a model."""
-        return rendering.as_html(self)
+        return tables.as_html(self)
 
     def to_markdown(self) -> str:
         """Return the summary as a Markdown table."""
-        return rendering.as_markdown(self)
+        return tables.as_markdown(self)
 
     def to_latex(self) -> str:
         """Return the summary as a LaTeX table (needs the package booktabs)."""
-        return rendering.as_latex(self)
+        return tables.as_latex(self)
 
 
 _COLUMNS = [

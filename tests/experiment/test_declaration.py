@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab.cli.app import app
 from saliency_lab.data import ImageData
+from saliency_lab.experiment import run as declared
+from saliency_lab.experiment.run import plan_declared, run_declared, training_runs
+from saliency_lab.experiment.schema import read_declaration, studies_folder
 from saliency_lab.models import ModelCard, build_model, load_model, save_model
-from saliency_lab.study import Study, declared
-from saliency_lab.study.declaration import read_declaration, studies_folder
-from saliency_lab.study.declared import plan_declared, run_declared, training_runs
+from saliency_lab.study import Study
 from saliency_lab.training import load_recipe, train
 
 TOML = """

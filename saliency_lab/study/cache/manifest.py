@@ -9,9 +9,9 @@ from pydantic import ConfigDict, Field
 
 from saliency_lab._common.files import write_json
 from saliency_lab._common.settings import Settings
+from saliency_lab.comparison.claims import Purpose
 from saliency_lab.metrics.catalogue import Better
-from saliency_lab.study.cells import Kind
-from saliency_lab.study.claims import Purpose
+from saliency_lab.study.cache.results import Kind
 
 MANIFEST = "study.json"
 

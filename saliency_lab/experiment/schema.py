@@ -12,8 +12,8 @@ from pydantic import AfterValidator, Field, field_validator
 
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Settings, parse_settings
-from saliency_lab.study.claims import Purpose
-from saliency_lab.study.measures import ACCURACY, ROBUST
+from saliency_lab.comparison.claims import Purpose
+from saliency_lab.comparison.measures import ACCURACY, ROBUST
 from saliency_lab.study.requests import read_attacks, read_eps, read_requests
 from saliency_lab.training.recipe import DataSource, recipes_folder
 

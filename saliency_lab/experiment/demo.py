@@ -11,7 +11,7 @@ from saliency_lab.study.study import Study
 from saliency_lab.training import train
 
 if TYPE_CHECKING:
-    from saliency_lab.study.comparison import Comparison
+    from saliency_lab.comparison.comparison import Comparison
 
 RECIPES = ("standard", "sgt", "at", "asgt")
 METHODS = ("saliency", "input_x_gradient", "integrated_gradients", "smoothgrad")

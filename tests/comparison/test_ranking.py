@@ -11,10 +11,11 @@ from scipy import stats
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError
+from saliency_lab.comparison import Comparison, statistics
+from saliency_lab.comparison.ranking import agreement, rank
 from saliency_lab.data import Sample
 from saliency_lab.plotting import heatmap, ranks
-from saliency_lab.study import Comparison, Study, statistics
-from saliency_lab.study.ranking import agreement, rank
+from saliency_lab.study import Study
 
 # Demšar, JMLR 2006, table 6: AUC of C4.5 with and without its parameters m and cf tuned, on 14 data sets
 DEMSAR = {

@@ -15,6 +15,9 @@ from markupsafe import Markup, escape
 import saliency_lab
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
+from saliency_lab.comparison import Comparison
+from saliency_lab.comparison.claims import answer, by_chance
+from saliency_lab.comparison.format import SPACE, count, count_each, listing
 from saliency_lab.report import tables, verdicts
 from saliency_lab.report.answers import differences
 from saliency_lab.report.audits import Audited, overview, read_audits
@@ -22,9 +25,7 @@ from saliency_lab.report.explorer import explorer
 from saliency_lab.report.figures import figures
 from saliency_lab.report.provenance import provenance
 from saliency_lab.report.vector import Drawing
-from saliency_lab.study import Comparison, Study
-from saliency_lab.study.claims import answer, by_chance
-from saliency_lab.study.numbers import SPACE, count, count_each, listing
+from saliency_lab.study import Study
 
 NAMED = 4
 """Models that the title names."""

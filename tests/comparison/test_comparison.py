@@ -12,10 +12,11 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from saliency_lab._common.errors import InputError
+from saliency_lab.comparison import Comparison, statistics
+from saliency_lab.comparison.claims import Claim, judge
+from saliency_lab.comparison.measures import Measure
 from saliency_lab.models import ModelCard
-from saliency_lab.study import Comparison, Study, statistics
-from saliency_lab.study.claims import Claim, judge
-from saliency_lab.study.measures import Measure
+from saliency_lab.study import Study
 
 N = 40
 

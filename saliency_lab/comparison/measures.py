@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from saliency_lab._common.seeding import derive_seed
+from saliency_lab.comparison import statistics
+from saliency_lab.comparison.statistics import Interval, PairedTest
 from saliency_lab.metrics.catalogue import Better
-from saliency_lab.study import statistics
-from saliency_lab.study.statistics import Interval, PairedTest
 
 ACCURACY, ROBUST = SHARES = "accuracy", "robust_accuracy"
 """Measures that are shares of the images; the others score maps."""

@@ -16,21 +16,21 @@ from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab._common.files import atomic_path, distinct_stems, writable_folder
 from saliency_lab._common.provenance import versions
 from saliency_lab.attacks.checklist import BUDGETS
+from saliency_lab.comparison.claims import answer, by_chance, measure_in_words
+from saliency_lab.comparison.comparison import Comparison
+from saliency_lab.comparison.format import one_line, write_difference, write_value
+from saliency_lab.comparison.measures import ACCURACY, ROBUST, SHARES, Measure
+from saliency_lab.comparison.tables import cell_text, leading, markdown_cell, pipe_table
+from saliency_lab.experiment.run import Run
 from saliency_lab.models import card_of
 from saliency_lab.plotting.style import save
-from saliency_lab.study.claims import answer, by_chance, measure_in_words
-from saliency_lab.study.comparison import Comparison
-from saliency_lab.study.declared import Run
-from saliency_lab.study.measures import ACCURACY, ROBUST, SHARES, Measure
-from saliency_lab.study.numbers import one_line, write_difference, write_value
-from saliency_lab.study.rendering import cell_text, leading, markdown_cell, pipe_table
 from saliency_lab.training.recipe import dotted
 from saliency_lab.training.run import LOG
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from saliency_lab.study.declaration import Declaration
+    from saliency_lab.experiment.schema import Declaration
     from saliency_lab.study.study import Study
 
 MAPS_SHOWN = 5

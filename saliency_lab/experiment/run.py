@@ -23,20 +23,20 @@ from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import named_device
 from saliency_lab._common.plugins import import_module
 from saliency_lab._common.progress import no_progress
+from saliency_lab.comparison.comparison import Comparison
 from saliency_lab.data import ImageData
 from saliency_lab.data.images import Split, stratified_order
 from saliency_lab.data.located import LocatedSplit
+from saliency_lab.experiment.checkpoints import load_checkpoint
+from saliency_lab.experiment.schema import Declaration
 from saliency_lab.models import build_model
 from saliency_lab.models.checkpoint import CARD, zoo_names
-from saliency_lab.study.checkpoints import load_checkpoint
-from saliency_lab.study.comparison import Comparison
-from saliency_lab.study.declaration import Declaration
 from saliency_lab.study.planning import Scout
 from saliency_lab.study.requests import read_attacks
 from saliency_lab.study.study import Study
-from saliency_lab.study.task import ALONE, Failure
+from saliency_lab.study.tasks import ALONE, Failure
 from saliency_lab.training import Recipe, load_recipe, train
-from saliency_lab.training.door import load_data
+from saliency_lab.training.api import load_data
 
 logger = logging.getLogger(__name__)
 

@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 
 from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab.comparison import statistics
+from saliency_lab.comparison.measures import ACCURACY, ROBUST
 from saliency_lab.plotting import bands, curves, dots, heatmap, maps, ranks, slopes, tradeoff
 from saliency_lab.plotting.style import CHART_WIDTH
-from saliency_lab.study import statistics
-from saliency_lab.study.measures import ACCURACY, ROBUST
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from saliency_lab.study.comparison import Comparison, Pictures
-    from saliency_lab.study.measures import Measure
+    from saliency_lab.comparison.comparison import Comparison, Pictures
+    from saliency_lab.comparison.measures import Measure
 
 
 def maps_of(

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.study.claims import Answered, Claim, answer, by_chance, judge
-from saliency_lab.study.comparison import Comparison
-from saliency_lab.study.tables import ROBUSTNESS
+from saliency_lab.comparison.claims import Answered, Claim, answer, by_chance, judge
+from saliency_lab.comparison.comparison import Comparison
+from saliency_lab.study.schema import ROBUSTNESS
 
 IMAGES = 60
 

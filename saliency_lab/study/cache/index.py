@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from saliency_lab.metrics.catalogue import Better
-from saliency_lab.study.cells import Cell, Kind
-from saliency_lab.study.manifest import Place
+from saliency_lab.study.cache.manifest import Place
+from saliency_lab.study.cache.results import Cell, Kind
 from saliency_lab.study.members import Member
 from saliency_lab.study.requests import Request
 

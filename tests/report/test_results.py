@@ -9,10 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from saliency_lab.cli.app import app
+from saliency_lab.experiment import list_studies
+from saliency_lab.experiment.run import run_declared, training_runs
+from saliency_lab.experiment.schema import bundled_study, read_declaration
 from saliency_lab.models import read_card
-from saliency_lab.study import Study, list_studies
-from saliency_lab.study.declaration import bundled_study, read_declaration
-from saliency_lab.study.declared import run_declared, training_runs
+from saliency_lab.study import Study
 from saliency_lab.training import list_recipes, load_recipe
 
 TOML = """

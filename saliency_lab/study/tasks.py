@@ -21,12 +21,12 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of, named_device
 from saliency_lab._common.progress import show_progress
 from saliency_lab.study import work
-from saliency_lab.study.cells import Cell, Content, Kind
-from saliency_lab.study.manifest import Place
+from saliency_lab.study.cache.manifest import Place
+from saliency_lab.study.cache.results import Cell, Content, Kind
+from saliency_lab.study.cache.store import DamagedCellError, FolderStore, Store
 from saliency_lab.study.members import Member
 from saliency_lab.study.requests import Request
 from saliency_lab.study.sample import Sample
-from saliency_lab.study.store import DamagedCellError, FolderStore, Store
 
 
 @dataclass(frozen=True, eq=False)
