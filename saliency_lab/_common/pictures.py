@@ -204,9 +204,7 @@ def resize_and_crop(
 
     mode = InterpolationMode(interpolation)
     if resize is None:
-        width, height = (
-            picture.size if not hasattr(picture, "shape") else (picture.shape[-1], picture.shape[-2])
-        )
+        height, width = transform.get_image_size(picture)[::-1]
         scale = max(size[0] / height, size[1] / width)
         resize = (max(size[0], int(height * scale)), max(size[1], int(width * scale)))
     to: Any = list(resize) if isinstance(resize, tuple) else resize

@@ -79,8 +79,9 @@ def read_image_folder(
         raise InputError(f"image_size must be one positive number or (height, width), not {image_size!r}")
     if root.is_dir():
         listing, skipped = _list_folder(root)
+        parts = _load(root, listing, lambda name: read_file(root / name, _label(root, name)), size)
         _warn_of_skipped(root, skipped)
-        return _load(root, listing, lambda name: read_file(root / name, _label(root, name)), size)
+        return parts
     if not root.exists():
         raise DataNotFoundError(
             f"an image folder was looked for at '{root}', which does not exist. Give the folder, or the "
@@ -94,8 +95,9 @@ def read_image_folder(
     try:
         with zipfile.ZipFile(root) as archive:
             listing, skipped, top = _list_zip(archive)
+            parts = _load(root, listing, lambda name: _read_member(archive, top + name, root), size)
             _warn_of_skipped(root, skipped)
-            return _load(root, listing, lambda name: _read_member(archive, top + name, root), size)
+            return parts
     except zipfile.BadZipFile as error:
         raise DataNotFoundError(
             f"'{root}' is damaged or is no zip file ({error}); fetch it again, or name a folder"
@@ -145,7 +147,7 @@ def _list_zip(archive: zipfile.ZipFile) -> tuple[Listing, list[str], str]:
     tops = {name.partition("/")[0] for name in members}
     top = f"{tops.pop()}/" if len(tops) == 1 and not tops & _PARTS.keys() else ""
     listing: Listing = {}
-    skipped = {}
+    skipped: dict[str, None] = {}  # a set in the order of the archive
     for filename, info in members.items():
         name = filename.removeprefix(top)
         match name.split("/"):
@@ -171,8 +173,8 @@ def _read_member(archive: zipfile.ZipFile, name: str, root: Path) -> bytes:
 def _warn_of_skipped(root: Path, skipped: list[str]) -> None:
     if skipped:
         warnings.warn(
-            f"{describe_skipped(root, skipped)}; images are read from train/CLASS/, val/CLASS/ and test/CLASS/ "
-            "only, not from folders inside these",
+            f"{describe_skipped(root, skipped)}; images are read from train/CLASS/, val/CLASS/ and "
+            "test/CLASS/ only, not from folders inside these",
             stacklevel=4,
         )
 
