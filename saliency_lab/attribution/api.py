@@ -25,10 +25,10 @@ from saliency_lab._common.provenance import versions
 from saliency_lab._common.registry import given_settings
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import parse_settings
+from saliency_lab.attribution.batch import Batch, pass_rows
 from saliency_lab.attribution.catalogue import METHODS, Explained
 from saliency_lab.attribution.result import Attributions
 from saliency_lab.attribution.target import Target, TargetSpec, describe_target, resolve_target
-from saliency_lab.attribution.task import Task, pass_rows
 
 OwnMethod = Callable[..., Tensor]
 """A user's method: `function(model, x, classes, **settings)` returns maps of the shape of `x`."""
@@ -170,7 +170,7 @@ def attribute_beside(
 
 def _passes(
     name: str,
-    run: Callable[[Task, Any], Explained],
+    run: Callable[[Batch, Any], Explained],
     parsed: Any,
     seed: int,
     model: nn.Module,
@@ -192,6 +192,6 @@ def _passes(
                 keys, index = originals.images[of].to(device, precise), originals.places[of]
             classes = aim.rows(start, rows.stop, device)
             with torch.no_grad():
-                explained = run(Task(model, exact.to(dtype), keys, exact, classes, index, seed), parsed)
+                explained = run(Batch(model, exact.to(dtype), keys, exact, classes, index, seed), parsed)
             yield rows, explained
             bar.update(len(exact))

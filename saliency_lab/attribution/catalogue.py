@@ -14,7 +14,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.own_code import check_callable
 from saliency_lab._common.registry import Extension, Registry, given_settings, settings_of
 from saliency_lab._common.settings import Settings, list_settings
-from saliency_lab.attribution.task import Task
+from saliency_lab.attribution.batch import Batch
 
 Explained: TypeAlias = tuple[Tensor, Tensor | None]
 """Maps (n, C, H, W), and the scores (n,) they ought to sum to (None where the method promises no sum)."""
@@ -24,12 +24,12 @@ Explained: TypeAlias = tuple[Tensor, Tensor | None]
 class Method:
     """One way to attribute.
 
-    `run(task, settings)` returns `Explained`; `passes` says in words what it costs an image.
+    `run(batch, settings)` returns `Explained`; `passes` says in words what it costs an image.
     """
 
     name: str
     family: str
-    run: Callable[[Task, Any], Explained]
+    run: Callable[[Batch, Any], Explained]
     settings: type[Settings]
     passes: str
     reference: str
@@ -50,14 +50,14 @@ def custom_method(extension: Extension) -> Method:
         raise InputError(f"method must be a name or a function, not {type(function).__name__}")
     check_callable(function, "method", "model, x, classes")
 
-    def run(task: Task, settings: Any) -> Explained:
-        if task.target.against is not None:
+    def run(batch: Batch, settings: Any) -> Explained:
+        if batch.target.against is not None:
             raise InputError(f"method '{name}' is a function that gets one class per sample, not a contrast")
         with torch.enable_grad():
-            maps = function(task.model, task.x, task.target.classes, **given_settings(settings))
-        if not isinstance(maps, Tensor) or maps.shape != task.x.shape:
+            maps = function(batch.model, batch.x, batch.target.classes, **given_settings(settings))
+        if not isinstance(maps, Tensor) or maps.shape != batch.x.shape:
             got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-            raise InputError(f"method '{name}' must return maps of shape {tuple(task.x.shape)}, not {got}")
+            raise InputError(f"method '{name}' must return maps of shape {tuple(batch.x.shape)}, not {got}")
         return maps.detach(), None
 
     first = (getattr(function, "__doc__", None) or "").strip().partition("\n")[0]
@@ -93,10 +93,10 @@ def settings_of_rows(name: str, settings: Mapping[str, Any], rows: Tensor) -> di
 
 def method(
     name: str, *, family: str, passes: str, reference: str, settings: type[Settings] = Settings
-) -> Callable[[Callable[[Task, Any], Explained]], Callable[[Task, Any], Explained]]:
+) -> Callable[[Callable[[Batch, Any], Explained]], Callable[[Batch, Any], Explained]]:
     """Register the decorated function as the method `name`."""
 
-    def decorate(run: Callable[[Task, Any], Explained]) -> Callable[[Task, Any], Explained]:
+    def decorate(run: Callable[[Batch, Any], Explained]) -> Callable[[Batch, Any], Explained]:
         METHODS.add(name, Method(name, family, run, settings, passes, reference))
         return run
 
