@@ -28,9 +28,11 @@ _ROOMS = {
     "worst_case": "attacks",
     "explore": "explorer",
     "report": "reporting",
+    "ImageBatch": "data",
     "ImageData": "data",
     "list_datasets": "data",
     "load_dataset": "data",
+    "load_images": "data",
     "evaluate": "metrics",
     "evaluate_detailed": "metrics",
     "evaluate_many": "metrics",
@@ -42,6 +44,7 @@ _ROOMS = {
     "list_zoo": "models",
     "load_model": "models",
     "save_model": "models",
+    "wrap": "models",
     "list_recipes": "training",
     "load_recipe": "training",
     "train": "training",
@@ -73,7 +76,7 @@ if TYPE_CHECKING:
     )
     from saliency_lab.attribution import Attributions, attribute, list_methods, sanity_check
     from saliency_lab.comparison import Comparison
-    from saliency_lab.data import ImageData, list_datasets, load_dataset
+    from saliency_lab.data import ImageBatch, ImageData, list_datasets, load_dataset, load_images
     from saliency_lab.experiment import list_studies
     from saliency_lab.explorer import explore
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
@@ -85,6 +88,7 @@ if TYPE_CHECKING:
         list_zoo,
         load_model,
         save_model,
+        wrap,
     )
     from saliency_lab.reporting import report
     from saliency_lab.study import Study
@@ -94,6 +98,7 @@ __all__ = [
     "AttackResult",
     "Attributions",
     "Comparison",
+    "ImageBatch",
     "ImageData",
     "ModelCard",
     "Normalised",
@@ -118,6 +123,7 @@ __all__ = [
     "list_studies",
     "list_zoo",
     "load_dataset",
+    "load_images",
     "load_model",
     "load_recipe",
     "minimal_epsilon",
@@ -131,6 +137,7 @@ __all__ = [
     "train",
     "transfer_attack",
     "worst_case",
+    "wrap",
 ]
 
 

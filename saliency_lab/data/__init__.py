@@ -2,10 +2,12 @@
 
 from saliency_lab.data.catalogue import data_root, list_datasets, load_dataset
 from saliency_lab.data.images import ImageData, LabelledImages, Split
+from saliency_lab.data.loading import ImageBatch, load_images
 from saliency_lab.data.located import LocatedSample, LocatedSplit
 from saliency_lab.data.mosaic import make_mosaics
 
 __all__ = [
+    "ImageBatch",
     "ImageData",
     "LabelledImages",
     "LocatedSample",
@@ -14,5 +16,6 @@ __all__ = [
     "data_root",
     "list_datasets",
     "load_dataset",
+    "load_images",
     "make_mosaics",
 ]

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,14 +193,11 @@ def _card(model: Any) -> Any:
 
 
 def _check_size(size: Any) -> tuple[int, int] | None:
-    sides = (size, size) if isinstance(size, Integral) and not isinstance(size, bool) else size
-    if sides is None:
+    if size is None:
         return None
-    if (
-        isinstance(sides, tuple | list)
-        and len(sides) == 2
-        and all(isinstance(side, Integral) and not isinstance(side, bool) and side >= 1 for side in sides)
-    ):
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    whole = all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in sides)
+    if len(sides) == 2 and whole and min(sides) >= 1:
         return int(sides[0]), int(sides[1])
     raise InputError(f"size must be one positive number or (height, width), not {size!r}")
 

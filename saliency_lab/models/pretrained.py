@@ -1,4 +1,4 @@
-"""Pretrained classifiers of torchvision, timm and transformers, and a user's own, as models of images in [0, 1].
+"""Pretrained classifiers of torchvision, timm and transformers, and custom networks, for images in [0, 1].
 
 Each family has one function that returns the network and what its library says about it. The weights come
 from the library's own download (`weights="DEFAULT"`), or from a file that holds a state dict.
@@ -7,32 +7,33 @@ from the library's own download (`weights="DEFAULT"`), or from a file that holds
 from __future__ import annotations
 
 import importlib
-import os
-import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from saliency_lab._common.errors import CheckpointError, InputError, unknown_name
+from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.inference import check_module
 from saliency_lab._common.seeding import preserved_rng
-from saliency_lab.models.card import CUSTOM, ModelCard
+from saliency_lab.models.card import ModelCard
 from saliency_lab.models.layers import Normalised
+from saliency_lab.models.weights import (
+    DEFAULT,
+    explain_failed_download,
+    is_weights_file,
+    load_fitting,
+    read_state,
+    tensors_only,
+    unknown_weights,
+)
 
-DEFAULT = "DEFAULT"
 EFFICIENTNET = "imagenet/efficientnet_lite0"
 """The network whose weights an ordinary package ships (extra `pretrained`)."""
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ def load_pretrained(name: str, weights: str | Path | None) -> Normalised:
     family, _, inner = name.partition("/")
     if weights is None and name != EFFICIENTNET and family != "imagenet":
         raise InputError(
-            f'say which weights \'{name}\' gets: weights="DEFAULT" for the pretrained ones, which are '
-            "downloaded once, or the path of a file that holds its state dict; build_model makes a network of "
-            "random weights"
+            f"say which weights '{name}' gets: weights=\"DEFAULT\" for the pretrained ones, which are "
+            "downloaded once, or the path of a file that holds its state dict; build_model makes a network "
+            "of random weights"
         )
     with preserved_rng():  # torch's generator draws the initial weights, which are then replaced
         net, facts = _FAMILIES[family](inner, weights)
@@ -200,7 +201,7 @@ def _put_card(model: Normalised, facts: Facts, **more: Any) -> None:
     except (ValidationError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise InputError(
-            f"the model's card cannot hold size={facts.size!r} and classes={str(facts.classes):.80}: {reason}"
+            f"the model's card cannot hold size={facts.size!r} and classes={facts.classes!s:.80}: {reason}"
         ) from None
     model.card = card  # type: ignore[assignment]
 
@@ -215,8 +216,8 @@ def _torchvision(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
     if name not in known:
         raise unknown_name("torchvision model", name, known)
     entries = models.get_model_weights(name)
-    if weights != DEFAULT and not _is_file(weights) and str(weights) not in entries.__members__:
-        raise _unknown_weights(weights, ["DEFAULT", *entries.__members__])
+    if weights != DEFAULT and not is_weights_file(weights) and str(weights) not in entries.__members__:
+        raise unknown_weights(weights, ["DEFAULT", *entries.__members__])
     entry = entries[str(weights)] if str(weights) in entries.__members__ else entries.DEFAULT
     preset = entry.transforms()
     facts = Facts(
@@ -226,10 +227,10 @@ def _torchvision(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
         classes=tuple(entry.meta["categories"]),
         resize=preset.resize_size[0] if len(preset.resize_size) == 1 else tuple(preset.resize_size),
         interpolation=preset.interpolation.value,
-        weights=str(weights) if _is_file(weights) else entry.name,
+        weights=str(weights) if is_weights_file(weights) else entry.name,
     )
-    if not _is_file(weights):
-        with _downloads(f"torchvision/{name}", entry.url, _torch_hub_folder()), _tensors_only():
+    if not is_weights_file(weights):
+        with explain_failed_download(f"torchvision/{name}", entry.url, _torch_hub_folder()), tensors_only():
             return models.get_model(name, weights=entry, progress=False), facts
     state = {key: value for key, value in read_state(weights).items() if not key.startswith(_AUXILIARY)}
     if "densenet" in name:
@@ -242,7 +243,7 @@ def _torchvision(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
         net: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **more)
         return net
 
-    return _loaded(make, state, f"torchvision/{name}", weights), facts
+    return load_fitting(make, state, f"torchvision/{name}", weights), facts
 
 
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -255,21 +256,6 @@ def _torch_hub_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-@contextmanager
-def _tensors_only() -> Iterator[None]:
-    """Make torch.load refuse anything but tensors inside, whoever calls it."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
 # --- timm ------------------------------------------------------------------------------------------------
 
 
@@ -278,8 +264,8 @@ def _timm(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
     architecture = name.partition(".")[0]
     if architecture not in timm.list_models():
         raise unknown_name("timm model", architecture, timm.list_models())
-    if weights != DEFAULT and not _is_file(weights):
-        raise _unknown_weights(weights, ["DEFAULT"])
+    if weights != DEFAULT and not is_weights_file(weights):
+        raise unknown_weights(weights, ["DEFAULT"])
 
     def make(num_classes: int) -> nn.Module:
         net: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
@@ -293,10 +279,10 @@ def _timm(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
             )
         hub = config.hf_hub_id
         source = f"https://huggingface.co/{hub}/resolve/main/model.safetensors" if hub else config.url
-        with _downloads(f"timm/{name}", source, None), _tensors_only():
+        with explain_failed_download(f"timm/{name}", source, None), tensors_only():
             net = timm.create_model(name, pretrained=True)
         return net, replace(_facts_of_timm(net), weights=config.tag or "DEFAULT")
-    net = _loaded(make, read_state(weights), f"timm/{name}", weights)
+    net = load_fitting(make, read_state(weights), f"timm/{name}", weights)
     return net, replace(_facts_of_timm(net), weights=str(weights))
 
 
@@ -307,6 +293,7 @@ def _facts_of_timm(net: nn.Module) -> Facts:
     channels, *size = config["input_size"]
     shorter = int(min(size) / config["crop_pct"])  # as timm's own transform for evaluation
     subset = timm.data.infer_imagenet_subset(net)
+    names: tuple[str, ...] | None
     if subset == "imagenet-1k":
         names = imagenet_classes()
     else:
@@ -328,11 +315,11 @@ def _facts_of_timm(net: nn.Module) -> Facts:
 
 def _transformers(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
     transformers = _library("transformers", "hf")
-    if weights != DEFAULT and not _is_file(weights):
-        raise _unknown_weights(weights, ["DEFAULT"])
+    if weights != DEFAULT and not is_weights_file(weights):
+        raise unknown_weights(weights, ["DEFAULT"])
     classifier = transformers.AutoModelForImageClassification
     source = f"https://huggingface.co/{name}/tree/main"
-    with _downloads(f"hf/{name}", source, None, folder=True), _tensors_only():
+    with explain_failed_download(f"hf/{name}", source, None, folder=True), tensors_only():
         processor = transformers.AutoImageProcessor.from_pretrained(name)
         config = transformers.AutoConfig.from_pretrained(name)
         if weights == DEFAULT:
@@ -345,7 +332,7 @@ def _transformers(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
             made: nn.Module = classifier.from_config(config)
             return made
 
-        net = _loaded(make, read_state(weights), f"hf/{name}", weights, usual=config.num_labels)
+        net = load_fitting(make, read_state(weights), f"hf/{name}", weights, usual=config.num_labels)
     facts = replace(_facts_of_transformer(net, processor), weights=str(weights))
     return Logits(net), facts
 
@@ -367,7 +354,11 @@ def _facts_of_processor(processor: Any) -> Facts:
 
     modes = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
     sizes = dict(getattr(processor, "size", None) or {})
-    crops = dict(getattr(processor, "crop_size", None) or {}) if getattr(processor, "do_center_crop", None) else {}
+    crops = (
+        dict(getattr(processor, "crop_size", None) or {})
+        if getattr(processor, "do_center_crop", None)
+        else {}
+    )
     resize: int | tuple[int, int] | None
     if sizes.get("shortest_edge"):
         resize = int(sizes["shortest_edge"])
@@ -434,109 +425,6 @@ def imagenet_classes() -> tuple[str, ...]:
     from torchvision.models import ResNet50_Weights
 
     return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
-
-
-# --- weights -------------------------------------------------------------------------------------------
-
-
-def read_state(path: str | Path) -> State:
-    """Return the state dict in a .safetensors file, or in one of torch.save that holds nothing but tensors.
-
-    A dict that holds it as "state_dict", "model_state_dict" or "model" is unwrapped, and the prefix "module."
-    of DataParallel is removed.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing or damaged, or holds something else.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise CheckpointError(f"there is no file '{path}'; name the file that holds the state dict")
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"'{path}' cannot be read ({error}); fetch it again") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"'{path}' holds more than tensors, and reading that could run code of its author, so it is refused; "
-            "save the state dict alone: torch.save(model.state_dict(), …), or safetensors.torch.save_file"
-        ) from error
-    except Exception as error:  # torch raises whatever it met
-        raise CheckpointError(f"'{path}' is damaged or no file of torch.save; fetch it again") from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(each, Tensor) for each in state.values()):
-        raise CheckpointError(
-            f"'{path}' does not hold a state dict (names → tensors); save model.state_dict()"
-        )
-    prefix = "module."
-    return {str(key).removeprefix(prefix): value for key, value in state.items()}
-
-
-def _loaded(
-    make: Callable[[int], nn.Module], state: State, name: str, path: str | Path, *, usual: int = 1000
-) -> nn.Module:
-    """The network with as many classes as the state dict has, and its weights."""
-    with torch.device("meta"):
-        outline = make(usual).state_dict()
-    pairs = {
-        (len(tensor), len(state[key]))
-        for key, tensor in outline.items()
-        if key in state and tensor.ndim and state[key].ndim == tensor.ndim and len(tensor) != len(state[key])
-    }
-    classes = pairs.pop()[1] if len(pairs) == 1 else usual
-    net = make(classes)
-    try:
-        net.load_state_dict(state)
-    except RuntimeError as error:
-        problem = str(error).split("\n")[1].strip()
-        raise CheckpointError(
-            f"'{path}' holds the weights of another architecture than '{name}': {problem}"
-        ) from None
-    return net
-
-
-@contextmanager
-def _downloads(name: str, source: str, cache: Path | None, *, folder: bool = False) -> Iterator[None]:
-    """Turn a failed download inside into an error that says which file to put where."""
-    try:
-        yield
-    except (InputError, CheckpointError):
-        raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"the weights of '{name}' hold more than tensors, and reading that could run code of their author, "
-            "so they are refused"
-        ) from error
-    except Exception as error:  # every library raises its own errors when there is no network or no such file
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        file = source.rpartition("/")[2]
-        if folder:
-            advice = (
-                f"copy the files of {source} (config.json, preprocessor_config.json, model.safetensors) into a "
-                "folder and load 'hf/FOLDER'"
-            )
-        elif cache is not None:
-            advice = f"fetch {source} elsewhere and copy it to '{cache / file}'"
-        else:
-            advice = f"fetch {source} elsewhere and pass weights='{file}'"
-        raise CheckpointError(f"the weights of '{name}' could not be loaded ({reason}); {advice}") from error
-
-
-def _is_file(weights: str | Path) -> bool:
-    return isinstance(weights, Path) or Path(weights).suffix in (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
-
-
-def _unknown_weights(weights: object, known: Sequence[str]) -> InputError:
-    return InputError(
-        f"weights={weights!r} is neither one of {', '.join(dict.fromkeys(known))} nor a file that ends with .pth, .pt, .bin "
-        "or .safetensors"
-    )
 
 
 def _library(module: str, extra: str) -> Any:
