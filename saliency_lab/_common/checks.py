@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from saliency_lab._common.errors import InputError
 
@@ -48,17 +48,18 @@ def check_images(x: Tensor) -> Tensor:
         raise InputError(
             f"images must lie in [0, 1], but image {first} spans "
             f"[{x[first].min():.4g}, {x[first].max():.4g}]; scale them to [0, 1] and let the model "
-            "normalise inside (saliency_lab.Normalised wraps one that does not)"
+            "normalise inside (saliency_lab.wrap makes such a model of one that does not)"
         )
     return x
 
 
 def _batch_of(x: object) -> str:
     """How to make a tensor of images out of what was given for one."""
-    if isinstance(x, DataLoader):
-        return "take a batch out of it: x, y = next(iter(loader))"
-    if isinstance(x, Dataset):
-        return "take a batch out of it: x, y = next(iter(DataLoader(data, batch_size=64)))"
+    items = list(x[:1]) if isinstance(x, tuple | list) else [x]
+    if any(isinstance(each, str | PathLike) or hasattr(each, "getbands") for each in items):
+        return "read files and PIL images with saliency_lab.load_images"
+    if isinstance(x, Mapping):
+        return "choose one part of it, such as data['test']"
     if isinstance(x, tuple | list) and any(isinstance(each, Tensor) for each in x):
         return "unpack images and labels: x, y = batch (torch.stack makes one tensor of a list of images)"
     return "use torch.as_tensor"
@@ -83,7 +84,7 @@ def check_logits(output: object, count: int) -> Tensor:
         part = '["logits"]' if isinstance(output, Mapping) else "[0]"
     raise InputError(
         f"{told} {type(output).__name__}; wrap it: a module whose forward returns model(x){part}, or "
-        "wherever its logits are"
+        "wherever its logits are (saliency_lab.wrap does this for image classifiers of transformers)"
     )
 
 

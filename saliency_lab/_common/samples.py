@@ -6,7 +6,7 @@ Every public function that takes images reads them with `read_sample`, so that a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +20,10 @@ from saliency_lab._common.seeding import preserved_rng
 
 _IMAGE_KEYS = ("image", "img", "images", "pixel_values")
 _LABEL_KEYS = ("label", "labels", "fine_label", "target", "class")
+
+
+Images: TypeAlias = Any
+"""What public functions take as images: see `read_sample`."""
 
 
 class RawSample(NamedTuple):
@@ -71,6 +75,20 @@ def read_sample(x: Any, y: Any = None) -> RawSample:
     else:
         found = RawSample(x)
     return found if y is None else found._replace(y=y)
+
+
+def read_labelled(x: Images, y: Tensor | None = None) -> tuple[Any, Any]:
+    """Return the images and labels of `read_sample`, where labels are needed.
+
+    Raises
+    ------
+    InputError
+        As `read_sample`; also if there are no labels.
+    """
+    images, labels, _ = read_sample(x, y)
+    if labels is None:
+        raise InputError("labels are needed: pass y=…, one class per image, or images with labels")
+    return images, labels
 
 
 def read_items(dataset: Any, label: str) -> tuple[list[Tensor], list[int] | None, list[Tensor] | None]:

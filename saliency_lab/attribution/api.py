@@ -23,6 +23,7 @@ from saliency_lab._common.inference import (
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import versions
 from saliency_lab._common.registry import given_settings
+from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attribution.batch import Batch, pass_rows
@@ -36,7 +37,7 @@ OwnMethod = Callable[..., Tensor]
 
 def attribute(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     y: Tensor | None = None,
     method: str | OwnMethod = "saliency",
     *,
@@ -54,8 +55,9 @@ def attribute(
     ----------
     model : nn.Module
         Maps images to logits (N, K).
-    x : Tensor
-        Images (N, C, H, W), floating point in [0, 1].
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W), floating point in [0, 1]; or a pair (images, labels), what `load_images` returns,
+        or a loader or data set of torch or Hugging Face, whose labels are used unless `y` is given.
     y : Tensor, optional
         Labels (N,), needed for `target="label"`.
     method : str or callable
@@ -95,6 +97,7 @@ def attribute(
     name, run = chosen.name, chosen.run
     parsed = parse_settings(chosen.settings, settings, of=f"method '{name}'")
     seed = check_seed(seed)
+    x, y, _ = read_sample(x, y)
     with gradients_recorded(), unfit_images_told(model, x), undisturbed(model), preserved_rng(seed):
         x = check_images(x).detach()
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)

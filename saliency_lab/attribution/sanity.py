@@ -24,6 +24,7 @@ from saliency_lab._common.inference import (
     unfit_images_told,
 )
 from saliency_lab._common.progress import progress
+from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.attribution.api import attribute
 from saliency_lab.attribution.calls import hidden_part
@@ -126,7 +127,7 @@ class SanityCheck:
 @gradients_recorded()
 def sanity_check(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     y: Tensor | None = None,
     methods: str | Sequence[str] | None = None,
     *,
@@ -155,6 +156,7 @@ def sanity_check(
         As `attribute`; or if there is no method, or the model has no layer to randomise, or was traced,
         scripted or compiled.
     """
+    x, y, _ = read_sample(x, y)
     check_images(x)
     check_module(model)
     check_randomisable(model)
