@@ -97,6 +97,7 @@ def attribute(
     with gradients_recorded(), unfit_images_told(model, x), undisturbed(model), preserved_rng(seed):
         x = check_images(x).detach()
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)
+        parsed = _resolved(method, parsed, model, x)
         values = torch.empty(x.shape, dtype=torch.float32)
         totals = []
         for rows, (maps, total) in _passes(name, run, parsed, seed, model, x, aim):
@@ -160,9 +161,16 @@ def attribute_beside(
     with gradients_recorded(), undisturbed(model), preserved_rng(seed):
         points = check_images(points).detach()
         aim = Target(classes.cpu().clone(), None, int(classes.max()))
+        parsed = _resolved(method, parsed, model, points)
         parts = [maps for _, (maps, _) in _passes(name, run, parsed, seed, model, points, aim, originals)]
     made = torch.cat([part.cpu() for part in parts])
     return made.float() if isinstance(method, str) else made
+
+
+def _resolved(method: str | OwnMethod, parsed: Any, model: nn.Module, x: Tensor) -> Any:
+    """Return the settings with those that only a run of the model tells, such as a layer."""
+    resolve = METHODS[method].resolve if isinstance(method, str) else None
+    return parsed if resolve is None else resolve(model, x[:1].to(device_of(model), dtype_of(model)), parsed)
 
 
 def _passes(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import pandas as pd
-from torch import Tensor
+from torch import Tensor, nn
 
 from saliency_lab._common.registry import Registry
 from saliency_lab._common.settings import Settings, list_settings
@@ -17,11 +17,16 @@ Explained: TypeAlias = tuple[Tensor, Tensor | None]
 """Maps (n, C, H, W), and the scores (n,) they ought to sum to (None where the method promises no sum)."""
 
 
+Resolve: TypeAlias = Callable[[nn.Module, Tensor, Any], Any]
+"""`resolve(model, image, settings)` returns the settings with those that depend on the model filled in."""
+
+
 @dataclass(frozen=True)
 class Method:
-    """One way to attribute.
+    """An attribution method.
 
-    `run(batch, settings)` returns `Explained`; `passes` says in words what it costs an image.
+    `run(batch, settings)` returns `Explained`; `passes` says in words what an image costs. `resolve`, if any,
+    is called once before, with one image (1, C, H, W) of the call, and what it returns is recorded.
     """
 
     name: str
@@ -30,6 +35,7 @@ class Method:
     settings: type[Settings]
     passes: str
     reference: str
+    resolve: Resolve | None = None
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -60,12 +66,18 @@ def settings_of_rows(name: str, settings: Mapping[str, Any], rows: Tensor) -> di
 
 
 def method(
-    name: str, *, family: str, passes: str, reference: str, settings: type[Settings] = Settings
+    name: str,
+    *,
+    family: str,
+    passes: str,
+    reference: str,
+    settings: type[Settings] = Settings,
+    resolve: Resolve | None = None,
 ) -> Callable[[Callable[[Batch, Any], Explained]], Callable[[Batch, Any], Explained]]:
     """Register the decorated function as the method `name`."""
 
     def decorate(run: Callable[[Batch, Any], Explained]) -> Callable[[Batch, Any], Explained]:
-        METHODS.add(name, Method(name, family, run, settings, passes, reference))
+        METHODS.add(name, Method(name, family, run, settings, passes, reference, resolve))
         return run
 
     return decorate
