@@ -27,7 +27,6 @@ import torch
 from torch import Tensor, nn
 
 import saliency_lab as sl
-from saliency_lab.models import cam_layer
 
 TARGETS = {
     "saliency": 1.05,
@@ -83,7 +82,7 @@ def cases(x: Tensor, quick: bool) -> dict[str, Case]:
         "deconvolution": Case({}, 0, 1, lambda m, x, y: ca.Deconvolution(m).attribute(x, target=y)),
         "deep_lift": Case({}, 0, 1, lambda m, x, y: ca.DeepLift(m).attribute(x, target=y)),
         "lrp": Case({}, 0, 1, None),
-        "grad_cam": Case({}, 0, 1, lambda m, x, y: ca.LayerGradCam(m, cam_layer(m)).attribute(x, target=y)),
+        "grad_cam": Case({}, 0, 1, grad_cam),
         "occlusion": Case({"window": window, "stride": window}, 1 + windows, 0, occlude),
         "feature_ablation": Case(
             {"segments": quarters},
