@@ -1,13 +1,11 @@
-"""A user's own metric: an object built with Quantus, or a function."""
+"""Custom metrics: a function of the user's, or an object built with Quantus."""
 
 from __future__ import annotations
 
 import copy
 import sys
-import warnings
 from collections.abc import Callable
-from typing import Any
-from unittest import mock
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,13 +13,12 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.inference import undisturbed
-from saliency_lab._common.own_code import check_callable
+from saliency_lab._common.own_code import check_callable, signature_settings
 from saliency_lab._common.seeding import preserved_rng
-from saliency_lab._common.settings import Settings
-from saliency_lab.metrics.catalogue import Case, Metric, Outcome
+from saliency_lab.metrics.catalogue import Better, Metric, MetricInput, MetricOutput
 from saliency_lab.metrics.explainer import Explaining
 from saliency_lab.metrics.probe import Output
-from saliency_lab.metrics.quantus_engine import quantus_failure
+from saliency_lab.metrics.quantus_engine import no_warnings, quantus_failure, replaced_in_quantus
 
 COMPARE_SAMPLES = {"Consistency", "Sufficiency", "BatchSufficiency"}
 
@@ -34,27 +31,45 @@ class QuantusObject(Explaining):
 
 
 class QuantusLocalisation(QuantusObject):
-    """An object of Quantus's category of localisation scores nothing without them."""
+    """An object of Quantus's category of localisation needs `masks` (N, 1, H, W)."""
 
     masks: Tensor
 
 
 def own_metric(metric: Any) -> Metric:
-    """Describe a Quantus metric object, or a function `f(model, x, y, maps)`, as a metric.
+    """Describe a Quantus metric object, or a function, as a metric.
+
+    Parameters
+    ----------
+    metric : Quantus metric object or callable
+        A function `f(model, x, y, maps, **settings)`. Its parameters after the first four are its settings,
+        validated by their annotations. Either kind says which scores are better by an attribute, such as
+        `f.better = "higher"`; without one, neither are.
+
+    Returns
+    -------
+    Metric
 
     Raises
     ------
     InputError
-        If it is neither.
+        If `metric` is neither, or its settings or its direction are not valid.
+
+    Examples
+    --------
+    >>> def peak(model, x, y, maps, *, scale: float = 1.0):
+    ...     return scale * maps.flatten(1).amax(1)
+    >>> peak.better = "higher"
+    >>> own_metric(peak).better, own_metric(peak).settings()
+    ('higher', peak(scale=1.0))
     """
-    loaded = sys.modules.get("quantus.metrics.base")  # whoever built such an object has imported it
-    if loaded is not None and isinstance(metric, loaded.Metric):
+    if is_quantus_object(metric):
         name = type(metric).__name__
         category = getattr(getattr(metric, "evaluation_category", None), "name", "")
         return Metric(
             name=name,
             family="own",
-            better="neither",
+            better=_direction(metric),
             range="its own",
             reference="the user's own Quantus object",
             settings=QuantusLocalisation if category == "LOCALISATION" else QuantusObject,
@@ -62,42 +77,94 @@ def own_metric(metric: Any) -> Metric:
             needs="nonzero",
             undefined="Quantus returns NaN",
             quantus=lambda case: _quantus_object(metric, case),
+            serial=("quantus",),
             whole=name in COMPARE_SAMPLES,
         )
     if callable(metric) and not isinstance(metric, type):
-        return Metric(
-            name=check_callable(metric, "metric", "model, x, y, maps"),
-            family="own",
-            better="neither",
-            range="its own",
-            reference="the user's own function",
-            settings=Settings,
-            forwards=lambda s, pixels: 0,
-            needs="finite",
-            undefined="the function returns NaN",
-            fast=lambda case: _function(metric, case),
-        )
+        return function_metric(metric, better=_direction(metric))
     raise InputError(
         "metric must be a name of list_metrics(), a Quantus metric object, or a function "
         f"f(model, x, y, maps), not {metric!r}"
     )
 
 
-def _function(metric: Callable[..., Any], case: Case) -> Outcome:
+def is_quantus_object(metric: Any) -> bool:
+    """Say whether `metric` is an object of one of Quantus's metric classes."""
+    loaded = sys.modules.get("quantus.metrics.base")  # whoever built such an object has imported it
+    return loaded is not None and isinstance(metric, loaded.Metric)
+
+
+def function_metric(
+    function: Callable[..., Any],
+    *,
+    better: Better = "neither",
+    name: str | None = None,
+    range: str = "its own",
+    reference: str = "the user's own function",
+) -> Metric:
+    """Describe a function `f(model, x, y, maps, **settings)` as a metric.
+
+    Parameters
+    ----------
+    function : callable
+        Returns one number per sample, (n,), for a block of images (n, C, H, W), labels (n,) and maps. Its
+        parameters after the first four are its settings, validated by their annotations.
+    better : {"higher", "lower", "neither"}
+        Which scores are better.
+    name : str, optional
+        The function's own name by default.
+    range, reference : str
+        For the table of metrics; a range such as "[0, 1]" also bounds confidence intervals.
+
+    Raises
+    ------
+    InputError
+        If the function cannot be called so, or `better` is another word.
+    """
+    settings = signature_settings(function, 4)
+    required = {key: None for key, field in settings.model_fields.items() if field.is_required()}
+    own_name = check_callable(function, "metric", "model, x, y, maps", **required)
+    return Metric(
+        name=name or own_name,
+        family="own",
+        better=_check_direction(better),
+        range=range,
+        reference=reference,
+        settings=settings,
+        forwards=lambda s, pixels: 0,
+        needs="finite",
+        undefined="the function returns NaN",
+        fast=lambda case: _function(function, case),
+    )
+
+
+def _direction(metric: Any) -> Better:
+    return _check_direction(getattr(metric, "better", "neither"))
+
+
+def _check_direction(better: Any) -> Better:
+    if better not in get_args(Better):
+        raise InputError(f"'better' of a metric must be higher, lower or neither, not {better!r}")
+    return better
+
+
+def _function(metric: Callable[..., Any], case: MetricInput) -> MetricOutput:
     probe = case.probe
     x, y = probe.x.to(probe.dtype, copy=True), probe.y.clone()  # the function may write to them
     with undisturbed(probe.model):
-        values = metric(probe.model, x, y, case.maps.float().to(probe.device))
+        values = metric(probe.model, x, y, case.maps.float().to(probe.device), **dict(case.settings))
     values = np.asarray(torch.as_tensor(values).detach().cpu(), dtype=np.float64)
     if values.shape != (len(probe),):
-        raise InputError(f"your metric must return one number a sample, ({len(probe)},), not {values.shape}")
-    return Outcome(values)
+        raise InputError(
+            f"your metric must return one number per sample, ({len(probe)},), not {values.shape}"
+        )
+    return MetricOutput(values)
 
 
-def _quantus_object(metric: Any, case: Case) -> Outcome:
+def _quantus_object(metric: Any, case: MetricInput) -> MetricOutput:
     """Call the object on one sample at a time, so that nothing in it can depend on the batch."""
     if type(metric).__name__ in COMPARE_SAMPLES:
-        return Outcome(np.asarray(_call(metric, case, slice(None), case.probe.seed), dtype=np.float64))
+        return MetricOutput(np.asarray(_call(metric, case, slice(None), case.probe.seed), dtype=np.float64))
     values: list[float] = []
     failures: list[str | None] = []
     for row, seed in enumerate(case.probe.seeds("quantus")):
@@ -111,10 +178,10 @@ def _quantus_object(metric: Any, case: Case) -> Outcome:
                 failure = quantus_failure(error)
         values.append(value)
         failures.append(failure)
-    return Outcome(np.array(values), failures=failures)
+    return MetricOutput(np.array(values), failures=failures)
 
 
-def _call(metric: Any, case: Case, rows: slice, seed: int) -> Any:
+def _call(metric: Any, case: MetricInput, rows: slice, seed: int) -> Any:
     from quantus.helpers.model.pytorch_model import PyTorchModel
 
     fresh = copy.copy(metric)
@@ -124,21 +191,21 @@ def _call(metric: Any, case: Case, rows: slice, seed: int) -> Any:
     probe, settings, explainer = case.probe, case.settings, case.explainer.rows(rows)
 
     def explain(model: nn.Module, inputs: np.ndarray, targets: np.ndarray, **_: Any) -> np.ndarray:
-        inside = torch.as_tensor(np.asarray(inputs), dtype=torch.float32).clamp(0, 1)
-        beside = inside.unflatten(0, (len(explainer), -1))  # all of one image, mostly
+        points = torch.as_tensor(np.asarray(inputs), dtype=torch.float32)
+        points = points.unflatten(0, (len(explainer), -1))  # usually all of one image
         classes = torch.as_tensor(np.asarray(targets)).long().flatten()
-        maps = explainer(model, beside, settings.explain, classes=classes)
+        maps = explainer(model, points, settings.explain, classes=classes)
         return maps.flatten(0, 1).numpy()
 
     maps = case.maps[rows] if settings.masks is None else case.maps[rows].sum(1, keepdim=True)
     try:
+        # Quantus draws from global generators, so one object is called at a time
         with (
+            replaced_in_quantus(calculate_auc=_area),
             undisturbed(probe.model),
-            preserved_rng(seed),
-            warnings.catch_warnings(),
-            mock.patch("quantus.helpers.utils.calculate_auc", _area),
+            preserved_rng(seed, exclusive=True),
+            no_warnings(),
         ):
-            warnings.simplefilter("ignore")
             return fresh(
                 model=probe.model,
                 x_batch=probe.images[rows].cpu().numpy().copy(),
@@ -163,9 +230,9 @@ def _area(values: np.ndarray, dx: int = 1, batched: bool = False) -> Any:
 
 
 def _number(result: Any) -> float:
-    """One number from what Quantus returns for a sample.
+    """Reduce what Quantus returns for a sample to one number.
 
-    A curve becomes its trapezoid area over a range of 1; results by layer or percentage their mean.
+    A curve becomes its trapezoid area over a range of 1; results by layer or percentage become their mean.
     """
     if isinstance(result, dict):
         return float(np.mean([_number(value) for value in result.values()]))
