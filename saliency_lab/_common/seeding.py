@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,7 +106,7 @@ def _generator_states() -> dict[str, Any]:
 
 
 def _restore_generator(name: str, state: Any) -> None:
-    restore = {
+    restore: dict[str, Callable[[Any], object]] = {
         "python": random.setstate,
         "numpy": np.random.set_state,
         "torch": torch.set_rng_state,
