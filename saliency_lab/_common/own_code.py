@@ -8,19 +8,15 @@ import functools
 import inspect
 import sys
 import types
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import create_model
-from pydantic.errors import PydanticUserError
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.settings import Settings
 
 _KNOWN = {"builtins", "saliency_lab", "torch", "torchvision"}
 """Their versions count in keys, or are another's matching pair."""
@@ -55,8 +51,8 @@ def is_installed(module: str) -> bool:
     return file is not None and not _LIBRARIES.isdisjoint(Path(file).parts)
 
 
-def check_callable(function: Callable[..., Any], kind: str, arguments: str, **settings: Any) -> str:
-    """Return the name of a user's function that takes these arguments, or say what it would be called with.
+def check_callable(function: Callable[..., Any], kind: str, arguments: str) -> str:
+    """Return the name of a user's function that takes these positional arguments; its settings follow them.
 
     >>> check_callable(lambda model, x, y, maps: maps.mean((1, 2, 3)), "metric", "model, x, y, maps")
     '<lambda>'
@@ -72,49 +68,10 @@ def check_callable(function: Callable[..., Any], kind: str, arguments: str, **se
     except ValueError:  # written in C, it has none to look at
         return name
     try:
-        called.bind(*arguments.split(", "), **settings)
+        called.bind_partial(*arguments.split(", "))
     except TypeError as error:
-        more = ", **settings" if settings else ""
-        raise InputError(f"{kind} '{name}' is called as ({arguments}{more}): {error}") from None
+        raise InputError(f"{kind} '{name}' is called as ({arguments}, **settings): {error}") from None
     return name
-
-
-def signature_settings(function: Callable[..., Any], arguments: int) -> type[Settings]:
-    """Build a settings model from the parameters of a user's function after its first `arguments` ones.
-
-    Annotations are validated as those of a bundled metric are, and defaults are shown in tables. Parameters
-    whose name begins with an underscore, `*args` and `**kwargs` are no settings.
-
-    >>> def centre_mass(model, x, y, maps, *, share: float = 0.5): ...
-    >>> signature_settings(centre_mass, 4)()
-    centre_mass(share=0.5)
-
-    Raises
-    ------
-    InputError
-        If an annotation cannot be validated.
-    """
-    name = getattr(function, "__name__", type(function).__name__)
-    try:
-        parameters = list(inspect.signature(function).parameters.values())[arguments:]
-    except ValueError:  # a function written in C has no signature
-        return Settings
-    call = function if inspect.isroutine(function) else getattr(function, "func", type(function).__call__)
-    try:
-        types = typing.get_type_hints(call, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # a name that exists for type checkers alone
-        types = {}
-    fields: dict[str, Any] = {}
-    for each in parameters:
-        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) or each.name.startswith("_"):
-            continue
-        fields[each.name] = (types.get(each.name, Any), ... if each.default is each.empty else each.default)
-    if not fields:
-        return Settings
-    try:
-        return create_model(name.strip("<>"), __base__=Settings, **fields)
-    except (PydanticUserError, NameError, TypeError) as error:
-        raise InputError(f"the settings of '{name}' cannot be validated: {error}") from None
 
 
 def used_globals(function: Callable[..., Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.inference import undisturbed
-from saliency_lab._common.own_code import check_callable, signature_settings
+from saliency_lab._common.own_code import check_callable
+from saliency_lab._common.registry import Extension, given_settings, settings_of
 from saliency_lab._common.seeding import preserved_rng
-from saliency_lab.metrics.catalogue import Better, Metric, MetricInput, MetricOutput
+from saliency_lab.metrics.catalogue import METRICS, Metric, MetricInput, MetricOutput
 from saliency_lab.metrics.explainer import Explaining
 from saliency_lab.metrics.probe import Output
 from saliency_lab.metrics.quantus_engine import no_warnings, quantus_failure, replaced_in_quantus
@@ -36,40 +37,23 @@ class QuantusLocalisation(QuantusObject):
     masks: Tensor
 
 
-def own_metric(metric: Any) -> Metric:
-    """Describe a Quantus metric object, or a function, as a metric.
-
-    Parameters
-    ----------
-    metric : Quantus metric object or callable
-        A function `f(model, x, y, maps, **settings)`. Its parameters after the first four are its settings,
-        validated by their annotations. Either kind says which scores are better by an attribute, such as
-        `f.better = "higher"`; without one, neither are.
-
-    Returns
-    -------
-    Metric
+def custom_metric(extension: Extension) -> Metric:
+    """Describe a Quantus metric object, or a function `f(model, x, y, maps, **settings)`, as a metric.
 
     Raises
     ------
     InputError
-        If `metric` is neither, or its settings or its direction are not valid.
-
-    Examples
-    --------
-    >>> def peak(model, x, y, maps, *, scale: float = 1.0):
-    ...     return scale * maps.flatten(1).amax(1)
-    >>> peak.better = "higher"
-    >>> own_metric(peak).better, own_metric(peak).settings()
-    ('higher', peak(scale=1.0))
+        If it is neither.
     """
-    if is_quantus_object(metric):
-        name = type(metric).__name__
+    metric, name = extension.item, extension.name
+    loaded = sys.modules.get("quantus.metrics.base")  # whoever built such an object has imported it
+    if loaded is not None and isinstance(metric, loaded.Metric):
+        kind = type(metric).__name__
         category = getattr(getattr(metric, "evaluation_category", None), "name", "")
         return Metric(
             name=name,
             family="own",
-            better=_direction(metric),
+            better=extension.better,
             range="its own",
             reference="the user's own Quantus object",
             settings=QuantusLocalisation if category == "LOCALISATION" else QuantusObject,
@@ -78,81 +62,37 @@ def own_metric(metric: Any) -> Metric:
             undefined="Quantus returns NaN",
             quantus=lambda case: _quantus_object(metric, case),
             serial=("quantus",),
-            whole=name in COMPARE_SAMPLES,
+            whole=kind in COMPARE_SAMPLES,
         )
     if callable(metric) and not isinstance(metric, type):
-        return function_metric(metric, better=_direction(metric))
+        check_callable(metric, "metric", "model, x, y, maps")
+        return Metric(
+            name=name,
+            family="own",
+            better=extension.better,
+            range="its own",
+            reference="the user's own function",
+            settings=settings_of(extension, 4),
+            forwards=lambda s, pixels: 0,
+            needs="finite",
+            undefined="the function returns NaN",
+            fast=lambda case: _function(metric, case),
+        )
     raise InputError(
         "metric must be a name of list_metrics(), a Quantus metric object, or a function "
         f"f(model, x, y, maps), not {metric!r}"
     )
 
 
-def is_quantus_object(metric: Any) -> bool:
-    """Say whether `metric` is an object of one of Quantus's metric classes."""
-    loaded = sys.modules.get("quantus.metrics.base")  # whoever built such an object has imported it
-    return loaded is not None and isinstance(metric, loaded.Metric)
-
-
-def function_metric(
-    function: Callable[..., Any],
-    *,
-    better: Better = "neither",
-    name: str | None = None,
-    range: str = "its own",
-    reference: str = "the user's own function",
-) -> Metric:
-    """Describe a function `f(model, x, y, maps, **settings)` as a metric.
-
-    Parameters
-    ----------
-    function : callable
-        Returns one number per sample, (n,), for a block of images (n, C, H, W), labels (n,) and maps. Its
-        parameters after the first four are its settings, validated by their annotations.
-    better : {"higher", "lower", "neither"}
-        Which scores are better.
-    name : str, optional
-        The function's own name by default.
-    range, reference : str
-        For the table of metrics; a range such as "[0, 1]" also bounds confidence intervals.
-
-    Raises
-    ------
-    InputError
-        If the function cannot be called so, or `better` is another word.
-    """
-    settings = signature_settings(function, 4)
-    required = {key: None for key, field in settings.model_fields.items() if field.is_required()}
-    own_name = check_callable(function, "metric", "model, x, y, maps", **required)
-    return Metric(
-        name=name or own_name,
-        family="own",
-        better=_check_direction(better),
-        range=range,
-        reference=reference,
-        settings=settings,
-        forwards=lambda s, pixels: 0,
-        needs="finite",
-        undefined="the function returns NaN",
-        fast=lambda case: _function(function, case),
-    )
-
-
-def _direction(metric: Any) -> Better:
-    return _check_direction(getattr(metric, "better", "neither"))
-
-
-def _check_direction(better: Any) -> Better:
-    if better not in get_args(Better):
-        raise InputError(f"'better' of a metric must be higher, lower or neither, not {better!r}")
-    return better
+METRICS.adapt = custom_metric
 
 
 def _function(metric: Callable[..., Any], case: MetricInput) -> MetricOutput:
     probe = case.probe
     x, y = probe.x.to(probe.dtype, copy=True), probe.y.clone()  # the function may write to them
     with undisturbed(probe.model):
-        values = metric(probe.model, x, y, case.maps.float().to(probe.device), **dict(case.settings))
+        maps = case.maps.float().to(probe.device)
+        values = metric(probe.model, x, y, maps, **given_settings(case.settings))
     values = np.asarray(torch.as_tensor(values).detach().cpu(), dtype=np.float64)
     if values.shape != (len(probe),):
         raise InputError(

@@ -15,7 +15,7 @@ import saliency_lab as sl
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab.metrics import evaluate_detailed, evaluate_many
-from saliency_lab.metrics.own import function_metric, own_metric
+from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.metrics.probe import Probe
 
 QUIET = {"disable_warnings": True, "return_aggregate": False}
@@ -119,18 +119,6 @@ class TestFunctionWithSettings:
             sl.evaluate(*scene, scaled, factor=2.0), 2 * scene[3].flatten(1).amax(1), rtol=1e-6
         )
 
-    def test_a_function_declares_its_direction(self):
-        def peak(model, x, y, maps):
-            return maps.flatten(1).amax(1)
-
-        assert own_metric(peak).better == "neither"
-        peak.better = "higher"
-        assert own_metric(peak).better == "higher"
-        assert function_metric(peak, better="lower", range="[0, 1]").bounds == (0.0, 1.0)
-        peak.better = "up"
-        with pytest.raises(InputError, match="higher, lower or neither, not 'up'"):
-            own_metric(peak)
-
 
 class TestQuantusObjectsOfPointsOutsideTheRange:
     """The map and the distance belong to one point, also where Quantus leaves [0, 1]."""
@@ -171,7 +159,7 @@ class TestQuantusObjectsOfPointsOutsideTheRange:
 
 
 def test_function_of_other_arguments_is_refused(scene):
-    with pytest.raises(InputError, match=r"'<lambda>' is called as \(model, x, y, maps\): too many"):
+    with pytest.raises(InputError, match=r"is called as \(model, x, y, maps, \*\*settings\): too many"):
         sl.evaluate(*scene, lambda maps: maps)
 
 
@@ -230,4 +218,4 @@ class TestMapsMadeAgain:
 
 
 def test_an_own_metric_has_no_bounds():
-    assert own_metric(lambda model, x, y, maps: torch.zeros(len(x))).bounds == (-np.inf, np.inf)
+    assert METRICS.find(lambda model, x, y, maps: torch.zeros(len(x))).bounds == (-np.inf, np.inf)
