@@ -27,6 +27,7 @@ _ROOMS = {
     "transfer_attack": "attacks",
     "worst_case": "attacks",
     "explore": "explorer",
+    "report": "reporting",
     "ImageData": "data",
     "list_datasets": "data",
     "load_dataset": "data",
@@ -47,6 +48,8 @@ _ROOMS = {
     "Comparison": "comparison",
     "Study": "study",
     "list_studies": "experiment",
+    "register": "_common.registry",
+    "Settings": "_common.settings",
     "SaliencyLabError": "_common.errors",
     "show_progress": "_common.progress",
 }
@@ -54,6 +57,8 @@ _ROOMS = {
 if TYPE_CHECKING:
     from saliency_lab._common.errors import SaliencyLabError
     from saliency_lab._common.progress import show_progress
+    from saliency_lab._common.registry import register
+    from saliency_lab._common.settings import Settings
     from saliency_lab.attacks import (
         AttackResult,
         attack,
@@ -81,6 +86,7 @@ if TYPE_CHECKING:
         load_model,
         save_model,
     )
+    from saliency_lab.reporting import report
     from saliency_lab.study import Study
     from saliency_lab.training import list_recipes, load_recipe, train
 
@@ -92,6 +98,7 @@ __all__ = [
     "ModelCard",
     "Normalised",
     "SaliencyLabError",
+    "Settings",
     "Study",
     "attack",
     "attack_map",
@@ -114,6 +121,8 @@ __all__ = [
     "load_model",
     "load_recipe",
     "minimal_epsilon",
+    "register",
+    "report",
     "robustness_curve",
     "sanity_check",
     "save_model",

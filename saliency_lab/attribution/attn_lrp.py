@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.calls import PRODUCTS, Call, calls, check_visible, deliver, depending
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.fused_attention import AttentionRule
@@ -28,7 +29,6 @@ from saliency_lab.attribution.lrp import (
     propagate,
     stabilised,
 )
-from saliency_lab.attribution.task import Task
 
 ADDITION = SUM | DIFFERENCE | FROM_CONSTANT
 
@@ -203,7 +203,7 @@ class AttnLrpSettings(Settings):
     reference="Achtibat et al., ICML 2024",
     settings=AttnLrpSettings,
 )
-def attn_lrp(task: Task, settings: AttnLrpSettings) -> Explained:
+def attn_lrp(batch: Batch, settings: AttnLrpSettings) -> Explained:
     """Relevance of each input value, through attention, normalisation layers and products.
 
     Softmax by its Taylor expansion, products of activations half to each factor, normalisation layers as if
@@ -214,10 +214,10 @@ def attn_lrp(task: Task, settings: AttnLrpSettings) -> Explained:
     InputError
         Names the modules with operations that have no rule.
     """
-    check_visible(task.model, "attn_lrp")
+    check_visible(batch.model, "attn_lrp")
     layers: LayerRule = "gamma" if settings.gamma else "epsilon"
     rule = _AttentionPropagation(
         Composite(layers, layers), epsilon=settings.epsilon, gamma=settings.gamma, rules={}
     )
-    relevance, _ = propagate(task, rule, "attn_lrp")
+    relevance, _ = propagate(batch, rule, "attn_lrp")
     return relevance, None

@@ -14,6 +14,7 @@ from torch.autograd import Function
 
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.batch import Batch, slope
 from saliency_lab.attribution.calls import (
     AVERAGE_POOL,
     CONTRACTIONS,
@@ -37,7 +38,6 @@ from saliency_lab.attribution.calls import (
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.deeplift import covers
 from saliency_lab.attribution.fused_attention import FUSED
-from saliency_lab.attribution.task import Task, slope
 
 LayerRule = Literal[
     "epsilon", "gamma", "alpha1_beta0", "alpha2_beta1", "excitation", "flat", "w_square", "box"
@@ -186,7 +186,7 @@ class _FirstInput(Rule):
         return func(*args, **kwargs)
 
 
-def input_box(task: Task) -> tuple[Tensor, Tensor]:
+def input_box(batch: Batch) -> tuple[Tensor, Tensor]:
     """Lowest and highest input (1, …) of the first layer, for images in [0, 1].
 
     What stands in front of the layer, such as a normalisation, is run on a black and on a white image.
@@ -195,10 +195,10 @@ def input_box(task: Task) -> tuple[Tensor, Tensor]:
     for value in (0.0, 1.0):
         watch = _FirstInput()
         with torch.enable_grad(), watch:
-            task.model(torch.full_like(task.x[:1], value).requires_grad_(True) * 1.0)
+            batch.model(torch.full_like(batch.x[:1], value).requires_grad_(True) * 1.0)
         if watch.input is None:
             raise InputError(
-                f"lrp's rule 'box' needs a convolution or a linear layer, and {type(task.model).__name__} "
+                f"lrp's rule 'box' needs a convolution or a linear layer, and {type(batch.model).__name__} "
                 "calls none; use the preset 'epsilon'"
             )
         ends.append(watch.input)
@@ -381,7 +381,7 @@ class Propagation(Rule):
         return alone
 
 
-def propagate(task: Task, rule: Propagation, method: str) -> tuple[Tensor, Tensor]:
+def propagate(batch: Batch, rule: Propagation, method: str) -> tuple[Tensor, Tensor]:
     """Relevance of each input value, and the scores, by one pass each way under `rule`.
 
     Raises
@@ -389,14 +389,14 @@ def propagate(task: Task, rule: Propagation, method: str) -> tuple[Tensor, Tenso
     InputError
         Names the modules with operations that have no rule, and a method that has.
     """
-    points = task.x.detach().clone().requires_grad_(True)
+    points = batch.x.detach().clone().requires_grad_(True)
     with torch.enable_grad():
-        with track_modules(task.model, rule.running), rule:
-            logits = task.model(points.clone())
-        scores = task.target.pick(logits)
-        start = task.target.pick(logits * logits.detach()).sum()  # its gradient is the logits' relevance
+        with track_modules(batch.model, rule.running), rule:
+            logits = batch.model(points.clone())
+        scores = batch.target.pick(logits)
+        start = batch.target.pick(logits * logits.detach()).sum()  # its gradient is the logits' relevance
     if rule.refused:
-        beyond = trace(task.model, task.x[:1], lambda *call: not covers(*call))
+        beyond = trace(batch.model, batch.x[:1], lambda *call: not covers(*call))
         instead = "Use 'integrated_gradients' on this model."
         if not beyond:
             instead = "Use 'deep_lift' or a gradient."
@@ -405,16 +405,16 @@ def propagate(task: Task, rule: Propagation, method: str) -> tuple[Tensor, Tenso
         refuse(
             method,
             "has no rule for some of this model's operations",
-            trace(task.model, task.x[:1], lambda func, *_: func in rule.refused),
+            trace(batch.model, batch.x[:1], lambda func, *_: func in rule.refused),
             instead,
         )
     if unused := set(rule.rules) - rule.applied:
         name = min(unused)
-        kind = type(task.model.get_submodule(name)).__name__
+        kind = type(batch.model.get_submodule(name)).__name__
         raise InputError(
             f"{method}: a rule is given for '{name}' ({kind}), in which no convolution or linear layer runs"
         )
-    return slope(start, points, task.model), scores.detach()
+    return slope(start, points, batch.model), scores.detach()
 
 
 class LrpSettings(Settings):
@@ -443,7 +443,7 @@ class LrpSettings(Settings):
     reference="Bach et al., PLOS ONE 2015; Montavon et al., 2019 (presets)",
     settings=LrpSettings,
 )
-def lrp(task: Task, settings: LrpSettings) -> Explained:
+def lrp(batch: Batch, settings: LrpSettings) -> Explained:
     """Relevance of each input value; sums to the score, less what biases absorb.
 
     Raises
@@ -451,8 +451,8 @@ def lrp(task: Task, settings: LrpSettings) -> Explained:
     InputError
         Names the modules with operations that have no rule, such as attention.
     """
-    check_visible(task.model, "lrp")
-    modules = dict(task.model.named_modules())
+    check_visible(batch.model, "lrp")
+    modules = dict(batch.model.named_modules())
     for name in settings.rules:
         if name not in modules:
             raise unknown_name("layer", name, filter(None, modules))
@@ -463,6 +463,6 @@ def lrp(task: Task, settings: LrpSettings) -> Explained:
         epsilon=settings.epsilon,
         gamma=settings.gamma,
         rules=settings.rules,
-        box=input_box(task) if boxed else None,
+        box=input_box(batch) if boxed else None,
     )
-    return propagate(task, rule, "lrp")
+    return propagate(batch, rule, "lrp")

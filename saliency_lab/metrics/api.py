@@ -24,7 +24,6 @@ from saliency_lab.attribution import Attributions
 from saliency_lab.metrics.catalogue import METRICS, Case, Curve, Engine, Metric, Outcome
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import check_maps, take_maps, unusable
-from saliency_lab.metrics.own import own_metric
 from saliency_lab.metrics.probe import Probe, require_logits
 from saliency_lab.metrics.quantus_engine import quantus_failure
 
@@ -192,7 +191,7 @@ class Job:
 
 def make_job(metric: Any, settings: Mapping[str, Any], engine: Engine | None) -> Job:
     """Check a metric (a name, a Quantus object or a function), its settings and its engine."""
-    found = METRICS[metric] if isinstance(metric, str) else own_metric(metric)
+    found = METRICS.find(metric)
     chosen = found.engines[0] if engine is None else engine
     if chosen not in found.engines:
         raise InputError(

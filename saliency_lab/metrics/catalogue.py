@@ -107,7 +107,7 @@ class Metric:
         return [name for name in ("fast", "quantus") if getattr(self, name) is not None]
 
 
-METRICS: Registry[Metric] = Registry("metric")
+METRICS: Registry[Metric] = Registry("metric", "metric")
 
 NOT_A_NUMBER = "the model's answer is not a number"
 """Why a score of answers is NaN."""

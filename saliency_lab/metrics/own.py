@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.inference import undisturbed
 from saliency_lab._common.own_code import check_callable
+from saliency_lab._common.registry import Extension, given_settings, settings_of
 from saliency_lab._common.seeding import preserved_rng
-from saliency_lab._common.settings import Settings
-from saliency_lab.metrics.catalogue import Case, Metric, Outcome
+from saliency_lab.metrics.catalogue import METRICS, Case, Metric, Outcome
 from saliency_lab.metrics.explainer import Explaining
 from saliency_lab.metrics.probe import Output
 from saliency_lab.metrics.quantus_engine import quantus_failure
@@ -39,22 +39,23 @@ class QuantusLocalisation(QuantusObject):
     masks: Tensor
 
 
-def own_metric(metric: Any) -> Metric:
-    """Describe a Quantus metric object, or a function `f(model, x, y, maps)`, as a metric.
+def custom_metric(extension: Extension) -> Metric:
+    """Describe a Quantus metric object, or a function `f(model, x, y, maps, **settings)`, as a metric.
 
     Raises
     ------
     InputError
         If it is neither.
     """
+    metric, name = extension.item, extension.name
     loaded = sys.modules.get("quantus.metrics.base")  # whoever built such an object has imported it
     if loaded is not None and isinstance(metric, loaded.Metric):
-        name = type(metric).__name__
+        kind = type(metric).__name__
         category = getattr(getattr(metric, "evaluation_category", None), "name", "")
         return Metric(
             name=name,
             family="own",
-            better="neither",
+            better=extension.better,
             range="its own",
             reference="the user's own Quantus object",
             settings=QuantusLocalisation if category == "LOCALISATION" else QuantusObject,
@@ -62,16 +63,17 @@ def own_metric(metric: Any) -> Metric:
             needs="nonzero",
             undefined="Quantus returns NaN",
             quantus=lambda case: _quantus_object(metric, case),
-            whole=name in COMPARE_SAMPLES,
+            whole=kind in COMPARE_SAMPLES,
         )
     if callable(metric) and not isinstance(metric, type):
+        check_callable(metric, "metric", "model, x, y, maps")
         return Metric(
-            name=check_callable(metric, "metric", "model, x, y, maps"),
+            name=name,
             family="own",
-            better="neither",
+            better=extension.better,
             range="its own",
             reference="the user's own function",
-            settings=Settings,
+            settings=settings_of(extension, 4),
             forwards=lambda s, pixels: 0,
             needs="finite",
             undefined="the function returns NaN",
@@ -83,11 +85,15 @@ def own_metric(metric: Any) -> Metric:
     )
 
 
+METRICS.adapt = custom_metric
+
+
 def _function(metric: Callable[..., Any], case: Case) -> Outcome:
     probe = case.probe
     x, y = probe.x.to(probe.dtype, copy=True), probe.y.clone()  # the function may write to them
     with undisturbed(probe.model):
-        values = metric(probe.model, x, y, case.maps.float().to(probe.device))
+        maps = case.maps.float().to(probe.device)
+        values = metric(probe.model, x, y, maps, **given_settings(case.settings))
     values = np.asarray(torch.as_tensor(values).detach().cpu(), dtype=np.float64)
     if values.shape != (len(probe),):
         raise InputError(f"your metric must return one number a sample, ({len(probe)},), not {values.shape}")

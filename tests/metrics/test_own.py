@@ -10,7 +10,7 @@ import torch
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError
 from saliency_lab.metrics import evaluate_detailed, evaluate_many
-from saliency_lab.metrics.own import own_metric
+from saliency_lab.metrics.catalogue import METRICS
 
 QUIET = {"disable_warnings": True, "return_aggregate": False}
 
@@ -77,7 +77,7 @@ def test_function_that_returns_one_number_is_refused(scene):
 
 
 def test_function_of_other_arguments_is_refused(scene):
-    with pytest.raises(InputError, match=r"'<lambda>' is called as \(model, x, y, maps\): too many"):
+    with pytest.raises(InputError, match=r"is called as \(model, x, y, maps, \*\*settings\): too many"):
         sl.evaluate(*scene, lambda maps: maps)
 
 
@@ -136,4 +136,4 @@ class TestMapsMadeAgain:
 
 
 def test_an_own_metric_has_no_bounds():
-    assert own_metric(lambda model, x, y, maps: torch.zeros(len(x))).bounds == (-np.inf, np.inf)
+    assert METRICS.find(lambda model, x, y, maps: torch.zeros(len(x))).bounds == (-np.inf, np.inf)
