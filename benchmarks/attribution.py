@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import saliency_lab as sl
+from saliency_lab.models.layers import declared_cam_layer
 
 TARGETS = {
     "saliency": 1.05,
@@ -62,6 +63,11 @@ def cases(x: Tensor, quick: bool) -> dict[str, Case]:
         return ca.NoiseTunnel(ca.Saliency(model)).attribute(
             x, "smoothgrad", nt_samples=steps, stdevs=0.15, target=y, abs=False
         )
+
+    def grad_cam(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        layer = declared_cam_layer(model)
+        assert layer is not None
+        return ca.LayerGradCam(model, model.get_submodule(layer)).attribute(x, target=y)
 
     def occlude(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return ca.Occlusion(model).attribute(

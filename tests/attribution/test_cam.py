@@ -113,9 +113,8 @@ class _ZeroLast(AblationLayerVit):
 def test_methods_are_those_of_pytorch_grad_cam(name, network, monkeypatch):
     build, layer, reshape = NETWORKS[network]
     model, x, y = build(), images(), torch.tensor([0, 1, 2])
-    model.get_classifier().bias.data += (
-        20  # pytorch-grad-cam divides the weights of Ablation-CAM by the score
-    )
+    model.get_classifier().weight.data *= 30  # pytorch-grad-cam adds 1e-7 to what it divides a map by,
+    model.get_classifier().bias.data += 600  # and divides the weights of Ablation-CAM by the score
     peer = copy.deepcopy(model)
     settings = {}
     if name == "ablation_cam":

@@ -25,7 +25,7 @@ CHEAP = {
     "kernel_shap": {"segments": 3, "n": 4},
     "lime": {"segments": 3, "n": 4},
     "rise": {"n": 4, "cells": 2},
-    **dict.fromkeys(CAM, {"relu": False}),
+    **{name: {"relu": False} for name in CAM},
 }
 NO_SENSE = {"guided_backprop", "deconvolution", "deep_lift", "deep_lift_shap", "lrp", "guided_grad_cam"}
 
