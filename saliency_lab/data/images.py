@@ -124,7 +124,7 @@ class ImageData:
     name : str
     train, val, test : Split
         Of one image size. The validation split is cut from the training part unless the data have one; the
-        test part is never touched.
+        test part is never touched. Data to look at only, not to train on, have no images in train and val.
     classes : tuple of str
         Label k is the class `classes[k]`.
     """
@@ -136,15 +136,17 @@ class ImageData:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for part, split in self._splits().items():
+        untrained = len(self.train) == 0 and len(self.val) == 0
+        splits = {"test": self.test} if untrained else self._splits()
+        for part, split in splits.items():
             _check_split(f"data set '{self.name}', {part} split", split, len(self.classes))
-            if split.images.shape[1:] != self.train.images.shape[1:]:
+            if not untrained and split.images.shape[1:] != self.train.images.shape[1:]:
                 raise InputError(
                     f"data set '{self.name}': the {part} images have the shape "
                     f"{tuple(split.images.shape[1:])}, the training images {self.input_shape}"
                 )
         counts = torch.bincount(self.train.labels, minlength=len(self.classes))
-        if (counts == 0).any():
+        if not untrained and (counts == 0).any():
             empty = self.classes[int((counts == 0).nonzero()[0])]
             raise InputError(
                 f"data set '{self.name}': class '{empty}' has no training images; "
@@ -212,6 +214,9 @@ class ImageData:
             if more > 0
             else str(len(self.classes)),
         }
+        if len(self.train) == 0:
+            few = self.test.batch(slice(_SHOWN)).x
+            return facts(f"data set {self.name}", rows) + strip(few, f"the first {len(few)} test images")
         parts = []
         for label, name in enumerate(self.classes[:_SHOWN_CLASSES]):
             members = (self.train.labels == label).nonzero()[:, 0]
