@@ -30,6 +30,7 @@ from saliency_lab.attribution.batch import Batch, pass_rows
 from saliency_lab.attribution.catalogue import METHODS, Explained, Method
 from saliency_lab.attribution.result import Attributions
 from saliency_lab.attribution.target import Target, TargetSpec, describe_target, resolve_target
+from saliency_lab.models import card_of
 
 OwnMethod = Callable[..., Tensor]
 """A user's method: `function(model, x, classes, **settings)` returns maps of the shape of `x`."""
@@ -130,7 +131,22 @@ def attribute(
         },
         own=chosen.function is not None,
         function=chosen.function,
+        class_names=_class_names(model, aim),
+        probabilities=aim.probabilities,
     )
+
+
+def _class_names(model: nn.Module, aim: Target) -> tuple[str, ...]:
+    """What each map explains, by the class names of the model's card; empty if it has none."""
+    card = card_of(model)
+    names = () if card is None else card.classes or ()
+    if aim.highest >= len(names):
+        return ()
+    chosen = [names[row] for row in aim.classes.tolist()]
+    if aim.against is None:
+        return tuple(chosen)
+    against = [names[row] for row in aim.against.tolist()]
+    return tuple(f"{first} − {second}" for first, second in zip(chosen, against, strict=True))
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ DATASETS.add(
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """Return the folder where data are looked for: the argument, else the variable SALIENCY_LAB_DATA, else "data"."""
+    """Return the folder of the data: the argument, else the variable SALIENCY_LAB_DATA, else "data"."""
     return Path(root if root is not None else os.environ.get("SALIENCY_LAB_DATA") or "data").expanduser()
 
 

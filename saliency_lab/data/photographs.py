@@ -24,8 +24,9 @@ PHOTOGRAPHS = {
 }
 """Package and file → the class of ImageNet that names what the photograph shows, or comes closest to it.
 
-The libraries give no labels; these are ours. The cat could as well be called a tabby or a tiger cat, which are
-other classes; there is no class for motorcycles, nor for astronauts (the space shuttle is a model behind her).
+The libraries give no labels; these are ours. The cat could as well be called a tabby or a tiger cat, which
+are other classes; there is no class for motorcycles, nor for astronauts (behind her stands a model of the
+space shuttle).
 """
 
 
