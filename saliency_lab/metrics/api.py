@@ -232,8 +232,8 @@ def evaluate_many(
 
 def _read_metrics(metrics: Any) -> dict[str, tuple[Any, Mapping[str, Any]]]:
     """Return label → (metric, settings) for what `evaluate_many` accepts."""
+    requests: dict[str, tuple[Any, Mapping[str, Any]]] = {}
     if isinstance(metrics, Mapping):
-        requests = {}
         for label, value in metrics.items():
             settings = dict(value) if isinstance(value, Mapping) else {"metric": value}
             requests[label] = settings.pop("metric", label), settings
