@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 import saliency_lab as sl
 from saliency_lab.metrics.catalogue import METRICS
-from saliency_lab.metrics.sizes import settings_at_size
 from saliency_lab.metrics.probe import channels_last
+from saliency_lab.metrics.sizes import settings_at_size
 
 QUIET = {
     "abs": False,
