@@ -135,7 +135,7 @@ def _besides(model: nn.Module, state: Mapping[str, Tensor], seen: _Seen) -> dict
     for path, module in model.named_modules():
         kind = type(module)
         if not is_known(kind) and _name(kind) not in classes:
-            classes[_name(kind)] = _held(kind, seen)
+            classes[_name(kind)] = _class(kind, seen)
         held = _module_attributes(module, seen)
         if held or not is_known(kind):
             modules[path] = [_name(kind), held]
@@ -154,6 +154,19 @@ def _besides(model: nn.Module, state: Mapping[str, Tensor], seen: _Seen) -> dict
         "modules": modules,
     }
     return {what: found for what, found in told.items() if found}
+
+
+def _class(kind: type, seen: _Seen) -> Any:
+    """Describe a class of modules by its code, or one of a library whose code resists that by its version."""
+    path = set(seen.path)
+    try:
+        return _held(kind, seen)
+    except InputError:
+        library = kind.__module__.partition(".")[0]
+        if not is_installed(library):
+            raise
+        seen.path = path  # what the attempt left there
+        return [_name(kind), str(getattr(sys.modules[library], "__version__", ""))]
 
 
 def _module_attributes(module: nn.Module, seen: _Seen) -> dict[str, Any]:

@@ -300,7 +300,7 @@ def _labels(labels: Any, count: int, card: Any) -> Tensor | None:
             if isinstance(label, str):
                 if not classes:
                     raise InputError(
-                        "labels are names, and the model's card has no class names; pass numbers"
+                        "labels are names; pass a model=… whose card has class names, or numbers"
                     )
                 if label not in classes:
                     raise unknown_name("class", label, classes)
