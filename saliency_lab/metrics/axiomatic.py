@@ -13,7 +13,6 @@ from saliency_lab.metrics.faithfulness import ONE_PATCH, without_units
 from saliency_lab.metrics.maps import pixel_scores
 from saliency_lab.metrics.probe import Baseline, Output
 from saliency_lab.metrics.removal import cuts, patch_count, patches, removal, unit_sums
-from saliency_lab.models.layers import cam_layer
 
 
 class Completeness(Settings):
@@ -68,11 +67,6 @@ class Shifted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
         return self.model((1 + self.shift) * x - self.shift)
-
-    @property
-    def cam_layer(self) -> nn.Module:
-        """The network's own."""
-        return cam_layer(self.model)
 
 
 def _input_invariance(case: MetricInput) -> MetricOutput:

@@ -55,7 +55,11 @@ def method_asked(request: Request) -> Asked:
 
 def _revision(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what distinguishes results under a definition that has changed; nothing if it never did."""
-    revision = baseline_revision(settings) if isinstance(request.what, str) else 0
+    if not isinstance(request.what, str):
+        return {}
+    revision = baseline_revision(settings)
+    if request.what in METHODS:
+        revision = max(revision, METHODS[request.what].revision(settings))
     return {"revision": revision} if revision else {}
 
 
