@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -196,10 +197,19 @@ def _without_reparametrisation(module: nn.Module) -> nn.Module:
     for hook in list(_hooks(plain)):
         remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
         remove(plain, hook.name)
-    if parametrize.is_parametrized(plain):
-        for name in list(plain.parametrizations):
-            parametrize.remove_parametrizations(plain, name, leave_parametrized=True)
+    if parametrize.is_parametrized(plain):  # torch's own removal would change the class that the original has
+        values = {name: getattr(plain, name).clone() for name in _parametrisations(plain)}
+        del plain.parametrizations
+        plain.__class__ = parametrize.type_before_parametrizations(module)
+        for name, value in values.items():
+            plain.register_parameter(name, nn.Parameter(value))
     return plain
+
+
+def _parametrisations(module: nn.Module) -> nn.ModuleDict:
+    lists = module.parametrizations
+    assert isinstance(lists, nn.ModuleDict)
+    return lists
 
 
 def _assign_to_hook(module: nn.Module, hook: WeightNorm | SpectralNorm, value: Tensor) -> None:
@@ -216,15 +226,14 @@ def _assign_to_hook(module: nn.Module, hook: WeightNorm | SpectralNorm, value: T
 
 def _assign_to_parametrisation(module: nn.Module, name: str, value: Tensor) -> None:
     """Set a computed weight; where it cannot be set, draw what it is computed from."""
-    originals = module.parametrizations[name]
+    originals = _parametrisations(module)[name]
     try:
-        setattr(module, name, value)
+        setattr(module, name, value.detach())
     except (NotImplementedError, RuntimeError):  # the parametrisation has no inverse
         for parameter in originals.parameters(recurse=False):
             parameter.normal_(0, parameter.shape[-1] ** -0.5)
-    modes = [(each, each.training) for each in originals.modules()]
-    originals.train()  # spectral normalisation estimates the norm of new weights in train mode only
-    for _ in range(_POWER_ITERATIONS):
-        getattr(module, name)
-    for each, mode in modes:
-        each.training = mode
+    if any(isinstance(each, _SpectralNorm) for each in originals):
+        originals.train()  # it estimates the norm of new weights in train mode only
+        for _ in range(_POWER_ITERATIONS):
+            getattr(module, name)
+        originals.train(module.training)
