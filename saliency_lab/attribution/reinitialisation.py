@@ -232,7 +232,7 @@ def _assign_to_parametrisation(module: nn.Module, name: str, value: Tensor) -> N
     except (NotImplementedError, RuntimeError):  # the parametrisation has no inverse
         for parameter in originals.parameters(recurse=False):
             parameter.normal_(0, parameter.shape[-1] ** -0.5)
-    if any(isinstance(each, _SpectralNorm) for each in originals):
+    if any(isinstance(each, _SpectralNorm) for each in originals.children()):
         originals.train()  # it estimates the norm of new weights in train mode only
         for _ in range(_POWER_ITERATIONS):
             getattr(module, name)

@@ -15,7 +15,7 @@ from saliency_lab._common.ranks import mean_ranks, pearson
 from saliency_lab._common.seeding import derive_seed, sample_normal, sample_uniform
 from saliency_lab.attribution.reinitialisation import ChangeCheck, check_randomisable, is_layer, randomise
 from saliency_lab.attribution.similarity import ssim
-from saliency_lab.metrics.catalogue import Metric, MetricInput, MetricOutput, register
+from saliency_lab.metrics.catalogue import MapsMade, Metric, MetricInput, MetricOutput, register
 from saliency_lab.metrics.explainer import Explaining
 from saliency_lab.metrics.probe import Probe
 
@@ -63,7 +63,7 @@ def randomised(model: nn.Module, order: Order, seed: int, image: Tensor | None =
         image never changes, or is not finite any more.
     """
     check_randomisable(model)
-    names = [name for name, module in model.named_modules() if _is_layer(name, module)]
+    names = layer_names(model)
     if not names:
         raise InputError("the model has no layer with parameters, so there is nothing to randomise")
     network = copy_model(model)
@@ -78,6 +78,11 @@ def randomised(model: nn.Module, order: Order, seed: int, image: Tensor | None =
         yield network
     if check is not None:
         check.finish()
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """Return the names of the modules with parameters of their own, in the order of registration."""
+    return [name for name, module in model.named_modules() if _is_layer(name, module)]
 
 
 def _is_layer(name: str, module: nn.Module) -> bool:
@@ -180,7 +185,7 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_mprt,
-        maps=lambda s: "layers",
+        maps=lambda s: MapsMade(per_layer=1),
     )
 )
 register(
@@ -195,7 +200,7 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_smooth_mprt,
-        maps=lambda s: f"{s.samples} × (layers + 1)",
+        maps=lambda s: MapsMade(besides=s.samples, per_layer=s.samples),
     )
 )
 register(
@@ -210,7 +215,7 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_efficient_mprt,
-        maps=lambda s: "1",
+        maps=lambda s: MapsMade(1),
     )
 )
 register(
@@ -225,6 +230,6 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_random_logit,
-        maps=lambda s: "1",
+        maps=lambda s: MapsMade(1),
     )
 )

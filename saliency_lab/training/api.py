@@ -91,11 +91,11 @@ def train(
     }
     run = RunFolder(out, identity) if out is not None else None
     if run is not None and run.finished:
-        return load_model(run.path, model=copy_model(own))
+        return load_model(run.path, model=None if own is None else copy_model(own))
     fabric = _fabric(accelerator, devices, num_nodes, strategy, settled.training.precision)
     with run.alone() if run is not None and fabric.is_global_zero else nullcontext():
         if run is not None and run.finished:  # since a moment ago, by another process
-            return load_model(run.path, model=copy_model(own))
+            return load_model(run.path, model=None if own is None else copy_model(own))
         net = copy_model(own) if own is not None else _build(settled, data)
         if fabric.is_global_zero:
             logger.info("training %s, seed %d, on %d images", settled.name, settled.seed, len(data.train))
