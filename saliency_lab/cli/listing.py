@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from saliency_lab.cli.options import Json, json_only
+
 
 class What(enum.StrEnum):
     """What can be listed."""
@@ -26,9 +28,14 @@ def add_to(app: typer.Typer) -> None:
     app.command("list")(list_names)
 
 
-def list_names(what: Annotated[What, typer.Argument(help="What to list.", show_default=False)]) -> None:
+def list_names(
+    what: Annotated[What, typer.Argument(help="What to list.", show_default=False)], json: Json = None
+) -> None:
     """List what there is; `zoo` are the trained networks that come with the package."""
     import saliency_lab
-    from saliency_lab.cli.output import print_table
+    from saliency_lab.cli.output import print_table, write_json_table
 
-    print_table(getattr(saliency_lab, f"list_{what.value}")())
+    table = getattr(saliency_lab, f"list_{what.value}")()
+    if not json_only(json):
+        print_table(table)
+    write_json_table(table.reset_index(), json)

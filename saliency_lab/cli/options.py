@@ -50,7 +50,10 @@ Store = Annotated[
     Path, typer.Option("--out", help="Folder of the results; what is there already is not computed again.")
 ]
 Methods = Annotated[
-    list[str], typer.Option("--method", help="Attribution method (`saliency-lab list methods`); repeatable.")
+    list[str], typer.Option(
+        "--method",
+        help="Attribution methods (`saliency-lab list methods`, or module:attribute): a,b or repeated.",
+    ),
 ]
 NamedSettings = Annotated[
     list[str],
@@ -62,6 +65,29 @@ NamedSettings = Annotated[
 ]
 
 
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Write the table to this file as JSON too; with -, print JSON alone."
+    ),
+]
+
+
+def json_only(json: Path | None) -> bool:
+    """Return whether JSON goes to the standard output, and nothing else may."""
+    return json is not None and str(json) == "-"
+
+
+def several(values: Sequence[str]) -> list[str]:
+    """Read an option of several values, which may be repeated, hold commas, or both.
+
+    >>> several(["pgd,fgsm", "square"])
+    ['pgd', 'fgsm', 'square']
+    """
+    parts = [part.strip() for value in values for part in value.split(",")]
+    return list(dict.fromkeys(filter(None, parts)))
+
+
 def key_values(pairs: Sequence[str]) -> dict[str, Any]:
     """Read repeated `key=value` options; values are TOML, or else plain text."""
     from saliency_lab.training import parse_override
@@ -70,7 +96,8 @@ def key_values(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def named_settings(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Give each name its settings from `NAME.KEY=VALUE` options."""
+    """Give each name its settings from `NAME.KEY=VALUE` options; `module:f` goes by the name `f`."""
+    names = [label_of(name) for name in names]
     settings: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in key_values(pairs).items():
         name, dot, setting = key.partition(".")
@@ -82,9 +109,23 @@ def named_settings(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict
     return settings
 
 
+def label_of(name: str) -> str:
+    """Return the name under which results of `module:attribute` are listed; other names stay.
+
+    >>> label_of("my_methods:centred"), label_of("saliency")
+    ('centred', 'saliency')
+    """
+    return name.rpartition(":")[2]
+
+
+def requests_of(kind: str, names: Sequence[str], settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return label → settings, as `Study.attribute` and `Study.score` take them."""
+    return {label_of(name): {kind: name, **settings[label_of(name)]} for name in names}
+
+
 def attack_settings(pairs: Sequence[str], method: str) -> dict[str, Any]:
     """Give an attack its settings from `NAME.KEY=VALUE` options; its radius has an option of its own."""
-    settings = named_settings(pairs, [method])[method]
+    settings = named_settings(pairs, [method])[label_of(method)]
     if "eps" in settings:
         raise InputError(f"--set {method}.eps=… is no setting of the attack; give the radius by --eps")
     return settings

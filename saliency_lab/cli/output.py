@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saliency_lab._common.progress import is_terminal
@@ -27,6 +28,21 @@ def print_comparison(comparison: Comparison) -> None:
     print(
         as_text(comparison.summary, shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None)
     )
+
+
+def write_json_table(table: pd.DataFrame, file: Path | None) -> None:
+    """Write a table as a JSON list of rows: to a file, or to the standard output for "-"; None writes nothing."""
+    from saliency_lab._common.files import atomic_path
+
+    if file is None:
+        return
+    text = table.to_json(orient="records", indent=2, force_ascii=False)
+    if str(file) == "-":
+        print(text)
+        return
+    with atomic_path(file) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    print(file)
 
 
 def print_table(table: pd.DataFrame, title: str | None = None) -> None:
