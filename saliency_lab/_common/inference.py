@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError, SaliencyLabError
-from saliency_lab._common.memory import keep_memory
+from saliency_lab._common.memory import raise_mmap_threshold
 
 
 def check_module(model: object, name: str = "the model") -> None:
@@ -43,7 +43,7 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
         If `model` is no torch module.
     """
     check_module(model)
-    keep_memory()
+    raise_mmap_threshold()
     modes = [(module, module.training) for module in model.modules()]
     if any(isinstance(module, _BatchNorm) and module.running_mean is None for module, _ in modes):
         warnings.warn(

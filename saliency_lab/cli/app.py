@@ -53,7 +53,8 @@ class Command(TyperCommand):
                 continue
             given = sum(name in option.opts for name in names)
             if given > 1:
-                raise typer.BadParameter(f"it is given {given} times and takes one value", ctx, option)
+                problem = f"it is given {given} times and takes one value"
+                raise typer.BadParameter(problem, ctx=ctx, param=option)  # type: ignore[arg-type]
         return super().parse_args(ctx, args)
 
 

@@ -50,7 +50,8 @@ Store = Annotated[
     Path, typer.Option("--out", help="Folder of the results; what is there already is not computed again.")
 ]
 Methods = Annotated[
-    list[str], typer.Option(
+    list[str],
+    typer.Option(
         "--method",
         help="Attribution methods (`saliency-lab list methods`, or module:attribute): a,b or repeated.",
     ),

@@ -31,7 +31,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def write_json_table(table: pd.DataFrame, file: Path | None) -> None:
-    """Write a table as a JSON list of rows: to a file, or to the standard output for "-"; None writes nothing."""
+    """Write a table as a JSON list of rows to a file, or to the standard output for "-"."""
     from saliency_lab._common.files import atomic_path
 
     if file is None:

@@ -77,9 +77,7 @@ def test_function_that_returns_one_number_is_refused(scene):
 
 
 def test_function_of_other_arguments_is_refused(scene):
-    with pytest.raises(
-        InputError, match=r"is called as \(model, x, y, maps, \*\*settings\): too many"
-    ):
+    with pytest.raises(InputError, match=r"is called as \(model, x, y, maps, \*\*settings\): too many"):
         sl.evaluate(*scene, lambda maps: maps)
 
 
