@@ -161,9 +161,10 @@ def attribute_beside(
     name, run = chosen.name, chosen.run
     parsed = parse_settings(chosen.settings, settings, of=f"method '{name}'")
     with gradients_recorded(), undisturbed(model), preserved_rng(seed):
-        points = check_images(points).detach()
         aim = Target(classes.cpu().clone(), None, int(classes.max()))
-        parts = [maps for _, (maps, _) in _passes(name, run, parsed, seed, model, points, aim, originals)]
+        parts = [
+            maps for _, (maps, _) in _passes(name, run, parsed, seed, model, points.detach(), aim, originals)
+        ]
     made = torch.cat([part.cpu() for part in parts])
     return made.float() if chosen.function is None else made
 

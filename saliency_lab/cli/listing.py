@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saliency_lab.cli.options import Json, json_only
+from saliency_lab.cli.options import Json
 
 
 class What(enum.StrEnum):
@@ -33,9 +33,9 @@ def list_names(
 ) -> None:
     """List what there is; `zoo` are the trained networks that come with the package."""
     import saliency_lab
-    from saliency_lab.cli.output import print_table, write_json_table
+    from saliency_lab.cli.output import Output
 
+    output = Output(json)
     table = getattr(saliency_lab, f"list_{what.value}")()
-    if not json_only(json):
-        print_table(table)
-    write_json_table(table.reset_index(), json)
+    output.table(table)
+    output.json(table.reset_index())

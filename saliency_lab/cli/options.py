@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,11 +74,6 @@ Json = Annotated[
 ]
 
 
-def json_only(json: Path | None) -> bool:
-    """Return whether JSON goes to the standard output, and nothing else may."""
-    return json is not None and str(json) == "-"
-
-
 def several(values: Sequence[str]) -> list[str]:
     """Read an option of several values, which may be repeated, hold commas, or both.
 
@@ -124,12 +119,13 @@ def requests_of(kind: str, names: Sequence[str], settings: dict[str, dict[str, A
     return {label_of(name): {kind: name, **settings[label_of(name)]} for name in names}
 
 
-def attack_settings(pairs: Sequence[str], method: str) -> dict[str, Any]:
-    """Give an attack its settings from `NAME.KEY=VALUE` options; its radius has an option of its own."""
-    settings = named_settings(pairs, [method])[label_of(method)]
-    if "eps" in settings:
-        raise InputError(f"--set {method}.eps=… is no setting of the attack; give the radius by --eps")
-    return settings
+def attack_settings(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Give each attack its settings from `NAME.KEY=VALUE` options; the radius has an option of its own."""
+    given = named_settings(pairs, names)
+    for label, settings in given.items():
+        if "eps" in settings:
+            raise InputError(f"--set {label}.eps=… is no setting of the attack; give the radius by --eps")
+    return {name: given[label_of(name)] for name in names}
 
 
 def open_study(
@@ -140,24 +136,36 @@ def open_study(
     seed: int,
     store: Path,
     device: str,
+    *,
+    methods: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> Study:
     """Load the models onto a device and draw the test images of a study kept in `store`.
+
+    The methods and metrics that will be asked for are validated first, so that a mistake in one of them leaves
+    nothing behind.
 
     Raises
     ------
     InputError
-        If the folder holds a study of other images, whose list of results this one would replace.
+        If a method or metric is unknown or has a wrong setting, or the folder holds a study of other images,
+        whose list of results this one would replace.
     """
     from saliency_lab.study import Study
     from saliency_lab.study.cache.manifest import read_manifest
+    from saliency_lab.study.requests import read_methods, read_metrics
     from saliency_lab.study.sample import read_sample
 
+    if methods is not None:
+        read_methods(methods)
     models = load_models(checkpoints, device)
-    sample = draw_images(models, data, root, images, seed)
-    there = read_manifest(store)
-    if there is not None and (there.images, there.seed) != (read_sample(sample).images, seed):
+    sample = read_sample(draw_images(models, data, root, images, seed))
+    if metrics is not None:
+        read_metrics(metrics, sample)
+    manifest = read_manifest(store)
+    if manifest is not None and (manifest.images, manifest.seed) != (sample.images, seed):
         raise InputError(
-            f"'{store}' holds a study of other images, or of another seed; name a folder of its own with "
+            f"'{store}' holds a study of other images, or of another seed; name another folder with "
             "--out, or ask for the same images (--images, --seed, --data)"
         )
     return Study(models, sample, store=store, seed=seed)
