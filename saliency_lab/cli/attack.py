@@ -50,7 +50,7 @@ def attack(
     out: Store = Path("runs/study"),
     json: Json = None,
 ) -> None:
-    """Attack one or more models; print accuracy with 95 % intervals, write tables and a picture per attack."""
+    """Attack one or more models; print accuracy with 95 % intervals, write tables and pictures."""
     from saliency_lab.cli.output import Output
     from saliency_lab.plotting.style import save
     from saliency_lab.study import Study

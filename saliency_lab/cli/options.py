@@ -142,8 +142,7 @@ def open_study(
 ) -> Study:
     """Load the models onto a device and draw the test images of a study kept in `store`.
 
-    The methods and metrics that will be asked for are validated first, so that a mistake in one of them leaves
-    nothing behind.
+    Methods and metrics are validated first, so that a mistake in one of them leaves nothing behind.
 
     Raises
     ------
