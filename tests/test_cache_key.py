@@ -70,5 +70,5 @@ def test_a_key_that_is_no_text_is_refused(key: object) -> None:
     class Wrong:
         __cache_key__ = staticmethod(key) if callable(key) else key
 
-    with pytest.raises(InputError, match="__cache_key__ of .*Wrong must be text"):
+    with pytest.raises(InputError, match=r"__cache_key__ of .*Wrong must be text"):
         canonical(Wrong())

@@ -61,7 +61,7 @@ def canonical(value: Any) -> Any:
     >>> class Segmenter:
     ...     __cache_key__ = "felzenszwalb, scale 100"
     >>> canonical(Segmenter())
-    'key __main__.Segmenter: felzenszwalb, scale 100'
+    'key ...Segmenter: felzenszwalb, scale 100'
 
     Raises
     ------
@@ -344,7 +344,7 @@ def _content(value: object) -> Any:
             return f"{_name(owner)}.{getattr(value, '__name__', '')}"
         raise InputError(
             f"the content of a {_name(type(value))} cannot be hashed, so results that depend on it cannot be "
-            "told apart; let it hold numbers, text, tensors and functions, or give it a __cache_key__"
+            "distinguished; let it hold numbers, text, tensors and functions, or give it a __cache_key__"
         ) from None
     if isinstance(reduced, str):
         return reduced
