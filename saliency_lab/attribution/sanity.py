@@ -20,8 +20,8 @@ from saliency_lab._common.inference import (
     device_of,
     dtype_of,
     gradients_recorded,
+    translate_shape_errors,
     undisturbed,
-    unfit_images_told,
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
@@ -164,7 +164,7 @@ def sanity_check(
     if stray := set(chosen) - set(methods):
         raise InputError(f"settings are given for methods that are not checked: {', '.join(sorted(stray))}")
     twin = copy.deepcopy(model)
-    with unfit_images_told(model, x):
+    with translate_shape_errors(model, x):
         layers = layers_from_output(twin, x[:1])
     # classes of the trained model, also inside a contrast: the randomised ones predict something else
     classes = attribute(model, x, y, "constant", target=target, seed=seed).classes

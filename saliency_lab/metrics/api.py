@@ -16,7 +16,7 @@ from saliency_lab._common.checks import check_images, check_labels, check_seed
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.html import facts
-from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, unfit_images_told
+from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, translate_shape_errors
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, as_keywords, parse_settings
@@ -311,7 +311,7 @@ def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> N
     if not read:
         return
     few = Probe(model, x[:4], y[:4], seed=0)
-    with unfit_images_told(model, x):
+    with translate_shape_errors(model, x):
         logits = few.logits(few.x)
     check_labels(y, len(y), logits.shape[1])
     if "probability" in read:

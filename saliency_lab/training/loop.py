@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
-from saliency_lab._common.inference import missing_derivatives_told
+from saliency_lab._common.inference import translate_missing_derivatives
 from saliency_lab._common.memory import freed_memory_kept
 from saliency_lab._common.progress import no_progress, progress, watched
 from saliency_lab._common.seeding import derive_seed, generator
@@ -259,7 +259,7 @@ class Trainer:
                 f"{ {term: tuple(value.shape) for term, value in terms.items()} }"
             )
         self.optimizer.zero_grad()
-        with missing_derivatives_told(TrainingError):
+        with translate_missing_derivatives(TrainingError):
             self.fabric.backward(sum(terms.values()), inputs=self.parameters)
         self.optimizer.step()
         if self.average is not None:
