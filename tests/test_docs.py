@@ -86,6 +86,7 @@ def short(tmp_path, monkeypatch):
             del sys.modules[name]  # another page may have a file of the same name
 
 
+@pytest.mark.long
 def test_the_ten_lines_of_the_readme_run_as_printed(short):
     """As printed, but for one epoch of training instead of thirty, and ten images."""
     ((_, block, _),) = blocks(ROOT / "README.md")
@@ -95,6 +96,7 @@ def test_the_ten_lines_of_the_readme_run_as_printed(short):
     assert (short / "runs/first").is_dir()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", [page for page in DOCS if any(blocks(page))], ids=name_of)
 def test_examples_run(page, short):
     run(page)
