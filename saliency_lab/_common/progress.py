@@ -19,7 +19,19 @@ _enabled = os.environ.get("SALIENCY_LAB_PROGRESS", "1") not in {"0", "false", "n
 
 
 def show_progress(enabled: bool) -> None:
-    """Turn bars, and their lines in a log, on or off (also: the variable `SALIENCY_LAB_PROGRESS=0`)."""
+    """Turn progress bars, and their lines in a log, on or off for the rest of the process.
+
+    The environment variable `SALIENCY_LAB_PROGRESS=0` does the same.
+
+    Parameters
+    ----------
+    enabled : bool
+        Whether progress is shown.
+
+    Examples
+    --------
+    >>> show_progress(False)
+    """
     global _enabled
     _enabled = enabled
 

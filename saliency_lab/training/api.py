@@ -62,8 +62,8 @@ def train(
     model : nn.Module, optional
         Your own module, which takes images in [0, 1] and returns at least one logit per class. A copy of it
         is trained.
-    accelerator, devices, num_nodes, strategy
-        As in `lightning_fabric.Fabric`; "auto" is CUDA where there is a GPU, else the CPU.
+    accelerator, devices, num_nodes, strategy : str, int or str, int, str
+        As in `lightning_fabric.Fabric`; "auto" is CUDA if there is a GPU, else the CPU.
 
     Returns
     -------
@@ -76,6 +76,14 @@ def train(
         If the recipe, the data, a checkpoint or an argument is wrong.
     TrainingError
         If the loss is not finite, or the model collapsed to a constant prediction.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> quick = {"training.epochs": 1, "validation.images": 16, "validation.steps": 1}
+    >>> model = sl.train("digits/standard", seed=0, overrides=quick)
+    >>> model.card.recipe["training"]["epochs"], model.card.seed
+    (1, 0)
     """
     changes = check_overrides(overrides)
     if seed is not None:

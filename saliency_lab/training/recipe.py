@@ -156,7 +156,18 @@ def _bundled() -> dict[str, tuple[Path, Path]]:
 
 
 def list_recipes() -> pd.DataFrame:
-    """List the bundled recipes: description, data set, architecture, ε and epochs, indexed by name."""
+    """List the bundled recipes.
+
+    Returns
+    -------
+    DataFrame
+        Description, data set, architecture, ε and epochs, indexed by name.
+
+    Examples
+    --------
+    >>> list_recipes().loc["mnist/asgt", "model"]
+    'small_cnn'
+    """
     rows = []
     for name in _bundled():
         recipe = load_recipe(name)
@@ -185,10 +196,15 @@ def load_recipe(
     overrides : mapping, optional
         Dotted keys and their values, such as ``{"attack.eps": "8/255"}``.
 
+    Returns
+    -------
+    Recipe
+        Everything that determines a training run, validated and immutable.
+
     Raises
     ------
     RecipeError
-        Names the file and the key.
+        If a file is missing or no TOML, a key is unknown, or a value has a wrong type or is out of range.
 
     Examples
     --------
