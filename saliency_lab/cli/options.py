@@ -152,15 +152,10 @@ def open_study(
     """
     from saliency_lab.study import Study
     from saliency_lab.study.cache.manifest import read_manifest
-    from saliency_lab.study.requests import read_methods, read_metrics
     from saliency_lab.study.sample import read_sample
 
-    if methods is not None:
-        read_methods(methods)
     models = load_models(checkpoints, device)
     sample = read_sample(draw_images(models, data, root, images, seed))
-    if metrics is not None:
-        read_metrics(metrics, sample)
     manifest = read_manifest(store)
     if manifest is not None and (manifest.images, manifest.seed) != (sample.images, seed):
         raise InputError(
