@@ -74,12 +74,15 @@ def custom_method(extension: Extension) -> Method:
         with torch.enable_grad():
             maps = function(batch.model, batch.x, batch.target.classes, **given_settings(settings))
         if not isinstance(maps, Tensor) or maps.shape != batch.x.shape:
-            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-            raise InputError(f"method '{name}' must return maps of shape {tuple(batch.x.shape)}, not {got}")
+            got = f"{type(maps).__name__}"
+            if isinstance(maps, Tensor):
+                got = f"{tuple(maps.shape)} for {len(batch.x)}"
+            shape = ", ".join(["N", *map(str, batch.x.shape[1:])])
+            raise InputError(f"method '{name}' must return maps ({shape}) for N images, not {got}")
         return maps.detach(), None
 
     first = (getattr(function, "__doc__", None) or "").strip().partition("\n")[0]
-    return Method(name, "custom", run, settings_of(extension, 3), "", first, function)
+    return Method(name, "custom", run, settings_of(extension, 3), "", first, function=function)
 
 
 METHODS: Registry[Method] = Registry("method", "method", custom_method)

@@ -281,10 +281,11 @@ def _masks(batch: Batch, settings: RiseSettings, start: int) -> Tensor:
     count = min(_BLOCK, settings.n - start)
     height, width = batch.x.shape[2:]
     source = generator(batch.seed, "rise", start, height, width)
-    on = torch.rand(count, 1, settings.cells, settings.cells, generator=source) < settings.probability
+    grid = (count, 1, settings.cells, settings.cells)
+    on = torch.rand(grid, generator=source, dtype=torch.float32) < settings.probability
     cell = [-(-size // settings.cells) for size in (height, width)]
     size = [(settings.cells + 1) * each for each in cell]
-    large = F.interpolate(on.float(), size=size, mode="bilinear", align_corners=False)[:, 0]
+    large = F.interpolate(on.to(torch.float32), size=size, mode="bilinear", align_corners=False)[:, 0]
     tops, lefts = (torch.randint(0, each, (count,), generator=source).tolist() for each in cell)
     return torch.stack(
         [

@@ -26,7 +26,7 @@ from saliency_lab._common.inference import (
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.attribution.api import attribute
-from saliency_lab.attribution.calls import hidden_part
+from saliency_lab.attribution.calls import check_visible
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.attribution.similarity import rank_correlation, ssim
 from saliency_lab.attribution.target import TargetSpec
@@ -266,18 +266,14 @@ def layers_from_output(model: nn.Module, image: Tensor) -> list[tuple[str, list[
 
 
 def check_randomisable(model: nn.Module) -> None:
-    """Refuse a model of which a part was scripted or compiled, as its modules cannot be drawn anew.
+    """Refuse a model of which a part was scripted, traced or compiled: its modules cannot be drawn anew.
 
     Raises
     ------
     InputError
         Names the part.
     """
-    if hidden := hidden_part(model):
-        raise InputError(
-            f"a model is randomised module by module, and {' is '.join(hidden)}; pass the eager module it "
-            "was made from"
-        )
+    check_visible(model, "randomising a model")
 
 
 def randomise(module: nn.Module, seed: int) -> None:

@@ -12,11 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_images, check_labels, check_seed
+from saliency_lab._common.checks import check_images, check_labels, check_seed, refuse_probabilities
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.html import facts
-from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, unfit_images_told
+from saliency_lab._common.inference import (
+    check_classifier,
+    chunk_rows,
+    device_of,
+    gradients_recorded,
+)
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, as_keywords, parse_settings
@@ -24,7 +29,7 @@ from saliency_lab.attribution import Attributions
 from saliency_lab.metrics.catalogue import METRICS, Curve, Engine, Metric, MetricInput, MetricOutput
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import check_maps, take_maps, unusable
-from saliency_lab.metrics.probe import Probe, require_logits
+from saliency_lab.metrics.probe import Probe
 from saliency_lab.metrics.quantus_engine import quantus_failure
 
 
@@ -310,12 +315,10 @@ def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> N
     }
     if not read:
         return
-    few = Probe(model, x[:4], y[:4], seed=0)
-    with unfit_images_told(model, x):
-        logits = few.logits(few.x)
+    logits = check_classifier(model, x)
     check_labels(y, len(y), logits.shape[1])
     if "probability" in read:
-        require_logits(logits)
+        refuse_probabilities(logits, "pass output='logit' to score its outputs as they are")
 
 
 def _score_block(job: Job, probe: Probe, maps: Tensor, explainer: Explainer, tally: _Tally) -> None:
