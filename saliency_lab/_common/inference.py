@@ -32,8 +32,14 @@ def check_module(model: object, name: str = "the model") -> None:
         raise InputError(f"{name} must be a torch.nn.Module, not {type(model).__name__}")
 
 
-def _check_ready(model: nn.Module) -> None:
-    """Refuse a model whose parameters its first pass creates, or were created under inference mode."""
+def check_ready(model: nn.Module) -> None:
+    """Refuse a model whose parameters its first pass creates, or that was made under inference mode.
+
+    Raises
+    ------
+    InputError
+        Says what to do.
+    """
     tensors = [*model.parameters(), *model.buffers()]
     if any(is_lazy(tensor) for tensor in tensors):
         raise InputError(
@@ -62,7 +68,7 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
         `torch.inference_mode`.
     """
     check_module(model)
-    _check_ready(model)
+    check_ready(model)
     keep_memory()
     if any(isinstance(each, _BatchNorm) and each.running_mean is None for each in model.modules()):
         warnings.warn(
@@ -140,7 +146,7 @@ def check_signature(model: nn.Module) -> None:
 
 
 def check_classifier(model: nn.Module, x: Tensor) -> Tensor:
-    """Run two of the images, and return their logits (n, K) on the model's device.
+    """Run the first two of the images, and return their logits (n, K), on the CPU.
 
     Raises
     ------
@@ -151,7 +157,7 @@ def check_classifier(model: nn.Module, x: Tensor) -> Tensor:
     check_signature(model)
     few = x[:2].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
     with unfit_images_told(model, x), undisturbed(model), torch.inference_mode(False), torch.no_grad():
-        return check_logits(model(few), len(few))
+        return check_logits(model(few), len(few)).cpu()
 
 
 @contextmanager

@@ -99,6 +99,21 @@ class PerImage:
         return isinstance(value, Tensor) and value.ndim == self.ndim and len(value) > 1
 
 
+@dataclass(frozen=True)
+class Added:
+    """Marks a setting that a method got later: its default is left out of the keys of stored maps."""
+
+
+def key_settings(model: type[Settings], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that count for the key of stored maps, which must not change without the maps."""
+    kept = dict(settings)
+    for name, field in model.model_fields.items():
+        added = any(isinstance(mark, Added) for mark in field.metadata)
+        if added and name in kept and kept[name] is field.default:
+            del kept[name]
+    return kept
+
+
 def settings_of_rows(name: str, settings: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
     """Settings of the method `name` for the images at `rows`: what is given one an image is cut to them."""
     fields = METHODS[name].settings.model_fields
