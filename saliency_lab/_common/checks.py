@@ -1,4 +1,4 @@
-"""Checks on what a user hands in; each error says what was expected and what came."""
+"""Checks of arguments; each error names what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_images(x: Tensor) -> Tensor:
     ------
     InputError
         If it is not a tensor, has another shape, is an integer image, holds NaN, or leaves [0, 1]; or if
-        tensors are made elsewhere than on the CPU by default.
+        torch creates tensors on another device than the CPU by default.
     """
     default = torch.get_default_device()
     if default.type != "cpu":
@@ -55,7 +55,7 @@ def check_images(x: Tensor) -> Tensor:
 
 
 def _batch_of(x: object) -> str:
-    """How to make a tensor of images out of what was given for one."""
+    """Return how to make a tensor of images from what was given."""
     if isinstance(x, DataLoader):
         return "take a batch out of it: x, y = next(iter(loader))"
     if isinstance(x, Dataset):
@@ -109,7 +109,7 @@ def _wrong_output(shape: tuple[int, ...], count: int) -> str:
 
 
 def are_probabilities(outputs: Tensor) -> bool:
-    """Whether outputs (N, K) went through a softmax already: every row is in [0, 1] and sums to 1.
+    """Return whether outputs (N, K) are probabilities: every row lies in [0, 1] and sums to 1.
 
     >>> are_probabilities(torch.tensor([[0.25, 0.75]])), are_probabilities(torch.tensor([[0.25, 0.5]]))
     (True, False)
@@ -147,7 +147,7 @@ def check_seed(seed: int) -> int:
 
 
 def check_labels(y: Tensor, count: int, num_classes: int | None = None) -> Tensor:
-    """Return `y` as int64 (N,) if it holds one class index an image.
+    """Return `y` as int64 (N,) if it holds one class index per image.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def check_labels(y: Tensor, count: int, num_classes: int | None = None) -> Tenso
             "sl.BinaryLogits(model, output=k) with y[:, k].long()"
         )
     if y.ndim != 1 or len(y) != count:
-        raise InputError(f"labels must have the shape ({count},), one an image, not {tuple(y.shape)}")
+        raise InputError(f"labels must have the shape ({count},), one per image, not {tuple(y.shape)}")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise InputError(f"labels must be integers, not {y.dtype}; use y.long()")
     y = y.long()
@@ -216,7 +216,7 @@ def format_epsilon(eps: float) -> str:
 
 
 def parse_radii(eps: float | str | Iterable[float | str]) -> list[float]:
-    """Return one ε or several as ascending radii, each once.
+    """Return one ε or several as distinct radii in ascending order.
 
     >>> parse_radii([0.2, 0, "51/255"]), parse_radii(0.1)
     ([0.0, 0.2], [0.1])
@@ -229,7 +229,7 @@ def parse_radii(eps: float | str | Iterable[float | str]) -> list[float]:
 
 
 def holds_several(eps: object) -> TypeGuard[Iterable[float | str]]:
-    """Whether this is a sequence of radii, not one: text, a number or a tensor without a dimension.
+    """Return whether this is a sequence of radii, not a single one (text, a number or a 0-d tensor).
 
     >>> holds_several([0.1]), holds_several("8/255"), holds_several(torch.tensor(0.1))
     (True, False, False)

@@ -28,8 +28,8 @@ from saliency_lab._common.inference import (
     dtype_of,
     gradients_recorded,
     predict,
+    translate_shape_errors,
     undisturbed,
-    unfit_images_told,
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
@@ -240,7 +240,7 @@ def check_model(model: nn.Module, x: Tensor) -> None:
     if dtype != x.dtype:
         raise InputError(f"the model computes in {dtype}, but the images are {x.dtype}; use x.to({dtype})")
     check_classifier(model, x)
-    with unfit_images_told(model, x):
+    with translate_shape_errors(model, x):
         check_input_kept(model, x)
 
 
