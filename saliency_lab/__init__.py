@@ -37,6 +37,7 @@ _ROOMS = {
     "evaluate_detailed": "metrics",
     "evaluate_many": "metrics",
     "list_metrics": "metrics",
+    "BinaryLogits": "models",
     "ModelCard": "models",
     "Normalised": "models",
     "build_model": "models",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from saliency_lab.explorer import explore
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
     from saliency_lab.models import (
+        BinaryLogits,
         ModelCard,
         Normalised,
         build_model,
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttackResult",
     "Attributions",
+    "BinaryLogits",
     "Comparison",
     "ImageBatch",
     "ImageData",
