@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# public name -> the room it lives in
-_ROOMS = {
+# public name → the package that defines it
+_PACKAGES = {
     "Attributions": "attribution",
     "attribute": "attribution",
     "list_methods": "attribution",
@@ -145,13 +145,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    room = _ROOMS.get(name)
-    if room is None:
+    package = _PACKAGES.get(name)
+    if package is None:
         raise AttributeError(f"module 'saliency_lab' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"saliency_lab.{room}"), name)
+    value = getattr(importlib.import_module(f"saliency_lab.{package}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *_PACKAGES})
