@@ -49,7 +49,7 @@ class Commands(TyperGroup):
             return result
         except SaliencyLabError as error:
             print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(EXIT_ERROR) from None
+            raise typer.Exit(getattr(error, "exit_code", EXIT_ERROR)) from None
         except BrokenPipeError:  # of `| head`: the frame below ends quietly
             raise
         except OSError as error:

@@ -54,7 +54,7 @@ def audit(
     from saliency_lab.attacks import audit as run
     from saliency_lab.attacks.methods import method_of
     from saliency_lab.cli.output import print_table
-    from saliency_lab.study.members import read_members
+    from saliency_lab.study.sample import read_members
 
     own = attack_settings(settings, method)
     parse_settings(method_of(method).settings, own, of=f"attack '{method}'")  # no other keyword of `run`

@@ -143,7 +143,7 @@ def _only_look(declared: Declaration, store: Path, device: str, plan: bool, veri
         table = plan_declared(declared, store, device=device)
         print(table.to_string(index=False, na_rep="", float_format="{:.1f}".format))
         print(
-            f"{table['missing'].sum()} of {table['cells'].sum()} are missing in '{store}', "
+            f"{table['missing'].sum()} of {table['results'].sum()} are missing in '{store}', "
             f"about {table['seconds'].sum() / 60:.0f} minutes of work for one process, with attacks and "
             "audits counted as if no image gave way"
         )

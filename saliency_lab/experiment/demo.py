@@ -40,5 +40,5 @@ def run_demo(out: str | Path) -> tuple[Comparison, list[Path]]:
     for name, figure in figures.items():
         save(figure, out / f"{name}.png")
         written.append(out / f"{name}.png")
-    written.append(study.report(out / "report.html", baseline="standard"))
+    written.append(sl_report(study, out / "report.html", baseline="standard"))
     return comparison, written

@@ -14,7 +14,7 @@ from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.comparison.claims import Purpose
 from saliency_lab.comparison.measures import ACCURACY, ROBUST
-from saliency_lab.study.requests import read_attacks, read_eps, read_requests
+from saliency_lab.study.requests import GridRequests
 from saliency_lab.training.recipe import DataSource, recipes_folder
 
 NamedSettings = dict[str, dict[str, Any]]
@@ -75,24 +75,30 @@ class Declaration(Purpose):
         """What it asks, without how it is found out."""
         return Purpose(**{name: getattr(self, name) for name in Purpose.model_fields})
 
-    def check(self) -> None:
-        """Refuse a study that measures nothing, and a baseline or claim about what it has not.
+    def check(self, requests: GridRequests) -> None:
+        """Refuse a study that measures nothing, and a baseline or a claim about what it does not measure.
+
+        Parameters
+        ----------
+        requests
+            The methods, metrics, attacks and audits of this declaration.
 
         Raises
         ------
         InputError
-            If so; the recipes are looked at by `training_runs`.
+            If so. `training_runs` checks the recipes.
         """
         models = [*self.recipes, *self.models]
         if self.baseline is not None and self.baseline not in models:
             raise unknown_name("baseline:", self.baseline, models)
-        measured = [ACCURACY, ROBUST] if self.attacks else []
-        if self.metrics:
-            measured += [request.label for request in read_requests(self.metrics, "metric")]
+        measured = [ACCURACY, ROBUST] if requests.attacks else []
+        measured += [request.label for request in requests.metrics]
         if not measured:
             raise InputError("the study measures nothing; give metrics (and methods), or attacks")
-        methods = [each.label for each in read_requests(self.methods, "method")] if self.methods else []
-        attacks = {each.label: read_eps(each.settings["eps"]) for each in read_attacks(self.attacks)}
+        if requests.metrics and not requests.methods:
+            raise InputError("the study has metrics and no maps to score; give methods too")
+        methods = [request.label for request in requests.methods]
+        attacks = {request.label: request.eps for request in requests.attacks}
         for claim in self.claims:
             claim.check(models, measured, methods, attacks)
 

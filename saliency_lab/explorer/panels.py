@@ -17,7 +17,7 @@ from saliency_lab.attribution import attribute, list_methods
 
 if TYPE_CHECKING:
     from saliency_lab.study import Study
-    from saliency_lab.study.members import Member
+    from saliency_lab.study.sample import Member
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pandas as pd
 
 if TYPE_CHECKING:
     from saliency_lab.study import Study
-    from saliency_lab.study.members import Member
+    from saliency_lab.study.sample import Member
 
 
 @dataclass(frozen=True)

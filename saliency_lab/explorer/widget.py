@@ -18,7 +18,7 @@ from saliency_lab.plotting.maps import CLIP, tiles
 
 if TYPE_CHECKING:
     from saliency_lab.study import Study
-    from saliency_lab.study.members import Member
+    from saliency_lab.study.sample import Member
 
 FIRST = 4
 """Images that are shown until others are picked."""

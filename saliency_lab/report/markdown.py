@@ -157,7 +157,7 @@ def _audits(study: Study, comparison: Comparison) -> list[str]:
     head = ["model", "attack", "images", "attack reports", "worst case of all attacks", "verdict by seed"]
     lines = ["### May these be believed? The audit", "", *pipe_table(head, rows), ""]
     audits = (
-        study.store.describe("audit", key) for place, key in study.cells.items() if place.kind == "audit"
+        study.store.describe("audit", key) for place, key in study.results.items() if place.kind == "audit"
     )
     budgets = {described[0].depends["budget"] for described in audits if described is not None}
     strength = "; ".join(
@@ -354,7 +354,7 @@ def _settings(study: Study) -> list[list[str]]:
     """A row a method, metric, attack and audit: its settings, defaults too, as its cells have them."""
     names = {"maps": "method", "scores": "metric", "attack": "attack", "audit": "audit"}
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for place, key in study.cells.items():
+    for place, key in study.results.items():
         what = names[place.kind], place.metric or place.label
         described = study.store.describe(place.kind, key)
         if described is None:

@@ -34,7 +34,7 @@ def provenance(study: Study, unread: Missing) -> Provenance:
     weights: dict[tuple[str, int], str] = {}
     ran: dict[str, set[str]] = {}
     rows, lost = [], []
-    for place, key in study.cells.items():
+    for place, key in study.results.items():
         described = study.store.describe(place.kind, key)
         if described is None:
             lost.append((place.model, place.seed, place.what))

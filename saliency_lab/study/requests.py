@@ -1,101 +1,292 @@
-"""What a study is asked for: methods, metrics and attacks, each with its settings, under a label."""
+"""What a user asks a study for: methods, metrics, attacks and audits with validated settings and labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 from saliency_lab._common.checks import parse_radii
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.settings import parse_settings
+from saliency_lab.attacks.ascent import check_radius
+from saliency_lab.attacks.methods import METHODS as ATTACKS
+from saliency_lab.attacks.methods import method_of
+from saliency_lab.attribution.catalogue import METHODS
+from saliency_lab.metrics.api import make_job
+from saliency_lab.metrics.catalogue import METRICS, Metric
+from saliency_lab.metrics.own import own_metric
+from saliency_lab.study.sample import StudySample
 
-Requests: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"
-"""A name, several, or label → settings; a label that is not a name says which by `method` or `metric`."""
+Selection: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"
+"""A name, a function, several of these, or label → settings. If the label is not itself the name of a method or
+metric, the settings name it by `method` or `metric`."""
+
+Budget = Literal["quick", "full"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
-    """A method, metric or attack with its settings, under the label it has in the tables."""
+    """A method, metric, attack or audit with its settings, under the label that it has in the tables."""
 
     label: str
     what: str | Callable[..., Any]
+    """A registered name, or the user's function or object."""
     settings: Mapping[str, Any]
+    """Settings as keywords, validated and with the defaults; those of a custom method as given."""
+    eps: tuple[float, ...] = ()
+    """Of an attack, ascending and with 0; of an audit, ascending and without 0."""
+    images: int = 0
+    """How many images an audit looks at."""
+    budget: Budget = "quick"
+    """Of the reference attacks of an audit."""
+    given: frozenset[str] = frozenset()
+    """Names of the settings of an attack or audit that are not defaults."""
 
 
-def read_requests(given: Requests, kind: str) -> list[Request]:
-    """Read what the user asked for; `kind` is "method" or "metric".
+@dataclass(frozen=True, eq=False)
+class GridRequests:
+    """Everything that is asked of a study: each list becomes the calls of one verb."""
 
-    >>> read_requests({"wide": {"method": "smoothgrad", "stdev": 0.3}}, "method")
-    [Request(label='wide', what='smoothgrad', settings={'stdev': 0.3})]
+    methods: Sequence[Request] = ()
+    metrics: Sequence[Request] = ()
+    attacks: Sequence[Request] = ()
+    audits: Sequence[Request] = ()
+
+
+def read_grid(
+    sample: StudySample,
+    methods: Selection = (),
+    metrics: Selection = (),
+    attacks: Mapping[str, Mapping[str, Any]] | None = None,
+    audits: Mapping[str, Mapping[str, Any]] | None = None,
+) -> GridRequests:
+    """Read and validate methods, metrics, attacks and audits together, without any network.
+
+    Raises
+    ------
+    InputError
+        For the first mistake: an unknown name or setting, a value out of range, a missing radius.
     """
-    if isinstance(given, str) or callable(given):
-        given = [given]
-    if not isinstance(given, Mapping | Sequence):
-        raise InputError(f"{kind}s must be a name, a function, several, or label → settings, not {given!r}")
-    if not isinstance(given, Mapping):
-        by_label = {_label(each): each for each in given}
-        for each in given:
-            if by_label[_label(each)] is not each and by_label[_label(each)] != each:
+    return GridRequests(
+        read_methods(methods) if methods else (),
+        read_metrics(metrics, sample) if metrics else (),
+        [read_attack(**each) for each in _attack_arguments(attacks)],
+        [read_audit(**each, sample=sample) for each in _attack_arguments(audits)],
+    )
+
+
+def read_methods(given: Selection) -> list[Request]:
+    """Read and validate attribution methods.
+
+    >>> (wide,) = read_methods({"wide": {"method": "smoothgrad", "stdev": 0.3}})
+    >>> wide.label, wide.what, wide.settings["stdev"]
+    ('wide', 'smoothgrad', 0.3)
+
+    Raises
+    ------
+    InputError
+        For an unknown method or setting.
+    """
+    requests = []
+    for label, what, settings in _read_selection(given, "method"):
+        if isinstance(what, str):
+            own = {key: value for key, value in settings.items() if key != "target"}
+            parsed = parse_settings(METHODS[what].settings, own, of=f"method '{what}'")
+            settings = dict(parsed) | {key: settings[key] for key in ("target",) if key in settings}
+        requests.append(Request(label, what, settings))
+    return requests
+
+
+def read_metrics(given: Selection, sample: StudySample) -> list[Request]:
+    """Read and validate metrics; those that need masks are given those of the sample.
+
+    >>> import torch
+    >>> sample = StudySample(torch.rand(2, 1, 4, 4), torch.tensor([0, 1]))
+    >>> [request.label for request in read_metrics(["sparseness", "complexity"], sample)]
+    ['sparseness', 'complexity']
+
+    Raises
+    ------
+    InputError
+        For an unknown metric or setting, or if a metric needs masks and the sample has none.
+    """
+    requests = []
+    for label, what, settings in _read_selection(given, "metric"):
+        engine = settings.pop("engine", None)
+        masks = {}
+        if needs_sample_masks(Request(label, what, settings)):
+            if sample.masks is None:
                 raise InputError(
-                    f"two different {kind}s are called '{_label(each)}'; tell them apart by a label each, "
-                    f"such as {{'first': f, 'second': g}}"
+                    f"metric '{label}' needs masks of where the evidence is, as the data sets 'mosaic', "
+                    "'mnist_mosaic' and 'planted' have them; a study in Python takes them as "
+                    "Study(models, data.test.located(256)), or your own as Study(models, (x, y, masks))"
                 )
-        given = {label: {kind: each} for label, each in by_label.items()}
-    if not given:
-        raise InputError(f"name at least one {kind}; list_{kind}s() says which there are")
-    requests = []
-    for label, value in given.items():
-        if not (isinstance(value, str | Mapping) or callable(value)):
-            raise InputError(f"{kind} '{label}' must map to its settings, such as {{}}, not {value!r}")
-        settings = {kind: value} if isinstance(value, str) or callable(value) else dict(value)
-        requests.append(Request(label, settings.pop(kind, label), settings))
+            masks = {"masks": sample.masks}
+        job = make_job(what, settings | masks, engine)
+        parsed = {key: value for key, value in dict(job.settings).items() if key not in masks}
+        requests.append(Request(label, what, parsed | {"engine": job.engine}))
     return requests
 
 
-def read_attacks(given: Mapping[str, Mapping[str, Any]]) -> list[Request]:
-    """Read label → settings of `Study.attack` or `Study.audit`, `eps` among them.
-
-    >>> read_attacks({"weak": {"attack": "pgd", "eps": 0.1, "steps": 2}})
-    [Request(label='weak', what='pgd', settings={'eps': 0.1, 'steps': 2})]
-    """
-    if not isinstance(given, Mapping):
-        raise InputError(
-            f'attacks must be label → settings, such as {{"pgd": {{"eps": [0.1, 0.2]}}}}, not {given!r}'
-        )
-    requests = []
-    for label, each in given.items():
-        if not isinstance(each, Mapping) or "eps" not in each:
-            raise InputError(f"attack '{label}' needs its radii, such as eps = [0.1, 0.2]")
-        if "label" in each:
-            raise InputError(f"attack '{label}' has its label already; leave out label = {each['label']!r}")
-        settings = dict(each)
-        requests.append(Request(label, settings.pop("attack", label), settings))
-    return requests
+def describe_metric(request: Request) -> Metric:
+    """Return the catalogue's entry of a metric, or the description of a custom one."""
+    return METRICS[request.what] if isinstance(request.what, str) else own_metric(request.what)
 
 
-def read_attack(attack: str | Callable[..., Any], label: str | None, settings: Mapping[str, Any]) -> Request:
-    """Read what `Study.attack` or `Study.audit` was given; by default ε in L2 shows in the label.
+def needs_sample_masks(request: Request) -> bool:
+    """Say whether a metric gets the masks of the sample: it needs some, and no others were given."""
+    masks = describe_metric(request).settings.model_fields.get("masks")
+    return masks is not None and masks.is_required() and "masks" not in request.settings
 
-    >>> read_attack("pgd", None, {"norm": "l2"}).label
-    'pgd_l2'
+
+def read_attack(
+    attack: str | Callable[..., Any],
+    eps: float | str | Sequence[float | str],
+    label: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Request:
+    """Read and validate the arguments of `Study.attack`; by default the label shows ε in L2.
+
+    >>> attack = read_attack("pgd", "8/255", settings={"norm": "l2"})
+    >>> attack.label, attack.eps == (0.0, 8 / 255)
+    ('pgd_l2', True)
+
+    Raises
+    ------
+    InputError
+        For an unknown attack or setting, or a radius out of range.
     """
     if not (isinstance(attack, str) or callable(attack)):
         raise InputError(
             f"attack must be one name, such as 'pgd', or a function, not {attack!r}; call once for each"
         )
-    (named,) = read_requests(attack, "attack")
-    other = "_l2" if settings.get("norm") == "l2" else ""
-    return Request(label or named.label + other, attack, settings)
+    settings = dict(settings or {})
+    if label is None:
+        label = _default_label(attack) + ("_l2" if settings.get("norm") == "l2" else "")
+    label = _check_label(label, "attack")
+    radii = tuple(sorted({0.0, *parse_radii(eps)}))
+    parsed = parse_settings(method_of(attack).settings, settings, of=f"attack '{label}'")  # type: ignore[arg-type]
+    check_radius(max(radii), getattr(parsed, "norm", "linf"))
+    return Request(label, attack, dict(parsed), radii, given=frozenset(settings))
 
 
-def _label(what: Any) -> str:
-    return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
+def read_audit(
+    attack: str | Callable[..., Any],
+    eps: float | str | Sequence[float | str],
+    sample: StudySample,
+    label: str | None = None,
+    images: int | None = None,
+    budget: Budget = "quick",
+    settings: Mapping[str, Any] | None = None,
+) -> Request:
+    """Read and validate the arguments of `Study.audit`.
 
-
-def read_eps(eps: float | str | Sequence[float | str]) -> tuple[float, ...]:
-    """Ascending radii, with 0 (the clean images) always among them.
-
-    >>> read_eps("8/255") == (0.0, 8 / 255)
-    True
+    Raises
+    ------
+    InputError
+        As `read_attack`, or if there is no radius above 0, or for an unknown number of images or budget.
     """
-    return tuple(sorted({0.0, *parse_radii(eps)}))
+    attacked = read_attack(attack, eps, label, settings)
+    count = len(sample.x) if images is None else images
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 1 <= count <= len(sample.x):
+        raise InputError(
+            f"audit of {attacked.label}: images must be a whole number in 1 … {len(sample.x)}, "
+            f"the number of this study's images, not {images!r}"
+        )
+    if budget not in ("quick", "full"):
+        raise InputError(f"audit of {attacked.label}: budget must be 'quick' or 'full', not {budget!r}")
+    radii = tuple(radius for radius in attacked.eps if radius > 0)
+    if not radii:
+        raise InputError("an audit needs eps > 0")
+    return replace(attacked, eps=radii, images=int(count), budget=budget)
+
+
+def stored_attack(label: str, what: Any, settings: Mapping[str, Any], eps: Sequence[float]) -> Request | None:
+    """Return the request of an attack that an earlier run stored; None for a function, which no store has."""
+    registered = isinstance(what, str) and what in ATTACKS
+    return Request(label, what, settings, tuple(eps)) if registered else None
+
+
+def attack_to_audit(audit: Request, attacks: Mapping[str, Request]) -> Request:
+    """Give an audit without settings those of the attack with its label.
+
+    Parameters
+    ----------
+    audit
+        The request. Its norm may be named again, because the label depends on it.
+    attacks
+        The attacks of the study by label.
+    """
+    attack = attacks.get(audit.label)
+    if attack is None or attack.what != audit.what or audit.given - {"norm"}:
+        return audit
+    if any(attack.settings.get(name) != audit.settings[name] for name in audit.given):
+        return audit
+    return replace(audit, settings=attack.settings)
+
+
+def _attack_arguments(given: Mapping[str, Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """Turn label → settings into the arguments of `read_attack` or `read_audit`."""
+    if given is None:
+        return []
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f'attacks must be label → settings, such as {{"pgd": {{"eps": [0.1, 0.2]}}}}, not {given!r}'
+        )
+    calls = []
+    for label, each in given.items():
+        if not isinstance(each, Mapping) or "eps" not in each:
+            raise InputError(f"attack '{label}' needs its radii, such as eps = [0.1, 0.2]")
+        if "label" in each:
+            raise InputError(f"attack '{label}' has its label already; leave out label = {each['label']!r}")
+        arguments = {key: each[key] for key in ("eps", "images", "budget") if key in each}
+        settings = {key: value for key, value in each.items() if key not in {*arguments, "attack"}}
+        calls.append(
+            {"attack": each.get("attack", label), "label": label, "settings": settings, **arguments}
+        )
+    return calls
+
+
+def _read_selection(given: Selection, kind: str) -> list[tuple[str, Any, dict[str, Any]]]:
+    """Return label, what is meant and its settings as given; `kind` is "method" or "metric"."""
+    if isinstance(given, str) or callable(given):
+        given = [given]
+    if not isinstance(given, Mapping | Sequence):
+        raise InputError(f"{kind}s must be a name, a function, several, or label → settings, not {given!r}")
+    if not isinstance(given, Mapping):
+        by_label: dict[str, Any] = {}
+        for each in given:
+            label = _default_label(each)
+            other = by_label.setdefault(label, each)
+            if other is not each and other != each:
+                raise InputError(
+                    f"two different {kind}s are called '{label}'; give each a label of its own, "
+                    f"such as {{'first': f, 'second': g}}"
+                )
+        given = {label: {kind: each} for label, each in by_label.items()}
+    if not given:
+        raise InputError(f"name at least one {kind}; list_{kind}s() shows which there are")
+    read = []
+    for label, value in given.items():
+        _check_label(label, kind)
+        if not (isinstance(value, str | Mapping) or callable(value)):
+            raise InputError(f"{kind} '{label}' must map to its settings, such as {{}}, not {value!r}")
+        settings = {kind: value} if isinstance(value, str) or callable(value) else dict(value)
+        read.append((label, settings.pop(kind, label), settings))
+    return read
+
+
+def _check_label(label: Any, kind: str) -> str:
+    if not isinstance(label, str) or not label:
+        raise InputError(
+            f"the label of {'an attack' if kind == 'attack' else f'a {kind}'} must be text, such as "
+            f"'{str(label) or 'first'}', not {label!r}"
+        )
+    return label
+
+
+def _default_label(what: Any) -> str:
+    return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
