@@ -27,6 +27,7 @@ _ROOMS = {
     "transfer_attack": "attacks",
     "worst_case": "attacks",
     "explore": "explorer",
+    "report": "reporting",
     "ImageData": "data",
     "list_datasets": "data",
     "load_dataset": "data",
@@ -46,6 +47,7 @@ _ROOMS = {
     "train": "training",
     "Comparison": "comparison",
     "Study": "study",
+    "verify": "study",
     "list_studies": "experiment",
     "SaliencyLabError": "_common.errors",
     "show_progress": "_common.progress",
@@ -81,7 +83,8 @@ if TYPE_CHECKING:
         load_model,
         save_model,
     )
-    from saliency_lab.study import Study
+    from saliency_lab.reporting import report
+    from saliency_lab.study import Study, verify
     from saliency_lab.training import list_recipes, load_recipe, train
 
 __all__ = [
@@ -114,6 +117,7 @@ __all__ = [
     "load_model",
     "load_recipe",
     "minimal_epsilon",
+    "report",
     "robustness_curve",
     "sanity_check",
     "save_model",
@@ -121,6 +125,7 @@ __all__ = [
     "steps_curve",
     "train",
     "transfer_attack",
+    "verify",
     "worst_case",
 ]
 

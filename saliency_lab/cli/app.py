@@ -24,6 +24,7 @@ from saliency_lab.cli import (
     score,
     study,
     train,
+    verify,
 )
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
@@ -71,7 +72,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for verb in (demo, train, attribute, score, attack, study, audit, report, listing, download, doctor):
+for verb in (demo, train, attribute, score, attack, study, audit, report, verify, listing, download, doctor):
     verb.add_to(app)
 
 

@@ -107,12 +107,12 @@ def open_study(
         If the folder holds a study of other images, whose list of results this one would replace.
     """
     from saliency_lab.study import Study
-    from saliency_lab.study.cache.manifest import read_manifest
+    from saliency_lab.study.cache.store import FolderStore
     from saliency_lab.study.sample import read_sample
 
     models = load_models(checkpoints, device)
     sample = draw_images(models, data, root, images, seed)
-    there = read_manifest(store)
+    there = FolderStore(store).read_manifest()
     if there is not None and (there.images, there.seed) != (read_sample(sample).images, seed):
         raise InputError(
             f"'{store}' holds a study of other images, or of another seed; name a folder of its own with "

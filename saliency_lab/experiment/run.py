@@ -270,7 +270,9 @@ def _train(run: Run, data: ImageData, device: str) -> nn.Module:
     with FileLock(run.folder.with_name(f"{run.folder.name}.lock")):
         problems = _damage(run)
         if problems:
-            warnings.warn(f"{'; '.join(problems)}; {run.model} (seed {run.seed}) is trained again", stacklevel=4)
+            warnings.warn(
+                f"{'; '.join(problems)}; {run.model} (seed {run.seed}) is trained again", stacklevel=4
+            )
             shutil.rmtree(run.folder)
         return train(run.recipe, data, seed=run.seed, out=run.folder, **_accelerator(device))
 

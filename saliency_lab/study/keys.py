@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from saliency_lab._common.baseline import baseline_revision
 from saliency_lab._common.fingerprints import canonical
 from saliency_lab.study.cache.results import Result, cache_versions
 from saliency_lab.study.requests import Request, needs_sample_masks
@@ -24,7 +25,8 @@ def method_dependencies(request: Request) -> Dependencies:
     target = request.settings.get("target", "label")
     if not (isinstance(target, str) and target == "label"):
         settings["target"] = target
-    return {"method": _identity(request), "settings": canonical(settings)}
+    depends = {"method": _identity(request), "settings": canonical(settings)}
+    return depends | _revision(request, settings)
 
 
 def metric_dependencies(request: Request, sample: StudySample) -> Dependencies:
@@ -32,11 +34,9 @@ def metric_dependencies(request: Request, sample: StudySample) -> Dependencies:
     settings = {key: value for key, value in request.settings.items() if key != "engine"}
     if needs_sample_masks(request):
         settings["masks"] = sample.masks
-    return {
-        "metric": _identity(request),
-        "engine": request.settings["engine"],
-        "settings": canonical(settings),
-    }
+    engine = request.settings["engine"]
+    depends = {"metric": _identity(request), "engine": engine, "settings": canonical(settings)}
+    return depends | _revision(request, settings)
 
 
 def attack_dependencies(request: Request) -> Dependencies:
@@ -73,3 +73,9 @@ def audit_result(
 def _identity(request: Request) -> Any:
     """Return the registered name of what is asked for, or the hash of the user's function."""
     return request.what if isinstance(request.what, str) else canonical(request.what)
+
+
+def _revision(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what distinguishes results of a definition that has changed; nothing if it never did."""
+    revision = baseline_revision(settings) if isinstance(request.what, str) else 0
+    return {"revision": revision} if revision else {}

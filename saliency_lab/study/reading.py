@@ -188,9 +188,7 @@ class StudyResults:
     @property
     def failures(self) -> pd.DataFrame:
         """One row per result that failed, with error and traceback. The next run tries them again."""
-        rows = [
-            [*place, failure.error, failure.traceback] for place, failure in self._index.failures.items()
-        ]
+        rows = [[*place, failure.error, failure.traceback] for place, failure in self._index.failures.items()]
         return pd.DataFrame(rows, columns=FAILURES)
 
     @property
@@ -317,4 +315,4 @@ class StudyMaps(Mapping[str, Attributions]):
         return iter(self._study._index.labels("maps"))
 
     def __len__(self) -> int:
-        return len(list(self))
+        return len(self._study._index.labels("maps"))

@@ -168,7 +168,7 @@ def read_attack(
         label = _default_label(attack) + ("_l2" if settings.get("norm") == "l2" else "")
     label = _check_label(label, "attack")
     radii = tuple(sorted({0.0, *parse_radii(eps)}))
-    parsed = parse_settings(method_of(attack).settings, settings, of=f"attack '{label}'")  # type: ignore[arg-type]
+    parsed = parse_settings(method_of(attack).settings, settings, of=f"attack '{label}'")
     check_radius(max(radii), getattr(parsed, "norm", "linf"))
     return Request(label, attack, dict(parsed), radii, given=frozenset(settings))
 
@@ -244,9 +244,7 @@ def _attack_arguments(given: Mapping[str, Mapping[str, Any]] | None) -> list[dic
             raise InputError(f"attack '{label}' has its label already; leave out label = {each['label']!r}")
         arguments = {key: each[key] for key in ("eps", "images", "budget") if key in each}
         settings = {key: value for key, value in each.items() if key not in {*arguments, "attack"}}
-        calls.append(
-            {"attack": each.get("attack", label), "label": label, "settings": settings, **arguments}
-        )
+        calls.append({"attack": each.get("attack", label), "label": label, "settings": settings, **arguments})
     return calls
 
 

@@ -137,7 +137,7 @@ def _perform_by(
         for future in as_completed(futures):
             task = futures[future]
             try:
-                failed = future.result()
+                failed = {Place(*place): failure for place, failure in future.result().items()}
             except Exception as error:
                 failed = _not_finished(task, error)
             yield task, failed

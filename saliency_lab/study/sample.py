@@ -122,7 +122,9 @@ def read_members(models: Mapping[str, nn.Module | Sequence[nn.Module]]) -> list[
     members = []
     for name, given in models.items():
         if not isinstance(name, str) or not name:
-            raise InputError(f"a model's name must be text, such as '{str(name) or 'standard'}', not {name!r}")
+            raise InputError(
+                f"a model's name must be text, such as '{str(name) or 'standard'}', not {name!r}"
+            )
         several = list(given) if isinstance(given, Iterable) else []
         modules = [given] if isinstance(given, nn.Module) else several
         if not modules or not all(isinstance(module, nn.Module) for module in modules):

@@ -203,9 +203,7 @@ def perform(task: StudyTask, net: nn.Module, sample: StudySample, store: Store) 
     return failures
 
 
-def _compute(
-    task: StudyTask, net: nn.Module, sample: StudySample, store: Store
-) -> Mapping[Place, Content]:
+def _compute(task: StudyTask, net: nn.Module, sample: StudySample, store: Store) -> Mapping[Place, Content]:
     if task.kind == "scores":
         return _compute_scores(task, net, sample, store)
     (place,) = task.results

@@ -42,7 +42,10 @@ def hand_over(store: FolderStore, sample: str, weights: str, net: nn.Module) -> 
 
 
 def perform_in_worker(inputs: WorkerInputs, task: StudyTask) -> dict[Place, Failure]:
-    """Carry a task out, unless another process has finished it; return what failed."""
+    """Carry a task out, unless another process has finished it; return what failed.
+
+    Some executors return the places as plain tuples.
+    """
     with WORKER_LOCK:
         if multiprocessing.parent_process() is not None:
             show_progress(False)

@@ -179,7 +179,7 @@ class ResultIndex:
                 )
                 for each in self.members
             ],
-            results=[(*place, key) for place, key in self.results.items()],
+            cells=[(*place, key) for place, key in self.results.items()],
             better=self.better,
             classes=list(self.classes),
             purpose=self.purpose,
@@ -306,7 +306,9 @@ def load_index(store: str | Path) -> ResultIndex:
     sample = folder.read_sample(manifest.sample or manifest.images) if manifest else None
     if manifest is None or sample is None:
         what = "its images are missing or damaged" if manifest else "it has no readable study.json"
-        raise InputError(f"no study can be loaded from '{store}': {what}; run the study again with this store")
+        raise InputError(
+            f"no study can be loaded from '{store}': {what}; run the study again with this store"
+        )
     index = ResultIndex(sample, manifest.images, manifest.seed, [], folder, {})
     index.adopt(manifest)
     return index
@@ -315,6 +317,10 @@ def load_index(store: str | Path) -> ResultIndex:
 def _maps_of(place: Place) -> Place:
     """Return the place of the maps that scores belong to."""
     return place._replace(kind="maps", metric="")
+
+
+_COMPARED = ("method", "metric", "attack", "engine", "revision")
+"""What two models must have in common, besides the settings, to be compared."""
 
 
 def refuse_different_settings(results: Iterable[tuple[Place, str]], store: Store) -> None:
@@ -331,7 +337,7 @@ def refuse_different_settings(results: Iterable[tuple[Place, str]], store: Store
         if described is None:
             continue
         depends = described[0].depends
-        own = {name: depends[name] for name in ("method", "metric", "attack", "engine") if name in depends}
+        own = {name: depends[name] for name in _COMPARED if name in depends}
         own |= depends.get("settings") or {}
         other, theirs = first.setdefault((place.kind, place.label, place.metric), (place.model, own))
         differing = [name for name in own | theirs if own.get(name) != theirs.get(name)]

@@ -251,9 +251,7 @@ class FolderStore:
         """Return the file of the weights of a model with this fingerprint."""
         return self.folder / "weights" / f"{model}.safetensors"
 
-    def _write(
-        self, path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None
-    ) -> None:
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> None:
         copies = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()

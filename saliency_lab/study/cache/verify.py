@@ -11,7 +11,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import TABLE_DIGESTS, file_digest, read_checked_json
 from saliency_lab.data.folder import CACHE, read_cache
 from saliency_lab.models.checkpoint import CARD, WEIGHTS, check_checkpoint
-from saliency_lab.study.cache.manifest import MANIFEST, Manifest, read_manifest
+from saliency_lab.study.cache.manifest import MANIFEST, read_manifest
 from saliency_lab.study.cache.store import DamagedFileError, FolderStore, read_result, read_weights
 from saliency_lab.training.run import LOG, RECIPE, check_run
 
@@ -49,83 +49,67 @@ def verify(folder: str | Path) -> pd.DataFrame:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise InputError(f"there is no folder '{root}'; name a study's store, or the folder of a training run")
-    checks = (_manifests, _results, _samples, _weights, _tables, _training_runs, _caches)
-    rows = [
-        {"kind": kind, "file": path.relative_to(root).as_posix(), "problem": problem}
-        for check in checks
-        for kind, path, problem in check(root)
+        raise InputError(
+            f"there is no folder '{root}'; name a study's store, or the folder of a training run"
+        )
+    stores = {path.parent for name in (MANIFEST, "cells") for path in root.rglob(name)}
+    problems = [
+        *(each for folder in sorted(stores) if folder.name != "locks" for each in _store(FolderStore(folder))),
+        *_training_runs(root),
+        *_caches(root),
     ]
+    rows = [(kind, path.relative_to(root).as_posix(), problem) for kind, path, problem in problems]
     return pd.DataFrame(rows, columns=["kind", "file", "problem"])
 
 
-def _read_manifests(root: Path) -> Iterator[tuple[FolderStore, Manifest]]:
-    for path in sorted(root.rglob(MANIFEST)):
-        try:
-            yield FolderStore(path.parent), read_manifest(path.parent)
-        except (OSError, ValueError):
-            continue
-
-
-def _manifests(root: Path) -> Problems:
-    for path in sorted(root.rglob(MANIFEST)):
-        try:
-            read_manifest(path.parent)
-        except (OSError, ValueError) as error:
-            yield "manifest", path, f"the list of results '{path}' is damaged ({error})"
-    for path in sorted(root.rglob("samples")):
-        if (path.parent / "cells").is_dir() and not (path.parent / MANIFEST).exists():
-            yield "manifest", path.parent / MANIFEST, "the list of results is missing"
-
-
-def _results(root: Path) -> Problems:
-    for path in sorted(root.rglob("cells/*/*/[!.]*.safetensors")):
-        try:
-            read_result(path)
-        except DamagedFileError as error:
-            yield path.parent.parent.name, path, str(error)
-    for store, manifest in _read_manifests(root):
+def _store(store: FolderStore) -> Problems:
+    """Check the files of a store, and that those are there which its manifest lists."""
+    expected: dict[str, set[Path]] = {"samples": set(), "weights": set()}
+    try:
+        manifest = read_manifest(store.folder)
+    except (OSError, ValueError) as error:
+        path = store.folder / MANIFEST
+        yield "manifest", path, f"the list of results '{path}' is missing or damaged ({error})"
+    else:
+        expected["samples"].add(store.sample_path(manifest.sample or manifest.images))
+        expected["weights"] |= {store.weights_path(name) for name in manifest.weights}
         for place, key in manifest.places.items():
             path = store.path(place.kind, key)
             if key not in manifest.missing and not path.exists():
                 yield place.kind, path, f"the result '{path}' is missing: {place.what} of '{place.model}'"
-
-
-def _samples(root: Path) -> Problems:
-    expected = {
-        store.sample_path(manifest.sample or manifest.images) for store, manifest in _read_manifests(root)
-    }
-    for path in sorted({*root.rglob("samples/[!.]*.safetensors"), *expected}):
-        if FolderStore(path.parent.parent).read_sample(path.stem) is None:
-            problem = "damaged" if path.exists() else "missing"
-            yield "sample", path, f"the images '{path}' are {problem}"
-
-
-def _weights(root: Path) -> Problems:
-    expected = {
-        store.weights_path(name) for store, manifest in _read_manifests(root) for name in manifest.weights
-    }
-    for path in sorted({*root.rglob("weights/[!.]*.safetensors"), *expected}):
+    for path in store.files():
         try:
-            read_weights(path)
+            read_result(path)
         except DamagedFileError as error:
-            yield "weights", path, str(error)
+            yield path.parent.parent.name, path, str(error)
+    for name, paths in expected.items():
+        for path in sorted({*(store.folder / name).glob("[!.]*.safetensors"), *paths}):
+            if name == "samples" and store.read_sample(path.stem) is None:
+                yield "sample", path, f"the images '{path}' are {'damaged' if path.exists() else 'missing'}"
+            if name == "weights":
+                try:
+                    read_weights(path)
+                except DamagedFileError as error:
+                    yield "weights", path, str(error)
+    yield from _tables(store.folder / "tables")
 
 
-def _tables(root: Path) -> Problems:
-    for folder in sorted({path.parent for path in root.rglob("tables/*.*") if path.suffix in (".csv", ".parquet")}):
-        listed = folder / TABLE_DIGESTS
-        try:
-            digests = read_checked_json(listed, ())
-        except (OSError, ValueError) as error:
-            yield "table", listed, f"the digests of the tables cannot be read ({error}); write the tables again"
-            continue
-        for name, digest in digests.items():
-            path = folder / name
-            if not path.exists():
-                yield "table", path, f"the table '{path}' is missing"
-            elif file_digest(path) != digest:
-                yield "table", path, f"the table '{path}' does not match its digest; write it again"
+def _tables(folder: Path) -> Problems:
+    """Check tables against the digests that were written with them."""
+    listed = folder / TABLE_DIGESTS
+    if not any(path.suffix in (".csv", ".parquet", ".json") for path in folder.glob("[!.]*")):
+        return
+    try:
+        digests = read_checked_json(listed, ())
+    except (OSError, ValueError) as error:
+        yield "table", listed, f"the digests of the tables cannot be read ({error}); write the tables again"
+        return
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.exists():
+            yield "table", path, f"the table '{path}' is missing"
+        elif file_digest(path) != digest:
+            yield "table", path, f"the table '{path}' does not match its digest; write it again"
 
 
 def _training_runs(root: Path) -> Problems:
