@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.text import spreadsheet_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,10 +163,14 @@ TABLE_DIGESTS = "digests.json"
 
 
 def write_table(stem: str | Path, table: pd.DataFrame) -> None:
-    """Write `stem`.parquet and `stem`.csv, atomically, and their digests into `digests.json`."""
+    """Write `stem`.parquet and `stem`.csv, atomically, and their digests into `digests.json`.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe in the CSV file.
+    """
     stem = Path(stem)
+    safe = table.map(lambda value: spreadsheet_text(value) if isinstance(value, str) else value)
     digests = {}
-    for suffix, write in ((".parquet", table.to_parquet), (".csv", table.to_csv)):
+    for suffix, write in ((".parquet", table.to_parquet), (".csv", safe.to_csv)):
         path = stem.with_name(stem.name + suffix)
         with atomic_path(path) as beside:
             write(beside, index=False)

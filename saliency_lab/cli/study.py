@@ -132,8 +132,8 @@ def _with_data(declared: Declaration, name: str | None, root: Path | None) -> De
 
 def _only_look(declared: Declaration, store: Path, device: str, plan: bool, verify: bool) -> bool:
     """Print the plan of a study or the check of its store; False if neither was asked for."""
-    from saliency_lab.experiment.run import plan_declared
     from saliency_lab.cli.verify import print_problems
+    from saliency_lab.experiment.run import plan_declared
 
     if verify:
         print_problems(store)

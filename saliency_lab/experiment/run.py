@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import shutil
 import time
@@ -22,7 +21,6 @@ from torch import nn
 from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError, TrainingError
 from saliency_lab._common.fingerprints import fingerprint, model_fingerprint
 from saliency_lab._common.inference import named_device
-from saliency_lab._common.plugins import import_module
 from saliency_lab._common.progress import no_progress
 from saliency_lab.comparison.comparison import Comparison
 from saliency_lab.data import ImageData
@@ -31,11 +29,11 @@ from saliency_lab.data.located import LocatedSplit
 from saliency_lab.experiment.checkpoints import load_checkpoint
 from saliency_lab.experiment.schema import Declaration
 from saliency_lab.models import build_model
+from saliency_lab.models.catalogue import ARCHITECTURES, is_custom
 from saliency_lab.models.checkpoint import CARD, check_checkpoint, zoo_names
 from saliency_lab.study.cache.results import Failure
 from saliency_lab.study.cache.store import FolderStore, MemoryStore
 from saliency_lab.study.planning import PLAN_COLUMNS, plan_networks
-from saliency_lab.study.requests import GridRequests, read_grid
 from saliency_lab.study.running import ExecutorError
 from saliency_lab.study.sample import Member, StudySample, read_members, read_sample
 from saliency_lab.study.study import Study
@@ -73,9 +71,9 @@ def run_declared(
     """Train what is missing, compute what is missing, and compare; everything is stored in `store`.
 
     A training run that fails is a failure of the study, which continues without that network; so is what a
-    lost executor did not finish. Networks are trained and run on `device`; "auto" is a GPU of CUDA if there is
-    one, otherwise the CPU. An executor's workers decide that for what they train, and compute results on the
-    CPU unless a device is named.
+    lost executor did not finish. Networks are trained and run on `device`; "auto" is a GPU of CUDA if there
+    is one, otherwise the CPU. An executor's workers decide that for what they train, and compute results on
+    the CPU unless a device is named.
 
     Raises
     ------
@@ -87,8 +85,8 @@ def run_declared(
     data = _load_data(declared)
     sample = _draw_sample(declared, data)
     runs = training_runs(declared, data.fingerprint, store)
-    declared.check(_read_requests(declared, sample))
-    finished = _finished_models(declared, there)
+    declared.requests(sample)
+    finished = _finished_models(declared, data, there)
     trained: dict[str, list[nn.Module]] = {}
     failures: dict[tuple[str, int], Failure] = {}
     for run, outcome in _train_all(runs, data, declared, executor, device):
@@ -130,14 +128,13 @@ def plan_declared(declared: Declaration, store: str | Path, *, device: str = "au
     data = _load_data(declared)
     sample = _draw_sample(declared, data)
     runs = training_runs(declared, data.fingerprint, Path(store))
-    requests = _read_requests(declared, sample)
-    declared.check(requests)
+    requests = declared.requests(sample)
     trained = [_load_trained(run, there) for run in runs]
     networks: dict[Member, str] = {}
     for run, net in zip(runs, trained, strict=True):
         weights = f"untrained {run.folder.name}" if net is None else model_fingerprint(net)
         networks[Member(run.model, run.seed, run.recipe.name, net)] = weights
-    finished = _finished_models(declared, there)
+    finished = _finished_models(declared, data, there)
     networks |= {each: model_fingerprint(each.net) for each in (read_members(finished) if finished else [])}
     rows = []
     for model in dict.fromkeys(run.model for run in runs):
@@ -167,11 +164,6 @@ def _draw_sample(declared: Declaration, data: ImageData) -> StudySample:
     split: Split = getattr(data, declared.data.split)
     draw = split.located if isinstance(split, LocatedSplit) else split.sample
     return read_sample(draw(declared.data.images, declared.seed))
-
-
-def _read_requests(declared: Declaration, sample: StudySample) -> GridRequests:
-    """Validate methods, metrics, attacks and audits, which needs no network."""
-    return read_grid(sample, declared.methods, declared.metrics, declared.attacks, declared.audits)
 
 
 def training_runs(declared: Declaration, data: str, store: Path) -> list[Run]:
@@ -229,7 +221,7 @@ def _train_all(
 def _train_by(
     executor: Executor, runs: Sequence[Run], data: ImageData, declared: Declaration, device: str
 ) -> None:
-    """Train networks by an executor's workers, and wait; what they do not finish is trained here afterwards."""
+    """Train networks by an executor's workers, and wait; what they do not finish is trained here later."""
     jobs: list[Future[None]] = []
     try:
         for run in {run.folder: run for run in runs}.values():
@@ -302,21 +294,27 @@ def _load_trained(run: Run, device: torch.device) -> nn.Module | None:
 
 def _untrained(run: Run, data: ImageData, device: torch.device) -> nn.Module:
     """Build the network of a run for timing; a small one in place of a user's own architecture."""
-    custom = ":" in run.recipe.model.name
-    name = "small_cnn" if custom else run.recipe.model.name
+    name = "small_cnn" if is_custom(run.recipe.model.name) else run.recipe.model.name
     classes = len(data.classes)
     return build_model(name, num_classes=classes, input_shape=data.input_shape, seed=0).to(device)
 
 
-def _finished_models(declared: Declaration, device: torch.device) -> dict[str, list[nn.Module]]:
+def _is_own(source: str) -> bool:
+    """Return whether a model's source is registered, or `module:attribute`, and not a folder."""
+    return ":" in source or source in ARCHITECTURES.extensions()
+
+
+def _finished_models(
+    declared: Declaration, data: ImageData, device: torch.device
+) -> dict[str, list[nn.Module]]:
     models = {}
     for name, sources in declared.models.items():
         listed = [sources] if isinstance(sources, str) else sources
         if len(set(listed)) < len(listed):
             raise InputError(f"model '{name}' lists a checkpoint twice; each must be another seed")
         models[name] = [
-            copy.deepcopy(import_module(source)).to(device)
-            if ":" in source and not (declared.folder / source).exists()
+            ARCHITECTURES[source](len(data.classes), data.input_shape).to(device)
+            if _is_own(source) and not (declared.folder / source).exists()
             else load_checkpoint(_found(declared.folder, source), device)
             for source in listed
         ]

@@ -14,7 +14,8 @@ from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.comparison.claims import Purpose
 from saliency_lab.comparison.measures import ACCURACY, ROBUST
-from saliency_lab.study.requests import GridRequests
+from saliency_lab.study.requests import GridRequests, read_grid
+from saliency_lab.study.sample import StudySample
 from saliency_lab.training.recipe import DataSource, recipes_folder
 
 NamedSettings = dict[str, dict[str, Any]]
@@ -75,19 +76,18 @@ class Declaration(Purpose):
         """What it asks, without how it is found out."""
         return Purpose(**{name: getattr(self, name) for name in Purpose.model_fields})
 
-    def check(self, requests: GridRequests) -> None:
-        """Refuse a study that measures nothing, and a baseline or a claim about what it does not measure.
+    def requests(self, sample: StudySample) -> GridRequests:
+        """Read and validate methods, metrics, attacks and audits, the baseline and the claims.
 
-        Parameters
-        ----------
-        requests
-            The methods, metrics, attacks and audits of this declaration.
+        No network is needed. `training_runs` checks the recipes.
 
         Raises
         ------
         InputError
-            If so. `training_runs` checks the recipes.
+            For an unknown name or setting, a study that measures nothing, and a baseline or claim about
+            something that the study does not measure.
         """
+        requests = read_grid(sample, self.methods, self.metrics, self.attacks, self.audits)
         models = [*self.recipes, *self.models]
         if self.baseline is not None and self.baseline not in models:
             raise unknown_name("baseline:", self.baseline, models)
@@ -101,6 +101,7 @@ class Declaration(Purpose):
         attacks = {request.label: request.eps for request in requests.attacks}
         for claim in self.claims:
             claim.check(models, measured, methods, attacks)
+        return requests
 
     @field_validator("recipes", mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from saliency_lab.study.requests import Request, needs_sample_masks
 from saliency_lab.study.sample import StudySample
 
 Dependencies: TypeAlias = Mapping[str, Any]
-"""What a request contributes: the name of what is asked for, or the hash of a user's function; its settings."""
+"""What a request contributes: the name of what is asked for, or the hash of a function; its settings."""
 
 
 def method_dependencies(request: Request) -> Dependencies:

@@ -1,4 +1,4 @@
-"""What a study would compute, and how long that takes: the tasks that are not in the store, timed on few images."""
+"""What a study would compute: the tasks whose results are not in the store, and how long they take."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class _Clock:
     def seconds(self, step: Step) -> float:
         """Return the seconds of a step for one network."""
         if not self.warm:  # the first passes start a GPU
-            with contextlib.suppress(SaliencyLabError):  # a network without a gradient fails where it matters
+            with contextlib.suppress(SaliencyLabError):  # a network may have no gradient
                 attribute(self.net, self.few.x, self.few.y)
             self.warm = True
         requests = {label: each for task in step.tasks for label, each in task.requests.items()}
@@ -173,7 +173,7 @@ class _Clock:
 
 
 class _Withstands(nn.Module):
-    """A network whose prediction, class 0, no attack changes, so that every attack on it does all its work."""
+    """A network whose prediction, class 0, no attack changes, so that an attack on it does all its work."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

@@ -10,19 +10,18 @@ import numpy as np
 
 from saliency_lab._common.checks import parse_radii
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.registry import Registry, given_settings, name_of
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.ascent import check_radius
 from saliency_lab.attacks.methods import METHODS as ATTACKS
-from saliency_lab.attacks.methods import method_of
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.metrics.api import make_job
 from saliency_lab.metrics.catalogue import METRICS, Metric
-from saliency_lab.metrics.own import own_metric
 from saliency_lab.study.sample import StudySample
 
 Selection: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"
-"""A name, a function, several of these, or label → settings. If the label is not itself the name of a method or
-metric, the settings name it by `method` or `metric`."""
+"""A name, a function, several of these, or label → settings, which name the `method` or `metric` unless the
+label does."""
 
 Budget = Literal["quick", "full"]
 
@@ -92,11 +91,11 @@ def read_methods(given: Selection) -> list[Request]:
     """
     requests = []
     for label, what, settings in _read_selection(given, "method"):
-        if isinstance(what, str):
-            own = {key: value for key, value in settings.items() if key != "target"}
-            parsed = parse_settings(METHODS[what].settings, own, of=f"method '{what}'")
-            settings = dict(parsed) | {key: settings[key] for key in ("target",) if key in settings}
-        requests.append(Request(label, what, settings))
+        method = METHODS.find(what)
+        target = {key: settings.pop(key) for key in ("target",) if key in settings}
+        parsed = parse_settings(method.settings, settings, of=f"method '{label}'")
+        full = dict(parsed) if method.function is None else given_settings(parsed)
+        requests.append(Request(label, what, full | target))
     return requests
 
 
@@ -133,7 +132,7 @@ def read_metrics(given: Selection, sample: StudySample) -> list[Request]:
 
 def describe_metric(request: Request) -> Metric:
     """Return the catalogue's entry of a metric, or the description of a custom one."""
-    return METRICS[request.what] if isinstance(request.what, str) else own_metric(request.what)
+    return METRICS.find(request.what)
 
 
 def needs_sample_masks(request: Request) -> bool:
@@ -166,9 +165,9 @@ def read_attack(
     settings = dict(settings or {})
     if label is None:
         label = _default_label(attack) + ("_l2" if settings.get("norm") == "l2" else "")
-    label = _check_label(label, "attack")
+    label, attack = _check_label(label, "attack"), ATTACKS.custom(attack)
     radii = tuple(sorted({0.0, *parse_radii(eps)}))
-    parsed = parse_settings(method_of(attack).settings, settings, of=f"attack '{label}'")
+    parsed = parse_settings(ATTACKS.find(attack).settings, settings, of=f"attack '{label}'")
     check_radius(max(radii), getattr(parsed, "norm", "linf"))
     return Request(label, attack, dict(parsed), radii, given=frozenset(settings))
 
@@ -206,7 +205,7 @@ def read_audit(
 
 def stored_attack(label: str, what: Any, settings: Mapping[str, Any], eps: Sequence[float]) -> Request | None:
     """Return the request of an attack that an earlier run stored; None for a function, which no store has."""
-    registered = isinstance(what, str) and what in ATTACKS
+    registered = isinstance(what, str) and what in ATTACKS.built_in
     return Request(label, what, settings, tuple(eps)) if registered else None
 
 
@@ -273,8 +272,12 @@ def _read_selection(given: Selection, kind: str) -> list[tuple[str, Any, dict[st
         if not (isinstance(value, str | Mapping) or callable(value)):
             raise InputError(f"{kind} '{label}' must map to its settings, such as {{}}, not {value!r}")
         settings = {kind: value} if isinstance(value, str) or callable(value) else dict(value)
-        read.append((label, settings.pop(kind, label), settings))
+        what = _REGISTRIES[kind].custom(settings.pop(kind, label))
+        read.append((label, what, settings))
     return read
+
+
+_REGISTRIES: dict[str, Registry[Any]] = {"method": METHODS, "metric": METRICS}
 
 
 def _check_label(label: Any, kind: str) -> str:
@@ -287,4 +290,4 @@ def _check_label(label: Any, kind: str) -> str:
 
 
 def _default_label(what: Any) -> str:
-    return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
+    return what.rpartition(":")[2] if isinstance(what, str) else name_of(what)

@@ -244,7 +244,7 @@ class Study(StudyResults):
         return TaskInputs(self.sample, self._index.images, networks, self.seed)
 
     def _run(self, verb: str, tasks: Sequence[StudyTask], inputs: TaskInputs, index: ResultIndex) -> Study:
-        """Continue with `index`, in which these tasks are recorded; go back to the old one if all of them fail."""
+        """Record the tasks in `index` and continue with it; go back to the old one if all tasks fail."""
         before, self._index = self._index, index
         try:
             run_tasks(tasks, inputs, index, executor=self.executor, verb=verb)
@@ -321,8 +321,8 @@ def _warn_of_copies(members: Sequence[Member], weights: Mapping[tuple[str, int],
         twin = first.setdefault(weights[member.model, member.seed], member)
         if twin is not member:
             warnings.warn(
-                f"{member} and {twin} are the same network, so their results are the same too; give each model "
-                "its own network",
+                f"{member} and {twin} are the same network, so their results are the same too; give each "
+                "model its own network",
                 stacklevel=3,
             )
 

@@ -88,7 +88,7 @@ def attribution_tasks(inputs: TaskInputs, requests: Sequence[Request]) -> list[S
 def scoring_tasks(
     inputs: TaskInputs, requests: Sequence[Request], methods: Mapping[str, Request]
 ) -> list[StudyTask]:
-    """Return one task per network and group of metrics that share their passes, for the maps of all methods."""
+    """Return one task per network and group of metrics that share passes, for the maps of all methods."""
     of_method = {label: method_dependencies(request) for label, request in methods.items()}
     maps = {
         member: {
@@ -137,7 +137,7 @@ def attack_tasks(inputs: TaskInputs, request: Request, index: ResultIndex) -> li
 
 
 def audit_tasks(inputs: TaskInputs, request: Request, attacks: Mapping[str, Request]) -> list[StudyTask]:
-    """Return one task per ε and network; without settings, the attack of this label in `attacks` is audited."""
+    """Return one task per ε and network; without settings, the audit is of the attack with its label."""
     request = attack_to_audit(request, attacks)
     images = inputs.sample.first(request.images).images
     depends = attack_dependencies(request)

@@ -441,7 +441,7 @@ def test_every_cell_has_its_key_and_settings(reported, page):
 
 
 def test_where_numbers_come_from_is_read_from_the_headers(reported, monkeypatch):
-    monkeypatch.setattr(store, "read_file", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(store, "read_result", lambda path: pytest.fail(f"{path} was read"))
     told = provenance(reported, [])
     assert [row[-1].text for row in told.cells.rows] == list(reported.results.values())
     assert all(row[6].text == "cpu" for row in told.cells.rows)
@@ -502,7 +502,7 @@ def test_the_questions_of_a_study_are_answered_on_its_page(make_reported, tmp_pa
         baseline="other",
         level=0.9,
     )
-    study.list_alone()
+    study.write_manifest(exclusive=True)
     page = Page(report(Study.load(tmp_path / "store"), tmp_path / "report.html"))
     assert [text for _, text in page.all("h1")] == ["A title of its own"]
     assert [text for kind, text in page.all("p") if kind.get("class") == "lede"][:2] == [

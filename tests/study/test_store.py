@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -330,7 +329,7 @@ def test_a_damaged_manifest_does_not_stop_a_run(make_study: MakeStudy, tmp_path:
         study = _finish(make_study(tmp_path))
     assert (tmp_path / "study.damaged-1.json").read_text() == damage
     pd.testing.assert_frame_equal(Study.load(tmp_path).scores, study.scores)
-    with pytest.raises(InputError, match="is a damaged study.json, whose results would be deleted"):
+    with pytest.raises(InputError, match=r"is a damaged study\.json, whose results would be deleted"):
         study.gc()
     (tmp_path / "study.damaged-1.json").unlink()
     assert study.gc() == 0

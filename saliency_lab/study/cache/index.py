@@ -32,7 +32,7 @@ class ResultIndex:
     members: list[Member]
     store: Store
     weights: dict[tuple[str, int], str]
-    """Fingerprints of the networks by model and seed; empty where the manifest of an earlier version has none."""
+    """Fingerprints of the networks by model and seed; empty where an earlier version did not store them."""
     results: dict[Place, str] = field(default_factory=dict)
     """The key of the result at each place."""
     methods: dict[str, Request] = field(default_factory=dict)
@@ -231,8 +231,8 @@ class ResultIndex:
         manifest = other.read_manifest()
         if manifest is not None and (manifest.images, manifest.seed) != (self.images, self.seed):
             warnings.warn(
-                f"'{folder}' contains a study of other images, or of another seed: its results are copied, and "
-                "nothing of it appears in the tables of this study",
+                f"'{folder}' contains a study of other images, or of another seed: its results are copied, "
+                "and nothing of it appears in the tables of this study",
                 stacklevel=3,
             )
             manifest = None
@@ -240,8 +240,8 @@ class ResultIndex:
         if differ:
             model, seed = differ[0]
             raise InputError(
-                f"'{model}' (seed {seed}) is one network in this study and another in '{folder}'; give one of "
-                f"them another name and run its study again, such as Study({{'{model} (other)': …}}, …)"
+                f"'{model}' (seed {seed}) is one network in this study and another in '{folder}'; give one "
+                f"of them another name and run its study again, such as Study({{'{model} (other)': …}}, …)"
             )
         for result, content in other.results():
             if not self.store.has(result.kind, result.key):

@@ -53,11 +53,9 @@ def verify(folder: str | Path) -> pd.DataFrame:
             f"there is no folder '{root}'; name a study's store, or the folder of a training run"
         )
     stores = {path.parent for name in (MANIFEST, "cells") for path in root.rglob(name)}
-    problems = [
-        *(each for folder in sorted(stores) if folder.name != "locks" for each in _store(FolderStore(folder))),
-        *_training_runs(root),
-        *_caches(root),
-    ]
+    problems = [*_training_runs(root), *_caches(root)]
+    for store in sorted(folder for folder in stores if folder.name != "locks"):
+        problems += _store(FolderStore(store))
     rows = [(kind, path.relative_to(root).as_posix(), problem) for kind, path, problem in problems]
     return pd.DataFrame(rows, columns=["kind", "file", "problem"])
 
