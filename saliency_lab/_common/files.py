@@ -151,7 +151,7 @@ def read_checked_json(path: str | Path, known: Collection[str]) -> dict[str, Any
     rendered = _as_text(value)
     digest = value.pop("digest")
     if digest != _digest(value) or text.replace("\r\n", "\n") != rendered:
-        raise ValueError("its content does not match its digest")
+        raise ValueError('its content does not match its digest; if you edited it, remove the key "digest"')
     return value
 
 
