@@ -30,7 +30,7 @@ MODULES = {_module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports(module: str) -> Iterator[str]:
-    """Yield the modules of this package that a module imports: at run time, in a function, or for types only."""
+    """Yield the modules of this package that a module imports: anywhere, also in a function or for types."""
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

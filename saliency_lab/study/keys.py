@@ -11,8 +11,10 @@ from typing import Any, TypeAlias
 
 from saliency_lab._common.baseline import baseline_revision
 from saliency_lab._common.fingerprints import canonical
+from saliency_lab.attribution.catalogue import METHODS
+from saliency_lab.metrics.catalogue import stored_settings
 from saliency_lab.study.cache.results import Result, cache_versions
-from saliency_lab.study.requests import Request, needs_sample_masks
+from saliency_lab.study.requests import Request, describe_metric, needs_sample_masks
 from saliency_lab.study.sample import StudySample
 
 Dependencies: TypeAlias = Mapping[str, Any]
@@ -34,8 +36,13 @@ def metric_dependencies(request: Request, sample: StudySample) -> Dependencies:
     settings = {key: value for key, value in request.settings.items() if key != "engine"}
     if needs_sample_masks(request):
         settings["masks"] = sample.masks
+    metric = describe_metric(request)
+    height, width = sample.x.shape[2:]
+    stored = stored_settings(metric.settings.model_construct(**settings), height, width)
     engine = request.settings["engine"]
-    depends = {"metric": _identity(request), "engine": engine, "settings": canonical(settings)}
+    depends = {"metric": _identity(request), "engine": engine, "settings": canonical(stored)}
+    if metric.revision:
+        depends["definition"] = metric.revision
     return depends | _revision(request, settings)
 
 
@@ -77,5 +84,9 @@ def _identity(request: Request) -> Any:
 
 def _revision(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what distinguishes results of a definition that has changed; nothing if it never did."""
-    revision = baseline_revision(settings) if isinstance(request.what, str) else 0
+    if not isinstance(request.what, str):
+        return {}
+    revision = baseline_revision(settings)
+    if request.what in METHODS:
+        revision = max(revision, METHODS[request.what].revision(settings))
     return {"revision": revision} if revision else {}

@@ -257,12 +257,16 @@ def _read_selection(given: Selection, kind: str) -> list[tuple[str, Any, dict[st
         by_label: dict[str, Any] = {}
         for each in given:
             label = _default_label(each)
-            other = by_label.setdefault(label, each)
-            if other is not each and other != each:
+            if label in by_label:
+                same = by_label[label] is each or by_label[label] == each
                 raise InputError(
-                    f"two different {kind}s are called '{label}'; give each a label of its own, "
-                    f"such as {{'first': f, 'second': g}}"
+                    f"{kind} '{label}' is given twice; give each a label of its own, such as "
+                    f"{{'first': {{'{kind}': '{label}', …}}, 'second': {{'{kind}': '{label}', …}}}}"
+                    if same
+                    else f"two different {kind}s are called '{label}'; give each a label of its own, such as "
+                    "{'first': f, 'second': g}"
                 )
+            by_label[label] = each
         given = {label: {kind: each} for label, each in by_label.items()}
     if not given:
         raise InputError(f"name at least one {kind}; list_{kind}s() shows which there are")

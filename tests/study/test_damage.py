@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
@@ -119,9 +122,7 @@ def test_damaged_weights_are_never_used(finished: Path, tmp_path: Path) -> None:
         study = Study(_networks(), _sample(), store=tmp_path / "store", executor=pool)
         with pytest.warns(UserWarning, match="do not match their digest; it is written again"):
             study.attack("pgd", eps=0.2, steps=2)
-    pd.testing.assert_frame_equal(
-        study.robustness, expected.query("attack == 'pgd'").reset_index(drop=True)
-    )
+    pd.testing.assert_frame_equal(study.robustness, expected.query("attack == 'pgd'").reset_index(drop=True))
 
 
 def test_damaged_maps_are_computed_again_by_the_verb(make_study: MakeStudy, tmp_path: Path) -> None:
@@ -164,11 +165,7 @@ def test_a_report_leaves_a_result_with_a_damaged_header_out(finished: Path, tmp_
 def test_gc_removes_half_written_files_of_any_other_time(
     make_study: MakeStudy, tmp_path: Path, age: float
 ) -> None:
-    import os
-    import time
-
     study = make_study(tmp_path).attribute("saliency")
-    half = tmp_path / "cells/maps/.half.safetensors"
     half = next((tmp_path / "cells/maps").iterdir()) / ".half.safetensors"
     half.write_bytes(b"half")
     os.utime(half, (time.time() - age,) * 2)
@@ -255,7 +252,8 @@ def declared_file(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "study.toml"
     path.write_text(
         'models = { one = "net-0", two = "net-1" }\nmethods = ["saliency", "edges"]\n'
-        'metrics = ["sparseness"]\ndata = { name = "digits", images = 6 }\nattacks = { fgsm = { eps = 0.1 } }\n'
+        'metrics = ["sparseness"]\ndata = { name = "digits", images = 6 }\n'
+        "attacks = { fgsm = { eps = 0.1 } }\n"
     )
     yield path
 
@@ -264,19 +262,18 @@ def declared_file(tmp_path: Path) -> Iterator[Path]:
 def test_on_the_command_line_a_lost_executor_exits_with_1(
     declared_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: Callable[[], Executor]
 ) -> None:
-    import contextlib
-
     arguments = ["study", str(declared_file), "--out", str(tmp_path / "store")]
     with monkeypatch.context() as patch:
-        patch.setattr("saliency_lab.cli.study.open_executor", lambda *_: contextlib.nullcontext(executor()))
+        lost = contextlib.nullcontext(executor())
+        patch.setattr("saliency_lab.cli.study.open_executor", lambda *_: lost)
         result = CliRunner().invoke(app, [*arguments, "--executor", "processes"])
     assert result.exit_code == 1 and "the executor did not finish" in result.output
     assert CliRunner().invoke(app, arguments).exit_code == 0
     whole = CliRunner().invoke(app, ["study", str(declared_file), "--out", str(tmp_path / "whole")])
     assert whole.exit_code == 0
     for name in ("scores", "robustness"):
-        left, right = (pd.read_parquet(tmp_path / store / "tables" / f"{name}.parquet") for store in ("store", "whole"))
-        pd.testing.assert_frame_equal(left, right)
+        left, right = (tmp_path / store / f"tables/{name}.parquet" for store in ("store", "whole"))
+        pd.testing.assert_frame_equal(pd.read_parquet(left), pd.read_parquet(right))
 
 
 @pytest.mark.parametrize(
@@ -293,7 +290,7 @@ def test_on_the_command_line_a_lost_executor_exits_with_1(
 def test_labels_that_are_not_text_are_refused_before_the_work(
     make_study: MakeStudy, call: Callable[[Study], object]
 ) -> None:
-    with pytest.raises(InputError, match="the label of .* must be text"):
+    with pytest.raises(InputError, match=r"the label of .* must be text"):
         call(make_study())
 
 
