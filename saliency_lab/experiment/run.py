@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shutil
 import time
@@ -40,7 +41,7 @@ from saliency_lab.study.study import Study
 from saliency_lab.study.workers import WORKER_LOCK
 from saliency_lab.training import Recipe, load_recipe, train
 from saliency_lab.training.api import load_data
-from saliency_lab.training.run import RECIPE, check_run
+from saliency_lab.training.run import RECIPE, check_run, read_identity
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +272,12 @@ def _train(run: Run, data: ImageData, device: str) -> nn.Module:
 
 def _damage(run: Run) -> list[str]:
     """Say which files of a training run are damaged."""
-    problems = check_run(run.folder) if (run.folder / RECIPE).exists() else {}
+    recipe = run.folder / RECIPE
+    problems = check_run(run.folder) if recipe.exists() else {}
+    if recipe.exists() and recipe not in problems:
+        expected = json.loads(json.dumps(load_recipe(run.recipe, {"seed": run.seed}).portable()))
+        if read_identity(run.folder)["recipe"] != expected:
+            problems[recipe] = f"'{recipe}' is that of another run"
     if run.finished:
         problems |= check_checkpoint(run.folder)
     return list(problems.values())

@@ -200,6 +200,8 @@ def check_checkpoint(folder: Path) -> dict[Path, str]:
         expected = _parse_card(card).sha256
     except CheckpointError as error:
         return {card: str(error)}
+    if not expected:
+        return {card: f"'{card}' does not describe any weights"}
     if not weights.exists():
         return {weights: f"'{weights}' is missing"}
     if hashlib.sha256(weights.read_bytes()).hexdigest() != expected:

@@ -171,7 +171,10 @@ def read_identity(folder: Path) -> dict[str, Any]:
     """
     path = folder / RECIPE
     try:
-        return read_checked_json(path, ("recipe", "data", "architecture"))
+        identity = read_checked_json(path, ("recipe", "data", "architecture"))
+        if "recipe" not in identity:
+            raise ValueError("it has no recipe")
+        return identity
     except (OSError, ValueError) as error:
         raise CheckpointError(f"'{path}' is damaged ({error}); delete '{folder}'") from error
 

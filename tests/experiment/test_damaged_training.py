@@ -73,6 +73,17 @@ def test_a_damaged_training_run_is_named_and_trained_again(
     pd.testing.assert_frame_equal(study.scores, sl.Study.load(finished / "store").scores)
 
 
+def test_the_recipe_of_another_run_is_noticed(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "store", tmp_path / "store")
+    declared = read_declaration(finished / "study.toml")
+    other = RunFolder(tmp_path / "other", {"recipe": {"name": "other"}, "data": "x", "architecture": "y"})
+    (path,) = (tmp_path / "store/models").glob("*/recipe.json")
+    shutil.copy(other.path / "recipe.json", path)
+    with pytest.warns(UserWarning, match=r"recipe\.json' is that of another run; .* is trained again"):
+        study, *_ = run_declared(declared, tmp_path / "store")
+    assert study.failures.empty
+
+
 def test_a_plan_counts_a_damaged_checkpoint_as_missing(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "store", tmp_path / "store")
     (weights,) = (tmp_path / "store/models").glob("*/model.safetensors")
