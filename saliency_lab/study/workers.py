@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of, named_device
 from saliency_lab._common.progress import show_progress
@@ -37,7 +38,7 @@ class WorkerInputs:
 def hand_over(store: FolderStore, sample: str, weights: str, net: nn.Module) -> WorkerInputs:
     """Write the weights of a network into the store; return what a worker needs to assemble the network."""
     store.write_weights(weights, _tensors(net))
-    skeleton = copy.deepcopy(net).to("meta")
+    skeleton = copy_model(net).to("meta")
     return WorkerInputs(str(store.folder.resolve()), sample, weights, skeleton, str(device_of(net)))
 
 
