@@ -186,3 +186,22 @@ def file_digest(path: Path) -> str:
     """Return the digest of a whole file: 32 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def check_tables(folder: Path) -> dict[Path, str]:
+    """Check what `write_table` wrote into a folder; return what is wrong with which file."""
+    listed = folder / TABLE_DIGESTS
+    if not any(path.suffix in (".csv", ".parquet", ".json") for path in folder.glob("[!.]*")):
+        return {}
+    try:
+        digests = read_checked_json(listed, ())
+    except (OSError, ValueError) as error:
+        return {listed: f"the digests of the tables cannot be read ({error}); write the tables again"}
+    problems = {}
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.exists():
+            problems[path] = f"the table '{path}' is missing"
+        elif file_digest(path) != digest:
+            problems[path] = f"the table '{path}' does not match its digest; write it again"
+    return problems

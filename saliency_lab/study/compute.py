@@ -78,13 +78,7 @@ def compute_scores(
     requests: Sequence[Request],
     seed: int,
 ) -> dict[tuple[str, str], Content]:
-    """Score the maps of several methods by several metrics that share their passes.
-
-    Returns
-    -------
-    dict
-        The content of a "scores" result by the labels of metric and method.
-    """
+    """Score the maps of several methods by several metrics that share passes; by metric and method."""
     contents = {}
     by_classes: dict[str, list[str]] = {}
     for label, stored in maps.items():
@@ -138,13 +132,7 @@ def compute_attack(model: nn.Module, sample: StudySample, request: Request, seed
 
 
 def compute_audit(model: nn.Module, sample: StudySample, request: Request, seed: int) -> Content:
-    """Audit the attack at its ε on the first images of the sample.
-
-    Returns
-    -------
-    Content
-        Of an "audit" result: `robust` (sample,) says which images withstand every attack of the audit.
-    """
+    """Audit an attack at its ε; return the content of an "audit" result: `robust` against every attack."""
     attack: Any = request.what
     (eps,) = request.eps
     few = sample.first(request.images)

@@ -30,17 +30,7 @@ PLAN_COLUMNS = ["step", "what", "results", "missing", "seconds"]
 
 
 def make_plan(steps: Sequence[Step], index: ResultIndex, net: nn.Module) -> pd.DataFrame:
-    """List the steps with the number of their results, how many are missing, and the time these will take.
-
-    Parameters
-    ----------
-    steps
-        What is asked for.
-    index
-        The results of the study, with its store and networks.
-    net
-        The network that is timed; the others are assumed to be as fast.
-    """
+    """List the steps with the number of their results, how many are missing, and the time these take."""
     clock = _Clock(net, index.sample, index.seed)
     rows = []
     for step in steps:
@@ -62,19 +52,7 @@ def plan_networks(
     requests: GridRequests,
     net: nn.Module,
 ) -> pd.DataFrame:
-    """Plan a study of networks of which some may not be trained yet.
-
-    Parameters
-    ----------
-    networks
-        The fingerprint of each network; for an untrained one, text that is not a fingerprint.
-    sample, seed, store
-        Those of the study.
-    requests
-        What is asked for.
-    net
-        The network that is timed.
-    """
+    """Plan a study of networks of which some are not trained; their fingerprint is any other text."""
     weights = {(member.model, member.seed): each for member, each in networks.items()}
     index = ResultIndex(sample, sample.images, seed, list(networks), store, weights)
     index.read_stored_attacks()
@@ -157,13 +135,7 @@ class _Clock:
         net: nn.Module | None = None,
         sample: StudySample | None = None,
     ) -> float:
-        """Return the seconds of carrying the tasks out.
-
-        Raises
-        ------
-        Exception
-            The first error, if every result of a task failed.
-        """
+        """Return the seconds of carrying the tasks out; raise the first error if all results of one fail."""
         started = time.perf_counter()
         for task in tasks:
             failures = list(perform(task, net or self.net, sample or self.few, self.store).values())

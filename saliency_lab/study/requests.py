@@ -62,18 +62,12 @@ def read_grid(
     attacks: Mapping[str, Mapping[str, Any]] | None = None,
     audits: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> GridRequests:
-    """Read and validate methods, metrics, attacks and audits together, without any network.
-
-    Raises
-    ------
-    InputError
-        For the first mistake: an unknown name or setting, a value out of range, a missing radius.
-    """
+    """Read and validate everything that is asked of a study, without any network."""
     return GridRequests(
         read_methods(methods) if methods else (),
         read_metrics(metrics, sample) if metrics else (),
-        [read_attack(**each) for each in _attack_arguments(attacks)],
-        [read_audit(**each, sample=sample) for each in _attack_arguments(audits)],
+        [read_attack(**each) for each in _attack_arguments(attacks, "eps")],
+        [read_audit(**each, sample=sample) for each in _attack_arguments(audits, "eps", "images", "budget")],
     )
 
 
@@ -181,13 +175,7 @@ def read_audit(
     budget: Budget = "quick",
     settings: Mapping[str, Any] | None = None,
 ) -> Request:
-    """Read and validate the arguments of `Study.audit`.
-
-    Raises
-    ------
-    InputError
-        As `read_attack`, or if there is no radius above 0, or for an unknown number of images or budget.
-    """
+    """Read and validate the arguments of `Study.audit`."""
     attacked = read_attack(attack, eps, label, settings)
     count = len(sample.x) if images is None else images
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 1 <= count <= len(sample.x):
@@ -210,15 +198,7 @@ def stored_attack(label: str, what: Any, settings: Mapping[str, Any], eps: Seque
 
 
 def attack_to_audit(audit: Request, attacks: Mapping[str, Request]) -> Request:
-    """Give an audit without settings those of the attack with its label.
-
-    Parameters
-    ----------
-    audit
-        The request. Its norm may be named again, because the label depends on it.
-    attacks
-        The attacks of the study by label.
-    """
+    """Give an audit without settings, except for the norm, those of the attack with its label."""
     attack = attacks.get(audit.label)
     if attack is None or attack.what != audit.what or audit.given - {"norm"}:
         return audit
@@ -227,8 +207,8 @@ def attack_to_audit(audit: Request, attacks: Mapping[str, Request]) -> Request:
     return replace(audit, settings=attack.settings)
 
 
-def _attack_arguments(given: Mapping[str, Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Turn label → settings into the arguments of `read_attack` or `read_audit`."""
+def _attack_arguments(given: Mapping[str, Mapping[str, Any]] | None, *names: str) -> list[dict[str, Any]]:
+    """Turn label → settings into arguments of `read_attack` or `read_audit`; `names` are not settings."""
     if given is None:
         return []
     if not isinstance(given, Mapping):
@@ -241,7 +221,7 @@ def _attack_arguments(given: Mapping[str, Mapping[str, Any]] | None) -> list[dic
             raise InputError(f"attack '{label}' needs its radii, such as eps = [0.1, 0.2]")
         if "label" in each:
             raise InputError(f"attack '{label}' has its label already; leave out label = {each['label']!r}")
-        arguments = {key: each[key] for key in ("eps", "images", "budget") if key in each}
+        arguments = {key: each[key] for key in names if key in each}
         settings = {key: value for key, value in each.items() if key not in {*arguments, "attack"}}
         calls.append({"attack": each.get("attack", label), "label": label, "settings": settings, **arguments})
     return calls

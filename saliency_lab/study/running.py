@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 
 from torch import nn
 
@@ -34,18 +34,7 @@ def run_tasks(
     executor: Executor | None,
     verb: str,
 ) -> None:
-    """Record the tasks' results in the index, compute those that are missing, and record what failed.
-
-    Raises
-    ------
-    Exception
-        The first error, if every result of the tasks failed.
-
-    Warns
-    -----
-    UserWarning
-        If some results failed and the others are finished.
-    """
+    """Record the tasks' results in the index, compute those that are missing, and record what failed."""
     index.record({place: each for task in tasks for place, each in task.results.items()}, inputs.networks)
     failures: Failures = {}
     todo = []
@@ -98,11 +87,11 @@ def _perform_here(
     networks: Mapping[tuple[str, int], nn.Module],
 ) -> Iterator[tuple[StudyTask, Failures]]:
     """Carry the tasks out one after the other; those that other processes work on come last."""
-    for wait in (False, True):
+    for blocking in (False, True):
         locked = []
         for task in tasks:
             try:
-                with index.store.lock(task.lock, wait=wait):
+                with index.store.lock(task.lock, wait=blocking):
                     lacking = index.missing(task.results)  # another process may have finished some
                     failed = perform(task.only(lacking), networks[task.network], inputs.sample, index.store)
             except LockedError:
@@ -134,7 +123,7 @@ def _perform_by(
                 futures[executor.submit(perform_in_worker, handed_over[network], task)] = task
             except Exception as error:  # each kind of executor has its own
                 yield task, _not_finished(task, error)
-        for future in as_completed(futures):
+        for future in _completed(set(futures)):
             task = futures[future]
             try:
                 failed = {Place(*place): failure for place, failure in future.result().items()}
@@ -144,6 +133,18 @@ def _perform_by(
     finally:
         for future in futures:
             future.cancel()
+
+
+def _completed(futures: set[Future[Failures]]) -> Iterator[Future[Failures]]:
+    """Yield futures as they complete, also those that are cancelled by somebody who does not say so.
+
+    `concurrent.futures.as_completed` waits for these forever.
+    """
+    while futures:
+        done, _ = wait(futures, timeout=1, return_when=FIRST_COMPLETED)
+        done |= {future for future in futures if future.cancelled()}
+        yield from done
+        futures = futures - done
 
 
 def _not_finished(task: StudyTask, error: BaseException) -> Failures:

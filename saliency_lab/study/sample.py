@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_images, check_labels
+from saliency_lab._common.checks import check_images, check_labels, check_masks
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
 
@@ -43,13 +43,7 @@ class StudySample:
 
 
 def read_sample(given: StudySample | Sequence[Tensor]) -> StudySample:
-    """Check the images, labels and masks that a user passed to `Study`.
-
-    Raises
-    ------
-    InputError
-        If the images, the labels or the masks have the wrong type, shape or range.
-    """
+    """Check the images, labels and masks that a user passed to `Study`."""
     if isinstance(given, StudySample):
         return given
     if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) not in (2, 3):
@@ -59,20 +53,7 @@ def read_sample(given: StudySample | Sequence[Tensor]) -> StudySample:
         )
     x, y, *masks = given
     check_images(x)
-    return StudySample(x.detach(), check_labels(y, len(x)), *(_check_masks(each, x) for each in masks))
-
-
-def _check_masks(masks: Tensor, x: Tensor) -> Tensor:
-    """Return a boolean copy of the masks."""
-    shape = (len(x), 1, *x.shape[2:])
-    if not isinstance(masks, Tensor) or tuple(masks.shape) != shape:
-        actual = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
-        raise InputError(
-            f"masks must be a Tensor {shape}, true where the evidence for the label is, not {actual}"
-        )
-    if not ((masks == 0) | (masks == 1)).all():
-        raise InputError("masks must hold 0 and 1 (or False and True) only")
-    return masks != 0  # a copy, because the caller's tensor may change
+    return StudySample(x.detach(), check_labels(y, len(x)), *(check_masks(each, x) for each in masks))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +67,7 @@ class Member:
 
     @property
     def net(self) -> nn.Module:
-        """The network itself.
-
-        Raises
-        ------
-        InputError
-            If the study has results of this network, but not the network.
-        """
+        """The network itself; an error if the study has its results alone."""
         if self.module is None:
             raise InputError(
                 f"this study has results of {self} without its network (the study was loaded, or they were "
@@ -106,15 +81,7 @@ class Member:
 
 
 def read_members(models: Mapping[str, nn.Module | Sequence[nn.Module]]) -> list[Member]:
-    """Return every network under the name of its model, in the order given.
-
-    Training seeds come from the model cards where these have different ones; otherwise networks are numbered.
-
-    Raises
-    ------
-    InputError
-        If `models` is not a mapping from names to modules.
-    """
+    """Return every network under its model's name; training seeds come from the cards, if they differ."""
     if not isinstance(models, Mapping) or not models:
         raise InputError(
             "models must map names to modules, such as {'standard': model}, with at least one entry"

@@ -16,7 +16,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of, named_device
 from saliency_lab._common.progress import show_progress
 from saliency_lab.study.cache.results import Failure, Place
-from saliency_lab.study.cache.store import DamagedFileError, FolderStore, read_intact
+from saliency_lab.study.cache.store import DamagedFileError, FolderStore, read_intact, read_weights
 from saliency_lab.study.sample import StudySample
 from saliency_lab.study.tasks import StudyTask, perform
 
@@ -77,16 +77,10 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
 
 
 def assemble(store: FolderStore, inputs: WorkerInputs) -> nn.Module:
-    """Build the network from its skeleton and the weights in the store, which are checked.
-
-    Raises
-    ------
-    InputError
-        If the weights are missing, damaged, or those of another network.
-    """
+    """Build the network from its skeleton and the weights in the store, which are checked."""
     net = copy.deepcopy(inputs.skeleton).to_empty(device=named_device(inputs.device))
     try:
-        weights = store.read_weights(inputs.weights)
+        weights = read_weights(store.weights_path(inputs.weights))
         with torch.no_grad():
             for name, tensor in _tensors(net).items():
                 tensor.copy_(weights[name])

@@ -199,8 +199,7 @@ class _Cancelling(Executor):
 
     def submit(self, *args: Any, **settings: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        future.cancel()
-        future.set_running_or_notify_cancel()
+        future.cancel()  # and nobody calls set_running_or_notify_cancel, for which as_completed would wait
         return future
 
 

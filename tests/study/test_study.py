@@ -551,6 +551,16 @@ def test_images_that_take_gradients_are_looked_at_alone(
         (lambda s: s.attribute("saliency").score("sparsness"), "did you mean 'sparseness'"),
         (lambda s: s.attack(["pgd", "fgsm"], eps=0.1), "attack must be one name"),
         (lambda s: s.plan(attacks="pgd"), "attacks must be label → settings"),
+        (lambda s: s.plan(attacks={"pgd": {"eps": 0.1, "images": 3}}), "unknown setting .* 'images'"),
+        (
+            lambda s: s.plan(audits={"pgd": {"eps": 0.1, "images": 99}}),
+            "images must be a whole number in 1 … ",
+        ),
+        (lambda s: s.audit(eps=0.1, budget="large"), "budget must be 'quick' or 'full'"),
+        (
+            lambda s: s.attribute({"saliency": {}}).score({"sparseness": {"engine": "slow"}}),
+            "no engine 'slow'",
+        ),
         (lambda s: s.audit(eps=0.1, images=2.5), "images must be a whole number in 1 … "),
         (lambda s: s.attack("pdg", eps=0.1), "did you mean 'pgd'"),
         (lambda s: s.attack("pgd", eps=[]), "at least one radius"),

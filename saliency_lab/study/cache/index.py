@@ -260,13 +260,7 @@ class ResultIndex:
         self.write_manifest()
 
     def collect_garbage(self) -> int:
-        """Delete every result in the store that is not recorded here; return the bytes freed.
-
-        Raises
-        ------
-        InputError
-            If nothing is recorded, or a damaged `study.json` listed results that nobody has recorded since.
-        """
+        """Delete every result in the store that is not recorded here; return the bytes freed."""
         folder = self.folder()
         if not self.results:
             raise InputError("this study has no results yet, so all would be deleted; run its verbs first")
@@ -281,26 +275,14 @@ class ResultIndex:
         return freed
 
     def folder(self) -> FolderStore:
-        """Return the store, which must be a folder.
-
-        Raises
-        ------
-        InputError
-            If the study is in memory.
-        """
+        """Return the store, which must be a folder."""
         if not isinstance(self.store, FolderStore):
             raise InputError("this study is in memory; study.save('runs/first') gives it a folder")
         return self.store
 
 
 def load_index(store: str | Path) -> ResultIndex:
-    """Read the index of the study in a store, whose networks are not there.
-
-    Raises
-    ------
-    InputError
-        If there is no study, or its images are missing or damaged.
-    """
+    """Read the index of a stored study, without its networks; raise InputError if there is no intact one."""
     folder = FolderStore(existing_folder(store))
     manifest = folder.read_manifest()
     sample = folder.read_sample(manifest.sample or manifest.images) if manifest else None
@@ -324,13 +306,7 @@ _COMPARED = ("method", "metric", "attack", "engine", "revision")
 
 
 def refuse_different_settings(results: Iterable[tuple[Place, str]], store: Store) -> None:
-    """Refuse to compare models to which something was done with different settings.
-
-    Raises
-    ------
-    InputError
-        Names the two models, the label and the first setting that differs.
-    """
+    """Refuse to compare models of which one was treated with other settings than another."""
     first: dict[tuple[str, str, str], tuple[str, dict[str, object]]] = {}
     for place, key in results:
         described = store.describe(place.kind, key) if place.kind != "audit" else None

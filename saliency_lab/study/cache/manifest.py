@@ -129,15 +129,7 @@ _FIRST_KEYS = ("images", "sample", "seed", "members", "cells", "better", "classe
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest of a store.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    OSError, ValueError
-        If it cannot be read, or is not what was written.
-    """
+    """Read and check a store's manifest; raise OSError or ValueError if it is missing or damaged."""
     return Manifest.model_validate(read_checked_json(folder / MANIFEST, _FIRST_KEYS))
 
 

@@ -48,7 +48,7 @@ class MemoryStore:
         return self._results[key][1] if key in self._results else None
 
     def describe(self, kind: Kind, key: str) -> tuple[Result, Mapping[str, Any]] | None:
-        """Return a result and the facts of its content."""
+        """Return a result and the facts of its content, from its header; None if that cannot be read."""
         if key not in self._results:
             return None
         result, content = self._results[key]
@@ -87,21 +87,12 @@ class FolderStore:
         return self.path(kind, key).exists()
 
     def read(self, kind: Kind, key: str) -> Content | None:
-        """Return the content, or None if there is no file.
-
-        Raises
-        ------
-        DamagedFileError
-            If the file is not what was written.
-        """
+        """Return the content, or None if there is no file."""
         path = self.path(kind, key)
         return read_result(path)[1] if path.exists() else None
 
     def describe(self, kind: Kind, key: str) -> tuple[Result, Mapping[str, Any]] | None:
-        """Return a result and the facts of its content, from the header of its file.
-
-        None if there is no file, or its header is not that of the result.
-        """
+        """Return a result and the facts of its content, from its header; None if that cannot be read."""
         try:
             with safe_open(self.path(kind, key), framework="pt") as file:
                 header = file.metadata()
@@ -227,21 +218,11 @@ class FolderStore:
         """Return the file of the images with this fingerprint."""
         return self.folder / "samples" / f"{name}.safetensors"
 
-    def read_weights(self, model: str) -> dict[str, Tensor]:
-        """Return parameters and buffers of a model by its fingerprint.
-
-        Raises
-        ------
-        DamagedFileError
-            If the file is missing, or not what was written.
-        """
-        return read_weights(self.weights_path(model))
-
     def write_weights(self, model: str, tensors: Mapping[str, Tensor]) -> None:
         """Store parameters and buffers under the model's fingerprint, for workers; replace damaged ones."""
         path = self.weights_path(model)
         try:
-            self.read_weights(model)
+            read_weights(path)
         except DamagedFileError as error:
             if path.exists():
                 warnings.warn(f"{error}; it is written again", stacklevel=2)
@@ -264,13 +245,7 @@ Store: TypeAlias = MemoryStore | FolderStore
 
 
 def existing_folder(path: str | Path) -> Path:
-    """Return the path of a store that is to be read.
-
-    Raises
-    ------
-    InputError
-        If it is not a folder.
-    """
+    """Return the path of a store that is to be read, which must be a folder."""
     if not Path(path).is_dir():
         raise InputError(
             f"there is no store at '{path}'; name the folder that was given as Study(..., store=…)"
@@ -288,13 +263,7 @@ def read_intact(store: Store, kind: Kind, key: str) -> Content | None:
 
 
 def read_result(path: Path) -> tuple[Result, Content]:
-    """Read the file of a result, and check it against its name and its digest.
-
-    Raises
-    ------
-    DamagedFileError
-        If it is cut short, changed, or not under its own name.
-    """
+    """Read a result's file and check it against its name and digest; raise DamagedFileError otherwise."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -311,13 +280,7 @@ def read_result(path: Path) -> tuple[Result, Content]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a file of weights, and check it against its name and its digest.
-
-    Raises
-    ------
-    DamagedFileError
-        If it is missing, or not what was written.
-    """
+    """Read weights and check them against their name and digest; raise DamagedFileError otherwise."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.files import TABLE_DIGESTS, file_digest, read_checked_json
+from saliency_lab._common.files import check_tables
 from saliency_lab.data.folder import CACHE, read_cache
 from saliency_lab.models.checkpoint import CARD, WEIGHTS, check_checkpoint
 from saliency_lab.study.cache.manifest import MANIFEST, read_manifest
@@ -89,25 +89,7 @@ def _store(store: FolderStore) -> Problems:
                     read_weights(path)
                 except DamagedFileError as error:
                     yield "weights", path, str(error)
-    yield from _tables(store.folder / "tables")
-
-
-def _tables(folder: Path) -> Problems:
-    """Check tables against the digests that were written with them."""
-    listed = folder / TABLE_DIGESTS
-    if not any(path.suffix in (".csv", ".parquet", ".json") for path in folder.glob("[!.]*")):
-        return
-    try:
-        digests = read_checked_json(listed, ())
-    except (OSError, ValueError) as error:
-        yield "table", listed, f"the digests of the tables cannot be read ({error}); write the tables again"
-        return
-    for name, digest in digests.items():
-        path = folder / name
-        if not path.exists():
-            yield "table", path, f"the table '{path}' is missing"
-        elif file_digest(path) != digest:
-            yield "table", path, f"the table '{path}' does not match its digest; write it again"
+    yield from (("table", path, problem) for path, problem in check_tables(store.folder / "tables").items())
 
 
 def _training_runs(root: Path) -> Problems:
