@@ -35,6 +35,7 @@ _ROOMS = {
     "evaluate_detailed": "metrics",
     "evaluate_many": "metrics",
     "list_metrics": "metrics",
+    "BinaryLogits": "models",
     "ModelCard": "models",
     "Normalised": "models",
     "build_model": "models",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from saliency_lab.explorer import explore
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
     from saliency_lab.models import (
+        BinaryLogits,
         ModelCard,
         Normalised,
         build_model,
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttackResult",
     "Attributions",
+    "BinaryLogits",
     "Comparison",
     "ImageData",
     "ModelCard",

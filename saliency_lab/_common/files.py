@@ -21,39 +21,39 @@ if TYPE_CHECKING:
 
 @contextmanager
 def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it replaces `path` on success and is removed on an error.
+    """Yield a temporary path in the same folder; it replaces `path` on success and is removed on an error.
 
     `durable=False` does not wait for the disk: the file survives this process's death but perhaps not the
-    machine's, which is enough for what is checked when read and can be made again.
+    machine's, which is enough for files that are checked on reading and can be computed again.
 
     Raises
     ------
     InputError
-        If the folder cannot be made or written.
+        If the folder cannot be created or written to.
     """
     path = Path(path)
     writable_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
-    beside = Path(name)
+    temporary = Path(name)
     try:
-        yield beside
+        yield temporary
         if durable:
-            with beside.open("r+b") as file:  # Windows flushes only what it may write
+            with temporary.open("r+b") as file:  # Windows flushes only what it may write
                 os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
-        beside.chmod(0o666 & ~mask)
-        beside.replace(path)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
     except OSError as error:
         error.filename = error.filename or str(path)  # a full disk names no file
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def writable_folder(folder: str | Path) -> Path:
-    """Make `folder` and its parents, and check that files can be written there."""
+    """Create `folder` and its parents, and check that files can be written there."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,13 +80,11 @@ def left_behind(folder: Path, pattern: str) -> Iterator[Path]:
 
 
 LONGEST_STEM = 120
-"""Bytes of a file's name that are left of something's own: file systems allow 255 in all."""
+"""The most bytes of a name that a file's name keeps; file systems allow 255 in all."""
 
 
 def distinct_stems(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Shorten the names of files that are wanted for things, and tell equal ones apart by a hash.
-
-    Equal are also those that differ in upper and lower case alone, which macOS and Windows take for one file.
+    """Shorten file names and add a hash where two would be equal, ignoring case as macOS and Windows do.
 
     >>> distinct_stems({"m_1": "m_1", "m 1": "m_1", "M 1": "M_1"})
     {'m_1': 'm_1', 'm 1': 'm_1-...', 'M 1': 'M_1-...'}
@@ -104,8 +102,8 @@ def distinct_stems(wanted: Mapping[str, str]) -> dict[str, str]:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    with atomic_path(path) as beside:
-        beside.write_text(_as_text(value), encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(_as_text(value), encoding="utf-8")
 
 
 def _as_text(value: Any) -> str:
@@ -172,9 +170,9 @@ def write_table(stem: str | Path, table: pd.DataFrame) -> None:
     digests = {}
     for suffix, write in ((".parquet", table.to_parquet), (".csv", safe.to_csv)):
         path = stem.with_name(stem.name + suffix)
-        with atomic_path(path) as beside:
-            write(beside, index=False)
-            digests[path.name] = file_digest(beside)
+        with atomic_path(path) as temporary:
+            write(temporary, index=False)
+            digests[path.name] = file_digest(temporary)
     listed = stem.with_name(TABLE_DIGESTS)
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError):  # a damaged one is replaced

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from saliency_lab._common.baseline import baseline_revision
 from saliency_lab._common.fingerprints import canonical
-from saliency_lab.attribution.catalogue import METHODS
+from saliency_lab.attribution.catalogue import METHODS, key_settings
 from saliency_lab.metrics.catalogue import stored_settings
 from saliency_lab.study.cache.results import Result, cache_versions
 from saliency_lab.study.requests import Request, describe_metric, needs_sample_masks
@@ -27,7 +27,8 @@ def method_dependencies(request: Request) -> Dependencies:
     target = request.settings.get("target", "label")
     if not (isinstance(target, str) and target == "label"):
         settings["target"] = target
-    depends = {"method": _identity(request), "settings": canonical(settings)}
+    counted = key_settings(METHODS.find(request.what).settings, settings)
+    depends = {"method": _identity(request), "settings": canonical(counted)}
     return depends | _revision(request, settings)
 
 
