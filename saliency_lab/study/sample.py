@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from saliency_lab._common import samples
 from saliency_lab._common.checks import check_images, check_labels, check_masks
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
@@ -43,18 +44,19 @@ class StudySample:
         return replace(self, **{name: tensor[:count] for name, tensor in self.tensors.items()})
 
 
-def read_sample(given: StudySample | Sequence[Tensor]) -> StudySample:
+def read_sample(given: samples.Images | StudySample) -> StudySample:
     """Check the images, labels and masks that a user passed to `Study`."""
     if isinstance(given, StudySample):
         return given
-    if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) not in (2, 3):
+    x, y, masks = samples.read_sample(given)
+    if y is None:
         raise InputError(
             "sample must be images and labels, as data.test.sample(256) returns them: (x, y); or images, "
-            "labels and masks, as data.test.located(256) returns them"
+            "labels and masks, as data.test.located(256) returns them; or a DataLoader or data set of these"
         )
-    x, y, *masks = given
     check_images(x)
-    return StudySample(x.detach(), check_labels(y, len(x)), *(check_masks(each, x) for each in masks))
+    masks = None if masks is None else check_masks(masks, x)
+    return StudySample(x.detach(), check_labels(y, len(x)), masks)
 
 
 @dataclass(frozen=True, eq=False)
