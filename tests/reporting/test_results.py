@@ -71,7 +71,7 @@ def test_the_page_holds_the_numbers_of_the_study(written: Path) -> None:
     assert page.startswith("# Small | study\n")
     assert "| sgt | objective.name = sgt, objective.weight = 1.0" in page
     assert "| metric | masked_input_accuracy | steps = 28, baseline = black, absolute = False |" in page
-    assert "| attack | pgd | eps = [0.0, 0.02" in page
+    assert "| attack | pgd | eps = [0, 0.02" in page
     assert "Not checked: transfer (no surrogate model was given)." in page
 
 
