@@ -326,6 +326,6 @@ def test_without_scripts_the_tables_and_figures_are_there(browser, path):
             )
         )
         names = [node.get("name", {}).get("value", "") for node in text]
-        assert "Scores of the maps" in names and any(name.startswith("Accuracy against") for name in names)
+        assert "Scores of the maps" in names and any(name.startswith("Accuracy under") for name in names)
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
