@@ -222,8 +222,13 @@ def tiles(
         name: _bytes(np.stack([paint(layer, row, drawn[row], blend) for row in range(len(drawn))]))
         for name, layer in found.columns.items()
     }
-    grey = drawn if drawn.ndim == 4 else drawn[..., None].repeat(3, axis=-1)
-    return Tiles(_bytes(grey), painted, found)
+    return Tiles(as_pixels(images), painted, found)
+
+
+def as_pixels(images: Any) -> np.ndarray:
+    """Return images (N, C, H, W) in [0, 1] as pixels, uint8 (N, H, W, 3)."""
+    drawn = as_pictures(check_pictures("images", images))
+    return _bytes(drawn if drawn.ndim == 4 else drawn[..., None].repeat(3, axis=-1))
 
 
 def scale_bar(signed: bool = True) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from saliency_lab._common.checks import format_epsilon
-from saliency_lab.attacks.verdict import MARKS
+from saliency_lab.attacks.verdict import MARKS, Verdict
 from saliency_lab.comparison.format import count, radius, write_value
 from saliency_lab.reporting.tables import Column, Entry, Table
 
@@ -20,7 +20,7 @@ class AuditCheck(NamedTuple):
     """One check of an audit."""
 
     check: str
-    verdict: str
+    verdict: Verdict
     evidence: str
 
 
@@ -63,8 +63,7 @@ def read_audits(audits: pd.DataFrame, models: Sequence[str]) -> list[Audited]:
     for position, (key, rows) in enumerate(audits.groupby(_KEYS, sort=False, dropna=False)):
         facts = dict(zip(_KEYS, key, strict=True))
         results = [
-            AuditCheck(row["check"], row["check_verdict"], row["evidence"])
-            for row in rows.to_dict("records")
+            AuditCheck(row["check"], row["check_verdict"], row["evidence"]) for row in rows.to_dict("records")
         ]
         checks = [
             [
