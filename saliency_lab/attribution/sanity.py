@@ -18,7 +18,7 @@ from saliency_lab._common.html import table
 from saliency_lab._common.inference import (
     check_module,
     gradients_recorded,
-    unfit_images_told,
+    translate_shape_errors,
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed
@@ -166,7 +166,7 @@ def sanity_check(
     if stray := set(chosen) - set(methods):
         raise InputError(f"settings are given for methods that are not checked: {', '.join(sorted(stray))}")
     twin = copy_model(model)
-    with unfit_images_told(model, x):
+    with translate_shape_errors(model, x):
         layers = layers_from_output(twin, x[:1])
     # classes of the trained model, also inside a contrast: the randomised ones predict something else
     classes = attribute(model, x, y, "constant", target=target, seed=seed).classes
