@@ -35,6 +35,7 @@ _ROOMS = {
     "evaluate_detailed": "metrics",
     "evaluate_many": "metrics",
     "list_metrics": "metrics",
+    "BinaryLogits": "models",
     "ModelCard": "models",
     "Normalised": "models",
     "build_model": "models",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from saliency_lab.explorer import explore
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
     from saliency_lab.models import (
+        BinaryLogits,
         ModelCard,
         Normalised,
         build_model,
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttackResult",
     "Attributions",
+    "BinaryLogits",
     "Comparison",
     "ImageData",
     "ModelCard",
