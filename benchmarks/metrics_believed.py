@@ -4,8 +4,8 @@
 
 The means are those of the data set `planted`. The columns "planted", "redundant" and "xor" say whether mean
 scores rank truth > gradient > random > inverted truth on the data set of that name; complexity is not asked.
-"map" and "model" are MetaQuantus's mean of four criteria (resists minor, reacts to disruptive perturbation) on
-digits; 1 is best. Metrics that make maps again are left out: a map that was perturbed is of no method.
+"map" and "model" are MetaQuantus's mean of four criteria (resists minor, reacts to disruptive perturbation)
+on digits; 1 is best. Metrics that make maps again are left out: a map that was perturbed is of no method.
 """
 
 from __future__ import annotations

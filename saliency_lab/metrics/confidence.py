@@ -86,6 +86,7 @@ def _register(
     score: Callable[[MetricInput], MetricOutput],
     undefined: str = UNDEFINED,
     *,
+    range_: str = "[0, 1]",
     again: bool = False,
 ) -> None:
     register(
@@ -93,7 +94,7 @@ def _register(
             name=name,
             family="faithfulness",
             better=better,  # type: ignore[arg-type]
-            range="[0, 1]",
+            range=range_,
             reference=reference,
             settings=MaskingExplained if again else Masking,
             forwards=lambda s, pixels: 2,
@@ -106,7 +107,13 @@ def _register(
 
 
 _register("average_drop", "lower", "Chattopadhay et al. (Grad-CAM++), WACV 2018", _average_drop)
-_register("increase_in_confidence", "higher", "Chattopadhay et al. (Grad-CAM++), WACV 2018", _increase)
+_register(
+    "increase_in_confidence",
+    "higher",
+    "Chattopadhay et al. (Grad-CAM++), WACV 2018",
+    _increase,
+    range_="{0, 1}",
+)
 _register(
     "adcc",
     "higher",
