@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# public name -> the room it lives in
-_ROOMS = {
+# public name → the package that defines it
+_PACKAGES = {
     "Attributions": "attribution",
     "attribute": "attribution",
     "list_methods": "attribution",
@@ -35,6 +35,7 @@ _ROOMS = {
     "evaluate_detailed": "metrics",
     "evaluate_many": "metrics",
     "list_metrics": "metrics",
+    "BinaryLogits": "models",
     "ModelCard": "models",
     "Normalised": "models",
     "build_model": "models",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from saliency_lab.explorer import explore
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
     from saliency_lab.models import (
+        BinaryLogits,
         ModelCard,
         Normalised,
         build_model,
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttackResult",
     "Attributions",
+    "BinaryLogits",
     "Comparison",
     "ImageData",
     "ModelCard",
@@ -135,13 +138,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    room = _ROOMS.get(name)
-    if room is None:
+    package = _PACKAGES.get(name)
+    if package is None:
         raise AttributeError(f"module 'saliency_lab' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"saliency_lab.{room}"), name)
+    value = getattr(importlib.import_module(f"saliency_lab.{package}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *_PACKAGES})

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError, SaliencyLabError
@@ -30,6 +32,27 @@ def check_module(model: object, name: str = "the model") -> None:
         raise InputError(f"{name} must be a torch.nn.Module, not {type(model).__name__}")
 
 
+def check_ready(model: nn.Module) -> None:
+    """Refuse a model whose parameters its first pass creates, or that was made under inference mode.
+
+    Raises
+    ------
+    InputError
+        Says what to do.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(is_lazy(tensor) for tensor in tensors):
+        raise InputError(
+            f"{type(model).__name__} has lazy modules, whose weights its first pass creates; run it once, as "
+            "in model(x[:1]), and then train it or load its weights"
+        )
+    if any(tensor.is_inference() for tensor in tensors):
+        raise InputError(
+            f"{type(model).__name__} was made under torch.inference_mode, so it has no gradients; make or "
+            "load it outside"
+        )
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     """Yield `model` in eval mode with parameters that take no gradient; restore both on leaving.
@@ -41,9 +64,11 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     Raises
     ------
     InputError
-        If `model` is no torch module.
+        If `model` is no torch module, has lazy modules that never ran, or was made under
+        `torch.inference_mode`.
     """
     check_module(model)
+    check_ready(model)
     raise_mmap_threshold()
     if any(isinstance(each, _BatchNorm) and each.running_mean is None for each in model.modules()):
         warnings.warn(
@@ -79,9 +104,60 @@ def _restore_flag(part: nn.Module | nn.Parameter, flag: bool) -> None:
 
 @contextmanager
 def gradients_recorded() -> Iterator[None]:
-    """Record gradients inside, also where the caller is under `torch.no_grad` or `torch.inference_mode`."""
-    with torch.inference_mode(False), torch.enable_grad():
+    """Record gradients inside, in the model's own precision, whatever the caller's contexts are.
+
+    These are `torch.no_grad`, `torch.inference_mode` and `torch.autocast`.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast():
         yield
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Compute inside without `torch.autocast`, also where the caller is under it."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def check_signature(model: nn.Module) -> None:
+    """Refuse a model whose forward needs more than the images.
+
+    Raises
+    ------
+    InputError
+        Names what else it needs.
+    """
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [each.name for each in parameters if each.default is each.empty and each.kind not in variable][
+        1:
+    ]
+    if needed:
+        raise InputError(
+            f"the forward of {type(model).__name__} needs more than images: {', '.join(needed)}; wrap it in "
+            f"a module that supplies the rest, whose forward returns model(x, {', '.join(needed)})"
+        )
+
+
+def check_classifier(model: nn.Module, x: Tensor) -> Tensor:
+    """Run the first two of the images, and return their logits (n, K), on the CPU.
+
+    Raises
+    ------
+    InputError
+        If the model needs more than images, does not take these, or does not return logits of two classes
+        or more.
+    """
+    check_signature(model)
+    few = x[:2].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
+    with translate_shape_errors(model, x), undisturbed(model), torch.inference_mode(False), torch.no_grad():
+        return check_logits(model(few), len(few)).cpu()
 
 
 @contextmanager
@@ -106,7 +182,8 @@ def translate_missing_derivatives(error: type[SaliencyLabError]) -> Iterator[Non
         ) from problem
 
 
-_SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError)  # what models raise for images of a wrong shape
+_SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, TypeError)
+"""What models raise when they are given images that they were not made for."""
 
 
 @contextmanager
@@ -245,7 +322,7 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
         If the model does not return one row of logits per image.
     """
     device = device_of(model)
-    with undisturbed(model), torch.inference_mode():
+    with without_autocast(), undisturbed(model), torch.inference_mode():
         chunks = x.split(chunk_rows(x.shape, device))
         rows = [check_logits(model(chunk.to(device, copy=True)), len(chunk)) for chunk in chunks]
         return torch.cat([row.float().cpu() for row in rows])

@@ -20,6 +20,7 @@ from saliency_lab._common.checks import (
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import (
+    check_classifier,
     check_input_kept,
     check_module,
     chunk_rows,
@@ -208,11 +209,6 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     with preserved_rng():
         check_model(model, x)
         logits = predict(model, x)
-    if logits.shape[1] < 2:
-        raise InputError(
-            "the model returns one logit an image, so no other class can be predicted; return one logit a "
-            "class, such as torch.cat([-z, z], 1) / 2 for one z of a sigmoid"
-        )
     finite = logits.isfinite().all(1)
     if not finite.all():
         first = int((~finite).nonzero()[0])
@@ -243,10 +239,7 @@ def check_model(model: nn.Module, x: Tensor) -> None:
             )
     if dtype != x.dtype:
         raise InputError(f"the model computes in {dtype}, but the images are {x.dtype}; use x.to({dtype})")
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise InputError(
-            "the model was made under torch.inference_mode, so it has no gradients; make or load it outside"
-        )
+    check_classifier(model, x)
     with translate_shape_errors(model, x):
         check_input_kept(model, x)
 

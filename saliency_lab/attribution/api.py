@@ -1,4 +1,4 @@
-"""The one door: check, cut into chunks, compute, put everything back."""
+"""The public entry point of attribution: check, cut into chunks, compute, put everything back."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_images, check_seed
+from saliency_lab._common.checks import are_probabilities, check_images, check_seed
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import (
+    check_classifier,
     device_of,
     dtype_of,
     gradients_recorded,
@@ -97,6 +98,12 @@ def attribute(
     seed = check_seed(seed)
     with gradients_recorded(), translate_shape_errors(model, x), undisturbed(model), preserved_rng(seed):
         x = check_images(x).detach()
+        if chosen.family != "control" and are_probabilities(check_classifier(model, x)):
+            warnings.warn(
+                f"{type(model).__name__} returns probabilities, not logits: where it is sure, their gradient "
+                "vanishes, and so does the map; remove its last softmax",
+                stacklevel=2,
+            )
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)
         parsed = _resolved(chosen, parsed, model, x)
         values = torch.empty(x.shape, dtype=torch.float32)

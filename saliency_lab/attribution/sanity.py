@@ -16,6 +16,7 @@ from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
 from saliency_lab._common.inference import (
+    check_classifier,
     check_module,
     gradients_recorded,
     translate_shape_errors,
@@ -160,6 +161,7 @@ def sanity_check(
     check_images(x)
     check_module(model)
     check_randomisable(model)
+    check_classifier(model, x)
     by_default = methods is None
     methods = DEFAULTS if methods is None else _names(methods)
     chosen = settings or {}

@@ -12,11 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_images, check_labels, check_seed
+from saliency_lab._common.checks import check_images, check_labels, check_seed, refuse_probabilities
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.html import facts as html_facts
-from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, translate_shape_errors
+from saliency_lab._common.inference import (
+    check_classifier,
+    chunk_rows,
+    device_of,
+    gradients_recorded,
+)
 from saliency_lab._common.progress import progress
 from saliency_lab._common.registry import name_of
 from saliency_lab._common.seeding import preserved_rng
@@ -26,7 +31,7 @@ from saliency_lab.metrics.catalogue import METRICS, Curve, Engine, Metric, Metri
 from saliency_lab.metrics.cost import announce_long_work
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import check_maps, take_maps, unusable
-from saliency_lab.metrics.probe import Probe, require_logits
+from saliency_lab.metrics.probe import Probe
 from saliency_lab.metrics.quantus_engine import quantus_failure
 from saliency_lab.metrics.sizes import settings_at_size
 
@@ -392,14 +397,13 @@ def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> f
     }
     if not read:
         return None
-    few = Probe(model, x[:4], y[:4], seed=0)
+    few = x[:2]
     began = time.perf_counter()
-    with translate_shape_errors(model, x):
-        logits = few.logits(few.x).cpu()
+    logits = check_classifier(model, few)
     seconds = time.perf_counter() - began
     check_labels(y, len(y), logits.shape[1])
     if "probability" in read:
-        require_logits(logits)
+        refuse_probabilities(logits, "pass output='logit' to score its outputs as they are")
     return seconds / len(few)
 
 

@@ -200,7 +200,9 @@ def test_your_own_function_is_a_method(net, batch):
     assert maps.method == "doubled" and maps.settings == {"times": 3.0}
     with pytest.raises(InputError, match=r"doubled.*tims"):
         attribute(net, x, y, doubled, tims=3.0)
-    with pytest.raises(InputError, match=r"must return maps of shape \(6, 1, 12, 12\), not \(6, 12, 12\)"):
+    with pytest.raises(
+        InputError, match=r"must return maps \(N, 1, 12, 12\) for N images, not \(6, 12, 12\) for 6"
+    ):
         attribute(net, x, y, lambda model, x, classes: x[:, 0])
 
 
@@ -271,13 +273,16 @@ def test_a_model_that_returns_no_logits(batch):
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [
-        (lambda logits: (logits, 0), r"returned tuple; .* model\(x\)\[0\]"),
-        (lambda logits: {"logits": logits}, r'returned dict; .* model\(x\)\["logits"\]'),
+        (lambda logits: (logits, 0), r"it returned tuple; .* model\(x\)\[0\]"),
+        (lambda logits: {"logits": logits}, r'it returned dict; .* model\(x\)\["logits"\]'),
         (
             lambda logits: SimpleNamespace(logits=logits),
-            r"returned SimpleNamespace; .* returns model\(x\)\.logits",
+            r"it returned SimpleNamespace; .* returns model\(x\)\.logits",
         ),
-        (lambda logits: logits[:, 0], r"returned \(\d+,\)$"),
+        (
+            lambda logits: logits[:, 0],
+            r"it returned one number per image, \(N,\); .*sl\.BinaryLogits\(model\)",
+        ),
     ],
 )
 def test_a_model_that_returns_no_tensor_of_logits(name, wrap, message, net, batch):
@@ -289,7 +294,7 @@ def test_a_model_that_returns_no_tensor_of_logits(name, wrap, message, net, batc
         def forward(self, x: Tensor) -> Any:
             return wrap(self.net(x))
 
-    with pytest.raises(InputError, match=r"must return logits of the shape \(\d+, classes\), but " + message):
+    with pytest.raises(InputError, match=r"must return logits \(N, K\).* but " + message):
         attribute(Wrapped(), *batch, name, **QUICK.get(name, {}))
     with pytest.raises(InputError, match="but " + message):
         attribute(Wrapped(), batch[0], method=name, target="prediction", **QUICK.get(name, {}))
