@@ -28,9 +28,11 @@ _PACKAGES = {
     "worst_case": "attacks",
     "explore": "explorer",
     "report": "reporting",
+    "ImageBatch": "data",
     "ImageData": "data",
     "list_datasets": "data",
     "load_dataset": "data",
+    "load_images": "data",
     "evaluate": "metrics",
     "evaluate_detailed": "metrics",
     "evaluate_many": "metrics",
@@ -43,6 +45,7 @@ _PACKAGES = {
     "list_zoo": "models",
     "load_model": "models",
     "save_model": "models",
+    "wrap": "models",
     "list_recipes": "training",
     "load_recipe": "training",
     "train": "training",
@@ -74,7 +77,7 @@ if TYPE_CHECKING:
     )
     from saliency_lab.attribution import Attributions, attribute, list_methods, sanity_check
     from saliency_lab.comparison import Comparison
-    from saliency_lab.data import ImageData, list_datasets, load_dataset
+    from saliency_lab.data import ImageBatch, ImageData, list_datasets, load_dataset, load_images
     from saliency_lab.experiment import list_studies
     from saliency_lab.explorer import explore
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
@@ -87,6 +90,7 @@ if TYPE_CHECKING:
         list_zoo,
         load_model,
         save_model,
+        wrap,
     )
     from saliency_lab.reporting import report
     from saliency_lab.study import Study
@@ -97,6 +101,7 @@ __all__ = [
     "Attributions",
     "BinaryLogits",
     "Comparison",
+    "ImageBatch",
     "ImageData",
     "ModelCard",
     "Normalised",
@@ -121,6 +126,7 @@ __all__ = [
     "list_studies",
     "list_zoo",
     "load_dataset",
+    "load_images",
     "load_model",
     "load_recipe",
     "minimal_epsilon",
@@ -134,6 +140,7 @@ __all__ = [
     "train",
     "transfer_attack",
     "worst_case",
+    "wrap",
 ]
 
 

@@ -22,6 +22,7 @@ from saliency_lab._common.inference import (
     translate_shape_errors,
 )
 from saliency_lab._common.progress import progress
+from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab.attribution.api import attribute
 from saliency_lab.attribution.catalogue import METHODS
@@ -129,7 +130,7 @@ class SanityCheck:
 @gradients_recorded()
 def sanity_check(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     y: Tensor | None = None,
     methods: str | Sequence[str] | None = None,
     *,
@@ -158,6 +159,7 @@ def sanity_check(
         As `attribute`; or if there is no method, or the model has no layer to randomise, or was traced,
         scripted or compiled.
     """
+    x, y, _ = read_sample(x, y)
     check_images(x)
     check_module(model)
     check_randomisable(model)
