@@ -16,7 +16,7 @@ from saliency_lab.attacks.ascent import check_radius
 from saliency_lab.attacks.methods import METHODS as ATTACKS
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.metrics.api import make_job
-from saliency_lab.metrics.catalogue import METRICS, Metric
+from saliency_lab.metrics.catalogue import METRICS, Better, Metric
 from saliency_lab.study.sample import StudySample
 
 Selection: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"
@@ -127,6 +127,13 @@ def read_metrics(given: Selection, sample: StudySample) -> list[Request]:
 def describe_metric(request: Request) -> Metric:
     """Return the catalogue's entry of a metric, or the description of a custom one."""
     return METRICS.find(request.what)
+
+
+def better_scores(request: Request) -> Better:
+    """Return which scores of a metric are better under the settings of the request."""
+    metric = describe_metric(request)
+    settings = {key: value for key, value in request.settings.items() if key != "engine"}
+    return metric.direction(metric.settings.model_construct(**settings))
 
 
 def needs_sample_masks(request: Request) -> bool:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import Tensor, nn
+from torch import nn
 
 from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import writable_folder
 from saliency_lab._common.fingerprints import model_fingerprint
+from saliency_lab._common.samples import Images
 from saliency_lab.study.cache.index import ResultIndex, load_index
 from saliency_lab.study.cache.results import Failure, Place
 from saliency_lab.study.cache.store import FolderStore, MemoryStore
@@ -24,7 +25,7 @@ from saliency_lab.study.reading import StudyResults
 from saliency_lab.study.requests import (
     Budget,
     Selection,
-    describe_metric,
+    better_scores,
     read_attack,
     read_audit,
     read_grid,
@@ -85,7 +86,7 @@ class Study(StudyResults):
     def __init__(
         self,
         models: Mapping[str, nn.Module | Sequence[nn.Module]],
-        sample: Sequence[Tensor] | StudySample,
+        sample: Images | StudySample,
         *,
         store: str | Path | None = None,
         seed: int = 0,
@@ -147,7 +148,7 @@ class Study(StudyResults):
         tasks = scoring_tasks(inputs, requests, self._index.methods)
         _refuse_changed_maps(tasks, self._index)
         index = self._index.snapshot()
-        index.better |= {request.label: describe_metric(request).better for request in requests}
+        index.better |= {request.label: better_scores(request) for request in requests}
         return self._run("score", tasks, inputs, index)
 
     def attack(
