@@ -90,61 +90,110 @@ def _torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
 
 
 TINY = {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 32, "patch_size": 8}
-NONE = "no self-attention was seen"
+NO_ATTENTION, WINDOWS = "no self-attention was seen", "attends within windows or groups of"
+
+
+def _refused(
+    attention: str | None = NO_ATTENTION, *, activation: str = "", call: str = "", attn_lrp: str = ""
+) -> dict[str, str]:
+    """Causes: no ReLU but another activation, and calls that DeepLIFT and LRP, or AttnLRP, have no rule for."""
+    causes = {
+        "rectified": rf"has none that can be seen: .*calls F\.{activation}" if activation else "",
+        "deep_lift": rf"covers linear layers.* calls {call}" if call else "",
+        "lrp": rf"has no rule .* calls {call}" if call else "",
+        "attn_lrp": rf"has no rule .* calls {attn_lrp}" if attn_lrp else "",
+        "attention": attention or "",
+    }
+    return {group: cause for group, cause in causes.items() if cause}
+
+
+GATED = _refused(call=r"Tensor\.mul")
+TRANSFORMER = {"activation": "gelu", "call": r"F\.layer_norm"}
 NETWORKS: dict[str, Network] = {
-    "resnet18": Network("ResNet", 32, _torchvision("resnet18")),
-    "resnet50": Network("ResNet", 32, _torchvision("resnet50")),
-    "resnext50_32x4d": Network("ResNet", 32, _torchvision("resnext50_32x4d")),
-    "seresnet18 (timm)": Network("ResNet", 32, _timm("legacy_seresnet18")),
-    "vgg11_bn": Network("VGG, AlexNet", 32, _torchvision("vgg11_bn")),
-    "alexnet": Network("VGG, AlexNet", 64, _torchvision("alexnet")),
-    "squeezenet1_1": Network("VGG, AlexNet", 64, _torchvision("squeezenet1_1")),
-    "densenet121": Network("DenseNet", 32, _torchvision("densenet121")),
-    "inception_v3": Network("Inception", 80, _torchvision("inception_v3", init_weights=False)),
-    "googlenet": Network("Inception", 64, _torchvision("googlenet", init_weights=False)),
-    "mobilenet_v2": Network("MobileNet", 32, _torchvision("mobilenet_v2")),
-    "mobilenet_v3_small": Network("MobileNet", 32, _torchvision("mobilenet_v3_small")),
-    "shufflenet_v2_x0_5": Network("MobileNet", 32, _torchvision("shufflenet_v2_x0_5")),
-    "mnasnet0_5": Network("MobileNet", 32, _torchvision("mnasnet0_5")),
-    "efficientnet_b0": Network("EfficientNet", 32, _torchvision("efficientnet_b0")),
-    "regnet_y_400mf": Network("RegNet", 32, _torchvision("regnet_y_400mf")),
-    "regnet_x_400mf": Network("RegNet", 32, _torchvision("regnet_x_400mf")),
-    "convnext_atto (timm)": Network("ConvNeXt", 64, _timm("convnext_atto")),
-    "convnextv2_atto (timm)": Network("ConvNeXt", 64, _timm("convnextv2_atto")),
+    "resnet18": Network("ResNet", 32, _torchvision("resnet18"), _refused()),
+    "resnet50": Network("ResNet", 32, _torchvision("resnet50"), _refused()),
+    "resnext50_32x4d": Network("ResNet", 32, _torchvision("resnext50_32x4d"), _refused()),
+    "seresnet18 (timm)": Network("ResNet", 32, _timm("legacy_seresnet18"), GATED),
+    "vgg11_bn": Network("VGG, AlexNet", 32, _torchvision("vgg11_bn"), _refused()),
+    "alexnet": Network("VGG, AlexNet", 64, _torchvision("alexnet"), _refused()),
+    "squeezenet1_1": Network("VGG, AlexNet", 64, _torchvision("squeezenet1_1"), _refused()),
+    "densenet121": Network("DenseNet", 32, _torchvision("densenet121"), _refused()),
+    "inception_v3": Network(
+        "Inception", 80, _torchvision("inception_v3", init_weights=False, aux_logits=False), _refused()
+    ),
+    "googlenet": Network("Inception", 64, _torchvision("googlenet", init_weights=False), _refused()),
+    "mobilenet_v2": Network("MobileNet", 32, _torchvision("mobilenet_v2"), _refused(activation="hardtanh")),
+    "mobilenet_v3_small": Network("MobileNet", 32, _torchvision("mobilenet_v3_small"), GATED),
+    "shufflenet_v2_x0_5": Network("MobileNet", 32, _torchvision("shufflenet_v2_x0_5"), _refused()),
+    "mnasnet0_5": Network("MobileNet", 32, _torchvision("mnasnet0_5"), _refused()),
+    "efficientnet_b0": Network(
+        "EfficientNet", 32, _torchvision("efficientnet_b0"), _refused(activation="silu", call=r"Tensor\.mul")
+    ),
+    "regnet_y_400mf": Network("RegNet", 32, _torchvision("regnet_y_400mf"), GATED),
+    "regnet_x_400mf": Network("RegNet", 32, _torchvision("regnet_x_400mf"), _refused()),
+    "convnext_atto (timm)": Network("ConvNeXt", 64, _timm("convnext_atto"), _refused(**TRANSFORMER)),
+    "convnextv2_atto (timm)": Network(
+        "ConvNeXt", 64, _timm("convnextv2_atto"), _refused(**TRANSFORMER, attn_lrp=r"Tensor\.norm")
+    ),
     "vit_b_16, small": Network(
         "ViT, DeiT, BEiT",
         32,
         lambda: tv.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=CLASSES),
+        _refused(None, **TRANSFORMER),
     ),
-    "vit_tiny (timm)": Network("ViT, DeiT, BEiT", 32, _timm("vit_tiny_patch16_224", **TINY)),
+    "vit_tiny (timm)": Network(
+        "ViT, DeiT, BEiT", 32, _timm("vit_tiny_patch16_224", **TINY), _refused(None, **TRANSFORMER)
+    ),
     "vit_tiny, mean over patches (timm)": Network(
-        "ViT, DeiT, BEiT", 32, _timm("vit_tiny_patch16_224", **TINY, global_pool="avg")
+        "ViT, DeiT, BEiT",
+        32,
+        _timm("vit_tiny_patch16_224", **TINY, global_pool="avg"),
+        _refused(None, **TRANSFORMER),
     ),
     "vit with registers (timm)": Network(
-        "ViT, DeiT, BEiT", 32, _timm("vit_small_patch14_reg4_dinov2", **TINY)
+        "ViT, DeiT, BEiT", 32, _timm("vit_small_patch14_reg4_dinov2", **TINY), _refused(None, **TRANSFORMER)
     ),
     "deit_tiny_distilled (timm)": Network(
-        "ViT, DeiT, BEiT", 32, _timm("deit_tiny_distilled_patch16_224", **TINY)
+        "ViT, DeiT, BEiT", 32, _timm("deit_tiny_distilled_patch16_224", **TINY), _refused(None, **TRANSFORMER)
     ),
-    "beit_base (timm)": Network("ViT, DeiT, BEiT", 32, _timm("beit_base_patch16_224", **TINY)),
-    "cait_xxs24 (timm)": Network("CaiT", 32, _timm("cait_xxs24_224", **TINY)),
+    "beit_base (timm)": Network(
+        "ViT, DeiT, BEiT", 32, _timm("beit_base_patch16_224", **TINY), _refused(None, **TRANSFORMER)
+    ),
+    "cait_xxs24 (timm)": Network(
+        "CaiT", 32, _timm("cait_xxs24_224", **TINY), _refused("attends from 1 to 17 tokens", **TRANSFORMER)
+    ),
     "swin_t": Network(
         "Swin",
         64,
         lambda: tv.SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=CLASSES),
+        _refused(WINDOWS, **TRANSFORMER),
     ),
     "swinv2_tiny (timm)": Network(
-        "Swin", 64, _timm("swinv2_tiny_window8_256", img_size=64, embed_dim=16, depths=(1, 1, 1, 1))
+        "Swin",
+        64,
+        _timm(
+            "swinv2_tiny_window8_256", img_size=64, embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8)
+        ),
+        _refused(WINDOWS, **TRANSFORMER),
     ),
-    "pvt_v2_b0 (timm)": Network("PVT", 64, _timm("pvt_v2_b0")),
-    "mobilevit_xxs (timm)": Network("MobileViT", 64, _timm("mobilevit_xxs")),
+    "pvt_v2_b0 (timm)": Network(
+        "PVT", 64, _timm("pvt_v2_b0"), _refused("attends from 256 to 4 tokens", **TRANSFORMER)
+    ),
+    "mobilevit_xxs (timm)": Network(
+        "MobileViT", 64, _timm("mobilevit_xxs"), _refused(WINDOWS, activation="silu", call=r"F\.layer_norm")
+    ),
     "maxvit, small": Network(
         "MaxViT",
         64,
         lambda: tv.MaxVit((64, 64), 8, 2, [8, 16], [1, 1], 4, 0.0, num_classes=CLASSES),
+        _refused(WINDOWS, activation="gelu", call=r"Tensor\.mul"),
     ),
-    "mixer_s32 (timm)": Network("MLP-Mixer", 64, _timm("mixer_s32_224", img_size=64)),
-    "poolformer_s12 (timm)": Network("MLP-Mixer", 64, _timm("poolformer_s12")),
+    "mixer_s32 (timm)": Network(
+        "MLP-Mixer", 64, _timm("mixer_s32_224", img_size=64), _refused(**TRANSFORMER)
+    ),
+    "poolformer_s12 (timm)": Network(
+        "MLP-Mixer", 64, _timm("poolformer_s12"), _refused(activation="gelu", call=r"F\.group_norm")
+    ),
 }
 
 
