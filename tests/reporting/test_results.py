@@ -64,14 +64,14 @@ def test_the_page_holds_the_numbers_of_the_study(written: Path) -> None:
     assert mean == pytest.approx(score, abs=0.01)
     assert "### 1. Is SGT more robust?" in page
     assert page.count("| sgt − standard |") == 2  # two measures of one ε
-    assert "| wild | 0 | training | TrainingError" in page
+    assert "| training | wild (seed 0) | TrainingError" in page
     assert "May these be believed?" in page
     card = read_card("digits/standard")
     assert f"| given | digits/standard | small_cnn | 0 | `{card.sha256[:12]}` |" in page
     assert page.startswith("# Small | study\n")
     assert "| sgt | objective.name = sgt, objective.weight = 1.0" in page
-    assert "| metric | masked_input_accuracy | steps = 28, baseline = black, absolute = False |" in page
-    assert "| attack | pgd | eps = [0.0, 0.02" in page
+    assert "| metric | masked_input_accuracy | steps = 28, baseline = black, absolute = False" in page
+    assert "| attack | pgd | eps = [0, 0.02" in page
     assert "Not checked: transfer (no surrogate model was given)." in page
 
 
@@ -117,8 +117,14 @@ def test_a_bundled_study_is_valid(name: str, tmp_path: Path) -> None:
         assert run.recipe.data == bundled.data
 
 
-def test_reproduce_plans_a_bundled_study_and_names_an_unknown_one(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["reproduce", "digits", "--plan", "--out", str(tmp_path)])
+def test_a_study_that_extends_a_bundled_one_is_planned_and_an_unknown_one_named(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(
+        'extends = "digits"\nrecipes = ["digits/standard"]\nbaseline = "standard"\nseeds = [0]\n'
+        'methods = ["saliency"]\nmetrics = ["sparseness"]\nattacks = {}\naudits = {}\nclaims = []\n'
+        "data = { images = 8 }\n"
+    )
+    arguments = ["study", str(tmp_path / "small.toml"), "--plan", "--out", str(tmp_path / "store")]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "minutes of work" in result.output
     assert "warning" not in result.output  # that untrained networks are alike, for one
