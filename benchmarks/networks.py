@@ -96,7 +96,7 @@ NO_ATTENTION, WINDOWS = "no self-attention was seen", "attends within windows or
 def _refused(
     attention: str | None = NO_ATTENTION, *, activation: str = "", call: str = "", attn_lrp: str = ""
 ) -> dict[str, str]:
-    """Causes: no ReLU but another activation, and calls that DeepLIFT and LRP, or AttnLRP, have no rule for."""
+    """Causes: an activation other than ReLU; calls for which DeepLIFT and LRP, or AttnLRP, have no rule."""
     causes = {
         "rectified": rf"has none that can be seen: .*calls F\.{activation}" if activation else "",
         "deep_lift": rf"covers linear layers.* calls {call}" if call else "",
