@@ -116,7 +116,7 @@ def _cell_bars() -> type[tqdm[Any]]:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.cell = get_ipython().execution_count
-            super().__init__(*args, file=io.StringIO(), **kwargs)
+            super().__init__(*args, **kwargs)
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
             """Show the bar at the place of its cell; with an empty message, remove it."""
@@ -159,6 +159,7 @@ def progress(items: Iterable[Any] | None = None, *, label: str, total: int | Non
             total=total,
             leave=False,
             disable=not _enabled,
+            file=io.StringIO(),
             delay=SECONDS_UNSEEN,
             mininterval=0.25,
         )
