@@ -64,6 +64,10 @@ def custom_method(extension: Extension) -> Method:
         If it cannot be called, or takes other arguments.
     """
     function, name = extension.item, extension.name
+    from saliency_lab.attribution.captum_engine import captum_method, is_captum  # it imports this module
+
+    if is_captum(function):
+        return captum_method(extension)
     if not callable(function):
         raise InputError(f"method must be a name or a function, not {type(function).__name__}")
     check_callable(function, "method", "model, x, classes")
@@ -146,13 +150,16 @@ def method(
 
 
 def list_methods() -> pd.DataFrame:
-    """What `attribute` knows, indexed by name: family, settings with defaults, cost an image, source."""
+    """List the methods, indexed by name: family, settings with defaults, cost per image, engines, source."""
+    from saliency_lab.attribution.captum_engine import ENGINE  # it imports this module
+
     rows = [
         {
             "name": each.name,
             "family": each.family,
             "settings": list_settings(each.settings),
             "passes": each.passes,
+            "engines": "fast, captum" if each.name in ENGINE else "fast",
             "reference": each.reference,
         }
         for each in (METHODS[name] for name in METHODS)

@@ -22,6 +22,7 @@ from saliency_lab.attacks.checklist import audit
 from saliency_lab.attacks.curve import robustness_curve
 from saliency_lab.attacks.methods import METHODS as ATTACKS
 from saliency_lab.attribution import Attributions, attribute
+from saliency_lab.attribution.api import run_of
 from saliency_lab.attribution.catalogue import METHODS, key_settings
 from saliency_lab.metrics.api import Job, Scores, make_job, run_jobs
 from saliency_lab.metrics.catalogue import METRICS, Metric, stored_settings
@@ -74,8 +75,11 @@ def full_settings(request: Request) -> dict[str, Any]:
     """Settings of a method, defaults too, without the target; a user's own function has those given."""
     given = {key: value for key, value in request.settings.items() if key != "target"}
     method = METHODS.find(request.what)
+    engine = given.pop("engine", "fast")
+    run_of(method, engine)
     parsed = parse_settings(method.settings, given, of=f"method '{request.label}'")
-    return dict(parsed) if method.function is None else given_settings(parsed)
+    recorded = dict(parsed) if method.function is None else given_settings(parsed)
+    return recorded if engine == "fast" else recorded | {"engine": engine}
 
 
 def metric_asked(request: Request, sample: Sample) -> Asked:
