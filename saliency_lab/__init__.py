@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# public name -> the room it lives in
-_ROOMS = {
+# public name → the package that defines it
+_PACKAGES = {
     "Attributions": "attribution",
     "attribute": "attribution",
     "list_methods": "attribution",
@@ -28,9 +28,11 @@ _ROOMS = {
     "worst_case": "attacks",
     "explore": "explorer",
     "report": "reporting",
+    "ImageBatch": "data",
     "ImageData": "data",
     "list_datasets": "data",
     "load_dataset": "data",
+    "load_images": "data",
     "evaluate": "metrics",
     "evaluate_detailed": "metrics",
     "evaluate_many": "metrics",
@@ -43,11 +45,13 @@ _ROOMS = {
     "list_zoo": "models",
     "load_model": "models",
     "save_model": "models",
+    "wrap": "models",
     "list_recipes": "training",
     "load_recipe": "training",
     "train": "training",
     "Comparison": "comparison",
     "Study": "study",
+    "verify": "study",
     "list_studies": "experiment",
     "register": "_common.registry",
     "Settings": "_common.settings",
@@ -74,7 +78,7 @@ if TYPE_CHECKING:
     )
     from saliency_lab.attribution import Attributions, attribute, list_methods, sanity_check
     from saliency_lab.comparison import Comparison
-    from saliency_lab.data import ImageData, list_datasets, load_dataset
+    from saliency_lab.data import ImageBatch, ImageData, list_datasets, load_dataset, load_images
     from saliency_lab.experiment import list_studies
     from saliency_lab.explorer import explore
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
@@ -87,9 +91,10 @@ if TYPE_CHECKING:
         list_zoo,
         load_model,
         save_model,
+        wrap,
     )
     from saliency_lab.reporting import report
-    from saliency_lab.study import Study
+    from saliency_lab.study import Study, verify
     from saliency_lab.training import list_recipes, load_recipe, train
 
 __all__ = [
@@ -97,6 +102,7 @@ __all__ = [
     "Attributions",
     "BinaryLogits",
     "Comparison",
+    "ImageBatch",
     "ImageData",
     "ModelCard",
     "Normalised",
@@ -121,6 +127,7 @@ __all__ = [
     "list_studies",
     "list_zoo",
     "load_dataset",
+    "load_images",
     "load_model",
     "load_recipe",
     "minimal_epsilon",
@@ -133,18 +140,20 @@ __all__ = [
     "steps_curve",
     "train",
     "transfer_attack",
+    "verify",
     "worst_case",
+    "wrap",
 ]
 
 
 def __getattr__(name: str) -> object:
-    room = _ROOMS.get(name)
-    if room is None:
+    package = _PACKAGES.get(name)
+    if package is None:
         raise AttributeError(f"module 'saliency_lab' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"saliency_lab.{room}"), name)
+    value = getattr(importlib.import_module(f"saliency_lab.{package}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *_PACKAGES})

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from saliency_lab._common.errors import InputError
 
@@ -49,17 +49,18 @@ def check_images(x: Tensor) -> Tensor:
         raise InputError(
             f"images must lie in [0, 1], but image {first} spans "
             f"[{x[first].min():.4g}, {x[first].max():.4g}]; scale them to [0, 1] and let the model "
-            "normalise inside (saliency_lab.Normalised wraps one that does not)"
+            "normalise inside (saliency_lab.wrap makes such a model of one that does not)"
         )
     return x
 
 
 def _batch_of(x: object) -> str:
     """Return how to make a tensor of images from what was given."""
-    if isinstance(x, DataLoader):
-        return "take a batch out of it: x, y = next(iter(loader))"
-    if isinstance(x, Dataset):
-        return "take a batch out of it: x, y = next(iter(DataLoader(data, batch_size=64)))"
+    items = list(x[:1]) if isinstance(x, tuple | list) else [x]
+    if any(isinstance(each, str | PathLike) or hasattr(each, "getbands") for each in items):
+        return "read files and PIL images with saliency_lab.load_images"
+    if isinstance(x, Mapping):
+        return "choose one part of it, such as data['test']"
     if isinstance(x, tuple | list) and any(isinstance(each, Tensor) for each in x):
         return "unpack images and labels: x, y = batch (torch.stack makes one tensor of a list of images)"
     return "use torch.as_tensor"
@@ -85,7 +86,7 @@ def check_logits(output: object, count: int) -> Tensor:
     raise InputError(
         f"the model must return logits (N, K), one row per image, but it returned {type(output).__name__}; "
         f"wrap it in a module whose forward returns model(x){parts[0] if parts else '[0]'}, or wherever its "
-        "logits are"
+        "logits are (saliency_lab.wrap does this for image classifiers of transformers)"
     )
 
 
@@ -235,3 +236,16 @@ def holds_several(eps: object) -> TypeGuard[Iterable[float | str]]:
     (True, False, False)
     """
     return isinstance(eps, Iterable) and not isinstance(eps, str) and getattr(eps, "ndim", 1) > 0
+
+
+def check_masks(masks: Tensor, x: Tensor) -> Tensor:
+    """Return a boolean copy of the masks (N, 1, H, W) of images (N, C, H, W)."""
+    shape = (len(x), 1, *x.shape[2:])
+    if not isinstance(masks, Tensor) or tuple(masks.shape) != shape:
+        actual = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
+        raise InputError(
+            f"masks must be a Tensor {shape}, true where the evidence for the label is, not {actual}"
+        )
+    if not ((masks == 0) | (masks == 1)).all():
+        raise InputError("masks must hold 0 and 1 (or False and True) only")
+    return masks != 0  # a copy, because the caller's tensor may change

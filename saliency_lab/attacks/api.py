@@ -32,6 +32,7 @@ from saliency_lab._common.inference import (
     undisturbed,
 )
 from saliency_lab._common.progress import progress
+from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.ascent import Norm, check_radius, norm_of
@@ -42,8 +43,8 @@ from saliency_lab.attacks.result import AttackResult
 
 def attack(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Tensor | None = None,
     method: str | OwnAttack = "pgd",
     *,
     eps: float | str,
@@ -61,8 +62,11 @@ def attack(
     ----------
     model : nn.Module
         Takes images in [0, 1] (normalises inside) and returns logits (N, K). Looked at in eval mode.
-    x, y : Tensor
-        Images (N, C, H, W) in [0, 1] and labels (N,).
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W) in [0, 1]; or a pair (images, labels), or a loader or data set of torch or Hugging
+        Face, whose labels are used unless `y` is given.
+    y : Tensor
+        Labels (N,).
     method : str or callable
         A name of `list_attacks()`, or your own `f(model, x, y, eps)` that returns points like x.
     eps : float or str
@@ -90,6 +94,7 @@ def attack(
     >>> attack(model, x, y, "pgd", eps="8/255", steps=2).robust
     tensor([ True, False])
     """
+    x, y = read_labelled(x, y)
     chosen = METHODS.find(method)
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
     return run(model, x, y, chosen, parsed, eps=parse_epsilon(eps), seed=seed, target=target)

@@ -25,6 +25,7 @@ from saliency_lab._common.inference import (
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import versions
 from saliency_lab._common.registry import given_settings
+from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attribution.batch import Batch, pass_rows
@@ -32,6 +33,7 @@ from saliency_lab.attribution.captum_engine import by_captum
 from saliency_lab.attribution.catalogue import METHODS, Explained, Method
 from saliency_lab.attribution.result import Attributions
 from saliency_lab.attribution.target import Target, TargetSpec, describe_target, resolve_target
+from saliency_lab.models import card_of
 
 AttributionEngine = Literal["fast", "captum"]
 """Which code computes the maps: this package's, or Captum's."""
@@ -42,7 +44,7 @@ OwnMethod = Callable[..., Tensor]
 
 def attribute(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     y: Tensor | None = None,
     method: str | OwnMethod = "saliency",
     *,
@@ -61,8 +63,9 @@ def attribute(
     ----------
     model : nn.Module
         Maps images to logits (N, K).
-    x : Tensor
-        Images (N, C, H, W), floating point in [0, 1].
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W), floating point in [0, 1]; or a pair (images, labels), what `load_images` returns,
+        or a loader or data set of torch or Hugging Face, whose labels are used unless `y` is given.
     y : Tensor, optional
         Labels (N,), needed for `target="label"`.
     method : str, callable, or a class or an object of captum.attr
@@ -108,7 +111,13 @@ def attribute(
     parsed = parse_settings(chosen.settings, settings, of=f"method '{name}'")
     run = run_of(chosen, engine)
     seed = check_seed(seed)
-    with gradients_recorded(), translate_shape_errors(model, x), undisturbed(model), preserved_rng(seed):
+    x, y, _ = read_sample(x, y)
+    with (
+        gradients_recorded(),
+        translate_shape_errors(model, x),
+        undisturbed(model),
+        preserved_rng(seed),
+    ):
         x = check_images(x).detach()
         if chosen.family != "control" and are_probabilities(check_classifier(model, x)):
             warnings.warn(
@@ -133,7 +142,7 @@ def attribute(
     return Attributions(
         values=values,
         method=name,
-        settings=_recorded(chosen, parsed, engine),
+        settings=recorded_settings(chosen, parsed, engine),
         target=describe_target(target),
         seconds=time.perf_counter() - started,
         seed=seed,
@@ -146,7 +155,22 @@ def attribute(
         },
         own=chosen.function is not None,
         function=chosen.function,
+        class_names=_class_names(model, aim),
+        probabilities=aim.probabilities,
     )
+
+
+def _class_names(model: nn.Module, aim: Target) -> tuple[str, ...]:
+    """What each map explains, by the class names of the model's card; empty if it has none."""
+    card = card_of(model)
+    names = () if card is None else card.classes or ()
+    if aim.highest >= len(names):
+        return ()
+    chosen = [names[row] for row in aim.classes.tolist()]
+    if aim.against is None:
+        return tuple(chosen)
+    against = [names[row] for row in aim.against.tolist()]
+    return tuple(f"{first} − {second}" for first, second in zip(chosen, against, strict=True))
 
 
 @dataclass(frozen=True)
@@ -204,7 +228,7 @@ def run_of(method: Method, engine: str) -> Callable[[Batch, Any], Explained]:
     return by_captum(method) if engine == "captum" else method.run
 
 
-def _recorded(method: Method, parsed: Any, engine: str) -> dict[str, Any]:
+def recorded_settings(method: Method, parsed: Any, engine: str) -> dict[str, Any]:
     """Return the settings that a result records, with which the call can be made again."""
     recorded = dict(parsed) if method.function is None else given_settings(parsed)
     return recorded if engine == "fast" else recorded | {"engine": engine}

@@ -21,7 +21,7 @@ from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import resolve_baseline
 from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.calls import check_visible
-from saliency_lab.attribution.catalogue import Explained, Method
+from saliency_lab.attribution.catalogue import CAPTUM, DESCRIBERS, Explained, Method
 from saliency_lab.attribution.layer import LayerSpec, enlarge, find_layer, layer_name, read_layer
 from saliency_lab.attribution.perturbation import window_and_stride
 from saliency_lab.attribution.segments import find_segments
@@ -49,12 +49,6 @@ _BATCH_OF_BASELINES = (
 )
 
 
-def is_captum(item: object) -> bool:
-    """Return whether `item` is a class of Captum's attribution methods, or an object of one."""
-    kind = item if isinstance(item, type) else type(item)
-    return issubclass(kind, Attribution | ca.NoiseTunnel)
-
-
 class _Contrast(nn.Module):
     """The difference of two logits, as a module for Captum."""
 
@@ -68,8 +62,8 @@ class _Contrast(nn.Module):
         return picked[:, 0] - picked[:, 1]
 
 
-def captum_method(extension: Extension) -> Method:
-    """Describe a class or an object of Captum as a method.
+def captum_method(extension: Extension) -> Method | None:
+    """Describe a class or an object of Captum as a method; return None for anything else.
 
     Its settings are the arguments of the constructor (of a class) and of `attribute`. The argument `method`
     of Captum's path methods is called `quadrature`. Maps with the shape of a layer are summed over
@@ -77,6 +71,8 @@ def captum_method(extension: Extension) -> Method:
     """
     item = extension.item
     kind: Any = item if isinstance(item, type) else type(item)
+    if not issubclass(kind, Attribution | ca.NoiseTunnel):
+        return None
     if issubclass(kind, _ACROSS_IMAGES):
         raise InputError(
             f"{kind.__name__} permutes features among the images of a batch, so that a map depends on the "
@@ -114,6 +110,9 @@ def captum_method(extension: Extension) -> Method:
 
     doc = (kind.__doc__ or "").strip().partition("\n")[0]
     return Method(extension.name, "captum", run, settings, "", doc, resolve if layered else None, item)
+
+
+DESCRIBERS.append(captum_method)
 
 
 def _arguments(function: Callable[..., Any]) -> dict[str, Any]:
@@ -342,7 +341,7 @@ def _noise(statistic: str) -> Callable[[Batch, Any], Tensor]:
     return compute
 
 
-ENGINE: dict[str, Callable[[Batch, Any], Tensor]] = {
+CAPTUM |= {
     "saliency": _plain(ca.Saliency, abs=False),
     "input_x_gradient": _plain(ca.InputXGradient),
     "integrated_gradients": _path,
@@ -364,7 +363,6 @@ ENGINE: dict[str, Callable[[Batch, Any], Tensor]] = {
     "kernel_shap": _by_segments(ca.KernelShap, n=True),
     "lime": _by_segments(ca.Lime, n=True),
 }
-"""The methods that Captum has, too: a function (batch, settings) of each returns Captum's maps."""
 
 
 def by_captum(method: Method) -> Callable[[Batch, Any], Explained]:
@@ -375,9 +373,9 @@ def by_captum(method: Method) -> Callable[[Batch, Any], Explained]:
     InputError
         If Captum has no such method.
     """
-    if method.name not in ENGINE or method.function is not None:
+    if method.name not in CAPTUM or method.function is not None:
         raise InputError(
-            f"Captum does not have the method '{method.name}'; engine='captum' is for {', '.join(ENGINE)}"
+            f"Captum does not have the method '{method.name}'; engine='captum' is for {', '.join(CAPTUM)}"
         )
-    compute = ENGINE[method.name]
+    compute = CAPTUM[method.name]
     return lambda batch, settings: (compute(batch, settings), None)

@@ -55,6 +55,13 @@ class Method:
 _NEW_DEFAULT_LAYER = ("grad_cam", "guided_grad_cam", "layer_conductance")
 
 
+DESCRIBERS: list[Callable[[Extension], Method | None]] = []
+"""Functions that describe an object that is no plain function, such as a class of Captum, or return None."""
+
+CAPTUM: dict[str, Callable[[Batch, Any], Tensor]] = {}
+"""The methods that Captum has, too: a function (batch, settings) for each, which returns Captum's maps."""
+
+
 def custom_method(extension: Extension) -> Method:
     """Describe a user's function `f(model, x, classes, **settings)` as a method.
 
@@ -64,10 +71,9 @@ def custom_method(extension: Extension) -> Method:
         If it cannot be called, or takes other arguments.
     """
     function, name = extension.item, extension.name
-    from saliency_lab.attribution.captum_engine import captum_method, is_captum  # it imports this module
-
-    if is_captum(function):
-        return captum_method(extension)
+    for describe in DESCRIBERS:
+        if (described := describe(extension)) is not None:
+            return described
     if not callable(function):
         raise InputError(f"method must be a name or a function, not {type(function).__name__}")
     check_callable(function, "method", "model, x, classes")
@@ -151,15 +157,13 @@ def method(
 
 def list_methods() -> pd.DataFrame:
     """List the methods, indexed by name: family, settings with defaults, cost per image, engines, source."""
-    from saliency_lab.attribution.captum_engine import ENGINE  # it imports this module
-
     rows = [
         {
             "name": each.name,
             "family": each.family,
             "settings": list_settings(each.settings),
             "passes": each.passes,
-            "engines": "fast, captum" if each.name in ENGINE else "fast",
+            "engines": "fast, captum" if each.name in CAPTUM else "fast",
             "reference": each.reference,
         }
         for each in (METHODS[name] for name in METHODS)

@@ -13,7 +13,7 @@ from saliency_lab._common.errors import InputError, unknown_name
 if TYPE_CHECKING:
     from torch import nn
 
-    from saliency_lab.data import Sample
+    from saliency_lab.data import LabelledImages
     from saliency_lab.study import Study
 
 Checkpoints = Annotated[
@@ -151,12 +151,14 @@ def open_study(
         whose list of results this one would replace.
     """
     from saliency_lab.study import Study
-    from saliency_lab.study.cache.manifest import read_manifest
+    from saliency_lab.study.cache.store import FolderStore
+    from saliency_lab.study.requests import read_grid
     from saliency_lab.study.sample import read_sample
 
     models = load_models(checkpoints, device)
     sample = read_sample(draw_images(models, data, root, images, seed))
-    manifest = read_manifest(store)
+    read_grid(sample, methods or {}, metrics or {})
+    manifest = FolderStore(store).read_manifest()
     if manifest is not None and (manifest.images, manifest.seed) != (sample.images, seed):
         raise InputError(
             f"'{store}' holds a study of other images, or of another seed; name another folder with "
@@ -225,7 +227,7 @@ def _names(recipes: list[dict[str, Any]]) -> list[str]:
 
 def draw_images(
     models: dict[str, list[nn.Module]], data: str | None, root: Path | None, images: int, seed: int
-) -> Sample:
+) -> LabelledImages:
     """Draw test images of the named data set, or of the one that all models were trained on.
 
     Raises
