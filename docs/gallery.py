@@ -39,7 +39,7 @@ def main() -> None:
     chances = first.probabilities.tolist()
     labels = [f"{name}, {chance:.0%}" for name, chance in zip(first.class_names, chances, strict=True)]
     figure = grid(x, maps, labels=labels, scale="panel", smooth=2.0)
-    figure.savefig(FIGURE, dpi=110, pil_kwargs={"quality": 82})
+    figure.savefig(FIGURE, dpi=80, pil_kwargs={"quality": 80})
 
 
 if __name__ == "__main__":
