@@ -30,7 +30,7 @@ ROWS: dict[str, dict[str, Any]] = {
     for name in METRICS
     if METRICS[name].family in ("faithfulness", "axiomatic", "complexity") and METRICS[name].maps is None
 }
-ROWS["infidelity, larger patches"] = {"metric": "infidelity", "patch_sizes": ("1/3", "1/2")}
+ROWS["infidelity, larger patches"] = {"metric": "infidelity", "patch_sizes": ("1/3", 1.0)}
 ROWS["non_sensitivity, probabilities"] = {"metric": "non_sensitivity", "output": "probability"}
 METHODS = ["saliency", "input_x_gradient", "integrated_gradients"]
 
