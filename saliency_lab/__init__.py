@@ -27,6 +27,7 @@ _ROOMS = {
     "transfer_attack": "attacks",
     "worst_case": "attacks",
     "explore": "explorer",
+    "report": "reporting",
     "ImageData": "data",
     "list_datasets": "data",
     "load_dataset": "data",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
         load_model,
         save_model,
     )
+    from saliency_lab.reporting import report
     from saliency_lab.study import Study
     from saliency_lab.training import list_recipes, load_recipe, train
 
@@ -114,6 +116,7 @@ __all__ = [
     "load_model",
     "load_recipe",
     "minimal_epsilon",
+    "report",
     "robustness_curve",
     "sanity_check",
     "save_model",

@@ -102,7 +102,7 @@ def test_an_installed_wheel_writes_a_report(installed, tmp_path):
         "import torch, saliency_lab as sl\n"
         "net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))\n"
         "study = sl.Study({'net': net}, (torch.rand(2, 1, 4, 4), torch.tensor([0, 1])))\n"
-        "study.attribute('saliency').report('page.html')"
+        "sl.report(study.attribute('saliency'), 'page.html')"
     )
     done = run(installed, "python", "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -26,10 +26,10 @@ from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import versions
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import parse_settings
+from saliency_lab.attribution.batch import Batch, pass_rows
 from saliency_lab.attribution.catalogue import METHODS, Explained
 from saliency_lab.attribution.result import Attributions
 from saliency_lab.attribution.target import Target, TargetSpec, describe_target, resolve_target
-from saliency_lab.attribution.task import Task, pass_rows
 
 OwnMethod = Callable[..., Tensor]
 """A user's method: `function(model, x, classes, **settings)` returns maps of the shape of `x`."""
@@ -167,7 +167,7 @@ def attribute_beside(
 
 def _passes(
     name: str,
-    run: Callable[[Task, Any], Explained],
+    run: Callable[[Batch, Any], Explained],
     parsed: Any,
     seed: int,
     model: nn.Module,
@@ -189,14 +189,14 @@ def _passes(
                 keys, index = originals.images[of].to(device, precise), originals.places[of]
             classes = aim.rows(start, rows.stop, device)
             with torch.no_grad():
-                explained = run(Task(model, exact.to(dtype), keys, exact, classes, index, seed), parsed)
+                explained = run(Batch(model, exact.to(dtype), keys, exact, classes, index, seed), parsed)
             yield rows, explained
             bar.update(len(exact))
 
 
 def _chosen(
     method: str | OwnMethod, settings: Mapping[str, Any]
-) -> tuple[str, Callable[[Task, Any], Explained], Any]:
+) -> tuple[str, Callable[[Batch, Any], Explained], Any]:
     """Name, function and checked settings of a method by name or of the user's own."""
     if isinstance(method, str):
         known = METHODS[method]
@@ -205,14 +205,14 @@ def _chosen(
         raise InputError(f"method must be a name or a function, not {type(method).__name__}")
     name = check_callable(method, "method", "model, x, classes", **settings)
 
-    def run(task: Task, parsed: dict[str, Any]) -> Explained:
-        if task.target.against is not None:
+    def run(batch: Batch, parsed: dict[str, Any]) -> Explained:
+        if batch.target.against is not None:
             raise InputError(f"method '{name}' is your own and gets one class a sample, not a contrast")
         with torch.enable_grad():
-            maps = method(task.model, task.x, task.target.classes, **parsed)
-        if not isinstance(maps, Tensor) or maps.shape != task.x.shape:
+            maps = method(batch.model, batch.x, batch.target.classes, **parsed)
+        if not isinstance(maps, Tensor) or maps.shape != batch.x.shape:
             got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-            raise InputError(f"method '{name}' must return maps of shape {tuple(task.x.shape)}, not {got}")
+            raise InputError(f"method '{name}' must return maps of shape {tuple(batch.x.shape)}, not {got}")
         return maps.detach(), None
 
     return name, run, settings

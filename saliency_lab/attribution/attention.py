@@ -12,10 +12,10 @@ from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.calls import Call, Rule, check_visible
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.layer import Interpolation, enlarge, patch_grid
-from saliency_lab.attribution.task import Task
 
 
 class _Watch(Rule):
@@ -53,7 +53,7 @@ class RolloutSettings(Settings):
     reference="Abnar & Zuidema, ACL 2020",
     settings=RolloutSettings,
 )
-def attention_rollout(task: Task, settings: RolloutSettings) -> Explained:
+def attention_rollout(batch: Batch, settings: RolloutSettings) -> Explained:
     """The class token's row of Πₗ (r·I + (1 − r)·Aₗ), on the patches' grid; it does not depend on the class.
 
     Raises
@@ -61,10 +61,10 @@ def attention_rollout(task: Task, settings: RolloutSettings) -> Explained:
     InputError
         If no self-attention over a grid of patches and one class token can be seen.
     """
-    check_visible(task.model, "attention_rollout")
+    check_visible(batch.model, "attention_rollout")
     watch = _Watch()
     with torch.enable_grad(), watch:  # without gradients torch takes a path that hides the weights
-        task.model(task.x.clone().requires_grad_(True))
+        batch.model(batch.x.clone().requires_grad_(True))
     flow = None
     for weights in watch.weights:
         heads = weights.detach()
@@ -73,14 +73,14 @@ def attention_rollout(task: Task, settings: RolloutSettings) -> Explained:
         mixed = settings.residual * eye + (1 - settings.residual) * joined
         mixed = mixed / mixed.sum(-1, keepdim=True)
         flow = mixed if flow is None else mixed @ flow
-    grid = None if flow is None else patch_grid(flow.shape[-1] - 1, task.x)
+    grid = None if flow is None else patch_grid(flow.shape[-1] - 1, batch.x)
     if flow is None or grid is None:
-        size = tuple(task.x.shape[2:])
+        size = tuple(batch.x.shape[2:])
         tokens = "" if flow is None else f"it attends over {flow.shape[-1]} tokens of images {size}"
         raise InputError(
             "attention_rollout needs a vision transformer with a class token and a grid of patches, "
-            f"but in {type(task.model).__name__} {tokens or 'no self-attention was seen'}; use 'saliency' or "
-            "'rise'"
+            f"but in {type(batch.model).__name__} {tokens or 'no self-attention was seen'}; use 'saliency' "
+            "or 'rise'"
         )
     coarse = flow[:, None, 0, 1:].unflatten(2, grid)
-    return enlarge(coarse, task.x, settings.interpolation), None
+    return enlarge(coarse, batch.x, settings.interpolation), None

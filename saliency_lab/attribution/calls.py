@@ -162,25 +162,27 @@ class _Recorder(Rule):
     def __init__(self, question: Question) -> None:
         super().__init__()
         self.question = question
-        self.stack: list[str] = []
+        self.running: list[tuple[str, nn.Module]] = []
         self.seen: list[tuple[str, Call]] = []
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         noted = self.question(func, args, depending(args, kwargs))
         output = func(*args, **kwargs)
         if noted and depending(output):
-            self.seen.append((self.stack[-1] if self.stack else "", func))
+            self.seen.append((describe_module(self.running), func))
         return output
 
 
 @contextmanager
-def _names_tracked(model: nn.Module, stack: list[str]) -> Iterator[None]:
+def track_modules(model: nn.Module, running: list[tuple[str, nn.Module]]) -> Iterator[None]:
+    """Keep names and modules whose `forward` is running in `running`, the innermost one last."""
     handles = []
     try:
         for name, module in model.named_modules():
-            text = f"{name or 'the model'} ({type(module).__name__})"
-            enter = module.register_forward_pre_hook(lambda *_, text=text: stack.append(text))
-            leave = module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True)
+            enter = module.register_forward_pre_hook(
+                lambda module, _, name=name: running.append((name, module))
+            )
+            leave = module.register_forward_hook(lambda *_: running.pop() and None, always_call=True)
             handles += [enter, leave]
         yield
     finally:
@@ -188,10 +190,16 @@ def _names_tracked(model: nn.Module, stack: list[str]) -> Iterator[None]:
             handle.remove()
 
 
+def describe_module(running: list[tuple[str, nn.Module]]) -> str:
+    """Name and class of the innermost running module, for messages."""
+    name, module = running[-1] if running else ("", None)
+    return "" if module is None else f"{name or 'the model'} ({type(module).__name__})"
+
+
 def trace(model: nn.Module, image: Tensor, question: Question) -> list[tuple[str, Call]]:
     """Module and function of each call, in a pass on `image` (1, C, H, W), that `question` says yes to."""
     recorder = _Recorder(question)
-    with _names_tracked(model, recorder.stack), torch.enable_grad():
+    with track_modules(model, recorder.running), torch.enable_grad():
         point = image.detach().clone().requires_grad_(True) * 1.0  # no leaf: a model may change it in place
         with recorder:
             model(point)

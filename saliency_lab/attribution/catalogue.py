@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saliency_lab._common.registry import Registry
 from saliency_lab._common.settings import Settings, list_settings
-from saliency_lab.attribution.task import Task
+from saliency_lab.attribution.batch import Batch
 
 Explained: TypeAlias = tuple[Tensor, Tensor | None]
 """Maps (n, C, H, W), and the scores (n,) they ought to sum to (None where the method promises no sum)."""
@@ -21,12 +21,12 @@ Explained: TypeAlias = tuple[Tensor, Tensor | None]
 class Method:
     """One way to attribute.
 
-    `run(task, settings)` returns `Explained`; `passes` says in words what it costs an image.
+    `run(batch, settings)` returns `Explained`; `passes` says in words what it costs an image.
     """
 
     name: str
     family: str
-    run: Callable[[Task, Any], Explained]
+    run: Callable[[Batch, Any], Explained]
     settings: type[Settings]
     passes: str
     reference: str
@@ -61,10 +61,10 @@ def settings_of_rows(name: str, settings: Mapping[str, Any], rows: Tensor) -> di
 
 def method(
     name: str, *, family: str, passes: str, reference: str, settings: type[Settings] = Settings
-) -> Callable[[Callable[[Task, Any], Explained]], Callable[[Task, Any], Explained]]:
+) -> Callable[[Callable[[Batch, Any], Explained]], Callable[[Batch, Any], Explained]]:
     """Register the decorated function as the method `name`."""
 
-    def decorate(run: Callable[[Task, Any], Explained]) -> Callable[[Task, Any], Explained]:
+    def decorate(run: Callable[[Batch, Any], Explained]) -> Callable[[Batch, Any], Explained]:
         METHODS.add(name, Method(name, family, run, settings, passes, reference))
         return run
 

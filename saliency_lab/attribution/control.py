@@ -8,31 +8,31 @@ from skimage.filters import sobel
 
 from saliency_lab._common.seeding import sample_normal, sample_seeds
 from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import Explained, method
-from saliency_lab.attribution.task import Task
 
 
 @method("random", family="control", passes="none", reference="control")
-def random(task: Task, settings: Settings) -> Explained:
+def random(batch: Batch, settings: Settings) -> Explained:
     """Standard normal noise, drawn by seed and image."""
-    return sample_normal(sample_seeds(task.exact, task.seed, "random map"), task.x.shape[1:]), None
+    return sample_normal(sample_seeds(batch.exact, batch.seed, "random map"), batch.x.shape[1:]), None
 
 
 @method("edges", family="control", passes="none", reference="Adebayo et al., NeurIPS 2018")
-def edges(task: Task, settings: Settings) -> Explained:
+def edges(batch: Batch, settings: Settings) -> Explained:
     """Sobel's edge strength of each channel, as scikit-image computes it; ≥ 0."""
-    images = task.exact.float().cpu().numpy()
+    images = batch.exact.float().cpu().numpy()
     found = np.stack([[sobel(channel) for channel in image] for image in images])
     return torch.from_numpy(found), None
 
 
 @method("input", family="control", passes="none", reference="control")
-def image(task: Task, settings: Settings) -> Explained:
+def image(batch: Batch, settings: Settings) -> Explained:
     """The image itself."""
-    return task.exact, None
+    return batch.exact, None
 
 
 @method("constant", family="control", passes="none", reference="control")
-def constant(task: Task, settings: Settings) -> Explained:
+def constant(batch: Batch, settings: Settings) -> Explained:
     """One everywhere: every pixel is as important as any other."""
-    return torch.ones_like(task.x), None
+    return torch.ones_like(batch.x), None

@@ -13,6 +13,7 @@ from torch.autograd import Function
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import Baseline, Baselines, fitting, resolve_baseline
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.calls import (
     AVERAGE_POOL,
     CONTRACTIONS,
@@ -32,7 +33,6 @@ from saliency_lab.attribution.calls import (
     trace,
 )
 from saliency_lab.attribution.catalogue import Explained, method
-from saliency_lab.attribution.task import Task
 
 LINEAR = (
     AVERAGE_POOL
@@ -175,7 +175,7 @@ def _out_of_place(func: Call) -> Call:
     return next(getattr(place, name[:-1]) for place in (torch, F, Tensor) if hasattr(place, name[:-1]))
 
 
-def rescale(task: Task, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
+def rescale(batch: Batch, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
     """DeepLIFT's map against one baseline (n, C, H, W); a baseline all images share runs as one image.
 
     Raises
@@ -183,20 +183,20 @@ def rescale(task: Task, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
     InputError
         Names the modules with operations that the rescale rule does not cover, such as attention.
     """
-    check_visible(task.model, method)
+    check_visible(batch.model, method)
     record = _Record()
     with record:
-        start = task.score(base)
+        start = batch.score(base)
     replay = _Replay(record.inputs)
-    multipliers, scores = task.gradient(task.x, replay)
+    multipliers, scores = batch.gradient(batch.x, replay)
     if replay.refused:
         refuse(
             method,
             "covers linear layers, max pooling in two dimensions and elementwise nonlinearities only",
-            trace(task.model, task.x[:1], lambda *call: not covers(*call)),
+            trace(batch.model, batch.x[:1], lambda *call: not covers(*call)),
             "Use 'integrated_gradients' or 'gradient_shap' on this model.",
         )
-    return (task.x - base) * multipliers, scores - start
+    return (batch.x - base) * multipliers, scores - start
 
 
 class DeepLiftSettings(Settings):
@@ -212,9 +212,9 @@ class DeepLiftSettings(Settings):
     reference="Shrikumar et al., ICML 2017 (rescale rule)",
     settings=DeepLiftSettings,
 )
-def deep_lift(task: Task, settings: DeepLiftSettings) -> Explained:
+def deep_lift(batch: Batch, settings: DeepLiftSettings) -> Explained:
     """(x − b) times the multipliers Δoutput / Δinput, chained back to the image; sums to f(x) − f(b)."""
-    return rescale(task, resolve_baseline(settings.baseline, task), "deep_lift")
+    return rescale(batch, resolve_baseline(settings.baseline, batch), "deep_lift")
 
 
 class DeepLiftShapSettings(Settings):
@@ -230,11 +230,11 @@ class DeepLiftShapSettings(Settings):
     reference="Lundberg & Lee, NeurIPS 2017",
     settings=DeepLiftShapSettings,
 )
-def deep_lift_shap(task: Task, settings: DeepLiftShapSettings) -> Explained:
+def deep_lift_shap(batch: Batch, settings: DeepLiftShapSettings) -> Explained:
     """Mean of DeepLIFT's maps over a batch of baselines; sums to f(x) − mean f(b)."""
-    maps, total = torch.zeros_like(task.x), torch.zeros_like(task.x[:, 0, 0, 0])
-    for base in fitting(settings.baselines, task):
-        values, gap = rescale(task, base.expand_as(task.x), "deep_lift_shap")
+    maps, total = torch.zeros_like(batch.x), torch.zeros_like(batch.x[:, 0, 0, 0])
+    for base in fitting(settings.baselines, batch):
+        values, gap = rescale(batch, base.expand_as(batch.x), "deep_lift_shap")
         maps += values / len(settings.baselines)
         total += gap / len(settings.baselines)
     return maps, total

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import Baseline, resolve_baseline
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import Explained, method
-from saliency_lab.attribution.task import Task
 
 
 @method(
@@ -21,9 +21,9 @@ from saliency_lab.attribution.task import Task
     passes="1 forward, 1 backward",
     reference="Simonyan et al., ICLR workshop 2014",
 )
-def saliency(task: Task, settings: Settings) -> Explained:
+def saliency(batch: Batch, settings: Settings) -> Explained:
     """∂f/∂x, with its sign (Captum takes the absolute value unless told not to)."""
-    return task.gradient(task.x)[0], None
+    return batch.gradient(batch.x)[0], None
 
 
 @method(
@@ -32,9 +32,9 @@ def saliency(task: Task, settings: Settings) -> Explained:
     passes="1 forward, 1 backward",
     reference="Shrikumar et al., arXiv:1605.01713, 2016",
 )
-def input_x_gradient(task: Task, settings: Settings) -> Explained:
+def input_x_gradient(batch: Batch, settings: Settings) -> Explained:
     """The gradient times the image, x · ∂f/∂x."""
-    return task.x * task.gradient(task.x)[0], None
+    return batch.x * batch.gradient(batch.x)[0], None
 
 
 Quadrature = Literal["gauss_legendre", "trapezoid", "middle", "left", "right"]
@@ -69,15 +69,15 @@ class IntegratedGradientsSettings(Settings):
     reference="Sundararajan et al., ICML 2017",
     settings=IntegratedGradientsSettings,
 )
-def integrated_gradients(task: Task, settings: IntegratedGradientsSettings) -> Explained:
+def integrated_gradients(batch: Batch, settings: IntegratedGradientsSettings) -> Explained:
     """(x − b) · ∫₀¹ ∂f/∂x(b + α (x − b)) dα; sums to f(x) − f(b). Memory does not grow with the steps."""
-    base = resolve_baseline(settings.baseline, task)
-    difference = task.x - base
-    nodes, weights = (each.to(task.x) for each in quadrature(settings.quadrature, settings.steps))
-    total = torch.zeros_like(task.x)
-    for group in task.draws(settings.steps):
+    base = resolve_baseline(settings.baseline, batch)
+    difference = batch.x - base
+    nodes, weights = (each.to(batch.x) for each in quadrature(settings.quadrature, settings.steps))
+    total = torch.zeros_like(batch.x)
+    for group in batch.draws(settings.steps):
         span = slice(group.start, group.stop)
         points = base + nodes[span].reshape(-1, 1, 1, 1, 1) * difference
-        gradient, _ = task.gradient(points.flatten(0, 1))
+        gradient, _ = batch.gradient(points.flatten(0, 1))
         total += torch.tensordot(weights[span], gradient.reshape(points.shape), 1)
-    return difference * total, task.score(task.x) - task.score(base)
+    return difference * total, batch.score(batch.x) - batch.score(base)

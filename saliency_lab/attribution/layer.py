@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import Baseline, resolve_baseline
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.rectifier import guided_gradient
-from saliency_lab.attribution.task import Task
 from saliency_lab.models import cam_layer
 
 Interpolation = Literal["bilinear", "nearest"]
@@ -42,7 +42,7 @@ def find_layer(model: nn.Module, name: str | None) -> nn.Module:
     return modules[name]
 
 
-def activations_and_gradients(task: Task, points: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
+def activations_and_gradients(batch: Batch, points: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
     """A layer's output at k·n inputs (k·n, D, h, w), and the score's gradient there.
 
     Tokens (k·n, T, D) of a transformer are put back on their grid, without the class token, and the channels
@@ -64,7 +64,7 @@ def activations_and_gradients(task: Task, points: Tensor, layer: nn.Module) -> t
     handle = layer.register_forward_hook(catch)
     try:
         with torch.enable_grad():
-            scores = task.at(points).score(points.detach().requires_grad_(True))
+            scores = batch.at(points).score(points.detach().requires_grad_(True))
             total = scores.sum()
     finally:
         handle.remove()
@@ -77,9 +77,9 @@ def activations_and_gradients(task: Task, points: Tensor, layer: nn.Module) -> t
     if scores.requires_grad and output.requires_grad:
         (gradient,) = torch.autograd.grad(total, output, allow_unused=True)
     if gradient is None:
-        task.gradient(points)  # refuses a model whose logits have no gradient at all
+        batch.gradient(points)  # refuses a model whose logits have no gradient at all
         raise InputError(f"the score does not depend on the layer {type(layer).__name__}; name another")
-    features, slope = (_as_map(each, task.model, points) for each in (output.detach(), gradient))
+    features, slope = (_as_map(each, batch.model, points) for each in (output.detach(), gradient))
     return features, slope
 
 
@@ -134,10 +134,10 @@ def enlarge(coarse: Tensor, x: Tensor, interpolation: Interpolation) -> Tensor:
     return F.interpolate(coarse, size=x.shape[2:], mode=interpolation, **aligned).expand_as(x).clone()
 
 
-def cam(task: Task, settings: LayerSettings) -> Tensor:
+def cam(batch: Batch, settings: LayerSettings) -> Tensor:
     """Grad-CAM's map (n, 1, h, w) at the layer's own size."""
-    layer = find_layer(task.model, settings.layer)
-    activations, gradients = activations_and_gradients(task, task.x, layer)
+    layer = find_layer(batch.model, settings.layer)
+    activations, gradients = activations_and_gradients(batch, batch.x, layer)
     coarse = (gradients.mean((2, 3), keepdim=True) * activations).sum(1, keepdim=True)
     return coarse.relu() if settings.relu else coarse
 
@@ -149,9 +149,9 @@ def cam(task: Task, settings: LayerSettings) -> Tensor:
     reference="Selvaraju et al., ICCV 2017",
     settings=LayerSettings,
 )
-def grad_cam(task: Task, settings: LayerSettings) -> Explained:
+def grad_cam(batch: Batch, settings: LayerSettings) -> Explained:
     """Channels of a layer weighted by their mean gradient and summed; the same value in every channel."""
-    return enlarge(cam(task, settings), task.x, settings.interpolation), None
+    return enlarge(cam(batch, settings), batch.x, settings.interpolation), None
 
 
 @method(
@@ -161,9 +161,9 @@ def grad_cam(task: Task, settings: LayerSettings) -> Explained:
     reference="Selvaraju et al., ICCV 2017",
     settings=LayerSettings,
 )
-def guided_grad_cam(task: Task, settings: LayerSettings) -> Explained:
+def guided_grad_cam(batch: Batch, settings: LayerSettings) -> Explained:
     """Guided back-propagation times Grad-CAM."""
-    return guided_gradient(task) * enlarge(cam(task, settings), task.x, settings.interpolation), None
+    return guided_gradient(batch) * enlarge(cam(batch, settings), batch.x, settings.interpolation), None
 
 
 class ConductanceSettings(Settings):
@@ -182,16 +182,16 @@ class ConductanceSettings(Settings):
     reference="Dhamdhere et al., ICLR 2019; Shrikumar et al., arXiv:1807.09946",
     settings=ConductanceSettings,
 )
-def layer_conductance(task: Task, settings: ConductanceSettings) -> Explained:
+def layer_conductance(batch: Batch, settings: ConductanceSettings) -> Explained:
     """Σₖ ∂f/∂a(xₖ) · (a(xₖ₊₁) − a(xₖ)) for a layer's units a, summed over its channels, then enlarged."""
-    layer, base = find_layer(task.model, settings.layer), resolve_baseline(settings.baseline, task)
+    layer, base = find_layer(batch.model, settings.layer), resolve_baseline(settings.baseline, batch)
     previous, slope, coarse = (torch.empty(0) for _ in range(3))
     for step in range(settings.steps + 1):
-        point = base + step / settings.steps * (task.x - base)
-        activations, gradients = activations_and_gradients(task, point, layer)
+        point = base + step / settings.steps * (batch.x - base)
+        activations, gradients = activations_and_gradients(batch, point, layer)
         if step == 0:
             coarse = torch.zeros_like(activations[:, :1])
         else:
             coarse += (slope * (activations - previous)).sum(1, keepdim=True)
         previous, slope = activations, gradients
-    return enlarge(coarse, task.x, settings.interpolation), None
+    return enlarge(coarse, batch.x, settings.interpolation), None

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.batch import Batch, slope
 from saliency_lab.attribution.calls import (
     AVERAGE_POOL,
     ELEMENTWISE,
@@ -30,7 +31,6 @@ from saliency_lab.attribution.calls import (
 )
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.deeplift import covers
-from saliency_lab.attribution.task import Task, slope
 
 Preset = Literal["epsilon", "gamma", "alpha1_beta0", "epsilon_plus", "epsilon_plus_flat"]
 Kind = Literal["epsilon", "gamma", "positive", "flat"]
@@ -232,7 +232,7 @@ class LrpSettings(Settings):
     reference="Bach et al., PLOS ONE 2015; Montavon et al., 2019 (presets)",
     settings=LrpSettings,
 )
-def lrp(task: Task, settings: LrpSettings) -> Explained:
+def lrp(batch: Batch, settings: LrpSettings) -> Explained:
     """Relevance of each input value; sums to the score, less what biases absorb.
 
     Raises
@@ -240,20 +240,20 @@ def lrp(task: Task, settings: LrpSettings) -> Explained:
     InputError
         Names the modules with operations that have no rule, such as attention.
     """
-    check_visible(task.model, "lrp")
+    check_visible(batch.model, "lrp")
     rule = _Propagation(settings)
-    points = task.x.detach().clone().requires_grad_(True)
+    points = batch.x.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         with rule:
-            logits = task.model(points.clone())
-        scores = task.target.pick(logits)
-        start = task.target.pick(logits * logits.detach()).sum()  # its gradient is the logits' relevance
+            logits = batch.model(points.clone())
+        scores = batch.target.pick(logits)
+        start = batch.target.pick(logits * logits.detach()).sum()  # its gradient is the logits' relevance
     if rule.refused:
-        beyond = trace(task.model, task.x[:1], lambda *call: not covers(*call))
+        beyond = trace(batch.model, batch.x[:1], lambda *call: not covers(*call))
         refuse(
             "lrp",
             "has no rule for some of this model's operations",
-            trace(task.model, task.x[:1], lambda func, *_: func in rule.refused),
+            trace(batch.model, batch.x[:1], lambda func, *_: func in rule.refused),
             "Use 'integrated_gradients' on this model." if beyond else "Use 'deep_lift' or a gradient.",
         )
-    return slope(start, points, task.model), scores.detach()
+    return slope(start, points, batch.model), scores.detach()

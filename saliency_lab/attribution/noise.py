@@ -11,8 +11,8 @@ from torch import Tensor
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import sample_normal
 from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import METHODS, Explained, method
-from saliency_lab.attribution.task import Task
 
 _BLOCK = 16  # draws of noise held at a time
 
@@ -29,21 +29,21 @@ class NoiseSettings(Settings):
     base_settings: dict[str, Any] = Field(default_factory=dict)
 
 
-def _moments(task: Task, settings: NoiseSettings) -> tuple[Tensor, Tensor]:
+def _moments(batch: Batch, settings: NoiseSettings) -> tuple[Tensor, Tensor]:
     """Mean and (population) variance of the base method's maps, by Welford's updates."""
     base = METHODS[settings.base]
     if base.family == "noise":
         raise InputError(f"a noise tunnel cannot have the noise tunnel '{settings.base}' as its base")
     inner = parse_settings(base.settings, settings.base_settings, of=f"method '{base.name}'")
-    mean, squares = torch.zeros_like(task.x), torch.zeros_like(task.x)
+    mean, squares = torch.zeros_like(batch.x), torch.zeros_like(batch.x)
     for first in range(0, settings.n, _BLOCK):
         block = min(_BLOCK, settings.n - first)
-        seeds = task.seeds(f"noise {first}")
-        noise = sample_normal(seeds, (block, *task.x.shape[1:])).to(task.x).transpose(0, 1)
-        for group in task.draws(block):
+        seeds = batch.seeds(f"noise {first}")
+        noise = sample_normal(seeds, (block, *batch.x.shape[1:])).to(batch.x).transpose(0, 1)
+        for group in batch.draws(block):
             added = settings.stdev * noise[group.start : group.stop]
-            points, keys = task.x + added, task.keys + added  # a sampled base draws anew for each copy
-            noisy = task.at(points.flatten(0, 1), keys.flatten(0, 1))
+            points, keys = batch.x + added, batch.keys + added  # a sampled base draws anew for each copy
+            noisy = batch.at(points.flatten(0, 1), keys.flatten(0, 1))
             maps = base.run(noisy, inner)[0].reshape(points.shape)
             for count, values in enumerate(maps, first + group.start + 1):
                 change = values - mean
@@ -59,9 +59,9 @@ def _moments(task: Task, settings: NoiseSettings) -> tuple[Tensor, Tensor]:
     reference="Smilkov et al., arXiv:1706.03825, 2017",
     settings=NoiseSettings,
 )
-def smoothgrad(task: Task, settings: NoiseSettings) -> Explained:
+def smoothgrad(batch: Batch, settings: NoiseSettings) -> Explained:
     """Mean of the base method's maps at x + 𝒩(0, stdev²)."""
-    return _moments(task, settings)[0], None
+    return _moments(batch, settings)[0], None
 
 
 @method(
@@ -71,9 +71,9 @@ def smoothgrad(task: Task, settings: NoiseSettings) -> Explained:
     reference="Hooker et al., NeurIPS 2019",
     settings=NoiseSettings,
 )
-def smoothgrad_sq(task: Task, settings: NoiseSettings) -> Explained:
+def smoothgrad_sq(batch: Batch, settings: NoiseSettings) -> Explained:
     """Mean of the squares of the base method's maps at x + 𝒩(0, stdev²)."""
-    mean, variance = _moments(task, settings)
+    mean, variance = _moments(batch, settings)
     return mean**2 + variance, None
 
 
@@ -84,6 +84,6 @@ def smoothgrad_sq(task: Task, settings: NoiseSettings) -> Explained:
     reference="Adebayo et al., NeurIPS 2018",
     settings=NoiseSettings,
 )
-def vargrad(task: Task, settings: NoiseSettings) -> Explained:
+def vargrad(batch: Batch, settings: NoiseSettings) -> Explained:
     """Variance of the base method's maps at x + 𝒩(0, stdev²)."""
-    return _moments(task, settings)[1], None
+    return _moments(batch, settings)[1], None

@@ -18,20 +18,20 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import generator, preserved_rng
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import Baseline, resolve_baseline
+from saliency_lab.attribution.batch import Batch, pass_rows
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.segments import Segments, find_segments
-from saliency_lab.attribution.task import Task, pass_rows
 
 _BLOCK = 64  # masks of RISE made at a time
 
 
-def scores_without(task: Task, base: Tensor, hidden: Tensor) -> Tensor:
+def scores_without(batch: Batch, base: Tensor, hidden: Tensor) -> Tensor:
     """Scores (k, n) with parts of each image replaced by its baseline; `hidden` is bool (k, n or 1, H, W)."""
     rows = []
-    for group in task.draws(len(hidden), backward=False):
+    for group in batch.draws(len(hidden), backward=False):
         mask = hidden[group.start : group.stop, :, None]
-        points = torch.where(mask, base, task.x)
-        rows.append(task.at(points.flatten(0, 1)).score(points.flatten(0, 1)).reshape(len(group), -1))
+        points = torch.where(mask, base, batch.x)
+        rows.append(batch.at(points.flatten(0, 1)).score(points.flatten(0, 1)).reshape(len(group), -1))
     return torch.cat(rows)
 
 
@@ -54,9 +54,9 @@ class OcclusionSettings(Settings):
     reference="Zeiler & Fergus, ECCV 2014",
     settings=OcclusionSettings,
 )
-def occlusion(task: Task, settings: OcclusionSettings) -> Explained:
+def occlusion(batch: Batch, settings: OcclusionSettings) -> Explained:
     """Fall of the score with a window hidden, mean over the windows that cover the pixel."""
-    base, (height, width) = resolve_baseline(settings.baseline, task), task.x.shape[2:]
+    base, (height, width) = resolve_baseline(settings.baseline, batch), batch.x.shape[2:]
     window = settings.window or max(1, min(height, width) // 8)
     stride = settings.stride or max(1, window // 2)
     if stride > window:
@@ -67,19 +67,19 @@ def occlusion(task: Task, settings: OcclusionSettings) -> Explained:
     corners = [
         (top, left) for top in _starts(height, window, stride) for left in _starts(width, window, stride)
     ]
-    full = task.score(task.x)
-    fall, cover = torch.zeros_like(task.x[:, 0]), torch.zeros(height, width).to(task.x)
-    for group in task.draws(len(corners), backward=False):
+    full = batch.score(batch.x)
+    fall, cover = torch.zeros_like(batch.x[:, 0]), torch.zeros(height, width).to(batch.x)
+    for group in batch.draws(len(corners), backward=False):
         spans = [_square(*corners[k], window) for k in group]
-        points = task.x.expand(len(group), *task.x.shape).clone()
+        points = batch.x.expand(len(group), *batch.x.shape).clone()
         for row, span in zip(points, spans, strict=True):
             row[span] = base[span]
         flat = points.flatten(0, 1)
-        drops = full - task.at(flat).score(flat).reshape(len(group), -1)
+        drops = full - batch.at(flat).score(flat).reshape(len(group), -1)
         for drop, span in zip(drops, spans, strict=True):
             fall[span] += drop[:, None, None]
             cover[span] += 1
-    return (fall / cover)[:, None].expand_as(task.x).clone(), None
+    return (fall / cover)[:, None].expand_as(batch.x).clone(), None
 
 
 def _square(top: int, left: int, size: int) -> tuple[EllipsisType, slice, slice]:
@@ -105,16 +105,16 @@ class SegmentSettings(Settings):
     reference="Captum's FeatureAblation",
     settings=SegmentSettings,
 )
-def feature_ablation(task: Task, settings: SegmentSettings) -> Explained:
+def feature_ablation(batch: Batch, settings: SegmentSettings) -> Explained:
     """Fall of the score with a superpixel hidden; every pixel of it gets that value."""
-    segments, base = find_segments(settings.segments, task), resolve_baseline(settings.baseline, task)
+    segments, base = find_segments(settings.segments, batch), resolve_baseline(settings.baseline, batch)
     count = int(segments.max()) + 1
-    full = task.score(task.x)
+    full = batch.score(batch.x)
     falls = []
-    for group in task.draws(count, backward=False):
+    for group in batch.draws(count, backward=False):
         numbers = torch.arange(group.start, group.stop, device=segments.device)
-        falls.append(full - scores_without(task, base, segments == numbers.reshape(-1, 1, 1, 1)))
-    return _painted(torch.cat(falls).T, segments, task.x), None
+        falls.append(full - scores_without(batch, base, segments == numbers.reshape(-1, 1, 1, 1)))
+    return _painted(torch.cat(falls).T, segments, batch.x), None
 
 
 class ShapleySettings(SegmentSettings):
@@ -130,31 +130,31 @@ class ShapleySettings(SegmentSettings):
     reference="Castro et al., Computers & Operations Research 2009",
     settings=ShapleySettings,
 )
-def shapley_value_sampling(task: Task, settings: ShapleySettings) -> Explained:
+def shapley_value_sampling(batch: Batch, settings: ShapleySettings) -> Explained:
     """Mean rise of the score as a superpixel joins those before it; every pixel of it gets that value."""
-    segments, base = find_segments(settings.segments, task), resolve_baseline(settings.baseline, task)
+    segments, base = find_segments(settings.segments, batch), resolve_baseline(settings.baseline, batch)
     counts = segments.flatten(1).amax(1) + 1
-    most, empty = int(counts.max()), task.score(base)
-    values = torch.zeros(len(task.x), most).to(task.x)
-    sources = [torch.Generator().manual_seed(seed) for seed in task.seeds("orders")]
+    most, empty = int(counts.max()), batch.score(base)
+    values = torch.zeros(len(batch.x), most).to(batch.x)
+    sources = [torch.Generator().manual_seed(seed) for seed in batch.seeds("orders")]
     for _ in range(settings.n):
-        orders = torch.full((len(task.x), most), most, dtype=torch.int64)
+        orders = torch.full((len(batch.x), most), most, dtype=torch.int64)
         for row, count, source in zip(orders, counts.tolist(), sources, strict=True):
             row[:count] = torch.randperm(count, generator=source)
         orders = orders.to(segments.device)
-        place = torch.full((len(task.x), most + 1), most, dtype=torch.int64).to(segments.device)
+        place = torch.full((len(batch.x), most + 1), most, dtype=torch.int64).to(segments.device)
         place.scatter_(1, orders, torch.arange(most, device=segments.device).expand_as(orders))
         joins = place.gather(1, segments.flatten(1)).reshape(segments.shape)  # when each pixel comes back
         before = empty
-        for group in task.draws(most, backward=False):
+        for group in batch.draws(most, backward=False):
             steps = torch.arange(group.start, group.stop, device=segments.device).reshape(-1, 1, 1, 1)
-            reached = scores_without(task, base, joins > steps)
+            reached = scores_without(batch, base, joins > steps)
             rises = reached - torch.cat([before[None], reached[:-1]])
             joining = orders[:, group.start : group.stop]
             present = joining < most  # an image may have fewer superpixels than the chunk's largest count
             values.scatter_add_(1, joining.clamp_max(most - 1), rises.T * present)
             before = reached[-1]
-    return _painted(values / settings.n, segments, task.x), None
+    return _painted(values / settings.n, segments, batch.x), None
 
 
 def _painted(values: Tensor, segments: Tensor, x: Tensor) -> Tensor:
@@ -176,9 +176,9 @@ class KernelShapSettings(SegmentSettings):
     reference="Lundberg & Lee, NeurIPS 2017",
     settings=KernelShapSettings,
 )
-def kernel_shap(task: Task, settings: KernelShapSettings) -> Explained:
+def kernel_shap(batch: Batch, settings: KernelShapSettings) -> Explained:
     """Shapley values of superpixels by Captum's weighted regression; every pixel of one gets its value."""
-    return _by_surrogate(task, settings, KernelShap), None
+    return _by_surrogate(batch, settings, KernelShap), None
 
 
 class LimeSettings(SegmentSettings):
@@ -195,13 +195,13 @@ class LimeSettings(SegmentSettings):
     reference="Ribeiro et al., KDD 2016",
     settings=LimeSettings,
 )
-def lime(task: Task, settings: LimeSettings) -> Explained:
+def lime(batch: Batch, settings: LimeSettings) -> Explained:
     """Coefficients of Captum's local lasso over superpixels; every pixel of one gets its superpixel's."""
 
     def build(score: Callable[[Tensor], Tensor]) -> Lime:
         return Lime(score, interpretable_model=SkLearnLasso(alpha=settings.alpha))
 
-    maps = _by_surrogate(task, settings, build)
+    maps = _by_surrogate(batch, settings, build)
     if not maps.flatten(1).any(1).all():
         warnings.warn(
             f"lime: at alpha={settings.alpha:g} the lasso's penalty leaves a map of zeros, as where hiding "
@@ -212,15 +212,15 @@ def lime(task: Task, settings: LimeSettings) -> Explained:
 
 
 def _by_surrogate(
-    task: Task,
+    batch: Batch,
     settings: KernelShapSettings | LimeSettings,
     explainer: Callable[[Callable[[Tensor], Tensor]], Lime],
 ) -> Tensor:
     """Captum's surrogate models, image by image: it fits one at a time and draws from global generators."""
-    segments, base = find_segments(settings.segments, task), resolve_baseline(settings.baseline, task)
+    segments, base = find_segments(settings.segments, batch), resolve_baseline(settings.baseline, batch)
     maps = []
-    for row, seed in enumerate(task.seeds("coalitions")):
-        one, here = task.only(row), segments[row : row + 1]
+    for row, seed in enumerate(batch.seeds("coalitions")):
+        one, here = batch.only(row), segments[row : row + 1]
         if int(here.max()) == 0:  # one superpixel: nothing to tell apart, and Captum's sampling fails
             value = one.score(one.x) - one.score(base[row : row + 1])
             maps.append(value.reshape(1, 1, 1, 1).expand_as(one.x))
@@ -232,14 +232,14 @@ def _by_surrogate(
                 baselines=base[row : row + 1],
                 feature_mask=here[:, None].expand_as(one.x),
                 n_samples=settings.n,
-                perturbations_per_eval=pass_rows(task.x.shape, task.x.device, backward=False),
+                perturbations_per_eval=pass_rows(batch.x.shape, batch.x.device, backward=False),
             )
         maps.append(values)
     return torch.cat(maps)
 
 
-def _score(task: Task, points: Tensor) -> Tensor:
-    return task.at(points).score(points)
+def _score(batch: Batch, points: Tensor) -> Tensor:
+    return batch.at(points).score(points)
 
 
 class RiseSettings(Settings):
@@ -258,29 +258,29 @@ class RiseSettings(Settings):
     reference="Petsiuk et al., BMVC 2018",
     settings=RiseSettings,
 )
-def rise(task: Task, settings: RiseSettings) -> Explained:
+def rise(batch: Batch, settings: RiseSettings) -> Explained:
     """Mean of random masks weighted by the class's softmax probability under each.
 
     The masks depend on the seed and the image's size only, so that all images see the same ones.
     Every channel holds the same value.
     """
-    base = resolve_baseline(settings.baseline, task)
-    total = torch.zeros_like(task.x[:, 0])
+    base = resolve_baseline(settings.baseline, batch)
+    total = torch.zeros_like(batch.x[:, 0])
     for start in range(0, settings.n, _BLOCK):
-        masks = _masks(task, settings, start).to(task.x)
-        for group in task.draws(len(masks), backward=False):
+        masks = _masks(batch, settings, start).to(batch.x)
+        for group in batch.draws(len(masks), backward=False):
             shown = masks[group.start : group.stop, None, None]
-            points = torch.lerp(base, task.x, shown).flatten(0, 1)
-            chances = task.at(points).chance(points).reshape(len(group), -1)
+            points = torch.lerp(base, batch.x, shown).flatten(0, 1)
+            chances = batch.at(points).chance(points).reshape(len(group), -1)
             total += torch.einsum("kn,khw->nhw", chances, shown[:, 0, 0])
-    return (total / (settings.n * settings.probability))[:, None].expand_as(task.x).clone(), None
+    return (total / (settings.n * settings.probability))[:, None].expand_as(batch.x).clone(), None
 
 
-def _masks(task: Task, settings: RiseSettings, start: int) -> Tensor:
+def _masks(batch: Batch, settings: RiseSettings, start: int) -> Tensor:
     """Masks `start` … of one block, (k, H, W) in [0, 1]."""
     count = min(_BLOCK, settings.n - start)
-    height, width = task.x.shape[2:]
-    source = generator(task.seed, "rise", start, height, width)
+    height, width = batch.x.shape[2:]
+    source = generator(batch.seed, "rise", start, height, width)
     on = torch.rand(count, 1, settings.cells, settings.cells, generator=source) < settings.probability
     cell = [-(-size // settings.cells) for size in (height, width)]
     size = [(settings.cells + 1) * each for each in cell]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.calls import (
     ELEMENTWISE,
     RELU,
@@ -20,7 +21,6 @@ from saliency_lab.attribution.calls import (
     trace,
 )
 from saliency_lab.attribution.catalogue import Explained, method
-from saliency_lab.attribution.task import Task
 
 
 class _PositiveReLU(Function):
@@ -58,7 +58,7 @@ class _RectifierRule(Rule):
         return _PositiveReLU.apply(args[0], self.guided, is_in_place(func, args, kwargs))
 
 
-def rectified_gradient(task: Task, method: str, *, guided: bool) -> Tensor:
+def rectified_gradient(batch: Batch, method: str, *, guided: bool) -> Tensor:
     """The gradient of the score with only what is positive let back to every ReLU.
 
     Raises
@@ -66,11 +66,11 @@ def rectified_gradient(task: Task, method: str, *, guided: bool) -> Tensor:
     InputError
         If the model calls no ReLU that can be seen: the map would be the plain gradient.
     """
-    check_visible(task.model, method)
+    check_visible(batch.model, method)
     rule = _RectifierRule(guided=guided)
-    gradient, _ = task.gradient(task.x, rule)
+    gradient, _ = batch.gradient(batch.x, rule)
     if not rule.used:
-        others = trace(task.model, task.x[:1], lambda func, *_: func in ELEMENTWISE)
+        others = trace(batch.model, batch.x[:1], lambda func, *_: func in ELEMENTWISE)
         refuse(
             method,
             "changes the gradient at ReLUs, and this model has none that can be seen",
@@ -86,9 +86,9 @@ def rectified_gradient(task: Task, method: str, *, guided: bool) -> Tensor:
     passes="1 forward, 1 backward",
     reference="Springenberg et al., ICLR workshop 2015",
 )
-def guided_backprop(task: Task, settings: Settings) -> Explained:
+def guided_backprop(batch: Batch, settings: Settings) -> Explained:
     """The gradient, where each ReLU also stops what is negative on the way back."""
-    return rectified_gradient(task, "guided_backprop", guided=True), None
+    return rectified_gradient(batch, "guided_backprop", guided=True), None
 
 
 @method(
@@ -97,11 +97,11 @@ def guided_backprop(task: Task, settings: Settings) -> Explained:
     passes="1 forward, 1 backward",
     reference="Zeiler & Fergus, ECCV 2014",
 )
-def deconvolution(task: Task, settings: Settings) -> Explained:
+def deconvolution(batch: Batch, settings: Settings) -> Explained:
     """The gradient, where each ReLU stops what is negative on the way back, whatever its input was."""
-    return rectified_gradient(task, "deconvolution", guided=False), None
+    return rectified_gradient(batch, "deconvolution", guided=False), None
 
 
-def guided_gradient(task: Task) -> Tensor:
+def guided_gradient(batch: Batch) -> Tensor:
     """Guided back-propagation's map, for `guided_grad_cam`."""
-    return rectified_gradient(task, "guided_grad_cam", guided=True)
+    return rectified_gradient(batch, "guided_grad_cam", guided=True)

@@ -11,8 +11,8 @@ from skimage.segmentation import slic
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import PerImage
-from saliency_lab.attribution.task import Task
 
 
 def _valid(value: object) -> object:
@@ -30,22 +30,22 @@ Segments: TypeAlias = Annotated[int | Tensor, AfterValidator(_valid), PerImage(n
 """About how many superpixels SLIC makes of each image, or the superpixels: integers (H, W) or (N, H, W)."""
 
 
-def find_segments(spec: int | Tensor, task: Task) -> Tensor:
+def find_segments(spec: int | Tensor, batch: Batch) -> Tensor:
     """Superpixels of each image, int64 (n, H, W) on its device, numbered 0 … K − 1 without gaps.
 
     SLIC (Achanta et al., PAMI 2012), see `superpixels`; each image alone, so its own pixels decide.
     """
     if isinstance(spec, Tensor):
         each = spec if spec.ndim == 3 else spec[None]
-        if each.shape[1:] != task.x.shape[2:]:
-            raise InputError(f"segments {tuple(spec.shape)} do not fit images {tuple(task.x.shape[2:])}")
-        if len(each) > 1 and int(task.index.max()) >= len(each):
+        if each.shape[1:] != batch.x.shape[2:]:
+            raise InputError(f"segments {tuple(spec.shape)} do not fit images {tuple(batch.x.shape[2:])}")
+        if len(each) > 1 and int(batch.index.max()) >= len(each):
             raise InputError(f"segments are given for {len(each)} images; give one, or one an image")
-        chosen = each.expand(len(task.x), -1, -1) if len(each) == 1 else each[task.index]
+        chosen = each.expand(len(batch.x), -1, -1) if len(each) == 1 else each[batch.index]
         rows = [np.unique(row, return_inverse=True)[1].reshape(row.shape) for row in chosen.cpu().numpy()]
     else:
-        rows = [superpixels(image, spec) for image in task.x.float().cpu().numpy()]
-    return torch.from_numpy(np.stack(rows).astype(np.int64)).to(task.x.device)
+        rows = [superpixels(image, spec) for image in batch.x.float().cpu().numpy()]
+    return torch.from_numpy(np.stack(rows).astype(np.int64)).to(batch.x.device)
 
 
 _STIFFER = (1, 3, 10, 30, 100)  # times the usual compactness; at the last the superpixels are a grid

@@ -8,8 +8,8 @@ from pydantic import Field
 from saliency_lab._common.seeding import sample_normal
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import Baselines, fitting
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import Explained, method
-from saliency_lab.attribution.task import Task
 
 
 class GradientShapSettings(Settings):
@@ -30,26 +30,26 @@ class GradientShapSettings(Settings):
     reference="Lundberg & Lee, NeurIPS 2017; Erion et al., Nature Machine Intelligence 2021",
     settings=GradientShapSettings,
 )
-def gradient_shap(task: Task, settings: GradientShapSettings) -> Explained:
+def gradient_shap(batch: Batch, settings: GradientShapSettings) -> Explained:
     """Mean of (x − b) · ∂f/∂x(b + α (x − b)), α uniform; sums to f(x) − mean f(b) as n grows."""
-    baselines = fitting(settings.baselines, task)
-    sources = [torch.Generator().manual_seed(seed) for seed in task.seeds("expected")]
+    baselines = fitting(settings.baselines, batch)
+    sources = [torch.Generator().manual_seed(seed) for seed in batch.seeds("expected")]
     size = (len(sources), settings.n)
     chosen, alpha = torch.empty(size, dtype=torch.int64), torch.empty(size)
     for row, source in enumerate(sources):
         chosen[row].random_(0, len(baselines), generator=source)
         alpha[row].uniform_(generator=source)
-    chosen, alpha = chosen.T.to(task.x.device), alpha.T.to(task.x)
-    values = torch.zeros_like(task.x)
-    for group in task.draws(settings.n):
+    chosen, alpha = chosen.T.to(batch.x.device), alpha.T.to(batch.x)
+    values = torch.zeros_like(batch.x)
+    for group in batch.draws(settings.n):
         span = slice(group.start, group.stop)
         base = baselines[chosen[span]]
-        ends = task.x.expand_as(base)
+        ends = batch.x.expand_as(base)
         if settings.stdev:
-            noise = [sample_normal(task.seeds(f"noise {k}"), task.x.shape[1:]) for k in group]
-            ends = ends + settings.stdev * torch.stack(noise).to(task.x)
+            noise = [sample_normal(batch.seeds(f"noise {k}"), batch.x.shape[1:]) for k in group]
+            ends = ends + settings.stdev * torch.stack(noise).to(batch.x)
         points = base + alpha[span, :, None, None, None] * (ends - base)
-        gradient, _ = task.gradient(points.flatten(0, 1))
+        gradient, _ = batch.gradient(points.flatten(0, 1))
         values += ((ends - base) * gradient.reshape(points.shape)).sum(0)
-    mean = torch.stack([task.score(each.expand_as(task.x)) for each in baselines]).mean(0)
-    return values / settings.n, task.score(task.x) - mean
+    mean = torch.stack([batch.score(each.expand_as(batch.x)) for each in baselines]).mean(0)
+    return values / settings.n, batch.score(batch.x) - mean

@@ -22,9 +22,11 @@ def demo(
     """
     from saliency_lab.cli.output import print_comparison
     from saliency_lab.experiment.demo import run_demo
+    from saliency_lab.reporting import report
 
-    comparison, written = run_demo(out)
-    print_comparison(comparison)
+    study, written = run_demo(out)
+    print_comparison(study.compare(baseline="standard"))
+    written.append(report(study, out / "report.html", baseline="standard"))
     print("\nwritten:")
     for path in written:
         print(f"  {path}")

@@ -24,7 +24,9 @@ def print_comparison(comparison: Comparison) -> None:
     """Print a comparison, within the columns of the terminal if it goes there."""
     from saliency_lab.comparison.tables import as_text
 
-    print(as_text(comparison, shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None))
+    print(
+        as_text(comparison.summary, shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None)
+    )
 
 
 def print_table(table: pd.DataFrame, title: str | None = None) -> None:

@@ -34,7 +34,8 @@ def report(
     Verdicts, tables with intervals, figures, an explorer of the maps, the audit, and where it all comes from.
     The models are not needed.
     """
+    from saliency_lab.reporting import report as write_report
     from saliency_lab.study import Study
 
     page = store / "report.html" if out is None else out
-    print(Study.load(store).report(page, baseline=baseline, level=level, images=images))
+    print(write_report(Study.load(store), page, baseline=baseline, level=level, images=images))

@@ -164,7 +164,7 @@ def _carry_out(
     from saliency_lab.cli.output import print_comparison
     from saliency_lab.comparison.claims import answer
     from saliency_lab.experiment.run import run_declared
-    from saliency_lab.report.markdown import write_page
+    from saliency_lab.reporting.markdown import write_page
 
     with open_executor(executor, workers, address) as pool:
         done, comparison, runs = run_declared(declared, store, executor=pool, device=device)

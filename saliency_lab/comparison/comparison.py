@@ -4,40 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
-from saliency_lab._common.checks import parse_epsilon
 from saliency_lab._common.errors import InputError, unknown_name
-from saliency_lab.comparison import statistics, tables
-from saliency_lab.comparison.measures import ACCURACY, ROBUST, SHARES, Measure
-from saliency_lab.comparison.ranking import Ranking, agreement, rank
+from saliency_lab.comparison import tables
+from saliency_lab.comparison.measures import ACCURACY, ROBUST, Measure
+from saliency_lab.comparison.ranking import Ranking
+from saliency_lab.comparison.summary import Pictures, Summary
 from saliency_lab.metrics.catalogue import METRICS, Better
 
 if TYPE_CHECKING:
-    from saliency_lab.attribution import Attributions
     from saliency_lab.comparison.plots import ComparisonPlots
-
-
-class Pictures(Protocol):
-    """Where a comparison finds images and maps to draw; a `Study` is one."""
-
-    @property
-    def x(self) -> Tensor:
-        """The images, (N, C, H, W)."""
-
-    @property
-    def labels(self) -> list[str]:
-        """Names of the images' classes, or their numbers."""
-
-    def read_maps(self, model: str, method: str, seed: int | None = None) -> Attributions:
-        """Maps of one model by one method."""
-
-    def read_curves(self, model: str, method: str, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Curves (seeds, images, K) behind one model's scores and their positions (K,), or None."""
 
 
 class Comparison:
@@ -110,28 +90,19 @@ class Comparison:
             found.append(Measure(metric, method, np.nan, self._direction(metric), values, bounds))
         return found
 
+    @cached_property
+    def summary(self) -> Summary:
+        """What the tables and figures of this comparison are made from."""
+        return Summary(
+            self.models, self.measures, self.baseline, self.level, self.seed, self.audits, self.pictures
+        )
+
     def _direction(self, metric: str) -> Better:
         return self._better.get(metric) or (METRICS[metric].better if metric in METRICS else "neither")
 
     def measure(self, metric: str, method: str | None = None, eps: float | str | None = None) -> Measure:
         """Return one measure: by default of the first method, and of the largest ε."""
-        known = list(dict.fromkeys(m.metric for m in self.measures))
-        if metric not in known:
-            raise unknown_name("measure of this comparison:", metric, known)
-        found = [m for m in self.measures if m.metric == metric]
-        labels = list(dict.fromkeys(m.method for m in found))
-        if method is not None and method not in labels:
-            raise unknown_name(f"method for {metric}:", method, labels)
-        found = [m for m in found if m.method == (labels[0] if method is None else method)]
-        if metric != ROBUST or eps is None:
-            return found[-1]
-        radius = parse_epsilon(eps)
-        near = [m for m in found if np.isclose(m.eps, radius)]
-        if not near:
-            raise InputError(
-                f"no attack at ε = {radius:g}; there are: {', '.join(f'{m.eps:g}' for m in found)}"
-            )
-        return near[0]
+        return self.summary.measure(metric, method, eps)
 
     def table(self) -> pd.DataFrame:
         """One row a (metric, method, ε, model).
@@ -141,45 +112,7 @@ class Comparison:
         `differs`, where p_holm is below 1 − level and the interval of the difference leaves 0 out;
         and `rank`, which is "best", or "tie" where the model cannot be told from the best.
         """
-        return self._table.copy()
-
-    @cached_property
-    def _table(self) -> pd.DataFrame:
-        rows = []
-        for measure in self.measures:
-            intervals = {m: measure.interval(m, self.level, self.seed) for m in measure.values}
-            means = {m: interval.mean for m, interval in intervals.items()}
-            leaders = measure.leaders(means, 1 - self.level, self.seed)
-            for model, interval in intervals.items():
-                undefined = int(np.isnan(measure.values[model].astype(float)).sum())
-                row = {
-                    "metric": measure.metric,
-                    "method": measure.method,
-                    "eps": measure.eps,
-                    "model": model,
-                    "seeds": len(measure.values[model]),
-                    "n": measure.values[model].size - undefined,
-                    "undefined": undefined,
-                    **interval._asdict(),
-                }
-                if model != self.baseline and self.baseline in measure.values:
-                    difference = measure.difference(model, self.baseline, self.level, self.seed)
-                    test = measure.test(model, self.baseline)
-                    row |= {
-                        "difference": difference.mean,
-                        "difference_low": difference.low,
-                        "difference_high": difference.high,
-                        "p": test.p,
-                        "effect": test.effect,
-                    }
-                rows.append(row | {"rank": leaders.get(model, "")})
-        table = pd.DataFrame(rows).reindex(columns=_COLUMNS)
-        shares = table["metric"].isin(SHARES)
-        for family in (shares, ~shares):
-            table.loc[family, "p_holm"] = statistics.holm(table.loc[family, "p"].to_numpy(float))
-        apart = (table["difference_low"] > 0) | (table["difference_high"] < 0)
-        table["differs"] = apart & (table["p_holm"] < 1 - self.level)
-        return table
+        return self.summary.table.copy()
 
     def ranking(self, metric: str, model: str | None = None) -> Ranking:
         """Rank the methods by a metric within each image, for one model (the baseline): Friedman and Nemenyi.
@@ -191,15 +124,7 @@ class Comparison:
         InputError
             If the metric has no direction, or there are fewer than three methods.
         """
-        model = self.baseline if model is None else model
-        self.measure(metric)  # names an unknown one
-        found = [m for m in self.measures if m.metric == metric and model in m.values and not m.share]
-        if not found:
-            raise InputError(f"there are no maps of '{model}' scored by '{metric}'")
-        if found[0].better == "neither":
-            raise InputError(f"neither high nor low values of '{metric}' are better, so it ranks nothing")
-        values = {m.method: statistics.over_seeds(m.values[model]) for m in found}
-        return rank(values, higher=found[0].better == "higher", alpha=1 - self.level)
+        return self.summary.ranking(metric, model)
 
     def agreement(self) -> pd.DataFrame:
         """Do the metrics agree about which method is better? See `ranking.agreement`.
@@ -211,30 +136,17 @@ class Comparison:
         InputError
             If there are fewer than three methods or two metrics.
         """
-        directed = [m for m in self.measures if not m.share and m.better != "neither"]
-        if len({m.metric for m in directed}) < 2:
-            raise InputError("agreement needs two metrics of which high or low values are better")
-        scores: list[dict[str, dict[str, np.ndarray]]] = []
-        for model in self.models:
-            by_metric: dict[str, dict[str, np.ndarray]] = {}
-            for m in directed:
-                if model not in m.values:  # its maps or scores failed
-                    continue
-                sign = 1.0 if m.better == "higher" else -1.0
-                by_metric.setdefault(m.metric, {})[m.method] = sign * statistics.over_seeds(m.values[model])
-            if by_metric:
-                scores.append(by_metric)
-        return agreement(scores)
+        return self.summary.agreement()
 
     @property
     def plot(self) -> ComparisonPlots:
         """Figures: maps, robustness, tradeoff, dots, slopes, curves, ranking, agreement."""
         from saliency_lab.comparison.plots import ComparisonPlots
 
-        return ComparisonPlots(self)
+        return ComparisonPlots(self.summary)
 
     def __str__(self) -> str:
-        return tables.as_text(self)
+        return tables.as_text(self.summary)
 
     def __repr__(self) -> str:
         return str(self)
@@ -244,21 +156,15 @@ class Comparison:
 
     def to_html(self) -> str:
         """Return the summary as an HTML table: a row a measure, a column a model."""
-        return tables.as_html(self)
+        return tables.as_html(self.summary)
 
     def to_markdown(self) -> str:
         """Return the summary as a Markdown table."""
-        return tables.as_markdown(self)
+        return tables.as_markdown(self.summary)
 
     def to_latex(self) -> str:
         """Return the summary as a LaTeX table (needs the package booktabs)."""
-        return tables.as_latex(self)
-
-
-_COLUMNS = [
-    *("metric", "method", "eps", "model", "seeds", "n", "undefined", "mean", "low", "high"),
-    *("difference", "difference_low", "difference_high", "p", "p_holm", "effect", "differs", "rank"),
-]
+        return tables.as_latex(self.summary)
 
 
 def _arrays(table: pd.DataFrame, keys: list[str], column: str) -> dict[Any, dict[str, np.ndarray]]:

@@ -11,13 +11,13 @@ import pandas as pd
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab.comparison import statistics
 from saliency_lab.comparison.measures import ACCURACY, ROBUST
+from saliency_lab.comparison.summary import Pictures, Summary
 from saliency_lab.plotting import bands, curves, dots, heatmap, maps, ranks, slopes, tradeoff
 from saliency_lab.plotting.style import CHART_WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from saliency_lab.comparison.comparison import Comparison, Pictures
     from saliency_lab.comparison.measures import Measure
 
 
@@ -39,8 +39,8 @@ class ComparisonPlots:
     `width` is in inches; a figure narrower than 5, such as for one column, has its legend below the panel.
     """
 
-    def __init__(self, comparison: Comparison) -> None:
-        self._comparison = comparison
+    def __init__(self, summary: Summary) -> None:
+        self._summary = summary
 
     def maps(
         self,
@@ -60,38 +60,38 @@ class ComparisonPlots:
         InputError
             If there is no such method or model, or the comparison was made from tables alone.
         """
-        comparison = self._comparison
+        summary = self._summary
         for model in models or ():
-            if model not in comparison.models:
-                raise unknown_name("model of this comparison:", model, comparison.models)
-        pictures = comparison.pictures
+            if model not in summary.models:
+                raise unknown_name("model of this comparison:", model, summary.models)
+        pictures = summary.pictures
         if pictures is None:
             raise InputError("this comparison was made from tables and has no maps; use study.compare()")
-        method = method or next(iter(comparison.scores["method"]), None)
+        method = method or next((m.method for m in summary.measures if not m.share), None)
         if method is None:
             raise InputError(
                 "nothing has been attributed and scored yet; call study.attribute and study.score"
             )
-        return maps_of(pictures, models or comparison.models, method, n, normalise=normalise)
+        return maps_of(pictures, models or summary.models, method, n, normalise=normalise)
 
     def robustness(self, attack: str | None = None, *, width: float = CHART_WIDTH) -> Figure:
         """Accuracy against ε, a line and band a model that was attacked; of the first attack by default."""
-        comparison = self._comparison
-        attacks = list(dict.fromkeys(comparison.robustness["attack"]))
+        summary = self._summary
+        attacks = list(dict.fromkeys(m.method for m in summary.measures if m.metric == ROBUST))
         if not attacks:
             raise InputError("nothing has been attacked yet; call study.attack('pgd', eps=[0.1, 0.2])")
         attack = attack or attacks[0]
         if attack not in attacks:
             raise unknown_name("attack of this study:", attack, attacks)
-        table = comparison._table
+        table = summary.table
         clean = table[table["metric"] == ACCURACY]
         attacked = table[(table["metric"] == ROBUST) & (table["method"] == attack)]
         rows = pd.concat([clean, attacked]).rename(columns={"mean": "accuracy"})
         columns = ["eps", "accuracy", "low", "high"]
-        there = [name for name in comparison.models if name in {*attacked["model"]}]  # some may have failed
+        there = [name for name in summary.models if name in {*attacked["model"]}]  # some may have failed
         lines = {model: rows[rows["model"] == model][columns] for model in there}
         return curves.robustness(
-            lines, title=attack.replace("_", " "), note=self._note(), width=width, among=comparison.models
+            lines, title=attack.replace("_", " "), note=self._note(), width=width, among=summary.models
         )
 
     def tradeoff(
@@ -117,13 +117,13 @@ class ComparisonPlots:
         attack, eps
             Of "robust_accuracy"; the first, and the largest ε, unless others are named.
         """
-        comparison = self._comparison
+        summary = self._summary
         of = {ROBUST: (attack, eps), ACCURACY: (None, None)}
-        measures = [comparison.measure(name, *of.get(name, (method, None))) for name in (x, y)]
-        models = [model for model in comparison.models if all(model in m.values for m in measures)]
+        measures = [summary.measure(name, *of.get(name, (method, None))) for name in (x, y)]
+        models = [model for model in summary.models if all(model in m.values for m in measures)]
         points, marks = {}, {}
         for model in models:
-            across, up = (m.interval(model, comparison.level, comparison.seed) for m in measures)
+            across, up = (m.interval(model, summary.level, summary.seed) for m in measures)
             if np.isnan([across.mean, up.mean]).any():  # undefined for every image
                 continue
             points[model] = (across, up)
@@ -139,12 +139,12 @@ class ComparisonPlots:
             percent=(measures[0].share, measures[1].share),
             note=self._note(),
             width=width,
-            among=self._comparison.models,
+            among=self._summary.models,
         )
 
     def dots(self, metric: str, *, width: float = CHART_WIDTH) -> Figure:
         """One measure of every model, by method (by ε for "robust_accuracy"): dots with intervals."""
-        measure = self._comparison.measure(metric)
+        measure = self._summary.measure(metric)
         return dots.dots(
             self._estimates(metric),
             xlabel=metric.replace("_", " "),
@@ -152,12 +152,12 @@ class ComparisonPlots:
             percent=measure.share,
             note=self._note(),
             width=width,
-            among=self._comparison.models,
+            among=self._summary.models,
         )
 
     def slopes(self, metric: str, *, width: float | None = None) -> Figure:
         """One measure from model to model: a line a method (an ε for "robust_accuracy")."""
-        measure = self._comparison.measure(metric)
+        measure = self._summary.measure(metric)
         return slopes.slopes(
             self._estimates(metric),
             ylabel=metric.replace("_", " "),
@@ -175,19 +175,19 @@ class ComparisonPlots:
         InputError
             If the metric keeps no curves, or the comparison was made from tables alone.
         """
-        comparison = self._comparison
-        measure = comparison.measure(metric, method)
-        if comparison.pictures is None:
+        summary = self._summary
+        measure = summary.measure(metric, method)
+        if summary.pictures is None:
             raise InputError("this comparison was made from tables and has no curves; use study.compare()")
         drawn = {}
         for model in measure.values:
-            found = None if measure.share else comparison.pictures.read_curves(model, measure.method, metric)
+            found = None if measure.share else summary.pictures.read_curves(model, measure.method, metric)
             if found is None:
                 raise InputError(f"'{metric}' has no curve that could be averaged over images")
             values, at = found
             steps = [values[:, :, k] for k in range(len(at))]
             ends = [
-                measure.within_bounds(statistics.mean_interval(step, level=comparison.level, seed=k), step)
+                measure.within_bounds(statistics.mean_interval(step, level=summary.level, seed=k), step)
                 for k, step in enumerate(steps)
             ]
             drawn[model] = (at, *np.array(ends).T)
@@ -200,38 +200,36 @@ class ComparisonPlots:
             title=measure.method.replace("_", " "),
             note=self._note(),
             width=width,
-            among=self._comparison.models,
+            among=self._summary.models,
         )
 
     def ranking(self, metric: str, model: str | None = None) -> Figure:
         """Critical-difference diagram of the methods' ranks by a metric; see `Comparison.ranking`."""
-        found = self._comparison.ranking(metric, model)
+        found = self._summary.ranking(metric, model)
         return ranks.critical_difference(
             {str(name).replace("_", " "): float(value) for name, value in found.ranks.items()},
             found.critical_difference,
-            title=f"{metric.replace('_', ' ')}, {model or self._comparison.baseline}",
+            title=f"{metric.replace('_', ' ')}, {model or self._summary.baseline}",
             note=f"{found.n} images; Friedman p = {found.p:.2g}; Nemenyi at {found.alpha:.2g}",
         )
 
     def agreement(self) -> Figure:
         """Heat map of the agreement between metrics about the methods; see `Comparison.agreement`."""
         return heatmap.correlations(
-            self._comparison.agreement(), label="mean rank correlation over the methods of an image"
+            self._summary.agreement(), label="mean rank correlation over the methods of an image"
         )
 
     def _estimates(self, metric: str) -> dict[str, dict[str, statistics.Interval]]:
-        comparison = self._comparison
+        summary = self._summary
         return {
-            m.label or metric: {
-                model: m.interval(model, comparison.level, comparison.seed) for model in m.values
-            }
-            for m in comparison.measures
+            m.label or metric: {model: m.interval(model, summary.level, summary.seed) for model in m.values}
+            for m in summary.measures
             if m.metric == metric
         }
 
     def _note(self) -> str:
-        shapes = {values.shape for m in self._comparison.measures for values in m.values.values()}
-        intervals = f"{100 * self._comparison.level:g} % intervals"
+        shapes = {values.shape for m in self._summary.measures for values in m.values.values()}
+        intervals = f"{100 * self._summary.level:g} % intervals"
         if len(shapes) > 1:  # models differ in how many seeds they have
             return intervals
         seeds, images = shapes.pop()

@@ -6,38 +6,36 @@ import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from saliency_lab._common.html import caption
 from saliency_lab.comparison.format import ARROWS, count, count_each, one_line, write_mean
-
-if TYPE_CHECKING:
-    from saliency_lab.comparison.comparison import Comparison
+from saliency_lab.comparison.summary import Summary
 
 _DOTS = {"best": "•", "tie": "◦", "": ""}
 _FACES = ("bold", "italic")
 
 
-def as_text(comparison: Comparison, width: int | None = None) -> str:
+def as_text(summary: Summary, width: int | None = None) -> str:
     """For a terminal; in so many columns, a measure is a paragraph where its row is too long."""
-    head, rows = _grid(comparison, lambda text, rank: f"{text} {_DOTS[rank]}".rstrip())
+    head, rows = _grid(summary, lambda text, rank: f"{text} {_DOTS[rank]}".rstrip())
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip()
         for row in [head, *rows]
     ]
-    notes = _notes(comparison, _DOTS["best"], _DOTS["tie"])
+    notes = _notes(summary, _DOTS["best"], _DOTS["tie"])
     if width is not None:
         notes = [textwrap.fill(note, width, subsequent_indent="  ") for note in notes]
     longest = max(map(len, lines))
     if width is not None and longest > width:
         rule = "─" * width
-        title = textwrap.fill(_title(comparison), width)
+        title = textwrap.fill(_title(summary), width)
         return "\n".join([title, rule, *_paragraphs(head, rows, width), rule, *notes])
     rule = "─" * longest
-    return "\n".join([_title(comparison), rule, lines[0], rule, *lines[1:], rule, *notes])
+    return "\n".join([_title(summary), rule, lines[0], rule, *lines[1:], rule, *notes])
 
 
 def _paragraphs(head: list[str], rows: list[list[str]], width: int) -> list[str]:
@@ -53,11 +51,11 @@ def _paragraphs(head: list[str], rows: list[list[str]], width: int) -> list[str]
     return lines
 
 
-def as_markdown(comparison: Comparison) -> str:
+def as_markdown(summary: Summary) -> str:
     """A pipe table; the best is bold, what is not told from it italic."""
-    head, rows = _grid(comparison, markdown_cell)
+    head, rows = _grid(summary, markdown_cell)
     return "\n".join(
-        [*pipe_table(head, rows), "", _title(comparison) + ". " + " ".join(_notes(comparison, *_FACES))]
+        [*pipe_table(head, rows), "", _title(summary) + ". " + " ".join(_notes(summary, *_FACES))]
     )
 
 
@@ -68,11 +66,11 @@ def pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in cells]
 
 
-def as_html(comparison: Comparison) -> str:
+def as_html(summary: Summary) -> str:
     """A table; the best is bold, what is not told from it italic."""
     marks = {"best": "<b>{}</b>", "tie": "<i>{}</i>", "": "{}"}
-    head, rows = _grid(comparison, lambda text, rank: marks[rank].format(escape(text)))
-    title = caption(_title(comparison))
+    head, rows = _grid(summary, lambda text, rank: marks[rank].format(escape(text)))
+    title = caption(_title(summary))
     header = "".join(f'<th style="text-align:left">{escape(cell)}</th>' for cell in head)
     body = "".join(
         "<tr>"
@@ -83,16 +81,16 @@ def as_html(comparison: Comparison) -> str:
         + "</tr>"
         for row in rows
     )
-    notes = "".join(f"<div>{escape(line)}</div>" for line in _notes(comparison, *_FACES))
+    notes = "".join(f"<div>{escape(line)}</div>" for line in _notes(summary, *_FACES))
     return f"<table>{title}<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
 
-def as_latex(comparison: Comparison) -> str:
+def as_latex(summary: Summary) -> str:
     """A booktabs table; the best is bold, what is not told from it italic."""
     marks = {"best": "\\textbf{", "tie": "\\textit{"}
-    head, rows = _grid(comparison, lambda text, rank: f"{marks[rank]}{_tex(text)}}}" if rank else _tex(text))
+    head, rows = _grid(summary, lambda text, rank: f"{marks[rank]}{_tex(text)}}}" if rank else _tex(text))
     body = [" & ".join([_tex(row[0]), _tex(row[1]), *row[2:]]) + r" \\" for row in rows]
-    notes = " ".join(_tex(line) for line in (_title(comparison) + ".", *_notes(comparison, *_FACES)))
+    notes = " ".join(_tex(line) for line in (_title(summary) + ".", *_notes(summary, *_FACES)))
     return "\n".join(
         [
             r"\begin{table}",
@@ -110,13 +108,13 @@ def as_latex(comparison: Comparison) -> str:
     )
 
 
-def _title(comparison: Comparison) -> str:
-    table = comparison._table
-    images = max(next(iter(measure.values.values())).shape[1] for measure in comparison.measures)
+def _title(summary: Summary) -> str:
+    table = summary.table
+    images = max(next(iter(measure.values.values())).shape[1] for measure in summary.measures)
     seeds = table["seeds"].astype(int).tolist()
     over = count(images, "image") + (f" and {count_each(seeds, 'seed')}" if max(seeds) > 1 else "")
-    models = count(len(comparison.models), "model")
-    return f"{models} on {over}: mean [{100 * comparison.level:g} % interval]"
+    models = count(len(summary.models), "model")
+    return f"{models} on {over}: mean [{100 * summary.level:g} % interval]"
 
 
 def markdown_cell(text: str, rank: str) -> str:
@@ -124,38 +122,38 @@ def markdown_cell(text: str, rank: str) -> str:
     return {"best": f"**{text}**", "tie": f"*{text}*"}.get(rank, text)
 
 
-def leading(comparison: Comparison, line: str, best: str, tie: str) -> str:
+def leading(summary: Summary, line: str, best: str, tie: str) -> str:
     """Say what the marks of the best and of its ties mean; `line` is "row" or "column"."""
-    alpha = f"{1 - comparison.level:.2g}"
+    alpha = f"{1 - summary.level:.2g}"
     return (
         f"{best}: the best of its {line}; {tie}: not told from it, by the paired test at {alpha} (Holm over "
         f"the {line}) or as the interval of the difference holds 0"
     )
 
 
-def _notes(comparison: Comparison, best: str, tie: str) -> list[str]:
-    alpha = f"{1 - comparison.level:.2g}"
+def _notes(summary: Summary, best: str, tie: str) -> list[str]:
+    alpha = f"{1 - summary.level:.2g}"
     notes = []
-    if len(comparison.models) > 1:
+    if len(summary.models) > 1:
         notes.append(
-            f"{leading(comparison, 'row', best, tie)}. "
-            f"†: differs from '{comparison.baseline}' by the paired test at {alpha} (Holm over all "
+            f"{leading(summary, 'row', best, tie)}. "
+            f"†: differs from '{summary.baseline}' by the paired test at {alpha} (Holm over all "
             "accuracies, and over all scores), and the interval of the difference leaves 0 out."
         )
-    if comparison._table["seeds"].max() > 1:
+    if summary.table["seeds"].max() > 1:
         notes.append("Intervals are over seeds and images; tests are over images, about these networks.")
-    if (comparison._table["undefined"] > 0).any():
+    if (summary.table["undefined"] > 0).any():
         notes.append("NaN: values that are undefined and left out.")
-    return notes + _verdicts(comparison)
+    return notes + _verdicts(summary)
 
 
-def _verdicts(comparison: Comparison) -> list[str]:
+def _verdicts(summary: Summary) -> list[str]:
     """One line an audit: each model's verdict, and its accuracy at the worst over all attacks."""
-    if not len(comparison.audits):
+    if not len(summary.audits):
         return []
     facts = ["attack", "eps", "n", "model", "seed", "verdict", "worst_case"]
     lines = []
-    for (attack, eps, n), held in comparison.audits[facts].drop_duplicates().groupby(["attack", "eps", "n"]):
+    for (attack, eps, n), held in summary.audits[facts].drop_duplicates().groupby(["attack", "eps", "n"]):
         said = [
             f"{model} {_counted(of['verdict'])} ({100 * of['worst_case'].mean():.1f} %)"
             for model, of in held.groupby("model", sort=False)
@@ -180,17 +178,17 @@ def _counted(verdicts: pd.Series) -> str:
     return ", ".join(f"{count} × {verdict}" for verdict, count in counts.items())
 
 
-def _grid(comparison: Comparison, mark: Callable[[str, str], str]) -> tuple[list[str], list[list[str]]]:
-    facts = iter(comparison._table.to_dict("records"))  # in the order of the measures, and of their models
+def _grid(summary: Summary, mark: Callable[[str, str], str]) -> tuple[list[str], list[list[str]]]:
+    facts = iter(summary.table.to_dict("records"))  # in the order of the measures, and of their models
     rows = []
-    for measure in comparison.measures:
-        cells = dict.fromkeys(comparison.models, "")
+    for measure in summary.measures:
+        cells = dict.fromkeys(summary.models, "")
         for model in measure.values:
             fact = next(facts)
             text = cell_text(fact, measure.share) + ("†" if fact["differs"] else "")
             cells[model] = mark(text, fact["rank"])
         rows.append([f"{measure.metric} {ARROWS[measure.better]}".strip(), measure.label, *cells.values()])
-    return ["metric", "method", *comparison.models], rows
+    return ["metric", "method", *summary.models], rows
 
 
 def cell_text(row: Mapping[Any, Any], share: bool) -> str:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from saliency_lab.data import load_dataset
 from saliency_lab.plotting.style import save
 from saliency_lab.study.study import Study
 from saliency_lab.training import train
-
-if TYPE_CHECKING:
-    from saliency_lab.comparison.comparison import Comparison
 
 RECIPES = ("standard", "sgt", "at", "asgt")
 METHODS = ("saliency", "input_x_gradient", "integrated_gradients", "smoothgrad")
@@ -20,10 +16,10 @@ EPS = (0.05, 0.1, 0.15, 0.2, 0.25)
 IMAGES = 200
 
 
-def run_demo(out: str | Path) -> tuple[Comparison, list[Path]]:
-    """Train four recipes on the digits, attribute, score, attack; return the comparison and what was written.
+def run_demo(out: str | Path) -> tuple[Study, list[Path]]:
+    """Train four recipes on the digits, attribute, score, attack; return the study and the files written.
 
-    Everything is kept under `out`, `report.html` among it; a second call reads it.
+    Everything is kept under `out`; a second call reads it.
     """
     out = Path(out)
     data = load_dataset("digits")
@@ -40,5 +36,4 @@ def run_demo(out: str | Path) -> tuple[Comparison, list[Path]]:
     for name, figure in figures.items():
         save(figure, out / f"{name}.png")
         written.append(out / f"{name}.png")
-    written.append(study.report(out / "report.html", baseline="standard"))
-    return comparison, written
+    return study, written

@@ -8,19 +8,18 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
+from saliency_lab._common.baseline import BaselineName, named_baseline
 from saliency_lab._common.checks import are_probabilities, check_logits
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows, device_of, dtype_of, float64_device, undisturbed
-from saliency_lab._common.seeding import sample_seeds, sample_uniform
+from saliency_lab._common.seeding import sample_seeds
 
 Output = Literal["probability", "logit"]
 """Which output of the label's class is read: after the softmax, or before it."""
 
-Baseline = Literal["black", "white", "mean", "uniform", "blur"]
-"""What a removed pixel becomes: 0, 1, the mean of its channel in the original image, a uniform draw on
-[0, 1) keyed by (seed, image), or the image under a Gaussian blur of 11 pixels, σ = 5."""
+Baseline = BaselineName
+"""The value that a removed pixel takes; the attribution methods have the same baselines."""
 
 T = TypeVar("T")
 
@@ -186,21 +185,11 @@ class Probe:
 
     def fill(self, baseline: Baseline) -> Tensor:
         """What removed pixels become, (N, C, H, W)."""
-        return self.remember(("fill", baseline), lambda: self._fill(baseline))
+        return self.remember(("fill", baseline), lambda: named_baseline(baseline, self.x, self.seeds))
 
     def touched(self, baseline: Baseline) -> Tensor:
         """Which pixels (N, H·W) are not what they would become; removing the others changes nothing."""
         return self.remember(("touched", baseline), lambda: (self.x != self.fill(baseline)).any(1).flatten(1))
-
-    def _fill(self, baseline: Baseline) -> Tensor:
-        if baseline == "mean":
-            return self.x.mean((2, 3), keepdim=True).expand_as(self.x)
-        if baseline == "uniform":
-            return sample_uniform(self.seeds("fill"), self.x.shape[1:]).to(self.x)
-        if baseline == "blur":
-            size = min(11, 2 * min((s - 1) // 2 for s in self.x.shape[2:]) + 1)
-            return gaussian_blur(self.x, [size, size], [5.0, 5.0])
-        return torch.full_like(self.x[:1, :1, :1, :1], float(baseline == "white")).expand_as(self.x)
 
 
 def require_logits(out: Tensor) -> None:

@@ -485,7 +485,7 @@ class Study:
     ) -> Path:
         """Write one self-contained HTML page: verdicts, tables, figures, maps to explore, audits, provenance.
 
-        See `saliency_lab.report.write_report`.
+        See `saliency_lab.report`.
 
         Parameters
         ----------
@@ -501,9 +501,9 @@ class Study:
         InputError
             If nothing has been attributed, scored, attacked or audited yet, or as `compare`.
         """
-        from saliency_lab.report import write_report
+        from saliency_lab.reporting import report
 
-        return write_report(self, path, baseline=baseline, level=level, images=images)
+        return report(self, path, baseline=baseline, level=level, images=images)
 
     def write_tables(self, folder: str | Path | None = None) -> list[Path]:
         """Write scores, robustness and audits as Parquet and CSV into `folder`; return the Parquet files.

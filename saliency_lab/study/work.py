@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from saliency_lab._common.baseline import baseline_revision
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import canonical, fingerprint
 from saliency_lab._common.inference import device_of
@@ -50,7 +51,13 @@ def method_asked(request: Request) -> Asked:
     target = request.settings.get("target", "label")
     if not (isinstance(target, str) and target == "label"):
         settings["target"] = target
-    return {"method": _identity(request), "settings": canonical(settings)}
+    return {"method": _identity(request), "settings": canonical(settings)} | _revision(request, settings)
+
+
+def _revision(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what distinguishes results under a definition that has changed; nothing if it never did."""
+    revision = baseline_revision(settings) if isinstance(request.what, str) else 0
+    return {"revision": revision} if revision else {}
 
 
 def maps_cell(model: str, images: str, asked: Asked, seed: int) -> Cell:
@@ -81,7 +88,8 @@ def metric_asked(request: Request, sample: Sample) -> Asked:
             )
         settings["masks"] = sample.masks
     parsed = parse_settings(metric.settings, settings, of=f"metric '{metric.name}'")
-    return {"metric": _identity(request), "engine": engine, "settings": canonical(parsed)}
+    asked = {"metric": _identity(request), "engine": engine, "settings": canonical(parsed)}
+    return asked | _revision(request, dict(parsed))
 
 
 def scores_cell(model: str, images: str, maps: str, asked: Asked, seed: int) -> Cell:

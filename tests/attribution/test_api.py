@@ -221,15 +221,15 @@ def test_your_own_function_is_a_method(net, batch):
         ({"method": "integrated_gradients", "baseline": torch.zeros(1, 3, 3)}, "does not fit images"),
         (
             {"method": "integrated_gradients", "baseline": torch.zeros(2, 1, 12, 12)},
-            "baseline holds 2 images",
+            "baseline has 2 images",
         ),
         (
             {"method": "integrated_gradients", "baseline": torch.full((1, 12, 12), torch.nan)},
-            "'baseline': a baseline is finite",
+            "'baseline': a baseline must be finite",
         ),
         (
             {"method": "gradient_shap", "baselines": torch.full((2, 1, 12, 12), torch.inf)},
-            "'baselines': a baseline is finite",
+            "'baselines': a baseline must be finite",
         ),
         ({"method": 3}, "method must be a name or a function"),
         ({"y": None}, 'target="label" needs y'),

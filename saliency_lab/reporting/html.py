@@ -18,13 +18,13 @@ from saliency_lab._common.files import atomic_path
 from saliency_lab.comparison import Comparison
 from saliency_lab.comparison.claims import answer, by_chance
 from saliency_lab.comparison.format import SPACE, count, count_each, listing
-from saliency_lab.report import tables, verdicts
-from saliency_lab.report.answers import differences
-from saliency_lab.report.audits import Audited, overview, read_audits
-from saliency_lab.report.explorer import explorer
-from saliency_lab.report.figures import figures
-from saliency_lab.report.provenance import provenance
-from saliency_lab.report.vector import Drawing
+from saliency_lab.reporting import tables, verdicts
+from saliency_lab.reporting.answers import differences
+from saliency_lab.reporting.audits import Audited, overview, read_audits
+from saliency_lab.reporting.explorer import explorer
+from saliency_lab.reporting.figures import figures
+from saliency_lab.reporting.provenance import provenance
+from saliency_lab.reporting.vector import Drawing
 from saliency_lab.study import Study
 
 NAMED = 4
@@ -33,7 +33,7 @@ NAMED = 4
 SCRIPTS = ("theme.js", "tables.js", "explorer.js")
 
 
-def write_report(
+def report(
     study: Study,
     path: str | Path,
     *,
@@ -110,7 +110,7 @@ def _render(study: Study, baseline: str | None, level: float | None, images: int
         "data": _embedded(context["explorer"]),
     }
     environment = Environment(
-        loader=PackageLoader("saliency_lab.report", "assets"),
+        loader=PackageLoader("saliency_lab.reporting", "assets"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -9,7 +9,7 @@ from typing import Any
 
 from saliency_lab._common.provenance import versions
 from saliency_lab.comparison.format import count
-from saliency_lab.report.tables import Cell, Column, Table, model_cell
+from saliency_lab.reporting.tables import Cell, Column, Table, model_cell
 from saliency_lab.study import Study
 
 Missing = list[tuple[str, str, str]]

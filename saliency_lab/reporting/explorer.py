@@ -14,8 +14,8 @@ import pandas as pd
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab.plotting.maps import CLIP
 from saliency_lab.plotting.style import DIVERGING, SEQUENTIAL
-from saliency_lab.report.bundle import clip_of, pack, pictures, quantise
-from saliency_lab.report.tables import hue
+from saliency_lab.reporting.bundle import clip_of, pack, pictures, quantise
+from saliency_lab.reporting.tables import hue
 from saliency_lab.study import Study
 
 BUDGET = 10_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from saliency_lab.comparison.claims import Answered, measure_in_words
 from saliency_lab.comparison.format import count, write_difference, write_value
 from saliency_lab.comparison.measures import SHARES
-from saliency_lab.report.tables import Cell, Column, Table
+from saliency_lab.reporting.tables import Cell, Column, Table
 
 HEAD = [
     Column("models", filtered=True),

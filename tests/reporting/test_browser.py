@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+from saliency_lab.reporting import report
+
 
 @pytest.fixture(scope="module")
 def path(reported, tmp_path_factory):
-    return reported.report(tmp_path_factory.mktemp("page") / "report.html")
+    return report(reported, tmp_path_factory.mktemp("page") / "report.html")
 
 
 @pytest.fixture

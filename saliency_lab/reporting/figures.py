@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from saliency_lab.comparison import Comparison
 from saliency_lab.comparison.measures import ROBUST, SHARES
-from saliency_lab.report.tables import words
-from saliency_lab.report.vector import Drawing
+from saliency_lab.reporting.tables import words
+from saliency_lab.reporting.vector import Drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,9 +21,9 @@ import saliency_lab as sl
 from saliency_lab.cli.app import app
 from saliency_lab.comparison.claims import Claim, Purpose
 from saliency_lab.models.checkpoint import ModelCard
-from saliency_lab.report import bundle, explorer, write_report
-from saliency_lab.report.provenance import provenance
-from saliency_lab.report.vector import Drawing
+from saliency_lab.reporting import bundle, explorer, report
+from saliency_lab.reporting.provenance import provenance
+from saliency_lab.reporting.vector import Drawing
 from saliency_lab.study import Study
 from saliency_lab.study.cache import store
 
@@ -82,7 +82,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(reported, tmp_path_factory):
-    return Page(reported.report(tmp_path_factory.mktemp("page") / "report.html"))
+    return Page(report(reported, tmp_path_factory.mktemp("page") / "report.html"))
 
 
 def test_nothing_outside_the_file_is_referred_to(page):
@@ -220,9 +220,9 @@ def test_a_quantised_map_is_half_a_step_away_at_most(maps):
 
 def test_the_same_study_gives_the_same_bytes_loaded_or_not(reported, tmp_path):
     first, second, third = (tmp_path / name for name in ("a.html", "b.html", "c.html"))
-    reported.report(first)
-    reported.report(second)
-    Study.load(reported.store.folder).report(third)
+    report(reported, first)
+    report(reported, second)
+    report(Study.load(reported.store.folder), third)
     assert first.read_bytes() == second.read_bytes() == third.read_bytes()
 
 
@@ -231,7 +231,7 @@ def test_nothing_is_left_changed(reported, tmp_path):
     np.random.seed(3)  # noqa: NPY002
     before = (torch.get_rng_state(), np.random.get_state()[1].copy(), dict(mpl.rcParams))  # noqa: NPY002
     values = reported.read_maps("plain", "saliency").values.clone()
-    reported.report(tmp_path / "report.html")
+    report(reported, tmp_path / "report.html")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
     assert dict(mpl.rcParams) == before[2]
@@ -246,7 +246,7 @@ def test_names_are_text_wherever_they_stand(make_reported, tmp_path):
         study = make_reported(
             NASTY, n=6, methods={NASTY[0]: "saliency", "<i>bad": raises}, metrics={NASTY[1]: "sparseness"}
         )
-    page = Page(study.report(tmp_path / "report.html"))
+    page = Page(report(study, tmp_path / "report.html"))
     assert len(page.all("script")) == 2 and len(page.all("title")) > 1
     assert not page.all("img") and not page.all("b") and not page.all("i")
     assert [" ".join(text.split()) for a, text in page.all("h2") if a.get("class") == "name"] == [
@@ -286,7 +286,7 @@ def test_a_part_that_is_missing_from_the_study_is_missing_from_the_page(
     make_reported, tmp_path, asked, absent
 ):
     study = make_reported(**{"n": 6, **asked})
-    page = Page(study.report(tmp_path / "report.html"))
+    page = Page(report(study, tmp_path / "report.html"))
     ids = {a["id"] for _, a, _ in page.elements if "id" in a}
     parts = {"accuracies", "scores", "explorer", "glance", "members", "provenance", "audit", "summary"}
     assert parts - ids == set(absent)
@@ -300,7 +300,7 @@ def test_a_part_that_is_missing_from_the_study_is_missing_from_the_page(
 
 def test_seeds_are_named_where_they_matter(make_reported, tmp_path):
     study = make_reported(seeds=2, n=6)
-    page = Page(study.report(tmp_path / "report.html"))
+    page = Page(report(study, tmp_path / "report.html"))
     assert [row[:2] for row in page.rows("members")] == [
         ["plain", "0"],
         ["plain", "1"],
@@ -326,21 +326,21 @@ def test_a_page_stays_small_and_says_what_it_left_out(make_reported, tmp_path):
     methods = {f"noise {i}": noise for i in range(6)}
     models = [f"model {i}" for i in range(4)]
     small = make_reported(models, n=64, side=32, methods=methods, metrics=(), eps=())
-    path = small.report(tmp_path / "small.html")
+    path = report(small, tmp_path / "small.html")
     assert len(Page(path).data["classes"]) == 64 and path.stat().st_size < 15e6
     large = make_reported(models, n=64, side=96, methods=methods, metrics=(), eps=())
-    path = large.report(tmp_path / "large.html")
+    path = report(large, tmp_path / "large.html")
     shown = len(Page(path).data["classes"])
     assert 30 < shown < 64 and 9e6 < path.stat().st_size < 11e6
     assert f"The first {shown} of the study's 64 images (64 would take more than 10 MB)" in path.read_text()
 
 
 def test_the_explorer_holds_as_many_images_as_asked_and_one_at_least(reported, tmp_path, monkeypatch):
-    page = Page(reported.report(tmp_path / "report.html", images=5))
+    page = Page(report(reported, tmp_path / "report.html", images=5))
     assert len(page.data["classes"]) == 5 and page.data["total"] == 15
     assert "The first 5 of the study's 15 images, with" in " ".join(page.text.split())
     monkeypatch.setattr(explorer, "BUDGET", 1)
-    page = Page(reported.report(tmp_path / "report.html"))
+    page = Page(report(reported, tmp_path / "report.html"))
     assert len(page.data["classes"]) == 1
 
 
@@ -359,14 +359,14 @@ def test_verdicts_say_what_differs_and_by_how_much(make_reported, tmp_path):
         return torch.nn.Sequential(torch.nn.Flatten(), layer)
 
     study = Study({"wrong": constant(1), "right": constant(0)}, (x, y)).attack("pgd", eps=[0.1, 0.2], steps=1)
-    page = Page(study.report(tmp_path / "report.html"))
+    page = Page(report(study, tmp_path / "report.html"))
     said = " ".join(text for _, text in page.all("article"))
     assert (
         "Accuracy: 100.0 % [91.2, 100.0]; higher than wrong by +100.0 points [+86.0, +100.0]."
         in said.replace("\xa0", " ")
     )
     assert "at ε = 0.1 and +100.0 points [+86.0, +100.0] at ε = 0.2." in said.replace("\xa0", " ")
-    page = Page(study.report(tmp_path / "report.html", baseline="right"))
+    page = Page(report(study, tmp_path / "report.html", baseline="right"))
     assert "lower than right by −100.0 points" in " ".join(text for _, text in page.all("article")).replace(
         "\xa0", " "
     )
@@ -393,7 +393,7 @@ def test_a_difference_that_the_seeds_do_not_bear_out_is_none(tmp_path):
     study = Study(nets, (x, y)).attribute("saliency").score({"score": score})
     table = study.compare().table().set_index("model")
     assert (table.loc[["wild", "sure"], "p_holm"] < 0.001).all() and table.loc["wild", "difference_low"] < 0
-    page = Page(study.report(tmp_path / "report.html"))
+    page = Page(report(study, tmp_path / "report.html"))
     said = [" ".join(text.split()) for _, text in page.all("article")]
     assert "Of 1 map score, against zero: not told apart on all." in said[1]
     assert "Of 1 map score, against zero: different on all." in said[2]
@@ -406,7 +406,7 @@ def test_undefined_scores_are_counted(make_reported, tmp_path):
         return [float("nan") if i % 2 else float(i) for i in range(len(x))]
 
     study = make_reported(n=10, metrics={"half": half}, eps=())
-    page = Page(study.report(tmp_path / "report.html"))
+    page = Page(report(study, tmp_path / "report.html"))
     assert "30 of 60 map scores (50.0%) are undefined and left out: half (30)." in page.text
     assert [row[-1] for row in page.rows("scores")] == ["5"] * 6
 
@@ -451,7 +451,7 @@ def test_a_lost_cell_is_named(reported, tmp_path):
     study = Study.load(Study.load(reported.store.folder).save(tmp_path / "copy").store.folder)
     key = next(key for place, key in study.cells.items() if (place.kind, place.label) == ("maps", "edges"))
     study.store.path("maps", key).unlink()
-    page = Page(study.report(tmp_path / "report.html"))
+    page = Page(report(study, tmp_path / "report.html"))
     (row,) = page.rows("problems")
     assert row[:2] == ["edges", "plain (seed 0)"] and "not in the store" in row[2]
     assert ("plain", "edges") not in [(m["model"], m["method"]) for m in page.data["maps"]]
@@ -461,11 +461,11 @@ def test_what_cannot_be_reported_is_said(reported, tmp_path):
     x, y = torch.rand(2, 1, 6, 6), torch.tensor([0, 1])
     empty = Study({"a": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 2))}, (x, y))
     with pytest.raises(sl.SaliencyLabError, match="nothing to report yet"):
-        empty.report(tmp_path / "report.html")
+        report(empty, tmp_path / "report.html")
     with pytest.raises(sl.SaliencyLabError, match="images must be at least 1"):
-        write_report(reported, tmp_path / "report.html", images=0)
+        report(reported, tmp_path / "report.html", images=0)
     with pytest.raises(sl.SaliencyLabError, match="did you mean 'plain'"):
-        reported.report(tmp_path / "report.html", baseline="plane")
+        report(reported, tmp_path / "report.html", baseline="plane")
     assert not (tmp_path / "report.html").exists()
 
 
@@ -474,7 +474,7 @@ def test_classes_are_named_in_a_loaded_study_too(make_reported, tmp_path):
     nets["a"].card = ModelCard(classes=("cat", "dog", "<owl>"))
     x, y = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([2, 0, 1, 2])
     Study(nets, (x, y), store=tmp_path / "store").attribute("saliency")
-    page = Page(Study.load(tmp_path / "store").report(tmp_path / "report.html"))
+    page = Page(report(Study.load(tmp_path / "store"), tmp_path / "report.html"))
     assert page.data["classes"] == ["<owl>", "cat", "dog", "<owl>"]
 
 
@@ -503,7 +503,7 @@ def test_the_questions_of_a_study_are_answered_on_its_page(make_reported, tmp_pa
         level=0.9,
     )
     study.list_alone()
-    page = Page(Study.load(tmp_path / "store").report(tmp_path / "report.html"))
+    page = Page(report(Study.load(tmp_path / "store"), tmp_path / "report.html"))
     assert [text for _, text in page.all("h1")] == ["A title of its own"]
     assert [text for kind, text in page.all("p") if kind.get("class") == "lede"][:2] == [
         "What it <asks>.",

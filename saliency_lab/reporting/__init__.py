@@ -1,5 +1,5 @@
 """The report: one self-contained HTML page from a study; it opens from disk and asks the network nothing."""
 
-from saliency_lab.report.html import write_report
+from saliency_lab.reporting.html import report
 
-__all__ = ["write_report"]
+__all__ = ["report"]

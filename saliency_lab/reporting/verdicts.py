@@ -12,8 +12,8 @@ import pandas as pd
 from saliency_lab.comparison import Comparison
 from saliency_lab.comparison.format import SPACE, count, listing, radius, short, write_difference, write_mean
 from saliency_lab.comparison.measures import SHARES
-from saliency_lab.report.audits import Audited
-from saliency_lab.report.tables import MEANING, hue, words
+from saliency_lab.reporting.audits import Audited
+from saliency_lab.reporting.tables import MEANING, hue, words
 
 AT_ONCE = 6
 """Map scores up to which a model's sentences are all shown; more are folded."""

@@ -10,7 +10,7 @@ import pandas as pd
 
 from saliency_lab.attacks.verdict import MARKS
 from saliency_lab.comparison.format import count, radius, short, write_value
-from saliency_lab.report.tables import Cell, Column, Table, hue
+from saliency_lab.reporting.tables import Cell, Column, Table, hue
 
 _KEYS = ["model", "seed", "attack", "eps", "n", "robust_accuracy", "worst_case", "verdict", "reason"]
 

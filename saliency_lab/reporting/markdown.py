@@ -134,7 +134,7 @@ def _accuracy(study: Study, comparison: Comparison) -> list[str]:
         "",
         *pipe_table(head, _by_model(comparison, measures)),
         "",
-        f"{leading(comparison, 'column', 'Bold', 'italic')}.",
+        f"{leading(comparison.summary, 'column', 'Bold', 'italic')}.",
         "",
     ]
     if len(comparison.audits):

@@ -45,7 +45,7 @@ def slope(score: Tensor, points: Tensor, model: nn.Module) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class Batch:
     """A chunk of n images; the model is in eval mode and its parameters take no gradient.
 
     `keys` (n, C, H, W) are the images that random draws are keyed by: the images themselves, or those that
@@ -82,8 +82,8 @@ class Task:
         logits = check_logits(output, 1 if shared else count)
         return logits.expand(count, -1) if shared else logits
 
-    def at(self, points: Tensor, keys: Tensor | None = None) -> Task:
-        """The task at k·n other inputs: all n images' first, then all their second, and so on.
+    def at(self, points: Tensor, keys: Tensor | None = None) -> Batch:
+        """The batch at k·n other inputs: all n images' first, then all their second, and so on.
 
         `keys` key the draws there; without, the points do.
         """
@@ -97,8 +97,8 @@ class Task:
             index=self.index.repeat(times),
         )
 
-    def only(self, row: int) -> Task:
-        """The task of one of its images."""
+    def only(self, row: int) -> Batch:
+        """The batch of one of its images."""
         rows = slice(row, row + 1)
         target = self.target.rows(row, row + 1, self.x.device)
         return replace(

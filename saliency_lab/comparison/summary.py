@@ -1,0 +1,180 @@
+"""The summary of a comparison: what its tables and figures are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from saliency_lab._common.checks import parse_epsilon
+from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab.comparison import statistics
+from saliency_lab.comparison.measures import ROBUST, SHARES, Measure
+from saliency_lab.comparison.ranking import Ranking, agreement, rank
+
+if TYPE_CHECKING:
+    from saliency_lab.attribution import Attributions
+
+
+class Pictures(Protocol):
+    """Where a comparison finds images and maps to draw; a `Study` is one."""
+
+    @property
+    def x(self) -> Tensor:
+        """The images, (N, C, H, W)."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the images' classes, or their numbers."""
+
+    def read_maps(self, model: str, method: str, seed: int | None = None) -> Attributions:
+        """Maps of one model by one method."""
+
+    def read_curves(self, model: str, method: str, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Curves (seeds, images, K) behind one model's scores and their positions (K,), or None."""
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """The models, what was measured on them, and how each differs from the baseline.
+
+    The tables and figures of a comparison are made from this alone.
+
+    Attributes
+    ----------
+    models : list of str
+    measures : list of Measure
+        Accuracies first, then each metric by method.
+    baseline : str
+        The model that the others are tested against.
+    level : float
+        Level of the intervals; 1 − level is the level of the tests.
+    seed : int
+        Seed of the bootstrap.
+    audits : DataFrame
+        As `Study.audits`.
+    pictures : Pictures or None
+        Where the images and maps are read, for figures that show them.
+    """
+
+    models: list[str]
+    measures: list[Measure]
+    baseline: str
+    level: float
+    seed: int
+    audits: pd.DataFrame
+    pictures: Pictures | None = None
+
+    def measure(self, metric: str, method: str | None = None, eps: float | str | None = None) -> Measure:
+        """Return one measure: by default of the first method, and of the largest ε."""
+        known = list(dict.fromkeys(m.metric for m in self.measures))
+        if metric not in known:
+            raise unknown_name("measure of this comparison:", metric, known)
+        found = [m for m in self.measures if m.metric == metric]
+        labels = list(dict.fromkeys(m.method for m in found))
+        if method is not None and method not in labels:
+            raise unknown_name(f"method for {metric}:", method, labels)
+        found = [m for m in found if m.method == (labels[0] if method is None else method)]
+        if metric != ROBUST or eps is None:
+            return found[-1]
+        radius = parse_epsilon(eps)
+        near = [m for m in found if np.isclose(m.eps, radius)]
+        if not near:
+            raise InputError(
+                f"no attack at ε = {radius:g}; there are: {', '.join(f'{m.eps:g}' for m in found)}"
+            )
+        return near[0]
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per measure and model; see `Comparison.table`."""
+        rows = []
+        for measure in self.measures:
+            intervals = {m: measure.interval(m, self.level, self.seed) for m in measure.values}
+            means = {m: interval.mean for m, interval in intervals.items()}
+            leaders = measure.leaders(means, 1 - self.level, self.seed)
+            for model, interval in intervals.items():
+                undefined = int(np.isnan(measure.values[model].astype(float)).sum())
+                row = {
+                    "metric": measure.metric,
+                    "method": measure.method,
+                    "eps": measure.eps,
+                    "model": model,
+                    "seeds": len(measure.values[model]),
+                    "n": measure.values[model].size - undefined,
+                    "undefined": undefined,
+                    **interval._asdict(),
+                }
+                if model != self.baseline and self.baseline in measure.values:
+                    difference = measure.difference(model, self.baseline, self.level, self.seed)
+                    test = measure.test(model, self.baseline)
+                    row |= {
+                        "difference": difference.mean,
+                        "difference_low": difference.low,
+                        "difference_high": difference.high,
+                        "p": test.p,
+                        "effect": test.effect,
+                    }
+                rows.append(row | {"rank": leaders.get(model, "")})
+        table = pd.DataFrame(rows).reindex(columns=_COLUMNS)
+        shares = table["metric"].isin(SHARES)
+        for family in (shares, ~shares):
+            table.loc[family, "p_holm"] = statistics.holm(table.loc[family, "p"].to_numpy(float))
+        apart = (table["difference_low"] > 0) | (table["difference_high"] < 0)
+        table["differs"] = apart & (table["p_holm"] < 1 - self.level)
+        return table
+
+    def ranking(self, metric: str, model: str | None = None) -> Ranking:
+        """Rank the methods by a metric within each image, for one model (the baseline): Friedman and Nemenyi.
+
+        Scores are averaged over the seeds first.
+
+        Raises
+        ------
+        InputError
+            If the metric has no direction, or there are fewer than three methods.
+        """
+        model = self.baseline if model is None else model
+        self.measure(metric)  # names an unknown one
+        found = [m for m in self.measures if m.metric == metric and model in m.values and not m.share]
+        if not found:
+            raise InputError(f"there are no maps of '{model}' scored by '{metric}'")
+        if found[0].better == "neither":
+            raise InputError(f"neither high nor low values of '{metric}' are better, so it ranks nothing")
+        values = {m.method: statistics.over_seeds(m.values[model]) for m in found}
+        return rank(values, higher=found[0].better == "higher", alpha=1 - self.level)
+
+    def agreement(self) -> pd.DataFrame:
+        """Do the metrics agree about which method is better? See `ranking.agreement`.
+
+        Metrics of which neither high nor low values are better are left out.
+
+        Raises
+        ------
+        InputError
+            If there are fewer than three methods or two metrics.
+        """
+        directed = [m for m in self.measures if not m.share and m.better != "neither"]
+        if len({m.metric for m in directed}) < 2:
+            raise InputError("agreement needs two metrics of which high or low values are better")
+        scores: list[dict[str, dict[str, np.ndarray]]] = []
+        for model in self.models:
+            by_metric: dict[str, dict[str, np.ndarray]] = {}
+            for m in directed:
+                if model not in m.values:  # its maps or scores failed
+                    continue
+                sign = 1.0 if m.better == "higher" else -1.0
+                by_metric.setdefault(m.metric, {})[m.method] = sign * statistics.over_seeds(m.values[model])
+            if by_metric:
+                scores.append(by_metric)
+        return agreement(scores)
+
+
+_COLUMNS = [
+    *("metric", "method", "eps", "model", "seeds", "n", "undefined", "mean", "low", "high"),
+    *("difference", "difference_low", "difference_high", "p", "p_holm", "effect", "differs", "rank"),
+]
