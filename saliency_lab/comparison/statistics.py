@@ -17,7 +17,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from saliency_lab._common.proportions import wilson
 
-FEWEST_DIFFERENT = 5
+FEWEST_DIFFERENT = 3
 """Fewest values that must differ from a repeated most frequent one for their mean to have an interval."""
 
 _SMALLEST_TAIL = 1e-15
@@ -53,13 +53,14 @@ class MeanEstimate:
     distances : callable or None
         Distances of the lower and the upper limit from `centre`, given the probability in each tail; None
         where there is no interval.
+    bounds : tuple of float
+        Smallest and largest possible value, where the interval is cut off.
     """
 
     mean: float
     centre: float = np.nan
     distances: Distances | None = None
-    range: tuple[float, float] = (-np.inf, np.inf)
-    """Smallest and largest possible value, where the interval is cut off."""
+    bounds: tuple[float, float] = (-np.inf, np.inf)
 
     def limits(self, tail: float) -> tuple[float, float]:
         """Return the lower and the upper limit, each with the probability `tail` beyond it."""
@@ -74,7 +75,7 @@ class MeanEstimate:
         if math.isnan(low + high) and not (math.isinf(low) or math.isinf(high)):
             return Interval(self.mean, np.nan, np.nan)
         low, high = min(self.mean, low), max(self.mean, high)
-        return Interval(self.mean, float(max(low, self.range[0])), float(min(high, self.range[1])))
+        return Interval(self.mean, float(max(low, self.bounds[0])), float(min(high, self.bounds[1])))
 
     def p_value(self) -> float:
         """Return the two-sided p-value of the hypothesis that the mean is 0; NaN where there is no interval.
@@ -82,6 +83,8 @@ class MeanEstimate:
         It is 1 − level of the narrowest interval that reaches 0: p < 0.05 exactly where the interval at
         95 % excludes 0.
         """
+        if self.distances is None:
+            return np.nan
         return min(1.0, 2 * min(self._tail_above(0.0), self._tail_below(0.0)))
 
     def p_equivalence(self, margin: float) -> float:
@@ -112,8 +115,10 @@ class MeanEstimate:
         return math.exp(float(root))
 
 
-def mean_estimate(scores: np.ndarray) -> MeanEstimate:
+def mean_estimate(scores: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> MeanEstimate:
     """Estimate the mean of scores (S, N) over seeds and images; undefined scores are left out.
+
+    The interval is cut off at `bounds`, the smallest and the largest possible score.
 
     One seed: Student's interval over the images, corrected for skewness. Several seeds: the seeds' and the
     images' parts are added in quadrature; see `_with_seeds`.
@@ -122,7 +127,7 @@ def mean_estimate(scores: np.ndarray) -> MeanEstimate:
     >>> [round(end, 2) for end in mean_estimate(scores).interval(0.95)]
     [5.5, -4.65, 15.65]
     """
-    return _estimate([scores])
+    return _estimate([scores], bounds)
 
 
 def difference_estimate(a: np.ndarray, b: np.ndarray) -> MeanEstimate:
@@ -130,10 +135,10 @@ def difference_estimate(a: np.ndarray, b: np.ndarray) -> MeanEstimate:
 
     Images are paired, training seeds are not.
     """
-    return _estimate([a, b])
+    return _estimate([a, b], (-np.inf, np.inf))
 
 
-def _estimate(groups: Sequence[np.ndarray]) -> MeanEstimate:
+def _estimate(groups: Sequence[np.ndarray], bounds: tuple[float, float]) -> MeanEstimate:
     by_image = _signed_sum([over_seeds(group) for group in groups])
     used = ~np.isnan(by_image)
     if not used.any():
@@ -155,7 +160,7 @@ def _estimate(groups: Sequence[np.ndarray]) -> MeanEstimate:
         half = _student(freedom, tail) * math.hypot(*error)
         return half, half
 
-    return MeanEstimate(mean, mean, _with_seeds(images, seeds, share))
+    return MeanEstimate(mean, mean, _with_seeds(images, seeds, share), bounds)
 
 
 def share_estimate(right: np.ndarray) -> MeanEstimate:
@@ -167,7 +172,7 @@ def share_estimate(right: np.ndarray) -> MeanEstimate:
     share, n = float(right.mean()), right.shape[1]
 
     def images(tail: float) -> tuple[float, float]:
-        low, high = wilson(share * n, n, 1 - 2 * tail)
+        low, high = wilson(share * n, n, 1 - 2 * tail) if tail < 0.5 else (share, share)
         return max(share - low, 0.0), max(high - share, 0.0)
 
     by_seed = right.mean(axis=1)
@@ -295,7 +300,7 @@ def _seed_spread(by_seed: Sequence[np.ndarray]) -> tuple[list[float], float] | N
 
 
 def _interaction_share(groups: Sequence[np.ndarray], of_images: float) -> float:
-    """Return what share of the images' variance of the mean is that of interaction with the seeds, in [0, 1]."""
+    """Return the interaction's share of the variance that the images give the mean, in [0, 1]."""
     interaction = 0.0
     for group in groups:
         defined = ~np.isnan(group)
@@ -329,9 +334,8 @@ def _student(freedom: float, tail: float) -> float:
 def seeds_disagree(by_seed: np.ndarray, floor: float) -> bool:
     """Say whether seeds fall into two kinds, such as trained and collapsed networks.
 
-    Between two neighbours of the sorted means must lie a gap of at least `floor`, and of a multiple of the
-    wider range on its two sides: 10 times with three seeds, 5 with four, 3 with more; two seeds have no such
-    range. No interval of the mean can be right then.
+    Between two neighbours of the sorted means must lie a gap of at least `floor`, and of five times the wider
+    range on its two sides (three times with five seeds or more). No interval of the mean can be right then.
 
     >>> bool(seeds_disagree(np.array([0.98, 0.10, 0.97]), 0.2))
     True
@@ -344,7 +348,7 @@ def seeds_disagree(by_seed: np.ndarray, floor: float) -> bool:
     split = int(np.diff(means).argmax())
     gap = means[split + 1] - means[split]
     within = max(means[split] - means[0], means[-1] - means[split + 1])
-    return bool(gap >= floor and gap >= {3: 10, 4: 5}.get(len(means), 3) * within)
+    return bool(gap >= floor and gap >= (5 if len(means) < 5 else 3) * within)
 
 
 class PairedTest(NamedTuple):

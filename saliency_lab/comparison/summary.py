@@ -54,7 +54,7 @@ class Summary:
     level : float
         Level of the intervals; 1 − level is the level of the tests.
     seed : int
-        Seed of the bootstrap.
+        Seed of the stratified bootstrap of `Comparison.aggregate`.
     audits : DataFrame
         As `Study.audits`.
     pictures : Pictures or None
@@ -94,9 +94,9 @@ class Summary:
         """One row per measure and model; see `Comparison.table`."""
         rows = []
         for measure in self.measures:
-            intervals = {m: measure.interval(m, self.level, self.seed) for m in measure.values}
+            intervals = {m: measure.interval(m, self.level) for m in measure.values}
             means = {m: interval.mean for m, interval in intervals.items()}
-            leaders = measure.leaders(means, 1 - self.level, self.seed)
+            leaders = measure.leaders(means, 1 - self.level)
             for model, interval in intervals.items():
                 undefined = int(np.isnan(measure.values[model].astype(float)).sum())
                 row = {
@@ -108,16 +108,21 @@ class Summary:
                     "n": measure.values[model].size - undefined,
                     "undefined": undefined,
                     **interval._asdict(),
+                    "seed_means": measure.seed_means(model),
+                    "seeds_disagree": measure.seeds_disagree(model),
+                    "identical": False,
                 }
                 if model != self.baseline and self.baseline in measure.values:
-                    difference = measure.difference(model, self.baseline, self.level, self.seed)
-                    test = measure.test(model, self.baseline)
+                    difference = measure.difference(model, self.baseline, self.level)
+                    ranks = measure.rank_test(model, self.baseline)
                     row |= {
                         "difference": difference.mean,
                         "difference_low": difference.low,
                         "difference_high": difference.high,
-                        "p": test.p,
-                        "effect": test.effect,
+                        "p": measure.p_value(model, self.baseline),
+                        "effect": difference.mean if measure.share else ranks.effect,
+                        "p_rank": ranks.p,
+                        "identical": measure.identical(model, self.baseline),
                     }
                 rows.append(row | {"rank": leaders.get(model, "")})
         table = pd.DataFrame(rows).reindex(columns=_COLUMNS)
@@ -176,5 +181,7 @@ class Summary:
 
 _COLUMNS = [
     *("metric", "method", "eps", "model", "seeds", "n", "undefined", "mean", "low", "high"),
-    *("difference", "difference_low", "difference_high", "p", "p_holm", "effect", "differs", "rank"),
+    *("seed_means", "seeds_disagree"),
+    *("difference", "difference_low", "difference_high", "identical", "p", "p_holm", "differs"),
+    *("effect", "p_rank", "rank"),
 ]

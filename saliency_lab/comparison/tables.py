@@ -52,7 +52,7 @@ def _paragraphs(head: list[str], rows: list[list[str]], width: int) -> list[str]
 
 
 def as_markdown(summary: Summary) -> str:
-    """A pipe table; the best is bold, what is not told from it italic."""
+    """A pipe table; the best is bold, what is not significantly different from it italic."""
     head, rows = _grid(summary, markdown_cell)
     return "\n".join(
         [*pipe_table(head, rows), "", _title(summary) + ". " + " ".join(_notes(summary, *_FACES))]
@@ -67,7 +67,7 @@ def pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def as_html(summary: Summary) -> str:
-    """A table; the best is bold, what is not told from it italic."""
+    """A table; the best is bold, what is not significantly different from it italic."""
     marks = {"best": "<b>{}</b>", "tie": "<i>{}</i>", "": "{}"}
     head, rows = _grid(summary, lambda text, rank: marks[rank].format(escape(text)))
     title = caption(_title(summary))
@@ -86,7 +86,7 @@ def as_html(summary: Summary) -> str:
 
 
 def as_latex(summary: Summary) -> str:
-    """A booktabs table; the best is bold, what is not told from it italic."""
+    """A booktabs table; the best is bold, what is not significantly different from it italic."""
     marks = {"best": "\\textbf{", "tie": "\\textit{"}
     head, rows = _grid(summary, lambda text, rank: f"{marks[rank]}{_tex(text)}}}" if rank else _tex(text))
     body = [" & ".join([_tex(row[0]), _tex(row[1]), *row[2:]]) + r" \\" for row in rows]
@@ -118,7 +118,7 @@ def _title(summary: Summary) -> str:
 
 
 def markdown_cell(text: str, rank: str) -> str:
-    """Set the best in bold, what is not told from it in italics."""
+    """Set the best in bold, what is not significantly different from it in italics."""
     return {"best": f"**{text}**", "tie": f"*{text}*"}.get(rank, text)
 
 
@@ -126,25 +126,47 @@ def leading(summary: Summary, line: str, best: str, tie: str) -> str:
     """Say what the marks of the best and of its ties mean; `line` is "row" or "column"."""
     alpha = f"{1 - summary.level:.2g}"
     return (
-        f"{best}: the best of its {line}; {tie}: not told from it, by the paired test at {alpha} (Holm over "
-        f"the {line}) or as the interval of the difference holds 0"
+        f"{best}: the best of its {line}; {tie}: not significantly different from it (paired test of the "
+        f"mean at {alpha}, corrected by Holm over the {line})"
     )
 
 
 def _notes(summary: Summary, best: str, tie: str) -> list[str]:
     alpha = f"{1 - summary.level:.2g}"
+    table = summary.table
     notes = []
     if len(summary.models) > 1:
         notes.append(
             f"{leading(summary, 'row', best, tie)}. "
-            f"†: differs from '{summary.baseline}' by the paired test at {alpha} (Holm over all "
-            "accuracies, and over all scores), and the interval of the difference leaves 0 out."
+            f"†: significantly different from '{summary.baseline}' (paired test of the mean at {alpha}, "
+            "corrected by Holm over all accuracies, and over all scores)."
         )
-    if summary.table["seeds"].max() > 1:
-        notes.append("Intervals are over seeds and images; tests are over images, about these networks.")
-    if (summary.table["undefined"] > 0).any():
-        notes.append("NaN: values that are undefined and left out.")
+    notes += explain_cells(table)
     return notes + _verdicts(summary)
+
+
+def explain_cells(table: pd.DataFrame) -> list[str]:
+    """Say what the intervals of `Comparison.table()` are over, and what its unusual cells mean."""
+    notes = []
+    if table["seeds"].max() > 1:
+        notes.append("Intervals and tests are over training seeds and images: they are about the recipe.")
+    elif table["seeds"].max() == 1:
+        notes.append("One training seed: intervals and tests are about these networks, not about the recipe.")
+    if table["seeds_disagree"].any():
+        notes.append(
+            "Seeds disagree: the training seeds are of two kinds, so that no mean describes them; the value "
+            "of each seed is listed."
+        )
+    if (table["mean"].notna() & table["low"].isna()).any():
+        notes.append("A mean without an interval: too few of its values differ from one another.")
+    if table["identical"].any():
+        notes.append(
+            f"Scores that are identical in both models (in {int(table['identical'].sum())} rows) are not "
+            "comparisons: they are not tested and not counted."
+        )
+    if (table["undefined"] > 0).any():
+        notes.append("NaN: values that are undefined and left out.")
+    return notes
 
 
 def _verdicts(summary: Summary) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from saliency_lab.comparison.claims import Answered, measure_in_words
-from saliency_lab.comparison.format import count, write_difference, write_value
+from saliency_lab.comparison.format import count, p_value, write_difference, write_value
 from saliency_lab.comparison.measures import SHARES
 from saliency_lab.reporting.tables import Cell, Column, Table
 
@@ -14,6 +14,8 @@ HEAD = [
     Column("mean", "number", help="of the first of the two models"),
     Column("mean of the other", "number"),
     Column("difference", "number", help="mean and interval, on the same images"),
+    Column("p", "number", help="of the difference"),
+    Column("p corrected", "number", help="by Holm over all secondary differences of the study"),
 ]
 
 
@@ -30,6 +32,7 @@ def differences(asked: Answered, number: int) -> Table:
                 Cell(row["verdict"]),
                 *(Cell(write_value(row[key], share=share), row[key]) for key in ("mean", "mean_over")),
                 Cell(text, row["difference"], interval),
+                *(Cell(p_value(row[key]), row[key]) for key in ("p", "p_corrected")),
             ]
         )
     caption = f"{asked.question} {count(len(rows), 'difference')} on the same images."

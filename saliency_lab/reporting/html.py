@@ -16,7 +16,7 @@ import saliency_lab
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
 from saliency_lab.comparison import Comparison
-from saliency_lab.comparison.claims import answer, by_chance
+from saliency_lab.comparison.claims import answer, describe_tests
 from saliency_lab.comparison.format import SPACE, count, count_each, listing
 from saliency_lab.reporting import tables, verdicts
 from saliency_lab.reporting.answers import differences
@@ -91,7 +91,7 @@ def _render(study: Study, baseline: str | None, level: float | None, images: int
         "overview": overview(audits),
         "comparison": comparison,
         "questions": [(each, differences(each, number)) for number, each in enumerate(questions, start=1)],
-        "by_chance": by_chance(questions, comparison.level) if comparison else "",
+        "tests": describe_tests(questions, comparison.level) if comparison else "",
         "provenance": provenance(study, found.missing if found else []),
         "explorer": found.data if found else None,
         "shown": found.shown if found else 0,

@@ -16,9 +16,9 @@ from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab._common.files import atomic_path, distinct_stems, writable_folder
 from saliency_lab._common.provenance import versions
 from saliency_lab.attacks.checklist import BUDGETS
-from saliency_lab.comparison.claims import answer, by_chance, measure_in_words
+from saliency_lab.comparison.claims import answer, describe_tests, measure_in_words
 from saliency_lab.comparison.comparison import Comparison
-from saliency_lab.comparison.format import one_line, write_difference, write_value
+from saliency_lab.comparison.format import one_line, p_value, write_difference, write_value
 from saliency_lab.comparison.measures import ACCURACY, ROBUST, SHARES, Measure
 from saliency_lab.comparison.tables import cell_text, leading, markdown_cell, pipe_table
 from saliency_lab.experiment.run import Run
@@ -100,6 +100,8 @@ def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
         if asked.problem:
             lines += [f"No answer: {asked.problem}.", ""]
             continue
+        if asked.primary:
+            lines.append(f"- Primary endpoint: {asked.primary}.")
         for each in asked.answers:
             said = "; ".join(f"**{verdict}** by {measures}" for verdict, measures in each.verdicts.items())
             lines.append(f"- {each.model} against {each.over}: {said}.")
@@ -112,11 +114,14 @@ def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
                 share = row["metric"] in SHARES
                 difference = one_line(write_difference(row, share=share))
                 means = [_number(row[key], share) for key in ("mean", "mean_over")]
-                rows.append([f"{model} − {over}", measure_in_words(row), row["verdict"], *means, difference])
-        head = ["models", "measure", "verdict", "mean", "mean of the other", "difference"]
+                p = [p_value(row[key]) for key in ("p", "p_corrected")]
+                rows.append(
+                    [f"{model} − {over}", measure_in_words(row), row["verdict"], *means, difference, *p]
+                )
+        head = ["models", "measure", "verdict", "mean", "mean of the other", "difference", "p", "p corrected"]
         folded = "<summary>Each difference, with its interval</summary>"
         lines += ["<details>", folded, "", *pipe_table(head, rows), "", "</details>", ""]
-    lines += [by_chance(questions, comparison.level), ""]
+    lines += [describe_tests(questions, comparison.level), ""]
     return lines
 
 
@@ -205,7 +210,7 @@ def _scores(comparison: Comparison) -> list[str]:
 
 
 def _by_model(comparison: Comparison, measures: Sequence[Measure]) -> list[list[str]]:
-    """A row a model; the best of a column is bold, what is not told from it italic."""
+    """A row a model; the best of a column is bold, what is not significantly different from it italic."""
     facts = comparison.table().set_index(["metric", "method", "eps", "model"])
     rows = []
     for model in comparison.models:

@@ -105,7 +105,8 @@ def glance(comparison: Comparison, facts: pd.DataFrame) -> Table:
     over = "seeds and images" if several else "images"
     caption = (
         f"Means and {_percent(comparison.level)} intervals over {over}. Bold: the best of its row; "
-        f"italic: not told from it. †: differs from {comparison.baseline} (see above)."
+        f"italic: not significantly different from it. †: significantly different from "
+        f"{comparison.baseline} (see above)."
     )
     return Table("glance", caption, columns, rows)
 
@@ -138,9 +139,11 @@ def scores(comparison: Comparison, facts: pd.DataFrame) -> Table:
 
 
 def _legend(comparison: Comparison) -> str:
-    legend = "Bold: the best of its measure; italic: not told from it."
+    legend = "Bold: the best of its measure; italic: not significantly different from it."
     if len(comparison.models) > 1:
-        legend += f" p: paired test against {comparison.baseline} on the same images, Holm over the table."
+        legend += (
+            f" p: paired test of the mean against {comparison.baseline}, corrected by Holm over the table."
+        )
     return legend
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from saliency_lab.comparison import Comparison
 from saliency_lab.comparison.format import SPACE, count, listing, radius, short, write_difference, write_mean
 from saliency_lab.comparison.measures import SHARES
+from saliency_lab.comparison.tables import explain_cells
 from saliency_lab.reporting.audits import Audited
 from saliency_lab.reporting.tables import MEANING, hue, words
 
@@ -94,7 +95,7 @@ def _against(rows: Sequence[Mapping[Any, Any]], comparison: Comparison) -> str:
     for word, places in groups.items():
         if word == "alike":
             where = f" at ε{SPACE}={SPACE}{listing(places)}" if any(places) else ""
-            clauses.append(f"not told from {comparison.baseline}{where}")
+            clauses.append(f"not significantly different from {comparison.baseline}{where}")
         else:
             clauses.append(f"{word} than {comparison.baseline} by {listing(places)}")
     return "; ".join(clauses)
@@ -102,14 +103,14 @@ def _against(rows: Sequence[Mapping[Any, Any]], comparison: Comparison) -> str:
 
 def _scores(rows: Sequence[Mapping[Any, Any]], comparison: Comparison) -> tuple[str, list[str]]:
     """Count a model's map scores by how they compare with the baseline, and say each that differs."""
-    counts = {"better": 0, "worse": 0, "different": 0, "not told apart": 0}
+    counts = {"better": 0, "worse": 0, "different": 0, "not significantly different": 0}
     sentences = []
     for row in rows:
         if math.isnan(row["p_holm"]):
             continue
         word = _word(row)
         counts[word] += 1
-        if word != "not told apart":
+        if word != "not significantly different":
             value, interval = _written(row)
             sentences.append(
                 f"{words(row['metric'])} of {words(row['method'])}: {word}, {value} {interval}, "
@@ -124,7 +125,7 @@ def _scores(rows: Sequence[Mapping[Any, Any]], comparison: Comparison) -> tuple[
 
 def _word(row: Mapping[Any, Any]) -> str:
     if not row["differs"]:
-        return "not told apart"
+        return "not significantly different"
     if row["better"] == "neither":
         return "different"
     return "better" if (row["difference"] > 0) == (row["better"] == "higher") else "worse"
@@ -154,12 +155,7 @@ def undefined(facts: pd.DataFrame) -> str:
 
 
 def caution(facts: pd.DataFrame) -> str:
-    """Say what the intervals are about."""
+    """Say what the intervals and tests are about."""
     if not len(facts):
         return ""
-    if (facts["seeds"] > 1).any():
-        return (
-            "Intervals are over training seeds and images, so they are about the recipe; the tests average "
-            "over the seeds, so they are about these networks."
-        )
-    return "One training seed a model: the intervals and tests are over images, not over training runs."
+    return " ".join(explain_cells(facts))
