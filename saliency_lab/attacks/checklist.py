@@ -24,7 +24,7 @@ from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.api import attack, check_batch, check_source, run
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.losses import margin
-from saliency_lab.attacks.methods import Method, OwnAttack, method_of
+from saliency_lab.attacks.methods import METHODS, Method, OwnAttack
 from saliency_lab.attacks.result import AttackResult
 from saliency_lab.attacks.transfer import transfer_attack
 from saliency_lab.attacks.verdict import Audit, Check, Verdict, summarise
@@ -86,7 +86,7 @@ def audit(
     begun = time.perf_counter()
     if budget not in BUDGETS:
         raise InputError(f"unknown budget '{budget}'; known: {', '.join(BUDGETS)}")
-    chosen = method_of(method)
+    chosen = METHODS.find(method)
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
     radius = parse_epsilon(eps)
     if radius == 0:

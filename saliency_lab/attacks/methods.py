@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+from pydantic import create_model
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.own_code import check_callable
-from saliency_lab._common.registry import Registry
+from saliency_lab._common.registry import Extension, Registry, given_settings, settings_of
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, list_settings
 from saliency_lab.attacks.ascent import Norm, project
@@ -50,7 +51,48 @@ class Method:
     each_eps: bool = False
 
 
-METHODS: Registry[Method] = Registry("attack")
+OwnAttack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+"""A user's attack: (model, x, y, eps) → points of the shape of x."""
+
+
+def custom_attack(extension: Extension) -> Method:
+    """Describe a user's function `f(model, x, y, eps, **settings)` as an attack.
+
+    Raises
+    ------
+    InputError
+        If it cannot be called, or takes other arguments.
+    """
+    function, name = extension.item, extension.name
+    if not callable(function):
+        raise InputError(f"an attack must be a name or a function, not {type(function).__name__}")
+    check_callable(function, "attack", "model, x, y, eps")
+    own = settings_of(extension, 4)
+    fields: dict[str, Any] = {} if "norm" in own.model_fields else {"norm": (Norm, "linf")}
+    model = create_model(name, __base__=own, **fields)
+
+    def run(problem: Problem, settings: Any) -> Outcome:
+        """Call the function with the global generators seeded, and check that its points are in the ball."""
+        eps = problem.eps[0].item()
+        given = {key: value for key, value in given_settings(settings).items() if key not in fields}
+        with preserved_rng(derive_seed(problem.seed, name)):
+            points = function(problem.model, problem.x.clone(), problem.y.clone(), eps, **given)
+        if not isinstance(points, Tensor) or points.shape != problem.x.shape:
+            raise InputError(f"attack '{name}' must return points of the shape {tuple(problem.x.shape)}")
+        points = points.detach().to(problem.x)
+        inside = project(points, problem.x, problem.eps, problem.norm)
+        away = (points - inside).abs().max().item()
+        if not away <= 1e-5:
+            raise InputError(
+                f"attack '{name}' left the {problem.norm} ball of radius {eps:.4g} around x, or [0, 1], "
+                f"by {away:.3g}; project its points (saliency_lab.attacks.ascent.project)"
+            )
+        return Outcome(inside, torch.ones(len(points), dtype=torch.long))
+
+    return Method(name, model, run, "gradient")
+
+
+METHODS: Registry[Method] = Registry("attack", "attack", custom_attack)
 for _method in (
     Method("fgsm", FgsmSettings, fgsm, "gradient", targeted=True, each_eps=True),
     Method("r_fgsm", FgsmSettings, r_fgsm, "gradient", targeted=True, each_eps=True),
@@ -66,41 +108,6 @@ for _method in (
     Method("random_direction", DrawSettings, random_direction, "logits", each_eps=True),
 ):
     METHODS.add(_method.name, _method)
-
-OwnAttack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
-"""A user's attack: (model, x, y, eps) → points of the shape of x."""
-
-
-class OwnSettings(Settings):
-    """Of a user's own callable; its other settings are the callable's business."""
-
-    norm: Norm = "linf"
-
-
-def method_of(method: str | OwnAttack) -> Method:
-    """Look up a name, or wrap a user's callable."""
-    if not callable(method):
-        return METHODS[method]
-    name = check_callable(method, "attack", "model, x, y, eps")
-
-    def run(problem: Problem, settings: OwnSettings) -> Outcome:
-        """Call the user's attack, with the global generators seeded, and hold it to the ball."""
-        eps = problem.eps[0].item()
-        with preserved_rng(derive_seed(problem.seed, name)):
-            found = method(problem.model, problem.x.clone(), problem.y.clone(), eps)
-        if not isinstance(found, Tensor) or found.shape != problem.x.shape:
-            raise InputError(f"attack '{name}' must return points of the shape {tuple(problem.x.shape)}")
-        found = found.detach().to(problem.x)
-        inside = project(found, problem.x, problem.eps, problem.norm)
-        away = (found - inside).abs().max().item()
-        if not away <= 1e-5:
-            raise InputError(
-                f"attack '{name}' left the {problem.norm} ball of radius {eps:.4g} around x, or [0, 1], "
-                f"by {away:.3g}; project its points (saliency_lab.attacks.ascent.project)"
-            )
-        return Outcome(inside, torch.ones(len(found), dtype=torch.long))
-
-    return Method(name, OwnSettings, run, "gradient")
 
 
 def list_attacks() -> pd.DataFrame:

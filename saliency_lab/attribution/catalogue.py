@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import pandas as pd
+import torch
 from torch import Tensor
 
-from saliency_lab._common.registry import Registry
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.own_code import check_callable
+from saliency_lab._common.registry import Extension, Registry, given_settings, settings_of
 from saliency_lab._common.settings import Settings, list_settings
 from saliency_lab.attribution.batch import Batch
 
@@ -30,9 +33,38 @@ class Method:
     settings: type[Settings]
     passes: str
     reference: str
+    function: Callable[..., Tensor] | None = None
+    """The user's own function; None for a built-in method."""
 
 
-METHODS: Registry[Method] = Registry("method")
+def custom_method(extension: Extension) -> Method:
+    """Describe a user's function `f(model, x, classes, **settings)` as a method.
+
+    Raises
+    ------
+    InputError
+        If it cannot be called, or takes other arguments.
+    """
+    function, name = extension.item, extension.name
+    if not callable(function):
+        raise InputError(f"method must be a name or a function, not {type(function).__name__}")
+    check_callable(function, "method", "model, x, classes")
+
+    def run(batch: Batch, settings: Any) -> Explained:
+        if batch.target.against is not None:
+            raise InputError(f"method '{name}' is a function that gets one class per sample, not a contrast")
+        with torch.enable_grad():
+            maps = function(batch.model, batch.x, batch.target.classes, **given_settings(settings))
+        if not isinstance(maps, Tensor) or maps.shape != batch.x.shape:
+            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            raise InputError(f"method '{name}' must return maps of shape {tuple(batch.x.shape)}, not {got}")
+        return maps.detach(), None
+
+    first = (getattr(function, "__doc__", None) or "").strip().partition("\n")[0]
+    return Method(name, "custom", run, settings_of(extension, 3), "", first, function)
+
+
+METHODS: Registry[Method] = Registry("method", "method", custom_method)
 
 
 @dataclass(frozen=True)

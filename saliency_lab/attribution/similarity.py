@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.ranks import largest, largest_count, spearman
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
@@ -18,12 +18,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     >>> rank_correlation(x, 3 * x + 1).tolist()
     [1.0, 1.0]
     """
-    rows = []
-    for each in _checked(a, b):
-        ranks = torch.from_numpy(rankdata(each, axis=1))
-        centred = ranks - ranks.mean(1, keepdim=True)
-        rows.append(centred / centred.norm(dim=1, keepdim=True))  # 0/0 for a constant map
-    return (rows[0] * rows[1]).sum(1).clamp(-1, 1)
+    return spearman(*_checked(a, b))
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -57,12 +52,8 @@ def top_k_overlap(a: Tensor, b: Tensor, k: float = 0.1) -> Tensor:
     if not 0 < k <= 1:
         raise InputError(f"k must be a fraction in (0, 1], not {k}")
     rows = _checked(a, b)
-    count = max(1, round(k * rows[0].shape[1]))
-    marks = []
-    for each in rows:
-        order = each.argsort(dim=1, descending=True, stable=True)[:, :count]
-        marks.append(torch.zeros_like(each).scatter_(1, order, 1.0))
-    overlap = (marks[0] * marks[1]).sum(1) / count
+    marks = [largest(each, k) for each in rows]
+    overlap = (marks[0] & marks[1]).sum(1).double() / largest_count(rows[0].shape[1], k)
     return overlap.masked_fill(torch.isnan(rows[0] + rows[1]).any(1), torch.nan)
 
 

@@ -52,12 +52,12 @@ def audit(
     from saliency_lab._common.files import write_json
     from saliency_lab._common.settings import parse_settings
     from saliency_lab.attacks import audit as run
-    from saliency_lab.attacks.methods import method_of
+    from saliency_lab.attacks.methods import METHODS
     from saliency_lab.cli.output import print_table
     from saliency_lab.study.members import read_members
 
     own = attack_settings(settings, method)
-    parse_settings(method_of(method).settings, own, of=f"attack '{method}'")  # no other keyword of `run`
+    parse_settings(METHODS.find(method).settings, own, of=f"attack '{method}'")  # no other keyword of `run`
     loaded = load_models(models, device)
     x, y = draw_images(loaded, data, data_root, images, seed)
     nets = {

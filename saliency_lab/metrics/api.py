@@ -21,10 +21,9 @@ from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, as_keywords, parse_settings
 from saliency_lab.attribution import Attributions
-from saliency_lab.metrics.catalogue import METRICS, Case, Curve, Engine, Metric, Outcome
+from saliency_lab.metrics.catalogue import METRICS, Curve, Engine, Metric, MetricInput, MetricOutput
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import check_maps, take_maps, unusable
-from saliency_lab.metrics.own import own_metric
 from saliency_lab.metrics.probe import Probe, require_logits
 from saliency_lab.metrics.quantus_engine import quantus_failure
 
@@ -183,7 +182,7 @@ class Job:
     settings: Settings
     engine: Engine
 
-    def score(self, case: Case) -> Outcome:
+    def score(self, case: MetricInput) -> MetricOutput:
         """Score a block."""
         run = self.metric.fast if self.engine == "fast" else self.metric.quantus
         assert run is not None
@@ -192,7 +191,7 @@ class Job:
 
 def make_job(metric: Any, settings: Mapping[str, Any], engine: Engine | None) -> Job:
     """Check a metric (a name, a Quantus object or a function), its settings and its engine."""
-    found = METRICS[metric] if isinstance(metric, str) else own_metric(metric)
+    found = METRICS.find(metric)
     chosen = found.engines[0] if engine is None else engine
     if chosen not in found.engines:
         raise InputError(
@@ -324,7 +323,7 @@ def _score_block(job: Job, probe: Probe, maps: Tensor, explainer: Explainer, tal
     reasons = unusable(maps, job.metric.needs, absolute=absolute)
     good = torch.tensor([reason is None for reason in reasons])
     usable = maps.where(good[:, None, None, None], 0.0).to(probe.home)
-    outcome = _isolated(job, Case(probe, usable, job.settings, explainer))
+    outcome = _isolated(job, MetricInput(probe, usable, job.settings, explainer))
     failures = outcome.failures or [None] * len(probe)
     values = np.where(good.numpy(), np.asarray(outcome.values, dtype=np.float64), np.nan)
     for reason, failure, value in zip(reasons, failures, values, strict=True):
@@ -335,7 +334,7 @@ def _score_block(job: Job, probe: Probe, maps: Tensor, explainer: Explainer, tal
         tally.curves.append(Curve(curve, outcome.curve.at))
 
 
-def _isolated(job: Job, case: Case) -> Outcome:
+def _isolated(job: Job, case: MetricInput) -> MetricOutput:
     """Score a block; where Quantus fails, score its samples one by one, so that only a bad one is lost."""
     try:
         return job.score(case)
@@ -345,18 +344,18 @@ def _isolated(job: Job, case: Case) -> Outcome:
         if job.engine != "quantus" or job.metric.whole:
             raise
         if len(case.probe) == 1:
-            return Outcome(np.array([np.nan]), failures=[quantus_failure(error)])
+            return MetricOutput(np.array([np.nan]), failures=[quantus_failure(error)])
     parts = [_isolated(job, _only(case, row)) for row in range(len(case.probe))]
-    return Outcome(
+    return MetricOutput(
         np.concatenate([part.values for part in parts]),
         failures=[part.failures[0] if part.failures else None for part in parts],
     )
 
 
-def _only(case: Case, row: int) -> Case:
+def _only(case: MetricInput, row: int) -> MetricInput:
     probe, one = case.probe, slice(row, row + 1)
     alone = Probe(probe.model, probe.images[one], probe.labels[one], seed=probe.seed)
-    return Case(alone, case.maps[one], _rows_of(case.settings, one), case.explainer.rows(one))
+    return MetricInput(alone, case.maps[one], _rows_of(case.settings, one), case.explainer.rows(one))
 
 
 def _scores(job: Job, tally: _Tally, seed: int) -> Scores:

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from saliency_lab._common.settings import Settings
-from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Case, Metric, Outcome, register
+from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Metric, MetricInput, MetricOutput, register
 from saliency_lab.metrics.explainer import Explaining
 from saliency_lab.metrics.faithfulness import ONE_PATCH, without_units
 from saliency_lab.metrics.maps import pixel_scores
@@ -38,15 +38,15 @@ class Shift(Explaining):
     shift: float = Field(0.5, gt=0)
 
 
-def _completeness(case: Case) -> Outcome:
+def _completeness(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
     everything = torch.zeros(len(probe), probe.pixels, dtype=torch.int32, device=probe.device)
     answers = removal(probe, everything, cuts(1, 1), settings.baseline).read(settings.output)
     gap = case.maps.flatten(1).sum(1) - (answers[:, 0] - answers[:, 1])
-    return Outcome(gap.abs().cpu().numpy())
+    return MetricOutput(gap.abs().cpu().numpy())
 
 
-def _non_sensitivity(case: Case) -> Outcome:
+def _non_sensitivity(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
     units = patches(probe.x.shape, settings.patch_size).to(probe.home)
     answers = without_units(probe, units, settings.baseline).read(settings.output)
@@ -54,7 +54,7 @@ def _non_sensitivity(case: Case) -> Outcome:
     shares = unit_sums(pixel_scores(case.maps, absolute=True), units)
     ignored = shares <= settings.eps * shares.amax(1, keepdim=True)
     wrong = ((changes < settings.eps) ^ ignored).double().where(~changes.isnan(), torch.nan)
-    return Outcome(wrong.mean(1).cpu().numpy())
+    return MetricOutput(wrong.mean(1).cpu().numpy())
 
 
 class Shifted(nn.Module):
@@ -75,12 +75,12 @@ class Shifted(nn.Module):
         return cam_layer(self.model)
 
 
-def _input_invariance(case: Case) -> Outcome:
+def _input_invariance(case: MetricInput) -> MetricOutput:
     shift = case.settings.shift
     network = Shifted(case.probe.model, shift)
     x = ((case.probe.images + shift) / (1 + shift)).clamp(0, 1)
     maps = case.explainer(network, x, case.settings.explain)
-    return Outcome(torch.cosine_similarity(case.maps.cpu().flatten(1), maps.flatten(1), dim=1).numpy())
+    return MetricOutput(torch.cosine_similarity(case.maps.cpu().flatten(1), maps.flatten(1), dim=1).numpy())
 
 
 register(

@@ -40,7 +40,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MetricOutput:
     """What an engine returns for a block: float64 (N,), the curve behind it, and why a sample failed."""
 
     values: np.ndarray
@@ -49,7 +49,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Case:
+class MetricInput:
     """What an engine is given: the probe, the maps (N, C, H, W), the settings, and how maps are made again.
 
     `maps` are float64, at the probe's home; a map that cannot be scored is zeros there and its score is
@@ -62,7 +62,7 @@ class Case:
     explainer: Explainer
 
 
-Score = Callable[[Case], Outcome]
+Score = Callable[[MetricInput], MetricOutput]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class Metric:
     """Maps made a sample, in words, from the settings, for metrics that explain again."""
     shares: str = ""
     """What it asks that other metrics ask too, so that they are best scored together; empty for nothing."""
+    serial: tuple[Engine, ...] = ()
+    """Engines that let one thread in at a time, because they patch Quantus or draw from global generators."""
     whole: bool = False
     """A sample is compared with the others of the call, so its score depends on them by definition."""
 
@@ -107,7 +109,7 @@ class Metric:
         return [name for name in ("fast", "quantus") if getattr(self, name) is not None]
 
 
-METRICS: Registry[Metric] = Registry("metric")
+METRICS: Registry[Metric] = Registry("metric", "metric")
 
 NOT_A_NUMBER = "the model's answer is not a number"
 """Why a score of answers is NaN."""
@@ -143,7 +145,7 @@ def list_metrics() -> pd.DataFrame:
                 "range": metric.range,
                 "forwards": metric.forwards(defaults, 28 * 28),
                 "maps": metric.maps(defaults) if metric.maps else "0",
-                "engines": ", ".join(metric.engines),
+                "engines": ", ".join(f"{e} (serial)" if e in metric.serial else e for e in metric.engines),
                 "settings": list_settings(metric.settings),
                 "reference": metric.reference,
             }

@@ -8,6 +8,10 @@ from typing import Any, TypeAlias
 
 from saliency_lab._common.checks import parse_radii
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.registry import Registry, name_of
+from saliency_lab.attacks.methods import METHODS as ATTACKS
+from saliency_lab.attribution.catalogue import METHODS
+from saliency_lab.metrics.catalogue import METRICS
 
 Requests: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"
 """A name, several, or label → settings; a label that is not a name says which by `method` or `metric`."""
@@ -48,7 +52,8 @@ def read_requests(given: Requests, kind: str) -> list[Request]:
         if not (isinstance(value, str | Mapping) or callable(value)):
             raise InputError(f"{kind} '{label}' must map to its settings, such as {{}}, not {value!r}")
         settings = {kind: value} if isinstance(value, str) or callable(value) else dict(value)
-        requests.append(Request(label, settings.pop(kind, label), settings))
+        what = _REGISTRIES[kind].custom(settings.pop(kind, label))
+        requests.append(Request(label, what, settings))
     return requests
 
 
@@ -69,7 +74,7 @@ def read_attacks(given: Mapping[str, Mapping[str, Any]]) -> list[Request]:
         if "label" in each:
             raise InputError(f"attack '{label}' has its label already; leave out label = {each['label']!r}")
         settings = dict(each)
-        requests.append(Request(label, settings.pop("attack", label), settings))
+        requests.append(Request(label, ATTACKS.custom(settings.pop("attack", label)), settings))
     return requests
 
 
@@ -85,11 +90,14 @@ def read_attack(attack: str | Callable[..., Any], label: str | None, settings: M
         )
     (named,) = read_requests(attack, "attack")
     other = "_l2" if settings.get("norm") == "l2" else ""
-    return Request(label or named.label + other, attack, settings)
+    return Request(label or named.label + other, named.what, settings)
+
+
+_REGISTRIES: dict[str, Registry[Any]] = {"method": METHODS, "metric": METRICS, "attack": ATTACKS}
 
 
 def _label(what: Any) -> str:
-    return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
+    return what.rpartition(":")[2] if isinstance(what, str) else name_of(what)
 
 
 def read_eps(eps: float | str | Sequence[float | str]) -> tuple[float, ...]:

@@ -207,7 +207,7 @@ def test_identical_scores_are_not_compared_and_not_counted() -> None:
     random = scores["method"] == "smoothgrad"
     scores.loc[random, "score"] = scores.loc[random, "sample"] / N
     comparison = Comparison(scores, _robustness().iloc[:0], baseline="a")
-    table = comparison.table().query("model != 'a'").set_index(["method", "metric", "model"])
+    table = comparison.table().query("model != 'a'").set_index(["method", "metric", "model"]).sort_index()
     same = table.loc["smoothgrad"]
     assert same["identical"].all() and same[["p", "p_holm"]].isna().all(axis=None)
     assert not table.loc["saliency", "identical"].any()
