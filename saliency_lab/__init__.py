@@ -46,6 +46,9 @@ _ROOMS = {
     "load_recipe": "training",
     "train": "training",
     "Comparison": "comparison",
+    "pool_comparisons": "comparison",
+    "pool_differences": "comparison",
+    "power": "comparison",
     "Study": "study",
     "list_studies": "experiment",
     "register": "_common.registry",
@@ -72,7 +75,7 @@ if TYPE_CHECKING:
         worst_case,
     )
     from saliency_lab.attribution import Attributions, attribute, list_methods, sanity_check
-    from saliency_lab.comparison import Comparison
+    from saliency_lab.comparison import Comparison, pool_comparisons, pool_differences, power
     from saliency_lab.data import ImageData, list_datasets, load_dataset
     from saliency_lab.experiment import list_studies
     from saliency_lab.explorer import explore
@@ -121,6 +124,9 @@ __all__ = [
     "load_model",
     "load_recipe",
     "minimal_epsilon",
+    "pool_comparisons",
+    "pool_differences",
+    "power",
     "register",
     "report",
     "robustness_curve",

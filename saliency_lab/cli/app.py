@@ -20,6 +20,7 @@ from saliency_lab.cli import (
     doctor,
     download,
     listing,
+    power,
     report,
     score,
     study,
@@ -71,7 +72,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for verb in (demo, train, attribute, score, attack, study, audit, report, listing, download, doctor):
+for verb in (demo, train, attribute, score, attack, study, audit, report, power, listing, download, doctor):
     verb.add_to(app)
 
 

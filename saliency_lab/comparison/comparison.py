@@ -127,6 +127,34 @@ class Comparison:
         """
         return self.summary.table.copy()
 
+    def aggregate(self, metric: str, method: str | None = None) -> pd.DataFrame:
+        """Aggregate a metric over training seeds with statistics that an outlying seed moves little.
+
+        The scores of a model are its seeds' means over the images, by method (or by attack and ε). Needs five
+        training seeds of every model; see `aggregate` for the definitions (Agarwal et al., NeurIPS 2021).
+
+        Parameters
+        ----------
+        metric : str
+            A metric, "accuracy" or "robust_accuracy".
+        method : str, optional
+            Of the maps, or the attack; all by default.
+
+        Returns
+        -------
+        DataFrame
+            One row per model: `seeds`, `tasks`, the interquartile mean `iqm` with its stratified bootstrap
+            interval `low` and `high`, and the probability of `improvement` over the baseline with
+            `improvement_low` and `improvement_high`: that a random seed of the model is better than a random
+            seed of the baseline.
+
+        Raises
+        ------
+        InputError
+            If a model has fewer than five seeds, or an undefined score.
+        """
+        return self.summary.aggregate(metric, method)
+
     def ranking(self, metric: str, model: str | None = None) -> Ranking:
         """Rank the methods by a metric within each image, for one model (the baseline): Friedman and Nemenyi.
 
@@ -153,7 +181,7 @@ class Comparison:
 
     @property
     def plot(self) -> ComparisonPlots:
-        """Figures: maps, robustness, tradeoff, dots, slopes, curves, ranking, agreement."""
+        """Figures: maps, robustness, tradeoff, dots, slopes, curves, profile, ranking, agreement."""
         from saliency_lab.comparison.plots import ComparisonPlots
 
         return ComparisonPlots(self.summary)

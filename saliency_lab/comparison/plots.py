@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from saliency_lab._common.errors import InputError, unknown_name
-from saliency_lab.comparison import statistics
+from saliency_lab._common.seeding import derive_seed
+from saliency_lab.comparison import aggregate, statistics
 from saliency_lab.comparison.measures import ACCURACY, ROBUST
 from saliency_lab.comparison.summary import Pictures, Summary
 from saliency_lab.plotting import bands, curves, dots, heatmap, maps, ranks, slopes, tradeoff
@@ -212,6 +213,38 @@ class ComparisonPlots:
             note=self._note(),
             width=width,
             among=self._summary.models,
+        )
+
+    def profile(self, metric: str, *, method: str | None = None, width: float = CHART_WIDTH) -> Figure:
+        """Performance profile: the share of training seeds whose score lies above each threshold.
+
+        The bands are stratified bootstrap intervals at each threshold; see `Comparison.aggregate`.
+
+        Raises
+        ------
+        InputError
+            If a model has fewer than five training seeds.
+        """
+        summary = self._summary
+        scores = summary.seed_scores(metric, method)
+        ends = [float(edge(values)) for values in scores.values() for edge in (np.min, np.max)]
+        thresholds = np.linspace(min(ends), max(ends), 101)
+        drawn = {}
+        for model, values in scores.items():
+            key = derive_seed(summary.seed, "profile", metric, model)
+            drawn[model] = (
+                thresholds,
+                *aggregate.profile_band(values, thresholds, level=summary.level, seed=key),
+            )
+        measure = summary.measure(metric, method)
+        return bands.bands(
+            drawn,
+            xlabel=f"{metric.replace('_', ' ')} above which a seed counts",
+            ylabel="share of training seeds",
+            share=measure.share,
+            note=self._note(),
+            width=width,
+            among=summary.models,
         )
 
     def ranking(self, metric: str, model: str | None = None) -> Figure:
