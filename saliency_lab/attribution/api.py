@@ -26,7 +26,7 @@ from saliency_lab._common.registry import given_settings
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attribution.batch import Batch, pass_rows
-from saliency_lab.attribution.catalogue import METHODS, Explained
+from saliency_lab.attribution.catalogue import METHODS, Explained, Method
 from saliency_lab.attribution.result import Attributions
 from saliency_lab.attribution.target import Target, TargetSpec, describe_target, resolve_target
 
@@ -98,6 +98,7 @@ def attribute(
     with gradients_recorded(), unfit_images_told(model, x), undisturbed(model), preserved_rng(seed):
         x = check_images(x).detach()
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)
+        parsed = _resolved(chosen, parsed, model, x)
         values = torch.empty(x.shape, dtype=torch.float32)
         totals = []
         for rows, (maps, total) in _passes(name, run, parsed, seed, model, x, aim):
@@ -162,11 +163,18 @@ def attribute_beside(
     parsed = parse_settings(chosen.settings, settings, of=f"method '{name}'")
     with gradients_recorded(), undisturbed(model), preserved_rng(seed):
         aim = Target(classes.cpu().clone(), None, int(classes.max()))
-        parts = [
-            maps for _, (maps, _) in _passes(name, run, parsed, seed, model, points.detach(), aim, originals)
-        ]
+        points = points.detach()
+        parsed = _resolved(chosen, parsed, model, points)
+        parts = [maps for _, (maps, _) in _passes(name, run, parsed, seed, model, points, aim, originals)]
     made = torch.cat([part.cpu() for part in parts])
     return made.float() if chosen.function is None else made
+
+
+def _resolved(method: Method, parsed: Any, model: nn.Module, x: Tensor) -> Any:
+    """Return the settings with those that only a run of the model tells, such as a layer."""
+    if method.resolve is None:
+        return parsed
+    return method.resolve(model, x[:1].to(device_of(model), dtype_of(model)), parsed)
 
 
 def _passes(

@@ -267,7 +267,7 @@ class Attributions:
         return f"Attributions({', '.join(f'{key}: {value}' for key, value in self._facts().items())})"
 
     def _repr_html_(self) -> str:
-        from saliency_lab.plotting.maps import tiles
+        from saliency_lab.plotting.painting import tiles
 
         few = self.values[:_SHOWN]
         drawn = tiles(torch.zeros_like(few), {self.method: few}, scale="panel").maps[self.method]

@@ -24,7 +24,12 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of maps scaled by their largest magnitude, channel mean; NaN for a map of zeros.
 
-    Windows of 7×7, less on smaller maps. Wang et al., IEEE Transactions on Image Processing, 2004.
+    Windows have 7 × 7 pixels, or fewer on smaller maps; a map with a side of 1 or 2 pixels is one window.
+    Wang et al., IEEE Transactions on Image Processing, 2004.
+
+    >>> x = torch.rand(2, 3, 8, 8)
+    >>> ssim(x, x).tolist()
+    [1.0, 1.0]
     """
     _checked(a, b)
     window = min(7, *(size - 1 + size % 2 for size in a.shape[2:]))
@@ -34,12 +39,25 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         if not all(0 < scale < np.inf for scale in scales):
             scores.append(np.nan)
             continue
+        first, second = first / scales[0], second / scales[1]
+        if window < 3:
+            scores.append(float(np.mean([_one_window(*pair) for pair in zip(first, second, strict=True)])))
+            continue
         scores.append(
-            structural_similarity(
-                first / scales[0], second / scales[1], data_range=2.0, channel_axis=0, win_size=window
-            )
+            structural_similarity(first, second, data_range=_RANGE, channel_axis=0, win_size=window)
         )
     return torch.tensor(scores, dtype=torch.float64)
+
+
+_RANGE = 2.0
+
+
+def _one_window(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the structural similarity of two planes (H, W) that are one window each."""
+    c1, c2 = (0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2
+    (va, cov), (_, vb) = np.cov(a.ravel(), b.ravel()) if a.size > 1 else np.zeros((2, 2))
+    ma, mb = a.mean(), b.mean()
+    return float((2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2)))
 
 
 def top_k_overlap(a: Tensor, b: Tensor, k: float = 0.1) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Epsilon, Settings
 from saliency_lab.comparison import statistics
@@ -123,8 +124,8 @@ class Claim(Settings):
         radii = sorted({eps for declared in attacks.values() for eps in declared if eps > 0})
         for eps in self.eps:
             if not any(abs(eps - each) < 1e-9 for each in radii):
-                there = ", ".join(f"{each:.4g}" for each in radii) or "none"
-                raise InputError(f"ε = {eps:g} {place} is not attacked at; there are: {there}")
+                there = ", ".join(map(format_epsilon, radii)) or "none"
+                raise InputError(f"ε = {format_epsilon(eps)} {place} is not attacked at; there are: {there}")
         if self.primary is not None:
             self._check_primary(self.primary, models, metrics, methods, attacks)
 
@@ -155,9 +156,11 @@ class Claim(Settings):
                 raise InputError(f"{place} must name an attack: {', '.join(attacks)}")
             radii = [eps for eps in attacks[endpoint.method or next(iter(attacks))] if eps > 0]
             if endpoint.eps is None and len(radii) > 1:
-                raise InputError(f"{place} must name one ε: {', '.join(f'{eps:.4g}' for eps in radii)}")
+                raise InputError(f"{place} must name one ε: {', '.join(map(format_epsilon, radii))}")
             if endpoint.eps is not None and not any(abs(endpoint.eps - eps) < 1e-9 for eps in radii):
-                raise InputError(f"{place} names ε = {endpoint.eps:g}, at which {endpoint.method} is not run")
+                raise InputError(
+                    f"{place} names ε = {format_epsilon(endpoint.eps)}, at which {endpoint.method} is not run"
+                )
 
 
 class Purpose(Settings):
@@ -414,7 +417,10 @@ def _missing(claim: Claim, rows: pd.DataFrame) -> list[str]:
     """Names and ε of a claim that no row is about: misspelt, or failed."""
     there = {*rows["model"], *rows["over"], *rows["metric"], *rows["method"]}
     radii = [eps for eps in claim.eps if not np.isclose(rows["eps"].to_numpy(float), eps).any()]
-    missing = [*(n for n in _names(claim) if n not in there), *(f"ε = {eps:.4g}" for eps in radii)]
+    missing = [
+        *(n for n in _names(claim) if n not in there),
+        *(f"ε = {format_epsilon(eps)}" for eps in radii),
+    ]
     if claim.primary is not None and not (rows["endpoint"] == PRIMARY).any():
         missing.append("the primary endpoint")
     return missing
@@ -468,7 +474,7 @@ def _measures(rows: pd.DataFrame) -> str:
     for metric, group in rows.groupby("metric", sort=False):
         within = []
         for method, members in group.groupby("method", sort=False):
-            radii = [f"{eps:.4g}" for eps in members["eps"] if eps > 0]
+            radii = [format_epsilon(eps) for eps in members["eps"] if eps > 0]
             name = str(method).replace("_", " ")
             within.append(f"{name}, ε = {', '.join(radii)}" if radii else name)
         text = str(metric).replace("_", " ")

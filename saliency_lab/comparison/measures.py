@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab.comparison import statistics
 from saliency_lab.comparison.statistics import Interval, MeanEstimate, PairedTest
 from saliency_lab.metrics.catalogue import Better
@@ -44,7 +45,7 @@ class Measure:
     @property
     def label(self) -> str:
         """The method, or the attack and its ε."""
-        return f"{self.method}, ε = {self.eps:.4g}" if self.metric == ROBUST else self.method
+        return f"{self.method}, ε = {format_epsilon(self.eps)}" if self.metric == ROBUST else self.method
 
     def estimate(self, model: str) -> MeanEstimate:
         """Estimate the mean of a model; it is unknown where the model's seeds disagree."""

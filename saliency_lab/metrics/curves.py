@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -15,6 +17,7 @@ from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Curve, Metric, MetricIn
 from saliency_lab.metrics.maps import pixel_scores
 from saliency_lab.metrics.probe import Baseline, Output, Probe
 from saliency_lab.metrics.removal import area, cuts, outcome, patch_count, patches, removal, unit_sums
+from saliency_lab.metrics.sizes import Size, SizedSettings, pixels_of
 
 PIXELS_IN_TURN = "the highest pixels removed in turn"
 PATCHES_IN_TURN = "the highest patches removed in turn"
@@ -43,13 +46,20 @@ class MaskedAccuracy(Settings):
     absolute: bool = False
 
 
-class PatchCurve(Settings):
-    """Patches of `patch_size`² pixels are removed one by one, the highest sums first."""
+class PatchCurve(SizedSettings):
+    """Square patches are removed one by one, the highest sums first.
 
-    patch_size: int = Field(4, ge=1)
+    `patch_size` is a patch's side in pixels, or as a fraction of the image's shorter side.
+    """
+
+    patch_size: Size = "1/7"
     baseline: Baseline = "black"
     absolute: bool = False
     output: Output = "probability"
+
+    def at_size(self, height: int, width: int) -> Self:
+        """Return the settings in pixels."""
+        return self.model_copy(update={"patch_size": pixels_of(self.patch_size, min(height, width))})
 
 
 class RegionPerturbation(PatchCurve):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Metric, MetricInput, Me
 from saliency_lab.metrics.maps import pixel_scores
 from saliency_lab.metrics.probe import Baseline, Output, Predictions, Probe
 from saliency_lab.metrics.removal import cuts, patch_count, patches, unit_sums
+from saliency_lab.metrics.sizes import Size, SizedSettings, pixels_of
 
 ONE_PATCH = "patches removed one at a time"
 """What `without_units` answers for several metrics."""
@@ -26,14 +27,18 @@ ONE_PATCH = "patches removed one at a time"
 UNVARIED = "the model's answer, or the map's sum, is the same for everything removed"
 
 
-class RandomSubsets(Settings):
-    """`runs` random subsets of `subset_size` pixels are removed."""
+class RandomSubsets(SizedSettings):
+    """`runs` random subsets are removed, each of `subset_size` pixels or that fraction of them."""
 
     runs: int = Field(100, ge=3)
-    subset_size: int = Field(224, ge=1)
+    subset_size: Size = "2/7"
     baseline: Baseline = "black"
     absolute: bool = False
     output: Output = "probability"
+
+    def at_size(self, height: int, width: int) -> Self:
+        """Return the settings in pixels."""
+        return self.model_copy(update={"subset_size": pixels_of(self.subset_size, height * width)})
 
 
 class SensitivityN(Settings):
@@ -66,12 +71,20 @@ class RandomFills(Settings):
     output: Output = "probability"
 
 
-class Patches(Settings):
-    """Every patch of each size is removed, each alone; maps explain logits, so logits are read."""
+class Patches(SizedSettings):
+    """Every patch of each size is removed, each alone; maps explain logits, so logits are read.
 
-    patch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((4,), min_length=1, strict=False)
+    `patch_sizes` are sides in pixels, or fractions of the image's shorter side.
+    """
+
+    patch_sizes: tuple[Size, ...] = Field(("1/7",), min_length=1, strict=False)
     baseline: Baseline = "black"
     output: Output = "logit"
+
+    def at_size(self, height: int, width: int) -> Self:
+        """Return the settings in pixels."""
+        sizes = tuple(pixels_of(size, min(height, width)) for size in self.patch_sizes)
+        return self.model_copy(update={"patch_sizes": sizes})
 
 
 def random_subsets(probe: Probe, runs: int, size: int) -> Tensor:

@@ -15,7 +15,7 @@ from saliency_lab._common.ranks import mean_ranks, pearson
 from saliency_lab._common.seeding import derive_seed, sample_normal, sample_uniform
 from saliency_lab.attribution.sanity import check_randomisable, randomise
 from saliency_lab.attribution.similarity import ssim
-from saliency_lab.metrics.catalogue import Metric, MetricInput, MetricOutput, register
+from saliency_lab.metrics.catalogue import MapsMade, Metric, MetricInput, MetricOutput, register
 from saliency_lab.metrics.explainer import Explaining
 from saliency_lab.metrics.probe import Probe
 
@@ -62,7 +62,7 @@ def randomised(model: nn.Module, order: Order, seed: int) -> Iterator[nn.Module]
         If the network has no such layer, or was traced, scripted or compiled.
     """
     check_randomisable(model)
-    names = [name for name, module in model.named_modules() if _is_layer(module)]
+    names = layer_names(model)
     if not names:
         raise InputError("the model has no layer with parameters, so there is nothing to randomise")
     network = copy.deepcopy(model)
@@ -71,6 +71,11 @@ def randomised(model: nn.Module, order: Order, seed: int) -> Iterator[nn.Module]
             network = copy.deepcopy(model)
         randomise(network.get_submodule(name), derive_seed(seed, "randomised", name))
         yield network
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """Return the names of the modules with parameters of their own, in the order of registration."""
+    return [name for name, module in model.named_modules() if _is_layer(module)]
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -171,7 +176,7 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_mprt,
-        maps=lambda s: "layers",
+        maps=lambda s: MapsMade(per_layer=1),
     )
 )
 register(
@@ -186,7 +191,7 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_smooth_mprt,
-        maps=lambda s: f"{s.samples} × (layers + 1)",
+        maps=lambda s: MapsMade(besides=s.samples, per_layer=s.samples),
     )
 )
 register(
@@ -201,7 +206,7 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_efficient_mprt,
-        maps=lambda s: "1",
+        maps=lambda s: MapsMade(1),
     )
 )
 register(
@@ -216,6 +221,6 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_random_logit,
-        maps=lambda s: "1",
+        maps=lambda s: MapsMade(1),
     )
 )

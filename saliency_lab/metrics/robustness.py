@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from pydantic import Field
@@ -15,13 +16,14 @@ from saliency_lab._common.seeding import sample_uniform
 from saliency_lab._common.settings import Epsilon
 from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
 from saliency_lab.metrics import quantus_engine as quantus
-from saliency_lab.metrics.catalogue import Metric, MetricInput, MetricOutput, register
+from saliency_lab.metrics.catalogue import MapsMade, Metric, MetricInput, MetricOutput, added_later, register
 from saliency_lab.metrics.explainer import Explaining
 from saliency_lab.metrics.maps import Needs, pixel_scores
 from saliency_lab.metrics.probe import Output, Probe
+from saliency_lab.metrics.sizes import Size, SizedSettings, pixels_of
 
 TINY = 1e-6
-"""What stands for a zero in the relative changes of Agarwal et al."""
+"""Stands for a zero in the relative changes of Agarwal et al.; in a map, times its largest magnitude."""
 
 
 class Neighbours(Explaining):
@@ -37,10 +39,20 @@ class RelativeNeighbours(Neighbours):
     output: Output = "logit"
 
 
-class Translations(Explaining):
-    """The image is moved across by up to `max_shift` pixels either way, black behind it."""
+class Translations(Explaining, SizedSettings):
+    """The image is moved across by up to `max_shift` either way, in steps of `step`, black behind it.
 
-    max_shift: int = Field(4, ge=1)
+    Both are in pixels, or fractions of the image's shorter side.
+    """
+
+    max_shift: Size = "1/7"
+    step: Size = Field("1/28", json_schema_extra=added_later(1))
+
+    def at_size(self, height: int, width: int) -> Self:
+        """Return the settings in pixels."""
+        side = min(height, width)
+        lengths = {"max_shift": pixels_of(self.max_shift, side), "step": pixels_of(self.step, side)}
+        return self.model_copy(update=lengths)
 
 
 class Attacked(Explaining):
@@ -102,15 +114,16 @@ def _local_lipschitz(case: MetricInput) -> MetricOutput:
     return MetricOutput((_map_changes(case) / steps).amax(1).numpy())
 
 
-def relative(change: Tensor, value: Tensor) -> Tensor:
-    """`change` / `value`, entry by entry, with `TINY` in place of a value of zero."""
-    return change / value.where(value != 0, TINY)
+def relative(change: Tensor, value: Tensor, zero: Tensor | float = TINY) -> Tensor:
+    """Divide `change` by `value`, entry by entry, with `zero` in place of a value of zero."""
+    return change / value.where(value != 0, zero)
 
 
 def _relative_stability(case: MetricInput, changes: Callable[[MetricInput, Tensor], Tensor]) -> MetricOutput:
     """Largest ratio of the map's relative change to `changes` (N, S), over neighbours of the same class."""
     maps = case.maps.cpu()[:, None]
-    above = _lengths(relative(maps - neighbour_maps(case), maps))
+    zero = TINY * maps.abs().amax((1, 2, 3, 4), keepdim=True)  # so that the map's scale does not matter
+    above = _lengths(relative(maps - neighbour_maps(case), maps, zero))
     points = neighbours(case.probe, case.settings.samples, case.settings.radius)
     ratio = above / changes(case, points).clamp_min(TINY)
     same = _winners(case, points)[:, 1:] == _winners(case, points)[:, :1]
@@ -202,7 +215,8 @@ def _quantus_neighbours(name: str, case: MetricInput, **settings: object) -> Met
 
 def _continuity(case: MetricInput) -> MetricOutput:
     images = case.probe.images
-    shifts = [shift for size in range(1, case.settings.max_shift + 1) for shift in (-size, size)]
+    sizes = range(case.settings.step, case.settings.max_shift + 1, case.settings.step)
+    shifts = [shift for size in sizes for shift in (-size, size)]
     moved = torch.stack([_shifted(images, shift) for shift in shifts], 1)
     maps = case.explainer(case.probe.model, moved, case.settings.explain)
     own = case.maps.cpu()[:, None]
@@ -255,6 +269,7 @@ def _register_neighbours(
     quantus_name: str | None = None,
     *,
     settings: type[Neighbours] = Neighbours,
+    revision: int = 0,
     **constructor: object,
 ) -> None:
     register(
@@ -273,7 +288,8 @@ def _register_neighbours(
             quantus=(lambda case: _quantus_neighbours(quantus_name, case, **constructor))
             if quantus_name
             else None,
-            maps=lambda s: str(s.samples),
+            maps=lambda s: MapsMade(s.samples),
+            revision=revision,
         )
     )
 
@@ -310,6 +326,7 @@ def _register_relative(name: str, changes: Callable[[MetricInput, Tensor], Tenso
         "Agarwal et al., arXiv:2203.06877, 2022",
         lambda case: _relative_stability(case, changes),
         settings=RelativeNeighbours,
+        revision=1,  # a zero of the map once counted as 1e-6 whatever the map's scale
     )
 
 
@@ -328,7 +345,7 @@ register(
         needs="nonzero",
         undefined="no translation changes the image, or the map of one is not finite",
         fast=_continuity,
-        maps=lambda s: str(2 * s.max_shift),
+        maps=lambda s: MapsMade(2 * (s.max_shift // s.step)),
     )
 )
 
@@ -354,7 +371,7 @@ def _register_attacked(
             needs=needs,
             undefined="the map of the attacked image is constant, zero or not finite",
             fast=fast,
-            maps=lambda s: "1",
+            maps=lambda s: MapsMade(1),
         )
     )
 

@@ -37,13 +37,18 @@ def read_requests(given: Requests, kind: str) -> list[Request]:
     if not isinstance(given, Mapping | Sequence):
         raise InputError(f"{kind}s must be a name, a function, several, or label → settings, not {given!r}")
     if not isinstance(given, Mapping):
-        by_label = {_label(each): each for each in given}
+        by_label: dict[str, Any] = {}
         for each in given:
-            if by_label[_label(each)] is not each and by_label[_label(each)] != each:
+            if (label := _label(each)) in by_label:
+                same = by_label[label] is each or by_label[label] == each
                 raise InputError(
-                    f"two different {kind}s are called '{_label(each)}'; tell them apart by a label each, "
-                    f"such as {{'first': f, 'second': g}}"
+                    f"{kind} '{label}' is given twice; give each a label of its own, such as "
+                    f"{{'first': {{'{kind}': '{label}', …}}, 'second': {{'{kind}': '{label}', …}}}}"
+                    if same
+                    else f"two different {kind}s are called '{label}'; give each a label of its own, such as "
+                    "{'first': f, 'second': g}"
                 )
+            by_label[label] = each
         given = {label: {kind: each} for label, each in by_label.items()}
     if not given:
         raise InputError(f"name at least one {kind}; list_{kind}s() says which there are")

@@ -24,7 +24,7 @@ from saliency_lab.attacks.methods import METHODS as ATTACKS
 from saliency_lab.attribution import Attributions, attribute
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.metrics.api import Job, Scores, make_job, run_jobs
-from saliency_lab.metrics.catalogue import METRICS, Metric
+from saliency_lab.metrics.catalogue import METRICS, Metric, stored_settings
 from saliency_lab.study.cache.results import Cell, Content, matters
 from saliency_lab.study.requests import Request
 from saliency_lab.study.sample import Sample
@@ -55,7 +55,11 @@ def method_asked(request: Request) -> Asked:
 
 def _revision(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what distinguishes results under a definition that has changed; nothing if it never did."""
-    revision = baseline_revision(settings) if isinstance(request.what, str) else 0
+    if not isinstance(request.what, str):
+        return {}
+    revision = baseline_revision(settings)
+    if request.what in METHODS:
+        revision = max(revision, METHODS[request.what].revision(settings))
     return {"revision": revision} if revision else {}
 
 
@@ -87,7 +91,14 @@ def metric_asked(request: Request, sample: Sample) -> Asked:
             )
         settings["masks"] = sample.masks
     parsed = parse_settings(metric.settings, settings, of=f"metric '{metric.name}'")
-    asked = {"metric": _identity(request), "engine": engine, "settings": canonical(parsed)}
+    height, width = sample.x.shape[2:]
+    asked = {
+        "metric": _identity(request),
+        "engine": engine,
+        "settings": canonical(stored_settings(parsed, height, width)),
+    }
+    if metric.revision:
+        asked["definition"] = metric.revision
     return asked | _revision(request, dict(parsed))
 
 

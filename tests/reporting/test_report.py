@@ -373,7 +373,7 @@ def test_verdicts_say_what_differs_and_by_how_much(make_reported, tmp_path):
 
 
 def test_a_difference_that_the_seeds_do_not_bear_out_is_none(tmp_path):
-    """Far above the baseline with one seed and near it with two: a test over images would find a difference."""
+    """Far above the baseline with one seed and near it with two: a test over images would find more."""
 
     def net(score):
         layer = torch.nn.Linear(16, 2)
