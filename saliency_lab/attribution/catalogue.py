@@ -79,7 +79,7 @@ def custom_method(extension: Extension) -> Method:
         return maps.detach(), None
 
     first = (getattr(function, "__doc__", None) or "").strip().partition("\n")[0]
-    return Method(name, "custom", run, settings_of(extension, 3), "", first, function)
+    return Method(name, "custom", run, settings_of(extension, 3), "", first, function=function)
 
 
 METHODS: Registry[Method] = Registry("method", "method", custom_method)
