@@ -24,6 +24,7 @@ from saliency_lab.comparison.tables import estimate_text, leading, mark_in_markd
 from saliency_lab.experiment.run import Run
 from saliency_lab.models import card_of
 from saliency_lab.plotting.style import save
+from saliency_lab.reporting.provenance import machines
 from saliency_lab.training.recipe import dotted
 from saliency_lab.training.run import LOG
 
@@ -350,6 +351,9 @@ def _provenance(declared: Declaration, study: Study) -> list[str]:
         f"- seed of the images and of every draw: {declared.seed}",
         f"- images and labels: `{study.sample.fingerprint[:12]}`, the beginning of their hash",
         f"- versions: {used}",
+        f"- processor and threads: {machines(study)}",
+        "- another processor or number of threads can change the last digits of a result, and networks that "
+        "are trained there have other weights; such differences are of the size of those between seeds",
         "",
     ]
     return lines

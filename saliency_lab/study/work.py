@@ -14,7 +14,7 @@ from saliency_lab._common.baseline import baseline_revision
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import canonical, fingerprint
 from saliency_lab._common.inference import device_of
-from saliency_lab._common.provenance import versions
+from saliency_lab._common.provenance import machine, versions
 from saliency_lab._common.registry import given_settings
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.ascent import check_radius
@@ -283,4 +283,4 @@ def compute_audit(
 
 
 def _provenance(model: nn.Module) -> dict[str, Any]:
-    return {"device": str(device_of(model)), "versions": versions()}
+    return {"device": str(device_of(model)), **machine(), "versions": versions()}
