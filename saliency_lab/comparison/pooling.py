@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,8 +32,8 @@ class PooledDifference:
     Attributes
     ----------
     table : DataFrame
-        One row per study, then "fixed effect" and "random effects": `difference`, `low`, `high`, `p`,
-        `weight_fixed` and `weight_random`.
+        One row per study, then "fixed effect" and "random effects": `difference`, `low`, `high`, `p` (of a
+        study where it is known), `weight_fixed` and `weight_random`.
     heterogeneity : float
         I², the share of the variance between studies that is not due to chance, in [0, 1].
     p_heterogeneity : float
@@ -55,8 +56,8 @@ class PooledDifference:
     def __str__(self) -> str:
         width = max(len(str(name)) for name in self.table.index)
         lines = [
-            f"{name:<{width}}  {one_line(estimate(_interval(row), share=self.share, signed=True))}  "
-            f"p = {p_value(row['p'])}".replace("= <", "<")
+            f"{name:<{width}}  {one_line(estimate(_interval(row), share=self.share, signed=True))}"
+            + ("" if math.isnan(row["p"]) else f"  p = {p_value(row['p'])}".replace("= <", "<"))
             for name, row in self.table.iterrows()
         ]
         return "\n".join(
@@ -112,18 +113,21 @@ def pool_comparisons(
     InputError
         If a comparison lacks a model or the measure, or a difference has no interval.
     """
-    intervals, levels, shares = {}, set(), set()
+    intervals, p, levels, shares = {}, {}, set(), set()
     for name, comparison in comparisons.items():
         measure = comparison.measure(metric, method, eps[name] if isinstance(eps, Mapping) else eps)
         for each in (model, over):
             if each not in measure.values:
                 raise InputError(f"the study '{name}' has no {metric} of '{each}'")
         intervals[name] = measure.difference(model, over, comparison.level)
+        p[name] = measure.p_value(model, over)
         levels.add(comparison.level)
         shares.add(measure.share)
     if len(levels) != 1:
         raise InputError(f"pooled studies must have one confidence level, not {len(levels)}")
-    return pool_differences(intervals, level=levels.pop(), share=shares.pop())
+    pooled = pool_differences(intervals, level=levels.pop(), share=shares.pop())
+    pooled.table.loc[list(p), "p"] = list(p.values())
+    return pooled
 
 
 def pool_differences(
@@ -169,7 +173,7 @@ def pool_differences(
     found = combine_effects(
         effects, errors**2, method_re="iterated", row_names=list(table.index), use_t=False
     )
-    table["p"] = 2 * special.ndtr(-np.abs(effects) / errors)
+    table["p"] = np.nan
     table["weight_fixed"] = found.weights_fe / found.weights_fe.sum()
     table["weight_random"] = found.weights_re / found.weights_re.sum()
     freedom = len(table) - 1
