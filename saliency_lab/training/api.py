@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import check_input_kept, predict
@@ -91,12 +91,12 @@ def train(
     }
     run = RunFolder(out, identity) if out is not None else None
     if run is not None and run.finished:
-        return load_model(run.path, model=copy.deepcopy(own))
+        return load_model(run.path, model=None if own is None else copy_model(own))
     fabric = _fabric(accelerator, devices, num_nodes, strategy, settled.training.precision)
     with run.alone() if run is not None and fabric.is_global_zero else nullcontext():
         if run is not None and run.finished:  # since a moment ago, by another process
-            return load_model(run.path, model=copy.deepcopy(own))
-        net = copy.deepcopy(own) if own is not None else _build(settled, data)
+            return load_model(run.path, model=None if own is None else copy_model(own))
+        net = copy_model(own) if own is not None else _build(settled, data)
         if fabric.is_global_zero:
             logger.info("training %s, seed %d, on %d images", settled.name, settled.seed, len(data.train))
         with preserved_rng():
@@ -160,8 +160,8 @@ def _check_own(model: nn.Module, data: ImageData) -> int:
     x, _ = data.train.batch(slice(2))
     try:
         with preserved_rng(0):
-            logits = predict(copy.deepcopy(model), x)
-            check_input_kept(copy.deepcopy(model), x)
+            logits = predict(copy_model(model), x)
+            check_input_kept(copy_model(model), x)
     except SaliencyLabError:
         raise
     except Exception as error:

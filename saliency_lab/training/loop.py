@@ -19,6 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
+from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
 from saliency_lab._common.inference import missing_derivatives_told
 from saliency_lab._common.memory import freed_memory_kept
@@ -139,7 +140,7 @@ class Trainer:
                 f"training.batch_size = {batch} is more than the {len(data.train)} training images; lower it"
             )
         self.batches = len(data.train) // batch
-        self.net = copy.deepcopy(net).train()
+        self.net = copy_model(net).train()
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
         if recipe.training.channels_last:
