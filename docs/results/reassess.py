@@ -7,6 +7,8 @@ each printed difference and interval, and all differences of a page are correcte
 intervals, bold and italic marks and figures stay as they were drawn. Running it again changes nothing.
 """
 
+# ruff: noqa: E501 - the prose of pages
+
 from __future__ import annotations
 
 import re
@@ -18,8 +20,10 @@ from scipy import stats
 from saliency_lab.comparison import pool_differences
 from saliency_lab.comparison.claims import NOT_DIFFERENT, SECONDARY, Answered
 from saliency_lab.comparison.format import p_value
+from saliency_lab.comparison.measures import SHARES
 from saliency_lab.comparison.statistics import holm
 from saliency_lab.comparison.tables import pipe_table
+from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.plotting.style import save
 
 FOLDER = Path(__file__).parent
@@ -45,6 +49,7 @@ POOLED = {
 
 
 def number(text: str) -> float:
+    """Read a printed number."""
     return float(text.replace("−", "-").replace("+", ""))
 
 
@@ -81,12 +86,10 @@ def read(page: Path) -> pd.DataFrame:
     return table
 
 
-LOWER_IS_BETTER = ("pixel flipping", "max sensitivity", "complexity", "deletion")
-
-
 def _direction(row: dict[str, str]) -> str:
-    better = (number(row["difference"]) > 0) != row["measure"].startswith(LOWER_IS_BETTER)
-    return "better" if better else "worse"
+    metric = row["measure"].partition(" (")[0].replace(" ", "_")
+    higher = metric in SHARES or METRICS[metric].better == "higher"
+    return "better" if (number(row["difference"]) > 0) == higher else "worse"
 
 
 def answered(rows: pd.DataFrame) -> list[str]:
@@ -195,6 +198,7 @@ def pool(tables: dict[str, pd.DataFrame]) -> None:
 
 
 def main() -> None:
+    """Rewrite every page, and write the pooled one."""
     tables = {}
     for page in sorted(FOLDER.glob("*.md")):
         if page.stem in ("README", "pooled"):
