@@ -20,6 +20,7 @@ from saliency_lab._common.checks import (
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import (
+    check_classifier,
     check_input_kept,
     check_module,
     chunk_rows,
@@ -27,10 +28,11 @@ from saliency_lab._common.inference import (
     dtype_of,
     gradients_recorded,
     predict,
+    translate_shape_errors,
     undisturbed,
-    unfit_images_told,
 )
 from saliency_lab._common.progress import progress
+from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.ascent import Norm, check_radius, norm_of
@@ -41,8 +43,8 @@ from saliency_lab.attacks.result import AttackResult
 
 def attack(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Tensor | None = None,
     method: str | OwnAttack = "pgd",
     *,
     eps: float | str,
@@ -60,8 +62,11 @@ def attack(
     ----------
     model : nn.Module
         Takes images in [0, 1] (normalises inside) and returns logits (N, K). Looked at in eval mode.
-    x, y : Tensor
-        Images (N, C, H, W) in [0, 1] and labels (N,).
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W) in [0, 1]; or a pair (images, labels), or a loader or data set of torch or Hugging
+        Face, whose labels are used unless `y` is given.
+    y : Tensor
+        Labels (N,).
     method : str or callable
         A name of `list_attacks()`, or your own `f(model, x, y, eps)` that returns points like x.
     eps : float or str
@@ -89,6 +94,7 @@ def attack(
     >>> attack(model, x, y, "pgd", eps="8/255", steps=2).robust
     tensor([ True, False])
     """
+    x, y = read_labelled(x, y)
     chosen = METHODS.find(method)
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
     return run(model, x, y, chosen, parsed, eps=parse_epsilon(eps), seed=seed, target=target)
@@ -208,11 +214,6 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     with preserved_rng():
         check_model(model, x)
         logits = predict(model, x)
-    if logits.shape[1] < 2:
-        raise InputError(
-            "the model returns one logit an image, so no other class can be predicted; return one logit a "
-            "class, such as torch.cat([-z, z], 1) / 2 for one z of a sigmoid"
-        )
     finite = logits.isfinite().all(1)
     if not finite.all():
         first = int((~finite).nonzero()[0])
@@ -243,11 +244,8 @@ def check_model(model: nn.Module, x: Tensor) -> None:
             )
     if dtype != x.dtype:
         raise InputError(f"the model computes in {dtype}, but the images are {x.dtype}; use x.to({dtype})")
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise InputError(
-            "the model was made under torch.inference_mode, so it has no gradients; make or load it outside"
-        )
-    with unfit_images_told(model, x):
+    check_classifier(model, x)
+    with translate_shape_errors(model, x):
         check_input_kept(model, x)
 
 

@@ -19,6 +19,7 @@ from saliency_lab._common.checks import are_probabilities, parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, predict, undisturbed
 from saliency_lab._common.progress import progress
+from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.api import attack, check_batch, check_source, run
@@ -53,8 +54,8 @@ BUDGETS = {"quick": Budget(steps=30, targets=4, queries=500), "full": Budget(100
 
 def audit(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Tensor | None = None,
     method: str | OwnAttack = "pgd",
     *,
     eps: float | str,
@@ -91,6 +92,7 @@ def audit(
     radius = parse_epsilon(eps)
     if radius == 0:
         raise InputError("an audit needs eps > 0")
+    x, y = read_labelled(x, y)
     with preserved_rng(derive_seed(seed, "audit")), gradients_recorded():
         logits, y = check_batch(model, x, y)
         others = _check_surrogates(surrogates, x, logits.shape[1])

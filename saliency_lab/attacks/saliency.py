@@ -25,12 +25,13 @@ from saliency_lab._common.inference import (
     chunk_rows,
     device_of,
     gradients_recorded,
-    missing_derivatives_told,
     predict,
+    translate_missing_derivatives,
     undisturbed,
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.ranks import largest
+from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Epsilon, Settings, as_keywords, parse_settings
 from saliency_lab.attacks.api import check_model
@@ -143,7 +144,7 @@ class MapAttackResult:
 
 def attack_map(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     goal: Goal = "top_k",
     *,
     eps: float | str,
@@ -185,6 +186,7 @@ def attack_map(
         raise InputError(f"unknown goal '{goal}'; known: top_k, mass_centre")
     parsed = parse_settings(MapAttackSettings, settings, of="attack_map")
     radius = check_radius(parse_epsilon(eps), parsed.norm)
+    x = read_sample(x).x
     check_images(x)
     images = x.detach().cpu()
     with preserved_rng(derive_seed(seed, "attack_map")), gradients_recorded():
@@ -195,7 +197,7 @@ def attack_map(
         preserved_rng(derive_seed(seed, "attack_map")),
         gradients_recorded(),
         attention_differentiable_twice(),
-        missing_derivatives_told(InputError),
+        translate_missing_derivatives(InputError),
         undisturbed(model),
         progress(label=goal, total=len(images)) as bar,
     ):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import gradients_recorded
+from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import generator, sample_normal, sample_seeds, sample_uniform
 from saliency_lab.attribution import Attributions
 from saliency_lab.metrics.api import evaluate_many
@@ -37,8 +38,8 @@ MINOR_WEIGHTS, DISRUPTIVE_WEIGHTS = 0.001, 2.0
 @gradients_recorded()
 def meta_evaluate(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Tensor | None,
     attributions: Mapping[str, Attributions],
     metrics: Mapping[str, Mapping[str, Any]],
     *,
@@ -80,6 +81,7 @@ def meta_evaluate(
                 f"metric '{name}' makes maps again and compares them with those given, so it cannot be "
                 "judged by what perturbing the latter alone does to it; leave it out"
             )
+    x, y = read_labelled(x, y)
     clean = _scores(model, x, y, attributions, metrics, seed)
     columns: dict[str, list[np.ndarray]] = {}
     for draw in range(draws):

@@ -22,7 +22,7 @@ from saliency_lab.attacks.checklist import audit
 from saliency_lab.attacks.curve import robustness_curve
 from saliency_lab.attacks.methods import METHODS as ATTACKS
 from saliency_lab.attribution import Attributions, attribute
-from saliency_lab.attribution.catalogue import METHODS
+from saliency_lab.attribution.catalogue import METHODS, key_settings
 from saliency_lab.metrics.api import Job, Scores, make_job, run_jobs
 from saliency_lab.metrics.catalogue import METRICS, Metric, stored_settings
 from saliency_lab.study.cache.results import Cell, Content, matters
@@ -50,7 +50,8 @@ def method_asked(request: Request) -> Asked:
     target = request.settings.get("target", "label")
     if not (isinstance(target, str) and target == "label"):
         settings["target"] = target
-    return {"method": _identity(request), "settings": canonical(settings)} | _revision(request, settings)
+    counted = key_settings(METHODS.find(request.what).settings, settings)
+    return {"method": _identity(request), "settings": canonical(counted)} | _revision(request, settings)
 
 
 def _revision(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:

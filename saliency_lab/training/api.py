@@ -1,4 +1,4 @@
-"""`train`: from a recipe to a model."""
+"""`train`, the public entry point: from a recipe to a model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def train(
     num_nodes: int = 1,
     strategy: str = "auto",
 ) -> nn.Module:
-    """Train by a recipe; return the model on the CPU, in eval mode, its `card` telling how it was made.
+    """Train a model by a recipe and return it on the CPU, in eval mode.
 
     Parameters
     ----------
@@ -60,21 +60,30 @@ def train(
     overrides : mapping, optional
         Dotted recipe keys, such as ``{"attack.eps": "8/255"}``.
     model : nn.Module, optional
-        Your own, of images in [0, 1], that returns logits, at least one a class; a copy of it is trained.
-    accelerator, devices, num_nodes, strategy
-        As in `lightning_fabric.Fabric`; "auto" is CUDA where there is a GPU, else the CPU.
+        Your own module, which takes images in [0, 1] and returns at least one logit per class. A copy of it
+        is trained.
+    accelerator, devices, num_nodes, strategy : str, int or str, int, str
+        As in `lightning_fabric.Fabric`; "auto" is CUDA if there is a GPU, else the CPU.
 
     Returns
     -------
     nn.Module
-        With `card`: recipe, metrics on the validation split, versions.
+        Its `card` records the recipe, metrics on the validation split, and versions.
 
     Raises
     ------
     RecipeError, DataNotFoundError, CheckpointError, InputError
-        Each names the key or the file, and what would do.
+        If the recipe, the data, a checkpoint or an argument is wrong.
     TrainingError
         If the loss is not finite, or the model collapsed to a constant prediction.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> quick = {"training.epochs": 1, "validation.images": 16, "validation.steps": 1}
+    >>> model = sl.train("digits/standard", seed=0, overrides=quick)
+    >>> model.card.recipe["training"]["epochs"], model.card.seed
+    (1, 0)
     """
     changes = check_overrides(overrides)
     if seed is not None:
@@ -82,6 +91,8 @@ def train(
     settled = load_recipe(recipe, changes)
     _check_given(settled, data, model, changes)
     named, data = data is None, data if data is not None else load_data(settled.data)
+    if not len(data.train):
+        raise InputError(f"data set '{data.name}' has no training images; it is there to be looked at")
     own = model if model is not None else _own_model(settled, data)
     classes = len(data.classes) if own is None else _check_own(own, data)
     identity = {
@@ -94,7 +105,7 @@ def train(
         return load_model(run.path, model=None if own is None else copy_model(own))
     fabric = _fabric(accelerator, devices, num_nodes, strategy, settled.training.precision)
     with run.alone() if run is not None and fabric.is_global_zero else nullcontext():
-        if run is not None and run.finished:  # since a moment ago, by another process
+        if run is not None and run.finished:  # by another process in the meantime
             return load_model(run.path, model=None if own is None else copy_model(own))
         net = copy_model(own) if own is not None else _build(settled, data)
         if fabric.is_global_zero:
@@ -117,7 +128,7 @@ def train(
 def _check_given(
     recipe: Recipe, data: ImageData | None, model: nn.Module | None, overrides: Mapping[str, Any]
 ) -> None:
-    """Refuse what is no data set or no model, and overrides that they leave without effect."""
+    """Check the data set and the model, and that no override is without effect because of them."""
     if data is not None and not isinstance(data, ImageData):
         raise InputError(
             f"data must be a saliency_lab.ImageData, as load_dataset returns it, not {type(data).__name__}"
@@ -131,7 +142,7 @@ def _check_given(
     if data is not None:
         idle = {"root", "image_size", "val_fraction"}
         if ":" not in recipe.data.name and recipe.data.name != data.name:
-            idle.add("name")  # otherwise it says where these very data are found again
+            idle.add("name")  # the recipe then names where the same data are found
         for key in sorted(idle & changed.get("data", {}).keys()):
             raise InputError(
                 f"the override 'data.{key}' has no effect where data=… is given; leave one of them out"
@@ -182,8 +193,8 @@ def _fit(fabric: Fabric, recipe: Recipe, data: ImageData, net: nn.Module, run: R
 
 
 def _fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:
-    """Set Fabric up; what it does not know or have is an error that says so."""
-    if accelerator == "auto":  # Fabric's would also take an Apple GPU, which is for users to ask for
+    """Set up Fabric; a device or strategy that does not exist is an InputError."""
+    if accelerator == "auto":  # Fabric's "auto" would also choose an Apple GPU
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "16-mixed" and accelerator == "cpu":
         raise InputError('training.precision = "16-mixed" needs a GPU; on the CPU use "bf16-mixed"')
@@ -229,7 +240,7 @@ def _build(recipe: Recipe, data: ImageData) -> nn.Module:
     images = data.train.images
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
     mean, std = [], []
-    for channel in range(images.shape[1]):  # one at a time: float64 copies are large
+    for channel in range(images.shape[1]):  # one at a time, because float64 copies are large
         values = images[:, channel].double() / scale
         mean.append(values.mean().item())
         std.append(max(values.std().item(), 1e-3))
@@ -244,7 +255,7 @@ def _build(recipe: Recipe, data: ImageData) -> nn.Module:
 
 
 def _architecture(own: nn.Module, data: ImageData) -> str:
-    """What a card calls the module that was given: by name where `build_model` makes it for these images."""
+    """Return the architecture of a given module if `build_model` makes it for these images, else "custom"."""
     card = card_of(own)
     return architecture_of(own) if card and card.input_shape == data.input_shape else CUSTOM
 
@@ -252,7 +263,7 @@ def _architecture(own: nn.Module, data: ImageData) -> str:
 def _card(
     recipe: Recipe, data: ImageData, fitted: Fitted, architecture: str, num_classes: int, *, named: bool
 ) -> ModelCard:
-    """What is known of the model; `named`: whether the data are those that the recipe names."""
+    """Return the model's card; `named` says that the data are those that the recipe names."""
     validation, settled = fitted.validation, recipe.portable()
     if not named and ":" not in recipe.data.name and recipe.data.name != data.name:
         settled["data"] = {"name": data.name, "augmentation": recipe.data.augmentation}

@@ -462,7 +462,7 @@ def linear(outputs, **kind):
         ({"model": "small_cnn"}, r"model must be a torch\.nn\.Module, not str; .*'model\.name'"),
         ({"model": linear(3, dtype=torch.float64)}, r"'1\.weight' is torch\.float64, .* model\.float"),
         ({"model": linear(2)}, r"must return logits of the shape \(2, 3\), but returned \(2, 2\)"),
-        ({"model": nn.Linear(28, 3)}, r"logits of the shape \(2, classes\), but returned \(2, 1, 28, 3\)"),
+        ({"model": nn.Linear(28, 3)}, r"returned a map per image, \(N, 1, 28, 3\)"),
         ({"model": linear(3).requires_grad_(False)}, "nothing to train"),
         ({"model": nn.Flatten()}, "nothing to train"),
         ({"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(3))}, r"'1\.weight' has no shape yet"),
@@ -533,13 +533,13 @@ def test_what_a_users_module_holds_is_told_where_it_will_not_do(tmp_path, monkey
     monkeypatch.syspath_prepend(Path(__file__).parent)
     own = "own_things_of_training:"
     for keys, words in [
-        ({"model.name": f"{own}Wide"}, r"Wide' cannot be called without arguments \(.*'width'"),
-        ({"model.name": f"{own}NUMBER"}, "NUMBER' is neither a function nor a class, but int"),
-        ({"data.name": f"{own}needy"}, "needy' cannot be called without arguments"),
+        ({"model.name": f"{own}Wide"}, r"'Wide' cannot be called with num_classes and .*'width'"),
+        ({"model.name": f"{own}NUMBER"}, "'NUMBER' must be a torch module or make one, not int"),
+        ({"data.name": f"{own}needy"}, "'needy' is a function that needs"),
         ({"data.name": f"{own}NUMBER"}, r"is not a saliency_lab\.ImageData, but int"),
-        ({"data.name": f"{own}images", "data.val_fraction": 0.3}, r"data\.val_fraction has no effect on"),
-        ({"data.name": f"{own}images", "data.root": "data"}, r"data\.root has no effect on data\.name ="),
-        ({"data.name": f"{own}images", "data.image_size": 8}, r"data\.image_size has no effect on data"),
+        ({"data.name": f"{own}images", "data.val_fraction": 0.3}, "'val_fraction' has no effect on your own"),
+        ({"data.name": f"{own}images", "data.root": "data"}, "'root' has no effect on your own"),
+        ({"data.name": f"{own}images", "data.image_size": 8}, "'image_size' has no effect on your own"),
     ]:
         with pytest.raises(InputError, match=words):
             sl.train("digits/standard", overrides=TINY | keys)
