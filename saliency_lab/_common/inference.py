@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from saliency_lab._common.checks import check_logits
+from saliency_lab._common.checks import are_probabilities, check_logits
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.memory import raise_mmap_threshold
 from saliency_lab._common.threads import SharedState
@@ -326,3 +327,23 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
         chunks = x.split(chunk_rows(x.shape, device))
         rows = [check_logits(model(chunk.to(device, copy=True)), len(chunk)) for chunk in chunks]
         return torch.cat([row.float().cpu() for row in rows])
+
+
+class Predictions(NamedTuple):
+    """Predicted classes (N,) and their probabilities (N,)."""
+
+    classes: list[int]
+    probabilities: list[float]
+
+
+def predict_classes(model: nn.Module, x: Tensor) -> Predictions:
+    """Return the class that a model predicts for each image (N, C, H, W), and its probability.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    >>> len(predict_classes(model, torch.rand(2, 1, 2, 2)).classes)
+    2
+    """
+    outputs = predict(model, x).double()
+    shares = outputs if are_probabilities(outputs) else outputs.softmax(1)
+    probabilities, classes = shares.max(1)
+    return Predictions(classes.tolist(), probabilities.tolist())

@@ -100,16 +100,21 @@ DATASETS.add(
         None,
     ),
 )
-DATASETS.add(
-    "planted",
-    DatasetEntry(
-        "noise with a small planted pattern that is the label; with masks; made on the spot",
-        "1×24×24",
-        "4",
-        lambda root, download: read_planted(),
-        None,
-    ),
-)
+for _name, _pattern in (
+    ("planted", "a small planted pattern that is the label"),
+    ("planted_redundant", "two copies of a small planted pattern, either of which is the label"),
+    ("planted_xor", "two small planted patterns whose kinds are the label by XOR"),
+):
+    DATASETS.add(
+        _name,
+        DatasetEntry(
+            f"noise with {_pattern}; with masks; made on the spot",
+            "1×24×24",
+            "2" if _name == "planted_xor" else "4",
+            lambda root, download, variant=_name: read_planted(variant),  # type: ignore[misc]
+            None,
+        ),
+    )
 DATASETS.add(
     "photos",
     DatasetEntry(

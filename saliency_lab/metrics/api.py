@@ -232,13 +232,13 @@ def evaluate_many(
     """
     if not isinstance(attributions, Mapping) or not attributions:
         raise InputError("attributions must map method names to maps, with at least one")
-    requests = _read_metrics(metrics)
+    requests = read_metrics(metrics)
     jobs = [make_job(metric, settings, engine) for metric, settings in requests.values()]
     scores = run_jobs(model, x, y, attributions, jobs, seed)
     return {method: dict(zip(requests, rows, strict=True)) for method, rows in scores.items()}
 
 
-def _read_metrics(metrics: Any) -> dict[str, tuple[Any, Mapping[str, Any]]]:
+def read_metrics(metrics: Any) -> dict[str, tuple[Any, Mapping[str, Any]]]:
     """Return label → (metric, settings) for what `evaluate_many` accepts."""
     requests: dict[str, tuple[Any, Mapping[str, Any]]] = {}
     if isinstance(metrics, Mapping):

@@ -24,7 +24,7 @@ from saliency_lab.attacks.methods import METHODS as ATTACKS
 from saliency_lab.attribution import Attributions, attribute
 from saliency_lab.attribution.catalogue import METHODS, key_settings
 from saliency_lab.metrics.api import Job, Scores, make_job, run_jobs
-from saliency_lab.metrics.catalogue import METRICS, Metric, stored_settings
+from saliency_lab.metrics.catalogue import METRICS, Better, Metric, stored_settings
 from saliency_lab.study.cache.results import Cell, Content, matters
 from saliency_lab.study.requests import Request
 from saliency_lab.study.sample import Sample
@@ -118,6 +118,13 @@ def takes_masks(request: Request) -> bool:
 def describe_metric(request: Request) -> Metric:
     """Return what is known of a metric, by name or the user's own."""
     return METRICS.find(request.what)
+
+
+def better_scores(request: Request) -> Better:
+    """Return which scores of a metric are better under the settings of the request."""
+    metric = describe_metric(request)
+    settings = {key: value for key, value in request.settings.items() if key in metric.settings.model_fields}
+    return metric.direction(metric.settings.model_construct(**settings))
 
 
 def attack_asked(request: Request, eps: Sequence[float]) -> Asked:

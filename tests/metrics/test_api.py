@@ -39,7 +39,7 @@ def test_table_names_every_metric_and_what_it_means():
     assert (table["reference"].str.len() > 5).all()
     assert (
         table.loc["insertion", "settings"]
-        == "steps=28, baseline='blur', absolute=False, output='probability'"
+        == "steps=28, baseline='blur', absolute=False, output='probability', order='most_relevant_first'"
     )
     assert table.loc["focus", "settings"].split(", ")[0] == "masks"  # must be given
 
@@ -125,7 +125,8 @@ def test_more_samples_than_a_block_holds(scene, small, name):
 def test_a_map_that_is_negative_everywhere_is_scored(scene, small, name, engine):
     model, x, y, maps = scene
     scores = sl.evaluate(model, x, y, -maps.abs(), name, engine=engine, **small(name, x))
-    positive_only = {"attribution_localisation", "focus"}
+    positive_only = {"attribution_localisation", "focus", "energy_pointing_game"}
+    positive_only |= {"average_drop", "increase_in_confidence", "adcc"}
     if METRICS[name].whole:
         assert ((scores >= 0) | np.isnan(scores)).all()  # NaN where no other map is alike
     else:
