@@ -99,16 +99,18 @@ def _count_tests(declared: Declaration) -> tuple[int, int]:
 
     Those are the claims' other differences, or every model against the baseline where there is no claim.
     """
+    from saliency_lab._common.checks import parse_radii
     from saliency_lab.comparison.measures import ACCURACY, ROBUST, Measure
-    from saliency_lab.study.requests import read_attacks, read_eps, read_requests
 
     measures = [Measure(ACCURACY, "", 0.0, "higher", {})] if declared.attacks else []
-    for attack in read_attacks(declared.attacks):
-        for eps in read_eps(attack.settings["eps"]):
-            measures += [Measure(ROBUST, attack.label, eps, "higher", {})] if eps > 0 else []
-    methods = [each.label for each in read_requests(declared.methods, "method")] if declared.methods else []
-    metrics = [each.label for each in read_requests(declared.metrics, "metric")] if declared.metrics else []
-    measures += [Measure(name, method, 0.0, "neither", {}) for name in metrics for method in methods]
+    for attack, settings in declared.attacks.items():
+        radii = [eps for eps in parse_radii(settings["eps"]) if eps > 0]
+        measures += [Measure(ROBUST, attack, eps, "higher", {}) for eps in radii]
+    measures += [
+        Measure(metric, method, 0.0, "neither", {})
+        for metric in declared.metrics
+        for method in declared.methods
+    ]
     if not declared.claims:
         return 0, len(measures) * (len(declared.recipes) + len(declared.models) - 1)
     differences, primary = set(), set()

@@ -35,7 +35,7 @@ def provenance(study: Study, models: Sequence[str], unread: Missing) -> Provenan
     ran: dict[str, set[str]] = {}
     settings: dict[tuple[str, str], str] = {}
     rows, lost = [], []
-    for place, key in study.cells.items():
+    for place, key in study.results.items():
         described = study.store.describe(place.kind, key)
         if described is None:
             lost.append((place.model, place.seed, place.what))
@@ -105,7 +105,7 @@ def _facts(study: Study) -> list[tuple[str, str]]:
 def machines(study: Study) -> str:
     """Name the processors and threads that computed the results, and those of this process."""
     computed = []
-    for place, key in study.cells.items():
+    for place, key in study.results.items():
         described = study.store.describe(place.kind, key)
         source = (described[1].get("provenance") or {}) if described is not None else {}
         if "processor" in source:

@@ -47,7 +47,6 @@ def test_a_study_with_a_primary_endpoint_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "decisive.toml"
     path.write_text(STUDY, encoding="utf-8")
     declared = read_declaration(path)
-    declared.check()
     assert declared.purpose.claims[0].primary is not None
     assert declared.purpose.claims[0].primary.margin == 0.02
     assert _count_tests(declared) == (1, 5)  # 2 pairs × (accuracy, two ε), one of them primary
