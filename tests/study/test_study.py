@@ -126,9 +126,7 @@ def test_whatever_a_result_depends_on_makes_another_result(
     assert len(_result_files(tmp_path)) > count
 
 
-def test_explicit_defaults_are_the_same_result(
-    make_study: MakeStudy, tmp_path: Path
-) -> None:
+def test_explicit_defaults_are_the_same_result(make_study: MakeStudy, tmp_path: Path) -> None:
     study = make_study(tmp_path).attribute({"smoothgrad": {}})
     defaults = study.maps["plain"]["smoothgrad"].settings
     count = len(_result_files(tmp_path))
