@@ -8,6 +8,7 @@ seen are calls inside TorchScript and inside a function compiled by `torch.compi
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -181,14 +182,22 @@ class _Recorder(Rule):
 @contextmanager
 def track_modules(model: nn.Module, running: list[tuple[str, nn.Module]]) -> Iterator[None]:
     """Keep names and modules whose `forward` is running in `running`, the innermost one last."""
-    handles = []
+    thread, handles = threading.get_ident(), []
+
+    def enter(name: str, module: nn.Module) -> None:
+        if threading.get_ident() == thread:  # another thread may use the model at the same time
+            running.append((name, module))
+
+    def leave() -> None:
+        if threading.get_ident() == thread:
+            running.pop()
+
     try:
         for name, module in model.named_modules():
-            enter = module.register_forward_pre_hook(
-                lambda module, _, name=name: running.append((name, module))
-            )
-            leave = module.register_forward_hook(lambda *_: running.pop() and None, always_call=True)
-            handles += [enter, leave]
+            handles += [
+                module.register_forward_pre_hook(lambda module, _, name=name: enter(name, module)),
+                module.register_forward_hook(lambda *_: leave(), always_call=True),
+            ]
         yield
     finally:
         for handle in handles:
