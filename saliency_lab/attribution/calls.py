@@ -145,6 +145,14 @@ def _place_of_inplace(func: Call) -> int:
     return names.index("inplace") if "inplace" in names else 0
 
 
+def softmax_dim(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The dimension of a softmax or log Σ exp with these arguments; torch's implicit one if none is given."""
+    dim = kwargs["dim"] if "dim" in kwargs else args[1] if len(args) > 1 else None
+    if dim is None:
+        return 0 if args[0].ndim in (0, 1, 3) else 1
+    return dim
+
+
 def depending(*parts: Any) -> list[Tensor]:
     """Tensors that depend on the image, which are the only ones that take a gradient, in nested arguments."""
     found = []

@@ -212,12 +212,14 @@ def test_deep_lift_of_functions_of_single_pixels_is_what_each_pixel_adds(batch, 
 EXPONENTIAL: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: x.softmax(1),
     "softmax over positions": lambda x: torch.softmax(x.flatten(2), dim=-1, dtype=x.dtype),
+    "softmax over the implicit dimension": lambda x: nn.Softmax()(x),
     "log-softmax": lambda x: F.log_softmax(x, 1),
     "log-sum-exp": lambda x: x.logsumexp(1),
     "log-sum-exp over two": lambda x: torch.logsumexp(x, dim=(2, 3), keepdim=True),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
 @pytest.mark.parametrize("function", EXPONENTIAL.values(), ids=EXPONENTIAL)
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 300.0])
 def test_deep_lift_is_complete_through_a_softmax(batch, function, scale):
