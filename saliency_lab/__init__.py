@@ -50,7 +50,11 @@ _PACKAGES = {
     "load_recipe": "training",
     "train": "training",
     "Comparison": "comparison",
+    "pool_comparisons": "comparison",
+    "pool_differences": "comparison",
+    "power": "comparison",
     "Study": "study",
+    "verify": "study",
     "list_studies": "experiment",
     "register": "_common.registry",
     "Settings": "_common.settings",
@@ -76,7 +80,7 @@ if TYPE_CHECKING:
         worst_case,
     )
     from saliency_lab.attribution import Attributions, attribute, list_methods, sanity_check
-    from saliency_lab.comparison import Comparison
+    from saliency_lab.comparison import Comparison, pool_comparisons, pool_differences, power
     from saliency_lab.data import ImageBatch, ImageData, list_datasets, load_dataset, load_images
     from saliency_lab.experiment import list_studies
     from saliency_lab.explorer import explore
@@ -93,7 +97,7 @@ if TYPE_CHECKING:
         wrap,
     )
     from saliency_lab.reporting import report
-    from saliency_lab.study import Study
+    from saliency_lab.study import Study, verify
     from saliency_lab.training import list_recipes, load_recipe, train
 
 __all__ = [
@@ -130,6 +134,9 @@ __all__ = [
     "load_model",
     "load_recipe",
     "minimal_epsilon",
+    "pool_comparisons",
+    "pool_differences",
+    "power",
     "register",
     "report",
     "robustness_curve",
@@ -139,6 +146,7 @@ __all__ = [
     "steps_curve",
     "train",
     "transfer_attack",
+    "verify",
     "worst_case",
     "wrap",
 ]

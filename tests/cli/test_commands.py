@@ -92,6 +92,7 @@ def models(tmp_path_factory):
         "reproduce",
         "audit",
         "report",
+        "power",
         "list",
         "download",
         "doctor",
@@ -119,7 +120,7 @@ def test_the_help_knows_every_verb():
     listed = call("--help").stdout
     for command in app.registered_commands:
         assert (command.name or command.callback.__name__) in listed
-    assert len(app.registered_commands) == 12
+    assert len(app.registered_commands) == 14
 
 
 @pytest.mark.parametrize(
@@ -365,7 +366,7 @@ def test_study_plans_computes_and_verifies(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "sparseness" in done.stdout
     assert "0 of 3 are missing" in call("study", "first.toml", "--plan").stdout
-    assert "every cell is intact" in call("study", "first.toml", "--verify").stdout
+    assert "every file is intact" in call("study", "first.toml", "--verify").stdout
     cell = next(
         path for path in (tmp_path / "runs/first").rglob("*.safetensors") if "models" not in path.parts
     )
