@@ -84,7 +84,7 @@ def _tables(study: Study) -> list[pd.DataFrame]:
     return [study.scores, study.robustness, study.audits.drop(columns="evidence")]
 
 
-@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("how", ["bit", *(pytest.param(how, marks=pytest.mark.slow) for how in DAMAGE[1:])])
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_is_named_and_repaired_by_the_next_run(
     finished: Path, tmp_path: Path, kind: str, how: str
@@ -259,6 +259,7 @@ def declared_file(tmp_path: Path) -> Iterator[Path]:
     yield path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", [_Closed, _Losing])
 def test_on_the_command_line_a_lost_executor_exits_with_1(
     declared_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: Callable[[], Executor]
@@ -327,6 +328,7 @@ print(study.scores["score"].tolist())
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_message_and_the_next_run_goes_on(tmp_path: Path) -> None:
     def run(folder: str, disk: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", FULL_DISK, str(tmp_path / folder), disk]
