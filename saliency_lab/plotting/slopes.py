@@ -1,4 +1,4 @@
-"""Values from model to model as slopes: a line a method."""
+"""Values from model to model as slopes: one line per method."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def slopes(
     lines : mapping of line (such as a method) to mapping of model to (value, low, high)
     ylabel : str
     better : "higher", "lower" or "neither"
-        Which way is better; said at the axis.
+        Which way is better; written at the axis.
     percent : bool
         Write the axis in percent.
     note : str, optional
         Above the panel.
     width : float, optional
-        Inches; by default what the models' names take.
+        Inches; by default as much as the models' names need.
 
     Raises
     ------
