@@ -204,7 +204,7 @@ class ComparisonPlots:
         )
 
     def ranking(self, metric: str, model: str | None = None) -> Figure:
-        """Draw the critical-difference diagram of the methods' ranks by a metric; see `Comparison.ranking`."""
+        """Draw the critical-difference diagram of the methods by a metric; see `Comparison.ranking`."""
         found = self._summary.ranking(metric, model)
         return ranks.critical_difference(
             {str(name).replace("_", " "): float(value) for name, value in found.ranks.items()},

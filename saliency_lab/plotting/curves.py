@@ -47,7 +47,7 @@ def robustness(
     Parameters
     ----------
     curves : mapping of str to RobustnessCurve or DataFrame
-        Tables with the columns `along`, accuracy, low, high (shares in [0, 1]); `n` is written if it is there.
+        Tables with the columns `along`, accuracy, low, high (shares in [0, 1]), and perhaps n.
     along : str
         The column on the horizontal axis: "eps", or "steps".
     title, note : str, optional
