@@ -14,7 +14,8 @@ from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.comparison.claims import Purpose
 from saliency_lab.comparison.measures import ACCURACY, ROBUST
-from saliency_lab.study.requests import read_attacks, read_eps, read_requests
+from saliency_lab.study.requests import GridRequests, read_grid
+from saliency_lab.study.sample import StudySample
 from saliency_lab.training.recipe import DataSource, recipes_folder
 
 NamedSettings = dict[str, dict[str, Any]]
@@ -75,26 +76,32 @@ class Declaration(Purpose):
         """What it asks, without how it is found out."""
         return Purpose(**{name: getattr(self, name) for name in Purpose.model_fields})
 
-    def check(self) -> None:
-        """Refuse a study that measures nothing, and a baseline or claim about what it has not.
+    def requests(self, sample: StudySample) -> GridRequests:
+        """Read and validate methods, metrics, attacks and audits, the baseline and the claims.
+
+        No network is needed. `training_runs` checks the recipes.
 
         Raises
         ------
         InputError
-            If so; the recipes are looked at by `training_runs`.
+            For an unknown name or setting, a study that measures nothing, and a baseline or claim about
+            something that the study does not measure.
         """
+        requests = read_grid(sample, self.methods, self.metrics, self.attacks, self.audits)
         models = [*self.recipes, *self.models]
         if self.baseline is not None and self.baseline not in models:
             raise unknown_name("baseline:", self.baseline, models)
-        measured = [ACCURACY, ROBUST] if self.attacks else []
-        if self.metrics:
-            measured += [request.label for request in read_requests(self.metrics, "metric")]
+        measured = [ACCURACY, ROBUST] if requests.attacks else []
+        measured += [request.label for request in requests.metrics]
         if not measured:
             raise InputError("the study measures nothing; give metrics (and methods), or attacks")
-        methods = [each.label for each in read_requests(self.methods, "method")] if self.methods else []
-        attacks = {each.label: read_eps(each.settings["eps"]) for each in read_attacks(self.attacks)}
+        if requests.metrics and not requests.methods:
+            raise InputError("the study has metrics and no maps to score; give methods too")
+        methods = [request.label for request in requests.methods]
+        attacks = {request.label: request.eps for request in requests.attacks}
         for claim in self.claims:
             claim.check(models, measured, methods, attacks)
+        return requests
 
     @field_validator("recipes", mode="before")
     @classmethod
