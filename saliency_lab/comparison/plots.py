@@ -24,13 +24,30 @@ if TYPE_CHECKING:
 def maps_of(
     pictures: Pictures, models: Sequence[str], method: str, n: int, *, normalise: bool = True
 ) -> Figure:
-    """Draw maps of the first `n` images by one method, one column per model, summed over channels."""
+    """Draw maps of the first `n` images by one method, one column per model, summed over channels.
+
+    Below each map stands the class that its model predicts, with its probability.
+    """
     columns = {model: pictures.read_maps(model, method)[:n].reduce() for model in models}
     title = method.replace("_", " ")
     if normalise:
         columns = {model: found.normalise("max") for model, found in columns.items()}
         title += ", each map divided by its largest magnitude"
-    return maps.grid(pictures.x[:n], columns, labels=pictures.labels[:n], title=title)
+    predictions = {}
+    for model in models:
+        found = pictures.read_predictions(model)
+        if found is not None:
+            predictions[model] = [
+                maps.Prediction(_class_name(pictures, label), share)
+                for label, share in zip(found.classes[:n], found.probabilities[:n], strict=True)
+            ]
+    return maps.grid(
+        pictures.x[:n], columns, labels=pictures.labels[:n], predictions=predictions or None, title=title
+    )
+
+
+def _class_name(pictures: Pictures, label: int) -> str:
+    return pictures.classes[label] if label < len(pictures.classes) else str(label)
 
 
 class ComparisonPlots:
