@@ -10,10 +10,11 @@ import numpy as np
 
 from saliency_lab._common.checks import parse_radii
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.registry import Registry, given_settings, name_of
+from saliency_lab._common.registry import Registry, name_of
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.ascent import check_radius
 from saliency_lab.attacks.methods import METHODS as ATTACKS
+from saliency_lab.attribution.api import recorded_settings, run_of
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.metrics.api import make_job
 from saliency_lab.metrics.catalogue import METRICS, Better, Metric
@@ -87,9 +88,10 @@ def read_methods(given: Selection) -> list[Request]:
     for label, what, settings in _read_selection(given, "method"):
         method = METHODS.find(what)
         target = {key: settings.pop(key) for key in ("target",) if key in settings}
+        engine = settings.pop("engine", "fast")
+        run_of(method, engine)
         parsed = parse_settings(method.settings, settings, of=f"method '{label}'")
-        full = dict(parsed) if method.function is None else given_settings(parsed)
-        requests.append(Request(label, what, full | target))
+        requests.append(Request(label, what, recorded_settings(method, parsed, engine) | target))
     return requests
 
 

@@ -236,7 +236,7 @@ def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: p
         (("recipes =", "recipe ="), "did you mean 'recipes'"),
         (("images = 12", "images = 0"), "greater than or equal to 1"),
         (('name = "digits"', 'nam = "digits"'), "did you mean 'name'"),
-        (("[models]", "[models"), "is no TOML"),
+        (("[models]", "[models"), "is not valid TOML"),
         (('"digits/sgt"', '"digits/sgtt"'), "did you mean 'digits/sgt'"),
         (('baseline = "sgt"', 'baseline = "sgd"'), "did you mean 'sgt'"),
         (("net-1", "net-9"), "no checkpoint's card at"),
