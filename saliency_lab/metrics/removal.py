@@ -26,8 +26,8 @@ def removal(
 
     `ranks` (N, H·W) and `cut` (K,), or (N, K) with one row per sample, are int32; cuts rise from 0. With
     `insert`, the pixels of rank at or above the cut are replaced instead: the image is rebuilt from the
-    baseline. The untouched image and the bare baseline, in which such curves begin and end, are predicted once
-    for all maps, and a cut that changes nothing (black pixels made black) has the prediction of the one before.
+    baseline. The untouched image and the bare baseline, in which such curves begin and end, are predicted
+    once for all maps; a cut that changes nothing (black pixels made black) has the prediction before it.
     """
     ranks, cut = ranks.to(probe.device), cut.to(probe.device).expand(len(probe), -1)
 
