@@ -63,6 +63,29 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     return gradient / _l2(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
+def to_grid(points: Tensor, x: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
+    """Round each pixel to a multiple of 1/255 inside the ball around `x` (N, C, H, W).
+
+    Each goes to the nearest multiple inside the ball; L1 and L2 round the perturbation towards zero. A pixel
+    with no multiple of 1/255 inside the ball keeps the value of `x`.
+    """
+    radius = _per_sample(eps, x).double()
+    exact, centre = points.double() * 255, x.double() * 255
+    if norm == "linf":
+        low, high = centre - radius * 255 - _GRID_SLACK, centre + radius * 255 + _GRID_SLACK
+        grid = exact.round()
+        grid = torch.where(grid > high, grid - 1, grid)
+        grid = torch.where(grid < low, grid + 1, grid)
+        inside = (grid >= low) & (grid <= high)
+    else:
+        grid = torch.where(exact > centre, (exact + _GRID_SLACK).floor(), (exact - _GRID_SLACK).ceil())
+        inside = (grid - centre).abs() <= (exact - centre).abs() + _GRID_SLACK
+    return torch.where(inside, grid / 255, x.double()).to(points.dtype).clamp(0, 1)
+
+
+_GRID_SLACK = 1e-4  # of a level: float32 does not hold k/255 exactly
+
+
 class Stepper:
     """`project(point + length · steepest(gradient))` around one `x`, in place."""
 

@@ -15,10 +15,10 @@ from saliency_lab._common.own_code import check_callable
 from saliency_lab._common.registry import Registry
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, list_settings
-from saliency_lab.attacks.ascent import Norm, project
+from saliency_lab.attacks.ascent import project
 from saliency_lab.attacks.controls import DrawSettings, noise, random_direction
 from saliency_lab.attacks.gradient import BimSettings, FgsmSettings, PgdSettings, bim, fgsm, pgd, r_fgsm
-from saliency_lab.attacks.problem import Outcome, Problem
+from saliency_lab.attacks.problem import AttackSettings, Outcome, Problem
 from saliency_lab.attacks.reference import (
     ApgdSettings,
     AutoAttackSettings,
@@ -71,10 +71,8 @@ OwnAttack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 """A user's attack: (model, x, y, eps) → points of the shape of x."""
 
 
-class OwnSettings(Settings):
+class OwnSettings(AttackSettings):
     """Of a user's own callable; its other settings are the callable's business."""
-
-    norm: Norm = "linf"
 
 
 def method_of(method: str | OwnAttack) -> Method:

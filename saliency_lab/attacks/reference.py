@@ -27,43 +27,41 @@ from saliency_lab._common.seeding import (
     sample_seeds,
     sample_uniform,
 )
-from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.ascent import Norm, norm_of, project
 from saliency_lab.attacks.gradient import warn_of_no_gradient
-from saliency_lab.attacks.problem import Outcome, Problem
+from saliency_lab.attacks.problem import AttackSettings, Outcome, Problem
 
 _SILENT = logging.getLogger("saliency_lab.pyautoattack")
 _SILENT.addHandler(logging.NullHandler())
 _SILENT.propagate = False
 
 
-class ApgdSettings(Settings):
+class ApgdSettings(AttackSettings):
     """Auto-PGD on one loss: parameter-free but for its budget."""
 
-    norm: Norm = "linf"
     steps: int = Field(default=100, ge=1)
     restarts: int = Field(default=1, ge=1)
 
 
-class TargetedSettings(Settings):
+class TargetedSettings(AttackSettings):
     """An attack on the `target_classes` likeliest wrong classes in turn (at most K − 1 of K)."""
 
-    norm: Norm = "linf"
     steps: int = Field(default=100, ge=1)
     target_classes: int = Field(default=9, ge=1)
 
 
-class SquareSettings(Settings):
-    """Random search by squares; `queries` a sample, by the model's outputs alone."""
+class SquareSettings(AttackSettings):
+    """Random search by squares, with `queries` per sample, from the model's outputs alone.
 
-    norm: Norm = "linf"
+    The schedule of window sizes is scaled to the number of queries in L∞; in L2 it is the library's default.
+    """
+
     queries: int = Field(default=5000, ge=1)
 
 
-class AutoAttackSettings(Settings):
+class AutoAttackSettings(AttackSettings):
     """The standard ensemble: APGD-CE, targeted APGD-DLR, FAB-T, Square."""
 
-    norm: Norm = "linf"
     steps: int = Field(default=100, ge=1)
     target_classes: int = Field(default=9, ge=1)
     queries: int = Field(default=5000, ge=1)
@@ -127,7 +125,7 @@ def square(problem: Problem, settings: SquareSettings) -> Outcome:
     search = _Search(problem)
     library = _SharedDraws(
         search.model, norm=_NORMS[problem.norm], n_queries=settings.queries, eps=_radius(problem),
-        device=problem.x.device, resc_schedule=False,
+        device=problem.x.device, resc_schedule=problem.norm == "linf",
     )  # fmt: skip
     library.init_hyperparam(problem.x)
     with preserved_rng(derive_seed(problem.seed, "square")), torch.no_grad():
@@ -187,8 +185,10 @@ class _Search:
         The sum of no pixels is added, which is 0 and has a gradient of 0: the library takes it for granted
         that there is one.
         """
+        if not torch.is_grad_enabled():
+            return self.problem.judge(x.to(self.problem.x.dtype)).to(torch.float32).clone()
         logits = self.problem.model(x.to(self.problem.x.dtype))
-        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+        if x.requires_grad and not logits.requires_grad:
             warn_of_no_gradient()
         return logits.to(torch.float32) + x.flatten(1)[:, :0].sum(1, keepdim=True)
 
@@ -201,7 +201,7 @@ class _Search:
         now = self.problem.take(rows)
         with torch.no_grad():
             inside = project(found.detach().to(now.x.dtype), now.x, now.eps, now.norm)
-            logits = now.model(inside)
+            logits = now.judge(inside)
             hit = now.broken(logits)
             loss = F.cross_entropy(logits, now.y, reduction="none").to(self.loss.dtype)
         self.queries[rows] += passes + 1
