@@ -299,7 +299,7 @@ def warn_if_batch_coupled(model: nn.Module, x: Tensor, logits: Tensor) -> None:
     if depends_on_batch(model, x, logits):
         warnings.warn(
             f"{type(model).__name__} returns other logits for an image alone than for the same image in a "
-            "batch, so every result here depends on how images are grouped; let batch normalisation use its running "
-            "statistics, and turn off adaptation at test time",
+            "batch, so every result here depends on how images are grouped; let batch normalisation use its "
+            "running statistics, and turn off adaptation at test time",
             stacklevel=3,
         )

@@ -150,6 +150,9 @@ def _run(
     samples: int = getattr(settings, "samples", 1)
     quantised: bool = getattr(settings, "quantised", False)
     check_radius(float(eps.max()) if isinstance(eps, Tensor) else eps, norm)
+    if norm not in method.norms:
+        others = ", ".join(name for name in METHODS if norm in METHODS[name].norms)
+        raise InputError(f"attack '{method.name}' has no {norm} version; these have: {others}")
     original = model
     model = Expected(model, samples) if samples > 1 else model
     if clean is None:

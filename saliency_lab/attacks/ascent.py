@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l1"]
 
 
 def check_radius(eps: float, norm: Norm) -> float:
@@ -38,22 +38,38 @@ def _l2(delta: Tensor) -> Tensor:
 def norm_of(delta: Tensor, norm: Norm) -> Tensor:
     """Length (N,) of each sample's `delta` (N, C, H, W) in the norm."""
     flat = delta.flatten(1)
-    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+    if norm == "linf":
+        return flat.abs().amax(1)
+    return flat.norm(dim=1, p=1 if norm == "l1" else 2)
 
 
 def project(candidate: Tensor, x: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
     """Project onto the ε-ball around the *original* `x`, then onto [0, 1].
 
     Clipping to [0, 1] moves every pixel towards `x`, which lies in [0, 1], so the result stays in
-    the ball. `eps` is one radius, or one a sample (N,).
+    the ball. `eps` is one radius, or one per sample (N,).
     """
     radius = _per_sample(eps, x)
     delta = candidate - x
     if norm == "linf":
         delta = torch.clamp(delta, -radius, radius)
+    elif norm == "l1":
+        delta = _onto_l1_ball(delta, radius)
     else:
         delta = delta * (radius / _l2(delta).clamp_min(1e-12)).clamp_max(1.0)
     return (x + delta).clamp(0.0, 1.0)
+
+
+def _onto_l1_ball(delta: Tensor, radius: Tensor) -> Tensor:
+    """Nearest point of the L1 ball: shrink every coordinate by one threshold (Duchi et al., ICML 2008)."""
+    size = delta.flatten(1).abs()
+    limit = radius.reshape(-1, 1).expand(len(size), 1)
+    ordered = size.sort(dim=1, descending=True).values
+    excess = ordered.cumsum(1) - limit
+    rank = torch.arange(1, size.shape[1] + 1, device=size.device, dtype=size.dtype)
+    last = (ordered * rank > excess).sum(1, keepdim=True).clamp_min(1)
+    threshold = (excess.gather(1, last - 1) / last).clamp_min(0)
+    return delta.sign() * (size - threshold).clamp_min(0).reshape(delta.shape)
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
@@ -99,7 +115,7 @@ class Stepper:
 
     @torch.no_grad()
     def step_(self, point: Tensor, gradient: Tensor, length: float | Tensor) -> None:
-        """Move `point` by one step; `length` is one, or one a sample (N,)."""
+        """Move `point` by one step; `length` is one, or one per sample (N,)."""
         stride = _per_sample(length, self.x)
         if self.norm == "linf":
             point.addcmul_(torch.sign(gradient, out=self._buffer), stride)

@@ -33,6 +33,7 @@ from saliency_lab._common.seeding import derive_seed, preserved_rng, sample_seed
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.api import attack, check_batch, check_source, run
 from saliency_lab.attacks.ascent import Norm
+from saliency_lab.attacks.curve import whole_range
 from saliency_lab.attacks.losses import margin
 from saliency_lab.attacks.methods import Method, OwnAttack, method_of
 from saliency_lab.attacks.result import AttackResult
@@ -112,6 +113,8 @@ def audit(
     radius = parse_epsilon(eps)
     if radius == 0:
         raise InputError("an audit needs eps > 0")
+    if getattr(parsed, "norm", "linf") == "l1":
+        raise InputError("an audit covers the norms linf and l2; for l1 run several attacks and worst_case")
     with preserved_rng(derive_seed(seed, "audit")), gradients_recorded(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(returns probabilities|in a batch|have no gradient)")
         logits, y = check_batch(model, x, y)
@@ -642,7 +645,7 @@ def _large_eps(
 
     What it leaves, PGD on the margin may break: then the attack was weak, and no gradient is masked.
     """
-    whole = 1.0 if audited.norm == "linf" else math.sqrt(x[0].numel())
+    whole = whole_range(x, audited.norm)
     step = getattr(parsed, "step_size", None)
     scaled = parsed if step is None else parsed.model_copy(update={"step_size": step * whole / audited.eps})
     left = run(model, x, y, chosen, scaled, eps=whole, seed=seed).robust

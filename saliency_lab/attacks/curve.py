@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from saliency_lab._common.checks import check_seed, holds_several, parse_epsilon, parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
+from saliency_lab._common.inference import predict
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.api import check_batch, run
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.methods import METHODS, OwnAttack, method_of
 from saliency_lab.attacks.result import wilson
+from saliency_lab.attacks.sources import Expected
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,7 +68,7 @@ class RobustnessCurve:
         return self.robust.double().mean(1).tolist()
 
     def table(self, level: float = 0.95) -> pd.DataFrame:
-        """One row a value: eps (or steps), accuracy, low, high (the Wilson interval), n."""
+        """One row per value: eps (or steps), accuracy, low, high (the Wilson interval), n."""
         n = self.robust.shape[1]
         rows = [
             (at, right / n, *wilson(right, n, level), n)
@@ -135,6 +138,11 @@ def steps_curve(
     """
     if "steps" not in method_of(method).settings.model_fields:
         raise InputError(f"attack '{method}' has no steps; 'pgd' has")
+    if method == "autoattack":
+        raise InputError(
+            "autoattack is four attacks, of which Square has no steps, so a curve over its steps says little; "
+            "use 'apgd_ce' or 'apgd_t'"
+        )
     given = list(steps) if isinstance(steps, Iterable) else [None]
     if not all(isinstance(count, Integral) and count >= 0 for count in given):
         raise InputError(f"steps must hold integers ≥ 0, such as (1, 10, 100), not {steps!r}")
@@ -152,7 +160,7 @@ def minimal_epsilon(
     y: Tensor,
     method: str = "pgd",
     *,
-    largest: float | str = 1.0,
+    largest: float | str | None = None,
     tolerance: float | str = "1/255",
     seed: int = 0,
     **settings: Any,
@@ -163,7 +171,8 @@ def minimal_epsilon(
     `tolerance` of an ε at which the attack failed. 0 where the model is wrong on x already; inf where the
     attack fails at `largest`.
 
-    Parameters are those of `attack` without `target`, for methods that take one ε a sample.
+    Parameters are those of `attack` without `target`, for methods that take one ε per sample. By default
+    `largest` reaches every image: 1 in L∞, √(C·H·W) in L2, C·H·W in L1.
 
     Raises
     ------
@@ -174,24 +183,34 @@ def minimal_epsilon(
     if not chosen.each_eps:
         names = ", ".join(name for name in METHODS if METHODS[name].each_eps)
         raise InputError(
-            f"attack '{chosen.name}' takes a single ε for all samples; these take one each: {names}"
+            f"attack '{chosen.name}' takes a single ε for all samples; these take one per sample: {names}"
         )
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
-    high_end, precision = parse_epsilon(largest, name="largest"), parse_epsilon(tolerance, name="tolerance")
+    precision = parse_epsilon(tolerance, name="tolerance")
+    high_end = whole_range(x, getattr(parsed, "norm", "linf")) if largest is None else None
+    high_end = parse_epsilon(largest, name="largest") if high_end is None else high_end
     if precision == 0:
         raise InputError('tolerance must be > 0, such as "1/255"')
-    first = run(model, x, y, chosen, parsed, eps=high_end, seed=seed)
+    logits, y = check_batch(model, x, y)
+    logits = predict(Expected(model, parsed.samples), x) if parsed.samples > 1 else logits
+    first = run(model, x, y, chosen, parsed, eps=high_end, seed=seed, clean=logits)
     found = torch.where(first.robust, torch.inf, first.distance.double())
     found[~first.clean_correct] = 0.0
     low = torch.zeros_like(found)
     while len(rows := (found.isfinite() & (found - low > precision)).nonzero().flatten()):
         middle = (low[rows] + found[rows]) / 2
         at = rows.to(x.device)
-        tried = run(model, x[at], y.to(x.device)[at], chosen, parsed, eps=middle, seed=seed)
+        tried = run(model, x[at], y[rows], chosen, parsed, eps=middle, seed=seed, clean=logits[rows])
         # a point closer than ε is a better bound than ε; one that rounding put outside is not
         found[rows] = torch.where(tried.robust, found[rows], torch.minimum(middle, tried.distance.double()))
         low[rows] = torch.where(tried.robust, middle, torch.minimum(low[rows], found[rows]))
     return found
+
+
+def whole_range(x: Tensor, norm: Norm) -> float:
+    """Radius of the ball around an image of `x` (N, C, H, W) that holds every image of [0, 1]."""
+    pixels = x[0].numel()
+    return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
 
 
 def _curve(
@@ -209,6 +228,8 @@ def _curve(
     chosen = method_of(method)
     parsed = [parse_settings(chosen.settings, given, of=chosen.name) for _, given in strengths]
     logits, y = check_batch(model, x, y)
+    samples = {getattr(settings, "samples", 1) for settings in parsed}
+    logits = predict(Expected(model, *samples), x) if samples != {1} else logits
     alive = logits.argmax(1) == y
     rows = []
     for (radius, _), settings in zip(strengths, parsed, strict=True):
@@ -216,7 +237,14 @@ def _curve(
         if radius > 0 and len(left):
             alive = alive.clone()
             alive[left] = run(
-                model, x[left.to(x.device)], y[left], chosen, settings, eps=radius, seed=seed
+                model,
+                x[left.to(x.device)],
+                y[left],
+                chosen,
+                settings,
+                eps=radius,
+                seed=seed,
+                clean=logits[left],
             ).robust
         rows.append(alive)
     recorded = parsed[-1].model_dump(mode="json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 
 import torch
 from pydantic import Field
@@ -14,6 +15,15 @@ from saliency_lab.attacks.ascent import Stepper
 from saliency_lab.attacks.draws import ball_point, surface_point
 from saliency_lab.attacks.losses import LossName, attack_loss, check_loss
 from saliency_lab.attacks.problem import AttackSettings, Outcome, Problem
+from saliency_lab.attacks.sources import FiniteDifferences
+
+
+class SpsaSettings(AttackSettings):
+    """PGD on the margin, its gradient estimated along `directions` random signs of length `spacing`."""
+
+    steps: int = Field(default=40, ge=1)
+    directions: int = Field(default=32, ge=1)
+    spacing: PositiveEpsilon = 0.01
 
 
 class FgsmSettings(AttackSettings):
@@ -88,6 +98,14 @@ def pgd(problem: Problem, settings: PgdSettings) -> Outcome:
         momentum=settings.momentum,
         early_stop=settings.early_stop,
     )
+
+
+def spsa(problem: Problem, settings: SpsaSettings) -> Outcome:
+    """Uesato et al., "Adversarial Risk and the Dangers of Evaluating Against Weak Attacks", ICML 2018."""
+    measured = FiniteDifferences(problem.model, settings.directions, settings.spacing, problem.seed)
+    lengths = step_lengths(problem.eps, None, settings.steps)
+    found = climb(replace(problem, model=measured), [None], loss="margin", lengths=lengths)
+    return replace(found, queries=found.queries * (1 + 2 * settings.directions))
 
 
 def climb(

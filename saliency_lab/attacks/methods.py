@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,14 +11,25 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.errors import InputError
+from saliency_lab._common.errors import InputError, UnknownNameError
 from saliency_lab._common.own_code import check_callable
 from saliency_lab._common.registry import Registry
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, list_settings
-from saliency_lab.attacks.ascent import project
+from saliency_lab.attacks.ascent import Norm, project
 from saliency_lab.attacks.controls import DrawSettings, noise, random_direction
-from saliency_lab.attacks.gradient import BimSettings, FgsmSettings, PgdSettings, bim, fgsm, pgd, r_fgsm
+from saliency_lab.attacks.gradient import (
+    BimSettings,
+    FgsmSettings,
+    PgdSettings,
+    SpsaSettings,
+    bim,
+    fgsm,
+    pgd,
+    r_fgsm,
+    spsa,
+)
+from saliency_lab.attacks.minimal import CwSettings, DeepFoolSettings, EadSettings, cw, deepfool, ead
 from saliency_lab.attacks.problem import AttackSettings, Outcome, Problem
 from saliency_lab.attacks.reference import (
     ApgdSettings,
@@ -39,7 +51,8 @@ Access = Literal["gradient", "logits"]
 class Method:
     """A named attack: its settings, what it does with a chunk of samples, what it sees of the model.
 
-    `targeted`: it can be given a target class a sample. `each_eps`: it takes one ε a sample.
+    `targeted`: it can be given a target class per sample. `each_eps`: it takes one ε per sample. `norms`:
+    those of the balls it can search.
     """
 
     name: str
@@ -48,7 +61,10 @@ class Method:
     access: Access
     targeted: bool = False
     each_eps: bool = False
+    norms: tuple[Norm, ...] = ("linf", "l2")
 
+
+_ALL: tuple[Norm, ...] = ("linf", "l2", "l1")
 
 METHODS: Registry[Method] = Registry("attack")
 for _method in (
@@ -56,16 +72,52 @@ for _method in (
     Method("r_fgsm", FgsmSettings, r_fgsm, "gradient", targeted=True, each_eps=True),
     Method("bim", BimSettings, bim, "gradient", targeted=True, each_eps=True),
     Method("pgd", PgdSettings, pgd, "gradient", targeted=True, each_eps=True),
-    Method("apgd_ce", ApgdSettings, apgd_ce, "gradient"),
-    Method("apgd_dlr", ApgdSettings, apgd_dlr, "gradient"),
-    Method("apgd_t", TargetedSettings, apgd_t, "gradient"),
-    Method("fab_t", TargetedSettings, fab_t, "gradient"),
-    Method("square", SquareSettings, square, "logits"),
-    Method("autoattack", AutoAttackSettings, autoattack, "gradient"),
+    Method("apgd_ce", ApgdSettings, apgd_ce, "gradient", norms=_ALL),
+    Method("apgd_dlr", ApgdSettings, apgd_dlr, "gradient", norms=_ALL),
+    Method("apgd_t", TargetedSettings, apgd_t, "gradient", norms=_ALL),
+    Method("fab_t", TargetedSettings, fab_t, "gradient", norms=_ALL),
+    Method("square", SquareSettings, square, "logits", norms=_ALL),
+    Method("autoattack", AutoAttackSettings, autoattack, "gradient", norms=_ALL),
+    Method("cw", CwSettings, cw, "gradient", targeted=True, each_eps=True, norms=("l2",)),
+    Method("deepfool", DeepFoolSettings, deepfool, "gradient", each_eps=True),
+    Method("ead", EadSettings, ead, "gradient", targeted=True, each_eps=True, norms=("l1",)),
+    Method("spsa", SpsaSettings, spsa, "logits", targeted=True, each_eps=True),
     Method("noise", DrawSettings, noise, "logits", each_eps=True),
     Method("random_direction", DrawSettings, random_direction, "logits", each_eps=True),
 ):
     METHODS.add(_method.name, _method)
+
+_ELSEWHERE = {
+    "mifgsm": '"bim" with momentum=1.0',
+    "mim": '"bim" with momentum=1.0',
+    "ifgsm": '"bim"',
+    "ffgsm": '"r_fgsm"',
+    "rfgsm": '"r_fgsm"',
+    "pgdl2": '"pgd" with norm="l2"',
+    "pgdlinf": '"pgd"',
+    "tpgd": '"pgd" with loss="kl"',
+    "eotpgd": '"pgd" with samples=20',
+    "eot": '"pgd" with samples=20',
+    "bpda": '"pgd" with gradients_from=another network',
+    "apgd": '"apgd_ce" or "apgd_dlr"',
+    "apgdt": '"apgd_t"',
+    "apgdl1": '"apgd_ce" with norm="l1"',
+    "aa": '"autoattack"',
+    "standard": '"autoattack"',
+    "fab": '"fab_t"',
+    "cwl2": '"cw"',
+    "cw2": '"cw"',
+    "carliniwagner": '"cw"',
+    "carlinil2": '"cw"',
+    "df": '"deepfool"',
+    "eadl1": '"ead"',
+    "eaden": '"ead"',
+    "elasticnet": '"ead"',
+    "gn": '"noise"',
+    "un": '"noise"',
+    "squareattack": '"square"',
+}
+"""Names in torchattacks, foolbox, ART, CleverHans and AutoAttack, and what to write here."""
 
 OwnAttack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 """A user's attack: (model, x, y, eps) → points of the shape of x."""
@@ -76,8 +128,17 @@ class OwnSettings(AttackSettings):
 
 
 def method_of(method: str | OwnAttack) -> Method:
-    """Look up a name, or wrap a user's callable."""
+    """Look up a name, or wrap a user's callable.
+
+    Raises
+    ------
+    InputError
+        If there is no such attack; for names that other libraries use, says what to write here.
+    """
     if not callable(method):
+        plain = re.sub(r"[\W_]", "", str(method)).lower()
+        if method not in METHODS and plain in _ELSEWHERE:
+            raise UnknownNameError(f"there is no attack '{method}' here; write {_ELSEWHERE[plain]}")
         return METHODS[method]
     name = check_callable(method, "attack", "model, x, y, eps")
 
@@ -98,7 +159,7 @@ def method_of(method: str | OwnAttack) -> Method:
             )
         return Outcome(inside, torch.ones(len(found), dtype=torch.long))
 
-    return Method(name, OwnSettings, run, "gradient")
+    return Method(name, OwnSettings, run, "gradient", norms=_ALL)
 
 
 def list_attacks() -> pd.DataFrame:

@@ -9,11 +9,12 @@ Everything else is the library's.
 from __future__ import annotations
 
 import logging
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted, L1_projection
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from pydantic import Field
@@ -93,9 +94,7 @@ def apgd_t(problem: Problem, settings: TargetedSettings) -> Outcome:
         )  # fmt: skip
         library.init_hyperparam(now.x)
         library.y_target = classes[rows]
-        best, holds, _, found = library.attack_single_run(
-            now.x.float(), now.y, x_init=_start(now, f"target {rank}")
-        )
+        best, holds, found = _single_run(library, now, settings.steps, f"target {rank}")
         search.add(rows, _attempts(best, holds, found), passes=settings.steps + 1)
     return search.outcome()
 
@@ -153,7 +152,7 @@ def autoattack(problem: Problem, settings: AutoAttackSettings) -> Outcome:
     return search.outcome()
 
 
-_NORMS: dict[Norm, Literal["Linf", "L2"]] = {"linf": "Linf", "l2": "L2"}
+_NORMS: dict[Norm, Literal["Linf", "L2", "L1"]] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 class _SharedDraws(SquareAttack):
@@ -227,11 +226,27 @@ def _apgd(problem: Problem, settings: ApgdSettings, loss: str) -> Outcome:
             device=now.x.device, logger=_SILENT,
         )  # fmt: skip
         library.init_hyperparam(now.x)
-        best, holds, _, found = library.attack_single_run(
-            now.x.float(), now.y, x_init=_start(now, f"apgd {restart}")
-        )
+        best, holds, found = _single_run(library, now, settings.steps, f"apgd {restart}")
         search.add(rows, _attempts(best, holds, found), passes=settings.steps + 1)
     return search.outcome()
+
+
+def _single_run(
+    library: APGDAttack, problem: Problem, steps: int, purpose: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run APGD from each sample's own start; in L1 from a ball of 3ε over one of 2ε down to ε."""
+    x, radius = problem.x.float(), _radius(problem)
+    if problem.norm != "l1":
+        best, holds, _, found = library.attack_single_run(x, problem.y, x_init=_start(problem, purpose))
+        return best, holds, found
+    point = x + sample_normal(sample_seeds(problem.x, problem.seed, purpose), x.shape[1:]).to(x)
+    early = math.ceil(0.3 * steps)
+    for factor, count in ((3, early), (2, early), (1, max(steps - 2 * early, 1))):
+        library.n_iter, library.eps = count, factor * radius
+        library.init_hyperparam(x)
+        point = point + L1_projection(x, point - x, library.eps)
+        point, holds, _, found = library.attack_single_run(x, problem.y, x_init=point)
+    return point, holds, found
 
 
 def _attempts(best: Tensor, holds: Tensor, found: Tensor) -> Tensor:
