@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import saliency_lab as sl
-from saliency_lab.models import cam_layer
+from saliency_lab.models.layers import declared_cam_layer
 
 TARGETS = {
     "saliency": 1.05,
@@ -64,6 +64,11 @@ def cases(x: Tensor, quick: bool) -> dict[str, Case]:
             x, "smoothgrad", nt_samples=steps, stdevs=0.15, target=y, abs=False
         )
 
+    def grad_cam(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        layer = declared_cam_layer(model)
+        assert layer is not None
+        return ca.LayerGradCam(model, model.get_submodule(layer)).attribute(x, target=y)
+
     def occlude(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return ca.Occlusion(model).attribute(
             x, (channels, window, window), (channels, window, window), target=y
@@ -83,7 +88,7 @@ def cases(x: Tensor, quick: bool) -> dict[str, Case]:
         "deconvolution": Case({}, 0, 1, lambda m, x, y: ca.Deconvolution(m).attribute(x, target=y)),
         "deep_lift": Case({}, 0, 1, lambda m, x, y: ca.DeepLift(m).attribute(x, target=y)),
         "lrp": Case({}, 0, 1, None),
-        "grad_cam": Case({}, 0, 1, lambda m, x, y: ca.LayerGradCam(m, cam_layer(m)).attribute(x, target=y)),
+        "grad_cam": Case({}, 0, 1, grad_cam),
         "occlusion": Case({"window": window, "stride": window}, 1 + windows, 0, occlude),
         "feature_ablation": Case(
             {"segments": quarters},

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 import saliency_lab as sl
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.metrics.probe import channels_last
+from saliency_lab.metrics.sizes import settings_at_size
 
 QUIET = {
     "abs": False,
@@ -194,7 +195,7 @@ def bench_metrics(
             if chosen and name not in chosen:
                 continue
             metric = METRICS[name]
-            parsed = metric.settings(**settings)
+            parsed = settings_at_size(metric.settings(**settings), *x.shape[2:])
             per_sample = metric.forwards(parsed, pixels)
             explained = {
                 "max_sensitivity": 10,

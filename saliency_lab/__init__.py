@@ -48,6 +48,8 @@ _ROOMS = {
     "Comparison": "comparison",
     "Study": "study",
     "list_studies": "experiment",
+    "register": "_common.registry",
+    "Settings": "_common.settings",
     "SaliencyLabError": "_common.errors",
     "show_progress": "_common.progress",
 }
@@ -55,6 +57,8 @@ _ROOMS = {
 if TYPE_CHECKING:
     from saliency_lab._common.errors import SaliencyLabError
     from saliency_lab._common.progress import show_progress
+    from saliency_lab._common.registry import register
+    from saliency_lab._common.settings import Settings
     from saliency_lab.attacks import (
         AttackResult,
         attack,
@@ -94,6 +98,7 @@ __all__ = [
     "ModelCard",
     "Normalised",
     "SaliencyLabError",
+    "Settings",
     "Study",
     "attack",
     "attack_map",
@@ -116,6 +121,7 @@ __all__ = [
     "load_model",
     "load_recipe",
     "minimal_epsilon",
+    "register",
     "report",
     "robustness_curve",
     "sanity_check",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
@@ -155,6 +156,22 @@ def parse_epsilon(value: float | str, *, name: str = "eps") -> float:
     if isinstance(value, bool) or not 0 <= number < float("inf"):
         raise problem
     return number
+
+
+def format_epsilon(eps: float) -> str:
+    """Write ε as a user would: a short decimal, or else a fraction of 255 levels.
+
+    >>> format_epsilon(0.1), format_epsilon(8 / 255), format_epsilon(1 / 3), format_epsilon(0.123456)
+    ('0.1', '8/255', '1/3', '0.1235')
+    """
+    short = f"{eps:.4g}"
+    if math.isclose(float(short), eps, rel_tol=1e-7):
+        return short
+    for below in (*range(3, 10), 255):
+        above = round(eps * below)
+        if above and math.isclose(above / below, eps, rel_tol=1e-6):
+            return f"{above}/{below}"
+    return short
 
 
 def parse_radii(eps: float | str | Iterable[float | str]) -> list[float]:

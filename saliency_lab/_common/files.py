@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.text import spreadsheet_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,9 +105,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_table(stem: str | Path, table: pd.DataFrame) -> None:
-    """Write `stem`.parquet and `stem`.csv, atomically."""
+    """Write `stem`.parquet and `stem`.csv, atomically.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe in the CSV file.
+    """
     stem = Path(stem)
     with atomic_path(stem.with_name(stem.name + ".parquet")) as beside:
         table.to_parquet(beside, index=False)
     with atomic_path(stem.with_name(stem.name + ".csv")) as beside:
-        table.to_csv(beside, index=False)
+        table.map(lambda value: spreadsheet_text(value) if isinstance(value, str) else value).to_csv(
+            beside, index=False
+        )

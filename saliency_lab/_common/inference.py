@@ -17,6 +17,7 @@ from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.memory import keep_memory
 from saliency_lab._common.seeding import preserved_rng
+from saliency_lab._common.threads import SharedState
 
 
 def check_module(model: object, name: str = "the model") -> None:
@@ -35,9 +36,9 @@ def check_module(model: object, name: str = "the model") -> None:
 def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     """Yield `model` in eval mode with parameters that take no gradient; restore both on leaving.
 
-    Every module's own `training` flag and every parameter's `requires_grad` are put back, also
-    when an exception is raised. Inputs may still take gradients inside. A model whose batch normalisation
-    looks at the batch also in eval mode is warned about.
+    Every module's own `training` flag and every parameter's `requires_grad` are restored, also after an
+    exception; if several threads use the model, when the last of them leaves. Inputs may still take gradients
+    inside. A model whose batch normalisation looks at the batch also in eval mode is warned about.
 
     Raises
     ------
@@ -46,25 +47,36 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     """
     check_module(model)
     keep_memory()
-    modes = [(module, module.training) for module in model.modules()]
-    if any(isinstance(module, _BatchNorm) and module.running_mean is None for module, _ in modes):
+    if any(isinstance(each, _BatchNorm) and each.running_mean is None for each in model.modules()):
         warnings.warn(
             f"{type(model).__name__} has batch normalisation without running statistics, so what it says of "
             "an image depends on the others of its pass, and so does every result here; let it track them "
             "(track_running_stats=True) and train it again, or use another normalisation",
             stacklevel=3,
         )
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        model.eval()
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
+    with _MODELS.changed(lambda: _flags(model), lambda: _switch_off(model), _restore_flag):
         yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+
+
+_MODELS = SharedState()
+
+
+def _flags(model: nn.Module) -> dict[nn.Module | nn.Parameter, bool]:
+    modes = {module: module.training for module in model.modules()}
+    return modes | {parameter: parameter.requires_grad for parameter in model.parameters()}
+
+
+def _switch_off(model: nn.Module) -> None:
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+
+def _restore_flag(part: nn.Module | nn.Parameter, flag: bool) -> None:
+    if isinstance(part, nn.Module):
+        part.training = flag
+    else:
+        part.requires_grad_(flag)
 
 
 @contextmanager

@@ -51,8 +51,8 @@ def is_installed(module: str) -> bool:
     return file is not None and not _LIBRARIES.isdisjoint(Path(file).parts)
 
 
-def check_callable(function: Callable[..., Any], kind: str, arguments: str, **settings: Any) -> str:
-    """Return the name of a user's function that takes these arguments, or say what it would be called with.
+def check_callable(function: Callable[..., Any], kind: str, arguments: str) -> str:
+    """Return the name of a user's function that takes these positional arguments; its settings follow them.
 
     >>> check_callable(lambda model, x, y, maps: maps.mean((1, 2, 3)), "metric", "model, x, y, maps")
     '<lambda>'
@@ -68,10 +68,9 @@ def check_callable(function: Callable[..., Any], kind: str, arguments: str, **se
     except ValueError:  # written in C, it has none to look at
         return name
     try:
-        called.bind(*arguments.split(", "), **settings)
+        called.bind_partial(*arguments.split(", "))
     except TypeError as error:
-        more = ", **settings" if settings else ""
-        raise InputError(f"{kind} '{name}' is called as ({arguments}{more}): {error}") from None
+        raise InputError(f"{kind} '{name}' is called as ({arguments}, **settings): {error}") from None
     return name
 
 

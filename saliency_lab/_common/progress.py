@@ -71,6 +71,14 @@ def _lines() -> type[tqdm[Any]]:
     return Lines
 
 
+def announce(message: str) -> None:
+    """Write a line to the error stream, unless progress is turned off or there is no such stream."""
+    if _enabled and not getattr(sys.stderr, "closed", sys.stderr is None):
+        from tqdm.auto import tqdm
+
+        tqdm.write(message, file=sys.stderr)
+
+
 def progress(items: Iterable[Any] | None = None, *, label: str, total: int | None = None) -> tqdm[Any]:
     """Wrap `items` in a bar that disappears when done; with `total` alone, call `.update(n)` on it.
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from saliency_lab._common.checks import check_seed
+from saliency_lab._common.threads import SharedState
 
 
 def derive_seed(seed: int, *keys: object) -> int:
@@ -66,28 +68,49 @@ def sample_normal(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     return out
 
 
-@contextmanager
-def preserved_rng(seed: int | None = None) -> Iterator[None]:
-    """Put the global generators (Python, NumPy, torch on each device) back on leaving, also on an error.
+_GENERATORS = SharedState()
 
-    With `seed`, they are seeded inside: for libraries that draw from them.
+
+@contextmanager
+def preserved_rng(seed: int | None = None, *, exclusive: bool = False) -> Iterator[None]:
+    """Restore the global generators (Python, NumPy, torch on each device) on leaving, also after an error.
+
+    With `seed`, they are seeded inside: for libraries that draw from them. If several threads are inside, the
+    last one to leave restores what the first one found, and draws depend on how the threads take turns. So
+    short blocks that must draw the same whatever other threads do are `exclusive`: the others wait.
     """
-    python_state, torch_state = random.getstate(), torch.get_rng_state()
-    numpy_state = np.random.get_state()  # noqa: NPY002 - the global generator is what is preserved
-    # asked of an idle GPU, its state would start it, and processes forked from here could not use it
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-    try:
-        if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            torch.manual_seed(seed)
+    with _GENERATORS.changed(
+        _generator_states, lambda: _seed_generators(seed), _restore_generator, exclusive=exclusive
+    ):
         yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(torch_state)
-        if cuda_states is not None:
-            torch.cuda.set_rng_state_all(cuda_states)
-        if mps_state is not None:
-            torch.mps.set_rng_state(mps_state)
+
+
+def _seed_generators(seed: int | None) -> None:
+    if seed is not None:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.manual_seed(seed)
+
+
+def _generator_states() -> dict[str, Any]:
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002 - the global generator is what is preserved
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_initialized():  # asking an idle GPU would start it, and the process could not fork
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def _restore_generator(name: str, state: Any) -> None:
+    restore: dict[str, Callable[[Any], object]] = {
+        "python": random.setstate,
+        "numpy": np.random.set_state,
+        "torch": torch.set_rng_state,
+        "cuda": torch.cuda.set_rng_state_all,
+        "mps": torch.mps.set_rng_state,
+    }
+    restore[name](state)

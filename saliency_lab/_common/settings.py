@@ -14,9 +14,16 @@ from saliency_lab._common.errors import InputError, unknown_name
 
 
 class Settings(BaseModel):
-    """Base of every settings model, itself that of what has no settings.
+    """Base of every settings model: its fields are the keyword settings that are accepted.
 
-    Frozen, no unknown keys, no silent conversions of type.
+    Settings are immutable. An unknown key is an error, and so is a value of another type than the field's.
+
+    Examples
+    --------
+    >>> class Smoothing(Settings):
+    ...     stdev: float = 0.1
+    >>> Smoothing(stdev=0.2)
+    Smoothing(stdev=0.2)
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
@@ -81,6 +88,8 @@ def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> No
     """Refuse unknown keys, also in nested tables, with the nearest known one."""
     for key, value in given.items():
         if key not in model.model_fields:
+            if model.model_config.get("extra") == "allow":
+                continue
             raise unknown_name(f"setting of {of}:", key, model.model_fields)
         inner = model.model_fields[key].annotation
         if not (isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel)):

@@ -35,7 +35,7 @@ from saliency_lab._common.progress import progress
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.ascent import Norm, check_radius, norm_of, to_grid
-from saliency_lab.attacks.methods import METHODS, Method, OwnAttack, method_of
+from saliency_lab.attacks.methods import METHODS, Method, OwnAttack
 from saliency_lab.attacks.problem import Problem
 from saliency_lab.attacks.result import UNDEFINED, AttackResult
 from saliency_lab.attacks.sources import Borrowed, Expected, OnGrid
@@ -99,7 +99,7 @@ def attack(
     >>> attack(model, x, y, "pgd", eps="8/255", steps=2).robust
     tensor([ True, False])
     """
-    chosen = method_of(method)
+    chosen = METHODS.find(method)
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
     return run(
         model, x, y, chosen, parsed, eps=parse_epsilon(eps), seed=seed, target=target, lender=gradients_from

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from saliency_lab._common.checks import are_probabilities, parse_epsilon
 from saliency_lab._common.errors import InputError
@@ -35,7 +36,7 @@ from saliency_lab.attacks.api import attack, check_batch, check_source, run
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.curve import whole_range
 from saliency_lab.attacks.losses import margin
-from saliency_lab.attacks.methods import Method, OwnAttack, method_of
+from saliency_lab.attacks.methods import METHODS, Method, OwnAttack
 from saliency_lab.attacks.result import AttackResult
 from saliency_lab.attacks.slope import FINE, check_slope
 from saliency_lab.attacks.sources import FiniteDifferences, Smoothed, StraightThrough, inner_networks
@@ -108,7 +109,7 @@ def audit(
     begun = time.perf_counter()
     if budget not in BUDGETS:
         raise InputError(f"unknown budget '{budget}'; known: {', '.join(BUDGETS)}")
-    chosen = method_of(method)
+    chosen = METHODS.find(method)
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
     radius = parse_epsilon(eps)
     if radius == 0:
@@ -595,24 +596,23 @@ def _determinism(model: nn.Module, x: Tensor) -> Check:
     return Check("determinism", "pass", f"repeated passes give the same logits{inside}", numbers, "model")
 
 
+class _Differentiations(TorchFunctionMode):
+    """Counts the gradients that are asked for inside."""
+
+    count = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.count += getattr(func, "__name__", "") in ("grad", "backward")
+        return func(*args, **(kwargs or {}))
+
+
 def _differentiates(model: nn.Module, x: Tensor) -> bool:
     """Whether the model's forward pass itself asks for a gradient."""
-    calls = []
-
-    def counting(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            calls.append(1)
-            return original(*args, **kwargs)
-
-        return call
-
-    grad, backward = torch.autograd.grad, torch.autograd.backward
-    try:
-        torch.autograd.grad, torch.autograd.backward = counting(grad), counting(backward)  # type: ignore[assignment]
+    with _Differentiations() as mode:
         predict(model, x)
-    finally:
-        torch.autograd.grad, torch.autograd.backward = grad, backward
-    return bool(calls)
+    return mode.count > 0
 
 
 def _is_random(module: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from saliency_lab._common.inference import predict
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.api import check_batch, run
 from saliency_lab.attacks.ascent import Norm
-from saliency_lab.attacks.methods import METHODS, OwnAttack, method_of
+from saliency_lab.attacks.methods import METHODS, OwnAttack
 from saliency_lab.attacks.result import wilson
 from saliency_lab.attacks.sources import Expected
 
@@ -136,11 +136,11 @@ def steps_curve(
     InputError
         As `attack`; also if `steps` is empty or holds anything but integers ≥ 0, or the method has no steps.
     """
-    if "steps" not in method_of(method).settings.model_fields:
+    if "steps" not in METHODS.find(method).settings.model_fields:
         raise InputError(f"attack '{method}' has no steps; 'pgd' has")
     if method == "autoattack":
         raise InputError(
-            "autoattack is four attacks, of which Square has no steps, so a curve over its steps says little; "
+            "autoattack is four attacks, one of which has no steps, so a curve over its steps says little; "
             "use 'apgd_ce' or 'apgd_t'"
         )
     given = list(steps) if isinstance(steps, Iterable) else [None]
@@ -179,7 +179,7 @@ def minimal_epsilon(
     InputError
         As `attack`; also if `tolerance` is zero or the method takes a single ε.
     """
-    chosen = method_of(method)
+    chosen = METHODS.find(method)
     if not chosen.each_eps:
         names = ", ".join(name for name in METHODS if METHODS[name].each_eps)
         raise InputError(
@@ -225,7 +225,7 @@ def _curve(
 ) -> RobustnessCurve:
     begun = time.perf_counter()
     seed = check_seed(seed)
-    chosen = method_of(method)
+    chosen = METHODS.find(method)
     parsed = [parse_settings(chosen.settings, given, of=chosen.name) for _, given in strengths]
     logits, y = check_batch(model, x, y)
     samples = {getattr(settings, "samples", 1) for settings in parsed}

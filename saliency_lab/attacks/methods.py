@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+from pydantic import create_model
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError, UnknownNameError
 from saliency_lab._common.own_code import check_callable
-from saliency_lab._common.registry import Registry
+from saliency_lab._common.registry import Extension, Registry, given_settings, settings_of
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, list_settings
 from saliency_lab.attacks.ascent import Norm, project
@@ -66,26 +67,50 @@ class Method:
 
 _ALL: tuple[Norm, ...] = ("linf", "l2", "l1")
 
-METHODS: Registry[Method] = Registry("attack")
-for _method in (
-    Method("fgsm", FgsmSettings, fgsm, "gradient", targeted=True, each_eps=True),
-    Method("r_fgsm", FgsmSettings, r_fgsm, "gradient", targeted=True, each_eps=True),
-    Method("bim", BimSettings, bim, "gradient", targeted=True, each_eps=True),
-    Method("pgd", PgdSettings, pgd, "gradient", targeted=True, each_eps=True),
-    Method("apgd_ce", ApgdSettings, apgd_ce, "gradient", norms=_ALL),
-    Method("apgd_dlr", ApgdSettings, apgd_dlr, "gradient", norms=_ALL),
-    Method("apgd_t", TargetedSettings, apgd_t, "gradient", norms=_ALL),
-    Method("fab_t", TargetedSettings, fab_t, "gradient", norms=_ALL),
-    Method("square", SquareSettings, square, "logits", norms=_ALL),
-    Method("autoattack", AutoAttackSettings, autoattack, "gradient", norms=_ALL),
-    Method("cw", CwSettings, cw, "gradient", targeted=True, each_eps=True, norms=("l2",)),
-    Method("deepfool", DeepFoolSettings, deepfool, "gradient", each_eps=True),
-    Method("ead", EadSettings, ead, "gradient", targeted=True, each_eps=True, norms=("l1",)),
-    Method("spsa", SpsaSettings, spsa, "logits", targeted=True, each_eps=True),
-    Method("noise", DrawSettings, noise, "logits", each_eps=True),
-    Method("random_direction", DrawSettings, random_direction, "logits", each_eps=True),
-):
-    METHODS.add(_method.name, _method)
+OwnAttack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+"""A user's attack: (model, x, y, eps) → points of the shape of x."""
+
+
+def custom_attack(extension: Extension) -> Method:
+    """Describe a user's function `f(model, x, y, eps, **settings)` as an attack.
+
+    Raises
+    ------
+    InputError
+        If it cannot be called, or takes other arguments.
+    """
+    function, name = extension.item, extension.name
+    if not callable(function):
+        raise InputError(f"an attack must be a name or a function, not {type(function).__name__}")
+    check_callable(function, "attack", "model, x, y, eps")
+    own = settings_of(extension, 4)
+    fields: dict[str, Any] = {
+        name: (field.annotation, field.default)
+        for name, field in AttackSettings.model_fields.items()
+        if name not in own.model_fields
+    }
+    model = create_model(name, __base__=own, **fields)
+
+    def run(problem: Problem, settings: Any) -> Outcome:
+        """Call the function with the global generators seeded, and check that its points are in the ball."""
+        eps = problem.eps[0].item()
+        given = {key: value for key, value in given_settings(settings).items() if key not in fields}
+        with preserved_rng(derive_seed(problem.seed, name)):
+            points = function(problem.model, problem.x.clone(), problem.y.clone(), eps, **given)
+        if not isinstance(points, Tensor) or points.shape != problem.x.shape:
+            raise InputError(f"attack '{name}' must return points of the shape {tuple(problem.x.shape)}")
+        points = points.detach().to(problem.x)
+        inside = project(points, problem.x, problem.eps, problem.norm)
+        away = (points - inside).abs().max().item()
+        if not away <= 1e-5:
+            raise InputError(
+                f"attack '{name}' left the {problem.norm} ball of radius {eps:.4g} around x, or [0, 1], "
+                f"by {away:.3g}; project its points (saliency_lab.attacks.ascent.project)"
+            )
+        return Outcome(inside, torch.ones(len(points), dtype=torch.long))
+
+    return Method(name, model, run, "gradient", norms=_ALL)
+
 
 _ELSEWHERE = {
     "mifgsm": '"bim" with momentum=1.0',
@@ -119,47 +144,37 @@ _ELSEWHERE = {
 }
 """Names in torchattacks, foolbox, ART, CleverHans and AutoAttack, and what to write here."""
 
-OwnAttack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
-"""A user's attack: (model, x, y, eps) → points of the shape of x."""
+
+class _Attacks(Registry[Method]):
+    """The registry of attacks; it knows what other libraries call them."""
+
+    def __getitem__(self, name: str) -> Method:
+        plain = re.sub(r"[\W_]", "", str(name)).lower()
+        if name not in self and plain in _ELSEWHERE:
+            raise UnknownNameError(f"there is no attack '{name}' here; write {_ELSEWHERE[plain]}")
+        return super().__getitem__(name)
 
 
-class OwnSettings(AttackSettings):
-    """Of a user's own callable; its other settings are the callable's business."""
-
-
-def method_of(method: str | OwnAttack) -> Method:
-    """Look up a name, or wrap a user's callable.
-
-    Raises
-    ------
-    InputError
-        If there is no such attack; for names that other libraries use, says what to write here.
-    """
-    if not callable(method):
-        plain = re.sub(r"[\W_]", "", str(method)).lower()
-        if method not in METHODS and plain in _ELSEWHERE:
-            raise UnknownNameError(f"there is no attack '{method}' here; write {_ELSEWHERE[plain]}")
-        return METHODS[method]
-    name = check_callable(method, "attack", "model, x, y, eps")
-
-    def run(problem: Problem, settings: OwnSettings) -> Outcome:
-        """Call the user's attack, with the global generators seeded, and hold it to the ball."""
-        eps = problem.eps[0].item()
-        with preserved_rng(derive_seed(problem.seed, name)):
-            found = method(problem.model, problem.x.clone(), problem.y.clone(), eps)
-        if not isinstance(found, Tensor) or found.shape != problem.x.shape:
-            raise InputError(f"attack '{name}' must return points of the shape {tuple(problem.x.shape)}")
-        found = found.detach().to(problem.x)
-        inside = project(found, problem.x, problem.eps, problem.norm)
-        away = (found - inside).abs().max().item()
-        if not away <= 1e-5:
-            raise InputError(
-                f"attack '{name}' left the {problem.norm} ball of radius {eps:.4g} around x, or [0, 1], "
-                f"by {away:.3g}; project its points (saliency_lab.attacks.ascent.project)"
-            )
-        return Outcome(inside, torch.ones(len(found), dtype=torch.long))
-
-    return Method(name, OwnSettings, run, "gradient", norms=_ALL)
+METHODS: Registry[Method] = _Attacks("attack", "attack", custom_attack)
+for _method in (
+    Method("fgsm", FgsmSettings, fgsm, "gradient", targeted=True, each_eps=True),
+    Method("r_fgsm", FgsmSettings, r_fgsm, "gradient", targeted=True, each_eps=True),
+    Method("bim", BimSettings, bim, "gradient", targeted=True, each_eps=True),
+    Method("pgd", PgdSettings, pgd, "gradient", targeted=True, each_eps=True),
+    Method("apgd_ce", ApgdSettings, apgd_ce, "gradient", norms=_ALL),
+    Method("apgd_dlr", ApgdSettings, apgd_dlr, "gradient", norms=_ALL),
+    Method("apgd_t", TargetedSettings, apgd_t, "gradient", norms=_ALL),
+    Method("fab_t", TargetedSettings, fab_t, "gradient", norms=_ALL),
+    Method("square", SquareSettings, square, "logits", norms=_ALL),
+    Method("autoattack", AutoAttackSettings, autoattack, "gradient", norms=_ALL),
+    Method("cw", CwSettings, cw, "gradient", targeted=True, each_eps=True, norms=("l2",)),
+    Method("deepfool", DeepFoolSettings, deepfool, "gradient", each_eps=True),
+    Method("ead", EadSettings, ead, "gradient", targeted=True, each_eps=True, norms=("l1",)),
+    Method("spsa", SpsaSettings, spsa, "logits", targeted=True, each_eps=True),
+    Method("noise", DrawSettings, noise, "logits", each_eps=True),
+    Method("random_direction", DrawSettings, random_direction, "logits", each_eps=True),
+):
+    METHODS.add(_method.name, _method)
 
 
 def list_attacks() -> pd.DataFrame:

@@ -30,6 +30,7 @@ from saliency_lab._common.inference import (
     undisturbed,
 )
 from saliency_lab._common.progress import progress
+from saliency_lab._common.ranks import largest
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Epsilon, Settings, as_keywords, parse_settings
 from saliency_lab.attacks.api import check_model
@@ -341,10 +342,7 @@ def _mass(gradient: Tensor) -> Tensor:
 
 def _top_k(gradient: Tensor, k: float) -> Tensor:
     """Mask (N, H·W) of the round(k·H·W) pixels with the largest |gradient|; ties go to the earlier pixel."""
-    size = gradient.abs().sum(1).flatten(1)
-    count = max(1, round(k * size.shape[1]))
-    order = size.argsort(dim=1, descending=True, stable=True)[:, :count]
-    return torch.zeros_like(size, dtype=torch.bool).scatter(1, order, True)
+    return largest(gradient.abs().sum(1).flatten(1), k)
 
 
 def _centre(mass: Tensor) -> Tensor:

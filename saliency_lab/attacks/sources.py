@@ -12,6 +12,7 @@ Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense of Securit
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -308,21 +309,30 @@ class _Context:
     mark_non_differentiable = mark_dirty = set_materialize_grads = save_for_forward = save_for_backward
 
 
+_threads: set[int] = set()
+_lock = threading.Lock()
+_original_apply = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+
+
+def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    """Run the forward pass alone in the threads that ask for it, and the function as it is in others."""
+    if threading.get_ident() not in _threads or issubclass(cls, _ValueAndGradient | _Measured):
+        return _original_apply(cls, *args, **kwargs)
+    if cls.setup_context is not torch.autograd.Function.setup_context:
+        return cls.forward(*args, **kwargs)
+    return cls.forward(_Context(), *args, **kwargs)
+
+
 @contextmanager
 def _replaced_functions() -> Iterator[None]:
-    """Let torch differentiate the forward pass of custom autograd functions."""
-    original = torch.autograd.Function.__dict__.get("apply")
-
-    def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        if cls.setup_context is not torch.autograd.Function.setup_context:
-            return cls.forward(*args, **kwargs)
-        return cls.forward(_Context(), *args, **kwargs)
-
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    """Let torch differentiate the forward pass of custom autograd functions, in this thread."""
+    with _lock:
+        _threads.add(threading.get_ident())
+        torch.autograd.Function.apply = classmethod(_apply)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        if original is None:
-            del torch.autograd.Function.apply
-        else:
-            torch.autograd.Function.apply = original  # type: ignore[method-assign]
+        with _lock:
+            _threads.discard(threading.get_ident())
+            if not _threads:
+                torch.autograd.Function.apply = classmethod(_original_apply)  # type: ignore[method-assign, assignment]

@@ -11,7 +11,7 @@ from saliency_lab._common.checks import parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.api import run
-from saliency_lab.attacks.methods import OwnAttack, method_of
+from saliency_lab.attacks.methods import METHODS, OwnAttack
 from saliency_lab.attacks.result import AttackResult
 
 
@@ -36,7 +36,7 @@ def transfer_attack(
     InputError
         As `attack`; also if `source` does not read these images, or tells another number of classes apart.
     """
-    chosen = method_of(method)
+    chosen = METHODS.find(method)
     if "early_stop" in chosen.settings.model_fields:
         settings = {"early_stop": False, **settings}
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images, check_seed
-from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import (
     device_of,
@@ -21,13 +20,13 @@ from saliency_lab._common.inference import (
     undisturbed,
     unfit_images_told,
 )
-from saliency_lab._common.own_code import check_callable
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import versions
+from saliency_lab._common.registry import given_settings
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attribution.batch import Batch, pass_rows
-from saliency_lab.attribution.catalogue import METHODS, Explained
+from saliency_lab.attribution.catalogue import METHODS, Explained, Method
 from saliency_lab.attribution.result import Attributions
 from saliency_lab.attribution.target import Target, TargetSpec, describe_target, resolve_target
 
@@ -92,11 +91,14 @@ def attribute(
     torch.Size([5, 1, 4, 4])
     """
     started = time.perf_counter()
-    name, run, parsed = _chosen(method, settings)
+    chosen = METHODS.find(method)
+    name, run = chosen.name, chosen.run
+    parsed = parse_settings(chosen.settings, settings, of=f"method '{name}'")
     seed = check_seed(seed)
     with gradients_recorded(), unfit_images_told(model, x), undisturbed(model), preserved_rng(seed):
         x = check_images(x).detach()
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)
+        parsed = _resolved(chosen, parsed, model, x)
         values = torch.empty(x.shape, dtype=torch.float32)
         totals = []
         for rows, (maps, total) in _passes(name, run, parsed, seed, model, x, aim):
@@ -112,7 +114,7 @@ def attribute(
     return Attributions(
         values=values,
         method=name,
-        settings=dict(parsed),
+        settings=dict(parsed) if chosen.function is None else given_settings(parsed),
         target=describe_target(target),
         seconds=time.perf_counter() - started,
         seed=seed,
@@ -123,8 +125,8 @@ def attribute(
             "images": fingerprint(x.float()),
             "versions": versions(),
         },
-        own=not isinstance(method, str),
-        function=None if isinstance(method, str) else method,
+        own=chosen.function is not None,
+        function=chosen.function,
     )
 
 
@@ -156,13 +158,23 @@ def attribute_beside(
     A sampled method draws for a point what it drew for the original, so that Φ at two points differs by what
     the points do to it, not by the draws. An own method's maps keep the type that it returns.
     """
-    name, run, parsed = _chosen(method, settings)
+    chosen = METHODS.find(method)
+    name, run = chosen.name, chosen.run
+    parsed = parse_settings(chosen.settings, settings, of=f"method '{name}'")
     with gradients_recorded(), undisturbed(model), preserved_rng(seed):
-        points = check_images(points).detach()
         aim = Target(classes.cpu().clone(), None, int(classes.max()))
+        points = points.detach()
+        parsed = _resolved(chosen, parsed, model, points)
         parts = [maps for _, (maps, _) in _passes(name, run, parsed, seed, model, points, aim, originals)]
     made = torch.cat([part.cpu() for part in parts])
-    return made.float() if isinstance(method, str) else made
+    return made.float() if chosen.function is None else made
+
+
+def _resolved(method: Method, parsed: Any, model: nn.Module, x: Tensor) -> Any:
+    """Return the settings with those that only a run of the model tells, such as a layer."""
+    if method.resolve is None:
+        return parsed
+    return method.resolve(model, x[:1].to(device_of(model), dtype_of(model)), parsed)
 
 
 def _passes(
@@ -192,27 +204,3 @@ def _passes(
                 explained = run(Batch(model, exact.to(dtype), keys, exact, classes, index, seed), parsed)
             yield rows, explained
             bar.update(len(exact))
-
-
-def _chosen(
-    method: str | OwnMethod, settings: Mapping[str, Any]
-) -> tuple[str, Callable[[Batch, Any], Explained], Any]:
-    """Name, function and checked settings of a method by name or of the user's own."""
-    if isinstance(method, str):
-        known = METHODS[method]
-        return method, known.run, parse_settings(known.settings, settings, of=f"method '{method}'")
-    if not callable(method):
-        raise InputError(f"method must be a name or a function, not {type(method).__name__}")
-    name = check_callable(method, "method", "model, x, classes", **settings)
-
-    def run(batch: Batch, parsed: dict[str, Any]) -> Explained:
-        if batch.target.against is not None:
-            raise InputError(f"method '{name}' is your own and gets one class a sample, not a contrast")
-        with torch.enable_grad():
-            maps = method(batch.model, batch.x, batch.target.classes, **parsed)
-        if not isinstance(maps, Tensor) or maps.shape != batch.x.shape:
-            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-            raise InputError(f"method '{name}' must return maps of shape {tuple(batch.x.shape)}, not {got}")
-        return maps.detach(), None
-
-    return name, run, settings

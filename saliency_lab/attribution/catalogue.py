@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import pandas as pd
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from saliency_lab._common.registry import Registry
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.own_code import check_callable
+from saliency_lab._common.registry import Extension, Registry, given_settings, settings_of
 from saliency_lab._common.settings import Settings, list_settings
 from saliency_lab.attribution.batch import Batch
 
@@ -17,11 +20,16 @@ Explained: TypeAlias = tuple[Tensor, Tensor | None]
 """Maps (n, C, H, W), and the scores (n,) they ought to sum to (None where the method promises no sum)."""
 
 
+Resolve: TypeAlias = Callable[[nn.Module, Tensor, Any], Any]
+"""`resolve(model, image, settings)` returns the settings with those that depend on the model filled in."""
+
+
 @dataclass(frozen=True)
 class Method:
-    """One way to attribute.
+    """An attribution method.
 
-    `run(batch, settings)` returns `Explained`; `passes` says in words what it costs an image.
+    `run(batch, settings)` returns `Explained`; `passes` says in words what an image costs. `resolve`, if any,
+    is called once before, with one image (1, C, H, W) of the call, and what it returns is recorded.
     """
 
     name: str
@@ -30,9 +38,51 @@ class Method:
     settings: type[Settings]
     passes: str
     reference: str
+    resolve: Resolve | None = None
+    function: Callable[..., Tensor] | None = None
+    """The user's own function; None for a built-in method."""
+
+    def revision(self, settings: Mapping[str, Any]) -> int:
+        """Return the number of the definition that maps with these settings have, 0 until it changes.
+
+        Stored maps of an earlier revision are computed again.
+        """
+        own = int(self.name in _NEW_DEFAULT_LAYER and settings.get("layer") is None)
+        base = settings.get("base")
+        return max(own, METHODS[base].revision(settings["base_settings"])) if isinstance(base, str) else own
 
 
-METHODS: Registry[Method] = Registry("method")
+_NEW_DEFAULT_LAYER = ("grad_cam", "guided_grad_cam", "layer_conductance")
+
+
+def custom_method(extension: Extension) -> Method:
+    """Describe a user's function `f(model, x, classes, **settings)` as a method.
+
+    Raises
+    ------
+    InputError
+        If it cannot be called, or takes other arguments.
+    """
+    function, name = extension.item, extension.name
+    if not callable(function):
+        raise InputError(f"method must be a name or a function, not {type(function).__name__}")
+    check_callable(function, "method", "model, x, classes")
+
+    def run(batch: Batch, settings: Any) -> Explained:
+        if batch.target.against is not None:
+            raise InputError(f"method '{name}' is a function that gets one class per sample, not a contrast")
+        with torch.enable_grad():
+            maps = function(batch.model, batch.x, batch.target.classes, **given_settings(settings))
+        if not isinstance(maps, Tensor) or maps.shape != batch.x.shape:
+            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            raise InputError(f"method '{name}' must return maps of shape {tuple(batch.x.shape)}, not {got}")
+        return maps.detach(), None
+
+    first = (getattr(function, "__doc__", None) or "").strip().partition("\n")[0]
+    return Method(name, "custom", run, settings_of(extension, 3), "", first, function=function)
+
+
+METHODS: Registry[Method] = Registry("method", "method", custom_method)
 
 
 @dataclass(frozen=True)
@@ -60,12 +110,18 @@ def settings_of_rows(name: str, settings: Mapping[str, Any], rows: Tensor) -> di
 
 
 def method(
-    name: str, *, family: str, passes: str, reference: str, settings: type[Settings] = Settings
+    name: str,
+    *,
+    family: str,
+    passes: str,
+    reference: str,
+    settings: type[Settings] = Settings,
+    resolve: Resolve | None = None,
 ) -> Callable[[Callable[[Batch, Any], Explained]], Callable[[Batch, Any], Explained]]:
     """Register the decorated function as the method `name`."""
 
     def decorate(run: Callable[[Batch, Any], Explained]) -> Callable[[Batch, Any], Explained]:
-        METHODS.add(name, Method(name, family, run, settings, passes, reference))
+        METHODS.add(name, Method(name, family, run, settings, passes, reference, resolve))
         return run
 
     return decorate

@@ -1,125 +1,152 @@
-"""Methods that look at one layer: Grad-CAM, guided Grad-CAM, layer conductance."""
+"""Layers that keep positions: which one a CAM method uses, and how its output lies over the image.
+
+Both are read from the execution: which module ran, with which shapes, and what the network did with them.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
+from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError, unknown_name
-from saliency_lab._common.settings import Settings
-from saliency_lab.attribution.baseline import Baseline, resolve_baseline
+from saliency_lab._common.seeding import generator
 from saliency_lab.attribution.batch import Batch
-from saliency_lab.attribution.catalogue import Explained, method
-from saliency_lab.attribution.rectifier import guided_gradient
-from saliency_lab.models import cam_layer
+from saliency_lab.attribution.calls import Call, Rule, calls, track_modules
+from saliency_lab.models.layers import declared_cam_layer
 
 Interpolation = Literal["bilinear", "nearest"]
 
+LayerSpec: TypeAlias = str | nn.Module | None
+"""A module of the network or its name, such as "net.layer4"; None lets the execution decide."""
 
-class LayerSettings(Settings):
-    """`layer`: a module's name, such as "net.layer4" (default: what `saliency_lab.models.cam_layer` says).
+SPATIAL = calls(
+    *("conv2d", "conv_transpose2d", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"),
+    *("batch_norm", "group_norm", "instance_norm", "interpolate"),
+)
+AVERAGE_POOL = calls("avg_pool2d", "adaptive_avg_pool2d")
+ALONG_CHANNELS = calls("linear", "layer_norm", "rms_norm")
+NORMALISATION = calls("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm")
+PERMUTE, CONCATENATE, SOFTMAX = calls("permute"), calls("cat", "concat", "concatenate"), calls("softmax")
+CONVOLUTION = calls("conv2d")
 
-    The coarse map is enlarged by `interpolation`; with `relu` only what raises the score is kept.
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How a layer's output holds a value for each position of the image.
+
+    A map (N, D, h, w), or (N, h, w, D) with `channels_last`; or tokens (N, T, D), of which the first `before`
+    and the last `after` belong to no position and the others are the positions of `grid`, row by row.
     """
 
-    layer: str | None = None
-    relu: bool = True
-    interpolation: Interpolation = "bilinear"
+    grid: tuple[int, int]
+    channels_last: bool = False
+    tokens: bool = False
+    before: int = 0
+    after: int = 0
+
+    def to_map(self, output: Tensor) -> Tensor:
+        """Return an output of the layer as a map (N, D, h, w)."""
+        if not self.tokens:
+            return output.permute(0, 3, 1, 2) if self.channels_last else output
+        patches = output[:, self.before : output.shape[1] - self.after]
+        return patches.transpose(1, 2).unflatten(2, self.grid)
+
+    @property
+    def channel_dim(self) -> int:
+        """The dimension of the output that counts channels."""
+        return -1 if self.tokens or self.channels_last else 1
 
 
-def find_layer(model: nn.Module, name: str | None) -> nn.Module:
-    """The module of that name, or the layer CAM methods look at by default."""
-    if name is None:
-        return cam_layer(model)
-    modules = dict(model.named_modules())
-    if name not in modules:
-        raise unknown_name("layer", name, filter(None, modules))  # the model itself has no name
-    return modules[name]
+class Execution(Rule):
+    """Watches a forward pass for what tells how the layers' outputs are arranged.
 
-
-def activations_and_gradients(batch: Batch, points: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """A layer's output at k·n inputs (k·n, D, h, w), and the score's gradient there.
-
-    Tokens (k·n, T, D) of a transformer are put back on their grid, without the class token, and the channels
-    of a map (k·n, h, w, D) in front.
-
-    Raises
-    ------
-    InputError
-        If the layer is not passed exactly once, its output is no feature map, or the score has no gradient
-        there.
+    The layout of maps follows from the last call that fixes it (a convolution works on channels first, a
+    linear layer on channels last, a permutation changes between them). Tokens without a position are those
+    that were joined to tokens that depend on the image and do not depend on it themselves.
     """
-    caught: list[object] = []
 
-    def catch(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> Tensor | None:
-        caught.append(output)
-        # a copy, so that an in-place operation behind the layer leaves what was caught alone
-        return output.clone() if isinstance(output, Tensor) else None
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.images = images
+        self.channels_last = False
+        self.grids: list[tuple[int, int]] = []
+        self.added: dict[int, tuple[int, int]] = {}  # total → tokens before and after those with a position
 
-    handle = layer.register_forward_hook(catch)
-    try:
-        with torch.enable_grad():
-            scores = batch.at(points).score(points.detach().requires_grad_(True))
-            total = scores.sum()
-    finally:
-        handle.remove()
-    output = caught[0] if len(caught) == 1 else None
-    if not isinstance(output, Tensor):
-        times = f"is used {len(caught)} times in one forward pass"
-        does = times if len(caught) != 1 else f"returns a {type(output).__name__}, not a tensor"
-        raise InputError(f"the layer {type(layer).__name__} {does}; name another by layer=...")
-    gradient = None
-    if scores.requires_grad and output.requires_grad:
-        (gradient,) = torch.autograd.grad(total, output, allow_unused=True)
-    if gradient is None:
-        batch.gradient(points)  # refuses a model whose logits have no gradient at all
-        raise InputError(f"the score does not depend on the layer {type(layer).__name__}; name another")
-    features, slope = (_as_map(each, batch.model, points) for each in (output.detach(), gradient))
-    return features, slope
+    def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the call and note what it tells."""
+        output = func(*args, **kwargs)
+        if isinstance(output, Tensor) and output.requires_grad and output.ndim in (3, 4):
+            self.note(func, args, kwargs, output)
+        return output
 
+    def note(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """Keep what a call says about the arrangement of its output."""
+        if func in SPATIAL and output.ndim == 4:
+            self.channels_last = False
+            self.grids.append((output.shape[2], output.shape[3]))
+        elif func in ALONG_CHANNELS:
+            self.channels_last = True
+        elif func in PERMUTE and output.ndim == 4:
+            dims = args[1:] or (kwargs["dims"],)
+            order = tuple(dim % 4 for dim in (dims[0] if len(dims) == 1 else dims))
+            if order in ((0, 2, 3, 1), (0, 3, 1, 2)):
+                self.channels_last = order == (0, 2, 3, 1)
+        elif func in CONCATENATE and output.ndim == 3:
+            parts = args[0]
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+            depends = [part.requires_grad for part in parts]
+            if dim % 3 == 1 and not all(depends):
+                first, last = depends.index(True), len(parts) - depends[::-1].index(True)
+                self.added[output.shape[1]] = (
+                    sum(part.shape[1] for part in parts[:first]),
+                    sum(part.shape[1] for part in parts[last:]),
+                )
 
-def _as_map(output: Tensor, model: nn.Module, x: Tensor) -> Tensor:
-    """A layer's output for the images `x`, or the gradient there, as a feature map (N, D, h, w)."""
-    if output.ndim == 4:
-        return output.permute(0, 3, 1, 2) if _channels_last(output, model, x) else output
-    count = output.shape[1] if output.ndim == 3 else 0
-    grid = patch_grid(count, x) or patch_grid(count - 1, x)
-    if grid is None:
-        raise InputError(
-            f"the layer's output has the shape {tuple(output.shape)}, but a feature map (N, D, h, w) is "
-            f"needed, or tokens (N, T, D) on a grid of the proportions of images {tuple(x.shape[2:])}; name "
-            "another layer by layer=..."
-        )
-    patches = output[:, count - math.prod(grid) :]  # without the class token, which comes first
-    return patches.transpose(1, 2).unflatten(2, grid)
+    def arrangement(self, output: object, count: int) -> Arrangement | None:
+        """Return how the output of a layer for `count` images is arranged; None if it has no positions."""
+        if not isinstance(output, Tensor) or len(output) != count:
+            return None
+        if output.ndim == 4:
+            first, second, third = output.shape[1:]
+            last = self.channels_last
+            if last and not self._may_cover(
+                first, second
+            ):  # a view may have brought the channels to the front
+                last = not self._may_cover(second, third)
+                if last:
+                    return None
+            return Arrangement((first, second) if last else (second, third), channels_last=last)
+        if output.ndim != 3:
+            return None
+        total = output.shape[1]
+        for before, after in [self.added[total]] if total in self.added else [(0, 0), (1, 0)]:
+            grid = self._grid(total - before - after)
+            if grid is not None:
+                return Arrangement(grid, tokens=True, before=before, after=after)
+        return None
 
+    def _grid(self, count: int) -> tuple[int, int] | None:
+        seen = [grid for grid in reversed(self.grids) if math.prod(grid) == count]
+        return seen[0] if seen else patch_grid(count, self.images)
 
-def _channels_last(output: Tensor, model: nn.Module, x: Tensor) -> bool:
-    """Whether a layer's output is (N, h, w, D): some layer of the model works along D, and the grid fits."""
-    first, second, third = output.shape[1:]
-    along = {
-        part.in_features if isinstance(part, nn.Linear) else part.normalized_shape[-1]
-        for part in model.modules()
-        if isinstance(part, nn.Linear | nn.LayerNorm | nn.RMSNorm)
-    }
-    return third in along and _may_cover(first, second, x) and not _may_cover(second, third, x)
-
-
-def _may_cover(rows: int, columns: int, x: Tensor) -> bool:
-    """Whether strides, rounded either way, can take the images' height and width to `rows` and `columns`."""
-    height, width = x.shape[2:]
-    return (rows - 1) * width < (columns + 1) * height and (columns - 1) * height < (rows + 1) * width
+    def _may_cover(self, rows: int, columns: int) -> bool:
+        """Whether strides, rounded either way, can take the image's height and width to this grid."""
+        height, width = self.images.shape[2:]
+        return (rows - 1) * width < (columns + 1) * height and (columns - 1) * height < (rows + 1) * width
 
 
 def patch_grid(count: int, x: Tensor) -> tuple[int, int] | None:
-    """Rows and columns of `count` patches over images (n, C, H, W), or None if no grid has as many.
+    """Return rows and columns of `count` patches over images (n, C, H, W), or None if no grid has as many.
 
-    Of the images' proportions H : W; or those that square patches leave which do not fit the images evenly.
+    The grid has the proportions of the images, or those that square patches leave that do not fit evenly.
     """
     height, width = x.shape[2:]
     common = math.gcd(height, width)
@@ -128,70 +155,323 @@ def patch_grid(count: int, x: Tensor) -> tuple[int, int] | None:
     return next((grid for grid in even + cut if math.prod(grid) == count), None)
 
 
+# --- which layer ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of a module, from call `begin` to call `end`, and its output.
+
+    `output` is None if it is no tensor; `shape` is then that of the first tensor in it.
+    """
+
+    name: str
+    begin: int
+    end: int
+    output: Tensor | None
+    shape: tuple[int, ...] | None
+    arrangement: Arrangement | None
+    normalises: bool
+    pools: bool
+
+    @property
+    def has_positions(self) -> bool:
+        return self.arrangement is not None and math.prod(self.arrangement.grid) > 1
+
+
+class _Record(Execution):
+    """Records the runs of all modules, and where self-attention and convolutions are called."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__(image)
+        self.number = 0
+        self.running: list[tuple[str, nn.Module]] = []
+        self.begun: list[int] = []
+        self.runs: list[_Run] = []
+        self.attending: set[str] = set()
+        self.self_attention: list[tuple[int, list[str]]] = []
+        self.convolutions: list[int] = []
+        self.called: dict[str, set[Call]] = {}
+        self.copies: dict[int, tuple[Tensor, int, Tensor]] = {}  # by id: copy, its version, original
+
+    def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = super().call(func, args, kwargs)
+        self.number += 1
+        if isinstance(output, Tensor) and output.requires_grad:
+            self.called.setdefault(self.running[-1][0] if self.running else "", set()).add(func)
+            if func in CONVOLUTION and max(output.shape[2:]) > 1:
+                self.convolutions.append(self.number)
+        if (tokens := _attention_size(func, args, kwargs, output)) is not None:
+            names = [name for name, _ in self.running]
+            self.attending.update(names[-1:])
+            if tokens[0] == tokens[1] > 1:
+                self.self_attention.append((self.number, names))
+        return output
+
+    def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Note that a module begins."""
+        self.begun.append(self.number)
+
+    def leave(self, name: str, module: nn.Module, output: object) -> Tensor | None:
+        """Note that a module ends; return a copy of its output for the network to go on with.
+
+        An in-place operation that follows then leaves the recorded output alone.
+        """
+        called = self.called.get(name, set())
+        normal = bool(called & NORMALISATION) or "norm" in type(module).__name__.lower()
+        depends = isinstance(output, Tensor) and output.requires_grad
+        copied = self.copies.get(id(output))
+        if copied is not None and copied[0]._version != copied[1]:  # changed in place since
+            copied = None
+        original = copied[2] if copied else output if isinstance(output, Tensor) and depends else None
+        run = _Run(
+            name,
+            self.begun.pop(),
+            self.number,
+            original,
+            next((tuple(each.shape) for each in _tensors(output)), None),
+            self.arrangement(output, 1) if depends else None,
+            normalises=normal and not any(True for _ in module.children()),
+            pools=bool(called) and called <= AVERAGE_POOL,
+        )
+        self.runs.append(run)
+        if original is None or copied is not None:
+            return None
+        copy = original.clone()
+        self.copies[id(copy)] = (copy, copy._version, original)
+        return copy
+
+
+def _attention_size(
+    func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+) -> tuple[int, int] | None:
+    """Return how many tokens attend to how many in this call, if it is attention or the softmax of one."""
+    if func in (F.scaled_dot_product_attention, F.multi_head_attention_forward):
+        query = args[0] if args else kwargs["query"]
+        key = args[1] if len(args) > 1 else kwargs["key"]
+        dim = -2 if func is F.scaled_dot_product_attention else 0
+        return query.shape[dim], key.shape[dim]
+    if func in SOFTMAX and isinstance(output, Tensor) and output.ndim >= 3:
+        return output.shape[-2], output.shape[-1]
+    return None
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        yield from _tensors(list(output.values()))
+    elif isinstance(output, tuple | list):
+        for each in output:
+            yield from _tensors(each)
+
+
+def _record(model: nn.Module, image: Tensor) -> tuple[_Record, Tensor]:
+    """Run the model on one image, and return what happened and the logits."""
+    record = _Record(image)
+    handles = []
+    with track_modules(model, record.running):
+        try:
+            for name, module in model.named_modules():
+                handles.append(module.register_forward_pre_hook(record.enter))
+                handles.append(
+                    module.register_forward_hook(
+                        lambda module, _, output, name=name: record.leave(name, module, output)
+                    )
+                )
+            with torch.enable_grad(), record:
+                logits = model(image.detach().clone().requires_grad_(True) * 1.0)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return record, check_logits(logits, 1)
+
+
+def default_layer(model: nn.Module, image: Tensor) -> str:
+    """Return the name of the layer that CAM methods use unless one is given.
+
+    It is the layer that the model declares as its `cam_layer`; else, in a transformer, the first
+    normalisation of the last block; else the last module whose output has more than one position with a
+    gradient. Average pooling, parts of an attention module and modules that run several times are no
+    candidates. The choice depends on the model and on the shape of the image (1, C, H, W), not on its pixels.
+
+    Raises
+    ------
+    InputError
+        If no module's output has positions.
+    """
+    if (declared := declared_cam_layer(model)) is not None:
+        return declared
+    noise = torch.rand(image.shape, generator=generator(0, "default layer")).to(image)
+    record, logits = _record(model, noise)
+    times = Counter(run.name for run in record.runs)
+    once = [run for run in record.runs if times[run.name] == 1 and run.has_positions]
+    if not once:
+        raise InputError(
+            f"no module of {type(model).__name__} returns a map with more than one position for images of "
+            f"shape {tuple(image.shape[1:])}, and CAM methods need one; use larger images, or a method such "
+            "as 'saliency'"
+        )
+    norm = _first_norm_of_last_block(record, once)
+    graded = _with_gradient(once, logits) or once
+    outside = [run for run in graded if not any(run.name.startswith(f"{each}.") for each in record.attending)]
+    return (norm or _last(outside or graded)).name
+
+
+def _with_gradient(runs: list[_Run], logits: Tensor) -> list[_Run]:
+    """Return the runs at whose positions a random mixture of the logits has a gradient."""
+    if not logits.requires_grad:
+        return []
+    weights = torch.randn(logits.shape, generator=generator(0, "default layer")).to(logits)
+    outputs = [run.output for run in runs if run.output is not None]
+    gradients = torch.autograd.grad((weights * logits).sum(), outputs, allow_unused=True)
+    return [
+        run
+        for run, gradient in zip(runs, gradients, strict=True)
+        if gradient is not None and run.arrangement is not None and run.arrangement.to_map(gradient).any()
+    ]
+
+
+def _last(runs: list[_Run]) -> _Run:
+    """Return the last run; of nested modules that return the same tensor, the outermost."""
+    proper = [run for run in runs if not run.pools] or runs
+    same = [run for run in proper if run.output is proper[-1].output]
+    return [run for run in same if f"{same[0].name}.".startswith(f"{run.name}.")][-1]
+
+
+def _first_norm_of_last_block(record: _Record, runs: list[_Run]) -> _Run | None:
+    """Return the first normalisation of the last block with self-attention, if the network ends in blocks."""
+    if not record.self_attention:
+        return None
+    number, running = record.self_attention[-1]
+    earlier = {name for _, names in record.self_attention[:-1] for name in names}
+    blocks = {run.name: run for run in record.runs}
+    for name in reversed(running):
+        block = blocks[name]
+        if name in earlier:
+            return None  # it is more than one block
+        inside = [
+            run
+            for run in runs
+            if run.name.startswith(f"{name}.") and run.normalises and run.shape == block.shape
+        ]
+        if inside and (inside[0].begin < number or name != running[-1]):
+            follows = any(number > block.end for number in record.convolutions)
+            return None if follows else inside[0]
+    return None
+
+
+def find_layer(model: nn.Module, name: str) -> nn.Module:
+    """Return the module of that name."""
+    modules = dict(model.named_modules())
+    if name not in modules:
+        raise unknown_name("layer", name, filter(None, modules))  # the model itself has no name
+    return modules[name]
+
+
+def layer_name(model: nn.Module, layer: LayerSpec, image: Tensor) -> str:
+    """Return the name of the layer that was asked for, or of the default one.
+
+    Raises
+    ------
+    InputError
+        If it is no module of the model.
+    """
+    if layer is None:
+        return default_layer(model, image)
+    if isinstance(layer, str):
+        find_layer(model, layer)
+        return layer
+    for name, module in model.named_modules():
+        if module is layer:
+            return name
+    raise InputError(
+        f"layer={type(layer).__name__}(…) is no module of {type(model).__name__}; give one of its modules, "
+        "such as model.layer4, or its name"
+    )
+
+
+# --- what it returns ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerValues:
+    """The output (n, …) of a layer in one pass over n points, its arrangement, and the scores (n,) there."""
+
+    name: str
+    output: Tensor
+    arrangement: Arrangement
+    scores: Tensor
+    _graph: tuple[Tensor, Tensor]
+    _batch: Batch
+
+    @property
+    def maps(self) -> Tensor:
+        """The output as maps (n, D, h, w)."""
+        return self.arrangement.to_map(self.output)
+
+    def gradients(self) -> Tensor:
+        """Return the gradient of each score with respect to the maps, (n, D, h, w).
+
+        Raises
+        ------
+        InputError
+            If there is none.
+        """
+        output, scores = self._graph
+        gradient = None
+        if scores.requires_grad and output.requires_grad:
+            (gradient,) = torch.autograd.grad(scores, output, torch.ones_like(scores), allow_unused=True)
+        if gradient is None:
+            self._batch.gradient(self._batch.x)  # refuses a model whose logits have no gradient at all
+            raise InputError(
+                f"the score does not depend on the layer '{self.name}'; name another by layer=..."
+            )
+        return self.arrangement.to_map(gradient)
+
+
+def read_layer(batch: Batch, points: Tensor, layer: LayerSpec) -> LayerValues:
+    """Run the model on k·n points (as in `Batch.at`), and return what the layer, given by its name, returns.
+
+    Raises
+    ------
+    InputError
+        If the layer does not run exactly once, or its output has no positions.
+    """
+    name = str(layer)
+    module = find_layer(batch.model, name)
+    execution = Execution(points)
+    caught: list[tuple[object, Arrangement | None]] = []
+
+    def catch(_: nn.Module, inputs: tuple[Any, ...], output: object) -> Tensor | None:
+        caught.append((output, execution.arrangement(output, len(points))))
+        # a copy, so that an in-place operation that follows leaves what was caught alone
+        return output.clone() if isinstance(output, Tensor) else None
+
+    handle = module.register_forward_hook(catch)
+    try:
+        with torch.enable_grad(), execution:
+            scores = batch.at(points).score(points.detach().requires_grad_(True))
+    finally:
+        handle.remove()
+    title = f"the layer '{name}' ({type(module).__name__})"
+    if len(caught) != 1:
+        raise InputError(f"{title} runs {len(caught)} times in one forward pass; name another by layer=...")
+    output, arrangement = caught[0]
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"{title} returns a {type(output).__name__}, not a tensor; name another by layer=..."
+        )
+    if arrangement is None:
+        raise InputError(
+            f"{title} returns a tensor of shape {tuple(output.shape)}, but a feature map (N, D, h, w) is "
+            f"needed, or tokens (N, T, D) on a grid of the proportions of images {tuple(points.shape[2:])}; "
+            "name another layer by layer=..."
+        )
+    return LayerValues(name, output.detach(), arrangement, scores.detach(), (output, scores), batch)
+
+
 def enlarge(coarse: Tensor, x: Tensor, interpolation: Interpolation) -> Tensor:
-    """A map (n, 1, h, w) at the images' size, the same in every channel."""
+    """Return a map (n, 1, h, w) at the size of the images, the same in every channel."""
     aligned = {} if interpolation == "nearest" else {"align_corners": False}
     return F.interpolate(coarse, size=x.shape[2:], mode=interpolation, **aligned).expand_as(x).clone()
-
-
-def cam(batch: Batch, settings: LayerSettings) -> Tensor:
-    """Grad-CAM's map (n, 1, h, w) at the layer's own size."""
-    layer = find_layer(batch.model, settings.layer)
-    activations, gradients = activations_and_gradients(batch, batch.x, layer)
-    coarse = (gradients.mean((2, 3), keepdim=True) * activations).sum(1, keepdim=True)
-    return coarse.relu() if settings.relu else coarse
-
-
-@method(
-    "grad_cam",
-    family="layer",
-    passes="1 forward, 1 backward to the layer",
-    reference="Selvaraju et al., ICCV 2017",
-    settings=LayerSettings,
-)
-def grad_cam(batch: Batch, settings: LayerSettings) -> Explained:
-    """Channels of a layer weighted by their mean gradient and summed; the same value in every channel."""
-    return enlarge(cam(batch, settings), batch.x, settings.interpolation), None
-
-
-@method(
-    "guided_grad_cam",
-    family="layer",
-    passes="2 forward, 2 backward",
-    reference="Selvaraju et al., ICCV 2017",
-    settings=LayerSettings,
-)
-def guided_grad_cam(batch: Batch, settings: LayerSettings) -> Explained:
-    """Guided back-propagation times Grad-CAM."""
-    return guided_gradient(batch) * enlarge(cam(batch, settings), batch.x, settings.interpolation), None
-
-
-class ConductanceSettings(Settings):
-    """As for `grad_cam`, with `steps` on the line from the `baseline` to the image."""
-
-    layer: str | None = None
-    steps: int = Field(20, ge=2)
-    baseline: Baseline = "zero"
-    interpolation: Interpolation = "bilinear"
-
-
-@method(
-    "layer_conductance",
-    family="layer",
-    passes="(steps + 1) × (1 forward, 1 backward to the layer)",
-    reference="Dhamdhere et al., ICLR 2019; Shrikumar et al., arXiv:1807.09946",
-    settings=ConductanceSettings,
-)
-def layer_conductance(batch: Batch, settings: ConductanceSettings) -> Explained:
-    """Σₖ ∂f/∂a(xₖ) · (a(xₖ₊₁) − a(xₖ)) for a layer's units a, summed over its channels, then enlarged."""
-    layer, base = find_layer(batch.model, settings.layer), resolve_baseline(settings.baseline, batch)
-    previous, slope, coarse = (torch.empty(0) for _ in range(3))
-    for step in range(settings.steps + 1):
-        point = base + step / settings.steps * (batch.x - base)
-        activations, gradients = activations_and_gradients(batch, point, layer)
-        if step == 0:
-            coarse = torch.zeros_like(activations[:, :1])
-        else:
-            coarse += (slope * (activations - previous)).sum(1, keepdim=True)
-        previous, slope = activations, gradients
-    return enlarge(coarse, batch.x, settings.interpolation), None

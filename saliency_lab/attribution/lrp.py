@@ -1,20 +1,24 @@
-"""Layer-wise relevance propagation: the score is handed back layer by layer, by contributions."""
+"""Layer-wise relevance propagation: relevance goes back layer by layer, in proportion to contributions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
+from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.batch import Batch, slope
 from saliency_lab.attribution.calls import (
     AVERAGE_POOL,
+    CONTRACTIONS,
+    DIVISIONS,
     ELEMENTWISE,
     MAX_POOL,
     PRODUCTS,
@@ -26,59 +30,123 @@ from saliency_lab.attribution.calls import (
     check_visible,
     deliver,
     depending,
+    describe_module,
     refuse,
     trace,
+    track_modules,
 )
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.deeplift import covers
+from saliency_lab.attribution.fused_attention import FUSED
 
-Preset = Literal["epsilon", "gamma", "alpha1_beta0", "epsilon_plus", "epsilon_plus_flat"]
-Kind = Literal["epsilon", "gamma", "positive", "flat"]
+LayerRule = Literal[
+    "epsilon", "gamma", "alpha1_beta0", "alpha2_beta1", "excitation", "flat", "w_square", "box"
+]
+Preset = Literal[
+    "epsilon",
+    "gamma",
+    "alpha1_beta0",
+    "epsilon_plus",
+    "epsilon_plus_flat",
+    "epsilon_alpha2_beta1",
+    "epsilon_alpha2_beta1_flat",
+    "epsilon_gamma_box",
+    "excitation_backprop",
+]
+
+
+class Composite(NamedTuple):
+    """Rules of convolutions, of linear layers, and of the first layer if it has another one."""
+
+    convolution: LayerRule
+    linear: LayerRule
+    first: LayerRule | None = None
+
+
+COMPOSITES: Mapping[Preset, Composite] = {
+    "epsilon": Composite("epsilon", "epsilon"),
+    "gamma": Composite("gamma", "epsilon"),
+    "alpha1_beta0": Composite("alpha1_beta0", "alpha1_beta0"),
+    "epsilon_plus": Composite("alpha1_beta0", "epsilon"),
+    "epsilon_plus_flat": Composite("alpha1_beta0", "epsilon", "flat"),
+    "epsilon_alpha2_beta1": Composite("alpha2_beta1", "epsilon"),
+    "epsilon_alpha2_beta1_flat": Composite("alpha2_beta1", "epsilon", "flat"),
+    "epsilon_gamma_box": Composite("gamma", "epsilon", "box"),
+    "excitation_backprop": Composite("excitation", "excitation"),
+}
+
 Operation = Callable[[Tensor, Any], Tensor]
 Terms = list[tuple[Tensor, Any]]
 
-CONVOLUTION, LINEAR, BATCH_NORM = calls("conv2d"), calls("linear"), calls("batch_norm")
+CONVOLUTION, LINEAR, BATCH_NORM = calls("conv1d", "conv2d", "conv3d"), calls("linear"), calls("batch_norm")
+MATRIX_PRODUCT = calls("matmul", "__matmul__", "bmm", "mm", "__rmatmul__")
 SUM, DIFFERENCE = calls("add", "__radd__"), calls("sub", "subtract")
 PASSING = MAX_POOL | SHAPES
+OTHER_LINEAR = (
+    AVERAGE_POOL
+    | CONTRACTIONS
+    | calls(
+        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "avg_pool1d", "avg_pool3d", "sum"),
+        *("adaptive_avg_pool1d", "adaptive_avg_pool3d", "interpolate", "upsample", "unfold", "fold"),
+        *("index_select", "repeat", "repeat_interleave", "tile"),
+    )
+)
+SOFTMAX = calls("softmax")
+NORMALISATION = calls("layer_norm", "group_norm", "rms_norm", "normalize")
+BILINEAR = CONTRACTIONS | (PRODUCTS - DIVISIONS)
+FROM_CONSTANT, MASKING = calls("rsub", "__rsub__"), calls("masked_fill")
+TRANSFORMER = SOFTMAX | NORMALISATION | BILINEAR | FROM_CONSTANT | MASKING | FUSED.keys()
+"""Calls that `attn_lrp` has rules for, and `lrp` has not."""
 
 
-def _stabilised(z: Tensor, epsilon: float) -> Tensor:
+def stabilised(z: Tensor, epsilon: float) -> Tensor:
+    """Z + ε·sign(z), with sign(0) = 1."""
     return z + epsilon * torch.where(z < 0, -1.0, 1.0)
 
 
-def _halves(a: Tensor, weight: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Parts of the input and the weights that make its positive contributions."""
-    parts = [(a.clamp_min(0), weight.clamp_min(0))]
-    if (a < 0).any():
-        parts.append((a.clamp_max(0), weight.clamp_max(0)))
-    return parts
+@dataclass(frozen=True)
+class Portion:
+    """A quotient: `factor` · relevance / z, where z = `bias` + Σ op(input, weight) over `terms`."""
+
+    terms: Terms
+    bias: Tensor | float
+    factor: Tensor | float = 1.0
+
+
+def _signed(x: Tensor, positive: Tensor, negative: Tensor) -> Terms:
+    """Terms that weigh the positive inputs by `positive` and the negative inputs by `negative`."""
+    terms = [(x.clamp_min(0), positive)]
+    return [*terms, (x.clamp_max(0), negative)] if (x < 0).any() else terms
 
 
 class _Share(Function):
-    """Output of a linear operation whose input gets relevance by its contributions to z.
+    """Output of a linear operation whose input gets relevance by its contributions.
 
-    `facts` are the output; pairs (input, weight) whose images under the operation add up, with the
-    bias, to z; the bias; the operation; and ε.
+    `facts` are the output, the portions of the rule, the operation and ε.
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, facts: tuple[Tensor, Terms, Any, Operation, float]) -> Tensor:
+    def forward(ctx: Any, a: Tensor, facts: tuple[Tensor, list[Portion], Operation, float]) -> Tensor:
         output, *ctx.rest = facts
         return output
 
     @staticmethod
     def backward(ctx: Any, *relevance: Tensor) -> tuple[Tensor, None]:
-        terms, bias, op, epsilon = ctx.rest
-        inputs = [part.detach().requires_grad_(True) for part, _ in terms]
-        with torch.enable_grad():
-            z = sum(op(part, weight) for part, (_, weight) in zip(inputs, terms, strict=True)) + bias
-            factors = torch.autograd.grad(z, inputs, relevance[0] / _stabilised(z.detach(), epsilon))
-        shares = [part.detach() * factor for part, factor in zip(inputs, factors, strict=True)]
+        portions, op, epsilon = ctx.rest
+        shares = []
+        for portion in portions:
+            inputs = [part.detach().requires_grad_(True) for part, _ in portion.terms]
+            with torch.enable_grad():
+                parts = zip(inputs, portion.terms, strict=True)
+                z = sum(op(part, weight) for part, (_, weight) in parts) + portion.bias
+                ratio = relevance[0] * portion.factor / stabilised(z.detach(), epsilon)
+                factors = torch.autograd.grad(z, inputs, ratio)
+            shares += [part.detach() * factor for part, factor in zip(inputs, factors, strict=True)]
         return torch.stack(shares).sum(0) if len(shares) > 1 else shares[0], None
 
 
 class _Split(Function):
-    """Sum (or difference) of two activations; each gets relevance by its part of the result."""
+    """Sum of two activations; each gets relevance by its part of the result."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, epsilon: float) -> Tensor:
@@ -89,7 +157,7 @@ class _Split(Function):
     @staticmethod
     def backward(ctx: Any, *relevance: Tensor) -> tuple[Tensor, Tensor, None]:
         a, b = ctx.saved_tensors
-        ratio = relevance[0] / _stabilised(a + b, ctx.epsilon)
+        ratio = relevance[0] / stabilised(a + b, ctx.epsilon)
         return (a * ratio).sum_to_size(a.shape), (b * ratio).sum_to_size(b.shape), None
 
 
@@ -105,33 +173,80 @@ class _Pass(Function):
         return relevance[0], None
 
 
-class _Propagation(Rule):
-    """Computes what the model computes, with backward passes that hand back relevance."""
+class _FirstInput(Rule):
+    """Keeps the input of the first convolution or linear layer."""
 
-    def __init__(self, settings: LrpSettings) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.settings = settings
+        self.input: Tensor | None = None
+
+    def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.input is None and (func in CONVOLUTION or func in LINEAR) and args[0].requires_grad:
+            self.input = args[0].detach().clone()
+        return func(*args, **kwargs)
+
+
+def input_box(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Lowest and highest input (1, …) of the first layer, for images in [0, 1].
+
+    What stands in front of the layer, such as a normalisation, is run on a black and on a white image.
+    """
+    ends = []
+    for value in (0.0, 1.0):
+        watch = _FirstInput()
+        with torch.enable_grad(), watch:
+            batch.model(torch.full_like(batch.x[:1], value).requires_grad_(True) * 1.0)
+        if watch.input is None:
+            raise InputError(
+                f"lrp's rule 'box' needs a convolution or a linear layer, and {type(batch.model).__name__} "
+                "calls none; use the preset 'epsilon'"
+            )
+        ends.append(watch.input)
+    return torch.minimum(*ends), torch.maximum(*ends)
+
+
+class Propagation(Rule):
+    """Computes what the model computes, with backward passes that hand back relevance.
+
+    `running` are the modules that run at the moment (`track_modules`), for `rules` by module name; `box` is
+    the range of the first layer's input, where its rule needs one.
+    """
+
+    def __init__(
+        self,
+        composite: Composite,
+        *,
+        epsilon: float,
+        gamma: float,
+        rules: Mapping[str, LayerRule],
+        box: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.composite, self.epsilon, self.gamma = composite, epsilon, gamma
+        self.rules, self.box = rules, box
+        self.running: list[tuple[str, nn.Module]] = []
+        self.applied: set[str] = set()
         self.refused: set[Call] = set()
-        self.convolution: tuple[Tensor, Tensor, Tensor, Tensor | None, Operation, Kind] | None = None
+        self.layer: tuple[Tensor, Tensor, Tensor, Tensor | None, Operation, LayerRule] | None = None
         self.first = True
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the call by the rule for it; note the function where there is none."""
         tensors = depending(args, kwargs)
-        if func in CONVOLUTION or func in LINEAR:
+        if (func in CONVOLUTION or func in LINEAR) and len(tensors) == 1 and tensors[0] is args[0]:
             return self._parametric(func, *args, **kwargs)
         if func in BATCH_NORM and tensors:
             return self._batch_norm(*args, **kwargs)
-        if func in AVERAGE_POOL and tensors:
-            a = args[0]
-            output = func(a.detach(), *args[1:], **kwargs)
-            terms = [(a.detach(), None)]
-            op = lambda part, _: func(part, *args[1:], **kwargs)  # noqa: E731
-            return _Share.apply(a, (output, terms, 0.0, op, self.settings.epsilon))
+        if func in MATRIX_PRODUCT and len(tensors) == 1 and len(args) == 2:
+            return self._matrix_product(func, *args)
+        if func in OTHER_LINEAR and len(tensors) == 1 and any(each is tensors[0] for each in args):
+            a = tensors[0]
+            return self.share(a, lambda part: func(*(part if each is a else each for each in args), **kwargs))
         if func in SUM | DIFFERENCE and len(tensors) == 2:
             factor, second = kwargs.get("alpha", 1) * (-1 if func in DIFFERENCE else 1), args[1]
             if factor != 1:
                 second = _Pass.apply(second, [factor * second.detach()])
-            return deliver(_Split.apply(args[0].clone(), second, self.settings.epsilon), func, args, kwargs)
+            return deliver(self.split(args[0].clone(), second), func, args, kwargs)
         elementwise = func in RELU or func in ELEMENTWISE or func in PRODUCTS or func in SUM | DIFFERENCE
         if elementwise and len(tensors) == 1:
             free = {key: value for key, value in kwargs.items() if key != "inplace"}
@@ -145,45 +260,99 @@ class _Propagation(Rule):
             self.refused.add(func)
         return output
 
+    def split(self, a: Tensor, b: Tensor) -> Tensor:
+        """A + b, each of which gets relevance by its part of the sum."""
+        total: Tensor = _Split.apply(a, b, self.epsilon)
+        return total
+
+    def share(self, a: Tensor, op: Callable[[Tensor], Tensor]) -> Tensor:
+        """op(a) of a linear or affine function, under the ε rule."""
+        with torch.no_grad():
+            output = op(a.detach())
+        portion = Portion([(a.detach().clone(), None)], 0.0)
+        share: Tensor = _Share.apply(a, (output, [portion], lambda part, _: op(part), self.epsilon))
+        return share
+
     def _parametric(
         self, func: Call, a: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """A convolution or a linear layer, by the preset's rule for it."""
+        """A convolution or a linear layer, by the rule for it."""
         output = func(a.detach(), weight, bias, *args, **kwargs)
-        if not a.requires_grad:
-            return output
-        kind = self._kind(func in CONVOLUTION)
-        self.first = False
+        rule = self._rule(func in CONVOLUTION)
         op = lambda part, w: func(part, w, None, *args, **kwargs)  # noqa: E731
-        shared = self._share(a, output, weight, bias, op, kind)
-        self.convolution = (shared, a, weight, bias, op, kind) if func in CONVOLUTION else None
+        shared = self._by_rule(a, output, weight, bias, op, rule)
+        self.layer = (shared, a, weight, bias, op, rule)
         return shared
 
-    def _kind(self, convolution: bool) -> Kind:
-        preset = self.settings.preset
-        if preset == "epsilon_plus_flat" and self.first:
-            return "flat"
-        if preset == "alpha1_beta0" or (preset.startswith("epsilon_plus") and convolution):
-            return "positive"
-        return "gamma" if preset == "gamma" and convolution else "epsilon"
+    def _matrix_product(self, func: Call, left: Tensor, right: Tensor) -> Tensor:
+        """The product of an activation and constant weights: a linear layer written by hand."""
+        a, weight = (left, right) if left.requires_grad else (right, left)
+        op = func if a is left else lambda part, w: func(w, part)
+        with torch.no_grad():
+            output = func(left, right)
+        return self._by_rule(a, output, weight, None, op, self._rule(False))
 
-    def _share(
-        self, a: Tensor, output: Tensor, weight: Tensor, bias: Tensor | None, op: Operation, kind: Kind
+    def _rule(self, convolution: bool) -> LayerRule:
+        """The rule for the call that is made now: the innermost module's, or that of the composite."""
+        first, self.first = self.first, False
+        for name, _ in reversed(self.running):
+            if name in self.rules:
+                self.applied.add(name)
+                rule = self.rules[name]
+                if rule == "box" and not first:
+                    raise InputError(
+                        f"lrp: the rule 'box' is for the first layer, whose input is bounded, not for "
+                        f"{describe_module(self.running)}; use 'gamma' or 'epsilon' there"
+                    )
+                return rule
+        if first and self.composite.first is not None:
+            return self.composite.first
+        return self.composite.convolution if convolution else self.composite.linear
+
+    def _by_rule(
+        self, a: Tensor, output: Tensor, weight: Tensor, bias: Tensor | None, op: Operation, rule: LayerRule
     ) -> Tensor:
-        """`output`, handing relevance back by the rule `kind`."""
-        x, gamma = a.detach().clone(), self.settings.gamma
-        offset = weight.new_zeros(len(weight)) if bias is None else bias
-        terms = [(x, weight)]
-        if kind == "flat":
-            terms, offset = [(torch.ones_like(x), torch.ones_like(weight))], torch.zeros_like(offset)
-        elif kind == "positive":
-            terms, offset = _halves(x, weight), offset.clamp_min(0)
-        elif kind == "gamma":
-            terms = [(x, weight + gamma * weight.clamp_min(0))]
-            offset = offset + gamma * offset.clamp_min(0)
-        offset = offset.reshape(-1, 1, 1) if weight.ndim == 4 else offset
-        share: Tensor = _Share.apply(a, (output, terms, offset, op, self.settings.epsilon))
+        """`output`, handing relevance back by `rule`."""
+        x = a.detach().clone()
+        b: Any = 0.0 if bias is None else bias.reshape(-1, *[1] * (weight.ndim - 2))
+        above, below = weight.clamp_min(0), weight.clamp_max(0)
+        b_above, b_below = (0.0, 0.0) if bias is None else (b.clamp_min(0), b.clamp_max(0))
+        portions = [Portion([(x, weight)], b)]
+        if rule == "flat":
+            portions = [Portion([(torch.ones_like(x), torch.ones_like(weight))], 0.0)]
+        elif rule == "w_square":
+            portions = [Portion([(torch.ones_like(x), weight**2)], b**2)]
+        elif rule == "box":
+            low, high = self._bounds(x)
+            portions = [Portion([(x, weight), (low, -above), (high, -below)], 0.0)]
+        elif rule in ("alpha1_beta0", "excitation"):
+            portions = [Portion(_signed(x, above, below), 0.0 if rule == "excitation" else b_above)]
+        elif rule == "alpha2_beta1":
+            portions = [
+                Portion(_signed(x, above, below), b_above, 2.0),
+                Portion(_signed(x, below, above), b_below, -1.0),
+            ]
+        elif rule == "gamma":  # positive outputs favour what is positive, negative ones what is negative
+            favoured = [(each + self.gamma * part) for each, part in ((weight, above), (weight, below))]
+            portions = [
+                Portion(_signed(x, *favoured), b + self.gamma * b_above, (output > 0).to(x)),
+                Portion(_signed(x, *favoured[::-1]), b + self.gamma * b_below, (output < 0).to(x)),
+            ]
+        share: Tensor = _Share.apply(a, (output, portions, op, self.epsilon))
         return share
+
+    def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The box of the first layer's input `x`, one for each of its rows."""
+        assert self.box is not None
+        low, high = self.box
+        slack = 1e-4 * (high - low).abs().max()
+        if low.shape[1:] != x.shape[1:] or ((x < low - slack) | (x > high + slack)).any():
+            raise InputError(
+                "lrp's rule 'box' takes the range of the first layer's input from a black and a white image, "
+                f"and {describe_module(self.running)} gets values outside of it; use "
+                "'epsilon_plus_flat' or another preset"
+            )
+        return low.expand_as(x), high.expand_as(x)
 
     def _batch_norm(
         self,
@@ -196,33 +365,75 @@ class _Propagation(Rule):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        """Merged with the convolution whose output it takes; alone, an affine layer under the ε rule."""
+        """Merged with the layer whose output it takes; alone, an affine layer under the ε rule."""
         output = F.batch_norm(x.detach(), mean, variance, weight, bias, training, momentum, eps)
         scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
         shift = (0.0 if bias is None else bias) - mean * scale
-        if self.convolution is not None and self.convolution[0] is x:
-            _, a, kernel, offset, op, kind = self.convolution
-            bias = shift + (0.0 if offset is None else offset * scale)
-            return self._share(a, output, kernel * scale.reshape(-1, 1, 1, 1), bias, op, kind)
+        if self.layer is not None and self.layer[0] is x:
+            _, a, kernel, offset, op, rule = self.layer
+            merged = shift + (0.0 if offset is None else offset * scale)
+            return self._by_rule(
+                a, output, kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1)), merged, op, rule
+            )
         shape = (-1,) + (1,) * (x.ndim - 2)
-        terms = [(x.detach().clone(), scale.reshape(shape))]
-        alone: Tensor = _Share.apply(
-            x, (output, terms, shift.reshape(shape), torch.mul, self.settings.epsilon)
-        )
+        portion = Portion([(x.detach().clone(), scale.reshape(shape))], shift.reshape(shape))
+        alone: Tensor = _Share.apply(x, (output, [portion], torch.mul, self.epsilon))
         return alone
 
 
-class LrpSettings(Settings):
-    """`preset` chooses the rules; ε stabilises every division, γ weighs positive weights in `gamma`.
+def propagate(batch: Batch, rule: Propagation, method: str) -> tuple[Tensor, Tensor]:
+    """Relevance of each input value, and the scores, by one pass each way under `rule`.
 
-    `epsilon`: the ε rule everywhere. `gamma`: γ rule in convolutions, ε in linear layers. `alpha1_beta0`:
-    positive contributions only. `epsilon_plus`: α1β0 in convolutions, ε in linear layers.
-    `epsilon_plus_flat`: the same, and the first layer spreads relevance evenly over what it sees.
+    Raises
+    ------
+    InputError
+        Names the modules with operations that have no rule, and a method that has.
+    """
+    points = batch.x.detach().clone().requires_grad_(True)
+    with torch.enable_grad():
+        with track_modules(batch.model, rule.running), rule:
+            logits = batch.model(points.clone())
+        scores = batch.target.pick(logits)
+        start = batch.target.pick(logits * logits.detach()).sum()  # its gradient is the logits' relevance
+    if rule.refused:
+        beyond = trace(batch.model, batch.x[:1], lambda *call: not covers(*call))
+        instead = "Use 'integrated_gradients' on this model."
+        if not beyond:
+            instead = "Use 'deep_lift' or a gradient."
+        elif method == "lrp" and rule.refused <= TRANSFORMER:
+            instead = "Use 'attn_lrp' or 'integrated_gradients' on this model."
+        refuse(
+            method,
+            "has no rule for some of this model's operations",
+            trace(batch.model, batch.x[:1], lambda func, *_: func in rule.refused),
+            instead,
+        )
+    if unused := set(rule.rules) - rule.applied:
+        name = min(unused)
+        kind = type(batch.model.get_submodule(name)).__name__
+        raise InputError(
+            f"{method}: a rule is given for '{name}' ({kind}), in which no convolution or linear layer runs"
+        )
+    return slope(start, points, batch.model), scores.detach()
+
+
+class LrpSettings(Settings):
+    """`preset` chooses the rules, `rules` those of single modules by their names.
+
+    `epsilon` stabilises every division; `gamma` is the γ of the rule of that name. A module's rule holds for
+    every convolution and linear layer in it; the innermost module's rule counts.
+
+    Presets: `epsilon`: the ε rule everywhere. `gamma`: generalised γ rule in convolutions, ε elsewhere.
+    `alpha1_beta0`: positive contributions only. `epsilon_plus`: α1β0 in convolutions, ε in linear layers.
+    `epsilon_alpha2_beta1`: α2β1 in convolutions, ε in linear layers. `…_flat`: the same, and the first layer
+    spreads relevance evenly over what it sees. `epsilon_gamma_box`: `gamma`, and the box rule for images in
+    [0, 1] in the first layer. `excitation_backprop`: positive contributions without biases.
     """
 
     preset: Preset = "epsilon_plus"
     epsilon: float = Field(1e-6, gt=0)
     gamma: float = Field(0.25, ge=0)
+    rules: dict[str, LayerRule] = Field(default_factory=dict)
 
 
 @method(
@@ -241,19 +452,17 @@ def lrp(batch: Batch, settings: LrpSettings) -> Explained:
         Names the modules with operations that have no rule, such as attention.
     """
     check_visible(batch.model, "lrp")
-    rule = _Propagation(settings)
-    points = batch.x.detach().clone().requires_grad_(True)
-    with torch.enable_grad():
-        with rule:
-            logits = batch.model(points.clone())
-        scores = batch.target.pick(logits)
-        start = batch.target.pick(logits * logits.detach()).sum()  # its gradient is the logits' relevance
-    if rule.refused:
-        beyond = trace(batch.model, batch.x[:1], lambda *call: not covers(*call))
-        refuse(
-            "lrp",
-            "has no rule for some of this model's operations",
-            trace(batch.model, batch.x[:1], lambda func, *_: func in rule.refused),
-            "Use 'integrated_gradients' on this model." if beyond else "Use 'deep_lift' or a gradient.",
-        )
-    return slope(start, points, batch.model), scores.detach()
+    modules = dict(batch.model.named_modules())
+    for name in settings.rules:
+        if name not in modules:
+            raise unknown_name("layer", name, filter(None, modules))
+    composite = COMPOSITES[settings.preset]
+    boxed = composite.first == "box" or "box" in settings.rules.values()
+    rule = Propagation(
+        composite,
+        epsilon=settings.epsilon,
+        gamma=settings.gamma,
+        rules=settings.rules,
+        box=input_box(batch) if boxed else None,
+    )
+    return propagate(batch, rule, "lrp")

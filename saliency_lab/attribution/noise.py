@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import sample_normal
@@ -27,6 +27,17 @@ class NoiseSettings(Settings):
     stdev: float = Field(0.15, ge=0)
     base: str = "saliency"
     base_settings: dict[str, Any] = Field(default_factory=dict)
+
+
+def resolve_base(model: nn.Module, image: Tensor, settings: NoiseSettings) -> NoiseSettings:
+    """Return the settings with those of the base method that only a run of the model tells."""
+    resolve = METHODS[settings.base].resolve
+    if resolve is None:
+        return settings
+    inner = parse_settings(
+        METHODS[settings.base].settings, settings.base_settings, of=f"method '{settings.base}'"
+    )
+    return settings.model_copy(update={"base_settings": dict(resolve(model, image, inner))})
 
 
 def _moments(batch: Batch, settings: NoiseSettings) -> tuple[Tensor, Tensor]:
@@ -58,6 +69,7 @@ def _moments(batch: Batch, settings: NoiseSettings) -> tuple[Tensor, Tensor]:
     passes="n × base",
     reference="Smilkov et al., arXiv:1706.03825, 2017",
     settings=NoiseSettings,
+    resolve=resolve_base,
 )
 def smoothgrad(batch: Batch, settings: NoiseSettings) -> Explained:
     """Mean of the base method's maps at x + 𝒩(0, stdev²)."""
@@ -70,6 +82,7 @@ def smoothgrad(batch: Batch, settings: NoiseSettings) -> Explained:
     passes="n × base",
     reference="Hooker et al., NeurIPS 2019",
     settings=NoiseSettings,
+    resolve=resolve_base,
 )
 def smoothgrad_sq(batch: Batch, settings: NoiseSettings) -> Explained:
     """Mean of the squares of the base method's maps at x + 𝒩(0, stdev²)."""
@@ -83,6 +96,7 @@ def smoothgrad_sq(batch: Batch, settings: NoiseSettings) -> Explained:
     passes="n × base",
     reference="Adebayo et al., NeurIPS 2018",
     settings=NoiseSettings,
+    resolve=resolve_base,
 )
 def vargrad(batch: Batch, settings: NoiseSettings) -> Explained:
     """Variance of the base method's maps at x + 𝒩(0, stdev²)."""

@@ -226,7 +226,7 @@ def _by_surrogate(
             maps.append(value.reshape(1, 1, 1, 1).expand_as(one.x))
             continue
         explained = explainer(partial(_score, one))
-        with preserved_rng(seed):
+        with preserved_rng(seed, exclusive=True):
             values = explained.attribute(
                 one.x,
                 baselines=base[row : row + 1],

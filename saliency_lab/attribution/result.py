@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from scipy.stats import rankdata
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.html import facts, strip
+from saliency_lab._common.ranks import mean_ranks
 from saliency_lab._common.settings import as_keywords
 from saliency_lab.attribution.catalogue import METHODS, settings_of_rows
 from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
@@ -168,8 +168,7 @@ class Attributions:
         _one_of("by", by, Normalisation)
         rows = self.values.flatten(1)
         if by == "rank":
-            ranks = (rankdata(rows.double().numpy(), axis=1) - 1) / max(1, rows.shape[1] - 1)
-            scaled = torch.from_numpy(ranks).float()
+            scaled = ((mean_ranks(rows) - 1) / max(1, rows.shape[1] - 1)).float()
         else:
             magnitude = rows.abs()
             if by == "max":
@@ -268,7 +267,7 @@ class Attributions:
         return f"Attributions({', '.join(f'{key}: {value}' for key, value in self._facts().items())})"
 
     def _repr_html_(self) -> str:
-        from saliency_lab.plotting.maps import tiles
+        from saliency_lab.plotting.painting import tiles
 
         few = self.values[:_SHOWN]
         drawn = tiles(torch.zeros_like(few), {self.method: few}, scale="panel").maps[self.method]

@@ -285,7 +285,7 @@ def randomise(module: nn.Module, seed: int) -> None:
 
     A parameter of one value throughout, as the scale of a fresh normalisation, stays what it is.
     """
-    with preserved_rng(seed), torch.no_grad():
+    with preserved_rng(seed, exclusive=True), torch.no_grad():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()

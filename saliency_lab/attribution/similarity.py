@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.ranks import largest, largest_count, spearman
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
@@ -18,18 +18,18 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     >>> rank_correlation(x, 3 * x + 1).tolist()
     [1.0, 1.0]
     """
-    rows = []
-    for each in _checked(a, b):
-        ranks = torch.from_numpy(rankdata(each, axis=1))
-        centred = ranks - ranks.mean(1, keepdim=True)
-        rows.append(centred / centred.norm(dim=1, keepdim=True))  # 0/0 for a constant map
-    return (rows[0] * rows[1]).sum(1).clamp(-1, 1)
+    return spearman(*_checked(a, b))
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of maps scaled by their largest magnitude, channel mean; NaN for a map of zeros.
 
-    Windows of 7×7, less on smaller maps. Wang et al., IEEE Transactions on Image Processing, 2004.
+    Windows have 7 × 7 pixels, or fewer on smaller maps; a map with a side of 1 or 2 pixels is one window.
+    Wang et al., IEEE Transactions on Image Processing, 2004.
+
+    >>> x = torch.rand(2, 3, 8, 8)
+    >>> ssim(x, x).tolist()
+    [1.0, 1.0]
     """
     _checked(a, b)
     window = min(7, *(size - 1 + size % 2 for size in a.shape[2:]))
@@ -39,12 +39,25 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         if not all(0 < scale < np.inf for scale in scales):
             scores.append(np.nan)
             continue
+        first, second = first / scales[0], second / scales[1]
+        if window < 3:
+            scores.append(float(np.mean([_one_window(*pair) for pair in zip(first, second, strict=True)])))
+            continue
         scores.append(
-            structural_similarity(
-                first / scales[0], second / scales[1], data_range=2.0, channel_axis=0, win_size=window
-            )
+            structural_similarity(first, second, data_range=_RANGE, channel_axis=0, win_size=window)
         )
     return torch.tensor(scores, dtype=torch.float64)
+
+
+_RANGE = 2.0
+
+
+def _one_window(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the structural similarity of two planes (H, W) that are one window each."""
+    c1, c2 = (0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2
+    (va, cov), (_, vb) = np.cov(a.ravel(), b.ravel()) if a.size > 1 else np.zeros((2, 2))
+    ma, mb = a.mean(), b.mean()
+    return float((2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2)))
 
 
 def top_k_overlap(a: Tensor, b: Tensor, k: float = 0.1) -> Tensor:
@@ -57,12 +70,8 @@ def top_k_overlap(a: Tensor, b: Tensor, k: float = 0.1) -> Tensor:
     if not 0 < k <= 1:
         raise InputError(f"k must be a fraction in (0, 1], not {k}")
     rows = _checked(a, b)
-    count = max(1, round(k * rows[0].shape[1]))
-    marks = []
-    for each in rows:
-        order = each.argsort(dim=1, descending=True, stable=True)[:, :count]
-        marks.append(torch.zeros_like(each).scatter_(1, order, 1.0))
-    overlap = (marks[0] * marks[1]).sum(1) / count
+    marks = [largest(each, k) for each in rows]
+    overlap = (marks[0] & marks[1]).sum(1).double() / largest_count(rows[0].shape[1], k)
     return overlap.masked_fill(torch.isnan(rows[0] + rows[1]).any(1), torch.nan)
 
 

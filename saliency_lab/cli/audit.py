@@ -49,15 +49,16 @@ def audit(
     Several models, and several seeds of one, are audited in turn, and each is also attacked by transfer from
     the others.
     """
+    from saliency_lab._common.checks import format_epsilon
     from saliency_lab._common.files import write_json
     from saliency_lab._common.settings import parse_settings
     from saliency_lab.attacks import audit as run
-    from saliency_lab.attacks.methods import method_of
+    from saliency_lab.attacks.methods import METHODS
     from saliency_lab.cli.output import print_table
     from saliency_lab.study.members import read_members
 
     own = attack_settings(settings, method)
-    parse_settings(method_of(method).settings, own, of=f"attack '{method}'")  # no other keyword of `run`
+    parse_settings(METHODS.find(method).settings, own, of=f"attack '{method}'")  # no other keyword of `run`
     loaded = load_models(models, device)
     x, y = draw_images(loaded, data, data_root, images, seed)
     nets = {
@@ -80,8 +81,8 @@ def audit(
         )
         audited = verdict.audited
         print(
-            f"{name}: {verdict.verdict}. {method} at ε = {audited.eps:g} ({audited.norm}) reports "
-            f"{verdict.robust_accuracy:.1%} robust; the worst case over all attacks is "
+            f"{name}: {verdict.verdict}. {method} at ε = {format_epsilon(audited.eps)} ({audited.norm}) "
+            f"reports {verdict.robust_accuracy:.1%} robust; the worst case over all attacks is "
             f"{verdict.worst_case:.1%}. The reason:"
         )
         for clause in verdict.reason.split("; "):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Epsilon, Settings
 from saliency_lab.comparison.measures import ROBUST, SHARES, Measure
@@ -73,8 +74,8 @@ class Claim(Settings):
         radii = sorted({eps for held in attacks.values() for eps in held if eps > 0})
         for eps in self.eps:
             if not any(abs(eps - each) < 1e-9 for each in radii):
-                there = ", ".join(f"{each:.4g}" for each in radii) or "none"
-                raise InputError(f"ε = {eps:g} {said} is not attacked at; there are: {there}")
+                there = ", ".join(map(format_epsilon, radii)) or "none"
+                raise InputError(f"ε = {format_epsilon(eps)} {said} is not attacked at; there are: {there}")
 
 
 class Purpose(Settings):
@@ -216,7 +217,10 @@ def _missing(claim: Claim, rows: pd.DataFrame) -> list[str]:
     there = {*rows["model"], *rows["over"], *rows["metric"], *rows["method"]}
     names = [*claim.model, *claim.over, *claim.metric, *claim.method]
     radii = [eps for eps in claim.eps if not np.isclose(rows["eps"].to_numpy(float), eps).any()]
-    return [*dict.fromkeys(n for n in names if n not in there), *(f"ε = {eps:.4g}" for eps in radii)]
+    return [
+        *dict.fromkeys(n for n in names if n not in there),
+        *(f"ε = {format_epsilon(eps)}" for eps in radii),
+    ]
 
 
 def by_chance(questions: Sequence[Answered], level: float) -> str:
@@ -253,7 +257,7 @@ def _measures(rows: pd.DataFrame) -> str:
     for metric, held in rows.groupby("metric", sort=False):
         within = []
         for method, own in held.groupby("method", sort=False):
-            radii = [f"{eps:.4g}" for eps in own["eps"] if eps > 0]
+            radii = [format_epsilon(eps) for eps in own["eps"] if eps > 0]
             name = str(method).replace("_", " ")
             within.append(f"{name}, ε = {', '.join(radii)}" if radii else name)
         text = str(metric).replace("_", " ")

@@ -162,9 +162,9 @@ class Comparison:
         """Return the summary as a Markdown table."""
         return tables.as_markdown(self.summary)
 
-    def to_latex(self) -> str:
-        """Return the summary as a LaTeX table (needs the package booktabs)."""
-        return tables.as_latex(self.summary)
+    def to_latex(self, *, label: str = "tab:comparison") -> str:
+        r"""Return the summary as a LaTeX table with this `\label`; it needs the package booktabs."""
+        return tables.as_latex(self.summary, label)
 
 
 def _arrays(table: pd.DataFrame, keys: list[str], column: str) -> dict[Any, dict[str, np.ndarray]]:

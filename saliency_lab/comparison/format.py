@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab.comparison.statistics import Interval
 
 SPACE = "\N{NO-BREAK SPACE}"
@@ -96,10 +97,10 @@ def one_line(written: tuple[str, str]) -> str:
 def radius(eps: float) -> str:
     r"""Write ε.
 
-    >>> radius(0.1)
-    'ε\xa0=\xa00.1'
+    >>> radius(0.1), radius(8 / 255)
+    ('ε\xa0=\xa00.1', 'ε\xa0=\xa08/255')
     """
-    return f"ε{SPACE}={SPACE}{short(eps)}"
+    return f"ε{SPACE}={SPACE}{format_epsilon(eps)}"
 
 
 def p_value(p: float) -> str:

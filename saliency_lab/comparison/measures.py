@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab.comparison import statistics
 from saliency_lab.comparison.statistics import Interval, PairedTest
@@ -40,7 +41,7 @@ class Measure:
     @property
     def label(self) -> str:
         """The method, or the attack and its ε."""
-        return f"{self.method}, ε = {self.eps:.4g}" if self.metric == ROBUST else self.method
+        return f"{self.method}, ε = {format_epsilon(self.eps)}" if self.metric == ROBUST else self.method
 
     def interval(self, model: str, level: float, seed: int) -> Interval:
         """Mean and its interval."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from saliency_lab._common.checks import parse_epsilon
+from saliency_lab._common.checks import format_epsilon, parse_epsilon
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab.comparison import statistics
 from saliency_lab.comparison.measures import ROBUST, SHARES, Measure
@@ -85,7 +85,8 @@ class Summary:
         near = [m for m in found if np.isclose(m.eps, radius)]
         if not near:
             raise InputError(
-                f"no attack at ε = {radius:g}; there are: {', '.join(f'{m.eps:g}' for m in found)}"
+                f"no attack at ε = {format_epsilon(radius)}; "
+                f"there are: {', '.join(format_epsilon(m.eps) for m in found)}"
             )
         return near[0]
 

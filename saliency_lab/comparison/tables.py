@@ -1,4 +1,4 @@
-"""A comparison as text: a row a measure, a column a model, each cell a mean and its interval."""
+"""A comparison as text: one row per measure, one column per model, each entry a mean and its interval."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.html import caption
+from saliency_lab._common.text import latex_text, markdown_text, plain_text
 from saliency_lab.comparison.format import ARROWS, count, count_each, one_line, write_mean
 from saliency_lab.comparison.summary import Summary
 
@@ -19,14 +21,14 @@ _FACES = ("bold", "italic")
 
 
 def as_text(summary: Summary, width: int | None = None) -> str:
-    """For a terminal; in so many columns, a measure is a paragraph where its row is too long."""
-    head, rows = _grid(summary, lambda text, rank: f"{text} {_DOTS[rank]}".rstrip())
+    """Write for a terminal; where a row exceeds `width` columns, each measure is a paragraph."""
+    head, rows = _grid(summary, lambda text, rank: f"{text} {_DOTS[rank]}".rstrip(), plain_text)
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
-        "  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip()
+        "  ".join(text.ljust(wide) for text, wide in zip(row, widths, strict=True)).rstrip()
         for row in [head, *rows]
     ]
-    notes = _notes(summary, _DOTS["best"], _DOTS["tie"])
+    notes = [plain_text(note) for note in _notes(summary, _DOTS["best"], _DOTS["tie"])]
     if width is not None:
         notes = [textwrap.fill(note, width, subsequent_indent="  ") for note in notes]
     longest = max(map(len, lines))
@@ -39,70 +41,70 @@ def as_text(summary: Summary, width: int | None = None) -> str:
 
 
 def _paragraphs(head: list[str], rows: list[list[str]], width: int) -> list[str]:
-    """A measure after the other: its name, and a line a model, or more where that is too long."""
+    """Write one measure after the other: its name, then each model on a line of its own."""
     wide = max(map(len, head[2:]))
     lines = []
-    for metric, method, *cells in rows:
+    for metric, method, *values in rows:
         lines += textwrap.wrap(f"{metric}  {method}", width)
-        for name, cell in zip(head[2:], cells, strict=True):
-            if cell:
-                line = f"  {name.ljust(wide)}  {cell}"
+        for name, value in zip(head[2:], values, strict=True):
+            if value:
+                line = f"  {name.ljust(wide)}  {value}"
                 lines += textwrap.wrap(line, width, subsequent_indent="      ")
     return lines
 
 
 def as_markdown(summary: Summary) -> str:
-    """A pipe table; the best is bold, what is not told from it italic."""
-    head, rows = _grid(summary, markdown_cell)
-    return "\n".join(
-        [*pipe_table(head, rows), "", _title(summary) + ". " + " ".join(_notes(summary, *_FACES))]
-    )
+    """Write a pipe table; the best is bold, models not significantly different from it are italic."""
+    head, rows = _grid(summary, mark_in_markdown, str)
+    notes = markdown_text(" ".join(_notes(summary, *_FACES)))
+    return "\n".join([*pipe_table(head, rows), "", f"{_title(summary)}. {notes}"])
 
 
 def pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table in Markdown, whatever is in its cells."""
+    """Return the lines of a table in Markdown, whatever its entries contain."""
     lines = [head, ["---"] * len(head), *rows]
-    cells = [[" ".join(cell.splitlines()).replace("|", "\\|") for cell in line] for line in lines]
-    return ["| " + " | ".join(line) + " |" for line in cells]
+    return ["| " + " | ".join(map(markdown_text, line)) + " |" for line in lines]
 
 
 def as_html(summary: Summary) -> str:
-    """A table; the best is bold, what is not told from it italic."""
+    """Write an HTML table; the best is bold, models not significantly different from it are italic."""
     marks = {"best": "<b>{}</b>", "tie": "<i>{}</i>", "": "{}"}
-    head, rows = _grid(summary, lambda text, rank: marks[rank].format(escape(text)))
+    head, rows = _grid(summary, lambda text, rank: marks[rank].format(escape(text)), escape)
     title = caption(_title(summary))
-    header = "".join(f'<th style="text-align:left">{escape(cell)}</th>' for cell in head)
+    header = "".join(f'<th style="text-align:left">{text}</th>' for text in head)
     body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td style="text-align:left">{cell if i > 1 else escape(cell)}</td>'
-            for i, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
+        "<tr>" + "".join(f'<td style="text-align:left">{text}</td>' for text in row) + "</tr>" for row in rows
     )
     notes = "".join(f"<div>{escape(line)}</div>" for line in _notes(summary, *_FACES))
     return f"<table>{title}<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
 
-def as_latex(summary: Summary) -> str:
-    """A booktabs table; the best is bold, what is not told from it italic."""
-    marks = {"best": "\\textbf{", "tie": "\\textit{"}
-    head, rows = _grid(summary, lambda text, rank: f"{marks[rank]}{_tex(text)}}}" if rank else _tex(text))
-    body = [" & ".join([_tex(row[0]), _tex(row[1]), *row[2:]]) + r" \\" for row in rows]
-    notes = " ".join(_tex(line) for line in (_title(summary) + ".", *_notes(summary, *_FACES)))
+def as_latex(summary: Summary, label: str = "tab:comparison") -> str:
+    """Write a booktabs table; the best is bold, models not significantly different from it are italic.
+
+    It compiles with pdflatex and the package booktabs alone, whatever signs the names contain.
+    """
+    marks = {"best": r"\textbf{", "tie": r"\textit{"}
+    head, rows = _grid(
+        summary,
+        lambda text, rank: f"{marks[rank]}{latex_text(text)}}}" if rank else latex_text(text),
+        lambda text: latex_text(text.replace("_", " ")),
+    )
+    body = [" & ".join(row) + r" \\" for row in rows]
+    notes = latex_text(" ".join([_title(summary) + ".", *_notes(summary, *_FACES)]).replace("_", " "))
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
             rf"\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}",
             r"\toprule",
-            " & ".join(_tex(cell) for cell in head) + r" \\",
+            " & ".join(head) + r" \\",
             r"\midrule",
             *body,
             r"\bottomrule",
             r"\end{tabular}",
             rf"\caption{{{notes}}}",
+            rf"\label{{{label}}}",
             r"\end{table}",
         ]
     )
@@ -117,17 +119,17 @@ def _title(summary: Summary) -> str:
     return f"{models} on {over}: mean [{100 * summary.level:g} % interval]"
 
 
-def markdown_cell(text: str, rank: str) -> str:
-    """Set the best in bold, what is not told from it in italics."""
+def mark_in_markdown(text: str, rank: str) -> str:
+    """Set the best in bold, and in italics what is not significantly different from it."""
     return {"best": f"**{text}**", "tie": f"*{text}*"}.get(rank, text)
 
 
 def leading(summary: Summary, line: str, best: str, tie: str) -> str:
-    """Say what the marks of the best and of its ties mean; `line` is "row" or "column"."""
+    """Explain the marks of the best and of its ties; `line` is "row" or "column"."""
     alpha = f"{1 - summary.level:.2g}"
     return (
-        f"{best}: the best of its {line}; {tie}: not told from it, by the paired test at {alpha} (Holm over "
-        f"the {line}) or as the interval of the difference holds 0"
+        f"{best}: the best of its {line}; {tie}: not significantly different from it, by the paired test at "
+        f"{alpha} (Holm over the {line}) or because the interval of the difference contains 0"
     )
 
 
@@ -138,36 +140,37 @@ def _notes(summary: Summary, best: str, tie: str) -> list[str]:
         notes.append(
             f"{leading(summary, 'row', best, tie)}. "
             f"†: differs from '{summary.baseline}' by the paired test at {alpha} (Holm over all "
-            "accuracies, and over all scores), and the interval of the difference leaves 0 out."
+            "accuracies, and over all scores), and the interval of the difference excludes 0."
         )
     if summary.table["seeds"].max() > 1:
         notes.append("Intervals are over seeds and images; tests are over images, about these networks.")
     if (summary.table["undefined"] > 0).any():
-        notes.append("NaN: values that are undefined and left out.")
+        notes.append("NaN: the number of values that are undefined and left out.")
     return notes + _verdicts(summary)
 
 
 def _verdicts(summary: Summary) -> list[str]:
-    """One line an audit: each model's verdict, and its accuracy at the worst over all attacks."""
+    """Write one line per audit: each model's verdict, and its worst accuracy over all attacks."""
     if not len(summary.audits):
         return []
-    facts = ["attack", "eps", "n", "model", "seed", "verdict", "worst_case"]
+    columns = ["attack", "eps", "n", "model", "seed", "verdict", "worst_case"]
+    audits = summary.audits[columns].drop_duplicates()
     lines = []
-    for (attack, eps, n), held in summary.audits[facts].drop_duplicates().groupby(["attack", "eps", "n"]):
-        said = [
-            f"{model} {_counted(of['verdict'])} ({100 * of['worst_case'].mean():.1f} %)"
-            for model, of in held.groupby("model", sort=False)
+    for (attack, _, n), rows in audits.groupby(["attack", "eps", "n"]):
+        verdicts = [
+            f"{model} {_counted(own['verdict'])} ({100 * own['worst_case'].mean():.1f} %)"
+            for model, own in rows.groupby("model", sort=False)
         ]
+        radius = format_epsilon(rows["eps"].iloc[0])
         lines.append(
-            f"Audit of {attack}, ε = {eps:.4g}, on {n} images (worst case over all its attacks): "
-            + ", ".join(said)
-            + "."
+            f"Audit of {attack}, ε = {radius}, on {n} images (worst case over all its attacks): "
+            f"{', '.join(verdicts)}."
         )
     return lines
 
 
 def _counted(verdicts: pd.Series) -> str:
-    """The verdicts of several seeds.
+    """Count the verdicts of several seeds.
 
     >>> _counted(pd.Series(["believe", "doubt", "believe"]))
     '2 × believe, 1 × doubt'
@@ -178,42 +181,30 @@ def _counted(verdicts: pd.Series) -> str:
     return ", ".join(f"{count} × {verdict}" for verdict, count in counts.items())
 
 
-def _grid(summary: Summary, mark: Callable[[str, str], str]) -> tuple[list[str], list[list[str]]]:
-    facts = iter(summary.table.to_dict("records"))  # in the order of the measures, and of their models
+def _grid(
+    summary: Summary, mark: Callable[[str, str], str], write: Callable[[str], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of the table, for a writer of marked values and one of names."""
+    records = iter(summary.table.to_dict("records"))  # in the order of the measures, and of their models
     rows = []
     for measure in summary.measures:
-        cells = dict.fromkeys(summary.models, "")
+        values = dict.fromkeys(summary.models, "")
         for model in measure.values:
-            fact = next(facts)
-            text = cell_text(fact, measure.share) + ("†" if fact["differs"] else "")
-            cells[model] = mark(text, fact["rank"])
-        rows.append([f"{measure.metric} {ARROWS[measure.better]}".strip(), measure.label, *cells.values()])
-    return ["metric", "method", *summary.models], rows
+            record = next(records)
+            text = estimate_text(record, measure.share) + ("†" if record["differs"] else "")
+            values[model] = mark(text, record["rank"])
+        metric = f"{measure.metric} {ARROWS[measure.better]}".strip()
+        rows.append([write(metric), write(measure.label), *values.values()])
+    return [*map(write, ["metric", "method", *summary.models])], rows
 
 
-def cell_text(row: Mapping[Any, Any], share: bool) -> str:
-    """Mean [low, high], to the digits that the interval supports.
+def estimate_text(row: Mapping[Any, Any], share: bool) -> str:
+    """Write a mean and its interval, to the digits that the interval supports.
 
-    >>> cell_text({"mean": 0.51234, "low": 0.50111, "high": 0.52999, "undefined": 2}, share=False)
+    >>> estimate_text({"mean": 0.51234, "low": 0.50111, "high": 0.52999, "undefined": 2}, share=False)
     '0.512 [0.501, 0.530] 2 NaN'
-    >>> cell_text({"mean": 0.9, "low": 0.85, "high": 0.9312, "undefined": 0}, share=True)
+    >>> estimate_text({"mean": 0.9, "low": 0.85, "high": 0.9312, "undefined": 0}, share=True)
     '90.0 % [85.0, 93.1]'
     """
     some = row["undefined"] and not math.isnan(row["mean"])
     return one_line(write_mean(row, share=share)) + (f" {int(row['undefined'])} NaN" if some else "")
-
-
-_TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "−": "$-$",
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "†": r"$^\dagger$",
-    "ε": r"$\varepsilon$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-}
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.registry import Registry
+from saliency_lab._common.registry import Extension, Registry
 from saliency_lab.data.digits import read_digits
 from saliency_lab.data.folder import read_image_folder
 from saliency_lab.data.images import ImageData, Split, split_off_validation
@@ -28,7 +29,8 @@ Parts = tuple[Split, Split, tuple[str, ...]]
 class Entry:
     """A named data set: how it is read from a root folder, and where its files would be.
 
-    `read` is None for "image_folder", which `read_image_folder` reads.
+    `read` is None for "image_folder", which `read_image_folder` reads, and for a user's own data, which
+    `load` returns.
     """
 
     description: str
@@ -36,9 +38,47 @@ class Entry:
     classes: str
     read: Callable[[Path, bool], Parts] | None
     files: Callable[[Path], Path] | None
+    load: Callable[[dict[str, Any]], ImageData] | None = None
 
 
-DATASETS: Registry[Entry] = Registry("data set")
+def custom_dataset(extension: Extension) -> Entry:
+    """Describe a user's `ImageData`, or function that returns one, as a data set.
+
+    A function gets those arguments of `load_dataset` that it has parameters for.
+    """
+    item, name = extension.item, extension.name
+
+    def load(given: dict[str, Any]) -> ImageData:
+        taken: set[str] = set()
+        if callable(item):
+            parameters = inspect.signature(item).parameters
+            missing = [
+                each.name
+                for each in parameters.values()
+                if each.default is each.empty
+                and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+                and each.name not in given
+            ]
+            if missing:
+                raise InputError(
+                    f"data set '{name}' is a function that needs '{missing[0]}'; give it a default, or name "
+                    "a function that needs no arguments"
+                )
+            taken = given.keys() & parameters.keys()
+        for key in given:
+            if key not in taken:
+                raise InputError(f"'{key}' has no effect on your own data set '{name}'; leave it out")
+        data = item(**given) if callable(item) else item
+        if not isinstance(data, ImageData):
+            raise InputError(f"data set '{name}' is not a saliency_lab.ImageData, but {type(data).__name__}")
+        return data
+
+    doc = item.__doc__ if inspect.isroutine(item) else None
+    description = (doc or "registered by you").strip().partition("\n")[0]
+    return Entry(description, "its own", "its own", None, None, load)
+
+
+DATASETS: Registry[Entry] = Registry("data set", "dataset", custom_dataset)
 DATASETS.add(
     "digits",
     Entry(
@@ -100,7 +140,7 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def load_dataset(
-    name: str,
+    name: str | ImageData | Callable[..., ImageData],
     root: str | Path | None = None,
     *,
     download: bool = False,
@@ -113,7 +153,8 @@ def load_dataset(
     Parameters
     ----------
     name
-        One of `list_datasets()`.
+        One of `list_datasets()`, `module:attribute`, or an `ImageData` or function of your own. A function
+        gets those of the arguments below that are given and that it has parameters for.
     root
         Folder of the files; see `data_root`. For "image_folder" the folder, or .zip file, that
         holds `train/CLASS/*` and `test/CLASS/*`.
@@ -139,8 +180,13 @@ def load_dataset(
     >>> load_dataset("digits")
     ImageData('digits', train 1294, val 144, test 359 images (1, 28, 28), 10 classes)
     """
+    entry = DATASETS.find(name)
+    if entry.load is not None:
+        defaults = {"root": None, "download": False, "val_fraction": 0.1, "seed": 0, "image_size": None}
+        asked = dict(zip(defaults, (root, download, val_fraction, seed, image_size), strict=True))
+        return entry.load({key: value for key, value in asked.items() if value != defaults[key]})
+    assert isinstance(name, str)
     where = data_root(root)
-    entry = DATASETS[name]
     if entry.read is None:
         train, val, test, classes = read_image_folder(where, image_size)
         if val is not None:
@@ -165,6 +211,10 @@ def list_datasets(root: str | Path | None = None) -> pd.DataFrame:
             "description": entry.description,
             "image": entry.image,
             "classes": entry.classes,
-            "found": "built in" if files is None else str(files) if files.exists() else "",
+            "found": ("registered" if entry.load else "built in")
+            if files is None
+            else str(files)
+            if files.exists()
+            else "",
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")

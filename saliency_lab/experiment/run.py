@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import time
 import warnings
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 from saliency_lab._common.errors import InputError, SaliencyLabError, TrainingError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import named_device
-from saliency_lab._common.plugins import import_module
 from saliency_lab._common.progress import no_progress
 from saliency_lab.comparison.comparison import Comparison
 from saliency_lab.data import ImageData
@@ -30,6 +28,7 @@ from saliency_lab.data.located import LocatedSplit
 from saliency_lab.experiment.checkpoints import load_checkpoint
 from saliency_lab.experiment.schema import Declaration
 from saliency_lab.models import build_model
+from saliency_lab.models.catalogue import ARCHITECTURES, is_custom
 from saliency_lab.models.checkpoint import CARD, zoo_names
 from saliency_lab.study.planning import Scout
 from saliency_lab.study.requests import read_attacks
@@ -77,7 +76,7 @@ def run_declared(
     runs = training_runs(declared, data.fingerprint, store)
     declared.check()
     with warnings.catch_warnings(action="ignore"):  # the study of the trained networks warns of the same
-        models = _stand_ins(runs, data, there) | _finished_models(declared, there)
+        models = _stand_ins(runs, data, there) | _finished_models(declared, data, there)
         stand_ins = Study(models, sample, seed=declared.seed)
     _verbs(Scout(stand_ins), declared)  # a mistake in the file is told before anything is trained
     trained: dict[str, list[nn.Module]] = {}
@@ -87,7 +86,7 @@ def run_declared(
             failures[run.model, run.seed] = outcome
         else:
             trained.setdefault(run.model, []).append(outcome.to(there))
-    models = trained | _finished_models(declared, there)
+    models = trained | _finished_models(declared, data, there)
     if not models:
         raise SaliencyLabError(
             f"no model of this study could be trained: {next(iter(failures.values())).error}"
@@ -113,7 +112,7 @@ def plan_declared(declared: Declaration, store: str | Path, *, device: str = "au
     data = _load_data(declared)
     runs = training_runs(declared, data.fingerprint, Path(store))
     declared.check()
-    models = _stand_ins(runs, data, there) | _finished_models(declared, there)
+    models = _stand_ins(runs, data, there) | _finished_models(declared, data, there)
     existing = store if Path(store).is_dir() else None  # looking creates nothing
     study = Study(models, _sample(declared, data), store=existing, seed=declared.seed)
     _verbs(Scout(study), declared)
@@ -236,9 +235,8 @@ def _stand_ins(runs: Sequence[Run], data: ImageData, device: torch.device) -> di
         if run.finished:
             net = load_checkpoint(run.folder, device)
         else:
-            own = ":" in run.recipe.model.name
             net = build_model(
-                "small_cnn" if own else run.recipe.model.name,
+                "small_cnn" if is_custom(run.recipe.model.name) else run.recipe.model.name,
                 num_classes=len(data.classes),
                 input_shape=data.input_shape,
                 seed=number,
@@ -247,15 +245,22 @@ def _stand_ins(runs: Sequence[Run], data: ImageData, device: torch.device) -> di
     return models
 
 
-def _finished_models(declared: Declaration, device: torch.device) -> dict[str, list[nn.Module]]:
+def _is_own(source: str) -> bool:
+    """Return whether a model's source is registered, or `module:attribute`, and not a folder."""
+    return ":" in source or source in ARCHITECTURES.extensions()
+
+
+def _finished_models(
+    declared: Declaration, data: ImageData, device: torch.device
+) -> dict[str, list[nn.Module]]:
     models = {}
     for name, sources in declared.models.items():
         listed = [sources] if isinstance(sources, str) else sources
         if len(set(listed)) < len(listed):
             raise InputError(f"model '{name}' lists a checkpoint twice; each must be another seed")
         models[name] = [
-            copy.deepcopy(import_module(source)).to(device)
-            if ":" in source and not (declared.folder / source).exists()
+            ARCHITECTURES[source](len(data.classes), data.input_shape).to(device)
+            if _is_own(source) and not (declared.folder / source).exists()
             else load_checkpoint(_found(declared.folder, source), device)
             for source in listed
         ]

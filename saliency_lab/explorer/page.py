@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from saliency_lab._common.html import picture, shrunk
-from saliency_lab.plotting.maps import scale_bar
+from saliency_lab.plotting.painting import scale_bar
 
 if TYPE_CHECKING:
     import numpy as np

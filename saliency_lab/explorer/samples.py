@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from saliency_lab._common.checks import format_epsilon
+
 if TYPE_CHECKING:
     from saliency_lab.study import Study
     from saliency_lab.study.members import Member
@@ -26,7 +28,7 @@ class Outcome:
         if self.kind == "wrong":
             return "wrong without an attack"
         verb = "changed" if self.kind == "changed" else "not changed"
-        return f"{verb} by {self.attack}, ε = {self.eps:.4g}"
+        return f"{verb} by {self.attack}, ε = {format_epsilon(self.eps)}"
 
 
 class Samples:

@@ -14,7 +14,7 @@ from saliency_lab.comparison.format import ARROWS
 from saliency_lab.explorer import page
 from saliency_lab.explorer.panels import Panels, Problem
 from saliency_lab.explorer.samples import Samples
-from saliency_lab.plotting.maps import CLIP, tiles
+from saliency_lab.plotting.painting import CLIP, tiles
 
 if TYPE_CHECKING:
     from saliency_lab.study import Study
@@ -147,7 +147,8 @@ class Explorer(widgets.VBox):
                 cells.append(page.cell(drawn.maps[column][place], f"{column}, image {row}", taken))
             table.append((titles[row], cells))
         shared = self.scale.value == "shared"
-        end = f"{max(float(limits.max()) for limits in drawn.limits.values()):.2g}" if shared else "1"
+        layers = drawn.layers.columns.values()
+        end = f"{max(float(layer.high.max()) for layer in layers):.2g}" if shared else "1"
         of = "attribution" if shared else f"attribution, of the map's own {CLIP:g}th percentile"
         return page.table(["image", *maps], table) + page.legend(end, of)
 

@@ -7,6 +7,7 @@ from saliency_lab.metrics import (  # noqa: F401 - registers the metrics
     curves,
     faithfulness,
     localisation,
+    own,
     randomisation,
     road,
     robustness,

@@ -1,10 +1,10 @@
-"""The doors: scores of maps, one a sample."""
+"""Public entry points: score maps by metrics, one score per sample."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,18 +15,20 @@ from torch import Tensor, nn
 from saliency_lab._common.checks import check_images, check_labels, check_seed
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.fingerprints import fingerprint
-from saliency_lab._common.html import facts
+from saliency_lab._common.html import facts as html_facts
 from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, unfit_images_told
 from saliency_lab._common.progress import progress
+from saliency_lab._common.registry import name_of
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, as_keywords, parse_settings
 from saliency_lab.attribution import Attributions
-from saliency_lab.metrics.catalogue import METRICS, Case, Curve, Engine, Metric, Outcome
+from saliency_lab.metrics.catalogue import METRICS, Curve, Engine, Metric, MetricInput, MetricOutput
+from saliency_lab.metrics.cost import announce_long_work
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import check_maps, take_maps, unusable
-from saliency_lab.metrics.own import own_metric
 from saliency_lab.metrics.probe import Probe, require_logits
 from saliency_lab.metrics.quantus_engine import quantus_failure
+from saliency_lab.metrics.sizes import settings_at_size
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,11 +40,11 @@ class Scores:
     values : ndarray
         float64 (N,), in the order of the images, NaN where undefined.
     reasons : tuple of (str or None)
-        Why a score is NaN, one a sample; None where it is not.
+        Why a score is NaN, one entry per sample; None where it is not.
     metric, engine, seed, settings
-        What was computed.
+        What was computed. Settings are in pixels where they can be given as fractions of the image.
     seconds : float
-        Wall time spent; passes shared with an earlier metric or method count there.
+        Wall time; passes shared with an earlier metric or method count there.
     curve : Curve or None
         The curve behind the scores, for metrics that integrate one; NaN for a map that cannot be scored.
     """
@@ -60,22 +62,22 @@ class Scores:
         return f"Scores({self.metric}: {', '.join(f'{key} {value}' for key, value in self._facts().items())})"
 
     def _repr_html_(self) -> str:
-        return facts(f"scores by {self.metric}", self._facts())
+        return html_facts(f"scores by {self.metric}", self._facts())
 
     def _facts(self) -> dict[str, str]:
         defined = self.values[~np.isnan(self.values)]
-        told = {"samples": str(len(self.values))}
+        facts = {"samples": str(len(self.values))}
         if len(defined):
             low, middle, high = np.percentile(defined, (25, 50, 75))
-            told |= {
+            facts |= {
                 "mean": f"{defined.mean():.4g}",
                 "quartiles": f"{low:.4g}, {middle:.4g}, {high:.4g}",
             }
         if self.undefined:
-            told["undefined"] = ", ".join(f"{count} ({reason})" for reason, count in self.undefined.items())
+            facts["undefined"] = ", ".join(f"{count} ({reason})" for reason, count in self.undefined.items())
         if self.settings:
-            told["settings"] = as_keywords(self.settings)
-        return told | {"engine": self.engine, "seed": str(self.seed), "time": f"{self.seconds:.3g} s"}
+            facts["settings"] = as_keywords(self.settings)
+        return facts | {"engine": self.engine, "seed": str(self.seed), "time": f"{self.seconds:.3g} s"}
 
     @property
     def undefined(self) -> dict[str, int]:
@@ -103,16 +105,16 @@ def evaluate(
     x, y : Tensor
         Images and the class that each map explains.
     attributions : Attributions, Tensor or ndarray
-        Signed maps (N, C, H, W), or (N, 1, H, W) with one value a pixel.
-    metric : str, Quantus metric object or callable
-        A name of `list_metrics()`; a metric object built with Quantus; or your own
-        `f(model, x, y, maps)` that returns one number a sample.
+        Signed maps (N, C, H, W), or (N, 1, H, W) with one value per pixel.
+    metric : str, callable or Quantus metric object
+        A name of `list_metrics()`; a function `f(model, x, y, maps, **settings)` that returns one number per
+        sample; or a metric object built with Quantus.
     seed : int
-        Of the random draws, which depend on it and on the image alone.
+        Seed of the random draws, which depend on it and on the image alone.
     engine : {"fast", "quantus"}, optional
         The metric's first one by default.
     **settings
-        The metric's own.
+        The settings of the metric.
 
     Returns
     -------
@@ -123,6 +125,15 @@ def evaluate(
     ------
     InputError
         For bad images, labels, maps, names or settings, or `Attributions` of other images.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    >>> x, y = torch.rand(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
+    >>> maps = sl.attribute(net, x, y, "saliency")
+    >>> sl.evaluate(net, x, y, maps, "pixel_flipping", steps=6).shape
+    (4,)
     """
     return evaluate_detailed(model, x, y, attributions, metric, seed=seed, engine=engine, **settings).values
 
@@ -138,7 +149,32 @@ def evaluate_detailed(
     engine: Engine | None = None,
     **settings: Any,
 ) -> Scores:
-    """Like `evaluate`, with the reasons of undefined scores, the curve, the settings and the time."""
+    """Score each map by one metric, and say more about the scores than `evaluate` does.
+
+    Parameters
+    ----------
+    model, x, y, attributions, metric, seed, engine, **settings
+        As for `evaluate`.
+
+    Returns
+    -------
+    Scores
+        The scores with the reasons of undefined ones, the curve, the settings and the time.
+
+    Raises
+    ------
+    InputError
+        As for `evaluate`.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    >>> x, y = torch.rand(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
+    >>> scores = sl.evaluate_detailed(net, x, y, torch.zeros_like(x), "sparseness")
+    >>> scores.undefined
+    {'the map is zero everywhere': 4}
+    """
     job = make_job(metric, settings, engine)
     return run_jobs(model, x, y, {"": attributions}, [job], seed)[""][0]
 
@@ -148,7 +184,7 @@ def evaluate_many(
     x: Tensor,
     y: Tensor,
     attributions: Mapping[str, Any],
-    metrics: Sequence[Any] | Mapping[str, Mapping[str, Any]],
+    metrics: Any,
     *,
     seed: int = 0,
     engine: Engine | None = None,
@@ -157,22 +193,63 @@ def evaluate_many(
 
     Parameters
     ----------
+    model, x, y, seed, engine
+        As for `evaluate`.
     attributions : mapping
         Method name → maps.
-    metrics : name, sequence of names, or mapping of name → settings
+    metrics : str, callable, sequence of these, or mapping
+        Metrics as `evaluate` takes them; or label → settings, where a label that is no name of a metric says
+        which one it means by the entry `metric`. So one metric can be given with several settings.
 
     Returns
     -------
     dict
-        `[method][metric]` → `Scores`, exactly what one `evaluate_detailed` each with the same seed gives.
+        `[method][label]` → `Scores`, exactly what `evaluate_detailed` with the same seed gives for each.
+
+    Raises
+    ------
+    InputError
+        As for `evaluate`, and if there are no methods or metrics, or two metrics have one label.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    >>> x, y = torch.rand(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
+    >>> maps = {"saliency": sl.attribute(net, x, y, "saliency")}
+    >>> metrics = {"coarse": {"metric": "pixel_flipping", "steps": 3}, "pixel_flipping": {"steps": 9}}
+    >>> scores = sl.evaluate_many(net, x, y, maps, metrics)["saliency"]
+    >>> {label: each.settings["steps"] for label, each in scores.items()}
+    {'coarse': 3, 'pixel_flipping': 9}
     """
     if not isinstance(attributions, Mapping) or not attributions:
-        raise InputError("attributions must map method names to maps, with one at least")
-    names = [metrics] if isinstance(metrics, str) else metrics
-    wanted = names if isinstance(names, Mapping) else {name: {} for name in names}
-    jobs = [make_job(name, settings, engine) for name, settings in wanted.items()]
-    found = run_jobs(model, x, y, attributions, jobs, seed)
-    return {method: dict(zip(wanted, scores, strict=True)) for method, scores in found.items()}
+        raise InputError("attributions must map method names to maps, with at least one")
+    requests = _read_metrics(metrics)
+    jobs = [make_job(metric, settings, engine) for metric, settings in requests.values()]
+    scores = run_jobs(model, x, y, attributions, jobs, seed)
+    return {method: dict(zip(requests, rows, strict=True)) for method, rows in scores.items()}
+
+
+def _read_metrics(metrics: Any) -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    """Return label → (metric, settings) for what `evaluate_many` accepts."""
+    requests: dict[str, tuple[Any, Mapping[str, Any]]] = {}
+    if isinstance(metrics, Mapping):
+        for label, value in metrics.items():
+            settings = dict(value) if isinstance(value, Mapping) else {"metric": value}
+            requests[label] = settings.pop("metric", label), settings
+    else:
+        several = isinstance(metrics, Iterable) and not isinstance(metrics, str)
+        given = list(metrics) if several else [metrics]
+        labels = [each.rpartition(":")[2] if isinstance(each, str) else name_of(each) for each in given]
+        if twice := [label for label, count in Counter(labels).items() if count > 1]:
+            raise InputError(
+                f"metric '{twice[0]}' is given {labels.count(twice[0])} times; give each a label of its own, "
+                'such as {"first": {"metric": …, "steps": 14}, "second": {"metric": …}}'
+            )
+        requests = {label: (each, {}) for label, each in zip(labels, given, strict=True)}
+    if not requests:
+        raise InputError("name at least one metric; list_metrics() says which there are")
+    return requests
 
 
 @dataclass(frozen=True)
@@ -183,7 +260,7 @@ class Job:
     settings: Settings
     engine: Engine
 
-    def score(self, case: Case) -> Outcome:
+    def score(self, case: MetricInput) -> MetricOutput:
         """Score a block."""
         run = self.metric.fast if self.engine == "fast" else self.metric.quantus
         assert run is not None
@@ -192,7 +269,7 @@ class Job:
 
 def make_job(metric: Any, settings: Mapping[str, Any], engine: Engine | None) -> Job:
     """Check a metric (a name, a Quantus object or a function), its settings and its engine."""
-    found = METRICS[metric] if isinstance(metric, str) else own_metric(metric)
+    found = METRICS.find(metric)
     chosen = found.engines[0] if engine is None else engine
     if chosen not in found.engines:
         raise InputError(
@@ -203,7 +280,7 @@ def make_job(metric: Any, settings: Mapping[str, Any], engine: Engine | None) ->
 
 @dataclass
 class _Tally:
-    """What accumulates for one method and metric over the blocks."""
+    """Scores of one method by one metric, collected over the blocks."""
 
     values: list[np.ndarray] = field(default_factory=list)
     reasons: list[str | None] = field(default_factory=list)
@@ -215,11 +292,11 @@ def run_jobs(
     model: nn.Module, x: Tensor, y: Tensor, attributions: Mapping[str, Any], jobs: list[Job], seed: int
 ) -> dict[str, list[Scores]]:
     """Score each method's maps by each job, block by block, so that memory does not grow with the samples."""
-    seed = check_seed(seed)
+    seed, x, y = check_seed(seed), check_images(x).detach().cpu(), check_labels(y, len(x)).cpu()
+    height, width = x.shape[2:]
+    jobs = [replace(job, settings=settings_at_size(job.settings, height, width)) for job in jobs]
     with gradients_recorded():
-        return _run(
-            model, check_images(x).detach().cpu(), check_labels(y, len(x)).cpu(), attributions, jobs, seed
-        )
+        return _run(model, x, y, attributions, jobs, seed)
 
 
 def _run(
@@ -238,7 +315,8 @@ def _run(
     whole = [index for index, job in enumerate(jobs) if job.metric.whole]
     passes = [(rows, by_block) for rows in blocks if by_block] + [(slice(None), whole)] * bool(whole)
     with preserved_rng():
-        _check_outputs(model, x, y, jobs)
+        seconds_per_image = _check_outputs(model, x, y, jobs)
+        announce_long_work(model, x, attributions, jobs, seconds_per_image)
         for rows, chosen in progress(passes, label="score"):
             probe = Probe(model, x[rows], y[rows], seed=seed)
             explainers = {
@@ -258,7 +336,7 @@ def _run(
 
 
 def _check_classes(given: Any, y: Tensor) -> None:
-    """Maps that say which class they explain must be scored for that class."""
+    """Refuse maps that say they explain another class than `y`."""
     if isinstance(given, Attributions) and given.classes.ndim == 1:
         other = int((given.classes.cpu() != y).sum())
         if other:
@@ -269,17 +347,17 @@ def _check_classes(given: Any, y: Tensor) -> None:
 
 
 def _check_origin(attributions: Iterable[Any], x: Tensor) -> None:
-    """Maps that say which images they are of must be scored on those; in whatever precision."""
-    told = {
+    """Refuse maps that say they are of other images than `x`, whatever the precision."""
+    origins = {
         given.provenance["images"]: given.method
         for given in attributions
         if isinstance(given, Attributions) and "images" in given.provenance
     }
-    if not told or told.keys() == {fingerprint(x.float())}:
+    if not origins or origins.keys() == {fingerprint(x.float())}:
         return
     # older maps name those of other precisions
     here = {fingerprint(x.to(dtype)) for dtype in (torch.float32, x.dtype, torch.float64)}
-    for images, method in told.items():
+    for images, method in origins.items():
         if images not in here:
             raise InputError(
                 f"the maps of '{method}' are of other images than x, or of these in another order (a loader "
@@ -289,11 +367,11 @@ def _check_origin(attributions: Iterable[Any], x: Tensor) -> None:
 
 
 def _check_per_sample(job: Job, count: int) -> None:
-    """Settings that are tensors hold one entry a sample."""
+    """Refuse a setting that is a tensor but does not hold one entry per sample."""
     for key, value in dict(job.settings).items():
         if isinstance(value, Tensor) and (value.ndim == 0 or len(value) != count):
             raise InputError(
-                f"metric '{job.metric.name}': '{key}' must hold one entry a sample, {count}, "
+                f"metric '{job.metric.name}': '{key}' must hold one entry per sample, {count}, "
                 f"not the shape {tuple(value.shape)}"
             )
 
@@ -303,20 +381,26 @@ def _rows_of(settings: Settings, rows: slice) -> Settings:
     return settings.model_copy(update=own)
 
 
-def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> None:
-    """Look at a few outputs: labels must be among the classes, and outputs be logits where that matters."""
+def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> float | None:
+    """Check on a few images that labels are among the classes, and that outputs are logits where needed.
+
+    Return the seconds of the forward pass per image; None if no metric makes one.
+    """
     pixels = x.shape[2] * x.shape[3]
     read = {
         getattr(job.settings, "output", None) for job in jobs if job.metric.forwards(job.settings, pixels)
     }
     if not read:
-        return
+        return None
     few = Probe(model, x[:4], y[:4], seed=0)
+    began = time.perf_counter()
     with unfit_images_told(model, x):
-        logits = few.logits(few.x)
+        logits = few.logits(few.x).cpu()
+    seconds = time.perf_counter() - began
     check_labels(y, len(y), logits.shape[1])
     if "probability" in read:
         require_logits(logits)
+    return seconds / len(few)
 
 
 def _score_block(job: Job, probe: Probe, maps: Tensor, explainer: Explainer, tally: _Tally) -> None:
@@ -324,7 +408,7 @@ def _score_block(job: Job, probe: Probe, maps: Tensor, explainer: Explainer, tal
     reasons = unusable(maps, job.metric.needs, absolute=absolute)
     good = torch.tensor([reason is None for reason in reasons])
     usable = maps.where(good[:, None, None, None], 0.0).to(probe.home)
-    outcome = _isolated(job, Case(probe, usable, job.settings, explainer))
+    outcome = _isolated(job, MetricInput(probe, usable, job.settings, explainer))
     failures = outcome.failures or [None] * len(probe)
     values = np.where(good.numpy(), np.asarray(outcome.values, dtype=np.float64), np.nan)
     for reason, failure, value in zip(reasons, failures, values, strict=True):
@@ -335,7 +419,7 @@ def _score_block(job: Job, probe: Probe, maps: Tensor, explainer: Explainer, tal
         tally.curves.append(Curve(curve, outcome.curve.at))
 
 
-def _isolated(job: Job, case: Case) -> Outcome:
+def _isolated(job: Job, case: MetricInput) -> MetricOutput:
     """Score a block; where Quantus fails, score its samples one by one, so that only a bad one is lost."""
     try:
         return job.score(case)
@@ -345,18 +429,18 @@ def _isolated(job: Job, case: Case) -> Outcome:
         if job.engine != "quantus" or job.metric.whole:
             raise
         if len(case.probe) == 1:
-            return Outcome(np.array([np.nan]), failures=[quantus_failure(error)])
+            return MetricOutput(np.array([np.nan]), failures=[quantus_failure(error)])
     parts = [_isolated(job, _only(case, row)) for row in range(len(case.probe))]
-    return Outcome(
+    return MetricOutput(
         np.concatenate([part.values for part in parts]),
         failures=[part.failures[0] if part.failures else None for part in parts],
     )
 
 
-def _only(case: Case, row: int) -> Case:
+def _only(case: MetricInput, row: int) -> MetricInput:
     probe, one = case.probe, slice(row, row + 1)
     alone = Probe(probe.model, probe.images[one], probe.labels[one], seed=probe.seed)
-    return Case(alone, case.maps[one], _rows_of(case.settings, one), case.explainer.rows(one))
+    return MetricInput(alone, case.maps[one], _rows_of(case.settings, one), case.explainer.rows(one))
 
 
 def _scores(job: Job, tally: _Tally, seed: int) -> Scores:
@@ -373,7 +457,7 @@ def _scores(job: Job, tally: _Tally, seed: int) -> Scores:
 
 
 def _joined(curves: list[Curve]) -> Curve | None:
-    """The curves of all blocks; those of fewer steps keep their last value (IROF: fewer segments)."""
+    """Join the curves of all blocks; those of fewer steps keep their last value (IROF: fewer segments)."""
     if not curves:
         return None
     longest = max(curve.values.shape[1] for curve in curves)
@@ -386,7 +470,7 @@ def _joined(curves: list[Curve]) -> Curve | None:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as text where it is a tensor or a function."""
+    """Write a setting as text if it is a tensor or a function."""
     if isinstance(value, Tensor):
         return f"tensor {tuple(value.shape)} {fingerprint(value)[:12]}"
     return getattr(value, "__name__", repr(value)) if callable(value) else value

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from saliency_lab._common.settings import Settings
-from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Case, Metric, Outcome, register
+from saliency_lab.metrics.catalogue import NOT_A_NUMBER, MapsMade, Metric, MetricInput, MetricOutput, register
 from saliency_lab.metrics.explainer import Explaining
 from saliency_lab.metrics.faithfulness import ONE_PATCH, without_units
 from saliency_lab.metrics.maps import pixel_scores
 from saliency_lab.metrics.probe import Baseline, Output
 from saliency_lab.metrics.removal import cuts, patch_count, patches, removal, unit_sums
-from saliency_lab.models.layers import cam_layer
+from saliency_lab.metrics.sizes import Size, SizedSettings, pixels_of
 
 
 class Completeness(Settings):
@@ -23,13 +25,21 @@ class Completeness(Settings):
     output: Output = "logit"
 
 
-class NonSensitivity(Settings):
-    """Patches of `patch_size`² pixels; changes, and shares of the largest sum, below `eps` are none."""
+class NonSensitivity(SizedSettings):
+    """Square patches are removed one at a time; changes below `eps`, and shares of the largest sum, are none.
 
-    patch_size: int = Field(4, ge=1)
+    `patch_size` is a patch's side in pixels, or as a fraction of the image's shorter side. Logits are read:
+    where the softmax saturates, a probability hides that the network looks at a patch.
+    """
+
+    patch_size: Size = "1/7"
     eps: float = Field(1e-5, ge=0)
     baseline: Baseline = "black"
-    output: Output = "probability"
+    output: Output = "logit"
+
+    def at_size(self, height: int, width: int) -> Self:
+        """Return the settings in pixels."""
+        return self.model_copy(update={"patch_size": pixels_of(self.patch_size, min(height, width))})
 
 
 class Shift(Explaining):
@@ -38,15 +48,15 @@ class Shift(Explaining):
     shift: float = Field(0.5, gt=0)
 
 
-def _completeness(case: Case) -> Outcome:
+def _completeness(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
     everything = torch.zeros(len(probe), probe.pixels, dtype=torch.int32, device=probe.device)
     answers = removal(probe, everything, cuts(1, 1), settings.baseline).read(settings.output)
     gap = case.maps.flatten(1).sum(1) - (answers[:, 0] - answers[:, 1])
-    return Outcome(gap.abs().cpu().numpy())
+    return MetricOutput(gap.abs().cpu().numpy())
 
 
-def _non_sensitivity(case: Case) -> Outcome:
+def _non_sensitivity(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
     units = patches(probe.x.shape, settings.patch_size).to(probe.home)
     answers = without_units(probe, units, settings.baseline).read(settings.output)
@@ -54,7 +64,7 @@ def _non_sensitivity(case: Case) -> Outcome:
     shares = unit_sums(pixel_scores(case.maps, absolute=True), units)
     ignored = shares <= settings.eps * shares.amax(1, keepdim=True)
     wrong = ((changes < settings.eps) ^ ignored).double().where(~changes.isnan(), torch.nan)
-    return Outcome(wrong.mean(1).cpu().numpy())
+    return MetricOutput(wrong.mean(1).cpu().numpy())
 
 
 class Shifted(nn.Module):
@@ -69,18 +79,18 @@ class Shifted(nn.Module):
         """Logits (N, K)."""
         return self.model((1 + self.shift) * x - self.shift)
 
-    @property
-    def cam_layer(self) -> nn.Module:
-        """The network's own."""
-        return cam_layer(self.model)
 
-
-def _input_invariance(case: Case) -> Outcome:
+def _input_invariance(case: MetricInput) -> MetricOutput:
     shift = case.settings.shift
     network = Shifted(case.probe.model, shift)
     x = ((case.probe.images + shift) / (1 + shift)).clamp(0, 1)
     maps = case.explainer(network, x, case.settings.explain)
-    return Outcome(torch.cosine_similarity(case.maps.cpu().flatten(1), maps.flatten(1), dim=1).numpy())
+    given, shifted = case.maps.cpu().flatten(1), maps.flatten(1)
+    lengths = given.norm(dim=1) * shifted.norm(dim=1)
+    cosine = (given * shifted).sum(1) / lengths.where(
+        lengths > 0, torch.nan
+    )  # torch's own has a floor of 1e-8
+    return MetricOutput(cosine.clamp(-1, 1).numpy())
 
 
 register(
@@ -124,6 +134,6 @@ register(
         needs="nonzero",
         undefined="the map of the shifted image is not finite",
         fast=_input_invariance,
-        maps=lambda s: "1",
+        maps=lambda s: MapsMade(1),
     )
 )

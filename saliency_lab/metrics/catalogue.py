@@ -1,4 +1,4 @@
-"""What a metric is: its name, meaning, settings, cost and engines; and the table of all of them."""
+"""The metrics: what is known of each (meaning, settings, cost, engines), and the table of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
+from saliency_lab._common.errors import InputError
 from saliency_lab._common.registry import Registry
 from saliency_lab._common.settings import Settings, list_settings
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import Needs
 from saliency_lab.metrics.probe import Probe
+from saliency_lab.metrics.sizes import settings_at_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +31,7 @@ Family = Literal[
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One number a sample and step: `values` (N, K) at the positions `at` (K,) or (N, K)."""
+    """One number per sample and step: `values` (N, K) at the positions `at` (K,) or (N, K)."""
 
     values: np.ndarray
     at: np.ndarray
@@ -40,8 +42,8 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What an engine returns for a block: float64 (N,), the curve behind it, and why a sample failed."""
+class MetricOutput:
+    """Scores of a block: float64 (N,), the curve behind them, and why a sample failed."""
 
     values: np.ndarray
     curve: Curve | None = None
@@ -49,8 +51,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Case:
-    """What an engine is given: the probe, the maps (N, C, H, W), the settings, and how maps are made again.
+class MetricInput:
+    """A block to score: the probe, the maps (N, C, H, W), the settings, and how maps are made again.
 
     `maps` are float64, at the probe's home; a map that cannot be scored is zeros there and its score is
     discarded.
@@ -62,12 +64,34 @@ class Case:
     explainer: Explainer
 
 
-Score = Callable[[Case], Outcome]
+Score = Callable[[MetricInput], MetricOutput]
+
+
+def added_later(before: Any) -> dict[str, Any]:
+    """Mark a setting that a metric did not always have, as `json_schema_extra` of its field.
+
+    At the value that computes what was computed before, the setting is no part of the key of stored scores.
+    """
+    return {"before": before}
+
+
+@dataclass(frozen=True)
+class MapsMade:
+    """How many maps a metric makes per sample: for each layer of the network, and besides."""
+
+    besides: int = 0
+    per_layer: int = 0
+
+    def __str__(self) -> str:
+        layers = (
+            "" if not self.per_layer else "layers" if self.per_layer == 1 else f"{self.per_layer} × layers"
+        )
+        return " + ".join(part for part in (layers, str(self.besides or "")) if part) or "0"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric and what a user must know to read it."""
+    """A metric, and what a user must know to read its scores."""
 
     name: str
     family: Family
@@ -76,22 +100,26 @@ class Metric:
     reference: str
     settings: type[Settings]
     forwards: Callable[[Any, int], int]
-    """Images predicted a sample, from (settings, pixels), if every removal changes the image."""
+    """Images predicted per sample, from (settings in pixels, H·W), if every removal changes the image."""
     needs: Needs
     undefined: str
     """Why a usable map's score is NaN."""
     fast: Score | None = None
     quantus: Score | None = None
-    maps: Callable[[Any], str] | None = None
-    """Maps made a sample, in words, from the settings, for metrics that explain again."""
+    maps: Callable[[Any], MapsMade] | None = None
+    """Maps made per sample, from the settings, for metrics that make maps again."""
     shares: str = ""
-    """What it asks that other metrics ask too, so that they are best scored together; empty for nothing."""
+    """Predictions shared with other metrics, so that they are best scored together; empty for none."""
+    revision: int = 0
+    """Counts changes of the definition under the same settings: scores stored before are computed again."""
+    serial: tuple[Engine, ...] = ()
+    """Engines that let one thread in at a time, because they patch Quantus or draw from global generators."""
     whole: bool = False
-    """A sample is compared with the others of the call, so its score depends on them by definition."""
+    """Whether samples are compared with each other, so that scores depend on the others of the call."""
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Ends of the range as numbers; infinite where it depends on the images, is unknown or has no end."""
+        """Ends of the range; infinite where one depends on the images, is unknown, or does not exist."""
         ends = []
         low, _, high = self.range[1:-1].partition(",")
         for text, none in ((low, -math.inf), (high, math.inf)):
@@ -103,14 +131,14 @@ class Metric:
 
     @property
     def engines(self) -> list[Engine]:
-        """Engines that compute it, the default first."""
+        """The engines that compute it, the default first."""
         return [name for name in ("fast", "quantus") if getattr(self, name) is not None]
 
 
-METRICS: Registry[Metric] = Registry("metric")
+METRICS: Registry[Metric] = Registry("metric", "metric")
 
 NOT_A_NUMBER = "the model's answer is not a number"
-"""Why a score of answers is NaN."""
+"""Why a score that is computed from the model's outputs is NaN."""
 
 
 def register(metric: Metric) -> None:
@@ -118,32 +146,63 @@ def register(metric: Metric) -> None:
     METRICS.add(metric.name, metric)
 
 
-def list_metrics() -> pd.DataFrame:
-    """Table of the metrics, indexed by name.
+def stored_settings(settings: Settings, height: int, width: int) -> dict[str, Any]:
+    """Return the settings that stored scores depend on, in pixels for images of this size.
 
-    Columns: `family`; `better`, which values are (higher, lower, neither); `range`; `forwards` and `maps`,
-    images predicted and maps made a sample at the default settings for 28×28 pixels; `engines`, the default
-    first; `settings`, with their defaults; `reference`. Larger images may take more `forwards`; where a
-    removal changes nothing of an image the model is not asked, and they are fewer.
+    Settings of `added_later` are left out where they compute what was computed before they existed.
+    """
+    fields = type(settings).model_fields
+    sized = dict(settings_at_size(settings, height, width))
+    marks = {name: getattr(fields.get(name), "json_schema_extra", None) or {} for name in sized}
+    return {name: value for name, value in sized.items() if marks[name] != {"before": value}}
 
+
+def list_metrics(image_size: int = 28) -> pd.DataFrame:
+    """List the metrics.
+
+    Parameters
+    ----------
+    image_size : int
+        Side of the images in pixels, for the cost.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by name. Columns: `family`; `better`, which values are (higher, lower, neither); `range`;
+        `forwards` and `maps`, images predicted and maps made per sample at the default settings, where
+        `forwards` is an upper bound: the model is not asked where a removal changes nothing; `engines`, the
+        default first, and whether threads take turns in one (serial); `settings`, with their defaults, of
+        which fractions are of the image; `reference`.
+
+    Raises
+    ------
+    InputError
+        If `image_size` is no positive integer.
+
+    Examples
+    --------
     >>> list_metrics().loc["sparseness", ["family", "better", "range"]].tolist()
     ['complexity', 'higher', '[0, 1]']
+    >>> int(list_metrics(image_size=224).loc["infidelity", "forwards"])
+    50
     """
     import pandas as pd
 
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
+        raise InputError(f"image_size must be a side in pixels such as 224, not {image_size!r}")
     rows = []
     for name in METRICS:
         metric = METRICS[name]
-        defaults = metric.settings.model_construct()
+        defaults = settings_at_size(metric.settings.model_construct(), image_size, image_size)
         rows.append(
             {
                 "name": name,
                 "family": metric.family,
                 "better": metric.better,
                 "range": metric.range,
-                "forwards": metric.forwards(defaults, 28 * 28),
-                "maps": metric.maps(defaults) if metric.maps else "0",
-                "engines": ", ".join(metric.engines),
+                "forwards": metric.forwards(defaults, image_size**2),
+                "maps": str(metric.maps(defaults) if metric.maps else MapsMade()),
+                "engines": ", ".join(f"{e} (serial)" if e in metric.serial else e for e in metric.engines),
                 "settings": list_settings(metric.settings),
                 "reference": metric.reference,
             }

@@ -7,9 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from saliency_lab._common.ranks import descending_ranks
 from saliency_lab._common.settings import Settings
-from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
-from saliency_lab.metrics.maps import descending_ranks, pixel_scores
+from saliency_lab.metrics.catalogue import Metric, MetricInput, MetricOutput, register
+from saliency_lab.metrics.maps import pixel_scores
 
 
 class Consistency(Settings):
@@ -26,17 +27,17 @@ class Sufficiency(Settings):
     absolute: bool = True
 
 
-def _usable(case: Case) -> Tensor:
+def _usable(case: MetricInput) -> Tensor:
     """Whether each map (N,) can be scored."""
     return case.maps.flatten(1).any(1).cpu()
 
 
-def _share(both: Tensor, alike: Tensor) -> Outcome:
+def _share(both: Tensor, alike: Tensor) -> MetricOutput:
     """Share (N,) of the maps alike to a sample's own whose predictions are the same too."""
-    return Outcome((both / alike.double().where(alike > 0, torch.nan)).numpy())
+    return MetricOutput((both / alike.double().where(alike > 0, torch.nan)).numpy())
 
 
-def _consistency(case: Case) -> Outcome:
+def _consistency(case: MetricInput) -> MetricOutput:
     ranks = descending_ranks(pixel_scores(case.maps, absolute=case.settings.absolute))
     top = np.packbits((ranks < case.settings.top).cpu().numpy(), axis=1)
     kinds = torch.as_tensor(np.unique(top, axis=0, return_inverse=True)[1]).flatten()
@@ -50,7 +51,7 @@ def _consistency(case: Case) -> Outcome:
     return _share(others(kinds * (predicted.max() + 1) + predicted), others(kinds))
 
 
-def _sufficiency(case: Case) -> Outcome:
+def _sufficiency(case: MetricInput) -> MetricOutput:
     scores = pixel_scores(case.maps, absolute=case.settings.absolute)
     unit = scores / scores.norm(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
     exact = "donot_use_mm_for_euclid_dist"  # by products, equal maps would be some 1e-8 apart

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saliency_lab._common.settings import Settings
 from saliency_lab.metrics import quantus_engine as quantus
-from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
+from saliency_lab.metrics.catalogue import Metric, MetricInput, MetricOutput, register
 from saliency_lab.metrics.maps import pixel_scores
 
 
@@ -32,30 +32,30 @@ def gini(values: Tensor) -> Tensor:
     return (weights * values.sort(dim=1).values).sum(1) / (count * values.sum(1))
 
 
-def _unit_maximum(case: Case) -> Tensor:
+def _unit_maximum(case: MetricInput) -> Tensor:
     """Magnitudes (N, H·W), each map's largest 1."""
     scores = pixel_scores(case.maps, absolute=True)
     return scores / scores.amax(1, keepdim=True)
 
 
-def _sparseness(case: Case) -> Outcome:
-    return Outcome(gini(pixel_scores(case.maps, absolute=True)).cpu().numpy())
+def _sparseness(case: MetricInput) -> MetricOutput:
+    return MetricOutput(gini(pixel_scores(case.maps, absolute=True)).cpu().numpy())
 
 
-def _complexity(case: Case) -> Outcome:
+def _complexity(case: MetricInput) -> MetricOutput:
     scores = pixel_scores(case.maps, absolute=True)
     shares = scores / scores.sum(1, keepdim=True)
-    return Outcome(torch.special.entr(shares).sum(1).cpu().numpy())
+    return MetricOutput(torch.special.entr(shares).sum(1).cpu().numpy())
 
 
-def _effective_complexity(case: Case) -> Outcome:
-    return Outcome((_unit_maximum(case) > case.settings.eps).sum(1).double().cpu().numpy())
+def _effective_complexity(case: MetricInput) -> MetricOutput:
+    return MetricOutput((_unit_maximum(case) > case.settings.eps).sum(1).double().cpu().numpy())
 
 
-def _quantus(name: str, case: Case, **settings: Any) -> Outcome:
+def _quantus(name: str, case: MetricInput, **settings: Any) -> MetricOutput:
     space = quantus.MaskSpace(case.probe, "black", "logit")
     scores = quantus.evaluate_batch(name, space, _unit_maximum(case), abs=True, **settings)
-    return Outcome(np.asarray(scores, np.float64))
+    return MetricOutput(np.asarray(scores, np.float64))
 
 
 register(

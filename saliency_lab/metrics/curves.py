@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from saliency_lab._common.ranks import descending_ranks
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.segments import superpixels
 from saliency_lab.metrics import quantus_engine as quantus
-from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Case, Curve, Metric, Outcome, register
-from saliency_lab.metrics.maps import descending_ranks, pixel_scores
+from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Curve, Metric, MetricInput, MetricOutput, register
+from saliency_lab.metrics.maps import pixel_scores
 from saliency_lab.metrics.probe import Baseline, Output, Probe
 from saliency_lab.metrics.removal import area, cuts, outcome, patch_count, patches, removal, unit_sums
+from saliency_lab.metrics.sizes import Size, SizedSettings, pixels_of
 
 PIXELS_IN_TURN = "the highest pixels removed in turn"
 PATCHES_IN_TURN = "the highest patches removed in turn"
@@ -42,13 +46,20 @@ class MaskedAccuracy(Settings):
     absolute: bool = False
 
 
-class PatchCurve(Settings):
-    """Patches of `patch_size`² pixels are removed one by one, the highest sums first."""
+class PatchCurve(SizedSettings):
+    """Square patches are removed one by one, the highest sums first.
 
-    patch_size: int = Field(4, ge=1)
+    `patch_size` is a patch's side in pixels, or as a fraction of the image's shorter side.
+    """
+
+    patch_size: Size = "1/7"
     baseline: Baseline = "black"
     absolute: bool = False
     output: Output = "probability"
+
+    def at_size(self, height: int, width: int) -> Self:
+        """Return the settings in pixels."""
+        return self.model_copy(update={"patch_size": pixels_of(self.patch_size, min(height, width))})
 
 
 class RegionPerturbation(PatchCurve):
@@ -66,40 +77,40 @@ class Segments(Settings):
     output: Output = "probability"
 
 
-def _pixel_order(case: Case, *, ascending: bool = False) -> tuple[Tensor, Tensor]:
+def _pixel_order(case: MetricInput, *, ascending: bool = False) -> tuple[Tensor, Tensor]:
     """Ranks (N, H·W) and cuts (K,) of a curve over pixels."""
     scores = pixel_scores(case.maps, absolute=case.settings.absolute)
     ranks = descending_ranks(-scores if ascending else scores)
     return ranks, cuts(case.probe.pixels, case.settings.steps).to(case.probe.home)
 
 
-def _deletion(case: Case) -> Outcome:
+def _deletion(case: MetricInput) -> MetricOutput:
     ranks, cut = _pixel_order(case)
     curve = removal(case.probe, ranks, cut, case.settings.baseline).read(case.settings.output)
     at = cut.double() / case.probe.pixels
     return outcome(area(curve, at), curve, at)
 
 
-def _insertion(case: Case) -> Outcome:
+def _insertion(case: MetricInput) -> MetricOutput:
     ranks, cut = _pixel_order(case)
     curve = removal(case.probe, ranks, cut, case.settings.baseline, insert=True).read(case.settings.output)
     at = cut.double() / case.probe.pixels
     return outcome(area(curve, at), curve, at)
 
 
-def _masked_accuracy(case: Case, *, lowest: bool) -> Outcome:
+def _masked_accuracy(case: MetricInput, *, lowest: bool) -> MetricOutput:
     ranks, cut = _pixel_order(case, ascending=lowest)
     curve = removal(case.probe, ranks, cut, case.settings.baseline).right
     at = cut.double() / case.probe.pixels
     return outcome(area(curve, at), curve, at)
 
 
-def _pixel_flipping_quantus(case: Case) -> Outcome:
+def _pixel_flipping_quantus(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
     after = quantus.evaluate_batch(
         "PixelFlipping",
         quantus.MaskSpace(probe, settings.baseline, settings.output),
-        descending_ranks(pixel_scores(case.maps, absolute=settings.absolute)).neg(),
+        quantus.in_order(descending_ranks(pixel_scores(case.maps, absolute=settings.absolute))),
         features_in_step=quantus.equal_steps(probe.pixels, settings.steps),
         perturb_baseline=0.0,
         return_auc_per_sample=False,
@@ -107,7 +118,7 @@ def _pixel_flipping_quantus(case: Case) -> Outcome:
     return _from_start(case, after)
 
 
-def _from_start(case: Case, after: object) -> Outcome:
+def _from_start(case: MetricInput, after: object) -> MetricOutput:
     """Put the clean answer before Quantus's curve, and integrate over the fraction removed."""
     start = case.probe.clean.read(case.settings.output).cpu()
     curve = torch.cat([start, torch.as_tensor(np.asarray(after, dtype=np.float64))], 1)
@@ -115,61 +126,66 @@ def _from_start(case: Case, after: object) -> Outcome:
     return outcome(area(curve, at), curve, at)
 
 
-def _monotonicity(case: Case) -> Outcome:
+def _monotonicity(case: MetricInput) -> MetricOutput:
     ranks, cut = _pixel_order(case, ascending=True)
     curve = removal(case.probe, ranks, cut, case.settings.baseline, insert=True).read(case.settings.output)
     rising = (curve.diff(dim=1) >= 0).all(1).double()
     return outcome(rising.where(~curve.isnan().any(1), torch.nan), curve, cut.double() / case.probe.pixels)
 
 
-def _patch_curve(case: Case, limit: int | None = None) -> tuple[Tensor, Tensor]:
+def _patch_ranks(case: MetricInput) -> tuple[Tensor, Tensor]:
+    """Rank (N, U) of each patch by its sum, and the patch (H·W,) of each pixel."""
+    units = patches(case.probe.x.shape, case.settings.patch_size).to(case.probe.home)
+    return descending_ranks(unit_sums(pixel_scores(case.maps, absolute=case.settings.absolute), units)), units
+
+
+def _patch_curve(case: MetricInput, limit: int | None = None) -> tuple[Tensor, Tensor]:
     """The answer (N, K) and the number of patches removed (K,)."""
     probe, settings = case.probe, case.settings
-    units = patches(probe.x.shape, settings.patch_size).to(probe.home)
-    sums = unit_sums(pixel_scores(case.maps, absolute=settings.absolute), units)
-    count = sums.shape[1] if limit is None else min(limit, sums.shape[1])
+    ranks, units = _patch_ranks(case)
+    count = ranks.shape[1] if limit is None else min(limit, ranks.shape[1])
     cut = torch.arange(count + 1, dtype=torch.int32, device=probe.home)
-    ranks = descending_ranks(sums)[:, units]
-    return removal(probe, ranks, cut, settings.baseline).read(settings.output), cut.double()
+    answers = removal(probe, ranks[:, units], cut, settings.baseline)
+    return answers.read(settings.output), cut.double()
 
 
-def _selectivity(case: Case) -> Outcome:
+def _selectivity(case: MetricInput) -> MetricOutput:
     curve, gone = _patch_curve(case)
     at = gone / gone[-1]
     return outcome(area(curve, at), curve, at)
 
 
-def _selectivity_quantus(case: Case) -> Outcome:
+def _selectivity_quantus(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
     after = quantus.evaluate_batch(
         "Selectivity",
         quantus.MaskSpace(probe, settings.baseline, settings.output),
-        pixel_scores(case.maps, absolute=settings.absolute),
+        quantus.in_order(*_patch_ranks(case)),
         patch_size=settings.patch_size,
         perturb_baseline=0.0,
     )
     return _from_start(case, after)
 
 
-def _region_perturbation(case: Case) -> Outcome:
+def _region_perturbation(case: MetricInput) -> MetricOutput:
     curve, gone = _patch_curve(case, case.settings.regions)
     drops = curve[:, :1] - curve
     return outcome(drops.mean(1), drops, gone)
 
 
-def _region_perturbation_quantus(case: Case) -> Outcome:
+def _region_perturbation_quantus(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
     after = quantus.evaluate_batch(
         "RegionPerturbation",
         quantus.MaskSpace(probe, settings.baseline, settings.output),
-        pixel_scores(case.maps, absolute=settings.absolute),
+        quantus.in_order(*_patch_ranks(case)),
         patch_size=settings.patch_size,
         order="morf",
         regions_evaluation=settings.regions,
         perturb_baseline=0.0,
     )
     drops = np.pad(np.asarray(after, dtype=np.float64), ((0, 0), (1, 0)))
-    return Outcome(drops.mean(1), Curve(drops, np.arange(drops.shape[1], dtype=np.float64)))
+    return MetricOutput(drops.mean(1), Curve(drops, np.arange(drops.shape[1], dtype=np.float64)))
 
 
 def segmentation(probe: Probe, segments: int) -> Tensor:
@@ -182,7 +198,7 @@ def segmentation(probe: Probe, segments: int) -> Tensor:
     return probe.remember(("slic", segments), segment)
 
 
-def _segment_means(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+def _segment_means(case: MetricInput) -> tuple[Tensor, Tensor, Tensor]:
     """Mean score a segment (N, U), −inf where a sample has fewer; the segments; how many (N, 1)."""
     units = segmentation(case.probe, case.settings.segments)
     scores = pixel_scores(case.maps, absolute=case.settings.absolute)
@@ -191,39 +207,45 @@ def _segment_means(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     return means.where(sizes > 0, -torch.inf), units, (sizes > 0).sum(1, keepdim=True)
 
 
-def _irof(case: Case) -> Outcome:
+def _irof(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
     means, units, count = _segment_means(case)
     cut = torch.arange(int(count.max()) + 1, device=probe.home).minimum(count)
     ranks = descending_ranks(means).gather(1, units)
     answers = removal(probe, ranks, cut.int(), settings.baseline).read(settings.output)
-    return _irof_outcome(answers / answers[:, :1], cut, count)
+    return _irof_output(answers / answers[:, :1], cut, count)
 
 
-def _irof_outcome(curve: Tensor, cut: Tensor, count: Tensor) -> Outcome:
+def _irof_output(curve: Tensor, cut: Tensor, count: Tensor) -> MetricOutput:
     at = cut.double() / count
     over = 1 - torch.trapezoid(curve, at, dim=1)
     return outcome(over.where(count[:, 0] > 1, torch.nan), curve, at)
 
 
-def _irof_quantus(case: Case) -> Outcome:
+def _irof_quantus(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
-    _, units, count = _segment_means(case)
-    with (
-        quantus.segments_given(units.reshape(len(probe), *probe.x.shape[2:])),
-        quantus.curve_caught() as caught,
+    means, units, count = _segment_means(case)
+    segments = iter(units.reshape(len(probe), *probe.x.shape[2:]).cpu().numpy())
+    curves: list[np.ndarray] = []
+
+    def keep_curve(values: np.ndarray, **_: object) -> np.ndarray:
+        curves.append(np.asarray(values))
+        return np.zeros(len(values))
+
+    with quantus.replaced_in_quantus(
+        get_superpixel_segments=lambda **_: next(segments), calculate_auc=keep_curve
     ):
         quantus.evaluate_batch(
             "IROF",
             quantus.MaskSpace(probe, settings.baseline, settings.output),
-            pixel_scores(case.maps, absolute=settings.absolute),
+            quantus.in_order(descending_ranks(means).gather(1, units)),
             segmentation_method="slic",
             perturb_baseline=0.0,
         )
-    after = torch.as_tensor(caught[0])
+    after = torch.as_tensor(curves[0])
     curve = torch.cat([torch.ones(len(after), 1, dtype=torch.float64), after.double()], 1)
     cut = torch.arange(curve.shape[1]).minimum(count.cpu())
-    return _irof_outcome(curve, cut, count.cpu())
+    return _irof_output(curve, cut, count.cpu())
 
 
 register(
@@ -345,6 +367,7 @@ register(
         undefined="the image has a single segment, or the model's answer on it is zero or not a number",
         fast=_irof,
         quantus=_irof_quantus,
+        serial=("quantus",),
     )
 )
 register(

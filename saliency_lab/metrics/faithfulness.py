@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 import torch
@@ -11,14 +11,15 @@ from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.ranks import descending_ranks, pearson, spearman
 from saliency_lab._common.seeding import sample_uniform
 from saliency_lab._common.settings import Settings
 from saliency_lab.metrics import quantus_engine as quantus
-from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Case, Metric, Outcome, register
-from saliency_lab.metrics.maps import descending_ranks, pixel_scores
-from saliency_lab.metrics.probe import Answers, Baseline, Output, Probe
+from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Metric, MetricInput, MetricOutput, register
+from saliency_lab.metrics.maps import pixel_scores
+from saliency_lab.metrics.probe import Baseline, Output, Predictions, Probe
 from saliency_lab.metrics.removal import cuts, patch_count, patches, unit_sums
-from saliency_lab.metrics.statistics import pearson, spearman
+from saliency_lab.metrics.sizes import Size, SizedSettings, pixels_of
 
 ONE_PATCH = "patches removed one at a time"
 """What `without_units` answers for several metrics."""
@@ -26,14 +27,18 @@ ONE_PATCH = "patches removed one at a time"
 UNVARIED = "the model's answer, or the map's sum, is the same for everything removed"
 
 
-class RandomSubsets(Settings):
-    """`runs` random subsets of `subset_size` pixels are removed."""
+class RandomSubsets(SizedSettings):
+    """`runs` random subsets are removed, each of `subset_size` pixels or that fraction of them."""
 
     runs: int = Field(100, ge=3)
-    subset_size: int = Field(224, ge=1)
+    subset_size: Size = "2/7"
     baseline: Baseline = "black"
     absolute: bool = False
     output: Output = "probability"
+
+    def at_size(self, height: int, width: int) -> Self:
+        """Return the settings in pixels."""
+        return self.model_copy(update={"subset_size": pixels_of(self.subset_size, height * width)})
 
 
 class SensitivityN(Settings):
@@ -66,12 +71,20 @@ class RandomFills(Settings):
     output: Output = "probability"
 
 
-class Patches(Settings):
-    """Every patch of each size is removed, each alone; maps explain logits, so logits are read."""
+class Patches(SizedSettings):
+    """Every patch of each size is removed, each alone; maps explain logits, so logits are read.
 
-    patch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((4,), min_length=1, strict=False)
+    `patch_sizes` are sides in pixels, or fractions of the image's shorter side.
+    """
+
+    patch_sizes: tuple[Size, ...] = Field(("1/7",), min_length=1, strict=False)
     baseline: Baseline = "black"
     output: Output = "logit"
+
+    def at_size(self, height: int, width: int) -> Self:
+        """Return the settings in pixels."""
+        sizes = tuple(pixels_of(size, min(height, width)) for size in self.patch_sizes)
+        return self.model_copy(update={"patch_sizes": sizes})
 
 
 def random_subsets(probe: Probe, runs: int, size: int) -> Tensor:
@@ -99,8 +112,8 @@ def random_subsets(probe: Probe, runs: int, size: int) -> Tensor:
     return probe.remember(("subsets", runs, size), draw)
 
 
-def without(probe: Probe, subsets: Tensor, baseline: Baseline) -> Answers:
-    """Answers (N, runs) with each subset (N, runs, size) replaced by the baseline."""
+def without(probe: Probe, subsets: Tensor, baseline: Baseline) -> Predictions:
+    """Predictions (N, runs) with each subset (N, runs, size) replaced by the baseline."""
     subsets = subsets.to(probe.device)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
@@ -111,7 +124,7 @@ def without(probe: Probe, subsets: Tensor, baseline: Baseline) -> Answers:
     return probe.ask(subsets.shape[1], build)
 
 
-def _subset_correlation(case: Case, runs: int, size: int) -> Tensor:
+def _subset_correlation(case: MetricInput, runs: int, size: int) -> Tensor:
     """Pearson's r (N,) of sums and drops over random subsets of one size."""
     probe, settings = case.probe, case.settings
     subsets = random_subsets(probe, runs, size)
@@ -124,31 +137,39 @@ def _subset_correlation(case: Case, runs: int, size: int) -> Tensor:
     return pearson(sums, drops)
 
 
-def _faithfulness_correlation(case: Case) -> Outcome:
-    return Outcome(_subset_correlation(case, case.settings.runs, case.settings.subset_size).cpu().numpy())
+def _faithfulness_correlation(case: MetricInput) -> MetricOutput:
+    return MetricOutput(
+        _subset_correlation(case, case.settings.runs, case.settings.subset_size).cpu().numpy()
+    )
 
 
-def _faithfulness_correlation_quantus(case: Case) -> Outcome:
+def _faithfulness_correlation_quantus(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
-    with quantus.subsets_given(random_subsets(probe, settings.runs, settings.subset_size)):
-        scores = quantus.evaluate_batch(
-            "FaithfulnessCorrelation",
-            quantus.MaskSpace(probe, settings.baseline, settings.output),
-            pixel_scores(case.maps, absolute=settings.absolute),
-            nr_runs=settings.runs,
-            subset_size=settings.subset_size,
-            perturb_baseline=0.0,
-        )
-    return Outcome(np.asarray(scores, dtype=np.float64))
+    scores = pixel_scores(case.maps, absolute=settings.absolute)
+    subsets = random_subsets(probe, settings.runs, settings.subset_size)
+    space = quantus.SumSpace(
+        probe, settings.baseline, settings.output, scores, quantus.similarity("pearson"), subsets=subsets
+    )
+    found = quantus.evaluate_batch(
+        "FaithfulnessCorrelation",
+        space,
+        scores,
+        nr_runs=settings.runs,
+        subset_size=settings.subset_size,
+        perturb_func=space.remove,
+        similarity_func=space.correlate,
+        draws=True,  # subsets, in place of which `space` removes others
+    )
+    return MetricOutput(np.asarray(found, dtype=np.float64))
 
 
-def _sensitivity_n(case: Case) -> Outcome:
+def _sensitivity_n(case: MetricInput) -> MetricOutput:
     sizes = [round(fraction * case.probe.pixels) for fraction in case.settings.fractions]
     rows = [_subset_correlation(case, case.settings.runs, size) for size in sizes]
-    return Outcome(torch.stack(rows).mean(0).cpu().numpy())
+    return MetricOutput(torch.stack(rows).mean(0).cpu().numpy())
 
 
-def _groups(case: Case, absolute: bool) -> tuple[Tensor, Tensor]:
+def _groups(case: MetricInput, absolute: bool) -> tuple[Tensor, Tensor]:
     """The group (N, H·W) that each pixel is in, and the sum of the scores in each (N, K)."""
     scores = pixel_scores(case.maps, absolute=absolute)
     cut = cuts(case.probe.pixels, case.settings.steps).to(case.probe.home)
@@ -156,23 +177,26 @@ def _groups(case: Case, absolute: bool) -> tuple[Tensor, Tensor]:
     return group, unit_sums(scores, group)
 
 
-def _faithfulness_estimate(case: Case) -> Outcome:
+def _faithfulness_estimate(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
     group, sums = _groups(case, settings.absolute)
     drops = probe.clean.read(settings.output) - _alone(probe, group, settings.baseline).read(settings.output)
-    return Outcome(pearson(sums, drops).cpu().numpy())
+    return MetricOutput(pearson(sums, drops).cpu().numpy())
 
 
-def _faithfulness_estimate_quantus(case: Case) -> Outcome:
+def _faithfulness_estimate_quantus(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
-    scores = quantus.evaluate_batch(
+    scores = pixel_scores(case.maps, absolute=settings.absolute)
+    space = quantus.SumSpace(probe, settings.baseline, settings.output, scores, quantus.similarity("pearson"))
+    found = quantus.evaluate_batch(
         "FaithfulnessEstimate",
-        quantus.MaskSpace(probe, settings.baseline, settings.output),
-        pixel_scores(case.maps, absolute=settings.absolute),
+        space,
+        quantus.in_order(descending_ranks(scores)),
         features_in_step=quantus.equal_steps(probe.pixels, settings.steps),
-        perturb_baseline=0.0,
+        perturb_func=space.remove,
+        similarity_func=space.correlate,
     )
-    return Outcome(np.asarray(scores, dtype=np.float64))
+    return MetricOutput(np.asarray(found, dtype=np.float64))
 
 
 def random_fills(probe: Probe, samples: int) -> Tensor:
@@ -183,7 +207,7 @@ def random_fills(probe: Probe, samples: int) -> Tensor:
     )
 
 
-def _monotonicity_correlation(case: Case) -> Outcome:
+def _monotonicity_correlation(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
     group, sums = _groups(case, settings.absolute)
     fills, there = random_fills(probe, settings.samples), group.to(probe.device)
@@ -195,26 +219,34 @@ def _monotonicity_correlation(case: Case) -> Outcome:
 
     answers = probe.ask(sums.shape[1] * settings.samples, build).read(settings.output)
     changes = (answers - probe.clean.read(settings.output)).square()
-    return Outcome(spearman(sums, changes.unflatten(1, (-1, settings.samples)).mean(2)).cpu().numpy())
+    return MetricOutput(spearman(sums, changes.unflatten(1, (-1, settings.samples)).mean(2)).cpu().numpy())
 
 
-def _monotonicity_correlation_quantus(case: Case) -> Outcome:
+def _monotonicity_correlation_quantus(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
-    space = quantus.MaskSpace(probe, "black", settings.output, fills=random_fills(probe, settings.samples))
-    scores = quantus.evaluate_batch(
+    scores = pixel_scores(case.maps, absolute=settings.absolute)
+    space = quantus.SumSpace(
+        probe,
+        "black",
+        settings.output,
+        scores,
+        quantus.similarity("spearman"),
+        fills=random_fills(probe, settings.samples),
+    )
+    found = quantus.evaluate_batch(
         "MonotonicityCorrelation",
         space,
-        pixel_scores(case.maps, absolute=settings.absolute),
+        quantus.in_order(descending_ranks(scores)),
         eps=0.0,
         nr_samples=settings.samples,
         features_in_step=quantus.equal_steps(probe.pixels, settings.steps),
-        perturb_func=space.fill_in_turn,
-        perturb_baseline=0.0,
+        perturb_func=space.fill,
+        similarity_func=space.correlate,
     )
-    return Outcome(np.asarray(scores, dtype=np.float64))
+    return MetricOutput(np.asarray(found, dtype=np.float64))
 
 
-def _infidelity(case: Case) -> Outcome:
+def _infidelity(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
     taken = (probe.x - probe.fill(settings.baseline)).to(probe.home)
     changed = (case.maps * taken).sum(1).flatten(1)  # Σ over channels of map × perturbation
@@ -225,19 +257,19 @@ def _infidelity(case: Case) -> Outcome:
             settings.output
         )
         parts.append((unit_sums(changed, units) - drops).square().mean(1))
-    return Outcome(torch.stack(parts).mean(0).cpu().numpy())
+    return MetricOutput(torch.stack(parts).mean(0).cpu().numpy())
 
 
-def without_units(probe: Probe, units: Tensor, baseline: Baseline) -> Answers:
-    """Answers (N, U) with each unit of `units` (H·W,) alone replaced by the baseline; remembered."""
+def without_units(probe: Probe, units: Tensor, baseline: Baseline) -> Predictions:
+    """Predictions (N, U) with each unit of `units` (H·W,) alone replaced by the baseline; remembered."""
     return probe.remember(
         ("units", fingerprint(units), baseline),
         lambda: _alone(probe, units.expand(len(probe), -1), baseline),
     )
 
 
-def _alone(probe: Probe, units: Tensor, baseline: Baseline) -> Answers:
-    """Answers (N, U) with each unit of `units` (N, H·W) alone replaced by the baseline.
+def _alone(probe: Probe, units: Tensor, baseline: Baseline) -> Predictions:
+    """Predictions (N, U) with each unit of `units` (N, H·W) alone replaced by the baseline.
 
     Where that changes nothing (black pixels made black), the answer is the one on the image itself.
     """
@@ -265,6 +297,7 @@ register(
         undefined=UNVARIED,
         fast=_faithfulness_correlation,
         quantus=_faithfulness_correlation_quantus,
+        serial=("quantus",),
     )
 )
 register(

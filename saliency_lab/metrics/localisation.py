@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.ranks import descending_ranks, largest_count, mean_ranks
 from saliency_lab._common.settings import Settings
 from saliency_lab.metrics import quantus_engine as quantus
-from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
-from saliency_lab.metrics.maps import descending_ranks, pixel_scores
-from saliency_lab.metrics.statistics import mean_ranks
+from saliency_lab.metrics.catalogue import Metric, MetricInput, MetricOutput, register
+from saliency_lab.metrics.maps import pixel_scores
 
 
 class Masks(Settings):
@@ -43,7 +43,7 @@ class TopK(Masks):
     k: float = Field(0.1, gt=0, le=1)
 
 
-def _inside(case: Case) -> Tensor:
+def _inside(case: MetricInput) -> Tensor:
     """The masks as bool (N, H·W).
 
     Raises
@@ -59,45 +59,47 @@ def _inside(case: Case) -> Tensor:
     return masks.flatten(1).bool().to(case.maps.device)
 
 
-def _scores(case: Case) -> Tensor:
+def _scores(case: MetricInput) -> Tensor:
     return pixel_scores(case.maps, absolute=case.settings.absolute)
 
 
-def _pointing_game(case: Case) -> Tensor:
-    return _inside(case).gather(1, _scores(case).argmax(1, keepdim=True))[:, 0].double()
+def _pointing_game(case: MetricInput) -> Tensor:
+    highest = descending_ranks(_scores(case)) == 0
+    return (highest & _inside(case)).any(1).double()
+
+
+def _in_order(case: MetricInput) -> Tensor:
+    return quantus.in_order(descending_ranks(_scores(case)))
 
 
 def _share(values: Tensor, inside: Tensor) -> Tensor:
     return (values * inside).sum(1) / values.sum(1)
 
 
-def _mass(case: Case) -> Tensor:
+def _mass(case: MetricInput) -> Tensor:
     return _share(_scores(case), _inside(case))
 
 
-def _positive_mass(case: Case) -> Tensor:
+def _positive_mass(case: MetricInput) -> Tensor:
     return _share(pixel_scores(case.maps, absolute=False).clamp_min(0), _inside(case))
 
 
-def _hits(case: Case, counts: Tensor) -> Tensor:
+def _hits(case: MetricInput, counts: Tensor) -> Tensor:
     """Share (N,) of the `counts` (N,) highest pixels that lie inside."""
     top = descending_ranks(_scores(case)) < counts[:, None]
     return (top & _inside(case)).sum(1) / counts
 
 
-def _rank_accuracy(case: Case) -> Tensor:
+def _rank_accuracy(case: MetricInput) -> Tensor:
     return _hits(case, _inside(case).sum(1).double())
 
 
-def _top_k(case: Case) -> Tensor:
-    pixels = case.probe.pixels
-    count = max(1, round(case.settings.k * pixels))
-    return _hits(
-        case, torch.full((len(case.probe),), float(count), dtype=torch.float64, device=case.maps.device)
-    )
+def _top_k(case: MetricInput) -> Tensor:
+    count = largest_count(case.probe.pixels, case.settings.k)
+    return _hits(case, case.maps.new_full((len(case.probe),), count))
 
 
-def _auc(case: Case) -> Tensor:
+def _auc(case: MetricInput) -> Tensor:
     """Probability that a pixel inside outranks one outside, ties half (Mann and Whitney)."""
     inside = _inside(case)
     ranks = mean_ranks(_scores(case)).to(inside.device)
@@ -106,7 +108,7 @@ def _auc(case: Case) -> Tensor:
     return ((ranks * inside).sum(1) - hits * (hits + 1) / 2) / (hits * misses)
 
 
-def _quantus(name: str, case: Case, scores: Tensor, **settings: Any) -> Tensor:
+def _quantus(name: str, case: MetricInput, scores: Tensor, **settings: Any) -> Tensor:
     space = quantus.MaskSpace(case.probe, "black", "logit")
     masks = _inside(case).cpu().numpy().reshape(space.x.shape)
     found = quantus.evaluate_batch(name, space, scores, masks=masks, **settings)
@@ -117,18 +119,18 @@ def _register(
     name: str,
     reference: str,
     settings: type[Settings],
-    score: Callable[[Case], Tensor],
-    in_quantus: Callable[[Case], Tensor] | None = None,
+    score: Callable[[MetricInput], Tensor],
+    in_quantus: Callable[[MetricInput], Tensor] | None = None,
     *,
     undefined: str = "the mask is empty, or the map has no value to share",
 ) -> None:
     """A metric of `masks`; no score for an empty mask, or a map without a value to share."""
 
-    def scored(case: Case, run: Callable[[Case], Tensor]) -> Outcome:
+    def scored(case: MetricInput, run: Callable[[MetricInput], Tensor]) -> MetricOutput:
         defined = _inside(case).any(1)
         if settings is PositiveMasks:
             defined &= (pixel_scores(case.maps, absolute=False) > 0).any(1)
-        return Outcome(run(case).cpu().where(defined.cpu(), torch.nan).numpy())
+        return MetricOutput(run(case).cpu().where(defined.cpu(), torch.nan).numpy())
 
     register(
         Metric(
@@ -152,7 +154,7 @@ _register(
     "Zhang et al., IJCV 2018",
     Masks,
     _pointing_game,
-    lambda case: _quantus("PointingGame", case, _scores(case), weighted=False),
+    lambda case: _quantus("PointingGame", case, _in_order(case), weighted=False),
 )
 _register(
     "attribution_localisation",
@@ -176,8 +178,8 @@ _register(
     lambda case: _quantus(
         "TopKIntersection",
         case,
-        _scores(case),
-        k=max(1, round(case.settings.k * case.probe.pixels)),
+        _in_order(case),
+        k=largest_count(case.probe.pixels, case.settings.k),
         concept_influence=False,
     ),
 )
@@ -193,7 +195,7 @@ _register(
     "Arras et al., Information Fusion 2022",
     Masks,
     _rank_accuracy,
-    lambda case: _quantus("RelevanceRankAccuracy", case, _scores(case)),
+    lambda case: _quantus("RelevanceRankAccuracy", case, _in_order(case)),
 )
 _register(
     "auc",

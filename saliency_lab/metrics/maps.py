@@ -83,14 +83,3 @@ def unusable(maps: Tensor, needs: Needs, *, absolute: bool = False) -> list[str 
 def pixel_scores(maps: Tensor, *, absolute: bool) -> Tensor:
     """A pixel's share (N, H·W): the sum over its channels of the values, or of their magnitudes."""
     return (maps.abs() if absolute else maps).sum(1).flatten(1)
-
-
-def descending_ranks(scores: Tensor) -> Tensor:
-    """Rank (N, K), int32, of each unit from the highest score (0) down; ties keep their order.
-
-    >>> descending_ranks(torch.tensor([[1.0, 3.0, 3.0, 2.0]]))
-    tensor([[3, 0, 1, 2]], dtype=torch.int32)
-    """
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    steps = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device).expand_as(order)
-    return torch.empty_like(order, dtype=torch.int32).scatter_(1, order, steps)

@@ -1,13 +1,11 @@
-"""A user's own metric: an object built with Quantus, or a function."""
+"""Custom metrics: a function of the user's, or an object built with Quantus."""
 
 from __future__ import annotations
 
 import copy
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -16,12 +14,12 @@ from torch import Tensor, nn
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.inference import undisturbed
 from saliency_lab._common.own_code import check_callable
+from saliency_lab._common.registry import Extension, given_settings, settings_of
 from saliency_lab._common.seeding import preserved_rng
-from saliency_lab._common.settings import Settings
-from saliency_lab.metrics.catalogue import Case, Metric, Outcome
+from saliency_lab.metrics.catalogue import METRICS, Metric, MetricInput, MetricOutput
 from saliency_lab.metrics.explainer import Explaining
 from saliency_lab.metrics.probe import Output
-from saliency_lab.metrics.quantus_engine import quantus_failure
+from saliency_lab.metrics.quantus_engine import no_warnings, quantus_failure, replaced_in_quantus
 
 COMPARE_SAMPLES = {"Consistency", "Sufficiency", "BatchSufficiency"}
 
@@ -34,27 +32,28 @@ class QuantusObject(Explaining):
 
 
 class QuantusLocalisation(QuantusObject):
-    """An object of Quantus's category of localisation scores nothing without them."""
+    """An object of Quantus's category of localisation needs `masks` (N, 1, H, W)."""
 
     masks: Tensor
 
 
-def own_metric(metric: Any) -> Metric:
-    """Describe a Quantus metric object, or a function `f(model, x, y, maps)`, as a metric.
+def custom_metric(extension: Extension) -> Metric:
+    """Describe a Quantus metric object, or a function `f(model, x, y, maps, **settings)`, as a metric.
 
     Raises
     ------
     InputError
         If it is neither.
     """
+    metric, name = extension.item, extension.name
     loaded = sys.modules.get("quantus.metrics.base")  # whoever built such an object has imported it
     if loaded is not None and isinstance(metric, loaded.Metric):
-        name = type(metric).__name__
+        kind = type(metric).__name__
         category = getattr(getattr(metric, "evaluation_category", None), "name", "")
         return Metric(
             name=name,
             family="own",
-            better="neither",
+            better=extension.better,
             range="its own",
             reference="the user's own Quantus object",
             settings=QuantusLocalisation if category == "LOCALISATION" else QuantusObject,
@@ -62,16 +61,18 @@ def own_metric(metric: Any) -> Metric:
             needs="nonzero",
             undefined="Quantus returns NaN",
             quantus=lambda case: _quantus_object(metric, case),
-            whole=name in COMPARE_SAMPLES,
+            serial=("quantus",),
+            whole=kind in COMPARE_SAMPLES,
         )
     if callable(metric) and not isinstance(metric, type):
+        check_callable(metric, "metric", "model, x, y, maps")
         return Metric(
-            name=check_callable(metric, "metric", "model, x, y, maps"),
+            name=name,
             family="own",
-            better="neither",
+            better=extension.better,
             range="its own",
             reference="the user's own function",
-            settings=Settings,
+            settings=settings_of(extension, 4),
             forwards=lambda s, pixels: 0,
             needs="finite",
             undefined="the function returns NaN",
@@ -83,21 +84,27 @@ def own_metric(metric: Any) -> Metric:
     )
 
 
-def _function(metric: Callable[..., Any], case: Case) -> Outcome:
+METRICS.adapt = custom_metric
+
+
+def _function(metric: Callable[..., Any], case: MetricInput) -> MetricOutput:
     probe = case.probe
     x, y = probe.x.to(probe.dtype, copy=True), probe.y.clone()  # the function may write to them
     with undisturbed(probe.model):
-        values = metric(probe.model, x, y, case.maps.float().to(probe.device))
+        maps = case.maps.float().to(probe.device)
+        values = metric(probe.model, x, y, maps, **given_settings(case.settings))
     values = np.asarray(torch.as_tensor(values).detach().cpu(), dtype=np.float64)
     if values.shape != (len(probe),):
-        raise InputError(f"your metric must return one number a sample, ({len(probe)},), not {values.shape}")
-    return Outcome(values)
+        raise InputError(
+            f"your metric must return one number per sample, ({len(probe)},), not {values.shape}"
+        )
+    return MetricOutput(values)
 
 
-def _quantus_object(metric: Any, case: Case) -> Outcome:
+def _quantus_object(metric: Any, case: MetricInput) -> MetricOutput:
     """Call the object on one sample at a time, so that nothing in it can depend on the batch."""
     if type(metric).__name__ in COMPARE_SAMPLES:
-        return Outcome(np.asarray(_call(metric, case, slice(None), case.probe.seed), dtype=np.float64))
+        return MetricOutput(np.asarray(_call(metric, case, slice(None), case.probe.seed), dtype=np.float64))
     values: list[float] = []
     failures: list[str | None] = []
     for row, seed in enumerate(case.probe.seeds("quantus")):
@@ -111,10 +118,10 @@ def _quantus_object(metric: Any, case: Case) -> Outcome:
                 failure = quantus_failure(error)
         values.append(value)
         failures.append(failure)
-    return Outcome(np.array(values), failures=failures)
+    return MetricOutput(np.array(values), failures=failures)
 
 
-def _call(metric: Any, case: Case, rows: slice, seed: int) -> Any:
+def _call(metric: Any, case: MetricInput, rows: slice, seed: int) -> Any:
     from quantus.helpers.model.pytorch_model import PyTorchModel
 
     fresh = copy.copy(metric)
@@ -124,21 +131,21 @@ def _call(metric: Any, case: Case, rows: slice, seed: int) -> Any:
     probe, settings, explainer = case.probe, case.settings, case.explainer.rows(rows)
 
     def explain(model: nn.Module, inputs: np.ndarray, targets: np.ndarray, **_: Any) -> np.ndarray:
-        inside = torch.as_tensor(np.asarray(inputs), dtype=torch.float32).clamp(0, 1)
-        beside = inside.unflatten(0, (len(explainer), -1))  # all of one image, mostly
+        points = torch.as_tensor(np.asarray(inputs), dtype=torch.float32)
+        points = points.unflatten(0, (len(explainer), -1))  # usually all of one image
         classes = torch.as_tensor(np.asarray(targets)).long().flatten()
-        maps = explainer(model, beside, settings.explain, classes=classes)
+        maps = explainer(model, points, settings.explain, classes=classes)
         return maps.flatten(0, 1).numpy()
 
     maps = case.maps[rows] if settings.masks is None else case.maps[rows].sum(1, keepdim=True)
     try:
+        # Quantus draws from global generators, so one object is called at a time
         with (
+            replaced_in_quantus(calculate_auc=_area),
             undisturbed(probe.model),
-            preserved_rng(seed),
-            warnings.catch_warnings(),
-            mock.patch("quantus.helpers.utils.calculate_auc", _area),
+            preserved_rng(seed, exclusive=True),
+            no_warnings(),
         ):
-            warnings.simplefilter("ignore")
             return fresh(
                 model=probe.model,
                 x_batch=probe.images[rows].cpu().numpy().copy(),
@@ -163,9 +170,9 @@ def _area(values: np.ndarray, dx: int = 1, batched: bool = False) -> Any:
 
 
 def _number(result: Any) -> float:
-    """One number from what Quantus returns for a sample.
+    """Reduce what Quantus returns for a sample to one number.
 
-    A curve becomes its trapezoid area over a range of 1; results by layer or percentage their mean.
+    A curve becomes its trapezoid area over a range of 1; results by layer or percentage become their mean.
     """
     if isinstance(result, dict):
         return float(np.mean([_number(value) for value in result.values()]))

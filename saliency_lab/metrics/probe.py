@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """Outputs for the label's class, float64, and whether that class won, bool; all of one shape."""
 
     logit: Tensor
@@ -42,10 +42,10 @@ class Answers:
         return self.correct.double().where(~self.probability.isnan(), torch.nan)
 
     @staticmethod
-    def beside(parts: Sequence[Answers]) -> Answers:
+    def join(parts: Sequence[Predictions]) -> Predictions:
         """Join answers (N, K₁), (N, K₂), … into (N, K₁ + K₂ + …)."""
         joined = zip(*((part.logit, part.probability, part.correct) for part in parts), strict=True)
-        return Answers(*(torch.cat(tensors, 1) for tensors in joined))
+        return Predictions(*(torch.cat(tensors, 1) for tensors in joined))
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def _is_wide(model: nn.Module) -> bool:
 class Probe:
     """A model, a block of images and labels, a seed, and the answers so far.
 
-    Answers are remembered by what was asked, so that methods and metrics which ask the same share the
+    Predictions are remembered by what was asked, so that methods and metrics which ask the same share the
     forward passes. Images and their variants are on `device`, the model's; maps and answers, float64, are at
     `home`, which is the same wherever there is float64.
     """
@@ -134,9 +134,9 @@ class Probe:
         build: Callable[[Tensor, Tensor], Tensor],
         *,
         source: Tensor | None = None,
-        base: Answers | None = None,
-    ) -> Answers:
-        """Answers (N, count) on variants of each image.
+        base: Predictions | None = None,
+    ) -> Predictions:
+        """Predictions (N, count) on variants of each image.
 
         `build(i, j)` returns variant `j[k]` of image `i[k]` for each k; passes are full chunks over
         images × variants, all images' first variant first: variants of a kind are built together.
@@ -154,7 +154,7 @@ class Probe:
             i, j = index % len(self), index // len(self)
             rows.append(self._answer(build(i, j), self.y[i]))
         at = place.view(count + 1, len(self)).gather(0, source.T + 1).T.to(self.home)
-        return Answers(*(torch.cat(parts)[at] for parts in zip(*rows, strict=True)))
+        return Predictions(*(torch.cat(parts)[at] for parts in zip(*rows, strict=True)))
 
     def _answer(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.logits(images)
@@ -167,8 +167,8 @@ class Probe:
         )
 
     @property
-    def clean(self) -> Answers:
-        """Answers (N, 1) on the images themselves."""
+    def clean(self) -> Predictions:
+        """Predictions (N, 1) on the images themselves."""
         return self.remember(("clean",), lambda: self.ask(1, lambda i, j: self.x[i]))
 
     @property
@@ -179,8 +179,8 @@ class Probe:
             lambda: torch.cat([self.logits(chunk).argmax(1) for chunk in self.x.split(self.chunk)]).cpu(),
         )
 
-    def empty(self, baseline: Baseline) -> Answers:
-        """Answers (N, 1) on the baselines themselves."""
+    def empty(self, baseline: Baseline) -> Predictions:
+        """Predictions (N, 1) on the baselines themselves."""
         return self.remember(("empty", baseline), lambda: self.ask(1, lambda i, j: self.fill(baseline)[i]))
 
     def fill(self, baseline: Baseline) -> Tensor:

@@ -1,24 +1,27 @@
-"""Quantus behind one adapter: every setting passed, nothing of the caller's touched, draws keyed by sample.
+"""The Quantus engine: pass every setting, leave the caller's data alone, key random draws by sample.
 
-Quantus's loops, sums and similarities are used as they are (`evaluate_batch`); what its release 0.6 gets
-wrong around them (normalisation over the batch, assertions on the whole batch, curves integrated with a
-function NumPy no longer has, results of the first batch only) is done here instead.
+Quantus's loops and similarities are used as they are (`evaluate_batch`). What release 0.6 gets wrong around
+them (normalisation over the batch, assertions on the whole batch, curves integrated with a function that
+NumPy no longer has, results of the first batch only) is done here instead. Random draws, and sums in the
+order of the map, are passed through the functions that its metrics accept (`perturb_func`,
+`similarity_func`, `explain_func`), so several threads can use the engine. Only `replaced_in_quantus` patches
+Quantus; it lets one thread in at a time.
 """
 
 from __future__ import annotations
 
-import importlib
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.ranks import varies
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab.metrics.probe import Baseline, Output, Probe
 
@@ -33,7 +36,7 @@ NEUTRAL = {
     "disable_warnings": True,
     "display_progressbar": False,
 }
-"""What every Quantus metric is built with: maps are reduced and normalised here, nothing is aggregated."""
+"""Settings of every Quantus metric: maps are reduced and normalised here, and nothing is aggregated."""
 
 
 class MaskSpace:
@@ -67,17 +70,75 @@ class MaskSpace:
         return torch.where(mask > 0, self.probe.x, fill)
 
     def predict(self, masks: np.ndarray) -> np.ndarray:
-        """Outputs (N, K), float64."""
-        out = torch.cat([self.probe.logits(chunk) for chunk in self.images(masks).split(self.probe.chunk)])
-        out = out.float() if out.dtype != torch.float64 else out
-        return (out.softmax(1) if self.output == "probability" else out).cpu().double().numpy()
+        """Outputs (N, K), float64; those of the image itself where a mask changes nothing in it."""
+        images = self.images(masks)
+        out = self._outputs(images)
+        same = (images == self.probe.x).flatten(1).all(1).cpu()
+        if same.any():
+            clean = self.probe.remember(("quantus outputs",), lambda: self._outputs(self.probe.x))
+            out = clean.where(same[:, None], out)
+        return (out.softmax(1) if self.output == "probability" else out).double().numpy()
+
+    def _outputs(self, images: Tensor) -> Tensor:
+        out = torch.cat([self.probe.logits(chunk) for chunk in images.split(self.probe.chunk)]).cpu()
+        return out if out.dtype == torch.float64 else out.float()
 
     def fill_in_turn(self, arr: np.ndarray, indices: np.ndarray, **_: Any) -> np.ndarray:
-        """A perturbation function that uses fill 0, 1, … and begins again after the last."""
+        """Perturb with fill 0, 1, … in turn, and begin again after the last."""
         out = arr.copy()
         np.put_along_axis(out, indices, -float(self._turn), axis=1)
         self._turn = (self._turn + 1) % self.fills.shape[1]
         return out
+
+
+class SumSpace(MaskSpace):
+    """A `MaskSpace` that sums pixel scores (N, H·W) over what is removed and correlates them with the drops.
+
+    Quantus sorts by ranks, which have no ties, and sums those; this puts the sums of the scores in their
+    place.
+    With `subsets` (N, runs, size), subset 0, 1, … is removed in turn in place of Quantus's global draws.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        baseline: Baseline,
+        output: Output,
+        scores: Tensor,
+        correlation: Callable[..., np.ndarray],
+        *,
+        subsets: Tensor | None = None,
+        fills: Tensor | None = None,
+    ) -> None:
+        super().__init__(probe, baseline, output, fills=fills)
+        self.scores = scores.cpu().double().numpy()
+        self.correlation = correlation
+        self.subsets = None if subsets is None else subsets.cpu().numpy()
+        self._sums: list[np.ndarray] = []
+
+    def remove(self, arr: np.ndarray, indices: np.ndarray, **_: Any) -> np.ndarray:
+        """Remove the pixels `indices` (N, size), or the next subset, and sum their scores."""
+        if self.subsets is not None:
+            indices = self.subsets[:, len(self._sums)]
+        self._sum(indices)
+        out = arr.copy()
+        np.put_along_axis(out, indices, 0.0, axis=1)
+        return out
+
+    def fill(self, arr: np.ndarray, indices: np.ndarray, **_: Any) -> np.ndarray:
+        """Fill the pixels `indices` (N, size) with each fill in turn, and sum their scores once."""
+        if self._turn == 0:
+            self._sum(indices)
+        return self.fill_in_turn(arr, indices)
+
+    def correlate(self, a: np.ndarray, b: np.ndarray, **_: Any) -> np.ndarray:
+        """Correlate the sums with the changes `b` (N, K); NaN where either does not vary."""
+        sums = np.stack(self._sums, axis=1)
+        defined = varies(torch.as_tensor(sums)) & varies(torch.as_tensor(b))
+        return np.where(defined.numpy(), self.correlation(a=sums, b=b, batched=True), np.nan)
+
+    def _sum(self, indices: np.ndarray) -> None:
+        self._sums.append(np.take_along_axis(self.scores, indices, axis=1).sum(axis=1))
 
 
 class ImputedSpace(MaskSpace):
@@ -89,7 +150,7 @@ class ImputedSpace(MaskSpace):
         self._filled: list[Tensor] = []
 
     def impute(self, arr: np.ndarray, indices: np.ndarray, **_: Any) -> np.ndarray:
-        """A perturbation function for image 0, 1, … in turn; what it returns only fills Quantus's stack."""
+        """Impute image 0, 1, … in turn; what this returns only fills Quantus's stack."""
         from quantus.functions.perturb_func import noisy_linear_imputation
 
         row = len(self._filled)
@@ -130,10 +191,17 @@ def quantus_failure(error: Exception) -> str:
 
 
 def build(name: str, **settings: Any) -> Any:
-    """A Quantus metric by class name, with `NEUTRAL` and every setting given."""
+    """Build a Quantus metric by class name, with `NEUTRAL` and every setting given."""
     import quantus
 
     return getattr(quantus, name)(**{**NEUTRAL, **settings})
+
+
+def similarity(kind: str) -> Callable[..., np.ndarray]:
+    """Return Quantus's batched correlation, "pearson" or "spearman"."""
+    from quantus.functions import similarity_func
+
+    return getattr(similarity_func, f"correlation_{kind}")
 
 
 def evaluate_batch(
@@ -143,17 +211,18 @@ def evaluate_batch(
     *,
     masks: np.ndarray | None = None,
     state: Mapping[str, Any] | None = None,
+    draws: bool = False,
     **settings: Any,
 ) -> Any:
-    """What Quantus's metric `name` returns for a block, from pixel scores (N, H·W).
+    """Return what Quantus's metric `name` computes for a block, from pixel scores (N, H·W).
 
-    `state` holds attributes that Quantus sets before it scores a batch.
+    `state` holds attributes that Quantus sets before it scores a batch. If Quantus `draws` from the global
+    generators on the way, one thread at a time does so.
     """
     maps = scores.cpu().double().numpy().reshape(space.x.shape).copy()
     metric = build(name, **settings)
     vars(metric).update(state or {})
-    with preserved_rng(space.probe.seed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with preserved_rng(exclusive=draws), no_warnings():
         return metric.evaluate_batch(
             model=space, x_batch=space.x.copy(), y_batch=space.y, a_batch=maps, s_batch=masks
         )
@@ -169,22 +238,21 @@ class Neighbourhood:
         self._drawn = self._explained = 0
 
     def draw(self, arr: np.ndarray, **_: Any) -> np.ndarray:
-        """A perturbation function that returns neighbour 0, 1, … in turn."""
+        """Return neighbour 0, 1, … in turn, whatever is to be perturbed."""
         self._drawn += 1
         return self.points[:, self._drawn - 1].reshape(arr.shape)
 
     def explain(self, **_: Any) -> np.ndarray:
-        """An explanation function that returns the maps of neighbour 0, 1, … in turn."""
+        """Return the maps of neighbour 0, 1, … in turn, whatever is to be explained."""
         self._explained += 1
         return self.maps[:, self._explained - 1]
 
 
 def evaluate_neighbours(name: str, space: Neighbourhood, maps: Tensor, **settings: Any) -> np.ndarray:
-    """What Quantus's metric `name` returns for a block, float64 (N,), from maps (N, C, H, W)."""
+    """Return what Quantus's metric `name` computes for a block, float64 (N,), from maps (N, C, H, W)."""
     metric = build(name, perturb_func=space.draw, perturb_func_kwargs=None, **settings)
     metric.explain_func, metric.explain_func_kwargs = space.explain, {}
-    with preserved_rng(space.probe.seed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with preserved_rng(), no_warnings():
         scores = metric.evaluate_batch(
             model=space,
             x_batch=space.probe.images.cpu().double().numpy(),
@@ -194,32 +262,68 @@ def evaluate_neighbours(name: str, space: Neighbourhood, maps: Tensor, **setting
     return np.asarray(scores, dtype=np.float64)
 
 
-@contextmanager
-def subsets_given(subsets: Tensor) -> Iterator[None]:
-    """Make FaithfulnessCorrelation use `subsets` (N, runs, size) in place of NumPy's global draws."""
-    module = importlib.import_module("quantus.metrics.faithfulness.faithfulness_correlation")
-    rows = iter(subsets.cpu().numpy().swapaxes(0, 1).reshape(-1, subsets.shape[2]))
-    random = mock.Mock(spec=["choice"], choice=lambda *_, **__: next(rows))
-    with mock.patch.object(module, "np", mock.Mock(wraps=np, random=random)):
-        yield
+def in_order(ranks: Tensor, units: Tensor | None = None) -> Tensor:
+    """Return scores (N, H·W) without ties whose order is that of `ranks`, of pixels or of `units` (H·W,).
+
+    Quantus sorts with an unstable algorithm, so it is never given ties. The score of a unit lies on its first
+    pixel, and the others have none, so that its sum is exact whatever its size.
+    """
+    if units is None:
+        return -ranks.double()
+    first = torch.zeros(int(units.max()) + 1, dtype=torch.long, device=units.device).scatter_reduce_(
+        0, units, torch.arange(len(units), device=units.device), "amin", include_self=False
+    )
+    scores = torch.zeros(len(ranks), len(units), dtype=torch.float64, device=ranks.device)
+    scores[:, first] = -ranks.double()
+    return scores
+
+
+_PATCHING = threading.RLock()
 
 
 @contextmanager
-def segments_given(segments: Tensor) -> Iterator[None]:
-    """Make IROF use `segments` (N, H, W), which are those of the image and not of a mask."""
-    rows = iter(segments.cpu().numpy())
-    with mock.patch("quantus.helpers.utils.get_superpixel_segments", lambda **_: next(rows)):
-        yield
+def replaced_in_quantus(**functions: Callable[..., Any]) -> Iterator[None]:
+    """Replace functions of `quantus.helpers.utils` inside; other threads that want to do so wait.
+
+    This is for what Quantus offers no argument for: the segments of IROF, and areas under curves, for which
+    it calls a function that NumPy 2.4 no longer has.
+    """
+    from quantus.helpers import utils
+
+    with _PATCHING:
+        before = {name: getattr(utils, name) for name in functions}
+        try:
+            for name, function in functions.items():
+                setattr(utils, name, function)
+            yield
+        finally:
+            for name, function in before.items():
+                setattr(utils, name, function)
 
 
-@contextmanager
-def curve_caught() -> Iterator[list[np.ndarray]]:
-    """Catch the curves (N, K) that Quantus would integrate with a function NumPy no longer has."""
-    caught: list[np.ndarray] = []
+class _Silence:
+    """A block without warnings that several threads can be in; filters are process-wide."""
 
-    def catch(values: np.ndarray, **_: Any) -> np.ndarray:
-        caught.append(np.asarray(values))
-        return np.zeros(len(values))
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
 
-    with mock.patch("quantus.helpers.utils.calculate_auc", catch):
-        yield caught
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if self._inside == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._filters.__exit__(None, None, None)
+
+
+no_warnings = _Silence()
+"""Silence what Quantus warns of, such as a perturbation that changes nothing."""

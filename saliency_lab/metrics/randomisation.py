@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.ranks import mean_ranks, pearson
 from saliency_lab._common.seeding import derive_seed, sample_normal, sample_uniform
 from saliency_lab.attribution.sanity import check_randomisable, randomise
 from saliency_lab.attribution.similarity import ssim
-from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
+from saliency_lab.metrics.catalogue import MapsMade, Metric, MetricInput, MetricOutput, register
 from saliency_lab.metrics.explainer import Explaining
 from saliency_lab.metrics.probe import Probe
-from saliency_lab.metrics.statistics import mean_ranks, pearson
 
 Order = Literal["top_down", "bottom_up", "independent"]
 Similarity = Literal["spearman", "ssim"]
@@ -62,7 +62,7 @@ def randomised(model: nn.Module, order: Order, seed: int) -> Iterator[nn.Module]
         If the network has no such layer, or was traced, scripted or compiled.
     """
     check_randomisable(model)
-    names = [name for name, module in model.named_modules() if _is_layer(module)]
+    names = layer_names(model)
     if not names:
         raise InputError("the model has no layer with parameters, so there is nothing to randomise")
     network = copy.deepcopy(model)
@@ -73,11 +73,16 @@ def randomised(model: nn.Module, order: Order, seed: int) -> Iterator[nn.Module]
         yield network
 
 
+def layer_names(model: nn.Module) -> list[str]:
+    """Return the names of the modules with parameters of their own, in the order of registration."""
+    return [name for name, module in model.named_modules() if _is_layer(module)]
+
+
 def _is_layer(module: nn.Module) -> bool:
     return hasattr(module, "reset_parameters") or any(True for _ in module.parameters(recurse=False))
 
 
-def _likeness_to_randomised(case: Case, start: Tensor, noisy: Tensor | None) -> Outcome:
+def _likeness_to_randomised(case: MetricInput, start: Tensor, noisy: Tensor | None) -> MetricOutput:
     """Mean likeness (N,) of the map and the maps of the randomised networks."""
     settings = case.settings
     like = likeness_to(start.abs() if settings.absolute else start, settings.similarity)
@@ -85,7 +90,7 @@ def _likeness_to_randomised(case: Case, start: Tensor, noisy: Tensor | None) -> 
     for network in randomised(case.probe.model, settings.order, case.probe.seed):
         maps = _explained(case, network, noisy)
         rows.append(like(maps.abs() if settings.absolute else maps))
-    return Outcome(torch.stack(rows).mean(0).numpy())
+    return MetricOutput(torch.stack(rows).mean(0).numpy())
 
 
 def likeness_to(first: Tensor, similarity: Similarity) -> Callable[[Tensor], Tensor]:
@@ -96,18 +101,18 @@ def likeness_to(first: Tensor, similarity: Similarity) -> Callable[[Tensor], Ten
     return lambda maps: pearson(ranks, mean_ranks(maps.flatten(1)))
 
 
-def _explained(case: Case, network: nn.Module, noisy: Tensor | None) -> Tensor:
+def _explained(case: MetricInput, network: nn.Module, noisy: Tensor | None) -> Tensor:
     """Maps (N, C, H, W) of the images, or means over noisy copies (N, S, C, H, W) of them."""
     if noisy is None:
         return case.explainer(network, case.probe.images, case.settings.explain)
     return case.explainer(network, noisy, case.settings.explain).mean(1)
 
 
-def _mprt(case: Case) -> Outcome:
+def _mprt(case: MetricInput) -> MetricOutput:
     return _likeness_to_randomised(case, case.maps.cpu(), None)
 
 
-def _smooth_mprt(case: Case) -> Outcome:
+def _smooth_mprt(case: MetricInput) -> MetricOutput:
     noisy = noisy_copies(case.probe, case.settings.samples, case.settings.noise)
     return _likeness_to_randomised(case, _explained(case, case.probe.model, noisy), noisy)
 
@@ -139,14 +144,14 @@ def histogram_entropy(maps: Tensor, bins: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _efficient_mprt(case: Case) -> Outcome:
+def _efficient_mprt(case: MetricInput) -> MetricOutput:
     *_, network = randomised(case.probe.model, "top_down", case.probe.seed)
     before = histogram_entropy(case.maps, case.settings.bins)
     after = histogram_entropy(_explained(case, network, None), case.settings.bins)
-    return Outcome(((after - before) / before).numpy())
+    return MetricOutput(((after - before) / before).numpy())
 
 
-def _random_logit(case: Case) -> Outcome:
+def _random_logit(case: MetricInput) -> MetricOutput:
     probe = case.probe
     count = probe.logits(probe.x[:1]).shape[1]
     draws = sample_uniform(probe.seeds("other class"), (1,))[:, 0]
@@ -155,7 +160,7 @@ def _random_logit(case: Case) -> Outcome:
         raise InputError("random_logit needs maps that explain one class a sample, not a contrast of two")
     other = (classes + 1 + (draws * (count - 1)).long().clamp_max(count - 2)) % count
     maps = case.explainer(probe.model, probe.images, case.settings.explain, classes=other)
-    return Outcome(likeness_to(case.maps.cpu(), case.settings.similarity)(maps).numpy())
+    return MetricOutput(likeness_to(case.maps.cpu(), case.settings.similarity)(maps).numpy())
 
 
 CONSTANT = "a map of a randomised network, or of the other class, is constant, zero or not finite"
@@ -171,7 +176,7 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_mprt,
-        maps=lambda s: "layers",
+        maps=lambda s: MapsMade(per_layer=1),
     )
 )
 register(
@@ -186,7 +191,7 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_smooth_mprt,
-        maps=lambda s: f"{s.samples} × (layers + 1)",
+        maps=lambda s: MapsMade(besides=s.samples, per_layer=s.samples),
     )
 )
 register(
@@ -201,7 +206,7 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_efficient_mprt,
-        maps=lambda s: "1",
+        maps=lambda s: MapsMade(1),
     )
 )
 register(
@@ -216,6 +221,6 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_random_logit,
-        maps=lambda s: "1",
+        maps=lambda s: MapsMade(1),
     )
 )

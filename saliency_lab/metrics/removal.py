@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from saliency_lab._common.fingerprints import fingerprint
-from saliency_lab.metrics.catalogue import Curve, Outcome
-from saliency_lab.metrics.probe import Answers, Baseline, Probe
+from saliency_lab.metrics.catalogue import Curve, MetricOutput
+from saliency_lab.metrics.probe import Baseline, Predictions, Probe
 
 
 def cuts(units: int, steps: int) -> Tensor:
@@ -19,8 +19,10 @@ def cuts(units: int, steps: int) -> Tensor:
     return torch.linspace(0, units, min(steps, units) + 1, dtype=torch.float64).round().to(torch.int32)
 
 
-def removal(probe: Probe, ranks: Tensor, cut: Tensor, baseline: Baseline, *, insert: bool = False) -> Answers:
-    """Answers (N, K) with the pixels of rank below cut k replaced by the baseline.
+def removal(
+    probe: Probe, ranks: Tensor, cut: Tensor, baseline: Baseline, *, insert: bool = False
+) -> Predictions:
+    """Predictions (N, K) with the pixels of rank below cut k replaced by the baseline.
 
     `ranks` (N, H·W) and `cut` (K,), or (N, K) for one a sample, are int32; cuts rise from 0. With `insert`,
     the pixels of rank at or above the cut are replaced instead: the image is rebuilt from the baseline. The
@@ -35,16 +37,16 @@ def removal(probe: Probe, ranks: Tensor, cut: Tensor, baseline: Baseline, *, ins
             gone = ~gone
         return torch.where(gone.view(len(i), 1, *probe.x.shape[2:]), probe.fill(baseline)[i], probe.x[i])
 
-    def ask() -> Answers:
+    def ask() -> Predictions:
         ends = [probe.clean, probe.empty(baseline)]
         first, last = ends[::-1] if insert else ends
         complete = bool((cut[:, -1] > ranks.amax(1)).all())
         inner = cut.shape[1] - 1 - complete
         if not inner:
-            return Answers.beside([first] + [last] * complete)
+            return Predictions.join([first] + [last] * complete)
         source = _latest_change(ranks, cut, probe.touched(baseline))[:, 1 : inner + 1] - 1
         between = probe.ask(inner, build, source=source, base=first)
-        return Answers.beside([first, between] + [last] * complete)
+        return Predictions.join([first, between] + [last] * complete)
 
     return probe.remember(("removal", fingerprint(ranks, cut), baseline, insert), ask)
 
@@ -94,6 +96,6 @@ def area(values: Tensor, at: Tensor) -> Tensor:
     return torch.trapezoid(values, at, dim=1) / (at[:, -1] - at[:, 0])
 
 
-def outcome(values: Tensor, curve: Tensor, at: Tensor) -> Outcome:
+def outcome(values: Tensor, curve: Tensor, at: Tensor) -> MetricOutput:
     """Pack scores (N,) and the curve behind them."""
-    return Outcome(values.cpu().numpy(), Curve(curve.cpu().numpy(), at.cpu().numpy()))
+    return MetricOutput(values.cpu().numpy(), Curve(curve.cpu().numpy(), at.cpu().numpy()))

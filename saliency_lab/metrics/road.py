@@ -10,12 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.ranks import descending_ranks
 from saliency_lab._common.seeding import sample_normal
 from saliency_lab._common.settings import Settings
 from saliency_lab.metrics import quantus_engine as quantus
-from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Case, Metric, Outcome, register
-from saliency_lab.metrics.maps import descending_ranks, pixel_scores
-from saliency_lab.metrics.probe import Answers, Probe
+from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Metric, MetricInput, MetricOutput, register
+from saliency_lab.metrics.maps import pixel_scores
+from saliency_lab.metrics.probe import Predictions, Probe
 from saliency_lab.metrics.removal import outcome
 
 TOLERANCE = 1e-3
@@ -129,8 +130,8 @@ def imputation_noise(probe: Probe, noise: float) -> Tensor:
     )
 
 
-def imputed(probe: Probe, ranks: Tensor, counts: Tensor, noise: float) -> Answers:
-    """Answers (N, K) with the pixels of rank below count k imputed."""
+def imputed(probe: Probe, ranks: Tensor, counts: Tensor, noise: float) -> Predictions:
+    """Predictions (N, K) with the pixels of rank below count k imputed."""
     draws, ranks = imputation_noise(probe, noise), ranks.to(probe.device)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
@@ -142,30 +143,30 @@ def imputed(probe: Probe, ranks: Tensor, counts: Tensor, noise: float) -> Answer
     return probe.remember(key, lambda: probe.ask(len(counts), build))
 
 
-def _order(case: Case) -> tuple[Tensor, Tensor]:
+def _order(case: MetricInput) -> tuple[Tensor, Tensor]:
     """Ranks (N, H·W) and how many pixels are removed (K,)."""
     ranks = descending_ranks(pixel_scores(case.maps, absolute=case.settings.absolute))
     counts = removed_counts(case.probe.pixels, case.settings.percentages)
     return ranks, counts.to(case.probe.device)
 
 
-def _outcome(case: Case, right: Tensor) -> Outcome:
+def _outcome(case: MetricInput, right: Tensor) -> MetricOutput:
     at = torch.tensor(case.settings.percentages, dtype=torch.float64) / 100
     return outcome(right.mean(1), right, at)
 
 
-def _road(case: Case) -> Outcome:
+def _road(case: MetricInput) -> MetricOutput:
     return _outcome(case, imputed(case.probe, *_order(case), case.settings.noise).right)
 
 
-def _road_quantus(case: Case) -> Outcome:
+def _road_quantus(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
     ranks, _ = _order(case)
     space = quantus.ImputedSpace(probe, imputation_noise(probe, settings.noise))
     (correct,) = quantus.evaluate_batch(
         "ROAD",
         space,
-        ranks.neg(),
+        quantus.in_order(ranks),
         state={"a_size": probe.pixels},
         percentages=list(settings.percentages),
         noise=0.0,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from pydantic import Field
@@ -14,13 +16,14 @@ from saliency_lab._common.seeding import sample_uniform
 from saliency_lab._common.settings import Epsilon
 from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
 from saliency_lab.metrics import quantus_engine as quantus
-from saliency_lab.metrics.catalogue import Case, Metric, Outcome, register
+from saliency_lab.metrics.catalogue import MapsMade, Metric, MetricInput, MetricOutput, added_later, register
 from saliency_lab.metrics.explainer import Explaining
 from saliency_lab.metrics.maps import Needs, pixel_scores
 from saliency_lab.metrics.probe import Output, Probe
+from saliency_lab.metrics.sizes import Size, SizedSettings, pixels_of
 
 TINY = 1e-6
-"""What stands for a zero in the relative changes of Agarwal et al."""
+"""Stands for a zero in the relative changes of Agarwal et al.; in a map, times its largest magnitude."""
 
 
 class Neighbours(Explaining):
@@ -36,10 +39,20 @@ class RelativeNeighbours(Neighbours):
     output: Output = "logit"
 
 
-class Translations(Explaining):
-    """The image is moved across by up to `max_shift` pixels either way, black behind it."""
+class Translations(Explaining, SizedSettings):
+    """The image is moved across by up to `max_shift` either way, in steps of `step`, black behind it.
 
-    max_shift: int = Field(4, ge=1)
+    Both are in pixels, or fractions of the image's shorter side.
+    """
+
+    max_shift: Size = "1/7"
+    step: Size = Field("1/28", json_schema_extra=added_later(1))
+
+    def at_size(self, height: int, width: int) -> Self:
+        """Return the settings in pixels."""
+        side = min(height, width)
+        lengths = {"max_shift": pixels_of(self.max_shift, side), "step": pixels_of(self.step, side)}
+        return self.model_copy(update=lengths)
 
 
 class Attacked(Explaining):
@@ -70,7 +83,7 @@ def neighbours(probe: Probe, samples: int, radius: float) -> Tensor:
     return probe.remember(("neighbours", samples, radius), draw)
 
 
-def neighbour_maps(case: Case) -> Tensor:
+def neighbour_maps(case: MetricInput) -> Tensor:
     """Maps (N, samples, C, H, W) of the neighbours, float64, on the CPU."""
     settings = case.settings
     points = neighbours(case.probe, settings.samples, settings.radius)
@@ -85,38 +98,39 @@ def _lengths(values: Tensor) -> Tensor:
     return values.double().flatten(2).norm(dim=2)
 
 
-def _map_changes(case: Case) -> Tensor:
+def _map_changes(case: MetricInput) -> Tensor:
     """‖map − map of the neighbour‖ (N, S)."""
     return _lengths(case.maps.cpu()[:, None] - neighbour_maps(case))
 
 
-def _sensitivity(case: Case) -> Tensor:
+def _sensitivity(case: MetricInput) -> Tensor:
     """‖map − map of the neighbour‖ / ‖map‖ (N, S)."""
     return _map_changes(case) / _lengths(case.maps.cpu()[:, None])
 
 
-def _local_lipschitz(case: Case) -> Outcome:
+def _local_lipschitz(case: MetricInput) -> MetricOutput:
     points = neighbours(case.probe, case.settings.samples, case.settings.radius)
     steps = _lengths(case.probe.images.double()[:, None] - points.double())
-    return Outcome((_map_changes(case) / steps).amax(1).numpy())
+    return MetricOutput((_map_changes(case) / steps).amax(1).numpy())
 
 
-def relative(change: Tensor, value: Tensor) -> Tensor:
-    """`change` / `value`, entry by entry, with `TINY` in place of a value of zero."""
-    return change / value.where(value != 0, TINY)
+def relative(change: Tensor, value: Tensor, zero: Tensor | float = TINY) -> Tensor:
+    """Divide `change` by `value`, entry by entry, with `zero` in place of a value of zero."""
+    return change / value.where(value != 0, zero)
 
 
-def _relative_stability(case: Case, changes: Callable[[Case, Tensor], Tensor]) -> Outcome:
+def _relative_stability(case: MetricInput, changes: Callable[[MetricInput, Tensor], Tensor]) -> MetricOutput:
     """Largest ratio of the map's relative change to `changes` (N, S), over neighbours of the same class."""
     maps = case.maps.cpu()[:, None]
-    above = _lengths(relative(maps - neighbour_maps(case), maps))
+    zero = TINY * maps.abs().amax((1, 2, 3, 4), keepdim=True)  # so that the map's scale does not matter
+    above = _lengths(relative(maps - neighbour_maps(case), maps, zero))
     points = neighbours(case.probe, case.settings.samples, case.settings.radius)
     ratio = above / changes(case, points).clamp_min(TINY)
     same = _winners(case, points)[:, 1:] == _winners(case, points)[:, :1]
-    return Outcome(ratio.where(same, -torch.inf).amax(1).where(same.any(1), torch.nan).numpy())
+    return MetricOutput(ratio.where(same, -torch.inf).amax(1).where(same.any(1), torch.nan).numpy())
 
 
-def _outputs(case: Case, points: Tensor) -> Tensor:
+def _outputs(case: MetricInput, points: Tensor) -> Tensor:
     """Logits (N, 1 + S, K), float64, of the images and their neighbours."""
     probe = case.probe
 
@@ -131,22 +145,22 @@ def _outputs(case: Case, points: Tensor) -> Tensor:
     return probe.remember(("neighbour outputs", case.settings.samples, case.settings.radius), compute)
 
 
-def _winners(case: Case, points: Tensor) -> Tensor:
+def _winners(case: MetricInput, points: Tensor) -> Tensor:
     return _outputs(case, points).argmax(2)
 
 
-def _input_change(case: Case, points: Tensor) -> Tensor:
+def _input_change(case: MetricInput, points: Tensor) -> Tensor:
     x = case.probe.images.double()[:, None]
     return _lengths(relative(x - points.double(), x))
 
 
-def _output_change(case: Case, points: Tensor) -> Tensor:
+def _output_change(case: MetricInput, points: Tensor) -> Tensor:
     out = _outputs(case, points)
     out = out.softmax(2) if case.settings.output == "probability" else out
     return _lengths(out[:, :1] - out[:, 1:])
 
 
-def _representation_change(case: Case, points: Tensor) -> Tensor:
+def _representation_change(case: MetricInput, points: Tensor) -> Tensor:
     def compute() -> Tensor:
         held = _representations(case, points)
         return _lengths(relative(held[:, :1] - held[:, 1:], held[:, :1]))
@@ -155,7 +169,7 @@ def _representation_change(case: Case, points: Tensor) -> Tensor:
     return case.probe.remember(("representation change", settings.samples, settings.radius), compute)
 
 
-def _representations(case: Case, points: Tensor) -> Tensor:
+def _representations(case: MetricInput, points: Tensor) -> Tensor:
     """Input (N, 1 + S, D) of the model's last linear layer."""
     probe = case.probe
     layers = [module for module in probe.model.modules() if isinstance(module, nn.Linear)]
@@ -164,7 +178,13 @@ def _representations(case: Case, points: Tensor) -> Tensor:
             "relative_representation_stability reads the input of the last nn.Linear, and there is none"
         )
     caught: list[Tensor] = []
-    handle = layers[-1].register_forward_pre_hook(lambda _, given: caught.append(given[0].cpu().double()))
+    thread = threading.get_ident()
+
+    def catch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if threading.get_ident() == thread:  # other threads may use the model too
+            caught.append(inputs[0].cpu().double())
+
+    handle = layers[-1].register_forward_pre_hook(catch)
     try:
         every = torch.cat([probe.images[:, None], points], 1)
         for chunk in every.flatten(0, 1).split(probe.chunk):
@@ -174,14 +194,14 @@ def _representations(case: Case, points: Tensor) -> Tensor:
     return torch.cat(caught).flatten(1).unflatten(0, every.shape[:2])
 
 
-def _quantus_neighbours(name: str, case: Case, **settings: object) -> Outcome:
+def _quantus_neighbours(name: str, case: MetricInput, **settings: object) -> MetricOutput:
     """Quantus's metric on the same neighbours and their maps."""
     space = quantus.Neighbourhood(
         case.probe,
         neighbours(case.probe, case.settings.samples, case.settings.radius),
         neighbour_maps(case),
     )
-    return Outcome(
+    return MetricOutput(
         quantus.evaluate_neighbours(
             name,
             space,
@@ -193,16 +213,17 @@ def _quantus_neighbours(name: str, case: Case, **settings: object) -> Outcome:
     )
 
 
-def _continuity(case: Case) -> Outcome:
+def _continuity(case: MetricInput) -> MetricOutput:
     images = case.probe.images
-    shifts = [shift for size in range(1, case.settings.max_shift + 1) for shift in (-size, size)]
+    sizes = range(case.settings.step, case.settings.max_shift + 1, case.settings.step)
+    shifts = [shift for size in sizes for shift in (-size, size)]
     moved = torch.stack([_shifted(images, shift) for shift in shifts], 1)
     maps = case.explainer(case.probe.model, moved, case.settings.explain)
     own = case.maps.cpu()[:, None]
     change = (own - maps).abs().flatten(2).sum(2) / own.abs().flatten(2).amax(2)
     steps = _lengths(images.double()[:, None] - moved.double())
     ratio = (change / steps).where(steps > 0, -torch.inf)
-    return Outcome(ratio.amax(1).where((steps > 0).any(1), torch.nan).numpy())
+    return MetricOutput(ratio.amax(1).where((steps > 0).any(1), torch.nan).numpy())
 
 
 def _shifted(images: Tensor, shift: int) -> Tensor:
@@ -217,7 +238,7 @@ def _shifted(images: Tensor, shift: int) -> Tensor:
     return out
 
 
-def _under_attack(case: Case, compare: Callable[[Tensor, Tensor], Tensor]) -> Outcome:
+def _under_attack(case: MetricInput, compare: Callable[[Tensor, Tensor], Tensor]) -> MetricOutput:
     attacked = case.settings.attacked.cpu()
     shape = case.probe.images.shape
     if attacked.shape != shape:
@@ -228,10 +249,10 @@ def _under_attack(case: Case, compare: Callable[[Tensor, Tensor], Tensor]) -> Ou
         ("attacked", fingerprint(attacked), case.settings.explain),
         lambda: case.explainer(case.probe.model, attacked, case.settings.explain),
     )
-    return Outcome(compare(case.maps.cpu(), maps).numpy())
+    return MetricOutput(compare(case.maps.cpu(), maps).numpy())
 
 
-def _by_pixel(case: Case, compare: Callable[[Tensor, Tensor], Tensor]) -> Outcome:
+def _by_pixel(case: MetricInput, compare: Callable[[Tensor, Tensor], Tensor]) -> MetricOutput:
     """`compare` the pixel scores of the two maps, as maps (N, 1, H, W)."""
 
     def scores(maps: Tensor) -> Tensor:
@@ -244,10 +265,11 @@ def _by_pixel(case: Case, compare: Callable[[Tensor, Tensor], Tensor]) -> Outcom
 def _register_neighbours(
     name: str,
     reference: str,
-    fast: Callable[[Case], Outcome],
+    fast: Callable[[MetricInput], MetricOutput],
     quantus_name: str | None = None,
     *,
     settings: type[Neighbours] = Neighbours,
+    revision: int = 0,
     **constructor: object,
 ) -> None:
     register(
@@ -266,7 +288,8 @@ def _register_neighbours(
             quantus=(lambda case: _quantus_neighbours(quantus_name, case, **constructor))
             if quantus_name
             else None,
-            maps=lambda s: str(s.samples),
+            maps=lambda s: MapsMade(s.samples),
+            revision=revision,
         )
     )
 
@@ -274,7 +297,7 @@ def _register_neighbours(
 _register_neighbours(
     "max_sensitivity",
     "Yeh et al., NeurIPS 2019",
-    lambda case: Outcome(_sensitivity(case).amax(1).numpy()),
+    lambda case: MetricOutput(_sensitivity(case).amax(1).numpy()),
     "MaxSensitivity",
     lower_bound=0.2,
     upper_bound=None,
@@ -282,7 +305,7 @@ _register_neighbours(
 _register_neighbours(
     "avg_sensitivity",
     "Yeh et al., NeurIPS 2019",
-    lambda case: Outcome(_sensitivity(case).mean(1).numpy()),
+    lambda case: MetricOutput(_sensitivity(case).mean(1).numpy()),
     "AvgSensitivity",
     lower_bound=0.2,
     upper_bound=None,
@@ -297,12 +320,13 @@ _register_neighbours(
 )
 
 
-def _register_relative(name: str, changes: Callable[[Case, Tensor], Tensor]) -> None:
+def _register_relative(name: str, changes: Callable[[MetricInput, Tensor], Tensor]) -> None:
     _register_neighbours(
         name,
         "Agarwal et al., arXiv:2203.06877, 2022",
         lambda case: _relative_stability(case, changes),
         settings=RelativeNeighbours,
+        revision=1,  # a zero of the map once counted as 1e-6 whatever the map's scale
     )
 
 
@@ -321,7 +345,7 @@ register(
         needs="nonzero",
         undefined="no translation changes the image, or the map of one is not finite",
         fast=_continuity,
-        maps=lambda s: str(2 * s.max_shift),
+        maps=lambda s: MapsMade(2 * (s.max_shift // s.step)),
     )
 )
 
@@ -329,7 +353,7 @@ register(
 def _register_attacked(
     name: str,
     settings: type[Attacked],
-    fast: Callable[[Case], Outcome],
+    fast: Callable[[MetricInput], MetricOutput],
     *,
     range_: str = "[-1, 1]",
     needs: Needs = "ranking",
@@ -347,7 +371,7 @@ def _register_attacked(
             needs=needs,
             undefined="the map of the attacked image is constant, zero or not finite",
             fast=fast,
-            maps=lambda s: "1",
+            maps=lambda s: MapsMade(1),
         )
     )
 

@@ -3,13 +3,12 @@
 from saliency_lab.models.card import ModelCard, card_of
 from saliency_lab.models.catalogue import build_model, list_models
 from saliency_lab.models.checkpoint import list_zoo, load_model, read_card, save_model
-from saliency_lab.models.layers import Normalised, cam_layer
+from saliency_lab.models.layers import Normalised
 
 __all__ = [
     "ModelCard",
     "Normalised",
     "build_model",
-    "cam_layer",
     "card_of",
     "list_models",
     "list_zoo",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from saliency_lab._common.errors import InputError, unknown_name
-from saliency_lab._common.registry import Registry
+from saliency_lab._common.registry import Extension, Registry
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.models.card import ModelCard
 from saliency_lab.models.convnets import lenet5, sgt_cnn, small_cnn
@@ -23,9 +25,56 @@ if TYPE_CHECKING:
 
 TORCHVISION = "torchvision/"
 
-ARCHITECTURES: Registry[Callable[[int, Shape], nn.Module]] = Registry("architecture")
+Builder = Callable[[int, Shape], nn.Module]
+"""Builds a module from the number of classes and the shape (C, H, W) of an image."""
+
+
+def custom_model(extension: Extension) -> Builder:
+    """Describe a user's module, or function or class that makes one, as a builder.
+
+    A function gets `num_classes` and `input_shape` if it has parameters of these names. A module is copied.
+    The module takes images in [0, 1], normalises inside and returns logits, as every model here.
+
+    Raises
+    ------
+    InputError
+        If it is neither, needs other arguments, or returns no module.
+    """
+    item, name = extension.item, extension.name
+
+    def build(num_classes: int, input_shape: Shape) -> nn.Module:
+        if isinstance(item, nn.Module):
+            return copy.deepcopy(item)
+        if not callable(item):
+            raise InputError(f"model '{name}' must be a torch module or make one, not {type(item).__name__}")
+        known = {"num_classes": num_classes, "input_shape": input_shape}
+        try:
+            signature = inspect.signature(item)
+            given = {key: value for key, value in known.items() if key in signature.parameters}
+            signature.bind(**given)
+        except ValueError:  # one that does not tell its parameters
+            given = {}
+        except TypeError as error:
+            raise InputError(
+                f"'{name}' cannot be called with num_classes and input_shape alone ({error}); name a "
+                "function that gives the other arguments"
+            ) from None
+        net = item(**given)
+        if not isinstance(net, nn.Module):
+            raise InputError(f"model '{name}' is not a torch module, but {type(net).__name__}")
+        return net
+
+    return build
+
+
+ARCHITECTURES: Registry[Builder] = Registry("architecture", "model", custom_model)
 for _build in (small_cnn, sgt_cnn, lenet5, resnet8, resnet20, resnet18, vgg11_bn):
     ARCHITECTURES.add(_build.__name__, _build)
+
+
+def is_custom(name: str) -> bool:
+    """Return whether a model's name is a user's own: registered, or `module:attribute`."""
+    return name not in ARCHITECTURES.built_in and not name.startswith(TORCHVISION)
 
 
 def build_model(
@@ -36,13 +85,14 @@ def build_model(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     seed: int = 0,
-) -> Normalised:
+) -> nn.Module:
     """Build an untrained model of images in [0, 1] that returns logits; its `card` says what was built.
 
     Parameters
     ----------
     name
-        One of `list_models()`, or "torchvision/NAME" for any classifier of torchvision (random weights).
+        One of `list_models()`, "torchvision/NAME" for any classifier of torchvision (random weights), or
+        `module:attribute` for a module of your own, or a function or class that makes one.
     num_classes
         Number of logits, ≥ 2.
     input_shape
@@ -80,18 +130,22 @@ def build_model(
                 with torch.no_grad():
                     net.eval()(torch.zeros(1, channels, height, width))
             else:
-                net = ARCHITECTURES[name](num_classes, (channels, height, width))
+                net = ARCHITECTURES.find(name)(num_classes, (channels, height, width))
         except (RuntimeError, AssertionError) as error:
             raise InputError(
                 f"architecture '{name}' does not take images of {channels}×{height}×{width}: {error}"
             ) from error
+    card = ModelCard(architecture=name, num_classes=num_classes, input_shape=(channels, height, width))
+    if is_custom(name):
+        if mean is not None or std is not None:
+            raise InputError(f"the model '{name}' is your own and normalises inside; leave mean and std out")
+        net.card = card  # type: ignore[assignment]
+        return net.eval()
     model = Normalised(net, 0.0 if mean is None else mean, 1.0 if std is None else std)
     for label, values in (("mean", model.mean), ("std", model.std)):
         if len(values) not in (1, channels):
             raise InputError(f"{label} must be one value, or {channels}, one a channel; got {len(values)}")
-    model.card = ModelCard(  # type: ignore[assignment]
-        architecture=name, num_classes=num_classes, input_shape=(channels, height, width)
-    )
+    model.card = card  # type: ignore[assignment]
     return model.eval()
 
 
@@ -112,11 +166,14 @@ def list_models() -> pd.DataFrame:
     import pandas as pd
 
     rows = {}
-    for name in ARCHITECTURES:
+    for name, build in ARCHITECTURES.built_in.items():
         model = build_model(name)
         rows[name] = {
-            "description": (ARCHITECTURES[name].__doc__ or "").split("\n")[0],
+            "description": (build.__doc__ or "").split("\n")[0],
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         }
+    for name, extension in ARCHITECTURES.extensions().items():
+        doc = extension.item.__doc__ if callable(extension.item) else None
+        rows[name] = {"description": (doc or "registered by you").strip().split("\n")[0], "parameters": None}
     rows["torchvision/NAME"] = {"description": "any classifier of torchvision, untrained", "parameters": None}
     return pd.DataFrame.from_dict(rows, orient="index").astype({"parameters": "Int64"}).rename_axis("name")

@@ -1,4 +1,4 @@
-"""Normalisation as a layer, and the layer that CAM methods look at."""
+"""Normalisation as a layer, and the layer that a model declares for CAM methods."""
 
 from __future__ import annotations
 
@@ -59,11 +59,6 @@ class Normalised(nn.Module):
         """(x − mean) / std, channel by channel, of images (N, C, H, W)."""
         return (x - self.mean) / self.std
 
-    @property
-    def cam_layer(self) -> nn.Module:
-        """The layer that CAM methods look at: the one `net` declares or its last convolution."""
-        return cam_layer(self.net)
-
 
 def _by_channel(name: str, values: float | Sequence[float]) -> Tensor:
     """One value or one a channel, as (1, 1, 1) or (C, 1, 1)."""
@@ -73,29 +68,35 @@ def _by_channel(name: str, values: float | Sequence[float]) -> Tensor:
         raise InputError(f"{name} must be a number, or one a channel, not {values!r}") from None
 
 
-def cam_layer(model: nn.Module) -> nn.Module:
-    """Return the layer that CAM methods look at: the model's own `cam_layer`, else its last convolution.
+def declared_cam_layer(model: nn.Module) -> str | None:
+    """Return the name of the layer that the model declares for CAM methods, or None if it declares none.
 
-    A model declares it by an attribute or property `cam_layer`: the module, or its name, such as
-    "features.3" (assign the name rather than the module, which torch would register a second time).
+    A model, or the part of it that a wrapper wraps, declares it by an attribute or property `cam_layer`: the
+    module, or its name, such as "features.3" (assign the name rather than the module, which torch would
+    register a second time).
 
     Raises
     ------
     InputError
-        If the declared name does not exist, or none is declared and there is no `nn.Conv2d`.
+        If there is no such module.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    >>> net.cam_layer = "1"
+    >>> declared_cam_layer(Normalised(net))
+    'net.1'
     """
-    declared = getattr(model, "cam_layer", None)
-    if isinstance(declared, str):
-        layers = dict(model.named_modules())
-        if declared not in layers:
-            raise unknown_name(f"layer of {type(model).__name__} (its cam_layer):", declared, layers)
-        return layers[declared]
-    if isinstance(declared, nn.Module):
-        return declared
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    if not convolutions:
-        raise InputError(
-            f"{type(model).__name__} has no convolution for CAM methods to look at; set model.cam_layer "
-            "to the name of the layer they should use, or choose a method that needs none, such as 'saliency'"
-        )
-    return convolutions[-1]
+    for prefix, module in model.named_modules():
+        declared = getattr(module, "cam_layer", None)
+        if isinstance(declared, str):
+            layers = dict(module.named_modules())
+            if declared not in layers:
+                raise unknown_name(f"layer of {type(module).__name__} (its cam_layer):", declared, layers)
+            return f"{prefix}.{declared}".strip(".")
+        if isinstance(declared, nn.Module):
+            names = [name for name, each in model.named_modules() if each is declared]
+            if not names:
+                raise InputError(f"the cam_layer of {type(module).__name__} is none of its modules")
+            return names[0]
+    return None

@@ -1,4 +1,4 @@
-"""Pictures of attacks: what one did to an image, and what an audit found."""
+"""Figures of attacks: what one did to an image, and what an audit found."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import ALERT, DIVERGING, PALETTE, SCREEN_WIDTH, bare, figure, styled
+from saliency_lab.plotting.arrays import as_pictures, check_batch, check_pictures, check_same_size
+from saliency_lab.plotting.maps import Prediction
+from saliency_lab.plotting.panels import Caption, panels
+from saliency_lab.plotting.style import ALERT, DIVERGING, PALETTE, SCREEN_WIDTH, figure, styled, wrap
 
 MARKS = {
     "pass": ("✓", PALETTE[2]),
@@ -35,13 +37,14 @@ def attack_path(
     magnify: float | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw a row an example: the image, its perturbation, the adversarial image, the maps before and after.
+    """Draw one row per example: image, perturbation, adversarial image, and the maps before and after.
 
     Parameters
     ----------
     images, adversarial : array (N, C, H, W) in [0, 1]
     labels, before, after : sequence of N
-        The true class, and the classes predicted for each image and its adversarial one.
+        The true class, and the classes predicted for each image and its adversarial one: names, or
+        `saliency_lab.plotting.maps.Prediction` with a probability.
     maps : pair of arrays (N, C, H, W), optional
         Signed maps of the images and of the adversarial ones; channels are summed, and the two maps of a
         row share one scale.
@@ -56,35 +59,41 @@ def attack_path(
     InputError
         If the arrays do not fit each other.
     """
-    first, second = _array("images", images), _array("adversarial", adversarial)
-    pair = [] if maps is None else [_array("maps", each).sum(1) for each in maps]
+    first, second = check_pictures("images", images), check_pictures("adversarial", adversarial)
+    if second.shape != first.shape:
+        raise InputError(f"images have the shape {first.shape} and adversarial {second.shape}")
     count = len(first)
-    if second.shape != first.shape or any(len(row) != count for row in (labels, before, after, *pair)):
-        raise InputError("images, adversarial, labels, before, after and maps must have one row an example")
+    for what, names in {"labels": labels, "before": before, "after": after}.items():
+        if len(names) != count:
+            raise InputError(f"{what} has {len(names)} entries for {count} images")
+    pair = [check_batch("maps", each).sum(1) for each in maps or ()]
+    for each in pair:
+        check_same_size("maps", each, first)
     if magnify is None:
         magnify = 0.5 / (float(np.abs(second - first).max()) or 0.5)
     headings = ["image", f"perturbation ×{magnify:.3g}", "adversarial"]
     headings += ["map before", "map after"] if pair else []
-    height, width = first.shape[2:]
-    fig = figure(1.5 * len(headings) + 0.9, 1.5 * count * height / width + 0.55 + (0.3 if title else 0))
-    axes = fig.subplots(count, len(headings), squeeze=False)
     middle = (0.5 + magnify * (second - first)).clip(0, 1)
-    for row in range(count):
-        for ax, picture in zip(axes[row], (first[row], middle[row], second[row]), strict=False):
-            ax.imshow(_picture(picture), cmap="gray", vmin=0, vmax=1)
-        _say(axes[row, 0], before[row], labels[row])
-        _say(axes[row, 2], after[row], labels[row])
-        limit = max((float(np.abs(each[row]).max()) for each in pair), default=0.0) or 1.0
-        for ax, each in zip(axes[row, 3:], pair, strict=True):
+    laid = panels(
+        [headings],
+        (first.shape[2], first.shape[3]),
+        cell=1.5,
+        labels=[wrap(str(label), 18) for label in labels],
+        captions=[
+            [_caption(before[row], labels[row]), None, _caption(after[row], labels[row])]
+            for row in range(count)
+        ],
+        title=title,
+        bars=0,
+    )
+    drawn = [as_pictures(each) for each in (first, middle, second)]
+    for row, axes in enumerate(laid.axes):
+        for ax, pictures in zip(axes, drawn, strict=False):
+            ax.imshow(pictures[row], cmap="gray", vmin=0, vmax=1)
+        limit = max((float(np.nanmax(np.abs(each[row]))) for each in pair), default=0.0) or 1.0
+        for ax, each in zip(axes[3:], pair, strict=True):
             ax.imshow(each[row], cmap=DIVERGING, vmin=-limit, vmax=limit)
-        axes[row, 0].set_ylabel(str(labels[row]), rotation=0, ha="right", va="center", labelpad=8)
-    for ax, heading in zip(axes[0], headings, strict=True):
-        ax.set_title(heading, fontsize=10)
-    for ax in axes.flat:
-        bare(ax)
-    if title:
-        fig.suptitle(title)
-    return fig
+    return laid.figure
 
 
 @styled
@@ -131,20 +140,11 @@ def audit_table(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     return fig
 
 
-def _array(name: str, values: Any) -> np.ndarray:
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 4 or 0 in array.shape:
-        raise InputError(f"{name} must have the shape (N, C, H, W), not {array.shape}")
-    return array
-
-
-def _picture(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3), or (H, W) for any other number of channels."""
-    return image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0)
-
-
-def _say(ax: Axes, prediction: object, label: object) -> None:
-    wrong = str(prediction) != str(label)
-    ax.set_xlabel(f"predicted {prediction}", fontsize=9, color=ALERT if wrong else "#404040", labelpad=2)
+def _caption(prediction: object, label: object) -> Caption:
+    name = (
+        f"{prediction.name} {100 * prediction.probability:.0f} %"
+        if isinstance(prediction, Prediction)
+        else prediction
+    )
+    plain = prediction.name if isinstance(prediction, Prediction) else prediction
+    return Caption(f"predicted {name}", str(plain) != str(label))

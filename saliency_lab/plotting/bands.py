@@ -49,6 +49,10 @@ def bands(
     """
     if not curves:
         raise InputError("curves must hold at least one model's")
+    for name, parts in curves.items():
+        shapes = {np.shape(part) for part in parts}
+        if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+            raise InputError(f"positions, means and both ends of '{name}' must have one shape (K,): {shapes}")
     fig, ax = chart(width, max(0.57 * width, 2.2))
     look = looks(list(among or curves))
     for i, (name, (at, mean, low, high)) in enumerate(curves.items()):

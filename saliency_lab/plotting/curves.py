@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab.plotting.style import CHART_WIDTH, INK, NARROW, chart, head, legend, looks, shade, styled
 
@@ -84,7 +85,7 @@ def robustness(
         ax.set_xscale("symlog", linthresh=1)
     measured = sorted({float(place) for table in tables.values() for place in table[along]})
     if along == "steps" or len(measured) <= _TICKS:
-        ax.set_xticks(measured, [f"{place:.3g}" for place in measured])
+        ax.set_xticks(measured, [_tick(place, along) for place in measured])
         ax.minorticks_off()
     ax.set_ylim(0, 1)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -104,6 +105,10 @@ def robustness(
                 xycoords=("axes fraction", "data"), textcoords="offset points", annotation_clip=False,
             )  # fmt: skip
     return fig
+
+
+def _tick(place: float, along: str) -> str:
+    return format_epsilon(place) if along == "eps" else f"{place:.3g}"
 
 
 def _table(name: str, curve: HasTable | pd.DataFrame, along: str) -> pd.DataFrame:

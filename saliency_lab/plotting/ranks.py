@@ -1,13 +1,17 @@
-"""The critical-difference diagram: mean ranks on a line, bars over what cannot be told apart."""
+"""The critical-difference diagram: mean ranks, and bars over those that do not differ significantly."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.plotting.style import PALETTE, SCREEN_WIDTH, figure, styled
+
+_GAP = 6.0
+"""Points between a line and its label."""
 
 
 @styled
@@ -55,8 +59,8 @@ def critical_difference(
         side = ends[0] - margin if left else ends[1] + margin
         ax.plot([ranks[name], ranks[name], side], [0, depth, depth], color="#808080", linewidth=0.9)
         ax.plot(ranks[name], 0, "o", color=PALETTE[0], markersize=6, zorder=3)
-        text = f"{name}  {ranks[name]:.2f}" if left else f"{ranks[name]:.2f}  {name}"
-        ax.text(side, depth, f" {text} ", ha="right" if left else "left", va="center")
+        text = f"{name} {ranks[name]:.2f}" if left else f"{ranks[name]:.2f} {name}"
+        _write(ax, text, (side, depth), ha="right" if left else "left")
     for level, (first, last) in zip(levels, groups, strict=True):
         height = -0.15 - 0.22 * level
         ax.hlines(
@@ -66,15 +70,21 @@ def critical_difference(
     ax.plot(
         [ends[0], ends[0] + critical], [top, top], color=PALETTE[1], linewidth=1.5, marker="|", markersize=9
     )
-    ax.text(ends[0] + critical, top, f"  critical difference {critical:.2f}", va="center", fontsize=9)
+    _write(ax, f"critical difference {critical:.2f}", (ends[0] + critical, top), fontsize=9)
     if title:
         ax.set_title(title, loc="left")
-    bottom = low - step * (half + 0.5)
+    bottom = low - step * (half + 0.65)
     if note:
         ax.text(ends[0], bottom, note, ha="left", va="top", fontsize=8, color="#606060")
     ax.set_ylim(bottom - 0.1, top + 0.2)
     ax.axis("off")
     return fig
+
+
+def _write(ax: Axes, text: str, at: tuple[float, float], *, ha: str = "left", fontsize: float = 10) -> None:
+    """Write next to the end of a line; the gap is an offset, as an SVG drops spaces at the ends of a text."""
+    gap = _GAP if ha == "left" else -_GAP
+    ax.annotate(text, at, (gap, 0), textcoords="offset points", ha=ha, va="center", fontsize=fontsize)
 
 
 def _groups(ranks: list[float], critical: float) -> list[tuple[int, int]]:

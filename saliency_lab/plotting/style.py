@@ -16,12 +16,13 @@ function is decorated with `styled`, makes its figure with `figure`, and returns
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -30,7 +31,9 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
@@ -38,11 +41,14 @@ from saliency_lab._common.files import atomic_path
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#404040", "#999999")
-"""Categorical colours told apart with any colour vision: those of Okabe & Ito, but no yellow on white."""
+PALETTE = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#404040", "#999999"),
+    *("#882255", "#999933", "#332288", "#7A4B2A"),
+)
+"""Twelve categorical colours: those of Okabe & Ito without yellow, which is lost on white, and four more."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
-"""A marker beside each colour, so that a figure survives a black-and-white printer."""
+"""A marker for each colour, so that a figure survives a black-and-white printer and colour blindness."""
 
 _STROKES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
 
@@ -117,15 +123,32 @@ class LabFigure(Figure):
     """A matplotlib Figure that shows itself in Jupyter although pyplot does not know it."""
 
     def savefig(self, *given: Any, **named: Any) -> None:
-        """Write the figure; the constrained layout needs a few passes until long labels fit."""
-        for _ in range(3):
-            self.draw_without_rendering()
-        super().savefig(*given, **named)
+        """Write the figure as it looks here, whatever the caller's rcParams say."""
+        with _own_style():
+            if self.get_layout_engine() is not None:
+                for _ in range(3):  # the constrained layout needs a few passes until long labels fit
+                    self.draw_without_rendering()
+            super().savefig(*given, **named)
 
-    def _repr_png_(self) -> bytes:
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """Return a picture for screens of high density, and its size on the page."""
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
-        return buffer.getvalue()
+        self.savefig(buffer, format="png", dpi=_SHARP * _RC["figure.dpi"])
+        width, height = (round(side * _RC["figure.dpi"]) for side in self.get_size_inches())
+        return buffer.getvalue(), {"width": width, "height": height}
+
+
+_SHARP = 2
+"""Pixels of a screen of high density for each pixel of the page."""
+
+
+@contextlib.contextmanager
+def _own_style() -> Iterator[None]:
+    """Let the project's rcParams hold inside, and the caller's again afterwards."""
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a caller's dark style must not leak into half of the figure
+        mpl.rcParams.update(_RC | _WRITE_RC)
+        yield
 
 
 def styled(function: Callable[P, R]) -> Callable[P, R]:
@@ -133,17 +156,20 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        with mpl.rc_context():
-            mpl.rcdefaults()  # a caller's dark style must not leak into half of the figure
-            mpl.rcParams.update(_RC)
+        with _own_style():
             return function(*args, **kwargs)
 
     return wrapper
 
 
-def figure(width: float = SCREEN_WIDTH, height: float = 4.0) -> Figure:
-    """Make an empty figure, in inches, whose layout keeps labels, titles and colour bars uncropped."""
-    fig = LabFigure(figsize=(width, height), layout="constrained")
+def figure(
+    width: float = SCREEN_WIDTH, height: float = 4.0, layout: Literal["constrained"] | None = "constrained"
+) -> Figure:
+    """Make an empty figure, in inches, whose layout keeps labels, titles and colour bars uncropped.
+
+    Without a layout, the caller places the panels.
+    """
+    fig = LabFigure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(fig)
     return fig
 
@@ -162,52 +188,20 @@ class Look:
         return PALETTE.index(self.colour)
 
 
-_BLUE, _RED, _GREEN, _PINK, _ORANGE, _SKY, _BLACK, _GREY = PALETTE
-RECIPES: Mapping[str, Look] = {
-    "standard": Look(_BLACK, "o", "-"),
-    "noise": Look(_GREY, "D", "-"),
-    "input_gradient": Look(_GREY, "s", "--"),
-    "sgt": Look(_RED, "s", "-"),
-    "sgt_absolute": Look(_RED, "D", "--"),
-    "sgt_adaptive": Look(_RED, "o", ":"),
-    "sgt_random": Look(_ORANGE, "^", "-"),
-    "at": Look(_BLUE, "v", "-"),
-    "at_matched": Look(_BLUE, "P", "--"),
-    "fast_at": Look(_BLUE, "s", ":"),
-    "trades": Look(_SKY, "X", "-"),
-    "mart": Look(_SKY, "o", "--"),
-    "asgt": Look(_GREEN, "*", "-"),
-    "asgt_adversarial": Look(_GREEN, "<", "--"),
-    "asgt_absolute": Look(_GREEN, ">", ":"),
-    "asgt_random": Look(_PINK, "h", "-"),
-}
-"""The bundled objectives look the same in every figure: a colour a family, another for its random control."""
-
-
 def looks(names: Sequence[str]) -> dict[str, Look]:
-    """One look a name: a bundled objective's own, the rest in order, first in the colours that these leave.
+    """Return one look per name, by its position: the first twelve differ in colour.
 
-    No two are alike in colour and marker as long as there are pairs (88).
+    A model keeps its look in all figures and tables of a study if all the names are given each time. No two
+    names share colour and marker up to 132 names.
 
-    >>> looks(["standard", "sgt", "mine"])["mine"]
-    Look(colour='#0072B2', marker='o', stroke='-')
+    >>> looks(["standard", "sgt"])["sgt"]
+    Look(colour='#D55E00', marker='s', stroke='-')
     """
-    chosen = {name: RECIPES[name] for name in names if name in RECIPES}
-    taken = {look.colour for look in chosen.values()}
-    left = [colour for colour in PALETTE if colour not in taken]
-    pairs = {(look.colour, look.marker) for look in chosen.values()}
-    others = [*_pairs(left), *(pair for pair in _pairs(PALETTE) if pair[0] in taken and pair not in pairs)]
-    ordered = (
-        Look(*pair, _STROKES[i // len(PALETTE) % len(_STROKES)]) for i, pair in enumerate(cycle(others))
-    )
-    return {name: chosen.get(name) or next(ordered) for name in names}
-
-
-def _pairs(colours: Sequence[str]) -> list[tuple[str, str]]:
-    """Colours with markers, both moving on together; 11 and up to 8 have no common divisor."""
-    return [
-        (colours[i % len(colours)], MARKERS[i % len(MARKERS)]) for i in range(len(colours) * len(MARKERS))
-    ]
+    colours, markers, strokes = len(PALETTE), len(MARKERS), len(_STROKES)
+    return {
+        name: Look(PALETTE[i % colours], MARKERS[i % markers], _STROKES[i // colours % strokes])
+        for i, name in enumerate(names)
+    }
 
 
 def chart(width: float, height: float) -> tuple[Figure, Axes]:
@@ -265,6 +259,14 @@ def wrap(name: str, limit: int = 14) -> str:
     return "\n".join(line.strip() for line in lines)
 
 
+def text_width(text: str, size: float) -> float:
+    """Return the width of one line of text in inches, in letters of `size` points."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        font = FontProperties(family=_RC["font.sans-serif"], size=size)
+        return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
+
+
 def axis_label(name: str, better: str) -> str:
     """Return an axis's name and, for "higher" and "lower", which way is better."""
     arrow = {"higher": "better →", "lower": "← better", "neither": ""}[better]
@@ -295,6 +297,6 @@ def save(fig: Figure, path: str | Path) -> Path:
     suffix = path.suffix.lower()
     if suffix not in stamps:
         raise InputError(f"a figure is written as .png, .pdf or .svg, not '{path.name}'")
-    with mpl.rc_context(_WRITE_RC), atomic_path(path) as beside:
+    with _own_style(), atomic_path(path) as beside:
         fig.savefig(beside, format=suffix[1:], dpi=200, metadata=stamps[suffix])
     return path

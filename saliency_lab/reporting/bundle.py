@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saliency_lab.plotting.maps import CLIP
+from saliency_lab.plotting.painting import CLIP
 
 STEPS = 127
 """Levels of a map on either side of zero."""

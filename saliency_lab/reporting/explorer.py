@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from saliency_lab._common.errors import SaliencyLabError
-from saliency_lab.plotting.maps import CLIP
+from saliency_lab.plotting.painting import CLIP
 from saliency_lab.plotting.style import DIVERGING, SEQUENTIAL
 from saliency_lab.reporting.bundle import clip_of, pack, pictures, quantise
 from saliency_lab.reporting.tables import hue

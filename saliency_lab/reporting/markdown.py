@@ -20,7 +20,7 @@ from saliency_lab.comparison.claims import answer, by_chance, measure_in_words
 from saliency_lab.comparison.comparison import Comparison
 from saliency_lab.comparison.format import one_line, write_difference, write_value
 from saliency_lab.comparison.measures import ACCURACY, ROBUST, SHARES, Measure
-from saliency_lab.comparison.tables import cell_text, leading, markdown_cell, pipe_table
+from saliency_lab.comparison.tables import estimate_text, leading, mark_in_markdown, pipe_table
 from saliency_lab.experiment.run import Run
 from saliency_lab.models import card_of
 from saliency_lab.plotting.style import save
@@ -219,7 +219,7 @@ def _by_model(comparison: Comparison, measures: Sequence[Measure]) -> list[list[
                 row.append("")
                 continue
             fact = same.iloc[0].to_dict()
-            row.append(markdown_cell(cell_text(fact, measure.share), fact["rank"]))
+            row.append(mark_in_markdown(estimate_text(fact, measure.share), fact["rank"]))
         rows.append(row)
     return rows
 

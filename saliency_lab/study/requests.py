@@ -8,6 +8,10 @@ from typing import Any, TypeAlias
 
 from saliency_lab._common.checks import parse_radii
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.registry import Registry, name_of
+from saliency_lab.attacks.methods import METHODS as ATTACKS
+from saliency_lab.attribution.catalogue import METHODS
+from saliency_lab.metrics.catalogue import METRICS
 
 Requests: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"
 """A name, several, or label → settings; a label that is not a name says which by `method` or `metric`."""
@@ -33,13 +37,18 @@ def read_requests(given: Requests, kind: str) -> list[Request]:
     if not isinstance(given, Mapping | Sequence):
         raise InputError(f"{kind}s must be a name, a function, several, or label → settings, not {given!r}")
     if not isinstance(given, Mapping):
-        by_label = {_label(each): each for each in given}
+        by_label: dict[str, Any] = {}
         for each in given:
-            if by_label[_label(each)] is not each and by_label[_label(each)] != each:
+            if (label := _label(each)) in by_label:
+                same = by_label[label] is each or by_label[label] == each
                 raise InputError(
-                    f"two different {kind}s are called '{_label(each)}'; tell them apart by a label each, "
-                    f"such as {{'first': f, 'second': g}}"
+                    f"{kind} '{label}' is given twice; give each a label of its own, such as "
+                    f"{{'first': {{'{kind}': '{label}', …}}, 'second': {{'{kind}': '{label}', …}}}}"
+                    if same
+                    else f"two different {kind}s are called '{label}'; give each a label of its own, such as "
+                    "{'first': f, 'second': g}"
                 )
+            by_label[label] = each
         given = {label: {kind: each} for label, each in by_label.items()}
     if not given:
         raise InputError(f"name at least one {kind}; list_{kind}s() says which there are")
@@ -48,7 +57,8 @@ def read_requests(given: Requests, kind: str) -> list[Request]:
         if not (isinstance(value, str | Mapping) or callable(value)):
             raise InputError(f"{kind} '{label}' must map to its settings, such as {{}}, not {value!r}")
         settings = {kind: value} if isinstance(value, str) or callable(value) else dict(value)
-        requests.append(Request(label, settings.pop(kind, label), settings))
+        what = _REGISTRIES[kind].custom(settings.pop(kind, label))
+        requests.append(Request(label, what, settings))
     return requests
 
 
@@ -69,7 +79,7 @@ def read_attacks(given: Mapping[str, Mapping[str, Any]]) -> list[Request]:
         if "label" in each:
             raise InputError(f"attack '{label}' has its label already; leave out label = {each['label']!r}")
         settings = dict(each)
-        requests.append(Request(label, settings.pop("attack", label), settings))
+        requests.append(Request(label, ATTACKS.custom(settings.pop("attack", label)), settings))
     return requests
 
 
@@ -85,11 +95,14 @@ def read_attack(attack: str | Callable[..., Any], label: str | None, settings: M
         )
     (named,) = read_requests(attack, "attack")
     other = "_l2" if settings.get("norm") == "l2" else ""
-    return Request(label or named.label + other, attack, settings)
+    return Request(label or named.label + other, named.what, settings)
+
+
+_REGISTRIES: dict[str, Registry[Any]] = {"method": METHODS, "metric": METRICS, "attack": ATTACKS}
 
 
 def _label(what: Any) -> str:
-    return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
+    return what.rpartition(":")[2] if isinstance(what, str) else name_of(what)
 
 
 def read_eps(eps: float | str | Sequence[float | str]) -> tuple[float, ...]:

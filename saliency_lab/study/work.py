@@ -15,17 +15,16 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import canonical, fingerprint
 from saliency_lab._common.inference import device_of
 from saliency_lab._common.provenance import versions
+from saliency_lab._common.registry import given_settings
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.ascent import check_radius
 from saliency_lab.attacks.checklist import audit
 from saliency_lab.attacks.curve import robustness_curve
 from saliency_lab.attacks.methods import METHODS as ATTACKS
-from saliency_lab.attacks.methods import method_of
 from saliency_lab.attribution import Attributions, attribute
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.metrics.api import Job, Scores, make_job, run_jobs
-from saliency_lab.metrics.catalogue import METRICS, Metric
-from saliency_lab.metrics.own import own_metric
+from saliency_lab.metrics.catalogue import METRICS, Metric, stored_settings
 from saliency_lab.study.cache.results import Cell, Content, matters
 from saliency_lab.study.requests import Request
 from saliency_lab.study.sample import Sample
@@ -56,7 +55,11 @@ def method_asked(request: Request) -> Asked:
 
 def _revision(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what distinguishes results under a definition that has changed; nothing if it never did."""
-    revision = baseline_revision(settings) if isinstance(request.what, str) else 0
+    if not isinstance(request.what, str):
+        return {}
+    revision = baseline_revision(settings)
+    if request.what in METHODS:
+        revision = max(revision, METHODS[request.what].revision(settings))
     return {"revision": revision} if revision else {}
 
 
@@ -69,9 +72,9 @@ def maps_cell(model: str, images: str, asked: Asked, seed: int) -> Cell:
 def full_settings(request: Request) -> dict[str, Any]:
     """Settings of a method, defaults too, without the target; a user's own function has those given."""
     given = {key: value for key, value in request.settings.items() if key != "target"}
-    if not isinstance(request.what, str):
-        return given
-    return dict(parse_settings(METHODS[request.what].settings, given, of=f"method '{request.what}'"))
+    method = METHODS.find(request.what)
+    parsed = parse_settings(method.settings, given, of=f"method '{request.label}'")
+    return dict(parsed) if method.function is None else given_settings(parsed)
 
 
 def metric_asked(request: Request, sample: Sample) -> Asked:
@@ -88,7 +91,14 @@ def metric_asked(request: Request, sample: Sample) -> Asked:
             )
         settings["masks"] = sample.masks
     parsed = parse_settings(metric.settings, settings, of=f"metric '{metric.name}'")
-    asked = {"metric": _identity(request), "engine": engine, "settings": canonical(parsed)}
+    height, width = sample.x.shape[2:]
+    asked = {
+        "metric": _identity(request),
+        "engine": engine,
+        "settings": canonical(stored_settings(parsed, height, width)),
+    }
+    if metric.revision:
+        asked["definition"] = metric.revision
     return asked | _revision(request, dict(parsed))
 
 
@@ -106,15 +116,23 @@ def takes_masks(request: Request) -> bool:
 
 def describe_metric(request: Request) -> Metric:
     """Return what is known of a metric, by name or the user's own."""
-    return METRICS[request.what] if isinstance(request.what, str) else own_metric(request.what)
+    return METRICS.find(request.what)
+
+
+_NEUTRAL = {"samples": 1, "quantised": False}
+"""Attack settings that change nothing at these values."""
 
 
 def attack_asked(request: Request, eps: Sequence[float]) -> Asked:
     """What an attack depends on; raise InputError for an unknown one, its settings, or too large an ε."""
     attack: Any = request.what
-    settings = parse_settings(method_of(attack).settings, request.settings, of=f"attack '{request.label}'")
+    settings = parse_settings(ATTACKS.find(attack).settings, request.settings, of=f"attack '{request.label}'")
     check_radius(max(eps), getattr(settings, "norm", "linf"))
-    return {"attack": _identity(request), "settings": canonical(settings)}
+    described = canonical(settings)
+    for name, neutral in _NEUTRAL.items():  # keys of results from before these settings existed stay valid
+        if described.get(name) == neutral:
+            del described[name]
+    return {"attack": _identity(request), "settings": described}
 
 
 def attack_of(label: str, cell: Cell) -> Request | None:

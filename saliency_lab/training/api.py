@@ -18,11 +18,11 @@ from torch.nn.parameter import is_lazy
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import check_input_kept, predict
-from saliency_lab._common.plugins import import_module, import_object, made
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.data import ImageData, load_dataset
 from saliency_lab.models import ModelCard, build_model, card_of, load_model, save_model
 from saliency_lab.models.card import CUSTOM
+from saliency_lab.models.catalogue import ARCHITECTURES, is_custom
 from saliency_lab.models.checkpoint import architecture_of, put_card
 from saliency_lab.training.loop import Fitted, Trainer
 from saliency_lab.training.recipe import DataSource, Recipe, check_overrides, load_recipe, nested
@@ -82,7 +82,7 @@ def train(
     settled = load_recipe(recipe, changes)
     _check_given(settled, data, model, changes)
     named, data = data is None, data if data is not None else load_data(settled.data)
-    own = model if model is not None else _own_model(settled)
+    own = model if model is not None else _own_model(settled, data)
     classes = len(data.classes) if own is None else _check_own(own, data)
     identity = {
         "recipe": settled.portable(),
@@ -102,7 +102,9 @@ def train(
         with preserved_rng():
             fitted: Fitted = fabric.launch(_fit, settled, data, net, run)  # type: ignore[arg-type]
         net.load_state_dict(fitted.weights)
-        architecture = settled.model.name if own is None else _architecture(own, data)
+        name = settled.model.name
+        by_name = model is None and name in ARCHITECTURES
+        architecture = name if own is None or by_name else _architecture(own, data)
         put_card(net, _card(settled, data, fitted, architecture, classes, named=named))
         if run is not None and fabric.is_global_zero:
             net.card = save_model(net, run.path, card_of(net))  # type: ignore[assignment]
@@ -211,29 +213,16 @@ def load_data(spec: DataSource) -> ImageData:
     DataNotFoundError, InputError
         As `load_dataset`; or if `module:attribute` is no `ImageData`, or has keys beside it that it ignores.
     """
-    if ":" not in spec.name:
-        return load_dataset(spec.name, spec.root, val_fraction=spec.val_fraction, image_size=spec.image_size)
-    for key in ("root", "image_size", "val_fraction"):
-        if getattr(spec, key) != DataSource.model_fields[key].default:
-            raise InputError(
-                f"data.{key} has no effect on data.name = '{spec.name}', your own images; leave it out"
-            )
-    found = import_object(spec.name)
-    found = made(found, spec.name) if callable(found) else found
-    if not isinstance(found, ImageData):
-        raise InputError(
-            f"data.name = '{spec.name}' is not a saliency_lab.ImageData, but {type(found).__name__}"
-        )
-    return found
+    return load_dataset(spec.name, spec.root, val_fraction=spec.val_fraction, image_size=spec.image_size)
 
 
-def _own_model(recipe: Recipe) -> nn.Module | None:
-    """The module that `module:attribute` names; None if the recipe names an architecture of ours."""
+def _own_model(recipe: Recipe, data: ImageData) -> nn.Module | None:
+    """Make the user's own module that the recipe names; None if it names a built-in architecture."""
     name = recipe.model.name
-    if ":" not in name:
+    if not is_custom(name):
         return None
     with preserved_rng(derive_seed(recipe.seed, "weights", name)):
-        return import_module(name)
+        return ARCHITECTURES[name](len(data.classes), data.input_shape)
 
 
 def _build(recipe: Recipe, data: ImageData) -> nn.Module:

@@ -14,7 +14,6 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from saliency_lab._common.errors import InputError, RecipeError, unknown_name
 from saliency_lab._common.html import facts
-from saliency_lab._common.plugins import import_object
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.training.objectives import OBJECTIVES, Objective, Standard
 from saliency_lab.training.schedules import Schedule
@@ -112,12 +111,10 @@ class Recipe(Settings):
             return value
         given = dict(value)
         name = given.pop("name", None)
-        if not isinstance(name, str):
+        if name is None:
             raise InputError(f"give the objective's name, one of {', '.join(OBJECTIVES)}")
-        kind = import_object(name) if ":" in name else OBJECTIVES[name]
-        if not (isinstance(kind, type) and issubclass(kind, Objective)):
-            raise InputError(f"'{name}' is not a subclass of saliency_lab.training.Objective")
-        return parse_settings(kind, given, of=f"objective '{name}'")
+        kind = OBJECTIVES.find(name)
+        return parse_settings(kind, given, of=f"objective '{kind.name}'")
 
     def portable(self) -> dict[str, Any]:
         """All that decides the run as JSON values: everything but the folder of the data."""

@@ -299,7 +299,7 @@ def test_a_model_without_a_gradient_is_said_aloud(case) -> None:
         ({"x": torch.zeros(7, 3, 8, 8).double()}, r"does not take images of shape \(3, 8, 8\)"),
         ({"method": "pdg"}, "did you mean 'pgd'"),
         ({"stesp": 3}, "did you mean 'steps'"),
-        ({"method": lambda x: x}, r"is called as \(model, x, y, eps\): too many positional"),
+        ({"method": lambda x: x}, r"is called as \(model, x, y, eps, \*\*settings\): too many positional"),
         ({"steps": 0}, "'steps'"),
         ({"norm": "l1"}, "has no l1 version; these have: apgd_ce"),
         ({"norm": "l0"}, "'norm'"),

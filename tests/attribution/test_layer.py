@@ -14,7 +14,7 @@ from saliency_lab.attribution import attribute
 @pytest.mark.parametrize(("layer", "relu"), [(None, True), ("4", False), ("2", True)])
 def test_grad_cam_is_captums(rgb_net, rgb_batch, layer, relu):
     x, y = rgb_batch
-    module = rgb_net[4] if layer is None else rgb_net.get_submodule(layer)
+    module = rgb_net[5] if layer is None else rgb_net.get_submodule(layer)
     coarse = ca.LayerGradCam(rgb_net, module).attribute(x.clone(), target=y, relu_attributions=relu)
     expected = ca.LayerAttribution.interpolate(coarse, (12, 12), "bilinear").expand_as(x)
     maps = attribute(rgb_net, x, y, "grad_cam", layer=layer, relu=relu).values
@@ -23,14 +23,14 @@ def test_grad_cam_is_captums(rgb_net, rgb_batch, layer, relu):
 
 def test_guided_grad_cam_is_captums(net, batch):
     x, y = batch
-    expected = ca.GuidedGradCam(net, net[4]).attribute(x.clone(), target=y, interpolate_mode="nearest")
+    expected = ca.GuidedGradCam(net, net[5]).attribute(x.clone(), target=y, interpolate_mode="nearest")
     maps = attribute(net, x, y, "guided_grad_cam", interpolation="nearest").values
     torch.testing.assert_close(maps, expected.detach(), rtol=0, atol=1e-5)
 
 
 def test_layer_conductance_is_captums(net, batch):
     x, y = batch
-    units = ca.LayerConductance(net, net[4]).attribute(
+    units = ca.LayerConductance(net, net[5]).attribute(
         x, x.flip(0), target=y, n_steps=10, method="riemann_trapezoid"
     )
     expected = ca.LayerAttribution.interpolate(units.sum(1, keepdim=True), (12, 12), "nearest")
@@ -71,7 +71,9 @@ def test_a_layer_used_twice_is_named(batch):
         def forward(self, x: Tensor) -> Tensor:
             return self.last(self.conv(self.conv(x)).flatten(1))
 
-    with pytest.raises(InputError, match="Conv2d is used 2 times"):
+    with pytest.raises(InputError, match=r"'conv' \(Conv2d\) runs 2 times"):
+        attribute(Twice(), *batch, "grad_cam", layer="conv")
+    with pytest.raises(InputError, match="no module of Twice returns a map"):
         attribute(Twice(), *batch, "grad_cam")
 
 
@@ -203,7 +205,7 @@ def test_tokens_that_are_no_grid_of_the_images_are_refused():
 
 
 def test_a_layer_that_returns_no_tensor_is_named(batch):
-    with pytest.raises(InputError, match="MultiheadAttention returns a tuple, not a tensor"):
+    with pytest.raises(InputError, match=r"\(MultiheadAttention\) returns a tuple, not a tensor"):
         attribute(Transformer(False).eval(), *batch, "grad_cam", layer="blocks.0")
 
 

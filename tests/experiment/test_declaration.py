@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+import saliency_lab as sl
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab.cli.app import app
 from saliency_lab.data import ImageData
@@ -92,7 +93,8 @@ def test_a_checkpoints_folder_may_have_a_colon_as_train_names_them(tmp_path: Pat
     folder = "runs/digits/standard,model.name=own:Net/seed-0"
     save_model(build_model("small_cnn", seed=0), tmp_path / folder)
     (tmp_path / "own.toml").write_text(TOML.replace('["net-0", "net-1"]', f'"{folder}"'))
-    (net,) = declared._finished_models(read_declaration(tmp_path / "own.toml"), torch.device("cpu"))["mine"]
+    study, data = read_declaration(tmp_path / "own.toml"), sl.load_dataset("digits")
+    (net,) = declared._finished_models(study, data, torch.device("cpu"))["mine"]
     assert net.card.architecture == "small_cnn"  # type: ignore[union-attr]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab.models import ModelCard
-from saliency_lab.plotting.maps import tiles
+from saliency_lab.plotting.painting import tiles
 
 pytest.importorskip("ipywidgets", reason="needs ipywidgets: pip install '.[notebook]'")
 

@@ -19,6 +19,7 @@ from saliency_lab.metrics import api as evaluation
 from saliency_lab.metrics import evaluate_detailed, evaluate_many
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.metrics.probe import Probe
+from saliency_lab.metrics.sizes import settings_at_size
 
 CASES = [(name, engine) for name in METRICS for engine in METRICS[name].engines]
 ALONE = [(name, engine) for name, engine in CASES if not METRICS[name].whole]
@@ -239,7 +240,8 @@ def test_metrics_share_the_passes_on_the_same_images(scene):
 def test_declared_forwards_are_the_forwards(scene, small, name):
     model, x, y, maps = scene
     counting = _Counting(model)
-    declared = METRICS[name].forwards(METRICS[name].settings(**small(name, x)), 144)
+    settings = settings_at_size(METRICS[name].settings(**small(name, x)), 12, 12)
+    declared = METRICS[name].forwards(settings, 144)
     sl.evaluate(counting, x, y, maps, name, **small(name, x))
     checks = 4 if declared else 0  # the number of classes; logits or probabilities
     assert 6 * declared <= counting.images <= 6 * declared + checks
@@ -352,7 +354,7 @@ class TestBadInput:
 
     def test_subset_as_large_as_the_image(self):
         with pytest.raises(InputError, match="fewer than all of the 64 pixels, not 224"):
-            sl.evaluate(self.model, self.x, self.y, self.maps, "faithfulness_correlation")
+            sl.evaluate(self.model, self.x, self.y, self.maps, "faithfulness_correlation", subset_size=224)
 
     def test_wrong_shape_of_maps(self):
         with pytest.raises(InputError, match=r"\(2, 1, 8, 8\).*\(2, 1, 8, 7\)"):
@@ -395,11 +397,11 @@ class TestBadInput:
         assert all(np.isfinite(scores.values).all() for scores in found.values())
 
     def test_masks_of_another_length(self):
-        with pytest.raises(InputError, match="'masks' must hold one entry a sample, 2"):
+        with pytest.raises(InputError, match="'masks' must hold one entry per sample, 2"):
             sl.evaluate(self.model, self.x, self.y, self.maps, "auc", masks=torch.ones(3, 1, 8, 8))
 
     def test_no_methods(self):
-        with pytest.raises(InputError, match="one at least"):
+        with pytest.raises(InputError, match="at least one"):
             evaluate_many(self.model, self.x, self.y, {}, ["sparseness"])
 
     def test_model_of_feature_maps(self):
@@ -690,3 +692,89 @@ def test_scores_are_themselves_and_one_metric_needs_no_list(scene):
         and len(repr(curves)) < 300
         and repr(curves.curve).startswith("Curve(6")
     )
+
+
+NOT_INVARIANT = {"infidelity", "completeness", "local_lipschitz_estimate"}
+"""Metrics that compare the map with changes of the logits or of the image, so that its unit matters."""
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("factor", [10.0, 2.0**-40])
+def test_the_scale_of_the_map_does_not_matter(scene, small, name, factor):
+    """Also where the map has zeros, and for the maps that are made again."""
+    model, x, y, _ = scene
+    x = x.clone()
+    x[:, :, :4] = 0
+    settings = small(name, x)
+
+    def times_input(scale):
+        def explain(model, x, classes):
+            with torch.enable_grad():
+                x = x.detach().clone().requires_grad_(True)
+                slope = torch.autograd.grad(model(x).gather(1, classes[:, None]).sum(), x)[0]
+            return (scale * x * slope).detach()
+
+        return explain
+
+    scores = []
+    for scale in (1.0, factor):
+        again = {"explain": times_input(scale)} if "explain" in settings else {}
+        maps = times_input(scale)(model, x, y)
+        assert (maps == 0).float().mean() > 0.3
+        scores.append(sl.evaluate(model, x, y, maps, name, **settings | again))
+    if name in NOT_INVARIANT:
+        assert not np.allclose(*scores, rtol=0.1)
+    else:
+        np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-6)
+        assert np.isfinite(scores[0]).any() or METRICS[name].whole  # no other map is alike
+
+
+class TestLabels:
+    """One metric with several settings, each under a label of its own."""
+
+    def test_one_metric_with_several_settings(self, scene):
+        model, x, y, maps = scene
+        metrics = {
+            "pixel_flipping": {"steps": 6},
+            "finer": {"metric": "pixel_flipping", "steps": 12},
+            "mean": {"metric": "pixel_flipping", "baseline": "mean"},
+            "plain": "sparseness",
+        }
+        found = evaluate_many(model, x, y, {"map": maps}, metrics)["map"]
+        assert list(found) == list(metrics)
+        for label, given in metrics.items():
+            settings = dict(given) if isinstance(given, dict) else {"metric": given}
+            name = settings.pop("metric", label)
+            expected = sl.evaluate(model, x, y, maps, name, **settings)
+            np.testing.assert_array_equal(found[label].values, expected)
+            assert found[label].metric == name
+
+    @pytest.mark.parametrize(
+        "metrics",
+        [
+            ["pixel_flipping", "pixel_flipping"],
+            [lambda model, x, y, maps: maps.sum((1, 2, 3)), lambda model, x, y, maps: maps.amax((1, 2, 3))],
+            ["sparseness", "deletion", "sparseness"],
+        ],
+        ids=["twice", "functions", "among others"],
+    )
+    def test_two_under_one_label_are_refused(self, scene, metrics):
+        model, x, y, maps = scene
+        with pytest.raises(InputError, match="is given 2 times; give each a label of its own"):
+            evaluate_many(model, x, y, {"map": maps}, metrics)
+
+    def test_functions_are_labelled_by_their_name(self, scene):
+        model, x, y, maps = scene
+
+        def peak(model, x, y, maps, scale: float = 1.0):
+            return scale * maps.flatten(1).amax(1)
+
+        metrics = {"peak": {"metric": peak}, "twice": {"metric": peak, "scale": 2.0}}
+        found = evaluate_many(model, x, y, {"map": maps}, metrics)["map"]
+        np.testing.assert_allclose(found["twice"].values, 2 * found["peak"].values)
+        assert list(evaluate_many(model, x, y, {"map": maps}, [peak])["map"]) == ["peak"]
+
+    def test_no_metric_is_refused(self, scene):
+        model, x, y, maps = scene
+        with pytest.raises(InputError, match="at least one metric"):
+            evaluate_many(model, x, y, {"map": maps}, [])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import pytest
 import quantus
 import torch
+from pydantic import Field
+from torch import Tensor
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.seeding import preserved_rng
 from saliency_lab.metrics import evaluate_detailed, evaluate_many
-from saliency_lab.metrics.own import own_metric
+from saliency_lab.metrics.catalogue import METRICS
+from saliency_lab.metrics.probe import Probe
 
 QUIET = {"disable_warnings": True, "return_aggregate": False}
 
@@ -72,12 +78,88 @@ def test_function_is_a_metric(scene):
 
 
 def test_function_that_returns_one_number_is_refused(scene):
-    with pytest.raises(InputError, match=r"one number a sample, \(6,\)"):
+    with pytest.raises(InputError, match=r"one number per sample, \(6,\)"):
         sl.evaluate(*scene, lambda model, x, y, maps: maps.mean())
 
 
+def top_mass(model, x, y, maps, *, k: Annotated[float, Field(gt=0, le=1)] = 0.1, masks: Tensor | None = None):
+    """Share of the magnitude that lies on the top fraction `k` of the pixels, or inside the masks."""
+    size = maps.abs().sum(1).flatten(1)
+    if masks is not None:
+        return (size * masks.flatten(1)).sum(1) / size.sum(1)
+    return size.topk(round(k * size.shape[1])).values.sum(1) / size.sum(1)
+
+
+class TestFunctionWithSettings:
+    def test_settings_are_validated_and_recorded(self, scene):
+        scores = evaluate_detailed(*scene, top_mass, k=0.5)
+        size = scene[3].double().abs().sum(1).flatten(1).sort(descending=True).values
+        np.testing.assert_allclose(scores.values, size[:, :72].sum(1) / size.sum(1), rtol=1e-5)
+        assert scores.settings == {"k": 0.5, "masks": None}
+        with pytest.raises(InputError, match=r"metric 'top_mass': 'k'.*less than or equal to 1"):
+            sl.evaluate(*scene, top_mass, k=2.0)
+        with pytest.raises(InputError, match=r"metric 'top_mass'.*did you mean 'masks'"):
+            sl.evaluate(*scene, top_mass, mask=1)
+
+    def test_settings_given_per_sample_stay_with_their_sample(self, scene):
+        model, x, y, maps = scene
+        x, y, maps = (each.repeat_interleave(25, 0) for each in (x, y, maps))
+        masks = torch.rand(150, 1, 12, 12) < 0.5  # a block holds 128 samples
+        scores = sl.evaluate(model, x, y, maps, top_mass, masks=masks)
+        size = maps.abs().sum(1, keepdim=True)
+        np.testing.assert_allclose(scores, (size * masks).sum((1, 2, 3)) / size.sum((1, 2, 3)), rtol=1e-5)
+
+    def test_a_setting_without_a_default_must_be_given(self, scene):
+        def scaled(model, x, y, maps, factor: float):
+            return factor * maps.flatten(1).amax(1)
+
+        with pytest.raises(InputError, match=r"metric 'scaled': 'factor' must be given"):
+            sl.evaluate(*scene, scaled)
+        np.testing.assert_allclose(
+            sl.evaluate(*scene, scaled, factor=2.0), 2 * scene[3].flatten(1).amax(1), rtol=1e-6
+        )
+
+
+class TestQuantusObjectsOfPointsOutsideTheRange:
+    """The map and the distance belong to one point, also where Quantus leaves [0, 1]."""
+
+    def test_local_lipschitz_estimate_is_quantus_s_own(self, scene):
+        model, x, y, _ = scene
+        x = (x * 4 - 1.5).clamp(0, 1)  # most pixels at 0 or 1, so that neighbours leave the range
+        maps = gradient(model, x, y)
+        metric = quantus.LocalLipschitzEstimate(nr_samples=4, perturb_std=0.5, **QUIET)
+        points = []
+
+        def explain(model, x, classes):
+            points.append(x)
+            return gradient(model, x, classes)
+
+        found = sl.evaluate(model, x, y, maps, metric, explain=explain, seed=3)
+        assert torch.cat(points).min() < -0.5 and torch.cat(points).max() > 1.5
+        seeds = Probe(model, x, y, seed=3).seeds("quantus")
+        for row, seed in enumerate(seeds):
+            one = slice(row, row + 1)
+            with preserved_rng(seed):
+                theirs = quantus.LocalLipschitzEstimate(nr_samples=4, perturb_std=0.5, **QUIET)(
+                    model=model, x_batch=x[one].numpy(), y_batch=y[one].numpy(), a_batch=maps[one].numpy(),
+                    channel_first=True, softmax=True, device="cpu",
+                    explain_func=lambda model, inputs, targets, **_: gradient(
+                        model, torch.as_tensor(inputs).float(), torch.as_tensor(targets)
+                    ).numpy(),
+                )  # fmt: skip
+            np.testing.assert_allclose(found[row], theirs[0], rtol=1e-5)
+
+    def test_bundled_methods_explain_them_too(self, digits_sample, trained):
+        x, y = digits_sample
+        maps = sl.attribute(trained, x, y, "saliency")
+        metric = quantus.MaxSensitivity(nr_samples=2, lower_bound=0.5, **QUIET)
+        by_name = sl.evaluate(trained, x, y, maps, metric)
+        by_hand = sl.evaluate(trained, x, y, maps.values, metric, explain=gradient)
+        np.testing.assert_allclose(by_name, by_hand, rtol=1e-4)
+
+
 def test_function_of_other_arguments_is_refused(scene):
-    with pytest.raises(InputError, match=r"'<lambda>' is called as \(model, x, y, maps\): too many"):
+    with pytest.raises(InputError, match=r"is called as \(model, x, y, maps, \*\*settings\): too many"):
         sl.evaluate(*scene, lambda maps: maps)
 
 
@@ -136,4 +218,4 @@ class TestMapsMadeAgain:
 
 
 def test_an_own_metric_has_no_bounds():
-    assert own_metric(lambda model, x, y, maps: torch.zeros(len(x))).bounds == (-np.inf, np.inf)
+    assert METRICS.find(lambda model, x, y, maps: torch.zeros(len(x))).bounds == (-np.inf, np.inf)

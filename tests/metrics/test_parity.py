@@ -10,11 +10,11 @@ import quantus
 import torch
 
 import saliency_lab as sl
+from saliency_lab._common.ranks import pearson, spearman
 from saliency_lab.metrics import evaluate_detailed
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.metrics.faithfulness import random_subsets
 from saliency_lab.metrics.probe import Probe
-from saliency_lab.metrics.statistics import pearson, spearman
 
 BOTH = [name for name in METRICS if len(METRICS[name].engines) == 2]
 

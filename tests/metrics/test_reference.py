@@ -17,11 +17,11 @@ from skimage.segmentation import slic
 from torch import nn
 
 import saliency_lab as sl
+from saliency_lab._common.ranks import descending_ranks
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.metrics import evaluate_detailed
 from saliency_lab.metrics.curves import segmentation
 from saliency_lab.metrics.faithfulness import random_fills
-from saliency_lab.metrics.maps import descending_ranks
 from saliency_lab.metrics.probe import Probe
 from saliency_lab.metrics.randomisation import histogram_entropy, randomised
 from saliency_lab.metrics.removal import cuts, patches

@@ -10,7 +10,7 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError, UnknownNameError
-from saliency_lab.models import cam_layer
+from saliency_lab.models.layers import declared_cam_layer
 
 NAMES = ["small_cnn", "sgt_cnn", "lenet5", "resnet8", "resnet20", "resnet18", "vgg11_bn"]
 
@@ -56,7 +56,9 @@ def test_every_relu_is_a_module_used_once_and_not_in_place(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cam_layer_gives_a_map_with_a_place(name: str) -> None:
     model = sl.build_model(name, input_shape=(3, 32, 32))
-    cam = LayerGradCam(model, cam_layer(model)).attribute(torch.rand(2, 3, 32, 32), target=1)
+    cam = LayerGradCam(model, model.get_submodule(declared_cam_layer(model))).attribute(
+        torch.rand(2, 3, 32, 32), target=1
+    )
     assert cam.ndim == 4
     assert cam.shape[-1] > 1
 
@@ -104,7 +106,7 @@ def test_normalisation_is_the_first_thing_the_model_does() -> None:
 def test_torchvision_models_by_name() -> None:
     model = sl.build_model("torchvision/mobilenet_v3_small", num_classes=5, input_shape=(3, 32, 32))
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 5)
-    assert isinstance(cam_layer(model), nn.Conv2d)
+    assert declared_cam_layer(model) is None
     with pytest.raises(UnknownNameError, match="did you mean 'mobilenet_v3_small'"):
         sl.build_model("torchvision/mobilenet_v3_smal", input_shape=(3, 32, 32))
 
@@ -144,15 +146,13 @@ def test_a_function_is_not_normalised_as_its_weights_would_be_hidden() -> None:
 
 def test_cam_layer_of_a_users_own_model() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.Flatten())
-    assert cam_layer(net) is net[2]
-    assert cam_layer(sl.Normalised(net)) is net[2]
-    with pytest.raises(InputError, match=r"set model\.cam_layer"):
-        cam_layer(nn.Linear(2, 2))
+    assert declared_cam_layer(net) is None
     net.cam_layer = "0"
-    assert cam_layer(sl.Normalised(net)) is net[0]
+    assert declared_cam_layer(net) == "0"
+    assert declared_cam_layer(sl.Normalised(net)) == "net.0"
     net.cam_layer = "9"
     with pytest.raises(UnknownNameError, match="unknown layer of Sequential"):
-        cam_layer(net)
+        declared_cam_layer(net)
 
 
 def test_the_list_has_every_name() -> None:

@@ -34,7 +34,7 @@ def test_attack_path(channels) -> None:
     same = attack_path(x, x, labels="ab", before="ab", after="ab", magnify=10)
     assert len(same.axes) == 6 and np.allclose(same.axes[1].images[0].get_array(), 0.5)
     assert dict(mpl.rcParams) == before
-    with pytest.raises(sl.SaliencyLabError, match="one row an example"):
+    with pytest.raises(sl.SaliencyLabError, match="adversarial"):
         attack_path(x, moved[:1], labels="ab", before="ab", after="ab")
 
 

@@ -13,7 +13,7 @@ from saliency_lab.plotting.bands import bands
 from saliency_lab.plotting.curves import robustness
 from saliency_lab.plotting.dots import dots
 from saliency_lab.plotting.slopes import slopes
-from saliency_lab.plotting.style import RECIPES, looks
+from saliency_lab.plotting.style import looks
 from saliency_lab.plotting.tradeoff import tradeoff
 
 NOTE = "500 images × 3 seeds; 95 % intervals"
@@ -56,18 +56,22 @@ def test_lines_that_end_together_have_a_legend_and_many_are_told_apart_by_dashes
     together = {name: table(0.9, 0.3, 0.0) for name in ("a", "b")}
     (legend,) = robustness(together).legends
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
-    apart = {f"model {i}": table(0.9, 0.3, 0.1 * i) for i in range(9)}
+    apart = {f"model {i}": table(0.9, 0.3, 0.07 * i) for i in range(13)}
     figure = robustness(apart)
     assert not figure.legends
-    assert [line.get_linestyle() for line in figure.axes[0].lines] == ["-"] * 8 + ["--"]
+    assert [line.get_linestyle() for line in figure.axes[0].lines] == ["-"] * 12 + ["--"]
 
 
+RECIPES = (
+    *("standard", "noise", "input_gradient", "sgt", "sgt_absolute", "sgt_adaptive", "sgt_random"),
+    *("at", "at_matched", "fast_at", "trades"),
+)
 CURVE = tuple(np.array(part) for part in ([0.0, 0.5, 1.0], [1.0, 0.4, 0.1], [0.9, 0.3, 0.0], [1.0, 0.5, 0.2]))
 INTERVALS = {model: (0.1 * i, 0.1 * i - 0.05, 0.1 * i + 0.05) for i, model in enumerate([*RECIPES, "_mine"])}
 
 
 @pytest.mark.parametrize("width", [3.25, 7.0])
-@pytest.mark.parametrize("models", [["standard", "at"], list(RECIPES)[:11], ["_mine", "at"]])
+@pytest.mark.parametrize("models", [["standard", "at"], list(RECIPES), ["_mine", "at"]])
 @pytest.mark.parametrize(
     "draw",
     [

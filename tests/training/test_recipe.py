@@ -172,7 +172,7 @@ def test_a_users_own_objective_by_module_and_attribute(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     recipe = load_recipe("digits/standard", {"objective.name": "mine_module:Mine", "objective.strength": 2.0})
     assert recipe.objective.strength == 2.0
-    with pytest.raises(RecipeError, match="not a subclass"):
+    with pytest.raises(RecipeError, match="'NUMBER' must be a subclass"):
         load_recipe("digits/standard", {"objective.name": "mine_module:NUMBER"})
     with pytest.raises(RecipeError, match="cannot import 'nowhere_at_all'"):
         load_recipe("digits/standard", {"objective.name": "nowhere_at_all:Mine"})

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from saliency_lab._common.registry import Registry
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.registry import Extension, Registry
 from saliency_lab._common.settings import Settings
 from saliency_lab.training.step import Step
 
@@ -29,7 +30,24 @@ class Objective(Settings):
         """Scalar terms, already weighted, whose sum is minimised."""
 
 
-OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+def custom_objective(extension: Extension) -> type[Objective]:
+    """Check that a user's object is a subclass of `Objective`.
+
+    Raises
+    ------
+    InputError
+        If it is something else.
+    """
+    item = extension.item
+    if not (isinstance(item, type) and issubclass(item, Objective)):
+        raise InputError(
+            f"objective '{extension.name}' must be a subclass of saliency_lab.training.Objective, "
+            f"not {item!r}"
+        )
+    return item
+
+
+OBJECTIVES: Registry[type[Objective]] = Registry("objective", "objective", custom_objective)
 
 
 def register(cls: type[Objective]) -> type[Objective]:

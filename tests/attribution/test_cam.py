@@ -1,0 +1,333 @@
+"""CAM methods against pytorch-grad-cam, and the default layer on networks that we did not build."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import pytorch_grad_cam as reference
+import timm
+import torch
+from pytorch_grad_cam.ablation_layer import AblationLayer, AblationLayerVit
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from pytorch_grad_cam.utils.reshape_transforms import vit_reshape_transform
+from torch import Tensor, nn
+from torchvision import models
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.attribution import attribute
+
+SIZE = 32
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Parameters and running statistics of a useful size; timm starts with scales of 1e-6 and zero biases."""
+    source = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        shape, size = parameter.shape, 1.0 if parameter.ndim < 2 else (2 / parameter[0].numel()) ** 0.5
+        values = torch.randn(shape, generator=source) * size
+        parameter.data = 1 + 0.1 * values if name.endswith("norm.weight") or ".norm" in name else values
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.copy_(torch.randn(buffer.shape, generator=source) / 3)
+        if name.endswith("running_var"):
+            buffer.copy_(1 + torch.rand(buffer.shape, generator=source))
+    return model.eval()
+
+
+def small_resnet() -> nn.Module:
+    block = timm.models.resnet.BasicBlock
+    return randomised(timm.models.ResNet(block, (1, 1, 1, 1), channels=(8, 8, 8, 12), num_classes=5))
+
+
+def small_convnext() -> nn.Module:
+    return randomised(
+        timm.models.ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 12, 12), patch_size=2, num_classes=5)
+    )
+
+
+def small_vit(**settings) -> nn.Module:
+    given = {"img_size": SIZE, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2} | settings
+    return randomised(timm.models.VisionTransformer(num_classes=5, **given))
+
+
+def small_swin() -> nn.Module:
+    sizes = {"img_size": SIZE, "patch_size": 4, "window_size": 4, "embed_dim": 6}
+    model = timm.models.SwinTransformer(depths=(1, 2), num_heads=(1, 2), num_classes=5, **sizes)
+    return randomised(model)
+
+
+def channels_first(maps: Tensor) -> Tensor:
+    return maps.permute(0, 3, 1, 2)
+
+
+NETWORKS = {
+    "resnet": (small_resnet, "layer2", None),
+    "convnext": (small_convnext, "stages.1.blocks.0.mlp", channels_first),
+    "vit": (small_vit, "blocks.1.norm1", lambda tokens: vit_reshape_transform(tokens, 4, 4)),
+    "swin": (small_swin, "layers.1.blocks.1.norm1", channels_first),
+}
+METHODS = {
+    "grad_cam": reference.GradCAM,
+    "grad_cam_plus_plus": reference.GradCAMPlusPlus,
+    "layer_cam": reference.LayerCAM,
+    "hires_cam": reference.HiResCAM,
+    "xgrad_cam": reference.XGradCAM,
+    "score_cam": reference.ScoreCAM,
+    "ablation_cam": reference.AblationCAM,
+    "eigen_cam": reference.EigenCAM,
+}
+
+
+def images(count: int = 3, size: int = SIZE) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(3))
+
+
+def scaled(maps: Tensor) -> np.ndarray:
+    """Each map from 0 to 1, as pytorch-grad-cam scales its own."""
+    rows = maps[:, 0].numpy()
+    rows = rows - rows.min((1, 2), keepdims=True)
+    return rows / (rows.max((1, 2), keepdims=True) + 1e-7)
+
+
+class _Zero(AblationLayer):
+    """Sets channels to zero, as the paper does; pytorch-grad-cam's own sets them to −1e7."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for row, channel in enumerate(self.indices[: len(self.activations)]):
+            self.activations[row, channel] = 0
+        return self.activations
+
+
+class _ZeroLast(AblationLayerVit):
+    def __call__(self, x: Tensor) -> Tensor:
+        for row, channel in enumerate(self.indices[: len(self.activations)]):
+            self.activations[row, ..., channel] = 0
+        return self.activations
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_are_those_of_pytorch_grad_cam(name, network, monkeypatch):
+    build, layer, reshape = NETWORKS[network]
+    model, x, y = build(), images(), torch.tensor([0, 1, 2])
+    model.get_classifier().weight.data *= 30  # pytorch-grad-cam adds 1e-7 to what it divides a map by,
+    model.get_classifier().bias.data += 600  # and divides the weights of Ablation-CAM by the score
+    peer = copy.deepcopy(model)
+    settings = {}
+    if name == "ablation_cam":
+        settings["ablation_layer"] = _Zero() if reshape is None else _ZeroLast()
+    if name == "score_cam":  # its masks have aligned corners, the maps of either library have not
+        bilinear = lambda size: nn.Upsample(size, mode="bilinear", align_corners=False)  # noqa: E731
+        monkeypatch.setattr(nn, "UpsamplingBilinear2d", bilinear)
+    cam = METHODS[name](peer, [peer.get_submodule(layer)], reshape_transform=reshape, **settings)
+    expected = cam(x, [ClassifierOutputTarget(int(each)) for each in y])
+    maps = attribute(model, x, y, name, layer=layer)
+    found = scaled(maps.values)
+    if name == "eigen_cam":  # the sign of a principal component is arbitrary
+        coarse = attribute(model, x, y, name, layer=layer, relu=False, interpolation="nearest").values
+        turned = (-coarse[:, :1, 4::8, 4::8]).relu()
+        turned = scaled(nn.functional.interpolate(turned, size=x.shape[2:], mode="bilinear"))
+        same = np.abs(found - expected).max((1, 2)) < np.abs(turned - expected).max((1, 2))
+        found = np.where(same[:, None, None], found, turned)
+    assert np.ptp(expected, axis=(1, 2)).max() > 0.5  # pytorch-grad-cam found more than zeros
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert maps.settings["layer"] == layer
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_full_grad_is_that_of_pytorch_grad_cam(network):
+    build, _, _ = NETWORKS[network]
+    if network == "resnet":
+        model = randomised(models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5))
+    else:
+        model = build()
+    x, y = images(), torch.tensor([0, 1, 2])
+    peer = copy.deepcopy(model)
+    expected = reference.FullGrad(peer, [])(x, [ClassifierOutputTarget(int(each)) for each in y])
+    np.testing.assert_allclose(scaled(attribute(model, x, y, "full_grad").values), expected, atol=2e-4)
+
+
+def test_eigen_cam_grows_with_the_activations():
+    """One channel, large in one corner: its first component is the channel itself, with a positive sign."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 1, bias=False), nn.Identity(), nn.Flatten(), nn.Linear(32, 2)
+    ).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([-3.0, 0.5]).reshape(2, 1, 1, 1))
+    x = torch.zeros(1, 1, 4, 4)
+    x[0, 0, 0, 1] = 1.0
+    found = attribute(model, x, target=0, method="eigen_cam", layer="0", relu=False).values
+    assert found.argmax() == 1 and found.max() > 0
+
+
+# --- the default layer ------------------------------------------------------------------------------
+
+RECOMMENDED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    # the layers of pytorch-grad-cam's README; a name of torchvision's, else of timm's
+    "resnet18": (models.resnet18, "layer4.1"),
+    "resnet50": (models.resnet50, "layer4.2"),
+    "vgg11_bn": (models.vgg11_bn, "features.28"),
+    "densenet121": (models.densenet121, "features.norm5"),
+    "mnasnet0_5": (models.mnasnet0_5, "layers.16"),
+    "mobilenet_v2": (models.mobilenet_v2, "features.18"),
+    "mobilenet_v3_small": (models.mobilenet_v3_small, "features.12"),
+    "efficientnet_b0": (models.efficientnet_b0, "features.8"),
+    "convnext_tiny": (models.convnext_tiny, "features.7"),
+    "swin_t": (models.swin_t, "features.7.1.norm1"),
+    "timm vit": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=64), "blocks.11.norm1"),
+    "timm deit": (lambda: timm.create_model("deit_tiny_patch16_224", img_size=64), "blocks.11.norm1"),
+    "timm deit, distilled": (
+        lambda: timm.create_model("deit_tiny_distilled_patch16_224", img_size=64),
+        "blocks.11.norm1",
+    ),
+    "timm swin": (
+        lambda: timm.create_model("swin_tiny_patch4_window7_224", img_size=64, window_size=4),
+        "layers.3.blocks.1.norm1",
+    ),
+    "timm resnet18": (lambda: timm.create_model("resnet18"), "layer4.1"),
+    "timm efficientnet": (lambda: timm.create_model("efficientnet_b0"), "bn2"),
+    "timm convnext": (lambda: timm.create_model("convnext_atto"), "stages.3"),
+}
+
+
+def correlation(one: Tensor, other: Tensor) -> Tensor:
+    rows = [
+        each.flatten(1).double() - each.flatten(1).double().mean(1, keepdim=True) for each in (one, other)
+    ]
+    return (rows[0] * rows[1]).sum(1) / (rows[0].norm(dim=1) * rows[1].norm(dim=1))
+
+
+@pytest.mark.parametrize("name", RECOMMENDED)
+def test_the_default_layer_gives_the_map_of_the_recommended_one(name):
+    build, recommended = RECOMMENDED[name]
+    torch.manual_seed(0)
+    model, x = build().eval(), images(2, 64)
+    found = attribute(model, x, target=1, method="grad_cam", relu=False)
+    expected = attribute(model, x, target=1, method="grad_cam", relu=False, layer=recommended)
+    assert expected.values.flatten(1).std(1).min() > 0
+    assert correlation(found.values, expected.values).min() > 0.95
+    assert dict(model.named_modules())[found.settings["layer"]]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_t", "timm vit"])
+def test_a_wrapper_changes_nothing(name):
+    torch.manual_seed(0)
+    model, x = RECOMMENDED[name][0]().eval(), images(1, 64)
+    plain = attribute(model, x, target=1, method="grad_cam")
+    for wrapper, prefix in ((nn.Sequential(model), "0."), (nn.DataParallel(model), "module.")):
+        wrapped = attribute(wrapper, x, target=1, method="grad_cam")
+        torch.testing.assert_close(wrapped.values, plain.values, rtol=0, atol=0)
+        assert wrapped.settings["layer"] == prefix + plain.settings["layer"]
+
+
+@pytest.mark.parametrize(
+    ("build", "layer"),
+    [
+        (lambda: models.googlenet(init_weights=False), "inception5b"),
+        (lambda: models.inception_v3(init_weights=False), "Mixed_7c"),
+        (lambda: randomised(timm.create_model("mixer_s32_224", num_classes=5)), "norm"),
+        (lambda: timm.create_model("mobilevit_xxs", num_classes=5), "final_conv"),
+        (lambda: timm.create_model("xcit_nano_12_p16_224", num_classes=5), "blocks.11.norm1"),
+        (models.squeezenet1_1, "classifier.2"),
+    ],
+)
+def test_default_layers_of_other_networks(build, layer):
+    """GoogLeNet's auxiliary heads do not run; MobileViT ends in convolutions; SqueezeNet in class maps."""
+    torch.manual_seed(0)
+    size = 224 if layer == "norm" else 128
+    maps = attribute(build().eval(), images(1, size), target=1, method="grad_cam", relu=False)
+    assert maps.settings["layer"] == layer and maps.values.std() > 0
+
+
+class PlainAttention(nn.Module):
+    """Attention of a head, with the class token last."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.act = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.GELU()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.norm(tokens)).chunk(3, -1)
+        return tokens + self.act((query @ key.transpose(1, 2)).softmax(-1) @ value)
+
+
+class HandWritten(nn.Module):
+    """A transformer by hand, whose class tokens stand behind the patches."""
+
+    def __init__(self, more: int = 1) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, 8)
+        self.token = nn.Parameter(torch.randn(1, more, 8))
+        self.blocks = nn.Sequential(*[PlainAttention(8) for _ in range(3)])
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens, self.token.expand(len(x), -1, -1)], dim=-2)
+        return self.head(self.blocks(tokens)[:, -1])
+
+
+@pytest.mark.parametrize("more", [1, 5])
+def test_tokens_without_a_position_are_found_from_the_execution(more):
+    torch.manual_seed(0)
+    model, x = HandWritten(more).eval(), images(2, 32)
+    maps = attribute(model, x, target=1, method="grad_cam", relu=False, interpolation="nearest")
+    assert maps.settings["layer"] == "blocks.2.norm"
+    tokens = model.patches(x).flatten(2).transpose(1, 2)
+    tokens = model.blocks[:2](torch.cat([tokens, model.token.expand(len(x), -1, -1)], 1))
+    normed = model.blocks[2].norm(tokens).detach().requires_grad_(True)
+    query, key, value = model.blocks[2].qkv(normed).chunk(3, -1)
+    mixed = tokens + model.blocks[2].act((query @ key.transpose(1, 2)).softmax(-1) @ value)
+    (gradient,) = torch.autograd.grad(model.head(mixed[:, -1])[:, 1].sum(), normed)
+    expected = (gradient[:, :16].mean(1, keepdim=True) * normed[:, :16]).sum(2).reshape(2, 1, 4, 4)
+    expected = expected.repeat_interleave(8, 2).repeat_interleave(8, 3).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(maps.values, expected.detach(), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("tokens", [{"reg_tokens": 4}, {"class_token": False, "global_pool": "avg"}])
+def test_registers_and_a_missing_class_token(tokens):
+    model, x = small_vit(**tokens), images()
+    before = model.num_prefix_tokens
+
+    def reshape(tokens: Tensor) -> Tensor:
+        return tokens[:, before:].transpose(1, 2).unflatten(2, (4, 4))
+
+    peer = copy.deepcopy(model)
+    cam = reference.GradCAM(peer, [peer.blocks[1].norm1], reshape_transform=reshape)
+    expected = cam(x, [ClassifierOutputTarget(1)] * 3)
+    found = attribute(model, x, target=1, method="grad_cam")
+    assert found.settings["layer"] == "blocks.1.norm1"
+    np.testing.assert_allclose(scaled(found.values), expected, atol=2e-4)
+
+
+def test_the_layer_may_be_a_module_and_is_recorded_by_its_name():
+    model, x = small_resnet(), images(1)
+    maps = attribute(model, x, target=0, method="layer_cam", layer=model.layer2)
+    assert maps.settings["layer"] == "layer2"
+    with pytest.raises(InputError, match=r"layer=Conv2d.* is no module of ResNet"):
+        attribute(model, x, target=0, method="layer_cam", layer=nn.Conv2d(3, 3, 1))
+
+
+def test_the_layer_of_a_base_method_is_recorded():
+    maps = attribute(small_vit(), images(1), target=0, method="smoothgrad", base="grad_cam", n=2)
+    assert maps.settings["base_settings"]["layer"] == "blocks.1.norm1"
+
+
+def test_a_declared_layer_is_found_through_wrappers():
+    model = small_resnet()
+    model.cam_layer = "layer2"
+    for wrapper in (model, nn.Sequential(model), nn.DataParallel(nn.Sequential(model))):
+        maps = attribute(wrapper, images(1), target=0, method="grad_cam")
+        assert maps.settings["layer"].endswith("layer2")
+
+
+@pytest.mark.parametrize("name", [*METHODS, "full_grad", "guided_grad_cam", "layer_conductance"])
+def test_batches_do_not_matter(name):
+    model, x = small_resnet(), images(4)
+    settings = {"steps": 3} if name == "layer_conductance" else {}
+    together = attribute(model, x, target=1, method=name, **settings).values
+    alone = torch.cat([attribute(model, row[None], target=1, method=name, **settings).values for row in x])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
