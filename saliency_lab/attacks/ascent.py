@@ -10,11 +10,12 @@ from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 
-Norm = Literal["linf", "l2", "l1"]
+Norm = Literal["linf", "l2", "l1", "severity"]
+"""Of the ball; corruptions have a severity in its place."""
 
 
 def check_radius(eps: float, norm: Norm) -> float:
-    """Return ε, or refuse an L∞ radius beyond the image range.
+    """Return ε, or refuse an L∞ radius beyond the image range and a severity that does not exist.
 
     >>> check_radius(8, "linf")
     Traceback (most recent call last):
@@ -23,6 +24,8 @@ def check_radius(eps: float, norm: Norm) -> float:
     """
     if norm == "linf" and eps > 1:
         raise InputError(f'eps is in image units, [0, 1]; did you mean "{eps:g}/255"?')
+    if norm == "severity" and eps not in range(6):
+        raise InputError(f"the eps of a corruption is its severity, 1 to 5 (0: none), not {eps:g}")
     return eps
 
 
@@ -36,7 +39,7 @@ def _l2(delta: Tensor) -> Tensor:
 
 
 def norm_of(delta: Tensor, norm: Norm) -> Tensor:
-    """Length (N,) of each sample's `delta` (N, C, H, W) in the norm."""
+    """Length (N,) of each sample's `delta` (N, C, H, W) in the norm; of a corruption, in L2."""
     flat = delta.flatten(1)
     if norm == "linf":
         return flat.abs().amax(1)

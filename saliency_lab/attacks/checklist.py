@@ -114,8 +114,11 @@ def audit(
     radius = parse_epsilon(eps)
     if radius == 0:
         raise InputError("an audit needs eps > 0")
-    if getattr(parsed, "norm", "linf") == "l1":
-        raise InputError("an audit covers the norms linf and l2; for l1 run several attacks and worst_case")
+    norm = getattr(parsed, "norm", "linf")
+    if norm not in ("linf", "l2"):
+        raise InputError(
+            f"an audit covers attacks in linf and l2, not {norm}; run several and see worst_case"
+        )
     with preserved_rng(derive_seed(seed, "audit")), gradients_recorded(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(returns probabilities|in a batch|have no gradient)")
         logits, y = check_batch(model, x, y)

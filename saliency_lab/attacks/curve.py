@@ -100,6 +100,8 @@ def robustness_curve(
 ) -> RobustnessCurve:
     """Robust accuracy at each ε; a sample broken at a smaller ε stays broken and is not attacked again.
 
+    For a corruption ε is the severity, such as `eps=(0, 1, 2, 3, 4, 5)`, and each severity counts for itself.
+
     Parameters are those of `attack` without `target`, with several ε (sorted here).
 
     Raises
@@ -210,7 +212,7 @@ def minimal_epsilon(
 def whole_range(x: Tensor, norm: Norm) -> float:
     """Radius of the ball around an image of `x` (N, C, H, W) that holds every image of [0, 1]."""
     pixels = x[0].numel()
-    return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
+    return {"linf": 1.0, "l2": math.sqrt(pixels)}.get(norm, float(pixels))
 
 
 def _curve(
@@ -230,9 +232,11 @@ def _curve(
     logits, y = check_batch(model, x, y)
     samples = {getattr(settings, "samples", 1) for settings in parsed}
     logits = predict(Expected(model, *samples), x) if samples != {1} else logits
-    alive = logits.argmax(1) == y
+    clean = alive = logits.argmax(1) == y
+    nested = getattr(parsed[0], "norm", "linf") != "severity"  # a smaller ball lies in a larger one
     rows = []
     for (radius, _), settings in zip(strengths, parsed, strict=True):
+        alive = alive if nested else clean
         left = alive.nonzero().flatten()
         if radius > 0 and len(left):
             alive = alive.clone()

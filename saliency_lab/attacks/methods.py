@@ -19,6 +19,7 @@ from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, list_settings
 from saliency_lab.attacks.ascent import Norm, project
 from saliency_lab.attacks.controls import DrawSettings, noise, random_direction
+from saliency_lab.attacks.corruptions import CORRUPTIONS, CorruptionSettings, attack_by
 from saliency_lab.attacks.gradient import (
     BimSettings,
     FgsmSettings,
@@ -45,7 +46,7 @@ from saliency_lab.attacks.reference import (
     square,
 )
 
-Access = Literal["gradient", "logits"]
+Access = Literal["gradient", "logits", "none"]
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,8 @@ for _method in (
     Method("random_direction", DrawSettings, random_direction, "logits", each_eps=True),
 ):
     METHODS.add(_method.name, _method)
+for _name in CORRUPTIONS:
+    METHODS.add(_name, Method(_name, CorruptionSettings, attack_by(_name), "none", norms=("severity",)))
 
 
 def list_attacks() -> pd.DataFrame:

@@ -311,13 +311,13 @@ class _Context:
 
 _threads: set[int] = set()
 _lock = threading.Lock()
-_original_apply = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+_own_apply = torch.autograd.Function.__dict__["apply"]
 
 
 def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
     """Run the forward pass alone in the threads that ask for it, and the function as it is in others."""
     if threading.get_ident() not in _threads or issubclass(cls, _ValueAndGradient | _Measured):
-        return _original_apply(cls, *args, **kwargs)
+        return _own_apply.__get__(None, cls)(*args, **kwargs)
     if cls.setup_context is not torch.autograd.Function.setup_context:
         return cls.forward(*args, **kwargs)
     return cls.forward(_Context(), *args, **kwargs)
@@ -335,4 +335,4 @@ def _replaced_functions() -> Iterator[None]:
         with _lock:
             _threads.discard(threading.get_ident())
             if not _threads:
-                torch.autograd.Function.apply = classmethod(_original_apply)  # type: ignore[method-assign, assignment]
+                torch.autograd.Function.apply = _own_apply  # type: ignore[method-assign]

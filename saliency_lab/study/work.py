@@ -122,6 +122,9 @@ def describe_metric(request: Request) -> Metric:
 _NEUTRAL = {"samples": 1, "quantised": False}
 """Attack settings that change nothing at these values."""
 
+_REVISED = ("square", "autoattack")
+"""Attacks whose values changed in L∞, when Square's schedule was scaled to its budget."""
+
 
 def attack_asked(request: Request, eps: Sequence[float]) -> Asked:
     """What an attack depends on; raise InputError for an unknown one, its settings, or too large an ε."""
@@ -129,10 +132,11 @@ def attack_asked(request: Request, eps: Sequence[float]) -> Asked:
     settings = parse_settings(ATTACKS.find(attack).settings, request.settings, of=f"attack '{request.label}'")
     check_radius(max(eps), getattr(settings, "norm", "linf"))
     described = canonical(settings)
+    revised = request.what in _REVISED and described.get("norm") == "linf"
     for name, neutral in _NEUTRAL.items():  # keys of results from before these settings existed stay valid
         if described.get(name) == neutral:
             del described[name]
-    return {"attack": _identity(request), "settings": described}
+    return {"attack": _identity(request), "settings": described} | ({"revision": 2} if revised else {})
 
 
 def attack_of(label: str, cell: Cell) -> Request | None:
@@ -150,7 +154,7 @@ def attack_cell(model: str, images: str, asked: Asked, eps: Sequence[float], see
 def audit_cell(model: str, images: str, asked: Asked, eps: float, budget: str, seed: int) -> Cell:
     """Return the cell of an audit of one attack at one ε."""
     depends = _attacked(model, images, asked, [eps], seed) | {"versions": matters("audit")}
-    return Cell("audit", {**depends, "budget": budget})
+    return Cell("audit", {**depends, "budget": budget, "revision": 2})
 
 
 def _attacked(model: str, images: str, asked: Asked, eps: Sequence[float], seed: int) -> dict[str, Any]:
