@@ -1,11 +1,12 @@
-# Everything a newcomer needs: `make demo`, `make test`. `make help` lists the rest.
+# Everything that a newcomer needs: `make demo`, `make check`, `make test`. `make help` lists the rest.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit notebooks docs bench clean
+.PHONY: help demo check test test-slow lint types fast unit notebooks docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -23,15 +24,25 @@ $(VENV)/dev: $(VENV)/core
 demo: $(VENV)/core  ## train four recipes on the embedded digits, explain, score, attack; figures in runs/demo
 	$(BIN)/saliency-lab demo
 
-test: lint unit  ## install what is needed, then linter, type checker and tests
+check: lint types fast  ## linter, types and fast tests: under three minutes, for while you work
 
-lint: $(VENV)/dev  ## ruff and mypy
+test: lint types unit  ## install what is needed, then linter, types and all tests but the slow ones
+
+test-slow: $(VENV)/dev  ## the slow tests: networks by methods, broken defences, wrong input, killed processes
+	$(PYTEST) -m slow
+
+lint: $(VENV)/dev  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev  ## mypy
 	$(BIN)/mypy
 
-unit: $(VENV)/dev  ## the tests alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+fast: $(VENV)/dev  ## the fast tests alone
+	$(PYTEST) -m "not long and not slow"
+
+unit: $(VENV)/dev  ## all tests but the slow ones
+	$(PYTEST) -m "not slow"
 
 notebooks: $(VENV)/dev  ## run the notebooks again and keep their output
 	cd notebooks && SALIENCY_LAB_PROGRESS=0 $(abspath $(BIN))/python -c "import nbclient, nbformat, pathlib; \

@@ -12,7 +12,7 @@ import typer
 from typer.main import get_command
 
 import saliency_lab as sl
-from saliency_lab.attribution.catalogue import METHODS
+from saliency_lab._common import registry
 from saliency_lab.cli.app import app
 from saliency_lab.experiment.schema import read_declaration
 from saliency_lab.metrics.catalogue import METRICS
@@ -76,7 +76,8 @@ def short(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(METHODS, "_items", dict(METHODS._items))
+    names = {kind: dict(found) for kind, found in registry._registered.items()}
+    monkeypatch.setattr(registry, "_registered", names)
     known = set(sys.modules)
     with mpl.rc_context({"backend": "agg"}):
         yield tmp_path
@@ -85,6 +86,7 @@ def short(tmp_path, monkeypatch):
             del sys.modules[name]  # another page may have a file of the same name
 
 
+@pytest.mark.long
 def test_the_ten_lines_of_the_readme_run_as_printed(short):
     """As printed, but for one epoch of training instead of thirty, and ten images."""
     ((_, block, _),) = blocks(ROOT / "README.md")
@@ -94,6 +96,7 @@ def test_the_ten_lines_of_the_readme_run_as_printed(short):
     assert (short / "runs/first").is_dir()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", [page for page in DOCS if any(blocks(page))], ids=name_of)
 def test_examples_run(page, short):
     run(page)

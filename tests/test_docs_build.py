@@ -10,6 +10,7 @@ import pytest
 import saliency_lab as sl
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.long
 pytest.importorskip("sphinx", reason="the documentation is built with: pip install '.[docs]'")
 
 

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from saliency_lab._common.memory import freed_memory_kept
+from saliency_lab._common.memory import freed_memory_kept, raise_mmap_threshold
 
 glibc_only = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc's allocator")
 
@@ -15,7 +16,7 @@ BLOCKS = """
 import resource
 import torch
 from pathlib import Path
-from saliency_lab._common.memory import freed_memory_kept, keep_memory
+from saliency_lab._common.memory import freed_memory_kept, raise_mmap_threshold
 
 def kept():
     "MiB that a freed block of 64 leaves with the process."
@@ -51,24 +52,29 @@ except RuntimeError:
     assert inside > 48 and outside < 16
 
 
-@pytest.mark.parametrize("tuned", [True, False])
-def test_where_it_cannot_or_should_not_it_does_nothing(tuned, monkeypatch):
+@pytest.mark.parametrize(
+    "variable",
+    [("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1000000"), ("SALIENCY_LAB_KEEP_MEMORY", "0"), None],
+)
+def test_where_it_cannot_or_should_not_it_does_nothing(variable, monkeypatch):
     def refused(*_):
         raise AssertionError("the C library was touched")
 
     monkeypatch.setattr(ctypes, "CDLL", refused)
-    if tuned:
-        monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1000000")
+    monkeypatch.setattr(torch, "empty", refused)
+    if variable:
+        monkeypatch.setenv(*variable)
     else:
         monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     with freed_memory_kept():
         pass
+    raise_mmap_threshold.__wrapped__()  # what is called once per process
 
 
 @glibc_only
 def test_memory_of_a_pass_is_kept_for_the_next(monkeypatch):
     script = """
-keep_memory()
+raise_mmap_threshold()
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):

@@ -20,6 +20,7 @@ import pytest
 import saliency_lab as sl
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.long
 
 
 def build(kind, folder):

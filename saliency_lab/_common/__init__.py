@@ -1,1 +1,1 @@
-"""What every room needs and no room owns. Imports nothing else of the package."""
+"""What all packages share. It imports no other package of saliency_lab."""

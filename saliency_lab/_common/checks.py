@@ -1,4 +1,4 @@
-"""Checks on what a user hands in; each error says what was expected and what came."""
+"""Checks of arguments; each error names what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_images(x: Tensor) -> Tensor:
     ------
     InputError
         If it is not a tensor, has another shape, is an integer image, holds NaN, or leaves [0, 1]; or if
-        tensors are made elsewhere than on the CPU by default.
+        torch creates tensors on another device than the CPU by default.
     """
     default = torch.get_default_device()
     if default.type != "cpu":
@@ -55,7 +55,7 @@ def check_images(x: Tensor) -> Tensor:
 
 
 def _batch_of(x: object) -> str:
-    """How to make a tensor of images out of what was given for one."""
+    """Return how to make a tensor of images from what was given."""
     if isinstance(x, DataLoader):
         return "take a batch out of it: x, y = next(iter(loader))"
     if isinstance(x, Dataset):
@@ -66,7 +66,7 @@ def _batch_of(x: object) -> str:
 
 
 def check_logits(output: object, count: int) -> Tensor:
-    """Return a model's `output` if it is logits (count, K), one row an image.
+    """Return a model's `output` if it holds logits (count, K), one row per image.
 
     Raises
     ------
@@ -75,21 +75,21 @@ def check_logits(output: object, count: int) -> Tensor:
     """
     if isinstance(output, Tensor) and output.ndim == 2 and len(output) == count:
         return output
-    told = f"the model must return logits of the shape ({count}, classes), but returned"
+    problem = f"the model must return logits of the shape ({count}, classes), but returned"
     if isinstance(output, Tensor):
-        raise InputError(f"{told} {tuple(output.shape)}")
+        raise InputError(f"{problem} {tuple(output.shape)}")
     if hasattr(output, "logits"):
         part = ".logits"
     else:
         part = '["logits"]' if isinstance(output, Mapping) else "[0]"
     raise InputError(
-        f"{told} {type(output).__name__}; wrap it: a module whose forward returns model(x){part}, or "
+        f"{problem} {type(output).__name__}; wrap it: a module whose forward returns model(x){part}, or "
         "wherever its logits are"
     )
 
 
 def are_probabilities(outputs: Tensor) -> bool:
-    """Whether outputs (N, K) went through a softmax already: every row is in [0, 1] and sums to 1.
+    """Return whether outputs (N, K) are probabilities: every row lies in [0, 1] and sums to 1.
 
     >>> are_probabilities(torch.tensor([[0.25, 0.75]])), are_probabilities(torch.tensor([[0.25, 0.5]]))
     (True, False)
@@ -112,7 +112,7 @@ def check_seed(seed: int) -> int:
 
 
 def check_labels(y: Tensor, count: int, num_classes: int | None = None) -> Tensor:
-    """Return `y` as int64 (N,) if it holds one class index an image.
+    """Return `y` as int64 (N,) if it holds one class index per image.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def check_labels(y: Tensor, count: int, num_classes: int | None = None) -> Tenso
     if not isinstance(y, Tensor):
         raise InputError(f"labels must be a torch tensor, not {type(y).__name__}; use torch.as_tensor")
     if y.ndim != 1 or len(y) != count:
-        raise InputError(f"labels must have the shape ({count},), one an image, not {tuple(y.shape)}")
+        raise InputError(f"labels must have the shape ({count},), one per image, not {tuple(y.shape)}")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise InputError(f"labels must be integers, not {y.dtype}; use y.long()")
     y = y.long()
@@ -175,7 +175,7 @@ def format_epsilon(eps: float) -> str:
 
 
 def parse_radii(eps: float | str | Iterable[float | str]) -> list[float]:
-    """Return one ε or several as ascending radii, each once.
+    """Return one ε or several as distinct radii in ascending order.
 
     >>> parse_radii([0.2, 0, "51/255"]), parse_radii(0.1)
     ([0.0, 0.2], [0.1])
@@ -188,7 +188,7 @@ def parse_radii(eps: float | str | Iterable[float | str]) -> list[float]:
 
 
 def holds_several(eps: object) -> TypeGuard[Iterable[float | str]]:
-    """Whether this is a sequence of radii, not one: text, a number or a tensor without a dimension.
+    """Return whether this is a sequence of radii, not a single one (text, a number or a 0-d tensor).
 
     >>> holds_several([0.1]), holds_several("8/255"), holds_several(torch.tensor(0.1))
     (True, False, False)

@@ -1,4 +1,4 @@
-"""The errors a user meets: each names the thing, what was wrong, and what would do."""
+"""The errors that users see: each names the argument, what is wrong with it, and what to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class InputError(SaliencyLabError, ValueError):
 
 
 class UnknownNameError(InputError):
-    """A registry has no such name; the message suggests the nearest one."""
+    """There is no such name; the message suggests the nearest one."""
 
 
 class DataNotFoundError(SaliencyLabError, FileNotFoundError):
@@ -31,7 +31,7 @@ class RecipeError(InputError):
 
 
 class TrainingError(SaliencyLabError):
-    """Training cannot go on, or its result is not one (NaN, collapse to a constant)."""
+    """Training cannot continue, or its result is unusable (NaN, a constant prediction)."""
 
 
 _LISTED = 60  # names in an error; a registry has a list_…() of its own

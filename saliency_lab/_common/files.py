@@ -21,39 +21,39 @@ if TYPE_CHECKING:
 
 @contextmanager
 def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it replaces `path` on success and is removed on an error.
+    """Yield a temporary path in the same folder; it replaces `path` on success and is removed on an error.
 
     `durable=False` does not wait for the disk: the file survives this process's death but perhaps not the
-    machine's, which is enough for what is checked when read and can be made again.
+    machine's, which is enough for files that are checked on reading and can be computed again.
 
     Raises
     ------
     InputError
-        If the folder cannot be made or written.
+        If the folder cannot be created or written to.
     """
     path = Path(path)
     writable_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
-    beside = Path(name)
+    temporary = Path(name)
     try:
-        yield beside
+        yield temporary
         if durable:
-            with beside.open("r+b") as file:  # Windows flushes only what it may write
+            with temporary.open("r+b") as file:  # Windows flushes only what it may write
                 os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
-        beside.chmod(0o666 & ~mask)
-        beside.replace(path)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
     except OSError as error:
         error.filename = error.filename or str(path)  # a full disk names no file
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def writable_folder(folder: str | Path) -> Path:
-    """Make `folder` and its parents, and check that files can be written there."""
+    """Create `folder` and its parents, and check that files can be written there."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def writable_folder(folder: str | Path) -> Path:
 
 
 def left_behind(folder: Path, pattern: str) -> Iterator[Path]:
-    """Half-written files that killed processes left; a younger one may be another process's work in hand."""
+    """Yield half-written files that killed processes left; younger files may still be in use."""
     for path in folder.glob(pattern):
         with suppress(FileNotFoundError):  # finished since
             if path.stat().st_mtime < time.time() - 3600:
@@ -76,13 +76,11 @@ def left_behind(folder: Path, pattern: str) -> Iterator[Path]:
 
 
 LONGEST_STEM = 120
-"""Bytes of a file's name that are left of something's own: file systems allow 255 in all."""
+"""The most bytes of a name that a file's name keeps; file systems allow 255 in all."""
 
 
 def distinct_stems(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Shorten the names of files that are wanted for things, and tell equal ones apart by a hash.
-
-    Equal are also those that differ in upper and lower case alone, which macOS and Windows take for one file.
+    """Shorten file names and add a hash where two would be equal, ignoring case as macOS and Windows do.
 
     >>> distinct_stems({"m_1": "m_1", "m 1": "m_1", "M 1": "M_1"})
     {'m_1': 'm_1', 'm 1': 'm_1-...', 'M 1': 'M_1-...'}
@@ -100,8 +98,8 @@ def distinct_stems(wanted: Mapping[str, str]) -> dict[str, str]:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    with atomic_path(path) as beside:
-        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_table(stem: str | Path, table: pd.DataFrame) -> None:
@@ -110,9 +108,9 @@ def write_table(stem: str | Path, table: pd.DataFrame) -> None:
     Text that a spreadsheet would take for a formula gets an apostrophe in the CSV file.
     """
     stem = Path(stem)
-    with atomic_path(stem.with_name(stem.name + ".parquet")) as beside:
-        table.to_parquet(beside, index=False)
-    with atomic_path(stem.with_name(stem.name + ".csv")) as beside:
+    with atomic_path(stem.with_name(stem.name + ".parquet")) as temporary:
+        table.to_parquet(temporary, index=False)
+    with atomic_path(stem.with_name(stem.name + ".csv")) as temporary:
         table.map(lambda value: spreadsheet_text(value) if isinstance(value, str) else value).to_csv(
-            beside, index=False
+            temporary, index=False
         )

@@ -1,11 +1,10 @@
-"""Hashes of content: of tensors, settings, functions and networks; equal ones give equal results."""
+"""Fingerprints of settings, functions and networks, which change whenever their results may change."""
 
 from __future__ import annotations
 
 import copyreg
 import dis
 import functools
-import hashlib
 import inspect
 import json
 import sys
@@ -19,57 +18,55 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.own_code import is_installed, is_known, used_globals
 
 
-def fingerprint(*parts: Any) -> str:
-    """Hash of values: tensors by dtype, shape and content, the rest by their canonical JSON; 32 hex digits.
-
-    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
-    True
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        if isinstance(part, Tensor):
-            tensor = part.detach().cpu().contiguous()
-            digest.update(f"{str(tensor.dtype).removeprefix('torch.')}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
-
-
 def model_fingerprint(model: nn.Module) -> str:
-    """Hash of what a model computes: its printed form, its parameters and buffers, and its own code.
+    """Hash what a model computes: its printed form, its parameters and buffers, and its own code.
 
-    Modules of classes that are not torch's, torchvision's or saliency_lab's count by their code and their
-    public attributes; those that start with an underscore do not, nor do tensors and containers that a method
-    other than `__init__` puts there, such as the activations of the last run. What `torch.compile` returns
-    counts as the network that it was made from.
+    A module whose class is not part of torch, torchvision or saliency_lab counts with the code of the class
+    and with its public attributes. Attributes whose name starts with an underscore do not count, and neither
+    do tensors and containers that a method other than `__init__` assigns, such as the activations of the last
+    pass. A module that `torch.compile` returned counts as the network that was compiled. A `__cache_key__`,
+    see `canonical`, replaces code and attributes, but not parameters and buffers.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
 
     Raises
     ------
     InputError
-        If such an attribute is of a kind whose content cannot be told, or the network's state is not all
-        tensors, as that of networks quantised by `torch.ao`.
+        If the content of such an attribute cannot be hashed, or the state holds something that is not a
+        tensor, as that of networks quantised by `torch.ao` does.
     """
-    return _model_fingerprint(model, _Seen())
+    return _model_fingerprint(model, _Visited())
 
 
 def canonical(value: Any) -> Any:
-    """Reduce settings to what JSON can hold, with tensors, arrays and functions by their content.
+    """Reduce settings to values that JSON can hold; tensors, arrays and functions become hashes of their
+    content.
 
-    A function counts by its source text, its defaults, the values it closes over and the globals it uses,
-    another callable by its class and its attributes. See `used_globals` for those that count; functions and
-    classes of installed libraries count by their name.
+    A function counts with its source text, its defaults, the values that it closes over and the globals that
+    it uses (see `used_globals`), another callable with its class and its attributes. Functions and classes of
+    installed libraries count with their name.
+
+    Any object, function or class can provide a `__cache_key__` instead: a text, or a method that returns one.
+    It must change whenever the results of the object may change.
 
     >>> canonical({"sigma": np.float32(0.5), "sizes": (1, 2), "baseline": torch.zeros(2)})
     {'sigma': 0.5, 'sizes': [1, 2], 'baseline': 'tensor ...'}
+    >>> class Segmenter:
+    ...     __cache_key__ = "felzenszwalb, scale 100"
+    >>> canonical(Segmenter())
+    'key ...Segmenter: felzenszwalb, scale 100'
 
     Raises
     ------
     InputError
-        If it holds something of a kind whose content cannot be told.
+        If the content of an object cannot be hashed.
     """
     if isinstance(value, BaseModel):
         return {name: canonical(getattr(value, name)) for name in type(value).model_fields}
@@ -89,27 +86,59 @@ def canonical(value: Any) -> Any:
         return f"model {model_fingerprint(value)}"
     if value is None or isinstance(value, str | int | float):
         return value
-    return f"{'function' if callable(value) else 'object'} {fingerprint(_held(value, _Seen()))}"
+    if key := _cache_key(value):
+        return key
+    return f"{'function' if callable(value) else 'object'} {fingerprint(_description(value, _Visited()))}"
 
 
-# --- what a model does, besides its parameters --------------------------------------------------
+def _cache_key(value: Any) -> str:
+    """Return the name of an object and the key that it provides; empty if it provides none.
+
+    Raises
+    ------
+    InputError
+        If the key is not text.
+    """
+    key = getattr(value, "__cache_key__", None)
+    if key is None:
+        return ""
+    owner = value if inspect.isclass(value) or inspect.isroutine(value) else type(value)
+    if callable(key) and not inspect.isclass(value):
+        key = key()
+    if not isinstance(key, str) or not key:
+        raise InputError(
+            f"the __cache_key__ of {_name(owner)} must be text, or a method that returns text, not {key!r}"
+        )
+    return f"key {_name(owner)}: {key}"
 
 
-class _Seen:
-    """What is being described, by id, and the objects that were, by id, with their number."""
+# --- what a model computes, apart from its parameters -------------------------------------------
+
+
+class _Visited:
+    """The objects that have been described, numbered, and those that are being described.
+
+    Attributes
+    ----------
+    path : set of int
+        Identities of the objects that are being described, to stop at cycles.
+    numbers : dict
+        Identity → (number, object). The object is kept alive, so that no other one gets its identity.
+    """
 
     def __init__(self) -> None:
         self.path: set[int] = set()
-        self.told: dict[int, tuple[int, object]] = {}
+        self.numbers: dict[int, tuple[int, object]] = {}
 
-    def tell(self, value: object) -> None:
-        self.told.setdefault(id(value), (len(self.told), value))  # kept alive, so that no other gets its id
+    def add(self, value: object) -> None:
+        self.numbers.setdefault(id(value), (len(self.numbers), value))
 
 
-def _model_fingerprint(model: nn.Module, seen: _Seen) -> str:
+def _model_fingerprint(model: nn.Module, visited: _Visited) -> str:
     if _is_compiled(model):
         model = model._orig_mod  # type: ignore[assignment]
-    seen.tell(model)
+    visited.add(model)
+    key = _cache_key(model)
     state: dict[str, Tensor] = model.state_dict()
     for name, value in state.items():
         if not isinstance(value, Tensor) or value.is_quantized:
@@ -118,28 +147,30 @@ def _model_fingerprint(model: nn.Module, seen: _Seen) -> str:
                 f"{type(value).__name__} that is no plain tensor, as networks quantised by torch.ao do, so "
                 "results cannot be kept apart by it; pass the network it was made from"
             )
-    more = _besides(model, state, seen)
+    if key:
+        return fingerprint(key, list(state), *state.values())
+    more = _more_than_state(model, state, visited)
     values = (tensor.float() for tensor in state.values())
     return fingerprint(repr(model), list(state), *values, *([more] if more else []))
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    """Whether this is what `torch.compile` returns; its class takes a second to import."""
+    """Return whether `torch.compile` made this module, without importing its class (a second)."""
     return _name(type(module)) == "torch._dynamo.eval_frame.OptimizedModule"
 
 
-def _besides(model: nn.Module, state: Mapping[str, Tensor], seen: _Seen) -> dict[str, Any]:
-    """What print, names and float32 values do not show; empty for networks of known parts in float32."""
+def _more_than_state(model: nn.Module, state: Mapping[str, Tensor], visited: _Visited) -> dict[str, Any]:
+    """Describe what the printed form and float32 values do not show; empty for known layers in float32."""
     classes: dict[str, Any] = {}
     modules = {}
     for path, module in model.named_modules():
         kind = type(module)
         if not is_known(kind) and _name(kind) not in classes:
-            classes[_name(kind)] = _held(kind, seen)
-        held = _module_attributes(module, seen)
-        if held or not is_known(kind):
-            modules[path] = [_name(kind), held]
-    told = {
+            classes[_name(kind)] = _description(kind, visited)
+        attributes = _module_attributes(module, visited)
+        if attributes or not is_known(kind):
+            modules[path] = [_name(kind), attributes]
+    facts = {
         "dtypes": {
             name: [str(tensor.dtype), fingerprint(tensor)]
             for name, tensor in state.items()
@@ -153,14 +184,14 @@ def _besides(model: nn.Module, state: Mapping[str, Tensor], seen: _Seen) -> dict
         "classes": classes,
         "modules": modules,
     }
-    return {what: found for what, found in told.items() if found}
+    return {name: fact for name, fact in facts.items() if fact}
 
 
-def _module_attributes(module: nn.Module, seen: _Seen) -> dict[str, Any]:
-    """Attributes that say what a module does and that its printed form may not show."""
+def _module_attributes(module: nn.Module, visited: _Visited) -> dict[str, Any]:
+    """Return the attributes on which a module's output may depend and that its printed form may omit."""
     kind = type(module)
     silent = kind.__module__.startswith("torch.nn.") and kind.extra_repr is nn.Module.extra_repr
-    told = {}
+    attributes = {}
     for name, value in vars(module).items():
         if name.startswith("_") or name in ("training", "card"):
             continue
@@ -169,17 +200,17 @@ def _module_attributes(module: nn.Module, seen: _Seen) -> dict[str, Any]:
         if not isinstance(value, str | int | float) and name in _assigned_later(kind):
             continue
         try:
-            told[name] = _held(value, seen)
+            attributes[name] = _description(value, visited)
         except InputError as error:
             raise InputError(
                 f"the attribute '{name}' of the network's {kind.__qualname__}: {error}; if results do not "
                 f"depend on it, call it '_{name}'"
             ) from None
-    return told
+    return attributes
 
 
 def _assigned_later(kind: type) -> set[str]:
-    """Names of attributes that methods other than `__init__` assign."""
+    """Return the names of the attributes that methods other than `__init__` assign."""
     return {
         step.argval
         for base in kind.__mro__
@@ -191,15 +222,15 @@ def _assigned_later(kind: type) -> set[str]:
     }
 
 
-# --- what a function or another object does -----------------------------------------------------
+# --- what a function or another object computes -------------------------------------------------
 
 
-def _name(kind: type) -> str:
+def _name(kind: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _held(value: Any, seen: _Seen) -> Any:
-    """Anything that a function or an object holds, as JSON."""
+def _description(value: Any, visited: _Visited) -> Any:
+    """Describe a value that a function or an object refers to, as JSON."""
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, bytes):
@@ -208,80 +239,88 @@ def _held(value: Any, seen: _Seen) -> Any:
         return canonical(value)
     if inspect.isclass(value) and is_known(value):
         return _name(value)
-    if id(value) in seen.path:  # a function that closes over itself
+    if not isinstance(value, nn.Module) and (key := _cache_key(value)):
+        return key
+    if id(value) in visited.path:  # a function that closes over itself
         return "itself"
-    if id(value) in seen.told:  # a module that knows its parent
-        return f"object {seen.told[id(value)][0]}"
+    if id(value) in visited.numbers:  # a module that knows its parent
+        return f"object {visited.numbers[id(value)][0]}"
     if isinstance(value, _CONTAINERS) or inspect.isroutine(value):
-        seen.path.add(id(value))
+        visited.path.add(id(value))
     else:
-        seen.tell(value)
-    described = _described(value, seen)
-    seen.path.discard(id(value))
+        visited.add(value)
+    described = _describe(value, visited)
+    visited.path.discard(id(value))
     return described
 
 
 _CONTAINERS = (Mapping, list, tuple, set, frozenset, BaseModel, functools.partial)
 
 
-def _described(value: Any, seen: _Seen) -> Any:
-    """What something is, as far as it can be seen: its code, and what it holds."""
+def _describe(value: Any, visited: _Visited) -> Any:
+    """What something is, as far as it can be visited: its code, and what it holds."""
     if isinstance(value, Mapping):
-        return {str(name): _held(each, seen) for name, each in value.items()}
+        return {str(name): _description(each, visited) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_held(each, seen) for each in value]
+        return [_description(each, visited) for each in value]
     if isinstance(value, set | frozenset):
-        return [_held(each, seen) for each in _ordered(value)]
+        return [_description(each, visited) for each in _ordered(value)]
     if isinstance(value, BaseModel):
-        return {name: _held(getattr(value, name), seen) for name in type(value).model_fields}
+        return {name: _description(getattr(value, name), visited) for name in type(value).model_fields}
     if isinstance(value, nn.Module):
-        return f"model {_model_fingerprint(value, seen)}"
+        return f"model {_model_fingerprint(value, visited)}"
     if isinstance(value, functools.partial):
-        return ["partial", *(_held(each, seen) for each in (value.func, value.args, value.keywords))]
+        return [
+            "partial",
+            *(_description(each, visited) for each in (value.func, value.args, value.keywords)),
+        ]
     if inspect.ismethod(value):
-        return [_held(value.__func__, seen), _held(value.__self__, seen)]
+        return [_description(value.__func__, visited), _description(value.__self__, visited)]
     if inspect.isfunction(value):
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
-        used = {name: _global(name, each, seen) for name, each in used_globals(value).items()}
+        used = {name: _global(name, each, visited) for name, each in used_globals(value).items()}
         return [
             _text(value),
-            *(_held(each, seen) for each in (cells, value.__defaults__, value.__kwdefaults__)),
+            *(_description(each, visited) for each in (cells, value.__defaults__, value.__kwdefaults__)),
             *([used] if used else []),
         ]
     if inspect.isclass(value):
         bases = [base for base in value.__mro__ if not is_known(base)]
         for base in bases:
-            seen.tell(base)
-        return [_name(value), *({name: _held(each, seen) for name, each in _defined(base)} for base in bases)]
+            visited.add(base)
+        return [
+            _name(value),
+            *({name: _description(each, visited) for name, each in _defined(base)} for base in bases),
+        ]
     if inspect.isbuiltin(value):
         owner = value.__self__
         of_an_object = not (owner is None or inspect.ismodule(owner) or inspect.isclass(owner))
-        return [_text(value), _held(owner, seen)] if of_an_object else _text(value)
+        return [_text(value), _description(owner, visited)] if of_an_object else _text(value)
     if inspect.ismodule(value):
         return f"module {value.__name__}"
     if inspect.isfunction(wrapped := getattr(value, "__wrapped__", None)):  # as by functools.lru_cache
-        return _held(wrapped, seen)
-    return [_held(type(value), seen), _held(_content(value), seen)]
+        return _description(wrapped, visited)
+    return [_description(type(value), visited), _description(_content(value), visited)]
 
 
-def _global(name: str, value: Any, seen: _Seen) -> Any:
-    """What a global is; of what an installed library holds, where it is found there."""
+def _global(name: str, value: Any, visited: _Visited) -> Any:
+    """Describe a global; one that an installed library defines is described by its place there."""
     home, own = getattr(value, "__module__", None) or "", getattr(value, "__name__", "")
     if own and is_installed(home) and getattr(sys.modules.get(home), own, None) is value:
         return f"{home}.{own}"
     try:
-        held = _held(value, seen)
+        description = _description(value, visited)
     except InputError as error:
         raise InputError(
             f"the global '{name}': {error}; if results do not depend on it, begin its name with an underscore"
         ) from None
     if inspect.isfunction(value):
-        seen.tell(value)  # helpers that many functions use are told once
-    return held
+        visited.add(value)  # a helper that many functions use is described once
+    return description
 
 
 def _defined(kind: type) -> Iterator[tuple[str, Any]]:
-    """What the body of a class defines, with functions out of their wrappers."""
+    """Yield the names and values that the body of a class defines, with functions unwrapped."""
     for name, value in vars(kind).items():
         if isinstance(value, property):
             yield name, [value.fget, value.fset, value.fdel]
@@ -294,7 +333,7 @@ def _defined(kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def _content(value: object) -> Any:
-    """What an object holds: what it would be pickled as, or else its attributes."""
+    """Return the content of an object: what pickle would store, or else its attributes."""
     try:
         reduce = copyreg.dispatch_table.get(type(value))
         reduced = value.__reduce_ex__(2) if reduce is None else reduce(value)
@@ -304,8 +343,8 @@ def _content(value: object) -> Any:
         if isinstance(owner := getattr(value, "__objclass__", None), type):  # a method written in C
             return f"{_name(owner)}.{getattr(value, '__name__', '')}"
         raise InputError(
-            f"the content of a {_name(type(value))} cannot be told, so results that depend on it cannot be "
-            "kept apart; let it hold numbers, text, tensors and functions"
+            f"the content of a {_name(type(value))} cannot be hashed, so results that depend on it cannot be "
+            "distinguished; let it hold numbers, text, tensors and functions, or give it a __cache_key__"
         ) from None
     if isinstance(reduced, str):
         return reduced
@@ -318,14 +357,14 @@ def _ordered(values: Iterable[Any]) -> list[Any]:
     try:
         return sorted(values)
     except TypeError:
-        return sorted(values, key=lambda each: json.dumps(_held(each, _Seen()), sort_keys=True))
+        return sorted(values, key=lambda each: json.dumps(_description(each, _Visited()), sort_keys=True))
 
 
 _EMPTY = types.CellType()
 
 
 def _text(value: Callable[..., Any]) -> str:
-    """Qualified name and source text, and the code where that text may hold more than this function."""
+    """Return the qualified name and source text; the bytecode too where the text may cover more functions."""
     code = getattr(value, "__code__", None)
     try:
         text = inspect.getsource(value if code is None else code)  # of the wrapper, not of what it wraps
@@ -340,11 +379,11 @@ def _text(value: Callable[..., Any]) -> str:
 
 
 def _code(code: types.CodeType) -> str:
-    """The instructions of a function that has no text, with those of functions inside."""
+    """Return the bytecode of a function without source text, with that of the functions inside it."""
     constants = [each for each in code.co_consts if isinstance(each, int | float | str)]
     inside = [_code(each) for each in code.co_consts if isinstance(each, types.CodeType)]
     others = [
-        _held(each, _Seen())
+        _description(each, _Visited())
         for each in code.co_consts
         if isinstance(each, tuple | frozenset | bytes | complex)
     ]

@@ -1,4 +1,4 @@
-"""Looking at a model without changing it: eval mode, no parameter gradients, work cut into chunks."""
+"""Use a model without changing it: eval mode, no parameter gradients, batches cut into chunks."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError, SaliencyLabError
-from saliency_lab._common.memory import keep_memory
+from saliency_lab._common.memory import raise_mmap_threshold
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.threads import SharedState
 
 
 def check_module(model: object, name: str = "the model") -> None:
-    """Refuse what is no torch module.
+    """Check that `model` is a torch module.
 
     Raises
     ------
     InputError
-        Says by `name` what should be one, and what came.
+        If it is not; the message calls it `name`.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} must be a torch.nn.Module, not {type(model).__name__}")
@@ -46,7 +46,7 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
         If `model` is no torch module.
     """
     check_module(model)
-    keep_memory()
+    raise_mmap_threshold()
     if any(isinstance(each, _BatchNorm) and each.running_mean is None for each in model.modules()):
         warnings.warn(
             f"{type(model).__name__} has batch normalisation without running statistics, so what it says of "
@@ -88,14 +88,14 @@ def gradients_recorded() -> Iterator[None]:
 
 @contextmanager
 def attention_differentiable_twice() -> Iterator[None]:
-    """Inside, torch computes attention by the one kernel whose gradient has a gradient itself."""
+    """Compute attention inside with the one kernel of torch that is differentiable twice."""
     with sdpa_kernel(SDPBackend.MATH):
         yield
 
 
 @contextmanager
-def missing_derivatives_told(error: type[SaliencyLabError]) -> Iterator[None]:
-    """Turn torch's word inside that an operation's gradient has no gradient itself into an `error`."""
+def translate_missing_derivatives(error: type[SaliencyLabError]) -> Iterator[None]:
+    """Raise `error` inside where torch reports that an operation is not differentiable twice."""
     try:
         yield
     except RuntimeError as problem:
@@ -108,39 +108,40 @@ def missing_derivatives_told(error: type[SaliencyLabError]) -> Iterator[None]:
         ) from problem
 
 
-_UNFIT = (RuntimeError, ValueError, AssertionError)  # what models raise of images they were not made for
+_SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError)  # what models raise for images of a wrong shape
 
 
 @contextmanager
-def unfit_images_told(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Turn an error inside into an `InputError`, if the model alone fails on one of these images.
+def translate_shape_errors(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Turn an error inside into an `InputError` if the model alone fails on one of these images.
 
-    Nothing is run before there is an error; any other passes as it is.
+    The model is run only after an error; any other error is raised unchanged.
     """
     try:
         yield
     except (InputError, torch.OutOfMemoryError):
         raise
-    except _UNFIT:
+    except _SHAPE_ERRORS:
         image = x[:1].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
         try:
             with undisturbed(model):
                 run_without_graph(model, image)
-        except _UNFIT as problem:
-            said = f"{problem}".partition("\n")[0]
+        except _SHAPE_ERRORS as problem:
+            reason = f"{problem}".partition("\n")[0]
             raise InputError(
-                f"{type(model).__name__} does not take images of shape {tuple(x.shape[1:])} (C, H, W): {said}"
+                f"{type(model).__name__} does not take images of shape {tuple(x.shape[1:])} (C, H, W): "
+                f"{reason}"
             ) from problem
         raise
 
 
 def check_input_kept(model: nn.Module, x: Tensor) -> None:
-    """Run one of the images; refuse a model that writes into it, be it what was there before.
+    """Run the model on one image and check that the image is not written to, even with its own values.
 
     Raises
     ------
     InputError
-        Says what would do.
+        If the model changes its input in place.
     """
     with undisturbed(model), torch.inference_mode(False), torch.no_grad():
         image = x[:1].detach().to(device_of(model), copy=True)
@@ -148,8 +149,8 @@ def check_input_kept(model: nn.Module, x: Tensor) -> None:
         run_without_graph(model, image)
     if image._version != version or not torch.equal(image, before):
         raise InputError(
-            f"{type(model).__name__} changes its input in place, so what it looked at is no longer the image "
-            "that it was given; let its forward begin with x = x.clone(), or its first layer be one with "
+            f"{type(model).__name__} changes its input in place, so results would belong to another image "
+            "than the one given; let its forward begin with x = x.clone(), or its first layer be one with "
             "inplace=False"
         )
 
@@ -173,7 +174,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def named_device(name: str | torch.device) -> torch.device:
-    """Return the device of a name; "auto" is a GPU of CUDA where there is one, else the CPU.
+    """Return the device of this name; "auto" is CUDA if there is a GPU, else the CPU.
 
     >>> named_device("cpu")
     device(type='cpu')
@@ -192,8 +193,8 @@ def named_device(name: str | torch.device) -> torch.device:
     try:
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
-        said = f"{error}".partition("\n")[0]
-        raise InputError(f"there is no device '{name}' here ({said}); cpu always works") from None
+        reason = f"{error}".partition("\n")[0]
+        raise InputError(f"there is no device '{name}' here ({reason}); cpu always works") from None
     return device
 
 
@@ -201,7 +202,7 @@ _WITHOUT_FLOAT64 = frozenset({"mps"})
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """Where float64 numbers made on `device` are worked with: there, or on the CPU where it has no float64.
+    """Return the device for float64 work on tensors of `device`: the CPU if that has no float64.
 
     >>> float64_device(torch.device("cuda", 0)), float64_device(torch.device("mps"))
     (device(type='cuda', index=0), device(type='cpu'))
@@ -222,22 +223,23 @@ def dtype_of(model: nn.Module, otherwise: torch.dtype = torch.float32) -> torch.
 
 
 def chunk_rows(shape: torch.Size | tuple[int, ...], device: torch.device) -> int:
-    """How many images of `shape` (..., C, H, W) a forward chunk holds on a device.
+    """Return how many images of `shape` (..., C, H, W) a forward chunk holds on a device.
 
-    On the CPU 128 up to 32×32, fewer above: with glibc's default allocator larger chunks are mapped and
-    unmapped at every layer, which costs 1.5–2 times as much an image; smaller ones do not fill the cores.
-    Elsewhere 512 up to 56×56 and 32 of 224×224, whose way back fits into 4 GB for a ResNet-50.
+    On the CPU a chunk holds 128 images up to 32×32 and fewer larger ones: glibc's default allocator maps and
+    unmaps the memory of larger chunks at every layer, which takes 1.5 to 2 times as long per image, and
+    smaller chunks do not use all cores. On other devices it holds 512 images up to 56×56, and 32 images of
+    224×224, so that the backward pass of a ResNet-50 fits into 4 GB.
 
     >>> chunk_rows((3, 224, 224), torch.device("cpu")), chunk_rows((3, 224, 224), torch.device("cuda"))
     (2, 32)
     """
     pixels = shape[-1] * shape[-2]
-    most, room = (128, 128 * 32**2) if device.type == "cpu" else (512, 32 * 224**2)
-    return max(1, min(most, room // pixels))
+    most, pixels_per_chunk = (128, 128 * 32**2) if device.type == "cpu" else (512, 32 * 224**2)
+    return max(1, min(most, pixels_per_chunk // pixels))
 
 
 def predict(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (N, K) of `x` (N, C, H, W), in chunks, on the model's device, returned on the CPU.
+    """Compute the logits (N, K) of `x` (N, C, H, W) in chunks on the model's device; return them on the CPU.
 
     Raises
     ------

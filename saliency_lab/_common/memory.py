@@ -1,4 +1,8 @@
-"""What the C library does with memory that a pass on the CPU has freed."""
+"""Keep freed memory for the next pass on the CPU, where the C library would give it back to the system.
+
+This changes settings of the process, so one variable turns it off: `SALIENCY_LAB_KEEP_MEMORY=0`.
+`benchmarks/allocator.py` measures what it saves.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,27 @@ from functools import cache
 import torch
 
 
+def may_tune_allocator() -> bool:
+    """Return whether the C library is glibc and no environment variable asks to leave its allocator alone."""
+    if os.environ.get("SALIENCY_LAB_KEEP_MEMORY", "1") in {"0", "false", "no"}:
+        return False
+    tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    return not tuned and platform.libc_ver()[0] == "glibc"
+
+
 @cache
-def keep_memory() -> None:
-    """Let glibc's allocator keep the memory of blocks up to 31 MB for the next pass.
+def raise_mmap_threshold() -> None:
+    """Make glibc keep freed blocks of up to 31 MB for the next pass, for the rest of the process.
 
-    It gives larger blocks than were ever freed back to the system, and fetches them again page by page: up to
-    a third of the time of a pass of a small network. Once one of 31 MB was freed, it keeps those below.
-    Other allocators take no notice, nor does glibc's where `MALLOC_…` variables set its thresholds.
+    By default glibc returns blocks that are larger than any freed before to the system and fetches them
+    again page by page, which takes up to a third of a pass of a small network. glibc raises its own threshold
+    when a block of 31 MB is freed, so this allocates and frees one.
     """
-    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
+    if may_tune_allocator():
+        torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
 
 
-# malloc.h, and the values that glibc's own adjustment ends at after large blocks
+# From malloc.h, with the values at which glibc's own adjustment ends after large blocks were freed.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _AFTERWARDS = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
 _NEVER = -1
@@ -31,14 +44,12 @@ _NEVER = -1
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Let glibc keep freed memory of any size, as a training needs the same blocks again at every step.
+    """Make glibc keep freed memory of any size inside: a training needs the same blocks at every step.
 
-    Results do not change. On leaving, free memory goes back to the system, and the thresholds are those
-    that glibc's own adjustment ends at (32 and 64 MiB), for good. Nothing happens with another C library,
-    nor where the user has tuned the allocator by ``MALLOC_…`` or ``GLIBC_TUNABLES``.
+    No result changes. On leaving, free memory is returned to the system, and the thresholds are set to the
+    values at which glibc's own adjustment ends (32 and 64 MiB), for the rest of the process.
     """
-    tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    if tuned or platform.libc_ver()[0] != "glibc":
+    if not may_tune_allocator():
         yield
         return
     libc = ctypes.CDLL("libc.so.6")

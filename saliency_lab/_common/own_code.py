@@ -1,4 +1,4 @@
-"""Which code is the user's own, whether it can be called, and which globals it uses."""
+"""Find out which code is the user's, whether it takes the right arguments, and which globals it uses."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _DATA = (
 
 
 def is_known(kind: type) -> bool:
-    """Whether a class is Python's, torch's, torchvision's or this package's."""
+    """Return whether a class is part of Python, torch, torchvision or this package."""
     return kind.__module__.partition(".")[0] in _KNOWN
 
 
 @functools.cache
 def is_installed(module: str) -> bool:
-    """Whether a module comes with Python or an installed library, rather than being the user's own.
+    """Return whether a module comes with Python or an installed library, rather than from the user.
 
     >>> [is_installed(name) for name in ("torch.nn", "numpy", "json", "__main__")]
     [True, True, True, False]
@@ -75,12 +75,12 @@ def check_callable(function: Callable[..., Any], kind: str, arguments: str) -> s
 
 
 def used_globals(function: Callable[..., Any]) -> dict[str, Any]:
-    """Globals, by name, that say what one of the user's functions does.
+    """Return the globals, by name, on which the result of a user's function may depend.
 
-    That is functions and classes, and by a name without a leading underscore also plain values, tensors,
-    networks and objects of the user's classes. Of a module of the user's, what the function uses of it. A
-    library's own objects, such as a logger or a random generator, are not among them, nor names that the
-    function itself assigns, nor what it imports.
+    These are functions and classes; and, if the name has no leading underscore, plain values, tensors,
+    networks and objects of the user's classes. A module of the user's counts with those of its attributes
+    that the function uses. Objects of a library, such as a logger or a random generator, do not count, and
+    neither do names that the function assigns or imports itself.
     """
     if is_installed(function.__module__ or ""):
         return {}
@@ -101,7 +101,7 @@ def used_globals(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _names_in(code: types.CodeType) -> tuple[set[str], set[str]]:
-    """Names of globals that are read and not assigned, and of attributes, also in functions inside."""
+    """Return the globals that are read and not assigned, and the attributes, also in nested functions."""
     steps = list(dis.get_instructions(code))
     names = {step.argval for step in steps if step.opname == "LOAD_GLOBAL"}
     names -= {step.argval for step in steps if step.opname == "STORE_GLOBAL"}

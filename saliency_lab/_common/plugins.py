@@ -1,4 +1,4 @@
-"""A user's own object from text: `module:attribute`."""
+"""Import a user's object that is named as `module:attribute`."""
 
 from __future__ import annotations
 

@@ -19,7 +19,19 @@ _enabled = os.environ.get("SALIENCY_LAB_PROGRESS", "1") not in {"0", "false", "n
 
 
 def show_progress(enabled: bool) -> None:
-    """Turn bars, and their lines in a log, on or off (also: the variable `SALIENCY_LAB_PROGRESS=0`)."""
+    """Turn progress bars, and their lines in a log, on or off for the rest of the process.
+
+    The environment variable `SALIENCY_LAB_PROGRESS=0` does the same.
+
+    Parameters
+    ----------
+    enabled : bool
+        Whether progress is shown.
+
+    Examples
+    --------
+    >>> show_progress(False)
+    """
     global _enabled
     _enabled = enabled
 
@@ -36,7 +48,7 @@ def no_progress() -> Iterator[None]:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether a stream is a terminal; none, a closed one, and one that can only be written to are not."""
+    """Return whether a stream is a terminal; a closed or missing stream is not."""
     try:
         return bool(stream.isatty())
     except (AttributeError, ValueError):
@@ -44,24 +56,24 @@ def is_terminal(stream: Any) -> bool:
 
 
 def watched() -> bool:
-    """Whether somebody may be looking: at a terminal, or at a notebook."""
+    """Return whether somebody may be watching, at a terminal or in a notebook."""
     return is_terminal(sys.stderr) or "ipykernel" in sys.modules
 
 
 @functools.cache
 def _lines() -> type[tqdm[Any]]:
-    """Bars for a log. They are of one class, as each class of bars keeps a thread that looks after them."""
+    """Return the class of bars for a log; there is one, because each class of bars keeps a thread."""
     from tqdm.auto import tqdm
 
     class Lines(tqdm):
-        """What a log can hold: whole lines, none written over."""
+        """A bar that a log can hold: it writes whole lines and overwrites none."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.written = time.monotonic()
             super().__init__(*args, **kwargs)
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
-            """Write where the work stands, if the last line is long ago; nothing to clear a bar."""
+            """Write a line about the progress if the last line was written long ago."""
             now = time.monotonic()
             if msg is None and now - self.written >= SECONDS_A_LINE:
                 self.written = now
@@ -82,7 +94,7 @@ def announce(message: str) -> None:
 def progress(items: Iterable[Any] | None = None, *, label: str, total: int | None = None) -> tqdm[Any]:
     """Wrap `items` in a bar that disappears when done; with `total` alone, call `.update(n)` on it.
 
-    Where nobody watches, neither a terminal nor a notebook, long work writes a line a minute instead.
+    Outside of terminals and notebooks, long work writes one line per minute instead.
     """
     if watched():
         from tqdm.auto import tqdm

@@ -1,4 +1,4 @@
-"""Where a result comes from: the versions of what made it."""
+"""The versions of the packages that a result was computed with."""
 
 from __future__ import annotations
 

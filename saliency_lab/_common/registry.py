@@ -220,7 +220,7 @@ class Registry(Generic[T]):
     noun : str
         What messages call one of them.
     kind : str, optional
-        The kind of object that users can register beside them.
+        The kind of object that users can register in addition.
     adapt : callable, optional
         Turns a user's `Extension` into what the registry holds.
     """

@@ -1,7 +1,7 @@
 """Random draws that depend on the seed and the sample, and on nothing else.
 
 A draw for a sample is keyed by `(seed, purpose, the sample's own pixels)`. It is therefore the
-same whatever the batch size, the batch-mates, the order, the device, or what ran before.
+same for every batch size, order and device, whatever else is in the batch and whatever ran before.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def generator(seed: int, *keys: object) -> torch.Generator:
 
 
 def sample_seeds(x: Tensor, seed: int, purpose: str) -> list[int]:
-    """One seed a sample of `x` (N, ...), from the seed, the purpose and the sample's values."""
+    """Return one seed per sample of `x` (N, ...), from the seed, the purpose and the sample's values."""
     prefix = f"{check_seed(seed)}|{purpose}|".encode()
     rows = x.detach().to("cpu", torch.float32).reshape(len(x), -1).contiguous().numpy()
     return [
@@ -51,7 +51,7 @@ def sample_seeds(x: Tensor, seed: int, purpose: str) -> list[int]:
 
 
 def sample_uniform(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Uniform draws on [0, 1), float32, (len(seeds), *shape); row i depends on `seeds[i]` alone."""
+    """Draw uniformly from [0, 1): float32 (len(seeds), *shape); row i depends on `seeds[i]` alone."""
     source = torch.Generator()
     out = torch.empty(len(seeds), *shape)
     for row, seed in zip(out, seeds, strict=True):
@@ -60,7 +60,7 @@ def sample_uniform(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 def sample_normal(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Standard normal draws, float32, (len(seeds), *shape); row i depends on `seeds[i]` alone."""
+    """Draw from N(0, 1): float32 (len(seeds), *shape); row i depends on `seeds[i]` alone."""
     source = torch.Generator()
     out = torch.empty(len(seeds), *shape)
     for row, seed in zip(out, seeds, strict=True):

@@ -108,8 +108,8 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"] if not _is_alternative(part))
         if problem["type"] == "missing":
-            said = (model.__doc__ or "").strip().partition("\n")[0]
-            clauses[key] = f"'{key}' must be given" + (f": {said}" if f"`{key}`" in said else "")
+            summary = (model.__doc__ or "").strip().partition("\n")[0]
+            clauses[key] = f"'{key}' must be given" + (f": {summary}" if f"`{key}`" in summary else "")
             continue
         reason = problem["msg"].removeprefix("Value error, ")
         if key in clauses:  # another type that would have done

@@ -27,8 +27,8 @@ from saliency_lab._common.inference import (
     dtype_of,
     gradients_recorded,
     predict,
+    translate_shape_errors,
     undisturbed,
-    unfit_images_told,
     warn_if_batch_coupled,
 )
 from saliency_lab._common.progress import progress
@@ -299,7 +299,7 @@ def check_model(model: nn.Module, x: Tensor) -> None:
         raise InputError(
             "the model was made under torch.inference_mode, so it has no gradients; make or load it outside"
         )
-    with unfit_images_told(model, x):
+    with translate_shape_errors(model, x):
         check_input_kept(model, x)
 
 

@@ -25,8 +25,8 @@ from saliency_lab._common.inference import (
     chunk_rows,
     device_of,
     gradients_recorded,
-    missing_derivatives_told,
     predict,
+    translate_missing_derivatives,
     undisturbed,
 )
 from saliency_lab._common.progress import progress
@@ -195,7 +195,7 @@ def attack_map(
         preserved_rng(derive_seed(seed, "attack_map")),
         gradients_recorded(),
         attention_differentiable_twice(),
-        missing_derivatives_told(InputError),
+        translate_missing_derivatives(InputError),
         undisturbed(model),
         progress(label=goal, total=len(images)) as bar,
     ):

@@ -17,8 +17,8 @@ from saliency_lab._common.inference import (
     device_of,
     dtype_of,
     gradients_recorded,
+    translate_shape_errors,
     undisturbed,
-    unfit_images_told,
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import versions
@@ -95,7 +95,7 @@ def attribute(
     name, run = chosen.name, chosen.run
     parsed = parse_settings(chosen.settings, settings, of=f"method '{name}'")
     seed = check_seed(seed)
-    with gradients_recorded(), unfit_images_told(model, x), undisturbed(model), preserved_rng(seed):
+    with gradients_recorded(), translate_shape_errors(model, x), undisturbed(model), preserved_rng(seed):
         x = check_images(x).detach()
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)
         parsed = _resolved(chosen, parsed, model, x)

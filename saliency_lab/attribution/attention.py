@@ -1,49 +1,350 @@
-"""Attention rollout: how attention mixes the patches of a vision transformer, layer upon layer."""
+"""Methods that follow the attention through a vision transformer: attention rollout and Chefer's relevance.
+
+Both multiply one square matrix per block over the same tokens. What the network does is read from a run:
+which calls are attention, that nothing else mixes tokens between them, which tokens are patches of the
+image, and which tokens the head reads. A network for which such a product means nothing is refused.
+"""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.seeding import generator
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.batch import Batch
-from saliency_lab.attribution.calls import Call, Rule, check_visible
-from saliency_lab.attribution.catalogue import Explained, method
+from saliency_lab.attribution.calls import (
+    AVERAGE_POOL,
+    CONTRACTIONS,
+    ELEMENTWISE,
+    MAX_POOL,
+    PRODUCTS,
+    RELU,
+    SHAPES,
+    Call,
+    calls,
+    check_visible,
+    depending,
+    describe_module,
+    track_modules,
+)
+from saliency_lab.attribution.catalogue import Explained, Resolve, method
+from saliency_lab.attribution.fused_attention import FUSED, AttentionRule
 from saliency_lab.attribution.layer import Interpolation, enlarge, patch_grid
 
+SOFTMAX = calls("softmax")
+LEADS_TO_SOFTMAX = (
+    RELU
+    | ELEMENTWISE
+    | PRODUCTS
+    | SHAPES
+    | calls("add", "__radd__", "sub", "masked_fill", "where", "nan_to_num")
+)
+KEEPS_WEIGHTS = SHAPES | calls("masked_fill", "repeat_interleave")
+CONVOLUTION = calls("conv1d", "conv2d", "conv3d") | MAX_POOL | AVERAGE_POOL
 
-class _Watch(Rule):
-    """Keeps the attention weights (n, heads, T, T) of every self-attention."""
 
-    def __init__(self) -> None:
+@dataclass(eq=False)
+class _Attention:
+    """One attention: its scores and weights (softmax), (…, T, T), and what it returns."""
+
+    module: str
+    scores: Tensor
+    weights: Tensor
+    output: Tensor | None = None
+    token_dim: int = -2
+    """The dimension of `output` that counts tokens."""
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """How many tokens attend to how many."""
+        return tuple(self.weights.shape[-2:])
+
+
+@dataclass(eq=False)
+class _Watch(AttentionRule):
+    """Records each attention, and what else mixes tokens.
+
+    An attention is a softmax over the last of at least three dimensions, by which something is multiplied.
+    """
+
+    running: list[tuple[str, nn.Module]] = field(default_factory=list)
+    seen: list[_Attention] = field(default_factory=list)
+    unexplained: dict[int, str] = field(default_factory=dict)
+    """Modules of products of activations, by number, that neither lead to a softmax nor follow one."""
+    convolutions: list[tuple[int, str]] = field(default_factory=list)
+    """Modules that convolve or pool positions, and how many attentions there were before."""
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.weights: list[Tensor] = []
+        self.tensors: list[
+            Tensor
+        ] = []  # keeps the tensors of the next two alive, so that their ids stay theirs
+        self.weights: dict[int, _Attention] = {}
+        self.leading: dict[int, set[int]] = {}
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func is F.multi_head_attention_forward:
-            told = {**kwargs, "need_weights": True, "average_attn_weights": False}
-            output, weights = func(*args, **told)
-            self.weights.append(weights)
-            return output, weights if kwargs.get("need_weights", True) else None
-        if func is F.scaled_dot_product_attention:
-            query, key = args[:2]
-            scale = kwargs.get("scale") or 1 / math.sqrt(query.shape[-1])
-            self.weights.append((query @ key.transpose(-2, -1) * scale).softmax(-1))
-        return func(*args, **kwargs)
+        """Make the call, and note what it is."""
+        output = super().call(func, args, kwargs)
+        if func in FUSED or not isinstance(output, Tensor) or not output.requires_grad:
+            return output
+        inputs = depending(args, kwargs)
+        if func in SOFTMAX:
+            self._softmax(args, kwargs, output)
+        elif func in CONTRACTIONS and len(inputs) == 2:
+            self._product(func, args, inputs, output)
+        elif func in CONVOLUTION and _mixes(func, args, kwargs, output):
+            self.convolutions.append((len(self.seen), describe_module(self.running)))
+        else:
+            if func in KEEPS_WEIGHTS and (known := self.weights.get(id(inputs[0]))) is not None:
+                self._tag(self.weights, output, known)
+            if func in LEADS_TO_SOFTMAX:
+                numbers = set().union(*(self.leading.get(id(each), set()) for each in inputs))
+                if numbers:
+                    self._tag(self.leading, output, numbers)
+        return output
+
+    def _tag(self, tags: dict[int, Any], tensor: Tensor, tag: Any) -> None:
+        self.tensors.append(tensor)
+        tags[id(tensor)] = tag
+
+    def _softmax(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        dim = kwargs["dim"] if "dim" in kwargs else args[1]
+        if output.ndim < 3 or dim % output.ndim != output.ndim - 1:
+            return
+        for number in self.leading.get(id(args[0]), set()):
+            self.unexplained.pop(number, None)
+        self._tag(self.weights, output, _Attention(describe_module(self.running), args[0], output))
+
+    def _product(self, func: Call, args: tuple[Any, ...], inputs: list[Tensor], output: Tensor) -> None:
+        known = [self.weights.get(id(each)) for each in inputs]
+        place = next(
+            (place for place, each in enumerate(known) if each and inputs[place].shape[-2:] == each.size),
+            None,
+        )
+        attention = None if place is None else known[place]
+        if place is None or attention is None:
+            number = len(self.tensors)
+            self.unexplained[number] = describe_module(self.running)
+            self._tag(self.leading, output, {number})
+            return
+        attention.output, attention.token_dim = output, -2 if place == 0 else -1
+        if isinstance(args[0], str) and "->" in args[0]:  # einsum: where the queries' letter is in the result
+            operands, result = args[0].replace(" ", "").split("->")
+            attention.token_dim = result.index(operands.split(",")[place][-2]) - len(result)
+        self.seen.append(attention)
 
 
-class RolloutSettings(Settings):
-    """`heads`: how a layer's heads become one; `residual`: the share of each token that skips attention."""
+def _mixes(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> bool:
+    """Whether a convolution or pooling looks at more than one position at a time."""
+    if func in MAX_POOL | AVERAGE_POOL:
+        return output.shape != args[0].shape and output.ndim > 2
+    weight = args[1] if len(args) > 1 else kwargs["weight"]
+    return any(size > 1 for size in weight.shape[2:])
+
+
+class _Refusal(InputError):
+    """Names the method, the cause, and what works instead."""
+
+    def __init__(self, name: str, cause: str) -> None:
+        super().__init__(f"{name} {cause}; use 'integrated_gradients', 'saliency' or 'rise' on this network")
+
+
+def _watched(name: str, model: nn.Module, points: Tensor) -> tuple[list[_Attention], Tensor]:
+    """Attentions of a run on `points`, and the logits, with their graph.
+
+    Raises
+    ------
+    InputError
+        If there is no attention, or it is not one square matrix per block over the same tokens.
+    """
+    watch = _Watch()
+    with torch.enable_grad(), track_modules(model, watch.running), watch:
+        logits = model(points.detach().clone().requires_grad_(True) * 1.0)
+    seen, count = watch.seen, len(points)
+    if not seen and not watch.unexplained:
+        raise _Refusal(
+            name, f"needs a vision transformer, and in {type(model).__name__} no self-attention was seen"
+        )
+    for attention in seen:
+        rows, columns = attention.size
+        if rows != columns:
+            raise _Refusal(
+                name,
+                f"multiplies square matrices over one set of tokens, but {attention.module} attends from "
+                f"{rows} to {columns} tokens",
+            )
+        size = seen[0].size[0]
+        if rows != size:
+            raise _Refusal(
+                name,
+                f"multiplies matrices over one set of tokens, but {attention.module} attends over {rows} "
+                f"tokens and {seen[0].module} over {size}",
+            )
+        if attention.weights.ndim == 3 and len(attention.weights) % count == 0:
+            continue
+        if attention.weights.ndim != 4 or len(attention.weights) != count:
+            raise _Refusal(
+                name,
+                f"needs attention over all tokens of an image, but {attention.module} attends within windows "
+                f"or groups of {rows} tokens",
+            )
+    if watch.unexplained:
+        module = next(iter(watch.unexplained.values()))
+        raise _Refusal(
+            name,
+            "reads attention from the softmax of a matrix that multiplies the values, but "
+            f"{module} mixes tokens by another product of activations",
+        )
+    between = [module for number, module in watch.convolutions if 0 < number < len(seen)]
+    if between:
+        raise _Refusal(name, f"follows attention only, but between blocks {between[0]} mixes positions")
+    return seen, logits
+
+
+def _heads(weights: Tensor, count: int) -> Tensor:
+    """Weights (count, heads, T, T) of attention that may have its heads in the first dimension."""
+    return weights if weights.ndim == 4 else weights.unflatten(0, (count, -1))
+
+
+def _reached(outputs: Tensor, at: Tensor, start: Tensor) -> Tensor:
+    """Which entries of `at` the entries of `outputs` depend on in which `start` is NaN.
+
+    NaN · 0 is NaN, so this is dependence by the structure of the network, whatever its weights are.
+    """
+    (gradient,) = torch.autograd.grad(outputs, at, start, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(at, dtype=torch.bool) if gradient is None else gradient.isnan()
+
+
+def _tokens(reached: Tensor, dim: int) -> Tensor:
+    """Which tokens (T,) have any entry that is true."""
+    return reached.movedim(dim, 0).flatten(1).any(1)
+
+
+def _check_between(name: str, seen: list[_Attention]) -> None:
+    """Refuse a network in which tokens are mixed, moved or left out between two attentions."""
+    for before, after in pairwise(seen):
+        size = after.scores.shape[-1]
+        assert before.output is not None
+        for token in (0, size // 2):
+            start = torch.zeros_like(after.scores)
+            start[..., token, token] = torch.nan
+            found = _tokens(_reached(after.scores, before.output, start), before.token_dim)
+            if not found.any():
+                raise _Refusal(
+                    name,
+                    f"multiplies the attention of one block after the other, but that of {after.module} does "
+                    f"not depend on that of {before.module}",
+                )
+            if found.sum() > 1 or not found[token]:
+                raise _Refusal(
+                    name,
+                    f"follows attention only, but between {before.module} and {after.module} tokens are "
+                    "mixed or moved",
+                )
+
+
+def _image_tokens(name: str, model: nn.Module, image: Tensor) -> Tensor:
+    """Which tokens (T,) depend on the image: all but class, distillation and register tokens.
+
+    The score of a token for itself in the first attention is compared between three images, of which the
+    second differs from the first in one quarter, and the third in the rest.
+    """
+    noise = torch.rand(3, *image.shape[1:], generator=generator(0, "attention")).to(image)
+    corner = torch.zeros(image.shape[2:], dtype=torch.bool, device=image.device)
+    corner[: (image.shape[2] + 1) // 2, : (image.shape[3] + 1) // 2] = True
+    images = torch.stack([noise[0], noise[1].where(corner, noise[0]), noise[0].where(corner, noise[2])])
+    seen, _ = _watched(name, model, images)
+    _check_between(name, seen)
+    own = _heads(seen[0].scores.detach(), 3).diagonal(dim1=-2, dim2=-1)  # (3, heads, T)
+    change = (own[1:] - own[:1]).abs()
+    changed = change > 1e-3 * change.amax((0, 2), keepdim=True)
+    if not changed[0].any(-1).all():
+        raise _Refusal(
+            name,
+            f"needs attention over all tokens of an image, but {seen[0].module} attends within windows "
+            f"or groups of {seen[0].size[0]} tokens",
+        )
+    return changed.any(0).any(0)
+
+
+def _count_prefix(name: str, model: nn.Module, image: Tensor, given: int | None) -> int:
+    """Number of tokens in front of the patches: `given`, or found by a run of the network.
+
+    Raises
+    ------
+    InputError
+        If the network's attention cannot be followed, or the other tokens are no grid of patches.
+    """
+    check_visible(model, name)
+    patches = _image_tokens(name, model, image)
+    prefix = int(patches.nonzero()[0]) if given is None else given
+    if given is None and not patches[prefix:].all():
+        places = ", ".join(str(int(place)) for place in (~patches).nonzero()[:5])
+        raise _Refusal(
+            name,
+            "needs the tokens that do not depend on the image (class, distillation, registers) in front of "
+            f"the patches, but in {type(model).__name__} they are number {places}",
+        )
+    if patch_grid(len(patches) - prefix, image) is None:
+        raise _Refusal(
+            name,
+            f"needs a grid of patches, but behind {prefix} token(s) that do not depend on the image "
+            f"{type(model).__name__} has {max(0, len(patches) - prefix)} tokens for images of "
+            f"{tuple(image.shape[2:])} pixels; give their number by prefix_tokens=, or",
+        )
+    return prefix
+
+
+def _on_image(
+    name: str, batch: Batch, flow: Tensor, seen: list[_Attention], logits: Tensor, settings: RelevanceSettings
+) -> Tensor:
+    """Mean over the tokens that the head reads of their rows of `flow` (n, T, T), on the grid of patches."""
+    last = seen[-1].output
+    assert last is not None and settings.prefix_tokens is not None
+    read = _tokens(_reached(logits, last, torch.full_like(logits, torch.nan)), seen[-1].token_dim)
+    if not read.any():
+        raise _Refusal(
+            name, f"needs a head that reads the tokens, which that of {type(batch.model).__name__} does not"
+        )
+    patches = flow[:, read].mean(1)[:, settings.prefix_tokens :]
+    grid = patch_grid(patches.shape[1], batch.x)
+    assert grid is not None
+    return enlarge(patches[:, None].unflatten(2, grid), batch.x, settings.interpolation)
+
+
+class RelevanceSettings(Settings):
+    """`prefix_tokens` is the number of tokens in front of the patches (default: found by a run)."""
+
+    prefix_tokens: int | None = Field(None, ge=0)
+    interpolation: Interpolation = "bilinear"
+
+
+class RolloutSettings(RelevanceSettings):
+    """How attention is averaged and where the patches are.
+
+    `heads`: how the heads of a layer become one; `residual`: the share of each token that skips attention;
+    `prefix_tokens`: the number of tokens in front of the patches (default: found by a run).
+    """
 
     heads: Literal["mean", "max", "min"] = "mean"
     residual: float = Field(0.5, ge=0, lt=1)
-    interpolation: Interpolation = "bilinear"
+
+
+def _resolve(name: str) -> Resolve:
+    """The function that fills in the number of prefix tokens, for the method `name`."""
+
+    def resolve(model: nn.Module, image: Tensor, settings: Any) -> Any:
+        prefix = _count_prefix(name, model, image, settings.prefix_tokens)
+        return settings.model_copy(update={"prefix_tokens": prefix})
+
+    return resolve
 
 
 @method(
@@ -52,35 +353,59 @@ class RolloutSettings(Settings):
     passes="1 forward",
     reference="Abnar & Zuidema, ACL 2020",
     settings=RolloutSettings,
+    resolve=_resolve("attention_rollout"),
 )
 def attention_rollout(batch: Batch, settings: RolloutSettings) -> Explained:
-    """The class token's row of Πₗ (r·I + (1 − r)·Aₗ), on the patches' grid; it does not depend on the class.
+    """Rows of Πₗ (r·I + (1 − r)·Aₗ) of the tokens that the head reads, such as the class token.
+
+    Aₗ are the attention weights of block l, r is `residual`. The map does not depend on the class.
 
     Raises
     ------
     InputError
-        If no self-attention over a grid of patches and one class token can be seen.
+        If the attention is not one square matrix per block over the same tokens.
     """
-    check_visible(batch.model, "attention_rollout")
-    watch = _Watch()
-    with torch.enable_grad(), watch:  # without gradients torch takes a path that hides the weights
-        batch.model(batch.x.clone().requires_grad_(True))
+    seen, logits = _watched("attention_rollout", batch.model, batch.x)
     flow = None
-    for weights in watch.weights:
-        heads = weights.detach()
+    for attention in seen:
+        heads = _heads(attention.weights.detach(), len(batch.x))
         joined = heads.mean(1) if settings.heads == "mean" else getattr(heads, f"a{settings.heads}")(1)
         eye = torch.eye(joined.shape[-1]).to(joined)
         mixed = settings.residual * eye + (1 - settings.residual) * joined
         mixed = mixed / mixed.sum(-1, keepdim=True)
         flow = mixed if flow is None else mixed @ flow
-    grid = None if flow is None else patch_grid(flow.shape[-1] - 1, batch.x)
-    if flow is None or grid is None:
-        size = tuple(batch.x.shape[2:])
-        tokens = "" if flow is None else f"it attends over {flow.shape[-1]} tokens of images {size}"
-        raise InputError(
-            "attention_rollout needs a vision transformer with a class token and a grid of patches, "
-            f"but in {type(batch.model).__name__} {tokens or 'no self-attention was seen'}; use 'saliency' "
-            "or 'rise'"
-        )
-    coarse = flow[:, None, 0, 1:].unflatten(2, grid)
-    return enlarge(coarse, batch.x, settings.interpolation), None
+    assert flow is not None
+    return _on_image("attention_rollout", batch, flow, seen, logits, settings), None
+
+
+@method(
+    "attention_relevance",
+    family="attention",
+    passes="1 forward, 1 backward to the first attention",
+    reference="Chefer et al., ICCV 2021",
+    settings=RelevanceSettings,
+    resolve=_resolve("attention_relevance"),
+)
+def attention_relevance(batch: Batch, settings: RelevanceSettings) -> Explained:
+    """Rows of R − I of the tokens that the head reads; R is I, then R + mean((∂f/∂A ⊙ A)⁺)·R block by block.
+
+    A are the attention weights of a block, and the mean is over its heads.
+
+    Raises
+    ------
+    InputError
+        If the attention is not one square matrix per block over the same tokens.
+    """
+    seen, logits = _watched("attention_relevance", batch.model, batch.x)
+    with torch.enable_grad():
+        score = batch.target.pick(logits).sum()
+    weights = [each.weights for each in seen]
+    gradients = torch.autograd.grad(score, weights, retain_graph=True, materialize_grads=True)
+    flow = torch.zeros(len(batch.x), *seen[0].size).to(
+        batch.x
+    )  # without I, next to which small values vanish
+    for attention, gradient in zip(seen, gradients, strict=True):
+        positive = (gradient * attention.weights.detach()).clamp_min(0)
+        mixed = _heads(positive, len(batch.x)).mean(1)
+        flow = flow + mixed + mixed @ flow
+    return _on_image("attention_relevance", batch, flow, seen, logits, settings), None

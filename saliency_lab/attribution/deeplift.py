@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import float64_device
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import Baseline, Baselines, fitting, resolve_baseline
 from saliency_lab.attribution.batch import Batch
@@ -48,24 +49,27 @@ LINEAR = (
 ONE_TO_ONE = RELU | ELEMENTWISE
 BY_CONSTANT = PRODUCTS | CONTRACTIONS
 ADAPTIVE = calls("adaptive_max_pool2d")
+SOFTMAX, LOG_SOFTMAX, LOG_SUM_EXP = calls("softmax"), calls("log_softmax"), calls("logsumexp")
+EXPONENTIAL = SOFTMAX | LOG_SOFTMAX | LOG_SUM_EXP
+RECORDED = ONE_TO_ONE | MAX_POOL | EXPONENTIAL
 
 
 def covers(func: Call, args: tuple[Any, ...], inputs: list[Tensor]) -> bool:
-    """Whether the multipliers pass this call: it is linear in `inputs`, or the rescale rule knows it."""
-    if func in ONE_TO_ONE or func in DIVISIONS:
+    """Whether the multipliers pass this call: it is linear in `inputs`, or there is a rule for it."""
+    if func in ONE_TO_ONE or func in DIVISIONS or func in EXPONENTIAL:
         return len(inputs) == 1 and inputs[0] is args[0]
     return func in LINEAR or func in MAX_POOL or (func in BY_CONSTANT and len(inputs) == 1)
 
 
 class _Record(Rule):
-    """Notes what goes into every nonlinearity on the baseline."""
+    """Records the input of every nonlinearity on the baseline."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inputs: list[tuple[Call, Tensor]] = []
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func in ONE_TO_ONE or func in MAX_POOL:
+        if func in RECORDED:
             self.inputs.append((func, torch.as_tensor(args[0]).clone()))  # it may be changed in place later
         return func(*args, **kwargs)
 
@@ -104,8 +108,31 @@ class _RescalePool(Function):
         return spread.view(ctx.shape), None
 
 
+class _RescaleExponential(Function):
+    """Softmax, its logarithm, or log Σ exp, by the rescale rule for each of its steps.
+
+    `facts` are the output, the multipliers of log Σ exp, the ratio Δs / Δ log s (None where the output is no
+    softmax), whether log Σ exp itself is the output, and along which dimension.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, facts: tuple[Any, ...]) -> Tensor:
+        output, *ctx.rest = facts
+        result: Tensor = output
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        multipliers, ratio, is_sum, dim = ctx.rest
+        gradient = gradients[0]
+        if is_sum:
+            return gradient.reshape(multipliers.sum(dim, keepdim=True).shape) * multipliers, None
+        inner = gradient if ratio is None else gradient * ratio
+        return inner - multipliers * inner.sum(dim, keepdim=True), None
+
+
 class _Replay(Rule):
-    """Runs the image against the recorded baseline."""
+    """Runs the image, with multipliers from the recorded run of the baseline."""
 
     def __init__(self, recorded: list[tuple[Call, Tensor]]) -> None:
         super().__init__()
@@ -113,7 +140,7 @@ class _Replay(Rule):
         self.refused = False
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        other = self._other(func) if func in ONE_TO_ONE or func in MAX_POOL else None
+        other = self._other(func) if func in RECORDED else None
         inputs = depending(args, kwargs)
         covered = covers(func, args, inputs)
         if other is None or not inputs or not covered:
@@ -122,6 +149,8 @@ class _Replay(Rule):
             return output
         if func in MAX_POOL:
             return self._pool(func, args[0], other, args[1:], kwargs)
+        if func in EXPONENTIAL:
+            return self._exponential(func, args[0], other, args[1:], kwargs)
         x = args[0].detach()
         free = {key: value for key, value in kwargs.items() if key != "inplace"}
         plain = _out_of_place(func)
@@ -150,14 +179,56 @@ class _Replay(Rule):
             falling = change.clamp_max_(0).div_(before.sub_(old)).nan_to_num_(0.0)
         return _RescalePool.apply(x, (output, places, rising, was, falling))
 
+    def _exponential(
+        self, func: Call, x: Tensor, other: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Softmax, its logarithm or log Σ exp, as exp, sum, logarithm and difference one after the other."""
+        dim = kwargs["dim"] if "dim" in kwargs else args[0]
+        with torch.no_grad():
+            output = func(x.detach(), *args, **kwargs)
+            multipliers = _log_sum_exp_multipliers(x.detach(), other, dim)
+            ratio = _softmax_ratio(x.detach(), other, dim) if func in SOFTMAX else None
+        facts = (output, multipliers, ratio, func in LOG_SUM_EXP, dim)
+        result: Tensor = _RescaleExponential.apply(x, facts)
+        return result
+
     def _other(self, func: Call) -> Tensor:
         recorded, other = next(self.left, (None, None))
         if recorded is not func or other is None:
             raise InputError(
-                "deep_lift runs the image beside the baseline, and this model computes them differently "
-                "(its forward depends on the values); use 'integrated_gradients'"
+                "deep_lift compares a run on the image with a run on the baseline, and this model makes "
+                "other calls in one than in the other (its forward depends on the values); use "
+                "'integrated_gradients'"
             )
         return other
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.to(float64_device(x.device), torch.float64)
+
+
+def _log_sum_exp_multipliers(x: Tensor, other: Tensor, dim: int) -> Tensor:
+    """Δ log Σ exp / Δx by the rescale rule for exp and for log; their derivative where nothing changes."""
+    a, b = _double(x), _double(other)
+    shift = torch.maximum(a.amax(dim, keepdim=True), b.amax(dim, keepdim=True))
+    change = a - b
+    small = change.abs() < 1
+    start = (b - shift).exp()
+    slope = (start * change.expm1() / change).where(small, ((a - shift).exp() - start) / change)
+    slope = slope.where(change != 0, start)
+    rise = ((a - shift).exp() - start).sum(dim, keepdim=True)
+    log_rise = a.logsumexp(dim, keepdim=True) - b.logsumexp(dim, keepdim=True)
+    ratio = (log_rise / rise).where(rise != 0, 1 / start.sum(dim, keepdim=True))
+    return (slope * ratio).to(x)
+
+
+def _softmax_ratio(x: Tensor, other: Tensor, dim: int) -> Tensor:
+    """Δs / Δ log s of the softmax s; s where nothing changes."""
+    a, b = (_double(each).log_softmax(dim) for each in (x, other))
+    change = a - b
+    small = change.abs() < 1
+    ratio = (b.exp() * change.expm1() / change).where(small, (a.exp() - b.exp()) / change)
+    return ratio.where(change != 0, a.exp()).to(x)
 
 
 def _derivative(func: Call, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -192,7 +263,7 @@ def rescale(batch: Batch, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
     if replay.refused:
         refuse(
             method,
-            "covers linear layers, max pooling in two dimensions and elementwise nonlinearities only",
+            "covers linear layers, 2-D max pooling, softmax and elementwise nonlinearities only",
             trace(batch.model, batch.x[:1], lambda *call: not covers(*call)),
             "Use 'integrated_gradients' or 'gradient_shap' on this model.",
         )

@@ -80,7 +80,8 @@ Terms = list[tuple[Tensor, Any]]
 
 CONVOLUTION, LINEAR, BATCH_NORM = calls("conv1d", "conv2d", "conv3d"), calls("linear"), calls("batch_norm")
 MATRIX_PRODUCT = calls("matmul", "__matmul__", "bmm", "mm", "__rmatmul__")
-SUM, DIFFERENCE = calls("add", "__radd__"), calls("sub", "subtract")
+SUM, DIFFERENCE, NEGATION = calls("add", "__radd__"), calls("sub", "subtract"), calls("neg", "negative")
+ONE_BY_ONE = RELU | ELEMENTWISE | PRODUCTS | SUM | DIFFERENCE | NEGATION
 PASSING = MAX_POOL | SHAPES
 OTHER_LINEAR = (
     AVERAGE_POOL
@@ -247,8 +248,7 @@ class Propagation(Rule):
             if factor != 1:
                 second = _Pass.apply(second, [factor * second.detach()])
             return deliver(self.split(args[0].clone(), second), func, args, kwargs)
-        elementwise = func in RELU or func in ELEMENTWISE or func in PRODUCTS or func in SUM | DIFFERENCE
-        if elementwise and len(tensors) == 1:
+        if len(tensors) == 1 and func in ONE_BY_ONE:
             free = {key: value for key, value in kwargs.items() if key != "inplace"}
             output = func(
                 *(each.detach().clone() if isinstance(each, Tensor) else each for each in args), **free

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,21 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images
+from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
 from saliency_lab._common.inference import (
     check_module,
-    device_of,
-    dtype_of,
     gradients_recorded,
-    undisturbed,
-    unfit_images_told,
+    translate_shape_errors,
 )
 from saliency_lab._common.progress import progress
-from saliency_lab._common.seeding import derive_seed, preserved_rng
+from saliency_lab._common.seeding import derive_seed
 from saliency_lab.attribution.api import attribute
-from saliency_lab.attribution.calls import hidden_part
 from saliency_lab.attribution.catalogue import METHODS
+from saliency_lab.attribution.reinitialisation import (
+    ChangeCheck,
+    check_randomisable,
+    layers_from_output,
+    randomise,
+)
 from saliency_lab.attribution.similarity import rank_correlation, ssim
 from saliency_lab.attribution.target import TargetSpec
 
@@ -163,8 +165,8 @@ def sanity_check(
     chosen = settings or {}
     if stray := set(chosen) - set(methods):
         raise InputError(f"settings are given for methods that are not checked: {', '.join(sorted(stray))}")
-    twin = copy.deepcopy(model)
-    with unfit_images_told(model, x):
+    twin = copy_model(model)
+    with translate_shape_errors(model, x):
         layers = layers_from_output(twin, x[:1])
     # classes of the trained model, also inside a contrast: the randomised ones predict something else
     classes = attribute(model, x, y, "constant", target=target, seed=seed).classes
@@ -172,6 +174,7 @@ def sanity_check(
     if by_default:
         first: TargetSpec = classes[:1] if classes.ndim == 1 else (classes[:1, 0], classes[:1, 1])
         methods = _not_refused(model, x[:1], first, methods, chosen)
+    check = ChangeCheck(twin, x)
     reference: dict[str, Tensor] = {}
     kept: dict[str, list[Tensor]] = {name: [] for name in methods}
     rows = []
@@ -179,6 +182,8 @@ def sanity_check(
         for step, (layer, modules) in enumerate([(TRAINED, []), *layers]):
             for module_name, module in modules:
                 randomise(module, derive_seed(seed, "randomise", module_name))
+            if modules:
+                check.update(twin, layer, [module for _, module in modules])
             for name in methods:
                 options = chosen.get(name, {})
                 maps = attribute(twin, x, y, name, target=fixed, seed=seed, **options).values
@@ -186,6 +191,7 @@ def sanity_check(
                 kept[name].append(maps[:_SHOWN])
                 rows.append(_likeness(base, maps).assign(method=name, step=step, layer=layer))
                 bar.update()
+    check.finish()
     likeness = pd.concat(rows, ignore_index=True)[["method", "step", "layer", "sample", *MEASURES]]
     return SanityCheck(likeness, {name: torch.stack(each) for name, each in kept.items()})
 
@@ -230,69 +236,6 @@ def _not_refused(
         why = "; ".join(str(error) for error in refusals.values())
         warnings.warn(f"the sanity check leaves out {', '.join(refusals)}: {why}", stacklevel=4)
     return left
-
-
-def layers_from_output(model: nn.Module, image: Tensor) -> list[tuple[str, list[tuple[str, nn.Module]]]]:
-    """Layers with parameters, last executed first: a name, and its modules (a layer and its normalisation).
-
-    Raises
-    ------
-    InputError
-        If no module with parameters takes part in the forward pass.
-    """
-    names = {module: name for name, module in model.named_modules()}
-    executed: list[nn.Module] = []
-    handles = [module.register_forward_pre_hook(lambda each, _: executed.append(each)) for module in names]
-    try:
-        with undisturbed(model), torch.no_grad():
-            model(image.detach().to(device_of(model), dtype_of(model), copy=True))
-    finally:
-        for handle in handles:
-            handle.remove()
-    layers: list[tuple[str, list[tuple[str, nn.Module]]]] = []
-    for module in dict.fromkeys(executed):
-        for each in (module, *(child for child in module.children() if child not in executed)):
-            own = list(each.parameters(recurse=False))
-            if not own:
-                continue
-            joins = bool(layers) and all(parameter.ndim < 2 for parameter in own)
-            if joins:
-                layers[-1][1].append((names[each], each))
-            else:
-                layers.append((names[each] or type(each).__name__, [(names[each], each)]))
-    if not layers:
-        raise InputError(f"{type(model).__name__} has no layer with parameters to randomise")
-    return layers[::-1]
-
-
-def check_randomisable(model: nn.Module) -> None:
-    """Refuse a model of which a part was scripted or compiled, as its modules cannot be drawn anew.
-
-    Raises
-    ------
-    InputError
-        Names the part.
-    """
-    if hidden := hidden_part(model):
-        raise InputError(
-            f"a model is randomised module by module, and {' is '.join(hidden)}; pass the eager module it "
-            "was made from"
-        )
-
-
-def randomise(module: nn.Module, seed: int) -> None:
-    """Draw a module's own parameters anew: by its own initialisation, else normal with their mean and spread.
-
-    A parameter of one value throughout, as the scale of a fresh normalisation, stays what it is.
-    """
-    with preserved_rng(seed, exclusive=True), torch.no_grad():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
-            return
-        for parameter in module.parameters(recurse=False):
-            spread = float(parameter.std()) if parameter.numel() > 1 else float(parameter.abs())
-            parameter.normal_(float(parameter.mean()), spread)
 
 
 def _likeness(base: Tensor, maps: Tensor) -> pd.DataFrame:

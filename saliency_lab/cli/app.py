@@ -1,4 +1,4 @@
-"""The command's frame: the verbs, and errors as one paragraph and an exit code."""
+"""The command itself: its subcommands, and errors as one paragraph with an exit code."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import io
 import logging
 import sys
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+import saliency_lab
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab.cli import (
     attack,
@@ -34,11 +35,34 @@ def _print_warning(message: Warning | str, category: type[Warning], *_: Any) -> 
         print(f"warning: {message}", file=sys.stderr)
 
 
+class Command(TyperCommand):
+    """A subcommand that refuses an option given twice, where only the last value would count."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments.
+
+        Raises
+        ------
+        typer.BadParameter
+            If an option of one value is given more than once.
+        """
+        options = args[: args.index("--")] if "--" in args else args
+        names = [word.partition("=")[0] for word in options]
+        for option in self.params:
+            if getattr(option, "multiple", True) or getattr(option, "is_flag", True):
+                continue
+            given = sum(name in option.opts for name in names)
+            if given > 1:
+                problem = f"it is given {given} times and takes one value"
+                raise typer.BadParameter(problem, ctx=ctx, param=option)  # type: ignore[arg-type]
+        return super().parse_args(ctx, args)
+
+
 class Commands(TyperGroup):
     """Turns this package's errors into a message and an exit code; a bug still shows its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb."""
+        """Run the subcommand."""
         warnings.showwarning = _print_warning  # type: ignore[assignment]
         logging.basicConfig(format="%(message)s")
         logging.getLogger("saliency_lab").setLevel(logging.INFO)
@@ -61,18 +85,42 @@ class Commands(TyperGroup):
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-app = typer.Typer(
+class App(typer.Typer):
+    """The application, whose subcommands are all of the class `Command`."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Any:
+        """Register a subcommand."""
+        return super().command(name, **{"cls": Command, **settings})
+
+
+app = App(
     name="saliency-lab",
     cls=Commands,
     help="Train models by recipe, attribute, score the maps, attack, compare.",
     epilog="New here? `saliency-lab demo` does the whole job in minutes and downloads nothing.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 for verb in (demo, train, attribute, score, attack, study, audit, report, listing, download, doctor):
     verb.add_to(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"saliency-lab {saliency_lab.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Train models by recipe, attribute, score the maps, attack, compare."""
 
 
 def main() -> None:

@@ -14,16 +14,18 @@ from saliency_lab.cli.options import (
     DataRoot,
     Device,
     Images,
+    Json,
     NamedSettings,
     Seed,
     Store,
     attack_settings,
     open_study,
+    several,
 )
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the subcommand."""
     app.command()(attack)
 
 
@@ -31,41 +33,41 @@ def attack(
     models: Checkpoints,
     eps: Annotated[
         list[str],
-        typer.Option(
-            "--eps", help='Radius in image units, such as 0.1 or "8/255"; repeatable, all in one call.'
-        ),
+        typer.Option("--eps", help='Radii in image units, such as 0.1 or "8/255": a,b or repeated.'),
     ],
-    method: Annotated[str, typer.Option("--method", help="Attack (`saliency-lab list attacks`).")] = "pgd",
+    method: Annotated[
+        list[str],
+        typer.Option(
+            "--method", help="Attacks (`saliency-lab list attacks`, or module:attribute): a,b or repeated."
+        ),
+    ] = ["pgd"],  # noqa: B006 - typer copies it
     data: DataName = None,
     data_root: DataRoot = None,
     images: Images = IMAGES,
     seed: Seed = 0,
-    settings: NamedSettings = [],  # noqa: B006 - typer copies it
+    settings: NamedSettings = [],  # noqa: B006
     device: Device = "auto",
     out: Store = Path("runs/study"),
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the table here.")
-    ] = None,
+    json: Json = None,
 ) -> None:
-    """Attack one or more models; print accuracy with 95 % intervals, write tables and a picture."""
-    from saliency_lab._common.files import atomic_path
-    from saliency_lab.cli.output import print_comparison
+    """Attack one or more models; print accuracy with 95 % intervals, write tables and pictures."""
+    from saliency_lab.cli.output import Output
     from saliency_lab.plotting.style import save
     from saliency_lab.study import Study
 
-    own = attack_settings(settings, method)
+    output = Output(json)
+    radii = several(eps)
+    chosen = attack_settings(settings, several(method))
     study = open_study(models, data, data_root, images, seed, out, device)
-    study.attack(method, eps=eps, **own)
+    for name, own in chosen.items():
+        study.attack(name, eps=radii, **own)
     comparison = study.compare()
-    print_comparison(comparison)
+    output.comparison(comparison)
     for path in Study.load(out).write_tables():  # with what other runs left there
-        print(path)
-    if json is not None:
-        with atomic_path(json) as beside:
-            comparison.table().to_json(beside, orient="records", indent=2)
-        print(json)
+        output.path(path)
     attacked = study.robustness.query("eps > 0")
-    if len(attacked):
-        picture = out / f"robustness-{attacked['attack'].iloc[0]}.png"
-        save(comparison.plot.robustness(), picture)
-        print(picture)
+    for name in dict.fromkeys(attacked["attack"]):
+        picture = out / f"robustness-{name}.png"
+        save(comparison.plot.robustness(name), picture)
+        output.path(picture)
+    output.json(comparison.table())

@@ -21,11 +21,13 @@ from saliency_lab.cli.options import (
     Store,
     named_settings,
     open_study,
+    requests_of,
+    several,
 )
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the subcommand."""
     app.command()(attribute)
 
 
@@ -46,11 +48,12 @@ def attribute(
     from saliency_lab.comparison.plots import maps_of
     from saliency_lab.plotting.style import save
 
-    requests = named_settings(settings, method)
-    study = open_study(models, data, data_root, images, seed, out, device)
+    methods = several(method)
+    requests = requests_of("method", methods, named_settings(settings, methods))
+    study = open_study(models, data, data_root, images, seed, out, device, methods=requests)
     study.attribute(requests)
     stems = distinct_stems({model: re.sub(r"[^\w.=,-]+", "_", model).strip("_") for model in study.models})
-    for name in method:
+    for name in requests:
         for model, by_method in study.maps.items():
             path = out / "maps" / f"{stems[model]}-{name}.safetensors"
             by_method[name].save(path)

@@ -57,7 +57,7 @@ def audit(
     from saliency_lab.cli.output import print_table
     from saliency_lab.study.members import read_members
 
-    own = attack_settings(settings, method)
+    own = attack_settings(settings, [method])[method]
     parse_settings(METHODS.find(method).settings, own, of=f"attack '{method}'")  # no other keyword of `run`
     loaded = load_models(models, device)
     x, y = draw_images(loaded, data, data_root, images, seed)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from saliency_lab.cli.options import Json
+
 
 class What(enum.StrEnum):
     """What can be listed."""
@@ -26,9 +28,14 @@ def add_to(app: typer.Typer) -> None:
     app.command("list")(list_names)
 
 
-def list_names(what: Annotated[What, typer.Argument(help="What to list.", show_default=False)]) -> None:
+def list_names(
+    what: Annotated[What, typer.Argument(help="What to list.", show_default=False)], json: Json = None
+) -> None:
     """List what there is; `zoo` are the trained networks that come with the package."""
     import saliency_lab
-    from saliency_lab.cli.output import print_table
+    from saliency_lab.cli.output import Output
 
-    print_table(getattr(saliency_lab, f"list_{what.value}")())
+    output = Output(json)
+    table = getattr(saliency_lab, f"list_{what.value}")()
+    output.table(table)
+    output.json(table.reset_index())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +50,11 @@ Store = Annotated[
     Path, typer.Option("--out", help="Folder of the results; what is there already is not computed again.")
 ]
 Methods = Annotated[
-    list[str], typer.Option("--method", help="Attribution method (`saliency-lab list methods`); repeatable.")
+    list[str],
+    typer.Option(
+        "--method",
+        help="Attribution methods (`saliency-lab list methods`, or module:attribute): a,b or repeated.",
+    ),
 ]
 NamedSettings = Annotated[
     list[str],
@@ -62,6 +66,24 @@ NamedSettings = Annotated[
 ]
 
 
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Write the table to this file as JSON too; with -, print JSON alone."
+    ),
+]
+
+
+def several(values: Sequence[str]) -> list[str]:
+    """Read an option of several values, which may be repeated, hold commas, or both.
+
+    >>> several(["pgd,fgsm", "square"])
+    ['pgd', 'fgsm', 'square']
+    """
+    parts = [part.strip() for value in values for part in value.split(",")]
+    return list(dict.fromkeys(filter(None, parts)))
+
+
 def key_values(pairs: Sequence[str]) -> dict[str, Any]:
     """Read repeated `key=value` options; values are TOML, or else plain text."""
     from saliency_lab.training import parse_override
@@ -70,7 +92,8 @@ def key_values(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def named_settings(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Give each name its settings from `NAME.KEY=VALUE` options."""
+    """Give each name its settings from `NAME.KEY=VALUE` options; `module:f` goes by the name `f`."""
+    names = [label_of(name) for name in names]
     settings: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in key_values(pairs).items():
         name, dot, setting = key.partition(".")
@@ -82,12 +105,27 @@ def named_settings(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict
     return settings
 
 
-def attack_settings(pairs: Sequence[str], method: str) -> dict[str, Any]:
-    """Give an attack its settings from `NAME.KEY=VALUE` options; its radius has an option of its own."""
-    settings = named_settings(pairs, [method])[method]
-    if "eps" in settings:
-        raise InputError(f"--set {method}.eps=… is no setting of the attack; give the radius by --eps")
-    return settings
+def label_of(name: str) -> str:
+    """Return the name under which results of `module:attribute` are listed; other names stay.
+
+    >>> label_of("my_methods:centred"), label_of("saliency")
+    ('centred', 'saliency')
+    """
+    return name.rpartition(":")[2]
+
+
+def requests_of(kind: str, names: Sequence[str], settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return label → settings, as `Study.attribute` and `Study.score` take them."""
+    return {label_of(name): {kind: name, **settings[label_of(name)]} for name in names}
+
+
+def attack_settings(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Give each attack its settings from `NAME.KEY=VALUE` options; the radius has an option of its own."""
+    given = named_settings(pairs, names)
+    for label, settings in given.items():
+        if "eps" in settings:
+            raise InputError(f"--set {label}.eps=… is no setting of the attack; give the radius by --eps")
+    return {name: given[label_of(name)] for name in names}
 
 
 def open_study(
@@ -98,24 +136,30 @@ def open_study(
     seed: int,
     store: Path,
     device: str,
+    *,
+    methods: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> Study:
     """Load the models onto a device and draw the test images of a study kept in `store`.
+
+    Methods and metrics are validated first, so that a mistake in one of them leaves nothing behind.
 
     Raises
     ------
     InputError
-        If the folder holds a study of other images, whose list of results this one would replace.
+        If a method or metric is unknown or has a wrong setting, or the folder holds a study of other images,
+        whose list of results this one would replace.
     """
     from saliency_lab.study import Study
     from saliency_lab.study.cache.manifest import read_manifest
     from saliency_lab.study.sample import read_sample
 
     models = load_models(checkpoints, device)
-    sample = draw_images(models, data, root, images, seed)
-    there = read_manifest(store)
-    if there is not None and (there.images, there.seed) != (read_sample(sample).images, seed):
+    sample = read_sample(draw_images(models, data, root, images, seed))
+    manifest = read_manifest(store)
+    if manifest is not None and (manifest.images, manifest.seed) != (sample.images, seed):
         raise InputError(
-            f"'{store}' holds a study of other images, or of another seed; name a folder of its own with "
+            f"'{store}' holds a study of other images, or of another seed; name another folder with "
             "--out, or ask for the same images (--images, --seed, --data)"
         )
     return Study(models, sample, store=store, seed=seed)

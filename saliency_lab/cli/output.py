@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saliency_lab._common.progress import is_terminal
@@ -21,12 +22,54 @@ READABLE = 16
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print a comparison, within the columns of the terminal if it goes there."""
+    """Print a comparison, within the columns of the terminal if it goes to one."""
     from saliency_lab.comparison.tables import as_text
 
-    print(
-        as_text(comparison.summary, shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None)
-    )
+    columns = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
+    print(as_text(comparison.summary, columns))
+
+
+class Output:
+    """What a subcommand prints: tables and paths for a person, or JSON alone.
+
+    Parameters
+    ----------
+    file : Path, optional
+        Where JSON is written too; with "-" it goes to the standard output and everything else is left out.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.silent = file is not None and str(file) == "-"
+
+    def comparison(self, comparison: Comparison) -> None:
+        """Print a comparison."""
+        if not self.silent:
+            print_comparison(comparison)
+
+    def table(self, table: pd.DataFrame) -> None:
+        """Print a table."""
+        if not self.silent:
+            print_table(table)
+
+    def path(self, path: Path) -> None:
+        """Print the path of a file that was written."""
+        if not self.silent:
+            print(path)
+
+    def json(self, table: pd.DataFrame) -> None:
+        """Write a table as a JSON list of rows, if it was asked for."""
+        from saliency_lab._common.files import atomic_path
+
+        if self.file is None:
+            return
+        text = table.to_json(orient="records", indent=2, force_ascii=False)
+        if self.silent:
+            print(text)
+            return
+        with atomic_path(self.file) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+        print(self.file)
 
 
 def print_table(table: pd.DataFrame, title: str | None = None) -> None:

@@ -14,24 +14,30 @@ from saliency_lab.cli.options import (
     DataRoot,
     Device,
     Images,
+    Json,
     Methods,
     NamedSettings,
     Seed,
     Store,
     named_settings,
     open_study,
+    requests_of,
+    several,
 )
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the subcommand."""
     app.command()(score)
 
 
 def score(
     models: Checkpoints,
     metric: Annotated[
-        list[str], typer.Option("--metric", help="Metric (`saliency-lab list metrics`); repeatable.")
+        list[str],
+        typer.Option(
+            "--metric", help="Metrics (`saliency-lab list metrics`, or module:attribute): a,b or repeated."
+        ),
     ] = ["faithfulness_correlation", "pixel_flipping", "sparseness"],  # noqa: B006 - typer copies it
     method: Methods = ["saliency", "integrated_gradients"],  # noqa: B006
     data: DataName = None,
@@ -41,15 +47,21 @@ def score(
     settings: NamedSettings = [],  # noqa: B006
     device: Device = "auto",
     out: Store = Path("runs/study"),
+    json: Json = None,
 ) -> None:
     """Score the saliency maps of one or more models; print means with 95 % intervals, write tidy tables."""
-    from saliency_lab.cli.output import print_comparison
+    from saliency_lab.cli.output import Output
     from saliency_lab.study import Study
 
-    requests = named_settings(settings, [*method, *metric])
-    study = open_study(models, data, data_root, images, seed, out, device)
-    study.attribute({name: requests[name] for name in method})
-    study.score({name: requests[name] for name in metric})
-    print_comparison(study.compare())
+    output = Output(json)
+    methods, metrics = several(method), several(metric)
+    given = named_settings(settings, [*methods, *metrics])
+    maps, scores = requests_of("method", methods, given), requests_of("metric", metrics, given)
+    study = open_study(models, data, data_root, images, seed, out, device, methods=maps, metrics=scores)
+    study.attribute(maps)
+    study.score(scores)
+    comparison = study.compare()
+    output.comparison(comparison)
     for path in Study.load(out).write_tables():  # with what other runs left there
-        print(path)
+        output.path(path)
+    output.json(comparison.table())

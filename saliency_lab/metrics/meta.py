@@ -6,7 +6,6 @@ the model are perturbed.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import torch
 from scipy.stats import wilcoxon
 from torch import Tensor, nn
 
+from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import gradients_recorded
 from saliency_lab._common.seeding import generator, sample_normal, sample_seeds, sample_uniform
@@ -157,7 +157,7 @@ def _other_model(
     model: nn.Module, x: Tensor, attributions: Mapping[str, Attributions], spread: float, seed: int, draw: int
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """The network with each weight multiplied by a normal factor, and its maps."""
-    network = copy.deepcopy(model)
+    network = copy_model(model)
     source = generator(seed, "meta weights", spread, draw)
     with torch.no_grad():
         for weight in network.parameters():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -10,10 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.ranks import mean_ranks, pearson
 from saliency_lab._common.seeding import derive_seed, sample_normal, sample_uniform
-from saliency_lab.attribution.sanity import check_randomisable, randomise
+from saliency_lab.attribution.reinitialisation import ChangeCheck, check_randomisable, is_layer, randomise
 from saliency_lab.attribution.similarity import ssim
 from saliency_lab.metrics.catalogue import MapsMade, Metric, MetricInput, MetricOutput, register
 from saliency_lab.metrics.explainer import Explaining
@@ -50,36 +50,45 @@ class OtherClass(Explaining):
     similarity: Similarity = "ssim"
 
 
-def randomised(model: nn.Module, order: Order, seed: int) -> Iterator[nn.Module]:
+def randomised(model: nn.Module, order: Order, seed: int, image: Tensor | None = None) -> Iterator[nn.Module]:
     """Copies of the network with one more layer re-initialised each (with `independent`: only one).
 
     A layer is a module with parameters of its own (a convolution, an attention, the owner of a class token);
-    its draw is keyed by (seed, its name).
+    its draw is keyed by (seed, its name). With an image (1, C, H, W), the outputs are verified to change.
 
     Raises
     ------
     InputError
-        If the network has no such layer, or was traced, scripted or compiled.
+        If the network has no such layer, or was traced, scripted or compiled; or if what it returns for the
+        image never changes, or is not finite any more.
     """
     check_randomisable(model)
     names = layer_names(model)
     if not names:
         raise InputError("the model has no layer with parameters, so there is nothing to randomise")
-    network = copy.deepcopy(model)
+    network = copy_model(model)
+    check = None if image is None else ChangeCheck(network, image)
     for name in names[::-1] if order == "top_down" else names:
         if order == "independent":
-            network = copy.deepcopy(model)
-        randomise(network.get_submodule(name), derive_seed(seed, "randomised", name))
+            network = copy_model(model)
+        module = network.get_submodule(name)
+        randomise(module, derive_seed(seed, "randomised", name))
+        if check is not None:
+            check.update(network, name, [module], cumulative=order != "independent")
         yield network
+    if check is not None:
+        check.finish()
 
 
 def layer_names(model: nn.Module) -> list[str]:
     """Return the names of the modules with parameters of their own, in the order of registration."""
-    return [name for name, module in model.named_modules() if _is_layer(module)]
+    return [name for name, module in model.named_modules() if _is_layer(name, module)]
 
 
-def _is_layer(module: nn.Module) -> bool:
-    return hasattr(module, "reset_parameters") or any(True for _ in module.parameters(recurse=False))
+def _is_layer(name: str, module: nn.Module) -> bool:
+    if "parametrizations" in name.split("."):
+        return False  # belongs to the module whose weights it computes
+    return is_layer(module) or hasattr(module, "reset_parameters")
 
 
 def _likeness_to_randomised(case: MetricInput, start: Tensor, noisy: Tensor | None) -> MetricOutput:
@@ -87,7 +96,7 @@ def _likeness_to_randomised(case: MetricInput, start: Tensor, noisy: Tensor | No
     settings = case.settings
     like = likeness_to(start.abs() if settings.absolute else start, settings.similarity)
     rows = []
-    for network in randomised(case.probe.model, settings.order, case.probe.seed):
+    for network in randomised(case.probe.model, settings.order, case.probe.seed, case.probe.images[:1]):
         maps = _explained(case, network, noisy)
         rows.append(like(maps.abs() if settings.absolute else maps))
     return MetricOutput(torch.stack(rows).mean(0).numpy())
@@ -145,7 +154,7 @@ def histogram_entropy(maps: Tensor, bins: int) -> Tensor:
 
 
 def _efficient_mprt(case: MetricInput) -> MetricOutput:
-    *_, network = randomised(case.probe.model, "top_down", case.probe.seed)
+    *_, network = randomised(case.probe.model, "top_down", case.probe.seed, case.probe.images[:1])
     before = histogram_entropy(case.maps, case.settings.bins)
     after = histogram_entropy(_explained(case, network, None), case.settings.bins)
     return MetricOutput(((after - before) / before).numpy())

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of, named_device
 from saliency_lab._common.progress import show_progress
@@ -166,7 +167,7 @@ class Inputs:
 def hand_over(store: FolderStore, sample: str, weights: str, net: nn.Module) -> Inputs:
     """Put a network's weights into the store, and return what a worker needs to assemble it."""
     store.write_weights(weights, _tensors(net))
-    skeleton = copy.deepcopy(net).to("meta")
+    skeleton = copy_model(net).to("meta")
     return Inputs(str(store.folder.resolve()), sample, weights, skeleton, str(device_of(net)))
 
 

@@ -1,8 +1,7 @@
-"""`train`: from a recipe to a model."""
+"""`train`, the public entry point: from a recipe to a model."""
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import check_input_kept, predict
@@ -44,7 +44,7 @@ def train(
     num_nodes: int = 1,
     strategy: str = "auto",
 ) -> nn.Module:
-    """Train by a recipe; return the model on the CPU, in eval mode, its `card` telling how it was made.
+    """Train a model by a recipe and return it on the CPU, in eval mode.
 
     Parameters
     ----------
@@ -60,21 +60,30 @@ def train(
     overrides : mapping, optional
         Dotted recipe keys, such as ``{"attack.eps": "8/255"}``.
     model : nn.Module, optional
-        Your own, of images in [0, 1], that returns logits, at least one a class; a copy of it is trained.
-    accelerator, devices, num_nodes, strategy
-        As in `lightning_fabric.Fabric`; "auto" is CUDA where there is a GPU, else the CPU.
+        Your own module, which takes images in [0, 1] and returns at least one logit per class. A copy of it
+        is trained.
+    accelerator, devices, num_nodes, strategy : str, int or str, int, str
+        As in `lightning_fabric.Fabric`; "auto" is CUDA if there is a GPU, else the CPU.
 
     Returns
     -------
     nn.Module
-        With `card`: recipe, metrics on the validation split, versions.
+        Its `card` records the recipe, metrics on the validation split, and versions.
 
     Raises
     ------
     RecipeError, DataNotFoundError, CheckpointError, InputError
-        Each names the key or the file, and what would do.
+        If the recipe, the data, a checkpoint or an argument is wrong.
     TrainingError
         If the loss is not finite, or the model collapsed to a constant prediction.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> quick = {"training.epochs": 1, "validation.images": 16, "validation.steps": 1}
+    >>> model = sl.train("digits/standard", seed=0, overrides=quick)
+    >>> model.card.recipe["training"]["epochs"], model.card.seed
+    (1, 0)
     """
     changes = check_overrides(overrides)
     if seed is not None:
@@ -91,12 +100,12 @@ def train(
     }
     run = RunFolder(out, identity) if out is not None else None
     if run is not None and run.finished:
-        return load_model(run.path, model=copy.deepcopy(own))
+        return load_model(run.path, model=None if own is None else copy_model(own))
     fabric = _fabric(accelerator, devices, num_nodes, strategy, settled.training.precision)
     with run.alone() if run is not None and fabric.is_global_zero else nullcontext():
-        if run is not None and run.finished:  # since a moment ago, by another process
-            return load_model(run.path, model=copy.deepcopy(own))
-        net = copy.deepcopy(own) if own is not None else _build(settled, data)
+        if run is not None and run.finished:  # by another process in the meantime
+            return load_model(run.path, model=None if own is None else copy_model(own))
+        net = copy_model(own) if own is not None else _build(settled, data)
         if fabric.is_global_zero:
             logger.info("training %s, seed %d, on %d images", settled.name, settled.seed, len(data.train))
         with preserved_rng():
@@ -117,7 +126,7 @@ def train(
 def _check_given(
     recipe: Recipe, data: ImageData | None, model: nn.Module | None, overrides: Mapping[str, Any]
 ) -> None:
-    """Refuse what is no data set or no model, and overrides that they leave without effect."""
+    """Check the data set and the model, and that no override is without effect because of them."""
     if data is not None and not isinstance(data, ImageData):
         raise InputError(
             f"data must be a saliency_lab.ImageData, as load_dataset returns it, not {type(data).__name__}"
@@ -131,7 +140,7 @@ def _check_given(
     if data is not None:
         idle = {"root", "image_size", "val_fraction"}
         if ":" not in recipe.data.name and recipe.data.name != data.name:
-            idle.add("name")  # otherwise it says where these very data are found again
+            idle.add("name")  # the recipe then names where the same data are found
         for key in sorted(idle & changed.get("data", {}).keys()):
             raise InputError(
                 f"the override 'data.{key}' has no effect where data=… is given; leave one of them out"
@@ -160,8 +169,8 @@ def _check_own(model: nn.Module, data: ImageData) -> int:
     x, _ = data.train.batch(slice(2))
     try:
         with preserved_rng(0):
-            logits = predict(copy.deepcopy(model), x)
-            check_input_kept(copy.deepcopy(model), x)
+            logits = predict(copy_model(model), x)
+            check_input_kept(copy_model(model), x)
     except SaliencyLabError:
         raise
     except Exception as error:
@@ -182,8 +191,8 @@ def _fit(fabric: Fabric, recipe: Recipe, data: ImageData, net: nn.Module, run: R
 
 
 def _fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:
-    """Set Fabric up; what it does not know or have is an error that says so."""
-    if accelerator == "auto":  # Fabric's would also take an Apple GPU, which is for users to ask for
+    """Set up Fabric; a device or strategy that does not exist is an InputError."""
+    if accelerator == "auto":  # Fabric's "auto" would also choose an Apple GPU
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "16-mixed" and accelerator == "cpu":
         raise InputError('training.precision = "16-mixed" needs a GPU; on the CPU use "bf16-mixed"')
@@ -229,7 +238,7 @@ def _build(recipe: Recipe, data: ImageData) -> nn.Module:
     images = data.train.images
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
     mean, std = [], []
-    for channel in range(images.shape[1]):  # one at a time: float64 copies are large
+    for channel in range(images.shape[1]):  # one at a time, because float64 copies are large
         values = images[:, channel].double() / scale
         mean.append(values.mean().item())
         std.append(max(values.std().item(), 1e-3))
@@ -244,7 +253,7 @@ def _build(recipe: Recipe, data: ImageData) -> nn.Module:
 
 
 def _architecture(own: nn.Module, data: ImageData) -> str:
-    """What a card calls the module that was given: by name where `build_model` makes it for these images."""
+    """Return the architecture of a given module if `build_model` makes it for these images, else "custom"."""
     card = card_of(own)
     return architecture_of(own) if card and card.input_shape == data.input_shape else CUSTOM
 
@@ -252,7 +261,7 @@ def _architecture(own: nn.Module, data: ImageData) -> str:
 def _card(
     recipe: Recipe, data: ImageData, fitted: Fitted, architecture: str, num_classes: int, *, named: bool
 ) -> ModelCard:
-    """What is known of the model; `named`: whether the data are those that the recipe names."""
+    """Return the model's card; `named` says that the data are those that the recipe names."""
     validation, settled = fitted.validation, recipe.portable()
     if not named and ":" not in recipe.data.name and recipe.data.name != data.name:
         settled["data"] = {"name": data.name, "augmentation": recipe.data.augmentation}

@@ -1,4 +1,4 @@
-"""Augmentation of a batch as tensor operations."""
+"""Augmentation of a batch by tensor operations."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PAD = 4
-"""Pixels by which an image is shifted at most."""
+"""The largest shift of an image, in pixels."""
 
 
 def crop_and_flip(x: Tensor, draws: Tensor) -> Tensor:
-    """Shift each image by up to `PAD` pixels either way, zeros coming in, and mirror half of them.
+    """Shift each image by up to `PAD` pixels in both directions, filling with zeros, and mirror half of them.
 
     `x` is (N, C, H, W); `draws` is uniform on [0, 1), (N, 3): shift down, shift right, mirror.
     """

@@ -1,4 +1,4 @@
-"""What an epoch tells about the run: accuracies, and the signs that it is not one to report."""
+"""Validation after an epoch, and the signs that a run failed."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ class Validation:
 
     @property
     def collapsed(self) -> bool:
-        """Nearly all predictions are one class, and the labels are not."""
+        """Whether nearly all predictions are one class although the labels are not."""
         return self.constant_share >= CONSTANT_SHARE and self.label_share < BALANCED_SHARE
 
     def concerns(self) -> list[str]:
-        """Sentences a user should read, each with the key to change."""
+        """Return warnings about the run, each with the recipe key to change."""
         if self.zero_gradient_share <= ZERO_GRADIENT_SHARE:
             return []
         return [
             f"the input gradient is exactly 0 for {self.zero_gradient_share:.0%} of the validation "
-            "images (the softmax is saturated), so gradient attacks are blind there and the robust "
+            "images (the softmax is saturated), so gradient attacks fail there and the robust "
             "accuracy is too high: lower training.epochs or raise optimizer.weight_decay, and audit it"
         ]
 
 
 def collapse_message(validation: Validation, recipe: Recipe, *, attacked: bool) -> str:
-    """Say what a constant prediction usually comes from; `attacked`: whether the objective uses ε."""
+    """Return a message about a constant prediction; `attacked` says whether the objective uses ε."""
     return (
         f"the model predicts one class for {validation.constant_share:.0%} of the validation images "
         f"(clean accuracy {validation.clean:.1%}): it collapsed to a constant; "
@@ -61,7 +61,7 @@ def collapse_message(validation: Validation, recipe: Recipe, *, attacked: bool) 
 
 
 def collapse_cure(recipe: Recipe, *, attacked: bool) -> str:
-    """The keys to change so that the predictions do not become one class."""
+    """Return the recipe keys to change so that predictions do not become one class."""
     if not attacked or recipe.attack.eps == 0:
         return "lower optimizer.learning_rate, or train for more training.epochs"
     if recipe.attack.warmup == 0:
@@ -113,12 +113,12 @@ def _zero_gradient_share(net: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def check_finite(sums: dict[str, float], epoch: int) -> None:
-    """Stop at a loss that is NaN or infinite, before it is saved.
+    """Check that the loss is finite, before the state is saved.
 
     Raises
     ------
     TrainingError
-        Names the term and the keys to change.
+        If a term is NaN or infinite.
     """
     for term, value in sums.items():
         if not math.isfinite(value):

@@ -19,8 +19,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
+from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
-from saliency_lab._common.inference import missing_derivatives_told
+from saliency_lab._common.inference import translate_missing_derivatives
 from saliency_lab._common.memory import freed_memory_kept
 from saliency_lab._common.progress import no_progress, progress, watched
 from saliency_lab._common.seeding import derive_seed, generator
@@ -42,13 +43,14 @@ from saliency_lab.training.step import Step
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY_SECONDS, LOOK_EVERY_BATCHES = 60.0, 20
-"""A state is written once a minute; the clock is looked at every so many batches."""
+"""The state is saved once a minute; the time is checked every 20 batches."""
 
 
 class Loss(nn.Module):
-    """The objective around the model, as one module: one forward a step, however many passes it makes inside.
+    """The objective and the model as one module, whose forward pass computes the loss terms.
 
-    A distributed wrapper therefore synchronises once, and attacks and saliencies inside see the bare model.
+    A distributed wrapper synchronises once per step, although the objective makes several passes; attacks and
+    saliencies use the model without the wrapper.
     """
 
     def __init__(self, net: nn.Module, objective: Objective) -> None:
@@ -59,7 +61,7 @@ class Loss(nn.Module):
         """Whether the objective has used ε in some step."""
 
     def forward(self, x: Tensor, y: Tensor, **position: Any) -> dict[str, Tensor]:
-        """Terms of the objective for one batch."""
+        """Return the terms of the objective for one batch."""
         step = Step(net=self.net, x=x, y=y, **position)
         terms = self.objective.terms(step)
         self.attacked = self.attacked or step.attacked
@@ -68,7 +70,7 @@ class Loss(nn.Module):
 
 @dataclass
 class Fitted:
-    """Outcome of `fit`: weights on the CPU, and what was measured."""
+    """The result of `fit`: weights on the CPU, and the last validation."""
 
     weights: dict[str, Tensor]
     validation: Validation
@@ -78,21 +80,21 @@ class Fitted:
 
 @dataclass
 class _Position:
-    """Where a run stands: the next batch, and what was collected on the way there."""
+    """The position of a run: the next batch, and the sums and the history so far."""
 
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0
-    """Of the current epoch."""
+    """Time spent on the current epoch."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Of each loss term over the batches of the current epoch."""
+    """Sum of each loss term over the batches of the current epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)
     kept: dict[str, float] = field(default_factory=dict)
-    """Validation of the weights that are kept: the last, or the best so far."""
+    """Validation of the weights that are kept: the last or the best ones so far."""
     best: float = -1.0
     best_epoch: int = -1
     collapsed_before: int = 0
-    """How many epochs in succession, up to this one, ended in a constant prediction."""
+    """The number of successive epochs up to this one that ended in a constant prediction."""
 
 
 def _optimizer(spec: OptimizerSpec, net: nn.Module) -> torch.optim.Optimizer:
@@ -100,6 +102,8 @@ def _optimizer(spec: OptimizerSpec, net: nn.Module) -> torch.optim.Optimizer:
     if spec.name == "sgd":
         momentum = spec.momentum
         return torch.optim.SGD(parameters, rate, momentum, weight_decay=decay, nesterov=momentum > 0)
+    if spec.name == "adadelta":
+        return torch.optim.Adadelta(parameters, rate, weight_decay=decay)
     kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
     return kind(parameters, rate, weight_decay=decay)
 
@@ -107,7 +111,7 @@ def _optimizer(spec: OptimizerSpec, net: nn.Module) -> torch.optim.Optimizer:
 def warm_average(decay: float) -> Callable[[PARAM_LIST, PARAM_LIST, Tensor | int], None]:
     """Return the update of a moving average whose decay after t updates is min(decay, (1 + t) / (10 + t)).
 
-    A constant decay would keep the share decayᵗ of the network of the first step, which may be nearly all.
+    With a constant decay, the initial weights keep the share decayᵗ, which may be nearly everything.
     """
 
     def update(averaged: PARAM_LIST, current: PARAM_LIST, updates: Tensor | int) -> None:
@@ -139,7 +143,7 @@ class Trainer:
                 f"training.batch_size = {batch} is more than the {len(data.train)} training images; lower it"
             )
         self.batches = len(data.train) // batch
-        self.net = copy.deepcopy(net).train()
+        self.net = copy_model(net).train()
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
         if recipe.training.channels_last:
@@ -159,7 +163,7 @@ class Trainer:
 
     @property
     def judged(self) -> nn.Module:
-        """The model that is validated and kept: the average, if there is one."""
+        """The model that is validated and kept: the moving average if there is one."""
         return self.average.module if self.average is not None else self.net
 
     def fit(self) -> Fitted:
@@ -177,10 +181,10 @@ class Trainer:
                 for _ in self._epoch():
                     bar.update()
                 self._finish_epoch()
-                told = _summary(at.history[-1])
-                bar.set_postfix_str(told)
+                summary = _summary(at.history[-1])
+                bar.set_postfix_str(summary)
                 if first and (bar.disable or not watched()):
-                    logger.info("%s: epoch %d of %d: %s", recipe.name, at.epoch, epochs, told)
+                    logger.info("%s: epoch %d of %d: %s", recipe.name, at.epoch, epochs, summary)
         kept = Validation(**at.kept)
         return Fitted(
             weights=_cpu_copy(self.judged) if self.best_weights is None else self.best_weights,
@@ -190,7 +194,7 @@ class Trainer:
         )
 
     def _epoch(self) -> Iterator[None]:
-        """Train on the batches of the current epoch that are left."""
+        """Train on the remaining batches of the current epoch."""
         at, recipe, size = self.position, self.recipe, self.recipe.training.batch_size
         order = torch.randperm(len(self.data.train), generator=generator(recipe.seed, "order", at.epoch))
         own = size // self.fabric.world_size
@@ -212,13 +216,13 @@ class Trainer:
         self._collect(sums, started)
 
     def _time_to_save(self, batch: int, seconds: float) -> bool:
-        """Let the first process's clock decide for all, as saving takes part in by all of them."""
+        """Let the clock of the first process decide, because all processes take part in saving."""
         if self.run is None or batch % LOOK_EVERY_BATCHES:
             return False
         return self.fabric.broadcast(seconds > SAVE_EVERY_SECONDS)
 
     def _collect(self, sums: dict[str, Tensor], started: float) -> None:
-        """Add device-side sums to the position's, and stop at one that is not finite."""
+        """Add the sums on the device to those of the position, and check that they are finite."""
         at = self.position
         for term, value in sums.items():
             mean = self.fabric.all_reduce(value, reduce_op="mean")
@@ -259,7 +263,7 @@ class Trainer:
                 f"{ {term: tuple(value.shape) for term, value in terms.items()} }"
             )
         self.optimizer.zero_grad()
-        with missing_derivatives_told(TrainingError):
+        with translate_missing_derivatives(TrainingError):
             self.fabric.backward(sum(terms.values()), inputs=self.parameters)
         self.optimizer.step()
         if self.average is not None:
@@ -267,7 +271,7 @@ class Trainer:
         return {term: value.detach().float() for term, value in terms.items()}
 
     def _seed_model(self, *keys: object) -> None:
-        """Seed what a network may draw from in eval mode, where `Step` leaves the global generator alone."""
+        """Seed the global generator, for networks that draw from it in eval mode."""
         torch.manual_seed(derive_seed(self.recipe.seed, "model", *keys, self.fabric.global_rank))
 
     def _validate(self) -> Validation:
@@ -277,7 +281,7 @@ class Trainer:
         return self.fabric.broadcast(measured)
 
     def _finish_epoch(self) -> None:
-        """Validate, log, keep the best, save; stop at a collapse."""
+        """Validate, log, keep the best weights and save; raise an error at a collapse."""
         at, recipe = self.position, self.recipe
         started = time.monotonic()
         measured = self._validate()
@@ -320,7 +324,7 @@ class Trainer:
         return at.epoch - 1 - at.best_epoch >= patience
 
     def _late_collapse(self) -> list[str]:
-        """Say that the run ended in a collapse, of which a better epoch before was kept."""
+        """Return a warning that the run ended in a collapse and an earlier epoch was kept."""
         at = self.position
         if not at.collapsed_before:
             return []
@@ -356,7 +360,7 @@ class Trainer:
                 f"the state of the run in '{self.run.path}' was written by another version of this package; "  # type: ignore[union-attr]
                 "delete the folder to train from the start"
             ) from error
-        logger.info("%s: goes on at epoch %d", self.recipe.name, self.position.epoch + 1)
+        logger.info("%s: continues with epoch %d", self.recipe.name, self.position.epoch + 1)
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:

@@ -1,4 +1,4 @@
-"""M(x, s, k): the k·H·W pixels that rank lowest by saliency, replaced, all channels of a pixel together."""
+"""M(x, s, k): replace the k·H·W pixels with the lowest saliency, all channels of a pixel together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Fill = Literal["uniform", "mean", "zero"]
 
 
 def pixel_scores(saliency: Tensor, ranking: Literal["signed", "absolute"]) -> Tensor:
-    """Reduce a saliency (N, C, H, W) to one score a pixel, (N, H, W).
+    """Reduce a saliency (N, C, H, W) to one score per pixel, (N, H, W).
 
     `signed` is the channel mean of s; `absolute` is the channel mean of |s|.
     """
@@ -22,16 +22,16 @@ def pixel_scores(saliency: Tensor, ranking: Literal["signed", "absolute"]) -> Te
 
 
 def lowest(scores: Tensor, fraction: float | Tensor) -> Tensor:
-    """Mark exactly ⌊fraction·H·W⌋ lowest scores of each sample; ties go to the earlier pixel.
+    """Mark the ⌊fraction·H·W⌋ lowest scores of each sample; of tied pixels the earlier ones are marked.
 
     Parameters
     ----------
     scores : (N, H, W)
-    fraction : one share in [0, 1], or one a sample (N,)
+    fraction : a share in [0, 1], or one per sample (N,)
 
     Returns
     -------
-    bool (N, H, W), the same as the first entries of a stable argsort.
+    bool (N, H, W), equal to the first entries of a stable argsort.
     """
     flat = scores.flatten(1)
     pixels = flat.shape[1]
@@ -43,12 +43,12 @@ def lowest(scores: Tensor, fraction: float | Tensor) -> Tensor:
         return torch.zeros_like(scores, dtype=torch.bool)
     threshold = flat.kthvalue(count, dim=1, keepdim=True).values
     below, equal = flat < threshold, flat == threshold
-    room = count - below.sum(dim=1, keepdim=True)
-    return (below | (equal & (equal.cumsum(dim=1) <= room))).view_as(scores)
+    left = count - below.sum(dim=1, keepdim=True)
+    return (below | (equal & (equal.cumsum(dim=1) <= left))).view_as(scores)
 
 
 def whole(fraction: Tensor, pixels: int) -> Tensor:
-    """⌊fraction·pixels⌋ as int64, immune to products such as 0.3·10 = 2.999…"""
+    """Return ⌊fraction·pixels⌋ as int64, despite products such as 0.3·10 = 2.999…"""
     precise = fraction.to(float64_device(fraction.device)).double()
     return (precise * pixels + 1e-6).floor().long().clamp(0, pixels).to(fraction.device)
 
@@ -56,8 +56,9 @@ def whole(fraction: Tensor, pixels: int) -> Tensor:
 def masked(x: Tensor, chosen: Tensor, fill: Fill, noise: Tensor | None = None) -> Tensor:
     """Replace the chosen pixels (N, H, W) of `x` (N, C, H, W), all channels together.
 
-    `uniform` draws between the sample's minimum and maximum of each channel, from `noise`, uniform
-    on [0, 1) of the shape of `x`; `mean` is the sample's mean of each channel; `zero` is 0.
+    `uniform` fills with values between the sample's minimum and maximum of each channel, made from `noise`,
+    which is uniform on [0, 1) and has the shape of `x`. `mean` fills with the sample's mean of each channel,
+    `zero` with 0.
     """
     if fill == "uniform":
         assert noise is not None

@@ -1,4 +1,4 @@
-"""Recipes: TOML files, validated, with shared parts through `extends`."""
+"""Recipes: validated TOML files, which share parts through `extends`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Side = Annotated[int, Field(ge=1)]
 
 
 class DataSource(Settings):
-    """Which data; `module:attribute` names a user's own `ImageData`, or a function that returns one."""
+    """The data set: a built-in or registered name, or `module:attribute`."""
 
     name: str
     root: str | None = None
@@ -34,14 +34,14 @@ class DataSource(Settings):
 
 
 class DataSpec(DataSource):
-    """The data, and what is done to a batch of it."""
+    """The data set, and the augmentation of its batches."""
 
     augmentation: Literal["none", "crop_flip"] = "none"
-    """`crop_flip`: shift by up to 4 pixels (zeros come in) and mirror half of the images."""
+    """`crop_flip` shifts each image by up to 4 pixels, filling with zeros, and mirrors half of the images."""
 
 
 class ModelSpec(Settings):
-    """Which architecture; `module:attribute` names a user's own module, or a function that returns one."""
+    """The architecture: a built-in or registered name, or `module:attribute`."""
 
     name: str = "small_cnn"
 
@@ -49,24 +49,25 @@ class ModelSpec(Settings):
 class OptimizerSpec(Settings):
     """The optimiser and its learning rate over time."""
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "sgd", "adadelta"] = "adam"
+    """`adadelta` is the optimiser of the SGT authors' MNIST script, with learning rate 1 (Zeiler 2012)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of `sgd`."""
+    """The momentum of `sgd`; the others ignore it."""
     schedule: Schedule = "constant"
 
 
 class TrainingSpec(Settings):
-    """The loop."""
+    """The training loop."""
 
     epochs: Annotated[int, Field(ge=1)] = 5
     batch_size: Annotated[int, Field(ge=1)] = 128
-    """Images of the global batch, shared equally by the processes; an incomplete last batch is left out."""
+    """The number of images per step over all processes; an incomplete last batch is left out."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = False
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Above 0: validate and keep an exponential moving average of the weights.
+    """If above 0, an exponential moving average of the weights is validated and kept.
 
     Early on the decay is smaller, (1 + t) / (10 + t) after t steps, so that the first steps are forgotten.
     """
@@ -83,15 +84,15 @@ class TrainingSpec(Settings):
 
 
 class ValidationSpec(Settings):
-    """What is measured after each epoch, on the validation split: clean accuracy, and PGD at `attack.eps`."""
+    """The validation after each epoch: clean accuracy, and accuracy under PGD at `attack.eps`."""
 
     images: Annotated[int, Field(ge=1)] = 1000
-    """At most so many images, stratified."""
+    """The largest number of validation images, stratified by class."""
     steps: Annotated[int, Field(ge=1)] = 10
 
 
 class Recipe(Settings):
-    """Everything that decides a training run, apart from the hardware."""
+    """Everything that determines a training run, except the hardware."""
 
     name: str = "unnamed"
     description: str = ""
@@ -117,7 +118,7 @@ class Recipe(Settings):
         return parse_settings(kind, given, of=f"objective '{kind.name}'")
 
     def portable(self) -> dict[str, Any]:
-        """All that decides the run as JSON values: everything but the folder of the data."""
+        """Return everything that determines the run as JSON values: all but the folder of the data."""
         return self.model_dump(mode="json", exclude={"data": {"root"}})
 
     def _repr_html_(self) -> str:
@@ -133,7 +134,7 @@ class Recipe(Settings):
 
 
 def recipes_folder() -> Path:
-    """Folder of the bundled recipes: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the bundled recipes: in the installed package, or next to it in a checkout."""
     packaged = Path(str(resources.files("saliency_lab"))) / "recipes"
     return packaged if packaged.is_dir() else packaged.parent.parent / "recipes"
 
@@ -146,7 +147,7 @@ def _parts(kind: Literal["tasks", "objectives"]) -> dict[str, Path]:
 
 
 def _bundled() -> dict[str, tuple[Path, Path]]:
-    """TASK/OBJECTIVE → the two files it is made of; the task's keys win."""
+    """Return the two files of each recipe TASK/OBJECTIVE; the keys of the task take precedence."""
     return {
         f"{task}/{objective}": (below, above)
         for task, above in _parts("tasks").items()
@@ -155,7 +156,18 @@ def _bundled() -> dict[str, tuple[Path, Path]]:
 
 
 def list_recipes() -> pd.DataFrame:
-    """The bundled recipes: description, data set, architecture, ε and epochs, indexed by name."""
+    """List the bundled recipes.
+
+    Returns
+    -------
+    DataFrame
+        Description, data set, architecture, ε and epochs, indexed by name.
+
+    Examples
+    --------
+    >>> list_recipes().loc["mnist/asgt", "model"]
+    'small_cnn'
+    """
     rows = []
     for name in _bundled():
         recipe = load_recipe(name)
@@ -184,10 +196,15 @@ def load_recipe(
     overrides : mapping, optional
         Dotted keys and their values, such as ``{"attack.eps": "8/255"}``.
 
+    Returns
+    -------
+    Recipe
+        Everything that determines a training run, validated and immutable.
+
     Raises
     ------
     RecipeError
-        Names the file and the key.
+        If a file is missing or no TOML, a key is unknown, or a value has a wrong type or is out of range.
 
     Examples
     --------
@@ -197,7 +214,7 @@ def load_recipe(
     if isinstance(source, Recipe):
         table, where = source.model_dump(), f"recipe '{source.name}'"
         if not any(key.split(".")[0] == "objective" for key in overrides or {}):
-            table["objective"] = source.objective  # may be of a class that no recipe could name
+            table["objective"] = source.objective  # its class may have no name
     elif isinstance(source, Mapping):
         table, where = dict(source), "recipe"
     elif str(source) in _bundled():
@@ -217,7 +234,7 @@ def load_recipe(
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a TOML file over what it extends.
+    """Read a TOML file and merge it with the file that it extends.
 
     That is a file beside it, a bundled recipe ("mnist/asgt") or a part of one ("tasks/mnist"), or a list.
     The name and the description of a user's file are its own: another that extends it takes neither.
@@ -247,7 +264,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _extended(path: Path, base: str) -> tuple[Path, ...]:
-    """Files that `extends = base` in `path` means."""
+    """Return the files that `extends = base` in `path` refers to."""
     beside = path.parent / f"{base.removesuffix('.toml')}.toml"
     part = recipes_folder() / f"{base}.toml"
     if beside.is_file():
@@ -263,7 +280,7 @@ def _extended(path: Path, base: str) -> tuple[Path, ...]:
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge tables key by key. A change of objective takes none of the base's objective keys along."""
+    """Merge tables key by key. If the objective changes, none of the keys of the base's objective remain."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
@@ -276,7 +293,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_overrides(overrides: object) -> dict[str, Any]:
-    """Return a dict of their own, empty for none."""
+    """Return a copy of the overrides as a dictionary; empty for None."""
     if overrides is None:
         return {}
     if not isinstance(overrides, Mapping):
@@ -287,7 +304,7 @@ def check_overrides(overrides: object) -> dict[str, Any]:
 
 
 def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as tables, the same in any order."""
+    """Turn dotted keys into nested tables, independently of their order."""
     tables: dict[str, Any] = {}
     for key, value in overrides.items():
         *heads, last = key.split(".")
@@ -308,7 +325,7 @@ def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Tables as dotted keys.
+    """Turn nested tables into dotted keys.
 
     >>> dotted({"seed": 0, "attack": {"eps": 0.1}})
     {'seed': 0, 'attack.eps': 0.1}
@@ -320,7 +337,7 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Split `key=value` of the command line; the value is TOML, or else plain text.
+    """Split `key=value` of the command line; the value is TOML or plain text.
 
     >>> parse_override("attack.eps=8/255"), parse_override("training.epochs=3")
     (('attack.eps', '8/255'), ('training.epochs', 3))

@@ -1,4 +1,4 @@
-"""The folder of a run: its recipe, its log, the state to resume from, and the finished model."""
+"""The folder of a training run: recipe, log, the state to resume from, and the finished model."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ class RunFolder:
 
     Parameters
     ----------
-    path : folder; made if it does not exist
-    identity : JSON-able mapping (the recipe and the data's fingerprint) that decides the run
+    path : path
+        The folder, which is created if it does not exist.
+    identity : mapping
+        JSON values that determine the run: the recipe and the fingerprint of the data.
 
     Raises
     ------
     InputError
-        If the folder holds a run of another identity, or cannot be written.
+        If the folder holds another run, or cannot be written to.
     """
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
@@ -43,16 +45,16 @@ class RunFolder:
         self._writer: SummaryWriter | None = None
         wanted = json.loads(json.dumps(identity))
         if (self.path / RECIPE).exists():
-            held = self._held()
-            if held != wanted:
+            stored = self._stored_identity()
+            if stored != wanted:
                 raise InputError(
                     f"'{self.path}' holds another run (it differs in "
-                    f"{', '.join(_differences(held, wanted))}); choose another folder, or delete this one"
+                    f"{', '.join(_differences(stored, wanted))}); choose another folder, or delete this one"
                 )
         else:
             write_json(self.path / RECIPE, wanted)
 
-    def _held(self) -> Any:
+    def _stored_identity(self) -> Any:
         try:
             return json.loads((self.path / RECIPE).read_text(encoding="utf-8"))
         except ValueError as error:
@@ -62,12 +64,12 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes from training here; what one that was killed has left half written is removed.
+        """Lock the folder against other processes, and remove half-written files of killed ones.
 
         Raises
         ------
         InputError
-            If another is at it: two would write the same files. Its lock ends with it, however it ends.
+            If another process is training here. Its lock ends with the process, however that ends.
         """
         try:
             lock = FileLock(self.path / LOCK).acquire(blocking=False)
@@ -83,17 +85,17 @@ class RunFolder:
                 yield
             finally:
                 if self._writer is not None:
-                    self._writer.close()  # it has a thread and a file
-        if self.finished:  # who had the file open finds the run finished
+                    self._writer.close()  # it keeps a thread and a file
+        if self.finished:  # a process that waits for the lock then finds the run finished
             (self.path / LOCK).unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:
-        """Whether the model has been written, of which the card is the last part."""
+        """Whether the model has been written completely; its card is written last."""
         return (self.path / CARD).exists()
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Write the state to resume from, replacing the last one."""
+        """Write the state to resume from, in place of the last one."""
         packed = io.BytesIO()
         torch.save(dict(state), packed)
         with atomic_path(self.path / STATE) as beside:
@@ -118,7 +120,7 @@ class RunFolder:
             ) from error
 
     def close(self) -> None:
-        """Remove what only an unfinished run needs."""
+        """Remove the files that only an unfinished run needs."""
         (self.path / STATE).unlink(missing_ok=True)
 
     def mirror_to_tensorboard(self, row: Mapping[str, Any]) -> None:
@@ -134,7 +136,7 @@ class RunFolder:
         self._writer.flush()
 
     def write_log(self, rows: list[dict[str, Any]]) -> None:
-        """Write the log, one row an epoch."""
+        """Write the log with one row per epoch."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns)
@@ -144,14 +146,14 @@ class RunFolder:
             beside.write_text(text.getvalue(), encoding="utf-8")
 
 
-def _differences(held: Any, wanted: Any, prefix: str = "") -> list[str]:
-    """Dotted keys in which two JSON values differ."""
-    if not (isinstance(held, dict) and isinstance(wanted, dict)):
+def _differences(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys in which two JSON values differ."""
+    if not (isinstance(stored, dict) and isinstance(wanted, dict)):
         return [prefix or "its format"]
-    found: list[str] = []
-    for key in sorted(held.keys() | wanted.keys()):
-        if held.get(key) != wanted.get(key):
-            inside = isinstance(held.get(key), dict) and isinstance(wanted.get(key), dict)
+    differing: list[str] = []
+    for key in sorted(stored.keys() | wanted.keys()):
+        if stored.get(key) != wanted.get(key):
+            nested = isinstance(stored.get(key), dict) and isinstance(wanted.get(key), dict)
             dotted = f"{prefix}.{key}" if prefix else key
-            found += _differences(held[key], wanted[key], dotted) if inside else [dotted]
-    return found
+            differing += _differences(stored[key], wanted[key], dotted) if nested else [dotted]
+    return differing

@@ -1,4 +1,4 @@
-"""Numbers that change while training: the learning rate and the warm-up of ε. Pure functions of the step."""
+"""Schedules of the learning rate and of ε, as pure functions of the training's progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Schedule = Literal["constant", "cosine", "one_cycle", "step"]
 
 
 def learning_rate_factor(schedule: Schedule, progress: float) -> float:
-    """Multiplier of the base learning rate at `progress` in [0, 1).
+    """Return the factor of the base learning rate at `progress` in [0, 1).
 
     `cosine` falls from 1 to 0 (Loshchilov & Hutter 2017); `one_cycle` rises linearly over the first
     30 % and falls linearly to 0 (Smith & Topin 2018); `step` divides by 10 at 50 % and at 75 %.

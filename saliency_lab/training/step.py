@@ -1,4 +1,4 @@
-"""One training step as an objective sees it: the batch, the model, and its draws, attacks and saliencies."""
+"""A training step as objectives use it: the batch, the model, random draws, attacks and saliencies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from saliency_lab.training.trunk import Part, run, trunk_and_head
 
 
 class AttackSpec(Settings):
-    """The attack inside training, and the ε at which the validation split is attacked."""
+    """The attack used in training and, with more steps, in validation."""
 
     eps: Epsilon = 0.1
     """Radius of the ball, in image units [0, 1]."""
@@ -37,20 +37,20 @@ class AttackSpec(Settings):
         return self
 
     def alpha(self, eps: float) -> float:
-        """Step size at the (possibly ramped) radius `eps`."""
+        """Return the step size at the radius `eps`, which may be smaller during the warm-up."""
         if self.step_size is None:
             return 2.5 * eps / self.steps
         return self.step_size * (eps / self.eps if self.eps else 1.0)
 
 
 def full_precision(z: Tensor) -> Tensor:
-    """Logits as float32 where autocast made them shorter: losses are computed in full precision."""
+    """Return logits of a shorter type, as autocast makes them, as float32."""
     return z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
 
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """Eval mode inside; each module's own mode is put back."""
+    """Set eval mode inside, and restore the mode of each module on leaving."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
@@ -62,21 +62,21 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 @dataclass
 class Step:
-    """What an objective may use. Attack and saliency run in eval mode, the loss in train mode."""
+    """Everything that an objective may use. Attacks and saliencies run in eval mode, losses in train mode."""
 
     net: nn.Module
-    """The bare module (never a distributed wrapper), in train mode."""
+    """The module without a distributed wrapper, in train mode."""
     x: Tensor
-    """(N, C, H, W) in [0, 1]: this process's rows of the global batch."""
+    """Images (N, C, H, W) in [0, 1]: this process's rows of the global batch."""
     y: Tensor
-    """(N,) class indices."""
+    """Class indices (N,)."""
     attack: AttackSpec
     eps: float
     """The radius at this step, after warm-up."""
     progress: float
-    """Share of the training done, in [0, 1)."""
+    """The share of the training that is done, in [0, 1)."""
     seed: int
-    """Seed of this step; every draw is derived from it."""
+    """The seed of this step, from which every draw is derived."""
     rank: int = 0
     world_size: int = 1
     last_gradient: Tensor | None = field(default=None, init=False)
@@ -85,9 +85,9 @@ class Step:
     """Whether the objective has used the ball of ε, by `perturb` or `start_noise`."""
 
     def draw(self, purpose: str, shape: torch.Size | None = None, *, normal: bool = False) -> Tensor:
-        """Uniform [0, 1) (or standard normal) draws for this process's rows.
+        """Return uniform draws from [0, 1), or standard normal ones, for this process's rows.
 
-        They are drawn for the global batch and sliced, so several processes see what one would.
+        They are drawn for the global batch and sliced, so that they do not depend on the number of processes.
         """
         rows, *rest = self.x.shape if shape is None else shape
         make = torch.randn if normal else torch.rand
@@ -95,7 +95,7 @@ class Step:
         return whole[self.rank * rows : (self.rank + 1) * rows].to(self.x.device)
 
     def logits(self, x: Tensor, draw: int = 0) -> Tensor:
-        """Forward in train mode. Passes with the same `draw` share their dropout mask."""
+        """Return logits in train mode. Passes with the same `draw` share their dropout mask."""
         return self._forward([self.net], x, draw)
 
     def _forward(self, chain: list[Part], x: Tensor, draw: int) -> Tensor:
@@ -103,7 +103,7 @@ class Step:
         return full_precision(run(chain, x))
 
     def start_noise(self) -> Tensor:
-        """The noise that `random_start` makes a point of the ball from."""
+        """Return the noise from which `random_start` makes a point in the ball."""
         self.attacked = True
         if self.attack.norm == "linf":
             return self.draw("start")
@@ -112,7 +112,7 @@ class Step:
     def perturb(
         self, loss: Callable[[Tensor], Tensor] | None = None, spec: AttackSpec | None = None
     ) -> Tensor:
-        """PGD inside the ball around x, then [0, 1], raising `loss(logits)`; cross-entropy by default."""
+        """Run PGD on `loss(logits)`, by default the cross-entropy; return the last iterate."""
         spec = spec or self.attack
         self.attacked = True
         raised = loss or (lambda z: F.cross_entropy(z, self.y, reduction="sum"))
@@ -124,7 +124,7 @@ class Step:
             point = point.detach().requires_grad_()
             with torch.enable_grad():
                 z = self.net(point)
-                # in float16 a confident sample's gradient would underflow; a step has no use for its size
+                # in float16 the gradient of a confident sample would underflow; only its direction is used
                 scale = 1024.0 if z.dtype == torch.float16 else 1.0
                 (g,) = torch.autograd.grad(scale * raised(full_precision(z)), point)
             self.last_gradient = g
@@ -145,16 +145,17 @@ class Step:
             ).detach()
 
     def correct(self, x: Tensor) -> Tensor:
-        """Whether the model, in eval mode, classifies each row of `x` as its label; bool (N,)."""
+        """Return which rows of `x` the model classifies correctly in eval mode; bool (N,)."""
         with evaluating(self.net), torch.no_grad():
             return self.net(x).argmax(1) == self.y
 
     def logits_and_saliency(self, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Train-mode logits of x, and s = ∂z_target/∂x in eval mode; `target=None` is the predicted class.
+        """Return logits of x in train mode, and s = ∂z_target/∂x in eval mode.
 
-        Up to the first layer whose mode matters (dropout, BatchNorm) both passes are one function, so one
-        forward serves both, exactly: weights and losses are those of two passes, bit for bit. See
-        `saliency_lab.training.trunk` for the networks that can be cut there; others get two passes.
+        `target=None` means the predicted class. Up to the first layer that differs between the modes
+        (dropout, BatchNorm), one forward pass serves both, with exactly the same weights and losses as two
+        passes. See `saliency_lab.training.trunk` for the networks that can be cut there; others take two
+        passes.
         """
         trunk, head = trunk_and_head(self.net)
         point = x.detach().requires_grad_()
@@ -169,5 +170,5 @@ class Step:
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p ‖ q) = Σ p·log(p/q), from logits (N, K), batch mean; gradients flow through both."""
+    """Return the batch mean of KL(p ‖ q) = Σ p·log(p/q) from logits (N, K), differentiable in both."""
     return F.kl_div(F.log_softmax(q, 1), F.log_softmax(p, 1), log_target=True, reduction="batchmean")

@@ -1,4 +1,4 @@
-"""The trunk of a network: its layers before the first whose output depends on train or eval mode."""
+"""The trunk of a network: its layers before the first one whose output depends on train or eval mode."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _MODAL = (
 
 
 def mode_matters(net: nn.Module) -> bool:
-    """Whether train and eval mode may give different outputs.
+    """Return whether train and eval mode may give different outputs.
 
-    Known not to are the layers of `torch.nn` without dropout, batch statistics, randomness or hooks, and the
-    architectures of this package made of them. Of any other class we cannot know, so it may.
+    They do not for layers of `torch.nn` without dropout, batch statistics, randomness or hooks, and for the
+    architectures of this package that consist of them. For any other class the answer is True.
     """
     return not all(_mode_free(module) for module in net.modules())
 
@@ -53,9 +53,9 @@ def _hooked(module: nn.Module) -> bool:
 def trunk_and_head(net: nn.Module) -> tuple[list[Part], list[Part]]:
     """Cut `net` in two: `run(head, run(trunk, x))` is `net(x)`, and the trunk is one function in either mode.
 
-    The head is empty if the mode does not matter at all. The trunk is empty if the first part depends on
-    the mode, if `net` cannot be taken apart (see `parts`), or if a layer of the head may work in place, which
-    would overwrite what the trunk returned: one that says so, has hooks, or is of a class we do not know.
+    The head is empty if the mode does not matter. The trunk is empty if the first part depends on the mode,
+    if `net` cannot be split (see `parts`), or if a layer of the head may work in place and so overwrite the
+    output of the trunk: one that is marked so, has hooks, or is of an unknown class.
     """
     chain = parts(net)
     trunk = list(takewhile(lambda part: not (isinstance(part, nn.Module) and mode_matters(part)), chain))
@@ -72,10 +72,11 @@ def run(chain: Sequence[Part], x: Tensor) -> Tensor:
 
 
 def parts(net: nn.Module) -> list[Part]:
-    """Functions that, applied one after another, are `net`; the net itself if no more is known of it.
+    """Return functions whose composition is `net`, or `[net]` if it cannot be split.
 
-    Known are `nn.Sequential`, `Normalised` and the convolutional networks of this package, unless they have
-    hooks, which only a call of the whole would run. Of a subclass's `forward` nothing is assumed.
+    `nn.Sequential`, `Normalised` and the convolutional networks of this package can be split, unless they
+    have hooks, which only a call of the whole module runs. Subclasses may have another `forward` and are not
+    split.
     """
     if _hooked(net):
         return [net]

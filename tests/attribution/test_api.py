@@ -44,7 +44,8 @@ MANY = {
     "shapley_value_sampling": {"segments": 150},
 }
 ALL = list(list_methods().index)
-NAMES = [name for name in ALL if name != "attention_rollout"]
+ATTENTION = [name for name in ALL if list_methods().loc[name, "family"] == "attention"]
+NAMES = [name for name in ALL if name not in ATTENTION]
 CONTROLS = [name for name in ALL if list_methods().loc[name, "family"] == "control"]
 
 
@@ -123,7 +124,7 @@ def test_nothing_is_left_changed(name, fail_at, batch):
         with pytest.raises((RuntimeError, InputError), match=r"out of luck|no self-attention"):
             for _ in range(fail_at):
                 attribute(model, x, y, name, **QUICK.get(name, {}))
-    elif name == "attention_rollout":
+    elif name in ATTENTION:
         with pytest.raises(InputError):
             attribute(model, x, y, name)
     else:

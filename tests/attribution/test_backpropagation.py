@@ -208,6 +208,44 @@ def test_deep_lift_of_functions_of_single_pixels_is_what_each_pixel_adds(batch, 
     torch.testing.assert_close(maps.double(), expected, rtol=0, atol=1e-6)
 
 
+EXPONENTIAL: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x.softmax(1),
+    "softmax over positions": lambda x: torch.softmax(x.flatten(2), dim=-1, dtype=x.dtype),
+    "log-softmax": lambda x: F.log_softmax(x, 1),
+    "log-sum-exp": lambda x: x.logsumexp(1),
+    "log-sum-exp over two": lambda x: torch.logsumexp(x, dim=(2, 3), keepdim=True),
+}
+
+
+@pytest.mark.parametrize("function", EXPONENTIAL.values(), ids=EXPONENTIAL)
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 300.0])
+def test_deep_lift_is_complete_through_a_softmax(batch, function, scale):
+    x, y = batch
+    model = Through(lambda x: function(scale * x), nn.Conv2d(1, 4, 3)).double().eval()
+    maps = attribute(model, x, y, "deep_lift", baseline=x.flip(0))
+    assert maps.total.abs().max() > 1e-9
+    error = maps.delta.abs().max() / maps.values.abs().flatten(1).sum(1).max()
+    assert error < 1e-5
+
+
+def test_deep_lift_of_a_softmax_head_is_the_rule_for_each_of_its_steps(batch):
+    """softmax = exp(z − log Σ exp z): the rescale rule for exp, log and exp, in float64 step by step."""
+    x, y = batch
+
+    class Steps(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return torch.exp(z - torch.log(torch.exp(z).sum(1, keepdim=True)))
+
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(144, 5)).double()
+    given = {"method": "deep_lift", "baseline": x.flip(0)}
+    head = attribute(nn.Sequential(body, nn.Softmax(1)), x, y, **given)
+    steps = attribute(nn.Sequential(body, Steps()), x, y, **given)
+    torch.testing.assert_close(head.values, steps.values, rtol=1e-4, atol=1e-9)
+    same = attribute(nn.Sequential(body, nn.Softmax(1)), x, y, "deep_lift", baseline=x)
+    assert torch.equal(same.values, torch.zeros_like(x))
+
+
 @pytest.mark.parametrize("window", [nn.AdaptiveMaxPool2d(3), nn.AdaptiveMaxPool2d((1, 5))], ids=str)
 @pytest.mark.parametrize("baseline", ["zero", "uniform"])
 def test_deep_lift_is_complete_through_adaptive_max_pooling(batch, window, baseline):
@@ -238,10 +276,12 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 @pytest.mark.parametrize(("function", "call"), REFUSED.values(), ids=REFUSED)
 def test_what_no_rule_covers_is_refused_by_name_and_not_given_the_gradient(name, batch, function, call):
     model = Through(function, nn.Conv2d(1, 4, 3))
-    if name == "lrp" and call == "div":  # relevance passes any function of one activation
+    does = {"lrp": ["div"], "deep_lift": ["Tensor.softmax", "Tensor.logsumexp"]}
+    if call in does[name]:
         assert torch.isfinite(attribute(model, *batch, name).values).all()
         return
-    with pytest.raises(InputError, match=rf"{name} .*calls {call}.*'integrated_gradients'"):
+    instead = "'deep_lift'" if call in does["deep_lift"] else "'integrated_gradients'"
+    with pytest.raises(InputError, match=rf"{name} .*calls {call}.*{instead}"):
         attribute(model, *batch, name)
 
 

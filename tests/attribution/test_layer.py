@@ -128,11 +128,6 @@ def test_rollout_is_the_product_of_the_attention(functional, height, width):
     assert torch.isfinite(attribute(model, x, y, "grad_cam").values).all()
 
 
-def test_rollout_names_a_model_without_attention(net, batch):
-    with pytest.raises(InputError, match="Sequential no self-attention was seen"):
-        attribute(net, *batch, "attention_rollout")
-
-
 class Patches(nn.Module):
     """Patches of 4×4 pixels that are mixed as tokens (N, T, D), after others, or as a map (N, h, w, D)."""
 

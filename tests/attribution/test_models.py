@@ -70,7 +70,7 @@ def _images(model_name: str) -> Tensor:
 
 
 @pytest.mark.parametrize("model", ["small_cnn", "resnet18", "vgg11_bn", "torchvision/resnet18"])
-@pytest.mark.parametrize("name", [name for name in list_methods().index if name != "attention_rollout"])
+@pytest.mark.parametrize("name", list_methods().query("family != 'attention'").index)
 def test_convolutional_networks(models, name, model):
     _run(models[model], name, _images(model))
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,7 +13,8 @@ from torch import nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.attribution import attribute, sanity_check
-from saliency_lab.attribution.sanity import layers_from_output, randomise
+from saliency_lab.attribution.reinitialisation import layers_from_output, randomise
+from saliency_lab.metrics import evaluate
 from saliency_lab.models import build_model
 
 
@@ -218,3 +223,115 @@ def test_a_model_whose_modules_are_hidden_is_refused(net, batch):
     for model in (torch.jit.trace(net, batch[0]), torch.compile(net, backend="eager")):
         with pytest.raises(InputError, match=r"the model is (scripted|compiled); pass the eager module"):
             sanity_check(model, *batch, ["saliency"])
+
+
+class Parametrised(nn.Module):
+    """A network whose weights are computed from others, in one of torch's ways."""
+
+    def __init__(self, how: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = how(nn.Conv2d(1, 6, 3)), how(nn.Linear(600, 20))
+        self.head = how(nn.Linear(20, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.fc(self.conv(x).relu().flatten(1)).relu())
+
+
+class Doubled(nn.Module):
+    """A parametrisation that has no inverse."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "none": lambda layer: layer,
+    "old weight norm": nn.utils.weight_norm,
+    "old spectral norm": nn.utils.spectral_norm,
+    "weight norm": nn.utils.parametrizations.weight_norm,
+    "spectral norm": nn.utils.parametrizations.spectral_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+    "cayley": lambda layer: nn.utils.parametrizations.orthogonal(layer, orthogonal_map="cayley"),
+    "householder": lambda layer: nn.utils.parametrizations.orthogonal(
+        layer, orthogonal_map="householder", use_trivialization=False
+    ),
+    "exponential without inverse": lambda layer: nn.utils.parametrizations.orthogonal(
+        layer, orthogonal_map="matrix_exp", use_trivialization=False
+    ),
+    "without inverse": lambda layer: nn.utils.parametrize.register_parametrization(
+        layer, "weight", Doubled()
+    ),
+}
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_weights_that_are_computed_are_drawn_anew(batch, way, used):
+    model = Parametrised(WAYS[way])
+    if used:  # leaves tensors with a history in the modules
+        model(batch[0]).sum()
+    model.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    logits = model(batch[0]).detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check = sanity_check(model, *batch, ["saliency"])
+    assert check.likeness.layer.unique().tolist() == ["trained", "head", "fc", "conv"]
+    assert abs(check.summary().rank_correlation["saliency"]) < 0.2
+    randomised = check.maps["saliency"][1:]
+    assert randomised.isfinite().all() and (randomised.abs().amax((2, 3, 4)) > 1e-6).all()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(model(batch[0]), logits)
+
+
+@pytest.mark.parametrize("way", ["old weight norm", "weight norm", "old spectral norm", "spectral norm"])
+def test_a_redrawn_weight_is_that_of_the_layer_without_reparametrisation(way):
+    plain, layer = nn.Linear(8, 5), WAYS[way](nn.Linear(8, 5)).eval()
+    x = torch.rand(3, 8)
+    for each in (plain, layer):
+        randomise(each, 3)
+    with torch.no_grad():
+        scale = torch.linalg.matrix_norm(plain.weight, 2) if "spectral" in way else 1.0
+        expected = x @ plain.weight.T / scale + plain.bias
+        torch.testing.assert_close(layer(x), expected, rtol=1e-3, atol=1e-4)
+
+
+class Overwritten(nn.Linear):
+    """A layer that computes its weight from a buffer at each pass, and does not say so."""
+
+    def __init__(self) -> None:
+        super().__init__(144, 5)
+        self.register_buffer("kept", self.weight.detach().clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.kept)
+
+
+def test_a_model_that_randomising_does_not_change_is_refused(batch):
+    model = nn.Sequential(nn.Flatten(), Overwritten())
+    with pytest.raises(InputError, match=r"re-initialising the layers of Sequential \(1\) does not change"):
+        sanity_check(model, *batch, ["saliency"])
+    maps = attribute(model, *batch)
+    with pytest.raises(InputError, match=r"re-initialising the layers of Sequential \(1\) does not change"):
+        evaluate(model, *batch, maps, metric="mprt")
+
+
+def test_a_layer_that_randomising_does_not_change_is_named(batch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 144), nn.ReLU(), Overwritten())
+    with pytest.warns(UserWarning, match="re-initialising 3 did not change what Sequential returns"):
+        sanity_check(model, *batch, ["saliency"])
+
+
+@pytest.mark.parametrize("way", ["old weight norm", "orthogonal"])
+@pytest.mark.parametrize("metric", ["mprt", "efficient_mprt", "smooth_mprt"])
+def test_the_metrics_of_randomisation_redraw_computed_weights(batch, way, metric):
+    model = Parametrised(WAYS[way])
+    model(batch[0]).sum()
+    maps = attribute(model.eval(), *batch)
+    scores = evaluate(model, *batch, maps, metric=metric)
+    assert np.isfinite(scores).all()
+    if metric == "mprt":
+        plain = Parametrised(WAYS["none"]).eval()
+        expected = evaluate(plain, *batch, attribute(plain, *batch), metric=metric)
+        assert abs(scores.mean() - expected.mean()) < 0.2

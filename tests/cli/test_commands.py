@@ -602,6 +602,7 @@ def test_collapse_is_said_and_no_model_is_left(tmp_path):
     assert not (tmp_path / "model.safetensors").exists()
 
 
+@pytest.mark.long
 def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path):
     command = [
         *(
@@ -631,9 +632,12 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path):
     assert process.returncode == 130, told
     assert "interrupted; the same command again goes on" in told
     assert not (tmp_path / "run/model.safetensors").exists()
-    again = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert again.returncode == 0, again.stderr
-    assert "goes on at epoch" in again.stderr
+    again = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert any("continues with epoch" in line for line in again.stderr)
+    finally:
+        again.kill()
+        again.communicate()
 
 
 POOL = """
@@ -648,6 +652,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_workers_end_with_a_process_that_was_killed(tmp_path):
     (tmp_path / "pool.py").write_text(POOL)
     process = subprocess.Popen(
@@ -662,6 +667,7 @@ def test_workers_end_with_a_process_that_was_killed(tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_the_training_of_other_processes_too(tmp_path):
     text = STUDY.replace('epochs" = 1', 'epochs" = 400')
     (tmp_path / "study.toml").write_text(f"seeds = [0, 1, 2, 3, 4, 5]{text}")

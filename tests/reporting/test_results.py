@@ -117,8 +117,14 @@ def test_a_bundled_study_is_valid(name: str, tmp_path: Path) -> None:
         assert run.recipe.data == bundled.data
 
 
-def test_reproduce_plans_a_bundled_study_and_names_an_unknown_one(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["reproduce", "digits", "--plan", "--out", str(tmp_path)])
+def test_a_study_that_extends_a_bundled_one_is_planned_and_an_unknown_one_named(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(
+        'extends = "digits"\nrecipes = ["digits/standard"]\nbaseline = "standard"\nseeds = [0]\n'
+        'methods = ["saliency"]\nmetrics = ["sparseness"]\nattacks = {}\naudits = {}\nclaims = []\n'
+        "data = { images = 8 }\n"
+    )
+    arguments = ["study", str(tmp_path / "small.toml"), "--plan", "--out", str(tmp_path / "store")]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "minutes of work" in result.output
     assert "warning" not in result.output  # that untrained networks are alike, for one

@@ -404,7 +404,7 @@ def test_a_quantised_network_is_refused(
 
 
 def test_what_cannot_be_told_is_refused() -> None:
-    with pytest.raises(InputError, match=r"content of a _thread\.lock cannot be told"):
+    with pytest.raises(InputError, match=r"content of a _thread\.lock cannot be hashed"):
         canonical(_closed(threading.Lock()))
 
 

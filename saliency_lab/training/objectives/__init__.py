@@ -1,4 +1,4 @@
-"""Training objectives by name. To add one: a file here with a registered class, and its import below."""
+"""Training objectives by name. To add one, write a file with a registered class and import it below."""
 
 from saliency_lab.training.objectives.adversarial import Adversarial
 from saliency_lab.training.objectives.adversarial_saliency_guided import AdversarialSaliencyGuided

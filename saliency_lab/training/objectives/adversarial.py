@@ -21,7 +21,7 @@ class Adversarial(Objective):
     clean_weight: Annotated[float, Field(ge=0)] = 0.0
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        """`adversarial`, and `clean` if it has a weight."""
+        """Return the terms `adversarial`, and `clean` if its weight is not 0."""
         attacked = step.perturb()
         terms = {"adversarial": F.cross_entropy(step.logits(attacked), step.y)}
         if self.clean_weight:

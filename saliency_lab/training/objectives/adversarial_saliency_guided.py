@@ -24,10 +24,10 @@ class AdversarialSaliencyGuided(Masking):
 
     reference: Literal["clean", "adversarial"] = "clean"
     saliency: Literal["own", "reuse"] = "own"
-    """`reuse` ranks by minus the attack's last gradient of the cross-entropy: no pass of its own."""
+    """`reuse` ranks by the negative of the attack's last gradient, which saves a pass."""
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        """`clean`, `adversarial` and `divergence`."""
+        """Return the terms `clean`, `adversarial` and `divergence`."""
         attacked = step.perturb()
         if self.ranking == "random":
             adversarial, saliency = step.logits(attacked), None

@@ -1,4 +1,4 @@
-"""What an objective is: settings, and a function from a step to named loss terms."""
+"""The base class of objectives: settings, and a function from a training step to named loss terms."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from saliency_lab.training.step import Step
 
 
 class Objective(Settings):
-    """Base of all objectives: fields are keys under `[objective]`; the loss is the sum of the terms."""
+    """Base class of objectives. Fields are keys under `[objective]`; the loss is the sum of the terms."""
 
     name: ClassVar[str]
-    """What a recipe calls it; a class that sets none goes by its module and name."""
+    """The name in recipes; by default module and class name."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """Name a class that does not name itself."""
+        """Give a class without a name its default name."""
         if "name" not in cls.__dict__:
             cls.name = f"{cls.__module__}:{cls.__qualname__}"
 
     @abstractmethod
     def terms(self, step: Step) -> dict[str, Tensor]:
-        """Scalar terms, already weighted, whose sum is minimised."""
+        """Return the weighted scalar terms by name; their sum is minimised."""
 
 
 def custom_objective(extension: Extension) -> type[Objective]:
@@ -51,6 +51,6 @@ OBJECTIVES: Registry[type[Objective]] = Registry("objective", "objective", custo
 
 
 def register(cls: type[Objective]) -> type[Objective]:
-    """Make an objective known to recipes by its `name`."""
+    """Add a built-in objective under its `name`."""
     OBJECTIVES.add(cls.name, cls)
     return cls

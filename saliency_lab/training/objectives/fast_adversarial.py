@@ -22,10 +22,10 @@ class FastAdversarial(Objective):
     name: ClassVar[str] = "fast_at"
 
     stride: Annotated[float, Field(gt=0)] = 1.25
-    """Step size as a multiple of ε."""
+    """The step size as a multiple of ε."""
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        """One term, `adversarial`."""
+        """Return the term `adversarial`."""
         single = step.attack.model_copy(
             update={"steps": 1, "step_size": self.stride * step.attack.eps, "random_start": True}
         )

@@ -28,7 +28,7 @@ class InputGradient(Objective):
     """λ, for images in [0, 1]."""
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        """`clean` and `gradient`."""
+        """Return the terms `clean` and `gradient`."""
         x = step.x.detach().requires_grad_()
         with attention_differentiable_twice():
             losses = F.cross_entropy(step.logits(x), step.y, reduction="none")

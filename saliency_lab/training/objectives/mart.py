@@ -26,7 +26,7 @@ class Mart(Objective):
     """λ."""
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        """`boosted` and `divergence`."""
+        """Return the terms `boosted` and `divergence`."""
         adversarial = F.log_softmax(step.logits(step.perturb()), 1)
         clean = F.log_softmax(step.logits(step.x), 1)
         label = step.y[:, None]

@@ -1,4 +1,4 @@
-"""Training on uniform noise: the control of every adversarial objective."""
+"""Training with uniform noise, the control for adversarial objectives."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from saliency_lab.training.step import Step
 
 @register
 class Noise(Objective):
-    """CE(f(x + u), y), u uniform in the ε-ball, clipped to [0, 1]: noise of the attack's size, unaimed."""
+    """CE(f(x + u), y), u uniform in the ε-ball, clipped to [0, 1]: noise of the attack's size."""
 
     name: ClassVar[str] = "noise"
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        """One term, `noisy`."""
+        """Return the term `noisy`."""
         noisy = random_start(step.x, step.eps, step.attack.norm, step.start_noise())
         return {"noisy": F.cross_entropy(step.logits(noisy), step.y)}

@@ -1,4 +1,4 @@
-"""Saliency-guided training, and what it shares with the adversarial form: the masking."""
+"""Saliency-guided training, and the masking that it shares with the adversarial form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from saliency_lab.training.step import Step, divergence
 
 
 class Masking(Objective):
-    """Recipe keys of the mask M(x, s, k) and of its KL term."""
+    """Base of objectives with a mask M(x, s, k) and a KL term; its fields are their recipe keys."""
 
     weight: Annotated[float, Field(ge=0)] = 1.0
     """λ, the weight of the KL term."""
@@ -24,15 +24,15 @@ class Masking(Objective):
     fraction_schedule: Literal["constant", "linear", "adaptive"] = "constant"
     """`linear` raises k from 0 to `fraction` over the training. `adaptive` gives each sample the largest of
     ¼k, ½k, ¾k, k at which its masked input is still classified as its label, or else 0: our reading of
-    SMOOT (Karkehabadi, Homayoun & Sasan 2023), at the price of four forward passes."""
+    SMOOT (Karkehabadi, Homayoun & Sasan 2023), which costs four more forward passes."""
     ranking: Ranking = "signed"
-    """`random` is the control that every claim about saliency must beat."""
+    """`random` is the control with which every claim about saliency is compared."""
     fill: Fill = "uniform"
     same_dropout: bool = True
     """Draw one dropout mask for both sides of the KL, so that it compares inputs and not masks."""
 
     def mask(self, step: Step, x: Tensor, saliency: Tensor | None) -> Tensor:
-        """M(x, s, k) at this step."""
+        """Return M(x, s, k) at this step."""
         if self.ranking == "random":
             scores = step.draw("ranking", torch.Size((len(x), *x.shape[2:])))
         else:
@@ -60,7 +60,7 @@ class SaliencyGuided(Masking):
     name: ClassVar[str] = "sgt"
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        """`clean` and `divergence`."""
+        """Return the terms `clean` and `divergence`."""
         if self.ranking == "random":
             clean, saliency = step.logits(step.x), None
         else:

@@ -18,5 +18,5 @@ class Standard(Objective):
     name: ClassVar[str] = "standard"
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        """One term, `clean`."""
+        """Return the term `clean`."""
         return {"clean": F.cross_entropy(step.logits(step.x), step.y)}

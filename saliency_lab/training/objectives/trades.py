@@ -25,7 +25,7 @@ class Trades(Objective):
     beta: Annotated[float, Field(ge=0)] = 6.0
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        """`clean` and `divergence`."""
+        """Return the terms `clean` and `divergence`."""
         with evaluating(step.net), torch.no_grad():
             fixed = full_precision(step.net(step.x))
         away = step.attack.model_copy(update={"random_start": True})

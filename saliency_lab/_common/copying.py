@@ -1,0 +1,43 @@
+"""Copy a model, also one that keeps tensors of its last forward pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def copy_model(model: M) -> M:
+    """Return a deep copy of `model`, in which tensors with a gradient history are detached.
+
+    Such tensors are left by a forward pass, for example of the older `torch.nn.utils.weight_norm`, and make
+    `copy.deepcopy` fail.
+
+    >>> import torch
+    >>> net = nn.utils.weight_norm(nn.Linear(3, 2))
+    >>> logits = net(torch.ones(1, 3))
+    >>> torch.equal(copy_model(net)(torch.ones(1, 3)), logits)
+    True
+    """
+    memo = {
+        id(tensor): tensor.detach().clone()
+        for module in model.modules()
+        for tensor in _tensors(vars(module))
+        if not tensor.is_leaf
+    }
+    return copy.deepcopy(model, memo)
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Tensors in nested containers; modules and parameters are left to `copy.deepcopy`."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple | set | frozenset):
+        for each in value:
+            yield from _tensors(each)
