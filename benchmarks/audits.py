@@ -2,11 +2,11 @@
 
     python -m benchmarks.audits [--images 50 100] [--norms linf l2] [--root DIR] [--docs FILE]
 
-Every network of `benchmarks/defences.py` is audited. The table shows, for each, the accuracy that PGD reports,
-the worst case of the audit, and the accuracy that an adaptive attack reaches (gradients of the undefended
-network, points judged on the defended one). Rates come with exact (Clopper-Pearson) 95 % intervals. With
-`--docs`, the tables replace what stands between the two marks of that page. Networks that are done are kept
-in `--json`, and are not audited again.
+Every network of `benchmarks/defences.py` is audited. The table shows, for each, the accuracy that PGD
+reports, the worst case of the audit, and the accuracy that an adaptive attack reaches (gradients of the
+undefended network, points judged on the defended one). Rates come with exact (Clopper-Pearson) 95 %
+intervals. With `--docs`, the tables replace what stands between the two marks of that page. Networks that
+are done are kept in `--json`, and are not audited again.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, nargs="+", default=[50, 100])
     parser.add_argument("--norms", nargs="+", default=["linf", "l2"])
+    parser.add_argument("--kinds", nargs="+", choices=["honest", "broken"], default=["honest", "broken"])
     parser.add_argument("--data", choices=list(RADII), default="mnist")
     parser.add_argument("--root", default="data")
     parser.add_argument("--docs", type=Path)
@@ -125,14 +126,16 @@ def main() -> None:
         for name in ("standard", "at", "asgt", "sgt")
     }
     base = zoo[f"{given.data}/standard"]
-    honest = {name: make() for name, make in honest_networks(data, zoo).items()}
+    builders = honest_networks(data, zoo) if "honest" in given.kinds else {}
+    honest = {name: make() for name, make in builders.items()}
     results = json.loads(given.json.read_text()) if given.json.is_file() else {}
     for images in given.images:
         x, y = data.test.sample(images, seed=0)
         for norm in given.norms:
             ball = {"eps": RADII[given.data][norm], "norm": norm}
             networks = [("honest", name, net, None) for name, net in honest.items()]
-            networks += [("broken", name, make(base).eval(), base) for name, make in BROKEN.items()]
+            if "broken" in given.kinds:
+                networks += [("broken", name, make(base).eval(), base) for name, make in BROKEN.items()]
             for kind, name, net, inner in networks:
                 key = f"{kind}|{name}|{norm}|{images}"
                 if key not in results:

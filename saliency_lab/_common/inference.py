@@ -301,15 +301,19 @@ def depends_on_batch(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
     return torch.equal(first, second)
 
 
-def warn_if_batch_coupled(model: nn.Module, x: Tensor, logits: Tensor) -> None:
+def warn_if_batch_coupled(model: nn.Module, x: Tensor, logits: Tensor | None = None) -> None:
     """Warn, once per model, if its logits for an image change with the other images of the batch.
 
     Call it wherever results are promised to be independent of the batch. It costs one forward pass of one
-    image, and none for a model that was checked before.
+    image, that of two more if `logits` (N, K) are not known, and none for a model that was checked before.
     """
     if len(x) < 2 or model in _CHECKED_FOR_COUPLING:
         return
     _CHECKED_FOR_COUPLING.add(model)
+    if logits is None:
+        x = x[-2:]
+        with preserved_rng():
+            logits = predict(model, x)
     if depends_on_batch(model, x, logits):
         warnings.warn(
             f"{type(model).__name__} returns other logits for an image alone than for the same image in a "

@@ -318,10 +318,10 @@ class _Panel:
             if not len(left):
                 break
             steps = self.budget.steps // 2 if "averaged" in label or "SPSA" in label else self.budget.steps
-            settings = {"norm": self.norm, "samples": self.samples, "loss": "margin", "steps": steps}
+            settings: dict[str, Any] = {"norm": self.norm, "samples": self.samples}
             found = attack(
                 self.model, self.x[left], self.y[left], "pgd", eps=self.audited.eps, seed=self.seed,
-                gradients_from=source, **settings,
+                gradients_from=source, loss="margin", steps=steps, **settings,
             )  # fmt: skip
             mask = torch.zeros_like(self.by_stand_in)
             mask[left] = found.success
@@ -473,7 +473,7 @@ class _Panel:
             return Check("transfer", "skipped", "no surrogate model was given", {})
         found: list[AttackResult | None] = []
         for source in self.surrogates.values() if len(self.rows) else ():
-            settings = {"norm": self.norm, "samples": self.samples}
+            settings: dict[str, Any] = {"norm": self.norm, "samples": self.samples}
             moved = transfer_attack(
                 self.model, source, self.x, self.y, eps=self.audited.eps, seed=self.seed, **settings
             )

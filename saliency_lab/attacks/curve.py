@@ -189,12 +189,15 @@ def minimal_epsilon(
         )
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
     precision = parse_epsilon(tolerance, name="tolerance")
-    high_end = whole_range(x, getattr(parsed, "norm", "linf")) if largest is None else None
-    high_end = parse_epsilon(largest, name="largest") if high_end is None else high_end
+    if largest is None:
+        high_end = whole_range(x, getattr(parsed, "norm", "linf"))
+    else:
+        high_end = parse_epsilon(largest, name="largest")
     if precision == 0:
         raise InputError('tolerance must be > 0, such as "1/255"')
     logits, y = check_batch(model, x, y)
-    logits = predict(Expected(model, parsed.samples), x) if parsed.samples > 1 else logits
+    if (samples := getattr(parsed, "samples", 1)) > 1:
+        logits = predict(Expected(model, samples), x)
     first = run(model, x, y, chosen, parsed, eps=high_end, seed=seed, clean=logits)
     found = torch.where(first.robust, torch.inf, first.distance.double())
     found[~first.clean_correct] = 0.0

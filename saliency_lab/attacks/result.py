@@ -157,6 +157,59 @@ class AttackResult:
         }
 
 
+_THREATS: dict[Norm, str] = {"linf": "Linf", "l2": "L2", "severity": "corruptions"}
+
+
+def robustbench_entry(result: AttackResult, *, dataset: str, **info: Any) -> dict[str, Any]:
+    """Describe a result as an entry of RobustBench's `model_info/DATASET/THREAT/NAME.json`.
+
+    Parameters
+    ----------
+    result : AttackResult
+        Of `attack(..., "autoattack", ...)` for the field `autoattack_acc`; the accuracy under any other attack
+        goes into `reported`.
+    dataset : str
+        RobustBench's name of the data, such as "cifar10".
+    info
+        Further fields of the entry, such as `name`, `link`, `authors`, `venue`, `architecture` and
+        `additional_data`.
+
+    Returns
+    -------
+    dict
+        Values that JSON can hold; accuracies are percentages as text with two decimals, as in RobustBench.
+
+    Raises
+    ------
+    InputError
+        If RobustBench has no leaderboard for the result's norm.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from saliency_lab.attacks import attack
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x = torch.full((2, 1, 4, 4), 0.5)
+    >>> found = attack(model, x, model(x).argmax(1), "pgd", eps=0)
+    >>> robustbench_entry(found, dataset="cifar10", name="Linear")["clean_acc"]
+    '100.00'
+    """
+    if result.norm not in _THREATS:
+        raise InputError(f"RobustBench has no leaderboard for {result.norm}; it has Linf, L2 and corruptions")
+    pixels = result.eps * 255
+    whole = result.norm == "linf" and abs(pixels - round(pixels)) < 1e-6
+    robust = f"{100 * result.robust_accuracy:.2f}"
+    measured = "autoattack_acc" if result.method == "autoattack" else "reported"
+    return {
+        **info,
+        "dataset": dataset,
+        "threat_model": _THREATS[result.norm],
+        "eps": f"{round(pixels)}/255" if whole else f"{result.eps:g}",
+        "clean_acc": f"{100 * result.clean_accuracy:.2f}",
+        measured: robust,
+    }
+
+
 def wilson(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a proportion.
 

@@ -64,7 +64,7 @@ class _ValueAndGradient(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         return None, gradient
 
 
@@ -80,7 +80,7 @@ class Borrowed(nn.Module):
         value = run_without_graph(self.model, x.detach())
         if not (torch.is_grad_enabled() and x.requires_grad):
             return value
-        logits: Tensor = _ValueAndGradient.apply(value, self.source(x))  # type: ignore[no-untyped-call]
+        logits: Tensor = _ValueAndGradient.apply(value, self.source(x))
         return logits
 
 
@@ -109,7 +109,7 @@ class _Measured(torch.autograd.Function):
         return run_without_graph(owner.model, x.detach())
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.owner.measure(*ctx.saved_tensors, gradient), None
 
 
@@ -128,7 +128,7 @@ class FiniteDifferences(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, K)."""
-        logits: Tensor = _Measured.apply(x, self)  # type: ignore[no-untyped-call]
+        logits: Tensor = _Measured.apply(x, self)
         return logits
 
     def measure(self, x: Tensor, weights: Tensor) -> Tensor:
@@ -328,11 +328,11 @@ def _replaced_functions() -> Iterator[None]:
     """Let torch differentiate the forward pass of custom autograd functions, in this thread."""
     with _lock:
         _threads.add(threading.get_ident())
-        torch.autograd.Function.apply = classmethod(_apply)  # type: ignore[method-assign, assignment]
+        torch.autograd.Function.apply = classmethod(_apply)
     try:
         yield
     finally:
         with _lock:
             _threads.discard(threading.get_ident())
             if not _threads:
-                torch.autograd.Function.apply = _own_apply  # type: ignore[method-assign]
+                torch.autograd.Function.apply = _own_apply

@@ -19,6 +19,7 @@ from saliency_lab._common.inference import (
     gradients_recorded,
     translate_shape_errors,
     undisturbed,
+    warn_if_batch_coupled,
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import versions
@@ -98,6 +99,7 @@ def attribute(
     with gradients_recorded(), translate_shape_errors(model, x), undisturbed(model), preserved_rng(seed):
         x = check_images(x).detach()
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)
+        warn_if_batch_coupled(model, x.to(dtype_of(model)))
         parsed = _resolved(chosen, parsed, model, x)
         values = torch.empty(x.shape, dtype=torch.float32)
         totals = []

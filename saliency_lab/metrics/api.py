@@ -16,7 +16,13 @@ from saliency_lab._common.checks import check_images, check_labels, check_seed
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.html import facts as html_facts
-from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, translate_shape_errors
+from saliency_lab._common.inference import (
+    chunk_rows,
+    device_of,
+    gradients_recorded,
+    translate_shape_errors,
+    warn_if_batch_coupled,
+)
 from saliency_lab._common.progress import progress
 from saliency_lab._common.registry import name_of
 from saliency_lab._common.seeding import preserved_rng
@@ -397,6 +403,7 @@ def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> f
     with translate_shape_errors(model, x):
         logits = few.logits(few.x).cpu()
     seconds = time.perf_counter() - began
+    warn_if_batch_coupled(model, few.x, logits)
     check_labels(y, len(y), logits.shape[1])
     if "probability" in read:
         require_logits(logits)

@@ -25,6 +25,8 @@ from saliency_lab._common.provenance import versions
 from saliency_lab.models.card import CUSTOM, ModelCard, card_of
 from saliency_lab.models.catalogue import build_model
 from saliency_lab.models.layers import Normalised
+from saliency_lab.models.robustbench import PREFIX as ROBUSTBENCH
+from saliency_lab.models.robustbench import load_robustbench
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 ZOO = Path(__file__).parent / "zoo"
@@ -118,7 +120,8 @@ def load_model(
     ----------
     path
         The folder that `save_model` wrote, a .safetensors file with its .json beside it, or the name of a
-        network that comes with the package, such as "mnist/asgt" (`list_zoo()`).
+        network that comes with the package, such as "mnist/asgt" (`list_zoo()`), or of one of RobustBench,
+        such as "robustbench/cifar10/Linf/Carmon2019Unlabeled", where that package is installed.
     device
         Where to put the model: "cpu", "cuda", "cuda:1", "mps", or "auto" (CUDA if it is here, else the CPU).
     model
@@ -134,6 +137,8 @@ def load_model(
         If the device is not here, or `model` is no torch module.
     """
     device = named_device(device)
+    if model is None and str(path).startswith(ROBUSTBENCH):
+        return load_robustbench(str(path), str(device))
     if model is not None and not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise InputError(

@@ -87,3 +87,26 @@ def test_a_severity_between_two_is_refused(trained, batch) -> None:
         sl.attack(trained, *batch, "fog", eps=0.1)
     with pytest.raises(sl.SaliencyLabError, match="an audit covers attacks in linf and l2"):
         sl.audit(trained, *batch, eps=3, method="fog")
+
+
+def test_a_robustbench_entry(trained, batch) -> None:
+    found = sl.attack(trained, *batch, "fgsm", eps="8/255")
+    entry = sl.attacks.robustbench_entry(found, dataset="cifar10", name="Test")
+    assert entry["eps"] == "8/255" and entry["threat_model"] == "Linf" and entry["name"] == "Test"
+    assert float(entry["clean_acc"]) == pytest.approx(100 * found.clean_accuracy, abs=0.005)
+    assert float(entry["reported"]) == pytest.approx(100 * found.robust_accuracy, abs=0.005)
+    assert "autoattack_acc" not in entry
+
+
+def test_a_robustbench_model_is_asked_of_its_package(monkeypatch) -> None:
+    import sys
+    import types
+
+    with pytest.raises(sl.SaliencyLabError, match="DATASET/THREAT/MODEL"):
+        sl.load_model("robustbench/Carmon2019Unlabeled")
+    package = types.ModuleType("robustbench.utils")
+    package.load_model = lambda model_name, dataset, threat_model: nn.Linear(2, len(model_name)).train()
+    monkeypatch.setitem(sys.modules, "robustbench", types.ModuleType("robustbench"))
+    monkeypatch.setitem(sys.modules, "robustbench.utils", package)
+    net = sl.load_model("robustbench/cifar10/Linf/Abc")
+    assert net.out_features == 3 and not net.training
