@@ -166,8 +166,7 @@ def robustbench_entry(result: AttackResult, *, dataset: str, **info: Any) -> dic
     Parameters
     ----------
     result : AttackResult
-        Of `attack(..., "autoattack", ...)` for the field `autoattack_acc`; the accuracy under any other attack
-        goes into `reported`.
+        Of `autoattack` for the field `autoattack_acc`; the accuracy under any other attack is `reported`.
     dataset : str
         RobustBench's name of the data, such as "cifar10".
     info
