@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# public name -> the room it lives in
-_ROOMS = {
+# public name → the package that defines it
+_PACKAGES = {
     "Attributions": "attribution",
     "attribute": "attribution",
     "list_methods": "attribution",
@@ -29,13 +29,16 @@ _ROOMS = {
     "worst_case": "attacks",
     "explore": "explorer",
     "report": "reporting",
+    "ImageBatch": "data",
     "ImageData": "data",
     "list_datasets": "data",
     "load_dataset": "data",
+    "load_images": "data",
     "evaluate": "metrics",
     "evaluate_detailed": "metrics",
     "evaluate_many": "metrics",
     "list_metrics": "metrics",
+    "BinaryLogits": "models",
     "ModelCard": "models",
     "Normalised": "models",
     "build_model": "models",
@@ -43,6 +46,7 @@ _ROOMS = {
     "list_zoo": "models",
     "load_model": "models",
     "save_model": "models",
+    "wrap": "models",
     "list_recipes": "training",
     "load_recipe": "training",
     "train": "training",
@@ -75,11 +79,12 @@ if TYPE_CHECKING:
     )
     from saliency_lab.attribution import Attributions, attribute, list_methods, sanity_check
     from saliency_lab.comparison import Comparison
-    from saliency_lab.data import ImageData, list_datasets, load_dataset
+    from saliency_lab.data import ImageBatch, ImageData, list_datasets, load_dataset, load_images
     from saliency_lab.experiment import list_studies
     from saliency_lab.explorer import explore
     from saliency_lab.metrics import evaluate, evaluate_detailed, evaluate_many, list_metrics
     from saliency_lab.models import (
+        BinaryLogits,
         ModelCard,
         Normalised,
         build_model,
@@ -87,6 +92,7 @@ if TYPE_CHECKING:
         list_zoo,
         load_model,
         save_model,
+        wrap,
     )
     from saliency_lab.reporting import report
     from saliency_lab.study import Study
@@ -95,7 +101,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AttackResult",
     "Attributions",
+    "BinaryLogits",
     "Comparison",
+    "ImageBatch",
     "ImageData",
     "ModelCard",
     "Normalised",
@@ -121,6 +129,7 @@ __all__ = [
     "list_studies",
     "list_zoo",
     "load_dataset",
+    "load_images",
     "load_model",
     "load_recipe",
     "minimal_epsilon",
@@ -134,17 +143,18 @@ __all__ = [
     "train",
     "transfer_attack",
     "worst_case",
+    "wrap",
 ]
 
 
 def __getattr__(name: str) -> object:
-    room = _ROOMS.get(name)
-    if room is None:
+    package = _PACKAGES.get(name)
+    if package is None:
         raise AttributeError(f"module 'saliency_lab' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"saliency_lab.{room}"), name)
+    value = getattr(importlib.import_module(f"saliency_lab.{package}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *_PACKAGES})

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import saliency_lab as sl
-from saliency_lab.data import ImageData, Sample
+from saliency_lab.data import ImageData, LabelledImages
 from saliency_lab.study import Study
 
 
@@ -26,7 +26,7 @@ def digits() -> ImageData:
 
 
 @pytest.fixture(scope="session")
-def digits_sample(digits: ImageData) -> Sample:
+def digits_sample(digits: ImageData) -> LabelledImages:
     """Eight test images of eight classes; not to be written to."""
     return digits.test.sample(8, seed=0)
 

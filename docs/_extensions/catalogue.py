@@ -29,7 +29,7 @@ from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.cli.app import app as command_line
 from saliency_lab.comparison.claims import Claim
 from saliency_lab.experiment.schema import Declaration, SampleSpec, Trained
-from saliency_lab.metrics.catalogue import METRICS
+from saliency_lab.metrics.catalogue import METRICS, settings_at_size
 from saliency_lab.models import ModelCard
 from saliency_lab.training import OBJECTIVES, Recipe
 
@@ -122,7 +122,7 @@ def methods() -> Iterator[str]:
         for name in names:
             method = METHODS[name]
             yield f"### `{name}`\n\n{text(method.run)}\n"
-            yield f"Cost an image: {method.passes}. Source: {method.reference}.\n"
+            yield f"Cost per image: {method.passes}. Source: {method.reference}.\n"
             if method.settings.model_fields:
                 yield f"{text(method.settings)}\n"
             yield from settings(method.settings)
@@ -135,8 +135,8 @@ def metrics() -> Iterator[str]:
         for name in names:
             metric = METRICS[name]
             engines = " and ".join(f"`{engine}`" for engine in metric.engines)
-            defaults = metric.settings.model_construct()
-            cost = f"{metric.forwards(defaults, 28 * 28)} images predicted for one of 28×28"
+            defaults = settings_at_size(metric.settings.model_construct(), 28, 28)
+            cost = f"{metric.forwards(defaults, 28 * 28)} images predicted per image of 28×28"
             if metric.maps:
                 cost += f", {metric.maps(defaults)} maps made"
             better = "" if metric.better == "neither" else f"; {metric.better} is better"
@@ -277,13 +277,13 @@ def grouped(names: Iterable[str], key: Callable[[str], str]) -> Iterator[tuple[s
     yield from groups.items()
 
 
-def public(room: str) -> Iterator[str]:
-    """What a room offers, functions first: under `saliency_lab` where it is known there, else in the room."""
-    top = [name for name, home in sl._ROOMS.items() if home == room]
-    module = importlib.import_module(f"saliency_lab.{room}")
+def public(package: str) -> Iterator[str]:
+    """List the public names of a package, functions first, by their shortest import path."""
+    top = [name for name, home in sl._PACKAGES.items() if home == package]
+    module = importlib.import_module(f"saliency_lab.{package}")
     below = [name for name in getattr(module, "__all__", []) if name not in top and name.upper() != name]
     named = {f"saliency_lab.{name}": getattr(module, name) for name in top}
-    named |= {f"saliency_lab.{room}.{name}": getattr(module, name) for name in below}
+    named |= {f"saliency_lab.{package}.{name}": getattr(module, name) for name in below}
     yield "```{eval-rst}"
     for name, thing in sorted(named.items(), key=lambda pair: inspect.isclass(pair[1])):
         yield f".. auto{'class' if inspect.isclass(thing) else 'function'}:: {name}"
@@ -292,8 +292,8 @@ def public(room: str) -> Iterator[str]:
     yield "```"
 
 
-class Room(SphinxDirective):
-    """The public names of one room with their docstrings."""
+class Package(SphinxDirective):
+    """The public names of one package with their docstrings."""
 
     required_arguments = 1
 
@@ -316,7 +316,7 @@ class Catalogue(SphinxDirective):
 def setup(app: Sphinx) -> dict[str, bool]:
     """Add the directive. What it shows is in the code, so its pages are read anew on every build."""
     app.add_directive("catalogue", Catalogue)
-    app.add_directive("room", Room)
+    app.add_directive("package", Package)
     app.connect(
         "env-get-outdated",
         lambda app, env, added, changed, removed: sorted(

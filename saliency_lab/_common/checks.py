@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from saliency_lab._common.errors import InputError
 
@@ -49,43 +49,64 @@ def check_images(x: Tensor) -> Tensor:
         raise InputError(
             f"images must lie in [0, 1], but image {first} spans "
             f"[{x[first].min():.4g}, {x[first].max():.4g}]; scale them to [0, 1] and let the model "
-            "normalise inside (saliency_lab.Normalised wraps one that does not)"
+            "normalise inside (saliency_lab.wrap makes such a model of one that does not)"
         )
     return x
 
 
 def _batch_of(x: object) -> str:
     """Return how to make a tensor of images from what was given."""
-    if isinstance(x, DataLoader):
-        return "take a batch out of it: x, y = next(iter(loader))"
-    if isinstance(x, Dataset):
-        return "take a batch out of it: x, y = next(iter(DataLoader(data, batch_size=64)))"
+    items = list(x[:1]) if isinstance(x, tuple | list) else [x]
+    if any(isinstance(each, str | PathLike) or hasattr(each, "getbands") for each in items):
+        return "read files and PIL images with saliency_lab.load_images"
+    if isinstance(x, Mapping):
+        return "choose one part of it, such as data['test']"
     if isinstance(x, tuple | list) and any(isinstance(each, Tensor) for each in x):
         return "unpack images and labels: x, y = batch (torch.stack makes one tensor of a list of images)"
     return "use torch.as_tensor"
 
 
 def check_logits(output: object, count: int) -> Tensor:
-    """Return a model's `output` if it holds logits (count, K), one row per image.
+    """Return a model's `output` if it is logits (count, K) of K ≥ 2 classes, one row per image.
+
+    Every entry point that runs a model uses this check. The message shows the wrapper that would do.
 
     Raises
     ------
     InputError
         If it is no tensor, or one of another shape.
     """
-    if isinstance(output, Tensor) and output.ndim == 2 and len(output) == count:
-        return output
-    problem = f"the model must return logits of the shape ({count}, classes), but returned"
     if isinstance(output, Tensor):
-        raise InputError(f"{problem} {tuple(output.shape)}")
-    if hasattr(output, "logits"):
-        part = ".logits"
-    else:
-        part = '["logits"]' if isinstance(output, Mapping) else "[0]"
+        if output.ndim == 2 and len(output) == count and output.shape[1] > 1:
+            return output
+        raise InputError(_wrong_output(tuple(output.shape), count))
+    parts = [".logits"] if hasattr(output, "logits") else []
+    if not parts and isinstance(output, Mapping):
+        parts = [f'["{key}"]' for key, value in output.items() if isinstance(value, Tensor)]
     raise InputError(
-        f"{problem} {type(output).__name__}; wrap it: a module whose forward returns model(x){part}, or "
-        "wherever its logits are"
+        f"the model must return logits (N, K), one row per image, but it returned {type(output).__name__}; "
+        f"wrap it in a module whose forward returns model(x){parts[0] if parts else '[0]'}, or wherever its "
+        "logits are (saliency_lab.wrap does this for image classifiers of transformers)"
     )
+
+
+def _wrong_output(shape: tuple[int, ...], count: int) -> str:
+    """Say why an output of this shape for `count` images is no logits, and how to wrap the model."""
+    shown = str(shape)
+    if shape[:1] == (count,):
+        shown = f"({', '.join(['N', *map(str, shape[1:])])}{',' if len(shape) == 1 else ''})"
+    must = "the model must return logits (N, K) of two classes or more, one row per image, but it returned"
+    if shape in ((count,), (count, 1)):
+        return (
+            f"{must} one number per image, {shown}; for a binary classifier use sl.BinaryLogits(model), "
+            "which returns the logits of both classes"
+        )
+    if len(shape) == 4 and shape[0] == count:
+        return (
+            f"{must} a map per image, {shown}, as for segmentation; wrap it in a module whose forward "
+            "returns one number per class, such as model(x).mean((2, 3)), or the mean over a region"
+        )
+    return f"{must} {shown} for {count} image{'s' if count > 1 else ''}"
 
 
 def are_probabilities(outputs: Tensor) -> bool:
@@ -96,6 +117,21 @@ def are_probabilities(outputs: Tensor) -> bool:
     """
     outputs = outputs.detach().cpu().double()
     return bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-4).all())
+
+
+def refuse_probabilities(outputs: Tensor, instead: str) -> None:
+    """Refuse outputs (N, K) that are probabilities already, where a second softmax would flatten them.
+
+    Raises
+    ------
+    InputError
+        Says what to do; `instead` names what works on probabilities.
+    """
+    if are_probabilities(outputs):
+        raise InputError(
+            "the model returns probabilities, not logits: its outputs lie in [0, 1] and sum to 1; "
+            f"remove its last softmax, or {instead}"
+        )
 
 
 def check_seed(seed: int) -> int:
@@ -121,6 +157,12 @@ def check_labels(y: Tensor, count: int, num_classes: int | None = None) -> Tenso
     """
     if not isinstance(y, Tensor):
         raise InputError(f"labels must be a torch tensor, not {type(y).__name__}; use torch.as_tensor")
+    if y.ndim == 2 and len(y) == count:
+        raise InputError(
+            f"labels must be one class per image, ({count},), not {tuple(y.shape)}; for one-hot labels use "
+            "y.argmax(1); for several labels per image explain one at a time, label k by "
+            "sl.BinaryLogits(model, output=k) with y[:, k].long()"
+        )
     if y.ndim != 1 or len(y) != count:
         raise InputError(f"labels must have the shape ({count},), one per image, not {tuple(y.shape)}")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:

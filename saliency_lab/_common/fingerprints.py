@@ -166,7 +166,7 @@ def _more_than_state(model: nn.Module, state: Mapping[str, Tensor], visited: _Vi
     for path, module in model.named_modules():
         kind = type(module)
         if not is_known(kind) and _name(kind) not in classes:
-            classes[_name(kind)] = _description(kind, visited)
+            classes[_name(kind)] = _class(kind, visited)
         attributes = _module_attributes(module, visited)
         if attributes or not is_known(kind):
             modules[path] = [_name(kind), attributes]
@@ -185,6 +185,19 @@ def _more_than_state(model: nn.Module, state: Mapping[str, Tensor], visited: _Vi
         "modules": modules,
     }
     return {name: fact for name, fact in facts.items() if fact}
+
+
+def _class(kind: type, visited: _Visited) -> Any:
+    """Describe a class of modules by its code, or one of a library whose code resists that by its version."""
+    path = set(visited.path)
+    try:
+        return _description(kind, visited)
+    except InputError:
+        library = kind.__module__.partition(".")[0]
+        if not is_installed(library):
+            raise
+        visited.path = path  # what the attempt left there
+        return [_name(kind), str(getattr(sys.modules[library], "__version__", ""))]
 
 
 def _module_attributes(module: nn.Module, visited: _Visited) -> dict[str, Any]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
-from saliency_lab._common.checks import check_logits
+from saliency_lab._common.checks import are_probabilities, check_logits
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.memory import raise_mmap_threshold
 from saliency_lab._common.seeding import preserved_rng
@@ -32,6 +35,27 @@ def check_module(model: object, name: str = "the model") -> None:
         raise InputError(f"{name} must be a torch.nn.Module, not {type(model).__name__}")
 
 
+def check_ready(model: nn.Module) -> None:
+    """Refuse a model whose parameters its first pass creates, or that was made under inference mode.
+
+    Raises
+    ------
+    InputError
+        Says what to do.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(is_lazy(tensor) for tensor in tensors):
+        raise InputError(
+            f"{type(model).__name__} has lazy modules, whose weights its first pass creates; run it once, as "
+            "in model(x[:1]), and then train it or load its weights"
+        )
+    if any(tensor.is_inference() for tensor in tensors):
+        raise InputError(
+            f"{type(model).__name__} was made under torch.inference_mode, so it has no gradients; make or "
+            "load it outside"
+        )
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     """Yield `model` in eval mode with parameters that take no gradient; restore both on leaving.
@@ -43,9 +67,11 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     Raises
     ------
     InputError
-        If `model` is no torch module.
+        If `model` is no torch module, has lazy modules that never ran, or was made under
+        `torch.inference_mode`.
     """
     check_module(model)
+    check_ready(model)
     raise_mmap_threshold()
     if any(isinstance(each, _BatchNorm) and each.running_mean is None for each in model.modules()):
         warnings.warn(
@@ -81,9 +107,65 @@ def _restore_flag(part: nn.Module | nn.Parameter, flag: bool) -> None:
 
 @contextmanager
 def gradients_recorded() -> Iterator[None]:
-    """Record gradients inside, also where the caller is under `torch.no_grad` or `torch.inference_mode`."""
-    with torch.inference_mode(False), torch.enable_grad():
+    """Record gradients inside, in the model's own precision, whatever the caller's contexts are.
+
+    These are `torch.no_grad`, `torch.inference_mode` and `torch.autocast`.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast():
         yield
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Compute inside without `torch.autocast`, also where the caller is under it."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def check_signature(model: nn.Module) -> None:
+    """Refuse a model whose forward needs more than the images.
+
+    Raises
+    ------
+    InputError
+        Names what else it needs.
+    """
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [each.name for each in parameters if each.default is each.empty and each.kind not in variable][
+        1:
+    ]
+    if needed:
+        raise InputError(
+            f"the forward of {type(model).__name__} needs more than images: {', '.join(needed)}; wrap it in "
+            f"a module that supplies the rest, whose forward returns model(x, {', '.join(needed)})"
+        )
+
+
+def check_classifier(model: nn.Module, x: Tensor) -> Tensor:
+    """Run the first two of the images, and return their logits (n, K), on the CPU.
+
+    Every entry point that takes a model calls it. The first time that it sees a model it also runs one of the
+    images alone, and warns if the model's logits for an image depend on the rest of the batch.
+
+    Raises
+    ------
+    InputError
+        If the model needs more than images, does not take these, or does not return logits of two classes
+        or more.
+    """
+    check_signature(model)
+    few = x[:2].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
+    with translate_shape_errors(model, x), undisturbed(model), torch.inference_mode(False), torch.no_grad():
+        logits = check_logits(run_without_graph(model, few), len(few)).cpu()
+    warn_if_batch_coupled(model, few, logits)
+    return logits
 
 
 @contextmanager
@@ -108,7 +190,8 @@ def translate_missing_derivatives(error: type[SaliencyLabError]) -> Iterator[Non
         ) from problem
 
 
-_SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError)  # what models raise for images of a wrong shape
+_SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, TypeError)
+"""What models raise when they are given images that they were not made for."""
 
 
 @contextmanager
@@ -247,7 +330,7 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
         If the model does not return one row of logits per image.
     """
     device = device_of(model)
-    with undisturbed(model), torch.inference_mode(False), torch.no_grad():
+    with without_autocast(), undisturbed(model), torch.inference_mode(False), torch.no_grad():
         chunks = x.split(chunk_rows(x.shape, device))
         rows = [
             check_logits(run_without_graph(model, chunk.to(device, copy=True)), len(chunk))
@@ -291,8 +374,9 @@ def depends_on_batch(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
         return False
     with preserved_rng():
         alone = predict(model, x[-1:])
-        span = (logits[-1].amax() - logits[-1].amin()).clamp_min(torch.finfo(logits.dtype).tiny)
-        if not ((alone[0] - logits[-1]).abs().amax() > 1e-3 * span):
+        together = logits[-1].float().cpu()
+        span = (together.amax() - together.amin()).clamp_min(torch.finfo(together.dtype).tiny)
+        if not ((alone[0] - together).abs().amax() > 1e-3 * span):
             return False
         with preserved_rng(0):
             first = predict(model, x[-1:])
@@ -301,19 +385,11 @@ def depends_on_batch(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
     return torch.equal(first, second)
 
 
-def warn_if_batch_coupled(model: nn.Module, x: Tensor, logits: Tensor | None = None) -> None:
-    """Warn, once per model, if its logits for an image change with the other images of the batch.
-
-    Call it wherever results are promised to be independent of the batch. It costs one forward pass of one
-    image, that of two more if `logits` (N, K) are not known, and none for a model that was checked before.
-    """
+def warn_if_batch_coupled(model: nn.Module, x: Tensor, logits: Tensor) -> None:
+    """Warn, once per model, if its logits for an image change with the other images of the batch."""
     if len(x) < 2 or model in _CHECKED_FOR_COUPLING:
         return
     _CHECKED_FOR_COUPLING.add(model)
-    if logits is None:
-        x = x[-2:]
-        with preserved_rng():
-            logits = predict(model, x)
     if depends_on_batch(model, x, logits):
         warnings.warn(
             f"{type(model).__name__} returns other logits for an image alone than for the same image in a "
@@ -321,3 +397,23 @@ def warn_if_batch_coupled(model: nn.Module, x: Tensor, logits: Tensor | None = N
             "running statistics, and turn off adaptation at test time",
             stacklevel=3,
         )
+
+
+class Predictions(NamedTuple):
+    """Predicted classes (N,) and their probabilities (N,)."""
+
+    classes: list[int]
+    probabilities: list[float]
+
+
+def predict_classes(model: nn.Module, x: Tensor) -> Predictions:
+    """Return the class that a model predicts for each image (N, C, H, W), and its probability.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    >>> len(predict_classes(model, torch.rand(2, 1, 2, 2)).classes)
+    2
+    """
+    outputs = predict(model, x).double()
+    shares = outputs if are_probabilities(outputs) else outputs.softmax(1)
+    probabilities, classes = shares.max(1)
+    return Predictions(classes.tolist(), probabilities.tolist())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -83,6 +85,60 @@ def _lines() -> type[tqdm[Any]]:
     return Lines
 
 
+SECONDS_UNSEEN = 0.5
+"""Work that takes less shows no bar in a notebook."""
+
+
+def _in_notebook() -> bool:
+    """Return whether this is the kernel of a notebook."""
+    if "ipykernel" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
+@functools.cache
+def _cell_bars() -> type[tqdm[Any]]:
+    """Return the class of bars for the cells of a notebook.
+
+    The bars of `tqdm.notebook` leave one empty output each. All bars of a cell share one place here, nested
+    ones are not shown, and a bar that is done leaves nothing visible.
+    """
+    from IPython import get_ipython
+    from IPython.display import HTML, display
+    from tqdm.std import tqdm
+
+    places: dict[int, Any] = {}
+
+    class CellBar(tqdm):
+        """A bar in the output of a notebook's cell."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.cell = get_ipython().execution_count
+            super().__init__(*args, **kwargs)
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            """Show the bar at the place of its cell; with an empty message, remove it."""
+            if self.pos or (msg == "" and self.cell not in places):
+                return
+            html = HTML("" if msg == "" else self.html())
+            if self.cell in places:
+                places[self.cell].update(html)
+            else:
+                places.clear()
+                places[self.cell] = display(html, display_id=True)
+
+        def html(self) -> str:
+            """Return the bar, and what it counts, as HTML."""
+            known = f'value="{self.n}" max="{self.total}"' if self.total else ""
+            facts: dict[str, Any] = {**self.format_dict}
+            facts["bar_format"] = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+            return f"<progress {known}></progress> {escape(self.format_meter(**facts))}"
+
+    return CellBar
+
+
 def announce(message: str) -> None:
     """Write a line to the error stream, unless progress is turned off or there is no such stream."""
     if _enabled and not getattr(sys.stderr, "closed", sys.stderr is None):
@@ -96,6 +152,17 @@ def progress(items: Iterable[Any] | None = None, *, label: str, total: int | Non
 
     Outside of terminals and notebooks, long work writes one line per minute instead.
     """
+    if _in_notebook():
+        return _cell_bars()(
+            items,
+            desc=label,
+            total=total,
+            leave=False,
+            disable=not _enabled,
+            file=io.StringIO(),
+            delay=SECONDS_UNSEEN,
+            mininterval=0.25,
+        )
     if watched():
         from tqdm.auto import tqdm
 

@@ -53,7 +53,7 @@ def sample_seeds(x: Tensor, seed: int, purpose: str) -> list[int]:
 def sample_uniform(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Draw uniformly from [0, 1): float32 (len(seeds), *shape); row i depends on `seeds[i]` alone."""
     source = torch.Generator()
-    out = torch.empty(len(seeds), *shape)
+    out = torch.empty(len(seeds), *shape, dtype=torch.float32)
     for row, seed in zip(out, seeds, strict=True):
         row.uniform_(generator=source.manual_seed(seed))
     return out
@@ -62,7 +62,7 @@ def sample_uniform(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
 def sample_normal(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Draw from N(0, 1): float32 (len(seeds), *shape); row i depends on `seeds[i]` alone."""
     source = torch.Generator()
-    out = torch.empty(len(seeds), *shape)
+    out = torch.empty(len(seeds), *shape, dtype=torch.float32)
     for row, seed in zip(out, seeds, strict=True):
         row.normal_(generator=source.manual_seed(seed))
     return out

@@ -21,14 +21,14 @@ def plain_text(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    r"""Return text that Markdown does not take for HTML, a link, or the end of a table's cell.
+    r"""Return text on one line that Markdown does not take for HTML or a link.
 
-    >>> markdown_text("<script>a|b"), markdown_text("p < 0.05"), markdown_text("[x](http://y)")
-    ('&lt;script>a\\|b', 'p < 0.05', '[x]\\(http://y)')
+    >>> markdown_text("<script>"), markdown_text("p < 0.05"), markdown_text("[x](http://y)")
+    ('&lt;script>', 'p < 0.05', '[x]\\(http://y)')
     """
     text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", plain_text(text))
     text = re.sub(r"&(?=#?\w+;)(?!lt;)", "&amp;", text)
-    return text.replace("](", "]\\(").replace("|", "\\|")
+    return text.replace("](", "]\\(")
 
 
 def spreadsheet_text(text: str) -> str:

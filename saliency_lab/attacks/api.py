@@ -20,6 +20,7 @@ from saliency_lab._common.checks import (
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import (
+    check_classifier,
     check_input_kept,
     check_module,
     chunk_rows,
@@ -29,9 +30,9 @@ from saliency_lab._common.inference import (
     predict,
     translate_shape_errors,
     undisturbed,
-    warn_if_batch_coupled,
 )
 from saliency_lab._common.progress import progress
+from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.ascent import Norm, check_radius, norm_of, to_grid
@@ -43,8 +44,8 @@ from saliency_lab.attacks.sources import Borrowed, Expected, OnGrid
 
 def attack(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Tensor | None = None,
     method: str | OwnAttack = "pgd",
     *,
     eps: float | str,
@@ -64,8 +65,11 @@ def attack(
     ----------
     model : nn.Module
         Takes images in [0, 1] (normalises inside) and returns logits (N, K). Attacked in eval mode.
-    x, y : Tensor
-        Images (N, C, H, W) in [0, 1] and labels (N,).
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W) in [0, 1]; or a pair (images, labels), or a loader or data set of torch or Hugging
+        Face, whose labels are used unless `y` is given.
+    y : Tensor
+        Labels (N,).
     method : str or callable
         A name of `list_attacks()`, or your own `f(model, x, y, eps)` that returns points like x.
     eps : float or str
@@ -99,6 +103,7 @@ def attack(
     >>> attack(model, x, y, "pgd", eps="8/255", steps=2).robust
     tensor([ True, False])
     """
+    x, y = read_labelled(x, y)
     chosen = METHODS.find(method)
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
     return run(
@@ -259,11 +264,6 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     with preserved_rng():
         check_model(model, x)
         logits = predict(model, x)
-    if logits.shape[1] < 2:
-        raise InputError(
-            "the model returns one logit per image, so no other class can be predicted; return one logit per "
-            "class, such as torch.cat([-z, z], 1) / 2 for one z of a sigmoid"
-        )
     finite = logits.isfinite().all(1)
     if not finite.all():
         first = int((~finite).nonzero()[0])
@@ -274,7 +274,6 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
             "attack that fails for that says nothing of robustness; remove its last softmax",
             stacklevel=2,
         )
-    warn_if_batch_coupled(model, x, logits)
     return logits, check_labels(y, len(x), logits.shape[1])
 
 
@@ -295,10 +294,7 @@ def check_model(model: nn.Module, x: Tensor) -> None:
             )
     if dtype != x.dtype:
         raise InputError(f"the model computes in {dtype}, but the images are {x.dtype}; use x.to({dtype})")
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise InputError(
-            "the model was made under torch.inference_mode, so it has no gradients; make or load it outside"
-        )
+    check_classifier(model, x)
     with translate_shape_errors(model, x):
         check_input_kept(model, x)
 

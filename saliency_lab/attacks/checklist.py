@@ -30,6 +30,7 @@ from saliency_lab._common.inference import (
     undisturbed,
 )
 from saliency_lab._common.progress import progress
+from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng, sample_seeds, sample_uniform
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.api import attack, check_batch, check_source, run
@@ -76,8 +77,8 @@ BUDGETS = {"quick": Budget(steps=30, targets=4, queries=500), "full": Budget(100
 
 def audit(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Tensor | None = None,
     method: str | OwnAttack = "pgd",
     *,
     eps: float | str,
@@ -119,6 +120,7 @@ def audit(
         raise InputError(
             f"an audit covers attacks in linf and l2, not {norm}; run several and see worst_case"
         )
+    x, y = read_labelled(x, y)
     with preserved_rng(derive_seed(seed, "audit")), gradients_recorded(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(returns probabilities|in a batch|have no gradient)")
         logits, y = check_batch(model, x, y)

@@ -17,6 +17,7 @@ from saliency_lab._common.checks import check_seed, holds_several, parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
 from saliency_lab._common.inference import predict
+from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.api import check_batch, run
 from saliency_lab.attacks.ascent import Norm
@@ -90,8 +91,8 @@ class RobustnessCurve:
 
 def robustness_curve(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Tensor | None = None,
     method: str | OwnAttack = "pgd",
     *,
     eps: Sequence[float | str] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
@@ -113,6 +114,7 @@ def robustness_curve(
         raise InputError(
             f"eps must hold several radii, such as (0, 0.1, 0.2), not {eps!r}; for one use attack"
         )
+    x, y = read_labelled(x, y)
     radii = parse_radii(eps)
     strengths = [(radius, settings) for radius in radii]
     return _curve(model, x, y, method, "eps", radii, strengths, seed)
@@ -120,8 +122,8 @@ def robustness_curve(
 
 def steps_curve(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Tensor | None = None,
     method: str = "pgd",
     *,
     eps: float | str,
@@ -151,6 +153,7 @@ def steps_curve(
     counts = sorted({int(count) for count in given})
     if not counts:
         raise InputError("steps must hold at least one number, such as (1, 10, 100)")
+    x, y = read_labelled(x, y)
     radius = parse_epsilon(eps)
     strengths = [(radius if count else 0.0, {**settings, "steps": max(count, 1)}) for count in counts]
     return _curve(model, x, y, method, "steps", counts, strengths, seed)
@@ -158,8 +161,8 @@ def steps_curve(
 
 def minimal_epsilon(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Tensor | None = None,
     method: str = "pgd",
     *,
     largest: float | str | None = None,
@@ -195,6 +198,7 @@ def minimal_epsilon(
         high_end = parse_epsilon(largest, name="largest")
     if precision == 0:
         raise InputError('tolerance must be > 0, such as "1/255"')
+    x, y = read_labelled(x, y)
     logits, y = check_batch(model, x, y)
     if (samples := getattr(parsed, "samples", 1)) > 1:
         logits = predict(Expected(model, samples), x)

@@ -31,6 +31,7 @@ from saliency_lab._common.inference import (
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.ranks import largest
+from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Epsilon, Settings, as_keywords, parse_settings
 from saliency_lab.attacks.api import check_model
@@ -143,7 +144,7 @@ class MapAttackResult:
 
 def attack_map(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     goal: Goal = "top_k",
     *,
     eps: float | str,
@@ -185,6 +186,7 @@ def attack_map(
         raise InputError(f"unknown goal '{goal}'; known: top_k, mass_centre")
     parsed = parse_settings(MapAttackSettings, settings, of="attack_map")
     radius = check_radius(parse_epsilon(eps), parsed.norm)
+    x = read_sample(x).x
     check_images(x)
     images = x.detach().cpu()
     with preserved_rng(derive_seed(seed, "attack_map")), gradients_recorded():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import parse_epsilon
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.api import run
 from saliency_lab.attacks.methods import METHODS, OwnAttack
@@ -18,8 +19,8 @@ from saliency_lab.attacks.result import AttackResult
 def transfer_attack(
     model: nn.Module,
     source: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Tensor | None = None,
     method: str | OwnAttack = "pgd",
     *,
     eps: float | str,
@@ -36,6 +37,7 @@ def transfer_attack(
     InputError
         As `attack`; also if `source` does not read these images, or tells another number of classes apart.
     """
+    x, y = read_labelled(x, y)
     chosen = METHODS.find(method)
     if "early_stop" in chosen.settings.model_fields:
         settings = {"early_stop": False, **settings}

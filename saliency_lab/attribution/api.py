@@ -1,4 +1,4 @@
-"""The one door: check, cut into chunks, compute, put everything back."""
+"""The public entry point of attribution: check, cut into chunks, compute, put everything back."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_images, check_seed
+from saliency_lab._common.checks import are_probabilities, check_images, check_seed
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import (
+    check_classifier,
     device_of,
     dtype_of,
     gradients_recorded,
     translate_shape_errors,
     undisturbed,
-    warn_if_batch_coupled,
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import versions
 from saliency_lab._common.registry import given_settings
+from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attribution.batch import Batch, pass_rows
 from saliency_lab.attribution.catalogue import METHODS, Explained, Method
 from saliency_lab.attribution.result import Attributions
 from saliency_lab.attribution.target import Target, TargetSpec, describe_target, resolve_target
+from saliency_lab.models import card_of
 
 OwnMethod = Callable[..., Tensor]
 """A user's method: `function(model, x, classes, **settings)` returns maps of the shape of `x`."""
@@ -37,7 +39,7 @@ OwnMethod = Callable[..., Tensor]
 
 def attribute(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     y: Tensor | None = None,
     method: str | OwnMethod = "saliency",
     *,
@@ -55,8 +57,9 @@ def attribute(
     ----------
     model : nn.Module
         Maps images to logits (N, K).
-    x : Tensor
-        Images (N, C, H, W), floating point in [0, 1].
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W), floating point in [0, 1]; or a pair (images, labels), what `load_images` returns,
+        or a loader or data set of torch or Hugging Face, whose labels are used unless `y` is given.
     y : Tensor, optional
         Labels (N,), needed for `target="label"`.
     method : str or callable
@@ -96,10 +99,16 @@ def attribute(
     name, run = chosen.name, chosen.run
     parsed = parse_settings(chosen.settings, settings, of=f"method '{name}'")
     seed = check_seed(seed)
+    x, y, _ = read_sample(x, y)
     with gradients_recorded(), translate_shape_errors(model, x), undisturbed(model), preserved_rng(seed):
         x = check_images(x).detach()
+        if chosen.family != "control" and are_probabilities(check_classifier(model, x)):
+            warnings.warn(
+                f"{type(model).__name__} returns probabilities, not logits: where it is sure, their gradient "
+                "vanishes, and so does the map; remove its last softmax",
+                stacklevel=2,
+            )
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)
-        warn_if_batch_coupled(model, x.to(dtype_of(model)))
         parsed = _resolved(chosen, parsed, model, x)
         values = torch.empty(x.shape, dtype=torch.float32)
         totals = []
@@ -129,7 +138,22 @@ def attribute(
         },
         own=chosen.function is not None,
         function=chosen.function,
+        class_names=_class_names(model, aim),
+        probabilities=aim.probabilities,
     )
+
+
+def _class_names(model: nn.Module, aim: Target) -> tuple[str, ...]:
+    """What each map explains, by the class names of the model's card; empty if it has none."""
+    card = card_of(model)
+    names = () if card is None else card.classes or ()
+    if aim.highest >= len(names):
+        return ()
+    chosen = [names[row] for row in aim.classes.tolist()]
+    if aim.against is None:
+        return tuple(chosen)
+    against = [names[row] for row in aim.against.tolist()]
+    return tuple(f"{first} − {second}" for first, second in zip(chosen, against, strict=True))
 
 
 @dataclass(frozen=True)

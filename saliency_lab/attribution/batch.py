@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_logits
+from saliency_lab._common.checks import check_logits, refuse_probabilities
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows
 from saliency_lab._common.seeding import sample_seeds
@@ -73,8 +73,16 @@ class Batch:
         return self.target.pick(self._logits(x))
 
     def chance(self, x: Tensor) -> Tensor:
-        """As `score`, of the softmax probabilities."""
-        return self.target.pick(self._logits(x).softmax(1))
+        """Return the softmax probability of the class, or a difference of two, (n,), as `score` does.
+
+        Raises
+        ------
+        InputError
+            If the model returns probabilities already.
+        """
+        logits = self._logits(x)
+        refuse_probabilities(logits, "use a method that reads its outputs as they are, such as 'occlusion'")
+        return self.target.pick(logits.softmax(1))
 
     def _logits(self, x: Tensor) -> Tensor:
         count, shared = len(x), x.stride(0) == 0

@@ -68,7 +68,9 @@ SHAPES = calls(
 
 
 def check_visible(model: nn.Module, method: str) -> None:
-    """Refuse a model of which a part was scripted or compiled: its calls cannot be seen.
+    """Refuse a model of which a part was scripted, traced or compiled: what happens inside cannot be seen.
+
+    Every method that needs more than the model's outputs and their gradients uses this check.
 
     Raises
     ------
@@ -77,14 +79,17 @@ def check_visible(model: nn.Module, method: str) -> None:
     """
     if hidden := hidden_part(model):
         raise InputError(
-            f"{method} must see the calls the model makes, and {' is '.join(hidden)}; pass the module it was "
-            "made from, or use 'saliency' or 'integrated_gradients'"
+            f"{method} must see the modules and calls inside the model, but {hidden[0]} was {hidden[1]}, "
+            "which hides them; pass the module it was made from, or use a method that needs only the outputs "
+            "and their gradients, such as 'saliency' or 'integrated_gradients'"
         )
 
 
 def hidden_part(model: nn.Module) -> tuple[str, str] | None:
-    """Name of the first part that was scripted or compiled, and which of the two; None if all is eager."""
+    """Return the first part that was scripted, traced or compiled, and which of these, or None."""
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.TracedModule | torch.jit.TopLevelTracedModule):
+            return name or "the model", "traced"
         if isinstance(module, torch.jit.ScriptModule):
             return name or "the model", "scripted"
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:

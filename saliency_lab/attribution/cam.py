@@ -15,7 +15,7 @@ from saliency_lab._common.inference import float64_device
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import Baseline, resolve_baseline
 from saliency_lab.attribution.batch import Batch, slope
-from saliency_lab.attribution.calls import Call, Rule, calls
+from saliency_lab.attribution.calls import Call, Rule, calls, check_visible
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.layer import (
     Interpolation,
@@ -246,6 +246,7 @@ def full_grad(batch: Batch, settings: FullGradSettings) -> Explained:
     The biases are those of convolutions and batch normalisations, as in the authors' code; on a transformer
     few remain.
     """
+    check_visible(batch.model, "full_grad")
     rule, points = _Biases(), batch.x.detach().requires_grad_(True)
     with torch.enable_grad(), rule:
         score = batch.score(points).sum()

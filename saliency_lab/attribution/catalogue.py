@@ -74,8 +74,11 @@ def custom_method(extension: Extension) -> Method:
         with torch.enable_grad():
             maps = function(batch.model, batch.x, batch.target.classes, **given_settings(settings))
         if not isinstance(maps, Tensor) or maps.shape != batch.x.shape:
-            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-            raise InputError(f"method '{name}' must return maps of shape {tuple(batch.x.shape)}, not {got}")
+            got = f"{type(maps).__name__}"
+            if isinstance(maps, Tensor):
+                got = f"{tuple(maps.shape)} for {len(batch.x)}"
+            shape = ", ".join(["N", *map(str, batch.x.shape[1:])])
+            raise InputError(f"method '{name}' must return maps ({shape}) for N images, not {got}")
         return maps.detach(), None
 
     first = (getattr(function, "__doc__", None) or "").strip().partition("\n")[0]
@@ -94,6 +97,21 @@ class PerImage:
     def holds(self, value: object) -> bool:
         """Whether `value` is such a tensor."""
         return isinstance(value, Tensor) and value.ndim == self.ndim and len(value) > 1
+
+
+@dataclass(frozen=True)
+class Added:
+    """Marks a setting that a method got later: its default is left out of the keys of stored maps."""
+
+
+def key_settings(model: type[Settings], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that count for the key of stored maps, which must not change without the maps."""
+    kept = dict(settings)
+    for name, field in model.model_fields.items():
+        added = any(isinstance(mark, Added) for mark in field.metadata)
+        if added and name in kept and kept[name] is field.default:
+            del kept[name]
+    return kept
 
 
 def settings_of_rows(name: str, settings: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.seeding import generator
 from saliency_lab.attribution.batch import Batch
-from saliency_lab.attribution.calls import Call, Rule, calls, track_modules
+from saliency_lab.attribution.calls import Call, Rule, calls, check_visible, track_modules
 from saliency_lab.models.layers import declared_cam_layer
 
 Interpolation = Literal["bilinear", "nearest"]
@@ -302,7 +302,7 @@ def default_layer(model: nn.Module, image: Tensor) -> str:
     """
     if (declared := declared_cam_layer(model)) is not None:
         return declared
-    noise = torch.rand(image.shape, generator=generator(0, "default layer")).to(image)
+    noise = torch.rand(image.shape, dtype=torch.float32, generator=generator(0, "default layer")).to(image)
     record, logits = _record(model, noise)
     times = Counter(run.name for run in record.runs)
     once = [run for run in record.runs if times[run.name] == 1 and run.has_positions]
@@ -322,7 +322,8 @@ def _with_gradient(runs: list[_Run], logits: Tensor) -> list[_Run]:
     """Return the runs at whose positions a random mixture of the logits has a gradient."""
     if not logits.requires_grad:
         return []
-    weights = torch.randn(logits.shape, generator=generator(0, "default layer")).to(logits)
+    source = generator(0, "default layer")
+    weights = torch.randn(logits.shape, dtype=torch.float32, generator=source).to(logits)
     outputs = [run.output for run in runs if run.output is not None]
     gradients = torch.autograd.grad((weights * logits).sum(), outputs, allow_unused=True)
     return [
@@ -377,6 +378,7 @@ def layer_name(model: nn.Module, layer: LayerSpec, image: Tensor) -> str:
     InputError
         If it is no module of the model.
     """
+    check_visible(model, "a method of one layer")
     if layer is None:
         return default_layer(model, image)
     if isinstance(layer, str):

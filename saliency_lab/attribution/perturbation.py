@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
 from types import EllipsisType
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from captum._utils.models.linear_model import SkLearnLasso
+from captum._utils.models.linear_model import SkLearnLasso, SkLearnLinearRegression
 from captum.attr import KernelShap, Lime
+from captum.attr._core.lime import get_exp_kernel_similarity_function
 from pydantic import Field
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import float64_device
 from saliency_lab._common.seeding import generator, preserved_rng
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import Baseline, resolve_baseline
 from saliency_lab.attribution.batch import Batch, pass_rows
-from saliency_lab.attribution.catalogue import Explained, method
+from saliency_lab.attribution.catalogue import Added, Explained, method
 from saliency_lab.attribution.segments import Segments, find_segments
 
 _BLOCK = 64  # masks of RISE made at a time
+_MOST_SEGMENTS = 12  # of exact Shapley values: 4,096 coalitions
 
 
 def scores_without(batch: Batch, base: Tensor, hidden: Tensor) -> Tensor:
@@ -163,10 +168,66 @@ def _painted(values: Tensor, segments: Tensor, x: Tensor) -> Tensor:
     return flat[:, None].expand_as(x).clone()
 
 
+class ExactShapleySettings(SegmentSettings):
+    """At most 12 superpixels (`segments`); the hidden ones are replaced by the `baseline`."""
+
+    segments: Segments = 8
+
+
+@method(
+    "shapley_values",
+    family="perturbation",
+    passes="2 ^ number of superpixels forward",
+    reference="Shapley, 1953; Lundberg & Lee, NeurIPS 2017",
+    settings=ExactShapleySettings,
+)
+def shapley_values(batch: Batch, settings: ExactShapleySettings) -> Explained:
+    """Exact Shapley values of at most 12 superpixels, from all coalitions of them.
+
+    Raises
+    ------
+    InputError
+        If an image has more superpixels.
+    """
+    segments, base = find_segments(settings.segments, batch), resolve_baseline(settings.baseline, batch)
+    count = int(segments.max()) + 1
+    if count > _MOST_SEGMENTS:
+        raise InputError(
+            f"shapley_values asks the model for every set of superpixels, 2 ^ {count} of them; use segments "
+            f"of at most {_MOST_SEGMENTS}, or 'kernel_shap' or 'shapley_value_sampling'"
+        )
+    numbers = torch.arange(2**count)
+    kept = (numbers[:, None] >> torch.arange(count)) & 1  # (2 ^ K, K): superpixel i is in coalition number s
+    rows = []
+    for group in batch.draws(len(kept), backward=False):
+        hidden = ~kept[group.start : group.stop].bool().to(segments.device)
+        rows.append(scores_without(batch, base, hidden[:, segments]))
+    scores = torch.cat(rows).to(float64_device(batch.x.device), torch.float64)
+    size = kept.sum(1)
+    weights = torch.tensor(
+        [1 / (count * math.comb(count - 1, each)) for each in range(count)], dtype=torch.float64
+    )
+    values = torch.empty(len(batch.x), count, dtype=torch.float64, device=scores.device)
+    for i in range(count):
+        without = numbers[kept[:, i] == 0]
+        rise = scores[without + 2**i] - scores[without]
+        values[:, i] = (weights[size[without]][:, None].to(rise) * rise).sum(0)
+    return _painted(values.to(batch.x), segments, batch.x), None
+
+
+Kernel: TypeAlias = Callable[[Tensor], float]
+"""A weight ≥ 0 of a sample, from the superpixels that it keeps, a bool tensor (K,)."""
+
+
 class KernelShapSettings(SegmentSettings):
-    """`n` coalitions of superpixels, drawn from the Shapley kernel."""
+    """`n` coalitions of superpixels, drawn from the Shapley kernel.
+
+    With a function `kernel`, coalitions are drawn uniformly and weighted by it instead; it gets which
+    superpixels are kept, a bool tensor (K,), and returns a weight ≥ 0.
+    """
 
     n: int = Field(200, ge=2)
+    kernel: Annotated[Kernel | None, Added()] = None
 
 
 @method(
@@ -178,14 +239,45 @@ class KernelShapSettings(SegmentSettings):
 )
 def kernel_shap(batch: Batch, settings: KernelShapSettings) -> Explained:
     """Shapley values of superpixels by Captum's weighted regression; every pixel of one gets its value."""
-    return _by_surrogate(batch, settings, KernelShap), None
+    if settings.kernel is None:
+        return _by_surrogate(batch, settings, KernelShap), None
+    similarity = _weighted_by(settings.kernel)
+
+    def build(score: Callable[[Tensor], Tensor]) -> Lime:
+        return Lime(score, SkLearnLinearRegression(), similarity, _keep_half)
+
+    return _by_surrogate(batch, settings, build), None
+
+
+def _weighted_by(kernel: Kernel) -> Callable[..., float]:
+    """Return a kernel as Captum calls it."""
+
+    def similarity(image: Tensor, sample: Tensor, kept: Tensor, **kwargs: Any) -> float:
+        weight = float(kernel(kept[0] > 0))
+        if not 0 <= weight < float("inf"):
+            raise InputError(f"the kernel must return a weight ≥ 0, not {weight}")
+        return weight
+
+    return similarity
+
+
+def _keep_half(image: Tensor, **kwargs: Any) -> Tensor:
+    """Draw which superpixels are kept, as Captum does, but whatever torch's default type is."""
+    chances = torch.full((1, kwargs["num_interp_features"]), 0.5, dtype=torch.float32)
+    return torch.bernoulli(chances).to(image.device).long()
 
 
 class LimeSettings(SegmentSettings):
-    """`n` random sets of superpixels; `alpha` is the weight of the lasso's penalty, in units of the score."""
+    """`n` random sets of superpixels; `alpha` is the weight of the lasso's penalty, in units of the score.
+
+    Samples are weighted by `kernel`: exp(−d²/2w²) of the `cosine` or `euclidean` distance d between image and
+    sample, with w = `kernel_width`; or a function of which superpixels are kept, a bool tensor (K,).
+    """
 
     n: int = Field(200, ge=2)
     alpha: float = Field(0.01, ge=0)
+    kernel: Annotated[Literal["cosine", "euclidean"] | Kernel, Added()] = "cosine"
+    kernel_width: Annotated[float, Added()] = Field(1.0, gt=0)
 
 
 @method(
@@ -198,8 +290,13 @@ class LimeSettings(SegmentSettings):
 def lime(batch: Batch, settings: LimeSettings) -> Explained:
     """Coefficients of Captum's local lasso over superpixels; every pixel of one gets its superpixel's."""
 
+    if callable(settings.kernel):
+        similarity = _weighted_by(settings.kernel)
+    else:
+        similarity = get_exp_kernel_similarity_function(settings.kernel, settings.kernel_width)
+
     def build(score: Callable[[Tensor], Tensor]) -> Lime:
-        return Lime(score, interpretable_model=SkLearnLasso(alpha=settings.alpha))
+        return Lime(score, SkLearnLasso(alpha=settings.alpha), similarity, _keep_half)
 
     maps = _by_surrogate(batch, settings, build)
     if not maps.flatten(1).any(1).all():
@@ -281,10 +378,11 @@ def _masks(batch: Batch, settings: RiseSettings, start: int) -> Tensor:
     count = min(_BLOCK, settings.n - start)
     height, width = batch.x.shape[2:]
     source = generator(batch.seed, "rise", start, height, width)
-    on = torch.rand(count, 1, settings.cells, settings.cells, generator=source) < settings.probability
+    grid = (count, 1, settings.cells, settings.cells)
+    on = torch.rand(grid, generator=source, dtype=torch.float32) < settings.probability
     cell = [-(-size // settings.cells) for size in (height, width)]
     size = [(settings.cells + 1) * each for each in cell]
-    large = F.interpolate(on.float(), size=size, mode="bilinear", align_corners=False)[:, 0]
+    large = F.interpolate(on.to(torch.float32), size=size, mode="bilinear", align_corners=False)[:, 0]
     tops, lefts = (torch.randint(0, each, (count,), generator=source).tolist() for each in cell)
     return torch.stack(
         [

@@ -16,24 +16,20 @@ from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of, dtype_of, undisturbed
 from saliency_lab._common.seeding import preserved_rng
-from saliency_lab.attribution.calls import hidden_part
+from saliency_lab.attribution.calls import check_visible
 
 _POWER_ITERATIONS = 30  # after which the spectral norm of new weights is known to a few percent or better
 
 
 def check_randomisable(model: nn.Module) -> None:
-    """Refuse a model of which a part was scripted or compiled, as its modules cannot be re-initialised.
+    """Refuse a model that was scripted, traced or compiled in part, whose modules cannot be re-initialised.
 
     Raises
     ------
     InputError
         Names the part.
     """
-    if hidden := hidden_part(model):
-        raise InputError(
-            f"a model is randomised module by module, and {' is '.join(hidden)}; pass the eager module it "
-            "was made from"
-        )
+    check_visible(model, "randomising a model")
 
 
 def is_layer(module: nn.Module) -> bool:

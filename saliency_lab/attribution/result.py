@@ -20,6 +20,7 @@ from saliency_lab._common.files import atomic_path
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.html import facts, strip
 from saliency_lab._common.ranks import mean_ranks
+from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.settings import as_keywords
 from saliency_lab.attribution.catalogue import METHODS, settings_of_rows
 from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
@@ -56,6 +57,10 @@ class Attributions:
     own : bool
         Made by the user's own function, whose name `method` is; `function` is that function, or None in
         maps that were read from a file.
+    class_names : tuple of str
+        What each map explains, in words, if the model's card names the classes; empty otherwise.
+    probabilities : Tensor or None
+        (N,) float32, those of the explained classes where `target` is "prediction".
     """
 
     values: Tensor
@@ -70,6 +75,8 @@ class Attributions:
     processing: tuple[str, ...] = ()
     own: bool = False
     function: Callable[..., Any] | None = None
+    class_names: tuple[str, ...] = ()
+    probabilities: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -98,8 +105,18 @@ class Attributions:
         if not self.own and self.method in METHODS:
             settings = settings_of_rows(self.method, settings, which)
         values, classes = self.values[which], self.classes[which]
-        told = {key: value for key, value in self.provenance.items() if key != "images"}  # of the whole
-        return replace(self, values=values, classes=classes, total=total, settings=settings, provenance=told)
+        provenance = {key: value for key, value in self.provenance.items() if key != "images"}  # of the whole
+        names = tuple(self.class_names[row] for row in chosen) if self.class_names else ()
+        return replace(
+            self,
+            values=values,
+            classes=classes,
+            total=total,
+            settings=settings,
+            provenance=provenance,
+            class_names=names,
+            probabilities=None if self.probabilities is None else self.probabilities[which],
+        )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values.numpy(), dtype=dtype, copy=copy)
@@ -197,12 +214,19 @@ class Attributions:
             }
         ).rename_axis("sample")
 
-    def show(self, images: Tensor | None = None, *, n: int = 6) -> Figure:
-        """The first `n` maps, signed and on one scale, beside their images if given."""
+    def show(self, images: Images = None, *, n: int = 6) -> Figure:
+        """Draw the first `n` maps, next to their images if given, with the class that each explains.
+
+        Classes have names if the model's card has them, and the probability that the model gave them if
+        `target` was "prediction".
+        """
         from saliency_lab.plotting.maps import grid
 
-        labels = [str(row.tolist()) for row in self.classes[:n]]
-        shown = None if images is None else images[:n]
+        labels = list(self.class_names[:n]) or [str(row.tolist()) for row in self.classes[:n]]
+        if self.probabilities is not None:
+            chances = self.probabilities[:n].tolist()
+            labels = [f"{label}, {chance:.0%}" for label, chance in zip(labels, chances, strict=True)]
+        shown = None if images is None else read_sample(images).x[:n]
         return grid(shown, {self.method: self.values[:n]}, labels=labels)
 
     def save(self, path: str | Path) -> Path:
@@ -211,6 +235,8 @@ class Attributions:
         tensors = {"values": self.values.contiguous(), "classes": self.classes.contiguous()}
         if self.total is not None:
             tensors["total"] = self.total.contiguous()
+        if self.probabilities is not None:
+            tensors["probabilities"] = self.probabilities.contiguous()
         header = {
             "method": self.method,
             "settings": _plain(self.settings),
@@ -220,6 +246,7 @@ class Attributions:
             "provenance": dict(self.provenance),
             "processing": list(self.processing),
             "own": self.own,
+            "class_names": list(self.class_names),
         }
         with atomic_path(path) as beside:
             save_file(tensors, beside, metadata={"attributions": json.dumps(header)})
@@ -239,6 +266,7 @@ class Attributions:
                 header = json.loads(file.metadata()["attributions"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             header["processing"] = tuple(header["processing"])
+            header["class_names"] = tuple(header.get("class_names", ()))
             return cls(**tensors, **header)
         except (OSError, SafetensorError) as error:
             raise InputError(f"cannot read attributions from '{path}': {error}") from None

@@ -16,11 +16,13 @@ from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
 from saliency_lab._common.inference import (
+    check_classifier,
     check_module,
     gradients_recorded,
     translate_shape_errors,
 )
 from saliency_lab._common.progress import progress
+from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab.attribution.api import attribute
 from saliency_lab.attribution.catalogue import METHODS
@@ -128,7 +130,7 @@ class SanityCheck:
 @gradients_recorded()
 def sanity_check(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     y: Tensor | None = None,
     methods: str | Sequence[str] | None = None,
     *,
@@ -157,9 +159,11 @@ def sanity_check(
         As `attribute`; or if there is no method, or the model has no layer to randomise, or was traced,
         scripted or compiled.
     """
+    x, y, _ = read_sample(x, y)
     check_images(x)
     check_module(model)
     check_randomisable(model)
+    check_classifier(model, x)
     by_default = methods is None
     methods = DEFAULTS if methods is None else _names(methods)
     chosen = settings or {}

@@ -35,7 +35,7 @@ def gradient_shap(batch: Batch, settings: GradientShapSettings) -> Explained:
     baselines = fitting(settings.baselines, batch)
     sources = [torch.Generator().manual_seed(seed) for seed in batch.seeds("expected")]
     size = (len(sources), settings.n)
-    chosen, alpha = torch.empty(size, dtype=torch.int64), torch.empty(size)
+    chosen, alpha = torch.empty(size, dtype=torch.int64), torch.empty(size, dtype=torch.float32)
     for row, source in enumerate(sources):
         chosen[row].random_(0, len(baselines), generator=source)
         alpha[row].uniform_(generator=source)

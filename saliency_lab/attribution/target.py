@@ -20,11 +20,15 @@ TargetSpec: TypeAlias = ClassSpec | tuple[ClassSpec, ClassSpec]
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The classes of n samples, those they are set against (None: plain logits), and the highest of all."""
+    """The classes of n samples, those they are set against (None: plain logits), and the highest of all.
+
+    `probabilities` are those of the classes, float32 (n,), where finding the classes took the predictions.
+    """
 
     classes: Tensor
     against: Tensor | None
     highest: int
+    probabilities: Tensor | None = None
 
     def pick(self, logits: Tensor) -> Tensor:
         """Score (n,) of each row of `logits` (n, K): one logit, or the difference of two.
@@ -65,9 +69,18 @@ def resolve_target(model: nn.Module, x: Tensor, y: Tensor | None, spec: TargetSp
     pair = spec if isinstance(spec, tuple) else (spec,)
     if len(pair) not in (1, 2):
         raise InputError(f"target: a contrast is a pair (class, against), not {len(pair)} entries")
-    chosen = [_classes(model, each, x, y) for each in pair]
+    chosen: list[Tensor] = []
+    probabilities: list[Tensor | None] = []
+    for each in pair:
+        if isinstance(each, str) and each == "prediction":
+            logits = predict(model, x)
+            chosen.append(logits.argmax(1))
+            probabilities.append(logits.softmax(1).amax(1))
+        else:
+            chosen.append(_classes(each, x, y))
+            probabilities.append(None)
     highest = max(int(each.max()) for each in chosen)
-    return Target(chosen[0], chosen[1] if len(chosen) == 2 else None, highest)
+    return Target(chosen[0], chosen[1] if len(chosen) == 2 else None, highest, probabilities[0])
 
 
 def describe_target(spec: TargetSpec) -> str:
@@ -83,15 +96,13 @@ def describe_target(spec: TargetSpec) -> str:
     return f"class {spec}" if isinstance(spec, int | np.integer) else str(spec)
 
 
-def _classes(model: nn.Module, spec: ClassSpec, x: Tensor, y: Tensor | None) -> Tensor:
+def _classes(spec: ClassSpec, x: Tensor, y: Tensor | None) -> Tensor:
     if isinstance(spec, Tensor):
         return check_labels(spec, len(x)).cpu().clone()
     if isinstance(spec, int | np.integer) and not isinstance(spec, bool):
         if spec < 0:
             raise InputError(f"target: a class is 0 or more, not {spec}")
         return torch.full((len(x),), int(spec), dtype=torch.int64)
-    if isinstance(spec, str) and spec == "prediction":
-        return predict(model, x).argmax(1)
     if isinstance(spec, str) and spec == "label":
         if y is None:
             raise InputError(

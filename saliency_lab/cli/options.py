@@ -13,7 +13,7 @@ from saliency_lab._common.errors import InputError, unknown_name
 if TYPE_CHECKING:
     from torch import nn
 
-    from saliency_lab.data import Sample
+    from saliency_lab.data import LabelledImages
     from saliency_lab.study import Study
 
 Checkpoints = Annotated[
@@ -225,7 +225,7 @@ def _names(recipes: list[dict[str, Any]]) -> list[str]:
 
 def draw_images(
     models: dict[str, list[nn.Module]], data: str | None, root: Path | None, images: int, seed: int
-) -> Sample:
+) -> LabelledImages:
     """Draw test images of the named data set, or of the one that all models were trained on.
 
     Raises

@@ -63,7 +63,9 @@ def as_markdown(summary: Summary) -> str:
 def pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table in Markdown, whatever its entries contain."""
     lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(map(markdown_text, line)) + " |" for line in lines]
+    return [
+        "| " + " | ".join(markdown_text(text).replace("|", "\\|") for text in line) + " |" for line in lines
+    ]
 
 
 def as_html(summary: Summary) -> str:

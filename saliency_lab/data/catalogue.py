@@ -15,6 +15,7 @@ from saliency_lab.data.digits import read_digits
 from saliency_lab.data.folder import read_image_folder
 from saliency_lab.data.images import ImageData, Split, split_off_validation
 from saliency_lab.data.mosaic import read_mosaics
+from saliency_lab.data.photographs import read_photographs
 from saliency_lab.data.planted import read_planted
 from saliency_lab.data.vision import SOURCES
 
@@ -26,7 +27,7 @@ Parts = tuple[Split, Split, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Entry:
+class DatasetEntry:
     """A named data set: how it is read from a root folder, and where its files would be.
 
     `read` is None for "image_folder", which `read_image_folder` reads, and for a user's own data, which
@@ -41,7 +42,7 @@ class Entry:
     load: Callable[[dict[str, Any]], ImageData] | None = None
 
 
-def custom_dataset(extension: Extension) -> Entry:
+def custom_dataset(extension: Extension) -> DatasetEntry:
     """Describe a user's `ImageData`, or function that returns one, as a data set.
 
     A function gets those arguments of `load_dataset` that it has parameters for.
@@ -75,13 +76,13 @@ def custom_dataset(extension: Extension) -> Entry:
 
     doc = item.__doc__ if inspect.isroutine(item) else None
     description = (doc or "registered by you").strip().partition("\n")[0]
-    return Entry(description, "its own", "its own", None, None, load)
+    return DatasetEntry(description, "its own", "its own", None, None, load)
 
 
-DATASETS: Registry[Entry] = Registry("data set", "dataset", custom_dataset)
+DATASETS: Registry[DatasetEntry] = Registry("data set", "dataset", custom_dataset)
 DATASETS.add(
     "digits",
-    Entry(
+    DatasetEntry(
         "scikit-learn's handwritten digits (8×8), up-sampled; embedded",
         "1×28×28",
         "10",
@@ -91,7 +92,7 @@ DATASETS.add(
 )
 DATASETS.add(
     "mosaic",
-    Entry(
+    DatasetEntry(
         "2×2 mosaics of digits, the evidence in one quadrant; with masks; embedded",
         "1×56×56",
         "5",
@@ -99,22 +100,39 @@ DATASETS.add(
         None,
     ),
 )
+for _name, _pattern in (
+    ("planted", "a small planted pattern that is the label"),
+    ("planted_redundant", "two copies of a small planted pattern, either of which is the label"),
+    ("planted_xor", "two small planted patterns whose kinds are the label by XOR"),
+):
+    DATASETS.add(
+        _name,
+        DatasetEntry(
+            f"noise with {_pattern}; with masks; made on the spot",
+            "1×24×24",
+            "2" if _name == "planted_xor" else "4",
+            lambda root, download, variant=_name: read_planted(variant),  # type: ignore[misc]
+            None,
+        ),
+    )
 DATASETS.add(
-    "planted",
-    Entry(
-        "noise with a small planted pattern that is the label; with masks; made on the spot",
-        "1×24×24",
-        "4",
-        lambda root, download: read_planted(),
+    "photos",
+    DatasetEntry(
+        "photographs of scikit-image and scikit-learn with ImageNet's classes; test images only; embedded",
+        "3×224×224",
+        "1000",
+        lambda root, download: read_photographs(),
         None,
     ),
 )
 for _source in SOURCES:
-    DATASETS.add(_source.name, Entry(_source.description, _source.image, "10", _source.read, _source.folder))
+    DATASETS.add(
+        _source.name, DatasetEntry(_source.description, _source.image, "10", _source.read, _source.folder)
+    )
 _MNIST = next(source for source in SOURCES if source.name == "mnist")
 DATASETS.add(
     "mnist_mosaic",
-    Entry(
+    DatasetEntry(
         "2×2 mosaics of MNIST, the evidence in one quadrant; with masks",
         "1×56×56",
         "5",
@@ -124,7 +142,7 @@ DATASETS.add(
 )
 DATASETS.add(
     "image_folder",
-    Entry(
+    DatasetEntry(
         "your own files, train/CLASS/* and test/CLASS/*, in a folder or a .zip",
         "any",
         "any",
@@ -135,7 +153,7 @@ DATASETS.add(
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """Where data are looked for: the argument, else the variable SALIENCY_LAB_DATA, else "data"."""
+    """Return the folder of the data: the argument, else the variable SALIENCY_LAB_DATA, else "data"."""
     return Path(root if root is not None else os.environ.get("SALIENCY_LAB_DATA") or "data").expanduser()
 
 
@@ -195,11 +213,13 @@ def load_dataset(
         train, test, classes = entry.read(where, download)
     else:
         raise InputError(f"image_size goes with 'image_folder'; the images of '{name}' are {entry.image}")
+    if not len(train):
+        return ImageData(name, train, train, test, classes)
     return split_off_validation(name, train, test, classes, val_fraction, seed)
 
 
 def list_datasets(root: str | Path | None = None) -> pd.DataFrame:
-    """What `load_dataset` knows, and whether its files are there: one row a name."""
+    """List the data sets that `load_dataset` knows, and whether their files were found: one row per name."""
     import pandas as pd
 
     where = data_root(root)

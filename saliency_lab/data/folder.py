@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import io
 import os
 import stat
 import warnings
@@ -18,16 +17,29 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saliency_lab._common.errors import DataNotFoundError, InputError, SaliencyLabError
+from saliency_lab._common.errors import DataNotFoundError, InputError
 from saliency_lab._common.files import atomic_path, left_behind
 from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.limits import check_image_bytes, check_memory
+from saliency_lab._common.pictures import (
+    damaged,
+    describe_skipped,
+    eight_bit,
+    file_status,
+    is_grey,
+    is_image_name,
+    open_picture,
+    read_file,
+    visible_entries,
+)
 from saliency_lab._common.progress import progress
 from saliency_lab.data.images import Split
-from saliency_lab.data.pictures import eight_bit, is_grey
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 LAYOUT = "train/CLASS/*.jpg and test/CLASS/*.jpg (or .png, .bmp, .webp …)"
-_PARTS = ("train", "test", "val")
+_PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+"""Folders of a root, and the split that each one is."""
+_DECODING = 2
+"""Version of the decoding; 2 applies the EXIF orientation. Arrays cached by another version are not read."""
 
 Listing = dict[str, tuple[int, int]]
 """Path within the root ("train/CLASS/NAME") → what changes when the file does."""
@@ -36,20 +48,27 @@ Listing = dict[str, tuple[int, int]]
 def read_image_folder(
     root: Path, image_size: int | tuple[int, int] | None = None
 ) -> tuple[Split, Split | None, Split, tuple[str, ...]]:
-    """Read train/CLASS/* and test/CLASS/* from a folder or a .zip file; decoded on the first call only.
+    """Read train/CLASS/* and test/CLASS/* from a folder or a .zip file; decode it on the first call only.
 
-    The second of train, val and test is None unless there is val/CLASS/* too.
-    Grey if every image is, else RGB; 16-bit grey is scaled to 8 bits. The decoded uint8 arrays are kept
-    in `.saliency_lab` beside `root` (in the user's cache folder if that place cannot be written), keyed
-    by the listing; those of an earlier listing are deleted. What begins with a dot is passed over.
+    Return the training, validation and test split and the class names. The validation split is None unless
+    there is val/CLASS/* (or valid/, or validation/). A zip file may hold one folder that holds all this.
+    Images are grey if all of them are, else RGB, turned as their EXIF orientation says; 16-bit grey is scaled
+    to 8 bits. The decoded uint8 arrays are kept in `.saliency_lab` next to `root` (in the user's cache folder
+    if that place cannot be written), under a hash of the listing; those of an earlier listing are deleted.
 
     Raises
     ------
     DataNotFoundError
-        If the root is missing, is not laid out so, or an image is damaged.
+        If the root is missing or has another layout, or an image is damaged.
     InputError
-        If a class is empty in one part, sizes differ and no `image_size` is given, `image_size` is none, or
-        an image has pixels of 32 bits.
+        If a class is empty in one part, sizes differ and there is no `image_size`, `image_size` is not a
+        size, an image has pixels of 32 bits, or a file is not a regular file or takes too much memory
+        (`SALIENCY_LAB_MAX_GB`).
+
+    Warns
+    -----
+    UserWarning
+        If files or folders are skipped: how many, and the first ones by name.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if size is not None and not (
@@ -59,75 +78,147 @@ def read_image_folder(
     ):
         raise InputError(f"image_size must be one positive number or (height, width), not {image_size!r}")
     if root.is_dir():
-        return _load(root, _list_folder(root), lambda name: (root / name).read_bytes(), size)
-    if not root.is_file():
+        listing, skipped = _list_folder(root)
+        parts = _load(root, listing, lambda name: read_file(root / name, _label(root, name)), size)
+        _warn_of_skipped(root, skipped)
+        return parts
+    if not root.exists():
         raise DataNotFoundError(
             f"an image folder was looked for at '{root}', which does not exist. Give the folder, or the "
             f".zip file, that holds {LAYOUT}, with root=… or the environment variable SALIENCY_LAB_DATA."
         )
+    if not root.is_file():
+        raise InputError(
+            f"'{root}' is neither a folder nor a regular file; name the folder or .zip file that "
+            f"holds {LAYOUT}"
+        )
     try:
         with zipfile.ZipFile(root) as archive:
-            return _load(root, _list_zip(archive), archive.read, size)
+            listing, skipped, top = _list_zip(archive)
+            parts = _load(root, listing, lambda name: _read_member(archive, top + name, root), size)
+            _warn_of_skipped(root, skipped)
+            return parts
     except zipfile.BadZipFile as error:
         raise DataNotFoundError(
             f"'{root}' is damaged or is no zip file ({error}); fetch it again, or name a folder"
         ) from error
 
 
-def _list_folder(root: Path) -> Listing:
+def _label(root: Path, name: str) -> str:
+    return f"the image '{name}' of '{root}'"
+
+
+def _list_folder(root: Path) -> tuple[Listing, list[str]]:
+    """The images of the parts, and the names of what is skipped."""
     listing: Listing = {}
+    skipped = []
+    for entry in visible_entries(root):
+        if entry.name not in _PARTS and entry.is_dir():
+            skipped.append(f"{entry.name}/")
     for part in _PARTS:
-        for folder in sorted(path for path in (root / part).glob("[!.]*") if path.is_dir()):
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if _is_image(entry.name):
-                        info = entry.stat()
-                        listing[f"{part}/{folder.name}/{entry.name}"] = info.st_size, info.st_mtime_ns
-            if not any(name.startswith(f"{part}/{folder.name}/") for name in reversed(listing)):
+        for folder in visible_entries(root / part) if (root / part).is_dir() else ():
+            if not folder.is_dir():
+                skipped.append(f"{part}/{folder.name}")
+                continue
+            before = len(listing)
+            for entry in visible_entries(folder):
+                name = f"{part}/{folder.name}/{entry.name}"
+                if entry.is_dir():
+                    skipped.append(f"{name}/")
+                elif is_image_name(entry.name):
+                    info = file_status(entry, _label(root, name))
+                    listing[name] = info.st_size, info.st_mtime_ns
+                else:
+                    skipped.append(name)
+            if len(listing) == before:
                 raise InputError(
                     f"class '{folder.name}' is empty: no images in '{folder}'; add some or delete it"
                 )
-    return listing
+    return listing, skipped
 
 
-def _list_zip(archive: zipfile.ZipFile) -> Listing:
+def _list_zip(archive: zipfile.ZipFile) -> tuple[Listing, list[str], str]:
+    """The images of the parts, the names of what is skipped, and the one folder that holds everything."""
+    members = {
+        info.filename: info
+        for info in archive.infolist()
+        if not any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
+    }
+    tops = {name.partition("/")[0] for name in members}
+    top = f"{tops.pop()}/" if len(tops) == 1 and not tops & _PARTS.keys() else ""
     listing: Listing = {}
-    for info in archive.infolist():
-        match info.filename.split("/"):
-            case [part, label, name] if part in _PARTS and not label.startswith(".") and _is_image(name):
-                listing[info.filename] = info.file_size, info.CRC
-    return listing
+    skipped: dict[str, None] = {}  # a set in the order of the archive
+    for filename, info in members.items():
+        name = filename.removeprefix(top)
+        match name.split("/"):
+            case [part, _, file] if part in _PARTS and is_image_name(file):
+                listing[name] = info.file_size, info.CRC
+            case [part, label, folder, *_] if part in _PARTS and folder and not info.is_dir():
+                deeper = name.count("/") > 2
+                skipped[f"{part}/{label}/{folder}{'/' if deeper else ''}"] = None
+            case [part, *_] if not info.is_dir():
+                skipped[name if part in _PARTS else f"{part}/" if "/" in name else name] = None
+    return listing, list(skipped), top
 
 
-def _is_image(name: str) -> bool:
-    """Whether a file is an image by its name; hidden ones, such as macOS writes beside images, are none."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+def _read_member(archive: zipfile.ZipFile, name: str, root: Path) -> bytes:
+    label = _label(root, name)
+    check_image_bytes(archive.getinfo(name).file_size, label)
+    try:
+        return archive.read(name)
+    except Exception as error:  # zipfile and the decompressors raise whatever they met
+        raise damaged(label, error) from error
+
+
+def _warn_of_skipped(root: Path, skipped: list[str]) -> None:
+    if skipped:
+        warnings.warn(
+            f"{describe_skipped(root, skipped)}; images are read from train/CLASS/, val/CLASS/ and "
+            "test/CLASS/ only, not from folders inside these",
+            stacklevel=4,
+        )
 
 
 def _load(
     root: Path, listing: Listing, read: Callable[[str], bytes], size: tuple[int, int] | None
 ) -> tuple[Split, Split | None, Split, tuple[str, ...]]:
     listing = dict(sorted(listing.items(), key=lambda each: each[0].split("/")))  # the same on any system
-    names = {part: [name for name in listing if name.startswith(f"{part}/")] for part in _PARTS}
+    folders = {name.split("/")[0] for name in listing}
+    validation = sorted(folder for folder in folders if _PARTS[folder] == "val")
+    if len(validation) > 1:
+        both = " and ".join(f"{folder}/" for folder in validation)
+        raise InputError(f"'{root}' holds {both}, which are both the validation split; keep one of them")
+    names: dict[str, list[str]] = {"train": [], "test": [], "val": []}
+    for name in listing:
+        names[_PARTS[name.split("/")[0]]].append(name)
     if not names["val"]:
         del names["val"]
     found = {part: {name.split("/")[1] for name in names[part]} for part in names}
     if not found["train"] or not found["test"]:
         missing = "train" if not found["train"] else "test"
-        raise DataNotFoundError(f"'{root}' holds no images under {missing}/CLASS/; it must hold {LAYOUT}")
+        raise DataNotFoundError(
+            f"'{root}' holds no images under {missing}/CLASS/; it must hold {LAYOUT}{_hint(root)}"
+        )
     classes = sorted({label for labels in found.values() for label in labels})
     for label in classes:
         for part in found:
             if label not in found[part]:
+                where = validation[0] if part == "val" else part
                 raise InputError(
-                    f"class '{label}' of '{root}' has no images in {part}/; add some or delete the class"
+                    f"class '{label}' of '{root}' has no images in {where}/; add some or delete the class"
                 )
-    images = _cached(root, names, read, size, fingerprint(list(listing.items()), size))
+    images = _cached(root, names, read, size, fingerprint(list(listing.items()), size, _DECODING))
     splits = {
         part: Split(images[part], torch.tensor([classes.index(name.split("/")[1]) for name in names[part]]))
         for part in names
     }
     return splits["train"], splits.get("val"), splits["test"], tuple(classes)
+
+
+def _hint(root: Path) -> str:
+    """Name a folder inside the root that has the layout."""
+    inside = [path.parent for path in sorted(root.glob("*/train"))] if root.is_dir() else []
+    return f"; there is one of this layout in '{inside[0]}'" if inside else ""
 
 
 def _cached(
@@ -142,13 +233,15 @@ def _cached(
     path = folder / f"{name}{key}.safetensors"
     try:
         with safe_open(path, framework="pt") as file:
-            return {part: file.get_tensor(part) for part in names}
+            kept = {part: file.get_tensor(part) for part in names}
+            if (file.metadata() or {}).get("digest") == fingerprint(*kept.values()):
+                return kept
     except (OSError, SafetensorError):
-        pass  # not there, or cut short: decode
+        pass  # missing or cut short; where the digest differs it was changed: decode again
     images = _decode(root, names, read, size)
     try:
         with atomic_path(path) as beside:
-            save_file(images, beside)
+            save_file(images, beside, metadata={"digest": fingerprint(*images.values())})
     except (InputError, OSError, SafetensorError) as error:
         warnings.warn(
             f"the decoded images of '{root}' could not be kept in '{folder}', and are decoded each time; "
@@ -156,8 +249,8 @@ def _cached(
             stacklevel=2,
         )
         return images
-    kept = glob.escape(name) + "[0-9a-f]" * len(key) + ".safetensors"
-    for older in (*folder.glob(kept), *left_behind(folder, f".{kept}.*")):
+    alike = glob.escape(name) + "[0-9a-f]" * len(key) + ".safetensors"
+    for older in (*folder.glob(alike), *left_behind(folder, f".{alike}.*")):
         if older != path:
             with contextlib.suppress(OSError):  # another process reads it, or was quicker
                 older.unlink()
@@ -165,14 +258,14 @@ def _cached(
 
 
 def _cache_folder(root: Path) -> Path:
-    """`.saliency_lab` beside `root` if that place may be written, else a folder in the user's cache."""
+    """`.saliency_lab` next to `root` if that place may be written, else a folder in the user's cache."""
     beside = root.parent
     writable = beside.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
     if writable and os.access(beside, os.W_OK):
         return beside / ".saliency_lab"
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user without a home: that nothing could be kept here is told
+    except RuntimeError:  # a user without a home; if nothing can be written here, a warning says so
         return beside / ".saliency_lab"
     return cache / "saliency_lab" / fingerprint(str(beside))[:12]
 
@@ -184,34 +277,29 @@ def _decode(
     from torchvision.transforms.functional import pil_to_tensor
 
     def opened(name: str) -> Image.Image:
-        try:
-            return Image.open(io.BytesIO(read(name)))
-        except Exception as error:  # zipfile and Pillow raise whatever they met
-            raise damaged(name, error) from error
-
-    def damaged(name: str, error: Exception) -> DataNotFoundError:
-        return DataNotFoundError(f"the image '{name}' of '{root}' is damaged ({error}); replace or delete it")
+        return open_picture(read(name), _label(root, name))
 
     every = [name for part in names.values() for name in part]
-    mode = "L" if all(is_grey(opened(name)) for name in every) else "RGB"  # stops at the first colour
+    all_grey = all(is_grey(opened(name)) for name in every)  # stops at the first colour
+    channels = 1 if all_grey else 3
     decoded: dict[str, Tensor] = {}
-    shape: tuple[int, ...] | None = None
+    shape = None if size is None else (channels, int(size[0]), int(size[1]))
+    if shape is not None:
+        check_memory((len(every), *shape), 1, f"{len(every):,} images of '{root}'")
     with progress(label=f"decoding {root.name}", total=len(every)) as bar:
         for part in names:
             for row, name in enumerate(names[part]):
-                try:
-                    image = eight_bit(opened(name), f"the image '{name}' of '{root}'").convert(mode)
-                except SaliencyLabError:
-                    raise
-                except Exception as error:
-                    raise damaged(name, error) from error
+                label = _label(root, name)
+                image = eight_bit(opened(name), label, "L" if all_grey else "RGB")
                 if size is not None:
                     image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
                 tensor = pil_to_tensor(image)
-                shape = shape or tuple(tensor.shape)
+                if shape is None:
+                    shape = (channels, image.height, image.width)
+                    check_memory((len(every), *shape), 1, f"{len(every):,} images of '{root}'")
                 if tuple(tensor.shape) != shape:
                     raise InputError(
-                        f"the image '{name}' of '{root}' is {image.height}×{image.width}, the first one "
+                        f"{label} is {image.height}×{image.width}, the first one "
                         f"{shape[1]}×{shape[2]}; resize them, or pass image_size=(height, width)"
                     )
                 if part not in decoded:

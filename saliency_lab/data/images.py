@@ -1,4 +1,4 @@
-"""Images and labels in memory: a split, a sample of it, and a data set of three splits."""
+"""Images and labels in memory: a split, a sample of one, and a data set of three splits."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.html import facts, side_by_side, strip
+from saliency_lab._common.samples import read_items, read_sample
 from saliency_lab._common.seeding import derive_seed
-from saliency_lab.data.pictures import eight_bit
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
 
-class Sample(NamedTuple):
+class LabelledImages(NamedTuple):
     """Images float32 (N, C, H, W) in [0, 1] and labels int64 (N,); unpacks as `x, y`."""
 
     x: Tensor
@@ -68,24 +69,24 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> LabelledImages:
         """Image float32 (C, H, W) in [0, 1] and its label."""
         return self.batch(index)
 
     def __repr__(self) -> str:
         return f"Split({len(self)} images {tuple(self.images.shape[1:])})"
 
-    def batch(self, indices: Tensor | Sequence[int] | slice | int) -> Sample:
+    def batch(self, indices: Tensor | Sequence[int] | slice | int) -> LabelledImages:
         """Images (in [0, 1]) and labels at `indices`, as copies."""
         images = self.images[indices]
         x = images.float().div_(255) if images.dtype == torch.uint8 else images.clone()
-        return Sample(x, self.labels[indices].clone())
+        return LabelledImages(x, self.labels[indices].clone())
 
-    def all(self) -> Sample:
+    def all(self) -> LabelledImages:
         """Every image and label, in order."""
         return self.batch(slice(None))
 
-    def sample(self, n: int, seed: int = 0) -> Sample:
+    def sample(self, n: int, seed: int = 0) -> LabelledImages:
         """Draw `n` images without replacement, stratified by class; a larger n contains a smaller one.
 
         Raises
@@ -123,7 +124,7 @@ class ImageData:
     name : str
     train, val, test : Split
         Of one image size. The validation split is cut from the training part unless the data have one; the
-        test part is never touched.
+        test part is never touched. Data to look at only, not to train on, have no images in train and val.
     classes : tuple of str
         Label k is the class `classes[k]`.
     """
@@ -135,15 +136,17 @@ class ImageData:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for part, split in self._splits().items():
+        untrained = len(self.train) == 0 and len(self.val) == 0
+        splits = {"test": self.test} if untrained else self._splits()
+        for part, split in splits.items():
             _check_split(f"data set '{self.name}', {part} split", split, len(self.classes))
-            if split.images.shape[1:] != self.train.images.shape[1:]:
+            if not untrained and split.images.shape[1:] != self.train.images.shape[1:]:
                 raise InputError(
                     f"data set '{self.name}': the {part} images have the shape "
                     f"{tuple(split.images.shape[1:])}, the training images {self.input_shape}"
                 )
         counts = torch.bincount(self.train.labels, minlength=len(self.classes))
-        if (counts == 0).any():
+        if not untrained and (counts == 0).any():
             empty = self.classes[int((counts == 0).nonzero()[0])]
             raise InputError(
                 f"data set '{self.name}': class '{empty}' has no training images; "
@@ -153,16 +156,16 @@ class ImageData:
     @classmethod
     def from_datasets(
         cls,
-        train: Dataset[Any],
-        test: Dataset[Any],
-        val: Dataset[Any] | None = None,
+        train: Dataset[Any] | DataLoader[Any],
+        test: Dataset[Any] | DataLoader[Any],
+        val: Dataset[Any] | DataLoader[Any] | None = None,
         *,
         classes: Sequence[str] | None = None,
         name: str = "custom",
         val_fraction: float = 0.1,
         seed: int = 0,
     ) -> ImageData:
-        """Read any torch data sets of (image, label) into memory, once.
+        """Read torch or Hugging Face data sets of (image, label), or loaders of them, into memory once.
 
         An image is a tensor or array, (C, H, W) or (H, W), uint8 or floating point in [0, 1], or a PIL
         image, which becomes 8-bit grey or RGB; all have one size. A label is a whole number. Random
@@ -211,6 +214,9 @@ class ImageData:
             if more > 0
             else str(len(self.classes)),
         }
+        if len(self.train) == 0:
+            few = self.test.batch(slice(_SHOWN)).x
+            return facts(f"data set {self.name}", rows) + strip(few, f"the first {len(few)} test images")
         parts = []
         for label, name in enumerate(self.classes[:_SHOWN_CLASSES]):
             members = (self.train.labels == label).nonzero()[:, 0]
@@ -265,55 +271,13 @@ def _check_split(label: str, split: Split, num_classes: int) -> None:
         raise InputError(f"{label}: floating point images must lie in [0, 1]; scale them, or hand in uint8")
 
 
-def _read(dataset: Dataset[Any], label: str) -> Split:
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise InputError(
-            f"{label}: a data set must have a length and items (image, label), which "
-            f"{type(dataset).__name__} lacks; of a DataLoader pass its .dataset"
-        )
-    images, labels = [], []
-    for index in range(len(dataset)):
-        item = dataset[index]
-        try:
-            image, target = item
-        except (TypeError, ValueError):
-            raise InputError(f"{label}: item {index} is not a pair (image, label)") from None
-        images.append(_as_image(image, f"{label}: image {index}"))
-        labels.append(_as_label(target, f"{label}: the label of item {index}"))
-        if images[-1].shape != images[0].shape:
-            raise InputError(
-                f"{label}: image {index} has the shape {tuple(images[-1].shape)}, image 0 "
-                f"{tuple(images[0].shape)}; bring them to one size and number of channels"
-            )
-    if not images:
-        raise InputError(f"{label}: the data set is empty")
-    return Split(torch.stack(images), torch.tensor(labels, dtype=torch.int64))
-
-
-def _as_label(target: Any, label: str) -> int:
-    try:
-        only = target.item() if getattr(target, "ndim", 0) else target  # [3], as MedMNIST has its labels
-        number = int(only)
-        if number == only:
-            return number
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # text, nothing, infinity, a vector
-        pass
-    raise InputError(f"{label} must be a whole number, 0 for the first of the classes, not {target!r}")
-
-
-def _as_image(image: Any, label: str) -> Tensor:
-    if hasattr(image, "getbands"):  # a PIL image
-        from torchvision.transforms.functional import pil_to_tensor
-
-        tensor = pil_to_tensor(eight_bit(image, label))
-    elif isinstance(image, Tensor):
-        tensor = image.detach().cpu()
+def _read(dataset: Dataset[Any] | DataLoader[Any], label: str) -> Split:
+    if isinstance(dataset, DataLoader):
+        x, labels, _ = read_sample(dataset)
+        images = x.float()
     else:
-        tensor = torch.from_numpy(np.array(image))
-    tensor = tensor[None] if tensor.ndim == 2 else tensor
-    if tensor.ndim != 3 or not (tensor.dtype == torch.uint8 or tensor.is_floating_point()):
-        raise InputError(
-            f"{label} must be uint8 or floating point, (C, H, W) or (H, W), "
-            f"not {tensor.dtype} {tuple(tensor.shape)}"
-        )
-    return tensor if tensor.dtype == torch.uint8 else tensor.float()
+        pictures, numbers, _ = read_items(dataset, label)
+        images, labels = torch.stack(pictures), None if numbers is None else torch.tensor(numbers)
+    if labels is None:
+        raise InputError(f"{label}: items must be pairs (image, label); these have no labels")
+    return Split(images, labels.long())

@@ -1,4 +1,4 @@
-"""`explore`: the one door, which needs ipywidgets."""
+"""`explore`: the public entry point, which needs ipywidgets."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ def explore(study: Study) -> Explorer:
     """Look at a study's images and maps in Jupyter; put it on the last line of a cell.
 
     Pick images, models and methods; filter the images by class, or by what an attack did to the prediction;
-    sort them by a metric to see the best and the worst. A method that the study does not hold is computed
-    on the models when it is chosen. A study that was loaded without its models shows what it holds.
+    sort them by a metric to see the best and the worst. Below each map stands what the model predicts, with
+    its probability. Images can also be shown as an attack of the study changes them, with the predictions and
+    maps for these. A method that the study does not have is computed on the models when it is chosen. A study
+    that was loaded without its models shows its stored maps.
 
     Parameters
     ----------

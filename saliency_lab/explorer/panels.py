@@ -1,18 +1,20 @@
-"""The maps that are shown: read where the study holds them, computed on the model where it does not."""
+"""The maps that are shown: read where the study has them, computed on the model where it does not."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import SaliencyLabError
-from saliency_lab._common.inference import predict
+from saliency_lab._common.inference import Predictions, predict_classes
 from saliency_lab._common.progress import no_progress
+from saliency_lab.attacks import attack, list_attacks
 from saliency_lab.attribution import attribute, list_methods
 
 if TYPE_CHECKING:
@@ -28,20 +30,34 @@ class Problem:
     detail: str = ""
 
 
-class Found(NamedTuple):
-    """Maps (n, C, H, W), and the classes that the model predicts, if there is a model."""
+class Panel(NamedTuple):
+    """Maps (n, C, H, W), and what the model predicts, if there is a model."""
 
     maps: Tensor
-    classes: list[int] | None
+    predictions: Predictions | None
+
+
+class Attacked(NamedTuple):
+    """An attack of the study at one ε."""
+
+    label: str
+    eps: float
+
+    def __str__(self) -> str:
+        return f"{self.label}, ε = {format_epsilon(self.eps)}"
 
 
 class Panels:
-    """Maps of a study's images by member and method; what was read or computed once is kept."""
+    """Maps of a study's images by member and method; what was read or computed once is kept.
+
+    Everything is also available for the images as an attack of the study changes them.
+    """
 
     def __init__(self, study: Study) -> None:
         self._study = study
-        self._maps: dict[tuple[Member, str, int], Tensor] = {}
-        self.held = list(dict.fromkeys(method for maps in study.maps.values() for method in maps))
+        self._maps: dict[tuple[Member, str, Attacked | None, int], Tensor] = {}
+        self._images: dict[tuple[Member, Attacked, int], Tensor] = {}
+        self.stored = list(dict.fromkeys(method for maps in study.maps.values() for method in maps))
 
     @property
     def live(self) -> bool:
@@ -52,31 +68,73 @@ class Panels:
     def methods(self) -> list[str]:
         """What can be shown: the study's own methods first, then what can be computed."""
         others: list[str] = list(list_methods().index) if self.live else []
-        return [*self.held, *(name for name in others if name not in self.held)]
+        return [*self.stored, *(name for name in others if name not in self.stored)]
 
-    def read(self, member: Member, method: str, rows: Sequence[int]) -> Found | Problem:
-        """Maps (n, C, H, W) and predicted classes of the images at `rows`, or why there are none.
+    def read(
+        self, member: Member, method: str, rows: Sequence[int], attacked: Attacked | None = None
+    ) -> Panel | Problem:
+        """Return maps (n, C, H, W) and predictions of the images at `rows`, or why there are none.
 
         Without a model there are no predictions.
         """
-        missing = [row for row in rows if (member, method, row) not in self._maps]
+        missing = [row for row in rows if (member, method, attacked, row) not in self._maps]
         try:
             if missing:
-                maps = self._fetch(member, method, missing)
-                self._maps |= {(member, method, row): each for row, each in zip(missing, maps, strict=True)}
-            classes = None if member.module is None else self._predict(member.module, rows)
+                maps = self._fetch(member, method, missing, attacked)
+                for row, each in zip(missing, maps, strict=True):
+                    self._maps[member, method, attacked, row] = each
+            x = self.images(member, rows, attacked) if member.module is not None else None
+            predictions = None if x is None else predict_classes(member.net, x)
         except SaliencyLabError as error:
             return Problem(str(error))
         except Exception as error:  # a callback's exception would be lost in Jupyter's log
             return Problem(f"{type(error).__name__}: {error}", traceback.format_exc())
-        return Found(torch.stack([self._maps[member, method, row] for row in rows]), classes)
+        maps = torch.stack([self._maps[member, method, attacked, row] for row in rows])
+        return Panel(maps, predictions)
 
-    def _predict(self, model: nn.Module, rows: Sequence[int]) -> list[int]:
-        return predict(model, self._study.x[list(rows)]).argmax(1).tolist()
+    def images(self, member: Member, rows: Sequence[int], attacked: Attacked | None) -> Tensor:
+        """Return the images at `rows`, as they are or attacked on a member, (n, C, H, W)."""
+        x, y = self._study.x, self._study.y
+        if attacked is None:
+            return x[list(rows)]
+        missing = [row for row in rows if (member, attacked, row) not in self._images]
+        if missing:
+            what, settings = self._attack_of(attacked.label)
+            with no_progress():
+                result = attack(
+                    member.net,
+                    x[missing],
+                    y[missing],
+                    what,
+                    eps=attacked.eps,
+                    seed=self._study.seed,
+                    **settings,
+                )
+            for row, each in zip(missing, result.adversarial, strict=True):
+                self._images[member, attacked, row] = each
+        return torch.stack([self._images[member, attacked, row] for row in rows])
 
-    def _fetch(self, member: Member, method: str, rows: list[int]) -> Tensor:
+    def _attack_of(self, label: str) -> tuple[str, dict[str, Any]]:
+        """Return the name and the settings of an attack, as the study stored them.
+
+        Raises
+        ------
+        SaliencyLabError
+            If it is a function, which a store does not contain.
+        """
         study = self._study
-        if method in self.held:
+        for place, key in study.cells.items():
+            described = study.store.describe("attack", key) if place[:2] == ("attack", label) else None
+            if described is not None:
+                depends = described[0].depends
+                if depends["attack"] in list_attacks().index:
+                    return depends["attack"], dict(depends["settings"])
+        raise SaliencyLabError(f"the attack '{label}' cannot be repeated here; only listed attacks can")
+
+    def _fetch(self, member: Member, method: str, rows: list[int], attacked: Attacked | None) -> Tensor:
+        study = self._study
+        if method in self.stored and attacked is None:
             return study.read_maps(member.model, method, member.seed).values[rows]
+        x = self.images(member, rows, attacked)
         with no_progress():
-            return attribute(member.net, study.x[rows], study.y[rows], method, seed=study.seed).values
+            return attribute(member.net, x, study.y[rows], method, seed=study.seed).values

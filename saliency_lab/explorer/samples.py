@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a prediction: `wrong` without an attack, `changed` or `held` by an attack at ε."""
+    """What became of a prediction: `wrong` without an attack, `changed` or `kept` under an attack at ε."""
 
-    kind: Literal["wrong", "changed", "held"]
+    kind: Literal["wrong", "changed", "kept"]
     attack: str
     eps: float
 
@@ -32,7 +32,7 @@ class Outcome:
 
 
 class Samples:
-    """What a study knows of each of its images: class, predictions under attack, scores."""
+    """The facts about each image of a study: class, predictions under attack, scores."""
 
     def __init__(self, study: Study) -> None:
         self.labels = study.y.numpy()
@@ -45,24 +45,29 @@ class Samples:
         return list(dict.fromkeys(metric for *_, metric in self._scores))
 
     @property
+    def attacks(self) -> list[tuple[str, float]]:
+        """The attacks of the study, each at each ε > 0."""
+        return sorted({(attack, eps) for *_, attack, eps in self._robust if eps > 0})
+
+    @property
     def outcomes(self) -> list[Outcome]:
         """What images can be filtered by."""
-        attacks = sorted({(attack, eps) for *_, attack, eps in self._robust if eps > 0})
+        attacks = self.attacks
         if not attacks:
             return []
-        pairs = [(Outcome("changed", attack, eps), Outcome("held", attack, eps)) for attack, eps in attacks]
+        pairs = [(Outcome("changed", attack, eps), Outcome("kept", attack, eps)) for attack, eps in attacks]
         return [*(outcome for pair in pairs for outcome in pair), Outcome("wrong", attacks[0][0], 0.0)]
 
     def select(self, label: int | None, outcome: Outcome | None, members: Sequence[Member]) -> np.ndarray:
         """Positions of the images of a class (None: of any) with an outcome.
 
-        An image is `changed` or `wrong` if it is for one of the members, and `held` if it is for all.
+        An image is `changed` or `wrong` if it is for one of the members, and `kept` if it is for all.
         """
         keep = np.ones(len(self.labels), dtype=bool) if label is None else self.labels == label
         if outcome is not None:
             seen = [found for member in members if (found := self._outcome(outcome, member)) is not None]
             if seen:
-                keep &= np.all(seen, axis=0) if outcome.kind == "held" else np.any(seen, axis=0)
+                keep &= np.all(seen, axis=0) if outcome.kind == "kept" else np.any(seen, axis=0)
             else:
                 keep[:] = False
         return keep.nonzero()[0]

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from saliency_lab.comparison.format import ARROWS
 from saliency_lab.explorer import page
-from saliency_lab.explorer.panels import Panels, Problem
+from saliency_lab.explorer.panels import Attacked, Panel, Panels, Problem
 from saliency_lab.explorer.samples import Samples
-from saliency_lab.plotting.painting import CLIP, tiles
+from saliency_lab.plotting.painting import CLIP, Layer, Tiles, as_pixels, blend_of, tiles
+from saliency_lab.plotting.panels import is_photograph
 
 if TYPE_CHECKING:
     from saliency_lab.study import Study
@@ -24,10 +25,10 @@ FIRST = 4
 """Images that are shown until others are picked."""
 
 LARGEST = 80
-"""Panels a picture; of more images than that, the first are shown."""
+"""Maps in a picture; of more, those of the first images are shown."""
 
 ANY = ""
-"""What a dropdown holds where nothing is asked for: ipywidgets takes None for "nothing is selected"."""
+"""The value of a dropdown where nothing is asked for: ipywidgets takes None for "nothing is selected"."""
 
 
 class Explorer(widgets.VBox):
@@ -41,8 +42,11 @@ class Explorer(widgets.VBox):
         Sort the list by the mean score of the chosen models and methods; images without one come last.
     images, models, methods : SelectMultiple
         What is shown.
-    blend : FloatSlider; scale : Dropdown
-        How far the image shows through a weak map; one colour scale for all maps, or one for each.
+    attack : Dropdown
+        Show the images as an attack of the study changes them, with the maps and predictions for these.
+    blend, smooth, size : FloatSlider; scale : Dropdown
+        How far the image shows through a weak map; the standard deviation of a Gaussian filter over the maps,
+        in pixels; the width of a tile; one colour scale for all maps, or one for each.
     status, problems, picture : HTML
         What is listed and shown; what could not be; the maps.
     """
@@ -56,8 +60,9 @@ class Explorer(widgets.VBox):
         self._labels = study.labels
 
         members = [(_title(study, member), member) for member in study.members]
-        held = self._panels.held
-        methods = [(name if name in held else f"{name} (computed)", name) for name in self._panels.methods]
+        stored = self._panels.stored
+        methods = [(name if name in stored else f"{name} (computed)", name) for name in self._panels.methods]
+        attacks = [Attacked(*each) for each in self._samples.attacks] if self._panels.live else []
         outcomes = [(str(outcome), outcome) for outcome in self._samples.outcomes]
         metrics = [(f"{name} {ARROWS[self._better[name]]}".strip(), name) for name in self._samples.metrics]
         classes = [(self._name(label), label) for label in np.unique(self._samples.labels).tolist()]
@@ -68,26 +73,32 @@ class Explorer(widgets.VBox):
         self.images = _list("images", [], rows=8)
         self.models = _list("models", members, rows=min(6, max(2, len(members))))
         self.methods = _list("methods", methods, rows=8)
-        self.blend = widgets.FloatSlider(
-            value=0.0, min=0.0, max=1.0, step=0.05, continuous_update=False, description="blend", layout=_WIDE
-        )
+        self.attack = _dropdown("attacked by", [("nothing", ANY), *((str(each), each) for each in attacks)])
+        photograph = is_photograph(study.x.shape)
+        self.blend = _slider("blend", blend_of(None, study.x.shape), 0.0, 1.0, 0.05)
+        self.smooth = _slider("smooth", 0.0, 0.0, max(2.0, study.x.shape[-1] / 28), 0.5)
+        self.size = _slider("size", 12.0 if photograph else 7.5, 4.0, 32.0, 0.5)
         self.scale = _dropdown("scale", [("each its own", "panel"), ("one for all", "shared")])
         self.status, self.problems, self.picture = (widgets.HTML() for _ in range(3))
 
         self.models.value = tuple(member for _, member in members[:FIRST])
-        self.methods.value = tuple(name for name in self._panels.methods[: max(1, min(len(held), 2))])
+        self.methods.value = tuple(name for name in self._panels.methods[: max(1, min(len(stored), 2))])
         for control in (self.category, self.outcome, self.metric, self.order, self.models, self.methods):
             control.observe(self._relist, "value")
-        for control in (self.images, self.blend, self.scale):
+        for control in (self.images, self.attack, self.blend, self.smooth, self.size, self.scale):
             control.observe(self._draw, "value")
         chosen = [self.category, self.outcome, self.metric, self.order]
-        shown = [self.images, self.models, self.methods, self.blend, self.scale]
-        left = widgets.VBox([*chosen, *shown], layout=widgets.Layout(flex="0 0 auto"))
+        shown = [self.images, self.models, self.methods, *([self.attack] if attacks else [])]
+        looks = [self.blend, self.smooth, self.size, self.scale]
+        left = widgets.VBox(
+            [*chosen, *shown, *looks], layout=widgets.Layout(flex="1 1 16em", max_width="24em", min_width="0")
+        )
         right = widgets.VBox(
             [self.status, self.problems, self.picture],
-            layout=widgets.Layout(flex="1 1 24em", min_width="0", overflow="auto"),
+            layout=widgets.Layout(flex="4 1 20em", min_width="0", overflow="auto"),
         )
-        super().__init__([widgets.Box([left, right], layout=widgets.Layout(flex_flow="row wrap"))])
+        wrapped = widgets.Layout(flex_flow="row wrap", width="100%", min_width="0")
+        super().__init__([widgets.Box([left, right], layout=wrapped)])
         self._relist()
 
     def _relist(self, _: Any = None) -> None:
@@ -114,75 +125,139 @@ class Explorer(widgets.VBox):
         self._draw()
 
     def _draw(self, _: Any = None) -> None:
-        """Draw the chosen maps; what cannot be had is said in its place."""
+        """Draw the chosen maps, and state the reason where there is none."""
         columns = [(member, method) for member in self.models.value for method in self.methods.value]
         rows = self.images.value[: max(1, LARGEST // max(1, len(columns)))]
         self.status.value = "computing …"
-        maps: dict[str, Tensor] = {}
-        classes: dict[str, list[int]] = {}
+        attacked = None if self.attack.value == ANY else self.attack.value
+        panels: dict[str, tuple[Member, Panel]] = {}
         problems: dict[Problem, list[str]] = {}
         for member, method in columns if rows else ():
             column = self._column(member, method)
-            found = self._panels.read(member, method, rows)
+            found = self._panels.read(member, method, rows, attacked)
             if isinstance(found, Problem):
                 problems.setdefault(found, []).append(column)
-                continue
-            maps[column] = found.maps
-            if found.classes is not None:
-                classes[column] = found.classes
+            else:
+                panels[column] = member, found
         self.problems.value = "".join(page.problem(columns, problem) for problem, columns in problems.items())
-        self.picture.value = self._page(rows, maps, classes) if maps else ""
+        self.picture.value = self._page(rows, panels, attacked) if panels else ""
         self.status.value = escape(self._summary(len(rows)))
 
-    def _page(self, rows: Sequence[int], maps: Mapping[str, Tensor], classes: Mapping[str, list[int]]) -> str:
-        """A table: a row an image, a column a model and method."""
-        drawn = tiles(self._study.x[list(rows)], maps, scale=self.scale.value, blend=self.blend.value)
+    def _page(
+        self, rows: Sequence[int], panels: Mapping[str, tuple[Member, Panel]], attacked: Attacked | None
+    ) -> str:
+        """Return a table with one row per image: the image, as attacked on each model, and the maps."""
+        size = self.size.value
+        shown = {"image": self._study.x[list(rows)]}
+        if attacked is not None:
+            members = dict.fromkeys(member for member, _ in panels.values())
+            shown |= {
+                f"{_title(self._study, member)}: attacked": self._panels.images(member, rows, attacked)
+                for member in members
+            }
+        images = {name: as_pixels(x) for name, x in shown.items()}
+        drawn: dict[str, np.ndarray] = {}
+        layers: list[Layer] = []
+        maps = {column: panel.maps for column, (_, panel) in panels.items()}
+        if attacked is None:
+            painted = self._tiles(shown["image"], maps)
+            drawn, layers = painted.maps, list(painted.layers.columns.values())
+        else:
+            for member in members:
+                own = {column: maps[column] for column, (each, _) in panels.items() if each is member}
+                painted = self._tiles(self._panels.images(member, rows, attacked), own)
+                drawn |= painted.maps
+                layers += painted.layers.columns.values()
         titles = {row: title for title, row in self.images.options}
         table = []
         for place, row in enumerate(rows):
-            cells = [page.cell(drawn.images[place], f"image {row}")]
-            for column in maps:
-                wrong = column in classes and classes[column][place] != self._samples.labels[row]
-                taken = f"taken for {self._name(classes[column][place])}" if wrong else ""
-                cells.append(page.cell(drawn.maps[column][place], f"{column}, image {row}", taken))
-            table.append((titles[row], cells))
+            entries = [page.tile(each[place], f"{name} {row}", size) for name, each in images.items()]
+            for column, (_, panel) in panels.items():
+                below = self._prediction(panel, place, row)
+                entries.append(page.tile(drawn[column][place], f"{column}, image {row}", size, below))
+            table.append((titles[row], entries))
+        return page.table([*images, *drawn], table, size) + self._legends(layers)
+
+    def _tiles(self, images: Tensor, maps: Mapping[str, Tensor]) -> Tiles:
+        return tiles(images, maps, scale=self.scale.value, blend=self.blend.value, smooth=self.smooth.value)
+
+    def _prediction(self, panel: Panel, place: int, row: int) -> str:
+        """Write the predicted class with its probability, and whether it is right."""
+        if panel.predictions is None:
+            return ""
+        label, share = panel.predictions.classes[place], panel.predictions.probabilities[place]
+        mark = "✓" if label == self._samples.labels[row] else "✗"
+        return f"{mark} {self._name(label)} {100 * share:.0f} %"
+
+    def _legends(self, layers: Sequence[Layer]) -> str:
         shared = self.scale.value == "shared"
-        layers = drawn.layers.columns.values()
-        end = f"{max(float(layer.high.max()) for layer in layers):.2g}" if shared else "1"
         of = "attribution" if shared else f"attribution, of the map's own {CLIP:g}th percentile"
-        return page.table(["image", *maps], table) + page.legend(end, of)
+        if self.smooth.value:
+            of += f", smoothed with σ = {self.smooth.value:g} pixels"
+        legends = []
+        for signed in (True, False):
+            group = [layer for layer in layers if layer.signed == signed]
+            if group:
+                low, high = (
+                    min(float(each.low.min()) for each in group),
+                    max(float(each.high.max()) for each in group),
+                )
+                ends = (
+                    (f"{low:.2g}", f"{high:.2g}")
+                    if shared
+                    else ("−1" if signed else "lowest", "1" if signed else "highest")
+                )
+                note = of if signed else f"{of} (maps without negative values)"
+                legends.append(page.legend(ends[0].replace("-", "−"), ends[1], note, signed))
+        return "".join(legends)
 
     def _column(self, member: Member, method: str) -> str:
-        """The title of a column: what tells it from the others."""
+        """Return the title of a column: the model, where there are several, and the method."""
         parts = [_title(self._study, member)] if len(self._study.members) > 1 else []
         return " / ".join([*parts, method])
 
     def _summary(self, shown: int) -> str:
         listed, chosen = len(self.images.options), len(self.images.value)
-        said = f"{listed} of {len(self._study.x)} images are listed, {shown} shown."
+        message = f"{listed} of {len(self._study.x)} images are listed, {shown} shown."
         if shown < chosen:
-            said += f" A picture holds {LARGEST} maps: the first {shown} of the {chosen} images you picked."
+            message += (
+                f" A picture holds {LARGEST} maps: the first {shown} of the {chosen} images you picked."
+            )
         if not (listed and self.models.value and self.methods.value):
-            said += " Nothing to show: pick a model, a method, and a class and outcome that some image has."
+            message += (
+                " Nothing to show: pick a model, a method, and a class and outcome that some image has."
+            )
         if self.metric.value != ANY and self._better[self.metric.value] == "neither":
-            said += f" Neither side of '{self.metric.value}' is better: the highest counts as best."
+            message += f" Neither side of '{self.metric.value}' is better: the highest counts as best."
         if not self._panels.live:
-            said += (
-                " This study was loaded without its models, so only the maps it holds can be shown; "
+            message += (
+                " This study was loaded without its models, so only its stored maps can be shown; "
                 "sl.Study(models, sample, store=…) can compute others."
             )
-        return said
+        return message
 
     def _name(self, label: int) -> str:
         names = self._study.classes
         return names[label] if label < len(names) else str(label)
 
 
-_WIDE = widgets.Layout(width="22em")
+_WIDE = widgets.Layout(width="100%", min_width="0")
 
 
 def _dropdown(description: str, options: list[tuple[str, Any]]) -> widgets.Dropdown:
     return widgets.Dropdown(description=description, options=options, layout=_WIDE)
+
+
+def _slider(description: str, value: float, low: float, high: float, step: float) -> widgets.FloatSlider:
+    return widgets.FloatSlider(
+        value=value,
+        min=low,
+        max=high,
+        step=step,
+        continuous_update=False,
+        description=description,
+        layout=_WIDE,
+    )
 
 
 def _list(description: str, options: list[tuple[str, Any]], rows: int) -> widgets.SelectMultiple:

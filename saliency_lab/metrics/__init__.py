@@ -4,6 +4,7 @@ from saliency_lab.metrics import (  # noqa: F401 - registers the metrics
     axiomatic,
     comparison,
     complexity,
+    confidence,
     curves,
     faithfulness,
     localisation,

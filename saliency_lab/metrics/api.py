@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_images, check_labels, check_seed
+from saliency_lab._common.checks import check_images, check_labels, check_seed, refuse_probabilities
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.html import facts as html_facts
 from saliency_lab._common.inference import (
+    check_classifier,
     chunk_rows,
     device_of,
     gradients_recorded,
-    translate_shape_errors,
-    warn_if_batch_coupled,
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.registry import name_of
+from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, as_keywords, parse_settings
 from saliency_lab.attribution import Attributions
@@ -32,7 +32,7 @@ from saliency_lab.metrics.catalogue import METRICS, Curve, Engine, Metric, Metri
 from saliency_lab.metrics.cost import announce_long_work
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import check_maps, take_maps, unusable
-from saliency_lab.metrics.probe import Probe, require_logits
+from saliency_lab.metrics.probe import Probe
 from saliency_lab.metrics.quantus_engine import quantus_failure
 from saliency_lab.metrics.sizes import settings_at_size
 
@@ -93,8 +93,8 @@ class Scores:
 
 def evaluate(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Tensor | None,
     attributions: Any,
     metric: Any,
     *,
@@ -108,8 +108,10 @@ def evaluate(
     ----------
     model : nn.Module
         Returns logits (N, classes) for images (N, C, H, W) in [0, 1]; left as it was.
-    x, y : Tensor
-        Images and the class that each map explains.
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W) in [0, 1], or what else `attribute` takes.
+    y : Tensor or None
+        The class that each map explains; None takes it from the maps, or else from the labels in `x`.
     attributions : Attributions, Tensor or ndarray
         Signed maps (N, C, H, W), or (N, 1, H, W) with one value per pixel.
     metric : str, callable or Quantus metric object
@@ -146,8 +148,8 @@ def evaluate(
 
 def evaluate_detailed(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Tensor | None,
     attributions: Any,
     metric: Any,
     *,
@@ -187,8 +189,8 @@ def evaluate_detailed(
 
 def evaluate_many(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Tensor | None,
     attributions: Mapping[str, Any],
     metrics: Any,
     *,
@@ -230,13 +232,13 @@ def evaluate_many(
     """
     if not isinstance(attributions, Mapping) or not attributions:
         raise InputError("attributions must map method names to maps, with at least one")
-    requests = _read_metrics(metrics)
+    requests = read_metrics(metrics)
     jobs = [make_job(metric, settings, engine) for metric, settings in requests.values()]
     scores = run_jobs(model, x, y, attributions, jobs, seed)
     return {method: dict(zip(requests, rows, strict=True)) for method, rows in scores.items()}
 
 
-def _read_metrics(metrics: Any) -> dict[str, tuple[Any, Mapping[str, Any]]]:
+def read_metrics(metrics: Any) -> dict[str, tuple[Any, Mapping[str, Any]]]:
     """Return label → (metric, settings) for what `evaluate_many` accepts."""
     requests: dict[str, tuple[Any, Mapping[str, Any]]] = {}
     if isinstance(metrics, Mapping):
@@ -295,9 +297,12 @@ class _Tally:
 
 
 def run_jobs(
-    model: nn.Module, x: Tensor, y: Tensor, attributions: Mapping[str, Any], jobs: list[Job], seed: int
+    model: nn.Module, x: Images, y: Tensor | None, attributions: Mapping[str, Any], jobs: list[Job], seed: int
 ) -> dict[str, list[Scores]]:
     """Score each method's maps by each job, block by block, so that memory does not grow with the samples."""
+    if y is None:
+        y = next((found for each in attributions.values() if (found := _explained(each)) is not None), None)
+    x, y = read_labelled(x, y)
     seed, x, y = check_seed(seed), check_images(x).detach().cpu(), check_labels(y, len(x)).cpu()
     height, width = x.shape[2:]
     jobs = [replace(job, settings=settings_at_size(job.settings, height, width)) for job in jobs]
@@ -339,6 +344,11 @@ def _run(
         method: [_scores(job, tally, seed) for job, tally in zip(jobs, tallies[method], strict=True)]
         for method in maps
     }
+
+
+def _explained(given: Any) -> Tensor | None:
+    """The class that each map explains, if the maps state one each."""
+    return given.classes if isinstance(given, Attributions) and given.classes.ndim == 1 else None
 
 
 def _check_classes(given: Any, y: Tensor) -> None:
@@ -398,15 +408,13 @@ def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> f
     }
     if not read:
         return None
-    few = Probe(model, x[:4], y[:4], seed=0)
+    few = x[:2]
     began = time.perf_counter()
-    with translate_shape_errors(model, x):
-        logits = few.logits(few.x).cpu()
+    logits = check_classifier(model, few)
     seconds = time.perf_counter() - began
-    warn_if_batch_coupled(model, few.x, logits)
     check_labels(y, len(y), logits.shape[1])
     if "probability" in read:
-        require_logits(logits)
+        refuse_probabilities(logits, "pass output='logit' to score its outputs as they are")
     return seconds / len(few)
 
 

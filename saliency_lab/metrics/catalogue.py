@@ -66,6 +66,12 @@ class MetricInput:
 
 Score = Callable[[MetricInput], MetricOutput]
 
+Order = Literal["most_relevant_first", "least_relevant_first"]
+"""The order of a perturbation curve: MoRF or LeRF in the literature."""
+
+MORF: Order = "most_relevant_first"
+LERF: Order = "least_relevant_first"
+
 
 def added_later(before: Any) -> dict[str, Any]:
     """Mark a setting that a metric did not always have, as `json_schema_extra` of its field.
@@ -116,6 +122,11 @@ class Metric:
     """Engines that let one thread in at a time, because they patch Quantus or draw from global generators."""
     whole: bool = False
     """Whether samples are compared with each other, so that scores depend on the others of the call."""
+
+    def direction(self, settings: Settings) -> Better:
+        """Return which scores are better under these settings: removing in the other order turns it round."""
+        other: dict[Better, Better] = {"higher": "lower", "lower": "higher", "neither": "neither"}
+        return other[self.better] if getattr(settings, "order", MORF) == LERF else self.better
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -13,7 +13,17 @@ from saliency_lab._common.ranks import descending_ranks
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.segments import superpixels
 from saliency_lab.metrics import quantus_engine as quantus
-from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Curve, Metric, MetricInput, MetricOutput, register
+from saliency_lab.metrics.catalogue import (
+    MORF,
+    NOT_A_NUMBER,
+    Curve,
+    Metric,
+    MetricInput,
+    MetricOutput,
+    Order,
+    added_later,
+    register,
+)
 from saliency_lab.metrics.maps import pixel_scores
 from saliency_lab.metrics.probe import Baseline, Output, Probe
 from saliency_lab.metrics.removal import area, cuts, outcome, patch_count, patches, removal, unit_sums
@@ -23,13 +33,19 @@ PIXELS_IN_TURN = "the highest pixels removed in turn"
 PATCHES_IN_TURN = "the highest patches removed in turn"
 
 
-class PixelCurve(Settings):
-    """Pixels are removed (or shown) in `steps` equal parts, the highest scores first."""
+class PixelSteps(Settings):
+    """Pixels are removed (or shown) in `steps` equal parts."""
 
     steps: int = Field(28, ge=1)
     baseline: Baseline = "black"
     absolute: bool = False
     output: Output = "probability"
+
+
+class PixelCurve(PixelSteps):
+    """Pixels are removed (or shown) in `steps` equal parts, the most or the least relevant first."""
+
+    order: Order = Field(MORF, json_schema_extra=added_later(MORF))
 
 
 class Insertion(PixelCurve):
@@ -38,16 +54,22 @@ class Insertion(PixelCurve):
     baseline: Baseline = "blur"
 
 
-class MaskedAccuracy(Settings):
-    """Pixels are removed in `steps` equal parts."""
+class MaskedAccuracyLowest(Settings):
+    """Pixels are removed in `steps` equal parts, the lowest scores first."""
 
     steps: int = Field(28, ge=1)
     baseline: Baseline = "black"
     absolute: bool = False
 
 
+class MaskedAccuracy(MaskedAccuracyLowest):
+    """Pixels are removed in `steps` equal parts, the most or the least relevant first."""
+
+    order: Order = Field(MORF, json_schema_extra=added_later(MORF))
+
+
 class PatchCurve(SizedSettings):
-    """Square patches are removed one by one, the highest sums first.
+    """Square patches are removed one by one, those of the highest or of the lowest sums first.
 
     `patch_size` is a patch's side in pixels, or as a fraction of the image's shorter side.
     """
@@ -56,6 +78,7 @@ class PatchCurve(SizedSettings):
     baseline: Baseline = "black"
     absolute: bool = False
     output: Output = "probability"
+    order: Order = Field(MORF, json_schema_extra=added_later(MORF))
 
     def at_size(self, height: int, width: int) -> Self:
         """Return the settings in pixels."""
@@ -69,19 +92,25 @@ class RegionPerturbation(PatchCurve):
 
 
 class Segments(Settings):
-    """SLIC's superpixels (about `segments` of them) are removed one by one, the highest means first."""
+    """About `segments` superpixels (SLIC) are removed one by one, the most or the least relevant first."""
 
     segments: int = Field(100, ge=2)
     baseline: Baseline = "mean"
     absolute: bool = False
     output: Output = "probability"
+    order: Order = Field(MORF, json_schema_extra=added_later(MORF))
 
 
 def _pixel_order(case: MetricInput, *, ascending: bool = False) -> tuple[Tensor, Tensor]:
     """Ranks (N, H·W) and cuts (K,) of a curve over pixels."""
     scores = pixel_scores(case.maps, absolute=case.settings.absolute)
-    ranks = descending_ranks(-scores if ascending else scores)
+    ranks = descending_ranks(-scores) if ascending else order_ranks(scores, case.settings)
     return ranks, cuts(case.probe.pixels, case.settings.steps).to(case.probe.home)
+
+
+def order_ranks(scores: Tensor, settings: Any) -> Tensor:
+    """Rank (N, K) the units in the order of removal; ties keep their order."""
+    return descending_ranks(scores if settings.order == MORF else -scores)
 
 
 def _deletion(case: MetricInput) -> MetricOutput:
@@ -110,7 +139,7 @@ def _pixel_flipping_quantus(case: MetricInput) -> MetricOutput:
     after = quantus.evaluate_batch(
         "PixelFlipping",
         quantus.MaskSpace(probe, settings.baseline, settings.output),
-        quantus.in_order(descending_ranks(pixel_scores(case.maps, absolute=settings.absolute))),
+        quantus.in_order(order_ranks(pixel_scores(case.maps, absolute=settings.absolute), settings)),
         features_in_step=quantus.equal_steps(probe.pixels, settings.steps),
         perturb_baseline=0.0,
         return_auc_per_sample=False,
@@ -134,9 +163,10 @@ def _monotonicity(case: MetricInput) -> MetricOutput:
 
 
 def _patch_ranks(case: MetricInput) -> tuple[Tensor, Tensor]:
-    """Rank (N, U) of each patch by its sum, and the patch (H·W,) of each pixel."""
+    """Rank (N, U) of each patch in the order of removal, and the patch (H·W,) of each pixel."""
     units = patches(case.probe.x.shape, case.settings.patch_size).to(case.probe.home)
-    return descending_ranks(unit_sums(pixel_scores(case.maps, absolute=case.settings.absolute), units)), units
+    sums = unit_sums(pixel_scores(case.maps, absolute=case.settings.absolute), units)
+    return order_ranks(sums, case.settings), units
 
 
 def _patch_curve(case: MetricInput, limit: int | None = None) -> tuple[Tensor, Tensor]:
@@ -198,20 +228,21 @@ def segmentation(probe: Probe, segments: int) -> Tensor:
     return probe.remember(("slic", segments), segment)
 
 
-def _segment_means(case: MetricInput) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean score a segment (N, U), −inf where a sample has fewer; the segments; how many (N, 1)."""
+def _segment_ranks(case: MetricInput) -> tuple[Tensor, Tensor]:
+    """Rank (N, H·W) of each pixel's segment in the order of removal; how many segments (N, 1)."""
     units = segmentation(case.probe, case.settings.segments)
     scores = pixel_scores(case.maps, absolute=case.settings.absolute)
     sizes = unit_sums(torch.ones_like(scores), units)
     means = unit_sums(scores, units) / sizes
-    return means.where(sizes > 0, -torch.inf), units, (sizes > 0).sum(1, keepdim=True)
+    last = -torch.inf if case.settings.order == MORF else torch.inf  # samples differ in how many they have
+    ranks = order_ranks(means.where(sizes > 0, last), case.settings)
+    return ranks.gather(1, units), (sizes > 0).sum(1, keepdim=True)
 
 
 def _irof(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
-    means, units, count = _segment_means(case)
+    ranks, count = _segment_ranks(case)
     cut = torch.arange(int(count.max()) + 1, device=probe.home).minimum(count)
-    ranks = descending_ranks(means).gather(1, units)
     answers = removal(probe, ranks, cut.int(), settings.baseline).read(settings.output)
     return _irof_output(answers / answers[:, :1], cut, count)
 
@@ -224,7 +255,8 @@ def _irof_output(curve: Tensor, cut: Tensor, count: Tensor) -> MetricOutput:
 
 def _irof_quantus(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
-    means, units, count = _segment_means(case)
+    ranks, count = _segment_ranks(case)
+    units = segmentation(probe, settings.segments)
     segments = iter(units.reshape(len(probe), *probe.x.shape[2:]).cpu().numpy())
     curves: list[np.ndarray] = []
 
@@ -238,7 +270,7 @@ def _irof_quantus(case: MetricInput) -> MetricOutput:
         quantus.evaluate_batch(
             "IROF",
             quantus.MaskSpace(probe, settings.baseline, settings.output),
-            quantus.in_order(descending_ranks(means).gather(1, units)),
+            quantus.in_order(ranks),
             segmentation_method="slic",
             perturb_baseline=0.0,
         )
@@ -315,7 +347,7 @@ register(
         better="higher",
         range="[0, 1]",
         reference="Ismail et al., NeurIPS 2021",
-        settings=MaskedAccuracy,
+        settings=MaskedAccuracyLowest,
         forwards=lambda s, pixels: len(cuts(pixels, s.steps)),
         needs="ranking",
         undefined=NOT_A_NUMBER,
@@ -377,7 +409,7 @@ register(
         better="higher",
         range="{0, 1}",
         reference="Arya et al., arXiv:1909.03012, 2019",
-        settings=PixelCurve,
+        settings=PixelSteps,
         forwards=lambda s, pixels: len(cuts(pixels, s.steps)),
         needs="ranking",
         undefined=NOT_A_NUMBER,

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.ranks import descending_ranks, largest_count, mean_ranks
 from saliency_lab._common.settings import Settings
 from saliency_lab.metrics import quantus_engine as quantus
-from saliency_lab.metrics.catalogue import Metric, MetricInput, MetricOutput, register
+from saliency_lab.metrics.catalogue import Metric, MetricInput, MetricOutput, added_later, register
 from saliency_lab.metrics.maps import pixel_scores
 
 
@@ -35,6 +36,12 @@ class PositiveMasks(Settings):
     """`masks` (N, 1, H, W), bool or 0 and 1; only positive values count."""
 
     masks: Tensor
+
+
+class Pointing(Masks):
+    """A highest pixel within `tolerance` pixels of the mask is a hit, too; Zhang et al. allow 15."""
+
+    tolerance: float = Field(0, ge=0, json_schema_extra=added_later(0))
 
 
 class TopK(Masks):
@@ -65,7 +72,19 @@ def _scores(case: MetricInput) -> Tensor:
 
 def _pointing_game(case: MetricInput) -> Tensor:
     highest = descending_ranks(_scores(case)) == 0
-    return (highest & _inside(case)).any(1).double()
+    return (highest & _within_reach(case)).any(1).double()
+
+
+def _within_reach(case: MetricInput) -> Tensor:
+    """Pixels (N, H·W) at a distance of at most `tolerance` from the mask."""
+    inside = _inside(case)
+    if case.settings.tolerance == 0:
+        return inside
+    rows = []
+    for mask in inside.cpu().numpy().reshape(len(inside), *case.probe.x.shape[2:]):
+        reached = distance_transform_edt(~mask) <= case.settings.tolerance if mask.any() else mask
+        rows.append(torch.as_tensor(reached).flatten())
+    return torch.stack(rows).to(inside.device)
 
 
 def _in_order(case: MetricInput) -> Tensor:
@@ -108,9 +127,11 @@ def _auc(case: MetricInput) -> Tensor:
     return ((ranks * inside).sum(1) - hits * (hits + 1) / 2) / (hits * misses)
 
 
-def _quantus(name: str, case: MetricInput, scores: Tensor, **settings: Any) -> Tensor:
+def _quantus(
+    name: str, case: MetricInput, scores: Tensor, *, inside: Tensor | None = None, **settings: Any
+) -> Tensor:
     space = quantus.MaskSpace(case.probe, "black", "logit")
-    masks = _inside(case).cpu().numpy().reshape(space.x.shape)
+    masks = (_inside(case) if inside is None else inside).cpu().numpy().reshape(space.x.shape)
     found = quantus.evaluate_batch(name, space, scores, masks=masks, **settings)
     return torch.as_tensor(np.asarray(found, dtype=np.float64))
 
@@ -152,24 +173,28 @@ def _register(
 _register(
     "pointing_game",
     "Zhang et al., IJCV 2018",
-    Masks,
+    Pointing,
     _pointing_game,
-    lambda case: _quantus("PointingGame", case, _in_order(case), weighted=False),
+    lambda case: _quantus("PointingGame", case, _in_order(case), inside=_within_reach(case), weighted=False),
 )
-_register(
-    "attribution_localisation",
-    "Kohlbrenner et al., IJCNN 2020",
-    PositiveMasks,
-    _positive_mass,
-    lambda case: _quantus(
-        "AttributionLocalisation",
-        case,
-        pixel_scores(case.maps, absolute=False),
-        weighted=False,
-        max_size=1.0,
-        positive_attributions=True,
-    ),
-)
+for _name, _reference in (
+    ("attribution_localisation", "Kohlbrenner et al., IJCNN 2020"),
+    ("energy_pointing_game", "Wang et al. (Score-CAM), CVPR Workshops 2020"),
+):
+    _register(
+        _name,
+        _reference,
+        PositiveMasks,
+        _positive_mass,
+        lambda case: _quantus(
+            "AttributionLocalisation",
+            case,
+            pixel_scores(case.maps, absolute=False),
+            weighted=False,
+            max_size=1.0,
+            positive_attributions=True,
+        ),
+    )
 _register(
     "top_k_intersection",
     "Theiner et al., WACV 2022",

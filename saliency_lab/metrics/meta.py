@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import gradients_recorded
+from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import generator, sample_normal, sample_seeds, sample_uniform
 from saliency_lab.attribution import Attributions
-from saliency_lab.metrics.api import evaluate_many
-from saliency_lab.metrics.catalogue import METRICS
+from saliency_lab.metrics.api import evaluate_many, read_metrics
+from saliency_lab.metrics.catalogue import METRICS, Better, Metric
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import take_maps
 
@@ -37,10 +38,10 @@ MINOR_WEIGHTS, DISRUPTIVE_WEIGHTS = 0.001, 2.0
 @gradients_recorded()
 def meta_evaluate(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Tensor | None,
     attributions: Mapping[str, Attributions],
-    metrics: Mapping[str, Mapping[str, Any]],
+    metrics: Any,
     *,
     draws: int = 3,
     seed: int = 0,
@@ -56,31 +57,36 @@ def meta_evaluate(
     ----------
     attributions : mapping
         Two methods or more → what `attribute` returned for them.
-    metrics : mapping
-        Name → settings. A metric for which neither higher nor lower is better cannot be judged, nor one that
-        makes maps again.
+    metrics : str, callable, sequence of these, or mapping
+        As for `evaluate_many`. A metric for which neither higher nor lower is better cannot be judged, nor
+        one that makes maps again.
     draws : int
         Perturbations of each kind, of which the mean is taken.
 
     Returns
     -------
     DataFrame
-        One row a metric; columns `map` and `model`, the mean of the four criteria of each, in [0, 1], and the
-        criteria themselves.
+        One row per metric; columns `map` and `model`, the mean of the four criteria of each, in [0, 1], and
+        the criteria themselves.
     """
     import pandas as pd
 
     if len(attributions) < 2:
         raise InputError("meta_evaluate ranks methods, so it needs the maps of two or more")
-    for name in metrics:
-        if METRICS[name].better == "neither":
-            raise InputError(f"metric '{name}' has no better side, so it cannot be judged")
-        if METRICS[name].maps is not None:
+    requests = {
+        label: (METRICS.find(metric), settings) for label, (metric, settings) in read_metrics(metrics).items()
+    }
+    for label, (metric, _) in requests.items():
+        if metric.better == "neither":
+            raise InputError(f"metric '{label}' has no better side, so it cannot be judged")
+        if metric.maps is not None:
             raise InputError(
-                f"metric '{name}' makes maps again and compares them with those given, so it cannot be "
+                f"metric '{label}' makes maps again and compares them with those given, so it cannot be "
                 "judged by what perturbing the latter alone does to it; leave it out"
             )
-    clean = _scores(model, x, y, attributions, metrics, seed)
+    signs = {label: 1 if _better(*request) == "higher" else -1 for label, request in requests.items()}
+    x, y = read_labelled(x, y)
+    clean = _scores(model, x, y, attributions, metrics, signs, seed)
     columns: dict[str, list[np.ndarray]] = {}
     for draw in range(draws):
         worlds = {
@@ -90,23 +96,34 @@ def meta_evaluate(
             "model, disruptive": _other_model(model, x, attributions, DISRUPTIVE_WEIGHTS, seed, draw),
         }
         for world, (network, maps) in worlds.items():
-            found = _scores(network, x, y, maps, metrics, seed)
+            found = _scores(network, x, y, maps, metrics, signs, seed)
             minor = world.endswith("minor")
             columns.setdefault(f"{world}, same", []).append(_same(clean, found, minor=minor))
             columns.setdefault(f"{world}, order", []).append(_order(clean, found, minor=minor))
-    table = pd.DataFrame({key: np.mean(rows, axis=0) for key, rows in columns.items()}, index=list(metrics))
+    table = pd.DataFrame({key: np.mean(rows, axis=0) for key, rows in columns.items()}, index=list(requests))
     for part in ("model", "map"):
         table.insert(0, part, table.filter(like=f"{part}, ").mean(axis=1))
     return table.rename_axis("metric")
 
 
+def _better(metric: Metric, settings: Mapping[str, Any]) -> Better:
+    return metric.direction(metric.settings.model_construct(**settings))
+
+
 def _scores(
-    model: nn.Module, x: Tensor, y: Tensor, maps: Mapping[str, Any], metrics: Mapping[str, Any], seed: int
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    maps: Mapping[str, Any],
+    metrics: Any,
+    signs: Mapping[str, int],
+    seed: int,
 ) -> np.ndarray:
     """Scores (metrics, methods, N), the higher the better."""
     found = evaluate_many(model, x, y, maps, metrics, seed=seed)
-    sign = {name: 1 if METRICS[name].better == "higher" else -1 for name in metrics}
-    return np.array([[sign[name] * found[method][name].values for method in maps] for name in metrics])
+    return np.array(
+        [[sign * found[method][label].values for method in maps] for label, sign in signs.items()]
+    )
 
 
 def _same(before: np.ndarray, after: np.ndarray, *, minor: bool) -> np.ndarray:

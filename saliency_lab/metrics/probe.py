@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.baseline import BaselineName, named_baseline
-from saliency_lab._common.checks import are_probabilities, check_logits
-from saliency_lab._common.errors import InputError
+from saliency_lab._common.checks import check_logits
 from saliency_lab._common.inference import (
     chunk_rows,
     device_of,
@@ -197,18 +196,3 @@ class Probe:
     def touched(self, baseline: Baseline) -> Tensor:
         """Which pixels (N, H·W) are not what they would become; removing the others changes nothing."""
         return self.remember(("touched", baseline), lambda: (self.x != self.fill(baseline)).any(1).flatten(1))
-
-
-def require_logits(out: Tensor) -> None:
-    """Refuse outputs (N, K) that are probabilities already: a second softmax would flatten them.
-
-    Raises
-    ------
-    InputError
-        If every row lies in [0, 1] and sums to 1.
-    """
-    if are_probabilities(out):
-        raise InputError(
-            "the model returns probabilities, not logits: its outputs lie in [0, 1] and sum to 1; "
-            "remove its last softmax, or pass output='logit' to score its outputs as they are"
-        )

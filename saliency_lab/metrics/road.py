@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,17 @@ from saliency_lab._common.ranks import descending_ranks
 from saliency_lab._common.seeding import sample_normal
 from saliency_lab._common.settings import Settings
 from saliency_lab.metrics import quantus_engine as quantus
-from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Metric, MetricInput, MetricOutput, register
+from saliency_lab.metrics.catalogue import (
+    MORF,
+    NOT_A_NUMBER,
+    Metric,
+    MetricInput,
+    MetricOutput,
+    Order,
+    added_later,
+    register,
+)
+from saliency_lab.metrics.curves import order_ranks
 from saliency_lab.metrics.maps import pixel_scores
 from saliency_lab.metrics.probe import Predictions, Probe
 from saliency_lab.metrics.removal import outcome
@@ -34,6 +44,18 @@ class Road(Settings):
     )
     noise: float = Field(0.01, ge=0)
     absolute: bool = False
+    order: Order = Field(MORF, json_schema_extra=added_later(MORF))
+
+
+class RoadCombined(Settings):
+    """The most and the least relevant `percentages` of the pixels are removed, in two curves."""
+
+    percentages: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(
+        (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0), min_length=1, strict=False
+    )
+    noise: float = Field(0.01, ge=0)
+    absolute: bool = False
+    output: Literal["accuracy", "probability", "logit"] = "accuracy"
 
 
 def _laid(images: Tensor) -> Tensor:
@@ -145,18 +167,30 @@ def imputed(probe: Probe, ranks: Tensor, counts: Tensor, noise: float) -> Predic
 
 def _order(case: MetricInput) -> tuple[Tensor, Tensor]:
     """Ranks (N, H·W) and how many pixels are removed (K,)."""
-    ranks = descending_ranks(pixel_scores(case.maps, absolute=case.settings.absolute))
+    ranks = order_ranks(pixel_scores(case.maps, absolute=case.settings.absolute), case.settings)
     counts = removed_counts(case.probe.pixels, case.settings.percentages)
     return ranks, counts.to(case.probe.device)
 
 
-def _outcome(case: MetricInput, right: Tensor) -> MetricOutput:
+def _curve_output(case: MetricInput, right: Tensor) -> MetricOutput:
     at = torch.tensor(case.settings.percentages, dtype=torch.float64) / 100
     return outcome(right.mean(1), right, at)
 
 
 def _road(case: MetricInput) -> MetricOutput:
-    return _outcome(case, imputed(case.probe, *_order(case), case.settings.noise).right)
+    return _curve_output(case, imputed(case.probe, *_order(case), case.settings.noise).right)
+
+
+def _road_combined(case: MetricInput) -> MetricOutput:
+    probe, settings = case.probe, case.settings
+    scores = pixel_scores(case.maps, absolute=settings.absolute)
+    counts = removed_counts(probe.pixels, settings.percentages).to(probe.device)
+    curves = []
+    for values in (-scores, scores):  # the least relevant first, then the most relevant
+        answers = imputed(probe, descending_ranks(values), counts, settings.noise)
+        curves.append(answers.right if settings.output == "accuracy" else answers.read(settings.output))
+    half = (curves[0] - curves[1]) / 2
+    return _curve_output(case, half)
 
 
 def _road_quantus(case: MetricInput) -> MetricOutput:
@@ -172,7 +206,7 @@ def _road_quantus(case: MetricInput) -> MetricOutput:
         noise=0.0,
         perturb_func=space.impute,
     )
-    return _outcome(case, torch.as_tensor(np.asarray(correct, dtype=np.float64)))
+    return _curve_output(case, torch.as_tensor(np.asarray(correct, dtype=np.float64)))
 
 
 register(
@@ -188,5 +222,19 @@ register(
         undefined=NOT_A_NUMBER,
         fast=_road,
         quantus=_road_quantus,
+    )
+)
+register(
+    Metric(
+        name="road_combined",
+        family="faithfulness",
+        better="higher",
+        range="[-0.5, 0.5]",
+        reference="Rong et al., ICML 2022; Gildenblat and contributors, pytorch-grad-cam, 2021",
+        settings=RoadCombined,
+        forwards=lambda s, pixels: 2 * len(s.percentages),
+        needs="ranking",
+        undefined=NOT_A_NUMBER,
+        fast=_road_combined,
     )
 )

@@ -3,9 +3,11 @@
 from saliency_lab.models.card import ModelCard, card_of
 from saliency_lab.models.catalogue import build_model, list_models
 from saliency_lab.models.checkpoint import list_zoo, load_model, read_card, save_model
-from saliency_lab.models.layers import Normalised
+from saliency_lab.models.layers import BinaryLogits, Normalised
+from saliency_lab.models.pretrained import wrap
 
 __all__ = [
+    "BinaryLogits",
     "ModelCard",
     "Normalised",
     "build_model",
@@ -15,4 +17,5 @@ __all__ = [
     "load_model",
     "read_card",
     "save_model",
+    "wrap",
 ]

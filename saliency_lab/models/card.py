@@ -8,16 +8,19 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from saliency_lab._common.html import facts
+from saliency_lab._common.pictures import Interpolation
 
 CUSTOM = "custom"
+_SHOWN = 20  # classes by name, in Jupyter
 
 
 class ModelCard(BaseModel):
-    """What a checkpoint is and where it comes from.
+    """What a model is and where it comes from.
 
     `architecture` is a name of `build_model`, or "custom" for a user's own module, whose other
-    fields may stay empty. `save_model` fills in `mean`, `std`, `sha256` (of the weights file),
-    `versions` and `created`.
+    fields may stay empty. `resize` and `interpolation` say how a photograph becomes an image of
+    `input_shape`, as in `load_images`. `save_model` fills in `mean`, `std`, `sha256` (of the weights
+    file), `versions` and `created`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,6 +31,14 @@ class ModelCard(BaseModel):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     classes: tuple[str, ...] | None = None
+    resize: int | tuple[int, int] | None = None
+    """Length of a photograph's shorter side, or height and width to stretch it to, before its centre is cut
+    out; None: it becomes just large enough."""
+    interpolation: Interpolation = "bilinear"
+    cam_layer: str | None = None
+    """Name of the layer that CAM methods use; None: they find it from the execution."""
+    weights: str | None = None
+    """Where pretrained weights come from, such as "IMAGENET1K_V2" or a file."""
     recipe: dict[str, Any] | None = None
     seed: int | None = None
     data: str | None = None
@@ -45,13 +56,21 @@ class ModelCard(BaseModel):
             "recipe": str((self.recipe or {}).get("name") or ""),
             "seed": "" if self.seed is None else str(self.seed),
             "image": shape,
-            "classes": ", ".join(self.classes or ()) or str(self.num_classes or ""),
+            "classes": self._classes(),
+            "CAM layer": self.cam_layer or "",
+            "weights": self.weights or "",
             "measured": ", ".join(measured),
             "training data": self.data or "",
             "weights (sha256)": self.sha256,
             "made": ", ".join(part for part in (self.created, _versions_of(self)) if part),
         }
         return facts("model", {name: value for name, value in known.items() if value})
+
+    def _classes(self) -> str:
+        names = self.classes or ()
+        if len(names) > _SHOWN:
+            return f"{', '.join(names[:_SHOWN])} and {len(names) - _SHOWN} more"
+        return ", ".join(names) or str(self.num_classes or "")
 
 
 def _versions_of(card: ModelCard) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints: weights as safetensors beside a card as JSON; nothing is pickled."""
+"""Checkpoints: weights as safetensors next to a card as JSON; nothing is pickled."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import difflib
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from saliency_lab._common.provenance import versions
 from saliency_lab.models.card import CUSTOM, ModelCard, card_of
 from saliency_lab.models.catalogue import build_model
 from saliency_lab.models.layers import Normalised
+from saliency_lab.models.pretrained import is_pretrained_name, load_pretrained
 from saliency_lab.models.robustbench import PREFIX as ROBUSTBENCH
 from saliency_lab.models.robustbench import load_robustbench
+from saliency_lab.models.weights import PICKLED, read_state
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 ZOO = Path(__file__).parent / "zoo"
@@ -110,60 +113,94 @@ def architecture_of(model: nn.Module) -> str:
 
 
 def load_model(
-    path: str | Path, device: str | torch.device = "cpu", *, model: nn.Module | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    model: nn.Module | None = None,
+    weights: str | Path | None = None,
 ) -> nn.Module:
-    """Load a checkpoint; return the module, in eval mode, with its card as `model.card`.
+    """Load a checkpoint or a pretrained network; return it in eval mode, with its card as `model.card`.
 
-    An architecture of `build_model` comes back in the file's dtypes; a module of your own keeps its own.
+    Every model takes images in [0, 1] and normalises inside. An architecture of `build_model` comes back in
+    the file's dtypes; a module of your own keeps its own.
 
     Parameters
     ----------
     path
-        The folder that `save_model` wrote, a .safetensors file with its .json beside it, or the name of a
-        network that comes with the package, such as "mnist/asgt" (`list_zoo()`), or of one of RobustBench,
-        such as "robustbench/cifar10/Linf/Carmon2019Unlabeled", where that package is installed.
+        The folder that `save_model` wrote, or a .safetensors file next to its .json; the name of a trained
+        network of this package, such as "mnist/asgt" (`list_zoo()`); or the name of a pretrained network:
+        "torchvision/NAME", "timm/NAME", "hf/NAME" (an image classifier of the Hugging Face hub, or the folder
+        that `save_pretrained` wrote), or "imagenet/efficientnet_lite0", which needs no download;
+        or, where RobustBench is installed, one of its own: "robustbench/cifar10/Linf/Carmon2019Unlabeled".
     device
-        Where to put the model: "cpu", "cuda", "cuda:1", "mps", or "auto" (CUDA if it is here, else the CPU).
+        Where to put the model: "cpu", "cuda", "cuda:1", "mps", or "auto" (CUDA if there is one, else the
+        CPU).
     model
-        A module to load the weights into, for a "custom" checkpoint; a .safetensors file of any
-        origin will do, and then needs no .json.
+        A module to load the weights into, for a "custom" checkpoint; a .safetensors file or a .pth file of
+        any origin will do, and then needs no .json.
+    weights
+        For a pretrained network: "DEFAULT" for those that its library calls so, which are downloaded once;
+        the name of others of torchvision, such as "IMAGENET1K_V1"; or a file that holds its state dict, whose
+        number of classes may differ. Files of torch.save are read with `weights_only=True`.
 
     Raises
     ------
     CheckpointError
-        If a file is missing, damaged or does not match its card, or the weights are of another
-        architecture; `model` is then as it was.
+        If a file is missing, damaged or does not match its card, cannot be downloaded, or the weights are of
+        another architecture; `model` is then as it was.
     InputError
-        If the device is not here, or `model` is no torch module.
+        If the device is not here, `model` is not a torch module, there is no such network or there are no
+        such weights, or the library of its family is not installed.
+    UnknownNameError
+        If the family has no network of that name.
+
+    Examples
+    --------
+    >>> load_model("digits/at").card.architecture
+    'small_cnn'
     """
     device = named_device(device)
+    if isinstance(path, nn.Module):
+        raise InputError(
+            f"load_model takes a name or a path; make a model of your {type(path).__name__} with "
+            "saliency_lab.wrap(module, mean=…, std=…, classes=…)"
+        )
     if model is None and str(path).startswith(ROBUSTBENCH):
         return load_robustbench(str(path), str(device))
+    if model is None and is_pretrained_name(str(path)):
+        return load_pretrained(str(path), weights).to(device)
+    if weights is not None:
+        raise InputError(
+            f"weights goes with a pretrained network, such as 'torchvision/resnet50', not with '{path}'; the "
+            "checkpoint holds its own"
+        )
     if model is not None and not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise InputError(
             f"model must be a torch.nn.Module to load the weights into, not {what}; make one first"
         )
+    if Path(path).suffix in PICKLED:
+        return _load_into(model, Path(path)).to(device).eval()
     weights_path = _weights_of(Path(path))
     card_path = weights_path.with_suffix(".json")
     try:
-        weights = weights_path.read_bytes()
+        content = weights_path.read_bytes()
     except OSError as error:
         raise CheckpointError(
             f"no checkpoint at '{weights_path}' ({error.strerror}); {_hint(Path(path))}name the folder that "
             f"holds {WEIGHTS}, train the model first, or name one of list_zoo()"
         ) from error
-    digest = hashlib.sha256(weights).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
     card = (
         ModelCard(sha256=digest) if model is not None and not card_path.exists() else _parse_card(card_path)
     )
     if card.sha256 != digest:
         raise CheckpointError(
-            f"'{weights_path}' ({len(weights):,} bytes) is not the file that '{card_path.name}' describes: "
+            f"'{weights_path}' ({len(content):,} bytes) is not the file that '{card_path.name}' describes: "
             "it was cut short or changed. Copy both files again, or train the model again."
         )
     try:
-        state = parse_weights(weights)
+        state = parse_weights(content)
     except SafetensorError as error:
         raise CheckpointError(
             f"'{weights_path}' is damaged or no safetensors file ({error}); copy it again, or train the "
@@ -174,6 +211,26 @@ def load_model(
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in state:
                 tensor.data = tensor.data.to(state[name].dtype)
+    _load_state(model, state, weights_path, _describe(card, model))
+    model.card = card  # type: ignore[assignment]
+    return model.to(device).eval()
+
+
+def _load_into(model: nn.Module | None, path: Path) -> nn.Module:
+    """Load a file of torch.save into a user's module."""
+    if model is None:
+        raise CheckpointError(
+            f"'{path}' does not say which architecture its weights are of; pass the module, "
+            "load_model(…, model=my_module), or its name, load_model('torchvision/NAME', weights='"
+            f"{path}')"
+        )
+    _load_state(model, read_state(path), path, type(model).__name__)
+    model.card = ModelCard(weights=path.name)  # type: ignore[assignment]
+    return model
+
+
+def _load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, architecture: str) -> None:
+    """Load a state dict; if it does not fit, leave the model as it was."""
     before = copy.deepcopy(model.state_dict())
     try:
         model.load_state_dict(state)
@@ -181,11 +238,9 @@ def load_model(
         model.load_state_dict(before)  # torch loads what fits before it complains
         problem = str(error).split("\n")[1].strip()
         raise CheckpointError(
-            f"'{weights_path}' holds the weights of another architecture than {_describe(card, model)}: "
+            f"'{path}' holds the weights of another architecture than {architecture}: "
             f"{problem} Load it into a module of the architecture it was saved from."
         ) from None
-    model.card = card  # type: ignore[assignment]
-    return model.to(device).eval()
 
 
 def read_card(path: str | Path) -> ModelCard:

@@ -60,6 +60,53 @@ class Normalised(nn.Module):
         return (x - self.mean) / self.std
 
 
+class BinaryLogits(nn.Module):
+    """The logits of both classes from a `net` that returns one logit z per image, that of class 1.
+
+    They are (−z/2, z/2): their softmax is the sigmoid of z, and their difference is z.
+
+    Parameters
+    ----------
+    net : nn.Module
+        Returns z, of shape (N,) or (N, 1), without the final sigmoid; or, with `output`, one z per label.
+    output : int, optional
+        The column of the outputs (N, K) of a multi-label network to explain, as "label absent" and "present".
+
+    Raises
+    ------
+    InputError
+        If `net` is no torch module, or returns another shape.
+
+    Examples
+    --------
+    >>> model = BinaryLogits(nn.Flatten(0))
+    >>> model(torch.tensor([[3.0], [-1.0]]))
+    tensor([[-1.5000,  1.5000],
+            [ 0.5000, -0.5000]])
+    """
+
+    def __init__(self, net: nn.Module, output: int | None = None) -> None:
+        super().__init__()
+        check_module(net, "net")
+        if output is not None and (isinstance(output, bool) or not isinstance(output, int) or output < 0):
+            raise InputError(f"output must be the number of a column, from 0, not {output!r}")
+        self.net, self.output = net, output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 2) of images (N, C, H, W)."""
+        z = self.net(x)
+        if self.output is not None and z.ndim == 2 and self.output < z.shape[1]:
+            z = z[:, self.output]
+        if z.shape not in ((len(x),), (len(x), 1)):
+            column = "" if self.output is None else f" with a column {self.output}"
+            raise InputError(
+                f"BinaryLogits needs a network that returns one logit per image, (N,) or (N, 1), or (N, K)"
+                f"{column or ' and output=k'}; {type(self.net).__name__} returned {tuple(z.shape)}"
+            )
+        z = z.reshape(-1, 1) / 2
+        return torch.cat([-z, z], 1)
+
+
 def _by_channel(name: str, values: float | Sequence[float]) -> Tensor:
     """One value or one a channel, as (1, 1, 1) or (C, 1, 1)."""
     try:

@@ -99,7 +99,7 @@ def layers(
     for sign in (True, False):
         group = {name: each for name, each in planes.items() if signs[name] == sign}
         if group:
-            low, high = _limits(np.stack([*group.values()]), over[chosen], clip, sign)
+            low, high = limits(np.stack([*group.values()]), over[chosen], clip, sign)
             for i, (name, each) in enumerate(group.items()):
                 columns[name] = Layer(each, sign, low[i], high[i])
     return Layers({name: columns[name] for name in planes}, chosen)
@@ -138,10 +138,10 @@ def _percentile(planes: np.ndarray, axes: tuple[int, ...], clip: float) -> np.nd
     return np.asarray(np.where(limits > 0, limits, magnitudes.max(axis=axes, keepdims=True)))
 
 
-def _limits(
+def limits(
     planes: np.ndarray, axes: tuple[int, ...], clip: float, signed: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of each panel's scale, (columns, N)."""
+    """Return the ends of each panel's scale, (columns, N), over these axes of (columns, N, H, W)."""
     high = _percentile(planes, axes, clip)
     high = np.where(high > 0, high, 1.0)
     if signed:
@@ -222,8 +222,13 @@ def tiles(
         name: _bytes(np.stack([paint(layer, row, drawn[row], blend) for row in range(len(drawn))]))
         for name, layer in found.columns.items()
     }
-    grey = drawn if drawn.ndim == 4 else drawn[..., None].repeat(3, axis=-1)
-    return Tiles(_bytes(grey), painted, found)
+    return Tiles(as_pixels(images), painted, found)
+
+
+def as_pixels(images: Any) -> np.ndarray:
+    """Return images (N, C, H, W) in [0, 1] as pixels, uint8 (N, H, W, 3)."""
+    drawn = as_pictures(check_pictures("images", images))
+    return _bytes(drawn if drawn.ndim == 4 else drawn[..., None].repeat(3, axis=-1))
 
 
 def scale_bar(signed: bool = True) -> np.ndarray:

@@ -1,18 +1,27 @@
-"""What the study's audits said, one record an audit."""
+"""The audits of a study: one record per audit, and its checks as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from saliency_lab.attacks.verdict import MARKS
-from saliency_lab.comparison.format import count, radius, short, write_value
-from saliency_lab.reporting.tables import Cell, Column, Table, hue
+from saliency_lab._common.checks import format_epsilon
+from saliency_lab.attacks.verdict import MARKS, Verdict
+from saliency_lab.comparison.format import count, radius, write_value
+from saliency_lab.reporting.tables import Column, Entry, Table
 
 _KEYS = ["model", "seed", "attack", "eps", "n", "robust_accuracy", "worst_case", "verdict", "reason"]
+
+
+class AuditCheck(NamedTuple):
+    """One check of an audit."""
+
+    check: str
+    verdict: Verdict
+    evidence: str
 
 
 @dataclass(frozen=True)
@@ -30,15 +39,16 @@ class Audited:
     verdict: str
     reason: str
     checks: Table
+    results: list[AuditCheck]
 
     @property
     def radius(self) -> str:
-        """ε, written."""
+        """ε in words."""
         return radius(self.eps)
 
     @property
     def sentence(self) -> str:
-        """The verdict, and the worst case beside what the attack reports."""
+        """The worst case compared with what the attack reports."""
         reported, worst = (write_value(each, share=True) for each in (self.robust_accuracy, self.worst_case))
         return (
             f"{self.attack} at {self.radius} reports {reported} robust; the worst case over all attacks is "
@@ -47,35 +57,34 @@ class Audited:
 
 
 def read_audits(audits: pd.DataFrame, models: Sequence[str]) -> list[Audited]:
-    """Read `Study.audits`: a row a check, beside its audit's verdict."""
+    """Read `Study.audits`, which has one row per check."""
     found = []
     key: Any
     for position, (key, rows) in enumerate(audits.groupby(_KEYS, sort=False, dropna=False)):
         facts = dict(zip(_KEYS, key, strict=True))
+        results = [
+            AuditCheck(row["check"], row["check_verdict"], row["evidence"]) for row in rows.to_dict("records")
+        ]
         checks = [
             [
-                Cell(row["check"]),
-                Cell(
-                    f"{MARKS.get(row['check_verdict'], '')} {row['check_verdict']}",
-                    badge=row["check_verdict"],
-                ),
-                Cell(row["evidence"]),
+                Entry(each.check),
+                Entry(f"{MARKS[each.verdict]} {each.verdict}", badge=each.verdict),
+                Entry(each.evidence),
             ]
-            for row in rows.to_dict("records")
+            for each in results
         ]
         caption = (
             f"Checks of {facts['attack']} at {radius(facts['eps'])} on {facts['model']}, seed {facts['seed']}"
         )
         columns = [Column("check"), Column("verdict"), Column("evidence")]
-        index = hue(models, facts["model"])
-        found.append(
-            Audited(**facts, index=index, checks=Table(f"audit-{position}", caption, columns, checks))
-        )
+        index = list(models).index(facts["model"])
+        table = Table(f"audit-{position}", caption, columns, checks)
+        found.append(Audited(**facts, index=index, checks=table, results=results))
     return found
 
 
 def overview(audits: Sequence[Audited]) -> Table:
-    """A row an audit: its verdict, and the worst case beside what the attack reports."""
+    """Return one row per audit: its verdict, and the worst case compared with what the attack reports."""
     columns = [
         Column("model", filtered=True),
         Column("seed", "number"),
@@ -89,15 +98,15 @@ def overview(audits: Sequence[Audited]) -> Table:
     ]
     rows = [
         [
-            Cell(each.model, model=each.index),
-            Cell(str(each.seed), each.seed),
-            Cell(each.attack),
-            Cell(short(each.eps), each.eps),
-            Cell(write_value(each.robust_accuracy, share=True), each.robust_accuracy),
-            Cell(write_value(each.worst_case, share=True), each.worst_case),
-            Cell(f"{each.n:,}", each.n),
-            Cell(each.verdict, badge=each.verdict.replace(" ", "-")),
-            Cell(each.reason),
+            Entry(each.model, model=each.index),
+            Entry(str(each.seed), each.seed),
+            Entry(each.attack),
+            Entry(format_epsilon(each.eps), each.eps),
+            Entry(write_value(each.robust_accuracy, share=True), each.robust_accuracy),
+            Entry(write_value(each.worst_case, share=True), each.worst_case),
+            Entry(f"{each.n:,}", each.n),
+            Entry(each.verdict, badge=each.verdict.replace(" ", "-")),
+            Entry(each.reason),
         ]
         for each in audits
     ]

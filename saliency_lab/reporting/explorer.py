@@ -1,4 +1,4 @@
-"""What the explorer in the page shows: images, maps, scores and attacks, as values that JSON can hold."""
+"""The data of the explorer in the page: images, maps, predictions, scores and attacks, ready for JSON."""
 
 from __future__ import annotations
 
@@ -7,31 +7,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import SaliencyLabError
-from saliency_lab.plotting.painting import CLIP
-from saliency_lab.plotting.style import DIVERGING, SEQUENTIAL
-from saliency_lab.reporting.bundle import clip_of, pack, pictures, quantise
-from saliency_lab.reporting.tables import hue
+from saliency_lab.plotting.painting import CLIP, blend_of, colours
+from saliency_lab.plotting.panels import is_photograph
+from saliency_lab.reporting.bundle import as_bytes, as_jpeg, average, pack, quantise, scale_of
+from saliency_lab.reporting.predictions import name_of, read_predictions
 from saliency_lab.study import Study
 
-BUDGET = 10_000_000
-"""Bytes of packed images and maps; tables and figures come on top."""
+BUDGET = 12_000_000
+"""Characters of packed images and maps; tables and figures come on top."""
+
+FACTORS = (1, 2, 4)
+"""Maps of photographs are averaged over blocks of so many pixels a side if the page would be too large."""
 
 
 @dataclass(frozen=True)
-class Explorer:
-    """The explorer's data; `missing` says which maps could not be read, and why."""
+class ExplorerData:
+    """What the explorer in the page shows.
+
+    `data` becomes JSON. Maps are averaged over blocks of `factor` × `factor` pixels. `missing` lists the maps
+    that could not be read, and why.
+    """
 
     data: dict[str, Any]
     shown: int
+    factor: int
     missing: list[tuple[str, str, str]]
 
 
-def explorer(study: Study, better: Mapping[str, str], images: int) -> Explorer | None:
+def explorer(study: Study, better: Mapping[str, str], images: int) -> ExplorerData | None:
     """Collect the first images with the maps of each model's first seed; None if there are no maps.
 
     There are `images` at most, and fewer where the page would be too large.
@@ -40,35 +48,42 @@ def explorer(study: Study, better: Mapping[str, str], images: int) -> Explorer |
     planes, missing = _read(study, shown)
     if not planes:
         return None
-    packed = _pack(study, planes, shown)
+    factors = FACTORS if is_photograph(study.x.shape) else FACTORS[:1]
+    for factor in factors:
+        averaged = {key: average(values, factor) for key, values in planes.items()}
+        packed = _pack(study, averaged, shown)
+        if _size(packed) <= BUDGET:
+            break
     while _size(packed) > BUDGET and shown > 1:
         shown = max(1, min(shown - 1, int(shown * BUDGET / _size(packed))))
-        packed = _pack(study, planes, shown)
+        packed = _pack(study, averaged, shown)
     models = study.models
     methods = list(dict.fromkeys(method for _, method in planes))
     first = {member.model: member.seed for member in reversed(study.members)}
     data = {
         **packed,
         "shape": list(study.x.shape[1:]),
+        "mapShape": list(next(iter(averaged.values())).shape[1:]),
         "total": len(study.x),
         "classes": study.labels[:shown],
         "names": sorted(
             set(study.labels[:shown]), key=lambda name: (len(name) if name.isdigit() else 99, name)
         ),
         "models": models,
-        "hues": [hue(models, model) for model in models],
         "methods": methods,
         "clip": CLIP,
-        "limits": _limits(planes, methods, shown),
+        "blend": round(100 * blend_of(None, study.x.shape)),
+        "limits": _limits(averaged, methods, shown),
+        "predictions": _predictions(study, models, shown),
         "metrics": _scores(study.scores, first, models, methods, better, shown),
         "attacks": _attacks(study.robustness, first, models, shown),
-        "colours": {"signed": _lookup(DIVERGING), "magnitude": _lookup(SEQUENTIAL)},
+        "colours": {"signed": _lookup(True), "magnitude": _lookup(False)},
     }
-    return Explorer(data, shown, missing)
+    return ExplorerData(data, shown, factor, missing)
 
 
 def _read(study: Study, shown: int) -> tuple[dict[tuple[str, str], np.ndarray], list[tuple[str, str, str]]]:
-    """Maps (N, H, W) by (model, method), summed over channels, and what could not be read."""
+    """Read maps (N, H, W) by (model, method), summed over channels, and list what could not be read."""
     planes, missing = {}, []
     for model, by_method in study.maps.items():
         for method in by_method:
@@ -82,42 +97,80 @@ def _read(study: Study, shown: int) -> tuple[dict[tuple[str, str], np.ndarray], 
 
 
 def _pack(study: Study, planes: Mapping[tuple[str, str], np.ndarray], shown: int) -> dict[str, Any]:
+    signs = _signs(planes)
     maps = []
     for (model, method), values in planes.items():
-        levels, scale, clip = quantise(values[:shown])
+        levels, scale = quantise(values[:shown])
+        low, high = scale_of(values[:shown], signs[method])
         maps.append(
             {
                 "model": model,
                 "method": method,
+                "signed": signs[method],
                 "levels": pack(levels),
                 "scale": _rounded(scale),
-                "clip": _rounded(clip),
+                "low": _rounded(low),
+                "high": _rounded(high),
             }
         )
-    return {"images": pack(pictures(study.x[:shown].numpy())), "maps": maps}
+    pixels = as_bytes(study.x[:shown].numpy())
+    photographs = is_photograph(study.x.shape)
+    images = {"files": [as_jpeg(each) for each in pixels]} if photographs else {"pixels": pack(pixels)}
+    return {"images": images, "maps": maps}
+
+
+def _signs(planes: Mapping[tuple[str, str], np.ndarray]) -> dict[str, bool]:
+    """Whether the maps of each method have a sign: some value of some model is negative."""
+    signs: dict[str, bool] = {}
+    for (_, method), values in planes.items():
+        signs[method] = signs.get(method, False) or bool((values < 0).any())
+    return signs
 
 
 def _size(packed: Mapping[str, Any]) -> int:
-    return len(packed["images"]) + sum(len(each["levels"]) for each in packed["maps"])
+    images = packed["images"]
+    size = sum(map(len, images["files"])) if "files" in images else len(images["pixels"])
+    return size + sum(len(each["levels"]) for each in packed["maps"])
 
 
 def _limits(
     planes: Mapping[tuple[str, str], np.ndarray], methods: Sequence[str], shown: int
 ) -> dict[str, Any]:
-    """Ends of the shared colour scales: over all maps, and over those of each method."""
+    """Return the ends of shared colour scales: over all maps with a sign, all without, and each method's."""
+    signs = _signs(planes)
 
-    def over(chosen: list[np.ndarray]) -> float:
-        values = np.stack(chosen)
-        return float(clip_of(np.where(np.isfinite(values), np.abs(values), 0.0)[None])[0])
+    def over(chosen: list[np.ndarray], signed: bool) -> list[float]:
+        if not chosen:
+            return [-1.0 if signed else 0.0, 1.0]
+        low, high = scale_of(np.concatenate(chosen).reshape(1, -1, chosen[0].shape[-1]), signed)
+        return [float(low[0]), float(high[0])]
 
     by_method = {
         method: [values[:shown] for (_, each), values in planes.items() if each == method]
         for method in methods
     }
-    return {
-        "all": over([values for found in by_method.values() for values in found]),
-        "methods": [over(found) for found in by_method.values()],
+    grouped = {
+        kind: over([v for m in methods if signs[m] == signed for v in by_method[m]], signed)
+        for kind, signed in (("signed", True), ("magnitude", False))
     }
+    return {**grouped, "methods": [over(chosen, signs[method]) for method, chosen in by_method.items()]}
+
+
+def _predictions(study: Study, models: Sequence[str], shown: int) -> list[dict[str, Any] | None]:
+    """Return for each model the class that its first seed predicts for each image, and its probability."""
+    found: list[dict[str, Any] | None] = []
+    for model in models:
+        predictions = read_predictions(study, model)
+        if predictions is None:
+            found.append(None)
+            continue
+        found.append(
+            {
+                "classes": [name_of(study, label) for label in predictions.classes[:shown]],
+                "probabilities": [round(float(p), 4) for p in predictions.probabilities[:shown]],
+            }
+        )
+    return found
 
 
 def _scores(
@@ -128,7 +181,7 @@ def _scores(
     better: Mapping[str, str],
     shown: int,
 ) -> list[dict[str, Any]]:
-    """One entry a metric: `values[model][method]` is a list of N, or None."""
+    """Return one entry per metric: `values[model][method]` is a list of N, or None."""
     found: dict[str, list[list[list[float | None] | None]]] = {}
     key: Any
     for key, rows in scores.groupby(["metric", "method", "model", "seed"], sort=False):
@@ -145,7 +198,7 @@ def _scores(
 def _attacks(
     robustness: pd.DataFrame, first: Mapping[str, int], models: Sequence[str], shown: int
 ) -> list[dict[str, Any]]:
-    """One entry an (attack, ε): `robust[model]` is a text of N zeros and ones, or None."""
+    """Return one entry per attack and ε: `robust[model]` is a text of N zeros and ones, or None."""
     found: dict[tuple[str, float], list[str | None]] = {}
     key: Any
     for key, rows in robustness.groupby(["attack", "eps", "model", "seed"], sort=False):
@@ -155,17 +208,17 @@ def _attacks(
             by_model = found.setdefault((attack, float(eps)), [None for _ in models])
             by_model[models.index(model)] = "".join("01"[int(each)] for each in robust)
     return [
-        {"attack": attack, "eps": eps, "robust": by_model}
+        {"attack": attack, "eps": eps, "written": format_epsilon(eps), "robust": by_model}
         for (attack, eps), by_model in sorted(found.items())
     ]
 
 
-def _lookup(name: str) -> str:
-    """A colour map as 256 × (r, g, b) bytes in base64."""
-    colours = mpl.colormaps[name](np.arange(256))[:, :3]
-    return base64.b64encode(np.rint(255 * colours).astype(np.uint8).tobytes()).decode("ascii")
+def _lookup(signed: bool) -> str:
+    """Return a colour scale as 256 × (r, g, b) bytes in base64."""
+    scale = colours(signed)(np.arange(256))[:, :3]
+    return base64.b64encode(np.rint(255 * scale).astype(np.uint8).tobytes()).decode("ascii")
 
 
 def _rounded(values: np.ndarray) -> list[float | None]:
-    """Six digits of each value, None where it is not finite."""
+    """Return six digits of each value, None where it is not finite."""
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]

@@ -1,39 +1,34 @@
-"""The page of a declared study: what was run, its claims answered, tables and figures, as Markdown."""
+"""The Markdown writer: the page of a declared study, with its figures in files next to it."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab._common.files import atomic_path, distinct_stems, writable_folder
 from saliency_lab._common.provenance import versions
+from saliency_lab._common.text import markdown_text
 from saliency_lab.attacks.checklist import BUDGETS
-from saliency_lab.comparison.claims import answer, by_chance, measure_in_words
 from saliency_lab.comparison.comparison import Comparison
-from saliency_lab.comparison.format import one_line, write_difference, write_value
-from saliency_lab.comparison.measures import ACCURACY, ROBUST, SHARES, Measure
-from saliency_lab.comparison.tables import estimate_text, leading, mark_in_markdown, pipe_table
+from saliency_lab.comparison.format import one_line, radius, write_value
+from saliency_lab.comparison.tables import leading, mark_in_markdown, pipe_table
 from saliency_lab.experiment.run import Run
 from saliency_lab.models import card_of
 from saliency_lab.plotting.style import save
+from saliency_lab.reporting.audits import Audited
+from saliency_lab.reporting.document import Document, read_document
+from saliency_lab.reporting.tables import Table
 from saliency_lab.training.recipe import dotted
 from saliency_lab.training.run import LOG
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from saliency_lab.experiment.schema import Declaration
     from saliency_lab.study.study import Study
-
-MAPS_SHOWN = 5
 
 
 def write_page(
@@ -48,21 +43,16 @@ def write_page(
 ) -> Path:
     """Write `NAME.md` and its figures (`NAME-*.svg`, `NAME-*.png`) into `folder`; return the page.
 
-    Every number on it is of this study; `command` is what it says how to repeat it.
+    Every number on it is of this study; `command` is the command that the page gives for repeating it.
     """
     folder = writable_folder(folder)
-    figures = _figures(study, comparison)
-    lines = [f"# {declared.title or name}", "", *_paragraphs(declared.about)]
-    lines += [*_repeat(declared, study, command), *_claims(declared, comparison)]
-    lines += [*_accuracy(study, comparison), *_scores(comparison)]
-    if figures:
-        lines += ["## Figures", ""]
-    stems = distinct_stems({figure: re.sub(r"[^0-9A-Za-z_.-]+", "-", figure) for figure in figures})
-    for stem, (caption, figure, kind) in figures.items():
-        file = f"{name}-{stems[stem]}.{kind}"
-        save(figure, folder / file)
-        lines += [f"![{caption}]({file})", "", f"*{caption}.*", ""]
-    lines += [*_runs(runs, study), *_given(declared, study), *_failures(study), *_provenance(declared, study)]
+    document = read_document(study, comparison, title=name)
+    lines = [f"# {markdown_text(document.title)}", "", *_paragraphs(document.about)]
+    lines += [*_repeat(declared, study, command), *_questions(document)]
+    lines += [*_accuracy(document), *_audits(document, study), *_scores(document)]
+    lines += _figures(document, folder, name)
+    lines += [*_runs(runs, study), *_given(declared, study), *_missing(document)]
+    lines += _provenance(document, declared, study)
     page = folder / f"{name}.md"
     with atomic_path(page) as beside:
         beside.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
@@ -71,6 +61,17 @@ def write_page(
 
 def _paragraphs(text: str) -> list[str]:
     return [line.strip() for line in text.strip().splitlines()] + [""] if text.strip() else []
+
+
+def _table(table: Table, marked: bool = False) -> list[str]:
+    """Write a table; the best of a marked one are bold, and those that do not differ from them italic."""
+    lines = table.lines()
+    if marked:
+        lines = [
+            [mark_in_markdown(text, entry.badge) for text, entry in zip(line, row, strict=True)]
+            for line, row in zip(lines, table.rows, strict=True)
+        ]
+    return pipe_table([column.title for column in table.columns], lines)
 
 
 def _repeat(declared: Declaration, study: Study, command: str) -> list[str]:
@@ -90,76 +91,57 @@ def _repeat(declared: Declaration, study: Study, command: str) -> list[str]:
     ]
 
 
-def _claims(declared: Declaration, comparison: Comparison) -> list[str]:
-    if not declared.claims:
+def _questions(document: Document) -> list[str]:
+    if not document.questions:
         return []
-    questions = answer(declared.claims, comparison)
     lines = ["## Questions and answers", ""]
-    for number, asked in enumerate(questions, start=1):
-        lines += [f"### {number}. {asked.question}", ""]
+    for question in document.questions:
+        asked = question.asked
+        lines += [f"### {question.number}. {markdown_text(asked.question)}", ""]
         if asked.problem:
-            lines += [f"No answer: {asked.problem}.", ""]
+            lines += [f"No answer: {markdown_text(asked.problem)}.", ""]
             continue
         for each in asked.answers:
-            said = "; ".join(f"**{verdict}** by {measures}" for verdict, measures in each.verdicts.items())
-            lines.append(f"- {each.model} against {each.over}: {said}.")
+            verdicts = "; ".join(
+                f"**{verdict}** by {measures}" for verdict, measures in each.verdicts.items()
+            )
+            lines.append(f"- {markdown_text(f'{each.model} against {each.over}: {verdicts}')}.")
         if asked.missing:
-            lines.append(f"- Not measured: {', '.join(asked.missing)}.")
-        lines.append("")
-        rows = []
-        for (model, over), held in asked.differences.groupby(["model", "over"], sort=False):
-            for row in held.to_dict("records"):
-                share = row["metric"] in SHARES
-                difference = one_line(write_difference(row, share=share))
-                means = [_number(row[key], share) for key in ("mean", "mean_over")]
-                rows.append([f"{model} − {over}", measure_in_words(row), row["verdict"], *means, difference])
-        head = ["models", "measure", "verdict", "mean", "mean of the other", "difference"]
+            lines.append(f"- Not measured: {markdown_text(', '.join(asked.missing))}.")
         folded = "<summary>Each difference, with its interval</summary>"
-        lines += ["<details>", folded, "", *pipe_table(head, rows), "", "</details>", ""]
-    lines += [by_chance(questions, comparison.level), ""]
+        lines += ["", "<details>", folded, "", *_table(question.differences), "", "</details>", ""]
+    lines += [document.by_chance, ""]
     return lines
 
 
-def _number(value: float | None, share: bool) -> str:
-    return "" if value is None else one_line((write_value(value, share=share), ""))
-
-
-def _accuracy(study: Study, comparison: Comparison) -> list[str]:
-    measures = [measure for measure in comparison.measures if measure.share]
-    if not measures:
+def _accuracy(document: Document) -> list[str]:
+    if document.comparison is None or document.accuracies is None:
         return []
-    head = ["model", *("unattacked" if m.metric == ACCURACY else m.label for m in measures)]
-    lines = [
-        "## Accuracy",
-        "",
-        *pipe_table(head, _by_model(comparison, measures)),
-        "",
-        f"{leading(comparison.summary, 'column', 'Bold', 'italic')}.",
-        "",
-    ]
-    if len(comparison.audits):
-        lines += _audits(study, comparison)
-    return lines
+    note = leading(document.comparison.summary, "column", "Bold", "italic")
+    return ["## Accuracy", "", *_table(document.by_model[0], marked=True), "", f"{note}.", ""]
 
 
 _NEXT_TO_NOTHING = 0.05
 
 
-def _audits(study: Study, comparison: Comparison) -> list[str]:
-    facts = ["attack", "eps", "n", "model", "seed", "robust_accuracy", "worst_case", "verdict"]
-    whole = comparison.audits[facts].drop_duplicates()
-    rows: list[list[str]] = []
-    for (attack, eps, n, model), held in whole.groupby(["attack", "eps", "n", "model"], sort=False):
-        counts = held["verdict"].value_counts()
-        verdicts = ", ".join(f"{count} × {verdict}" for verdict, count in counts.items())
-        means = [_number(held[key].mean(), share=True) for key in ("robust_accuracy", "worst_case")]
-        rows.append([str(model), f"{attack}, ε = {eps:.4g}", str(n), *means, verdicts])
+def _audits(document: Document, study: Study) -> list[str]:
+    if not document.audits:
+        return []
+    groups: dict[tuple[str, float, int, str], list[Audited]] = {}
+    for audit in document.audits:
+        groups.setdefault((audit.attack, audit.eps, audit.n, audit.model), []).append(audit)
+    rows = []
+    for (attack, eps, n, model), own in groups.items():
+        counts = pd.Series([audit.verdict for audit in own]).value_counts()
+        verdicts = ", ".join(f"{number} × {verdict}" for verdict, number in counts.items())
+        means = [
+            _percent(sum(getattr(audit, key) for audit in own) / len(own))
+            for key in ("robust_accuracy", "worst_case")
+        ]
+        rows.append([model, one_line((f"{attack}, {radius(eps)}", "")), str(n), *means, verdicts])
     head = ["model", "attack", "images", "attack reports", "worst case of all attacks", "verdict by seed"]
     lines = ["### May these be believed? The audit", "", *pipe_table(head, rows), ""]
-    audits = (
-        study.store.describe("audit", key) for place, key in study.cells.items() if place.kind == "audit"
-    )
-    budgets = {described[0].depends["budget"] for described in audits if described is not None}
+    budgets = _budgets(study)
     strength = "; ".join(
         f"{BUDGETS[each].queries:,} queries, {BUDGETS[each].steps} steps and {BUDGETS[each].targets} targets"
         for each in BUDGETS
@@ -170,98 +152,55 @@ def _audits(study: Study, comparison: Comparison) -> list[str]:
         "starts, noise, PGD on rescaled logits and on the margin, Square, APGD-CE, targeted APGD and FAB "
         f"(the last four with {strength})."
     ]
-    skipped = comparison.audits[comparison.audits["check_verdict"] == "skipped"]
-    notes += [
-        f"Not checked: {check} ({evidence})."
-        for check, evidence in skipped[["check", "evidence"]].drop_duplicates().itertuples(index=False)
-    ]
-    if (whole["robust_accuracy"] <= _NEXT_TO_NOTHING).any():
+    checks = [(audit, check) for audit in document.audits for check in audit.results]
+    skipped = dict.fromkeys((c.check, c.evidence) for _, c in checks if c.verdict == "skipped")
+    notes += [f"Not checked: {check} ({evidence})." for check, evidence in skipped]
+    if any(audit.robust_accuracy <= _NEXT_TO_NOTHING for audit in document.audits):
         notes.append("Where the attack leaves next to nothing, there is next to nothing to doubt.")
-    lines += [" ".join(notes), ""]
-    doubted = comparison.audits[(comparison.audits["verdict"] != "believe")]
-    doubted = doubted[doubted["check_verdict"].isin(("warn", "fail"))]
-    for row in doubted.to_dict("records"):
-        lines.append(
-            f"- {row['model']}, seed {row['seed']}, ε = {row['eps']:.4g}: {row['check']} "
-            f"({row['check_verdict']}): {row['evidence']}"
-        )
-    return [*lines, ""] if len(doubted) else lines
+    lines += [markdown_text(" ".join(notes)), ""]
+    doubts = [
+        f"- {audit.model}, seed {audit.seed}, {one_line((radius(audit.eps), ''))}: {check.check} "
+        f"({check.verdict}): {check.evidence}"
+        for audit, check in checks
+        if audit.verdict != "believe" and check.verdict in {"warn", "fail"}
+    ]
+    return [*lines, *map(markdown_text, doubts), *([""] if doubts else [])]
 
 
-def _scores(comparison: Comparison) -> list[str]:
+def _budgets(study: Study) -> set[str]:
+    audits = (
+        study.store.describe("audit", key) for place, key in study.cells.items() if place.kind == "audit"
+    )
+    return {described[0].depends["budget"] for described in audits if described is not None}
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else one_line((write_value(value, share=True), ""))
+
+
+def _scores(document: Document) -> list[str]:
+    scored = document.by_model[1:] if document.accuracies is not None else document.by_model
     lines: list[str] = []
-    held: dict[str, list[Measure]] = {}
-    for measure in comparison.measures:
-        if not measure.share:
-            held.setdefault(measure.metric, []).append(measure)
-    if held:
-        lines += ["## Scores of the maps", ""]
-    for metric, measures in held.items():
-        better = {"higher": " (higher is better)", "lower": " (lower is better)", "neither": ""}
-        lines += [f"### {metric.replace('_', ' ')}{better[measures[0].better]}", ""]
-        head = ["model", *(measure.method.replace("_", " ") for measure in measures)]
-        lines += [*pipe_table(head, _by_model(comparison, measures)), ""]
-    return lines
+    for table in scored:
+        lines += [f"### {markdown_text(table.caption)}", "", *_table(table, marked=True), ""]
+    return ["## Scores of the maps", "", *lines] if lines else []
 
 
-def _by_model(comparison: Comparison, measures: Sequence[Measure]) -> list[list[str]]:
-    """A row a model; the best of a column is bold, what is not told from it italic."""
-    facts = comparison.table().set_index(["metric", "method", "eps", "model"])
-    rows = []
-    for model in comparison.models:
-        row = [model]
-        for measure in measures:
-            same = facts.xs((measure.metric, measure.method), level=("metric", "method"))
-            same = same[(same.index.get_level_values("model") == model)]
-            if measure.metric == ROBUST:
-                same = same[np.isclose(same.index.get_level_values("eps"), measure.eps)]
-            if same.empty:
-                row.append("")
-                continue
-            fact = same.iloc[0].to_dict()
-            row.append(mark_in_markdown(estimate_text(fact, measure.share), fact["rank"]))
-        rows.append(row)
-    return rows
-
-
-def _figures(study: Study, comparison: Comparison) -> dict[str, tuple[str, Figure, str]]:
-    """Caption, figure and format by the end of the file's name; one that has no values is left out."""
-    found: dict[str, tuple[str, Figure, str]] = {}
-    for stem, (caption, draw, kind) in _drawings(study, comparison).items():
-        with contextlib.suppress(SaliencyLabError):  # what failed is listed as such
-            found[stem] = caption, draw(), kind
-    return found
-
-
-def _drawings(study: Study, comparison: Comparison) -> dict[str, tuple[str, Callable[[], Figure], str]]:
-    found: dict[str, tuple[str, Callable[[], Figure], str]] = {}
-    plot = comparison.plot
-    if len(comparison.robustness):
-        for attack in dict.fromkeys(comparison.robustness["attack"]):
-            caption = f"Accuracy under {attack} against ε, with intervals"
-            found[f"robustness-{attack}"] = caption, partial(plot.robustness, attack), "svg"
-    metrics = list(dict.fromkeys(measure.metric for measure in comparison.measures if not measure.share))
-    attacked = [measure for measure in comparison.measures if measure.metric == ROBUST]
-    if metrics and attacked:
-        radii = {measure.eps for measure in attacked if measure.method == attacked[0].method}
-        eps = max(radii & {*comparison.audits.get("eps", ())} or radii)
-        name = metrics[0].replace("_", " ").capitalize()
-        caption = f"{name} against accuracy under attack at ε = {eps:.4g}"
-        found["tradeoff"] = caption, partial(plot.tradeoff, ROBUST, metrics[0], eps=eps), "svg"
-    for metric in metrics:
-        name = "AUC" if metric == "auc" else metric.replace("_", " ").capitalize()
-        caption = f"{name} by method, with intervals"
-        found[metric] = caption, partial(plot.dots, metric), "svg"
-    for measure in comparison.measures:
-        if measure.metric == "masked_input_accuracy" and "masking" not in found:
-            caption = "Accuracy as the pixels that a map calls important are removed"
-            found["masking"] = caption, partial(plot.curves, measure.metric, method=measure.method), "svg"
-    methods = list(dict.fromkeys(comparison.scores["method"])) if len(comparison.scores) else []
-    for method in methods[:1]:
-        caption = f"Maps by {method.replace('_', ' ')}: first images, first seed of each model"
-        draw = partial(plot.maps, n=min(MAPS_SHOWN, len(study.x)), method=method)
-        found["maps"] = caption, draw, "png"
-    return found
+def _figures(document: Document, folder: Path, name: str) -> list[str]:
+    """Write the figures next to the page; one that has no values is left out."""
+    lines: list[str] = []
+    specs = {spec.stem: spec for spec in document.figures}
+    stems = distinct_stems({stem: re.sub(r"[^0-9A-Za-z_.-]+", "-", stem) for stem in specs})
+    for stem, spec in specs.items():
+        try:
+            figure = spec.draw()
+        except SaliencyLabError:  # what failed is listed as such
+            continue
+        file = f"{name}-{stems[stem]}.{spec.kind}"
+        save(figure, folder / file)
+        caption = markdown_text(spec.caption).replace("[", "(").replace("]", ")")
+        lines += [f"![{caption}]({file})", "", f"*{caption.rstrip('.')}.*", ""]
+    return ["## Figures", "", *lines] if lines else []
 
 
 def _runs(runs: Sequence[Run], study: Study) -> list[str]:
@@ -279,7 +218,7 @@ def _runs(runs: Sequence[Run], study: Study) -> list[str]:
             rows.append([*row, "failed", "", "", ""])
             continue
         log = pd.read_csv(run.folder / LOG)
-        shares = [_number(card.metrics[key], share=True) for key in ("val_clean", "val_robust")]
+        shares = [_percent(card.metrics[key]) for key in ("val_clean", "val_robust")]
         rows.append([*row, *shares, f"{log['seconds'].median():.0f}", f"`{card.sha256[:12]}`"])
     head = ["model", "recipe", "network", "seed", "epochs", "clean", "PGD", "s/epoch", "weights"]
     note = (
@@ -290,18 +229,20 @@ def _runs(runs: Sequence[Run], study: Study) -> list[str]:
 
 
 def _recipes(runs: Sequence[Run]) -> list[str]:
-    """Every setting of the recipes, folded away: those that all share, then each one's own."""
+    """Write every setting of the recipes, folded away: those that all share, then those of each."""
     idle = {"name", "description", "seed"}
-    held = {
+    settings = {
         run.model: {key: value for key, value in dotted(run.recipe.portable()).items() if key not in idle}
         for run in runs
     }
-    keys = list(dict.fromkeys(key for settings in held.values() for key in settings))
-    first = next(iter(held.values()))
-    shared = [key for key in keys if all(key in own and own[key] == first.get(key) for own in held.values())]
+    keys = list(dict.fromkeys(key for own in settings.values() for key in own))
+    first = next(iter(settings.values()))
+    shared = [
+        key for key in keys if all(key in own and own[key] == first.get(key) for own in settings.values())
+    ]
     rows = [
         [model, _in_words({key: value for key, value in own.items() if key not in shared})]
-        for model, own in held.items()
+        for model, own in settings.items()
     ]
     lines = ["<details>", "<summary>Every setting of the recipes</summary>", ""]
     lines += [f"All of them: {_in_words({key: first[key] for key in shared})}.", ""]
@@ -311,7 +252,7 @@ def _recipes(runs: Sequence[Run]) -> list[str]:
 
 
 def _given(declared: Declaration, study: Study) -> list[str]:
-    """The networks that the study found trained."""
+    """List the networks that were given to the study as trained."""
     rows = []
     for name, sources in declared.models.items():
         listed = [sources] if isinstance(sources, str) else sources
@@ -326,19 +267,14 @@ def _given(declared: Declaration, study: Study) -> list[str]:
     return ["## What was given", "", *pipe_table(["model", "source", "network", "seed", "weights"], rows), ""]
 
 
-def _failures(study: Study) -> list[str]:
-    if study.failures.empty:
-        return []
-    rows = [
-        [row["model"], str(row["seed"]), row["what"], " ".join(str(row["error"]).split())]
-        for row in study.failures.to_dict("records")
-    ]
-    return ["## What failed", "", *pipe_table(["model", "seed", "what", "error"], rows), ""]
+def _missing(document: Document) -> list[str]:
+    problems = document.provenance.problems
+    return ["## What is missing", "", *_table(problems), ""] if problems.rows else []
 
 
-def _provenance(declared: Declaration, study: Study) -> list[str]:
+def _provenance(document: Document, declared: Declaration, study: Study) -> list[str]:
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
-    lines = ["## Settings", "", *pipe_table(["", "name", "settings"], _settings(study)), ""]
+    lines = ["## Settings", "", *_table(document.provenance.settings), ""]
     if declared.overrides:
         lines.append(f"- overrides of the recipes: {_in_words(declared.overrides)}")
     lines += [
@@ -350,26 +286,8 @@ def _provenance(declared: Declaration, study: Study) -> list[str]:
     return lines
 
 
-def _settings(study: Study) -> list[list[str]]:
-    """A row a method, metric, attack and audit: its settings, defaults too, as its cells have them."""
-    names = {"maps": "method", "scores": "metric", "attack": "attack", "audit": "audit"}
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for place, key in study.cells.items():
-        what = names[place.kind], place.metric or place.label
-        described = study.store.describe(place.kind, key)
-        if described is None:
-            continue
-        cell, _ = described
-        found[what] = dict(cell.depends["settings"])
-        if place.kind == "attack":
-            found[what] = {"eps": cell.depends["eps"], **found[what]}
-        if place.kind == "audit":
-            found[what]["budget"] = cell.depends["budget"]
-    return [[*what, _in_words(settings)] for what, settings in found.items()]
-
-
 def _in_words(settings: Mapping[str, Any]) -> str:
-    """Settings on one line.
+    """Write settings on one line.
 
     >>> _in_words({"steps": 40, "eps": [0.1, 0.2]})
     'steps = 40, eps = [0.1, 0.2]'

@@ -1,60 +1,63 @@
-"""Where every number comes from: models, cells with their settings and keys, versions."""
+"""Where every number comes from: models, results with their settings and keys, versions."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.provenance import versions
 from saliency_lab.comparison.format import count
-from saliency_lab.reporting.tables import Cell, Column, Table, model_cell
+from saliency_lab.reporting.tables import Column, Entry, Table, model_entry
 from saliency_lab.study import Study
 
 Missing = list[tuple[str, str, str]]
-"""Model, what, and why there is none of it."""
+"""Model, what is missing, and why."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """The page's last section, and what failed or is missing."""
+    """The last section of a report, and what failed or is missing."""
 
     facts: list[tuple[str, str]]
     members: Table
-    cells: Table
+    results: Table
+    settings: Table
     versions: Table
     missing: str
     problems: Table
 
 
-def provenance(study: Study, unread: Missing) -> Provenance:
-    """Read the facts of every cell; `unread` are maps that could not be read."""
-    models = study.models
+def provenance(study: Study, models: Sequence[str], unread: Missing) -> Provenance:
+    """Read the facts of every result; `unread` are maps that could not be read."""
     weights: dict[tuple[str, int], str] = {}
     ran: dict[str, set[str]] = {}
+    settings: dict[tuple[str, str], str] = {}
     rows, lost = [], []
     for place, key in study.cells.items():
         described = study.store.describe(place.kind, key)
         if described is None:
             lost.append((place.model, place.seed, place.what))
             continue
-        cell, info = described
-        weights[place.model, place.seed] = str(cell.depends["model"])
+        result, info = described
+        weights[place.model, place.seed] = str(result.depends["model"])
+        written = _settings(result.depends)
+        settings.setdefault((_KINDS[place.kind], place.metric or place.label), written)
         source: Mapping[str, Any] = info.get("provenance") or {}
-        for package, version in (source.get("versions") or cell.depends["versions"]).items():
+        for package, version in (source.get("versions") or result.depends["versions"]).items():
             ran.setdefault(package, set()).add(str(version))
         seconds = float(info.get("seconds", 0.0))
         rows.append(
             [
-                Cell(place.kind),
-                Cell(place.what),
-                model_cell(models, place.model),
-                Cell(str(place.seed), place.seed),
-                Cell(_settings(cell.depends)),
-                Cell(f"{seconds:.2f}", seconds),
-                Cell(str(source.get("device", ""))),
-                Cell(key),
+                Entry(place.kind),
+                Entry(place.what),
+                model_entry(models, place.model),
+                Entry(str(place.seed), place.seed),
+                Entry(written),
+                Entry(f"{seconds:.2f}", seconds),
+                Entry(str(source.get("device", ""))),
+                Entry(key),
             ]
         )
     missing, problems = _problems(study, unread, lost)
@@ -70,8 +73,14 @@ def provenance(study: Study, unread: Missing) -> Provenance:
     ]
     return Provenance(
         facts=_facts(study),
-        members=_members(study, weights),
-        cells=Table("cells", f"The study's {count(len(rows), 'finished cell')}", columns, rows, head=1),
+        members=_members(study, models, weights),
+        results=Table("results", f"The study's {count(len(rows), 'stored result')}", columns, rows, head=1),
+        settings=Table(
+            "settings",
+            "Settings",
+            [Column(""), Column("name"), Column("settings")],
+            [[Entry(kind), Entry(name), Entry(text)] for (kind, name), text in settings.items()],
+        ),
         versions=_versions(ran),
         missing=missing,
         problems=problems,
@@ -92,13 +101,13 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     ]
 
 
-def _members(study: Study, weights: Mapping[tuple[str, int], str]) -> Table:
+def _members(study: Study, models: Sequence[str], weights: Mapping[tuple[str, int], str]) -> Table:
     rows = [
         [
-            model_cell(study.models, member.model),
-            Cell(str(member.seed), member.seed),
-            Cell(member.recipe or "not known"),
-            Cell(weights.get((member.model, member.seed), "")),
+            model_entry(models, member.model),
+            Entry(str(member.seed), member.seed),
+            Entry(member.recipe or "not known"),
+            Entry(weights.get((member.model, member.seed), "")),
         ]
         for member in study.members
     ]
@@ -114,7 +123,11 @@ def _members(study: Study, weights: Mapping[tuple[str, int], str]) -> Table:
 def _versions(ran: Mapping[str, set[str]]) -> Table:
     here = versions()
     rows = [
-        [Cell(package), Cell(", ".join(sorted(ran.get(package, set()))) or "–"), Cell(here.get(package, "–"))]
+        [
+            Entry(package),
+            Entry(", ".join(sorted(ran.get(package, set()))) or "–"),
+            Entry(here.get(package, "–")),
+        ]
         for package in dict.fromkeys([*here, *ran])
     ]
     columns = [Column("package"), Column("results were made with"), Column("this page was written with")]
@@ -122,19 +135,19 @@ def _versions(ran: Mapping[str, set[str]]) -> Table:
 
 
 def _problems(study: Study, unread: Missing, lost: list[tuple[str, int, str]]) -> tuple[str, Table]:
-    """Say how much is missing; and what, of which networks, and why: a row a cause."""
+    """Say how much is missing, and list what, of which networks and why: one row per cause."""
     why = {
         (row["model"], row["seed"], row["what"]): row["error"] for row in study.failures.to_dict("records")
     }
-    for cell in lost:
-        why.setdefault(cell, "not in the store: it failed, is unfinished or is damaged")
+    for place in lost:
+        why.setdefault(place, "not in the store: it failed, is unfinished or is damaged")
     for model, method, error in unread:
         if not any((model, method) == (each, what) for each, _, what in why):
             why[model, next(m.seed for m in study.members if m.model == model), method] = error
     causes: dict[tuple[str, str], list[str]] = {}
     for (model, seed, what), error in why.items():
         causes.setdefault((what, error), []).append(f"{model} (seed {seed})")
-    rows = [[Cell(what), Cell(", ".join(of)), Cell(error)] for (what, error), of in causes.items()]
+    rows = [[Entry(what), Entry(", ".join(of)), Entry(error)] for (what, error), of in causes.items()]
     verb = "is" if len(why) == 1 else "are"
     summary = f"{count(len(why), 'result')} of this study {verb} missing." if why else ""
     columns = [Column("what"), Column("of"), Column("why")]
@@ -142,9 +155,18 @@ def _problems(study: Study, unread: Missing, lost: list[tuple[str, int, str]]) -
 
 
 def _settings(depends: Mapping[str, Any]) -> str:
-    """What a cell depends on besides the network, the images and the versions."""
-    shown = {key: depends[key] for key in ("target", "engine", "eps", "budget") if key in depends}
-    given = {**dict(depends.get("settings") or {}), **shown}
-    return ", ".join(
-        f"{key} = {value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()
-    )
+    """Write what a result depends on besides the network, the images and the versions."""
+    first = {key: depends[key] for key in ("eps",) if key in depends}
+    last = {key: depends[key] for key in ("target", "engine", "budget") if key in depends}
+    given = {**first, **dict(depends.get("settings") or {}), **last}
+    return ", ".join(f"{key} = {_written(key, value)}" for key, value in given.items())
+
+
+def _written(key: str, value: Any) -> str:
+    if key == "eps":
+        several = isinstance(value, list | tuple)
+        return f"[{', '.join(map(format_epsilon, value))}]" if several else format_epsilon(value)
+    return str(value)
+
+
+_KINDS = {"maps": "method", "scores": "metric", "attack": "attack", "audit": "audit"}

@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG that may stand in a page: no ids or styles that reach beyond it."""
+"""A matplotlib figure as SVG for a page, with no ids or styles that reach beyond it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 
-from saliency_lab.plotting.style import PALETTE
+from saliency_lab.plotting.style import PALETTE, Look
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
@@ -25,18 +27,18 @@ _COLOURS = {colour.lower(): f"var(--c{i})" for i, colour in enumerate(PALETTE)} 
 
 
 _NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that no XML may hold, such as the escapes of a terminal's colours in a name."""
+"""Characters that XML forbids, such as the escapes of a terminal's colours in a name."""
 
 
 class Drawing:
-    """SVG fragments that share one set of style rules; the page allows no style but its own sheet's."""
+    """SVG fragments that share one set of style rules; the page allows only its own style sheet."""
 
     def __init__(self) -> None:
         self._classes: dict[str, str] = {}
         self._count = 0
 
     def draw(self, figure: Figure, title: str, *, recolour: bool = True) -> str:
-        """Return a figure as an `<svg>` element named `title`; `recolour=False` keeps its own colours.
+        """Return a figure as an `<svg>` element with a title; `recolour=False` keeps its own colours.
 
         The same figures in the same order give the same text.
         """
@@ -66,7 +68,7 @@ class Drawing:
 
     @property
     def rules(self) -> str:
-        """The style rules of all that was drawn so far."""
+        """The style rules of all figures drawn so far."""
         return "\n".join(f".{name}{{{style}}}" for style, name in self._classes.items())
 
     def _tidy(self, element: ElementTree.Element, prefix: str, used: set[str], recolour: bool) -> None:
@@ -85,6 +87,38 @@ class Drawing:
                 element.set(key, f"#{prefix}{value[1:]}")
             elif value.startswith("url(#"):
                 element.set(key, f"url(#{prefix}{value[5:]}")
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The colour and the marker of a model, as the figures draw them, for the page's tables."""
+
+    look: Look
+
+    @property
+    def colour(self) -> int:
+        """The position of the colour in the palette."""
+        return self.look.number
+
+    @property
+    def path(self) -> str:
+        """The outline of the marker, in a square of one unit around 0."""
+        style = MarkerStyle(self.look.marker)
+        path = style.get_path().transformed(style.get_transform())
+        letters = {
+            path.MOVETO: "M",
+            path.LINETO: "L",
+            path.CURVE3: "Q",
+            path.CURVE4: "C",
+            path.CLOSEPOLY: "Z",
+        }
+        parts = []
+        for points, code in path.iter_segments(simplify=False, curves=True):
+            numbers = (
+                [] if code == path.CLOSEPOLY else [f"{x:.3f} {-y:.3f}" for x, y in points.reshape(-1, 2)]
+            )
+            parts.append(letters[code] + " ".join(numbers))
+        return "".join(parts)
 
 
 def _read(figure: Figure) -> ElementTree.Element:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import check_ready
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,8 @@ def read_members(models: Mapping[str, nn.Module | Sequence[nn.Module]]) -> list[
         modules = [given] if isinstance(given, nn.Module) else several
         if not modules or not all(isinstance(module, nn.Module) for module in modules):
             raise InputError(f"model '{name}' must be an nn.Module or a sequence of them, not {given!r}")
+        for module in modules:
+            check_ready(module)
         cards = [getattr(module, "card", None) for module in modules]
         seeds: list[Any] = [getattr(card, "seed", None) for card in cards]
         if None in seeds or len(set(seeds)) < len(seeds):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from saliency_lab._common import samples
 from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
@@ -41,7 +41,7 @@ class Sample:
         return replace(self, **{name: tensor[:count] for name, tensor in self.tensors.items()})
 
 
-def read_sample(given: Sample | Sequence[Tensor]) -> Sample:
+def read_sample(given: samples.Images) -> Sample:
     """Return the images, labels and, if there are any, masks that a user gave.
 
     Raises
@@ -51,14 +51,15 @@ def read_sample(given: Sample | Sequence[Tensor]) -> Sample:
     """
     if isinstance(given, Sample):
         return given
-    if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) not in (2, 3):
+    x, y, masks = samples.read_sample(given)
+    if y is None:
         raise InputError(
             "sample must be images and labels, as data.test.sample(256) returns them: (x, y); or images, "
-            "labels and masks, as data.test.located(256) returns them"
+            "labels and masks, as data.test.located(256) returns them; or a DataLoader or data set of these"
         )
-    x, y, *masks = given
     check_images(x)
-    return Sample(x.detach(), check_labels(y, len(x)), *(_checked(each, x) for each in masks))
+    masks = None if masks is None else _checked(masks, x)
+    return Sample(x.detach(), check_labels(y, len(x)), masks)
 
 
 def _checked(masks: Tensor, x: Tensor) -> Tensor:

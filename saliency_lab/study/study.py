@@ -199,7 +199,7 @@ class Study:
         for shared, requests in _sharing(read_requests(metrics, "metric")).items():
             asked_of = {label: work.metric_asked(request, self.sample) for label, request in requests.items()}
             for label, request in requests.items():
-                better[label] = work.describe_metric(request).better
+                better[label] = work.better_scores(request)
             for member, model in prints.items():
                 cells = {}
                 for metric, asked in asked_of.items():

@@ -22,9 +22,9 @@ from saliency_lab.attacks.checklist import audit
 from saliency_lab.attacks.curve import robustness_curve
 from saliency_lab.attacks.methods import METHODS as ATTACKS
 from saliency_lab.attribution import Attributions, attribute
-from saliency_lab.attribution.catalogue import METHODS
+from saliency_lab.attribution.catalogue import METHODS, key_settings
 from saliency_lab.metrics.api import Job, Scores, make_job, run_jobs
-from saliency_lab.metrics.catalogue import METRICS, Metric, stored_settings
+from saliency_lab.metrics.catalogue import METRICS, Better, Metric, stored_settings
 from saliency_lab.study.cache.results import Cell, Content, matters
 from saliency_lab.study.requests import Request
 from saliency_lab.study.sample import Sample
@@ -50,7 +50,8 @@ def method_asked(request: Request) -> Asked:
     target = request.settings.get("target", "label")
     if not (isinstance(target, str) and target == "label"):
         settings["target"] = target
-    return {"method": _identity(request), "settings": canonical(settings)} | _revision(request, settings)
+    counted = key_settings(METHODS.find(request.what).settings, settings)
+    return {"method": _identity(request), "settings": canonical(counted)} | _revision(request, settings)
 
 
 def _revision(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,6 +125,13 @@ _NEUTRAL = {"samples": 1, "quantised": False}
 
 _REVISED = ("square", "autoattack")
 """Attacks whose values changed in L∞, when Square's schedule was scaled to its budget."""
+
+
+def better_scores(request: Request) -> Better:
+    """Return which scores of a metric are better under the settings of the request."""
+    metric = describe_metric(request)
+    settings = {key: value for key, value in request.settings.items() if key in metric.settings.model_fields}
+    return metric.direction(metric.settings.model_construct(**settings))
 
 
 def attack_asked(request: Request, eps: Sequence[float]) -> Asked:

@@ -91,6 +91,8 @@ def train(
     settled = load_recipe(recipe, changes)
     _check_given(settled, data, model, changes)
     named, data = data is None, data if data is not None else load_data(settled.data)
+    if not len(data.train):
+        raise InputError(f"data set '{data.name}' has no training images; it is there to be looked at")
     own = model if model is not None else _own_model(settled, data)
     classes = len(data.classes) if own is None else _check_own(own, data)
     identity = {

@@ -184,3 +184,91 @@ def test_windows_that_leave_pixels_out_are_refused_as_captum_refuses_them(net, b
     with pytest.raises(InputError, match="stride of 2 with a window of 1"):
         attribute(net, x, y, "occlusion", stride=2)
     assert attribute(net, x, y, "occlusion", window=2, stride=2).values.abs().amin() > 0
+
+
+def test_shapley_values_are_captums_over_all_orders(net, batch):
+    x, y = batch
+    mask = QUARTERS.expand(x.shape).contiguous()
+    expected = ca.ShapleyValues(net).attribute(x, target=y, feature_mask=mask, perturbations_per_eval=4)
+    found = attribute(net, x, y, "shapley_values", segments=QUARTERS)
+    torch.testing.assert_close(found.values, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_shapley_values_add_up_and_do_not_depend_on_the_batch(net, batch):
+    x, y = batch
+    maps = attribute(net, x, y, "shapley_values", segments=9, baseline="mean").values
+    alone = torch.cat(
+        [
+            attribute(net, x[i : i + 1], y[i : i + 1], "shapley_values", segments=9, baseline="mean").values
+            for i in range(len(x))
+        ]
+    )
+    torch.testing.assert_close(maps, alone, rtol=1e-4, atol=1e-6)
+    mean = x.mean((2, 3), keepdim=True).expand_as(x)
+    rise = (net(x) - net(mean)).gather(1, y[:, None])[:, 0]
+    for image, one, total in zip(x, maps, rise, strict=True):
+        labels = torch.from_numpy(superpixels(image.numpy(), 9))
+        values = torch.stack([one[0][labels == k][0] for k in range(int(labels.max()) + 1)])
+        torch.testing.assert_close(values.sum(), total.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_shapley_values_refuse_many_superpixels(net, batch):
+    with pytest.raises(InputError, match=r"2 \^ 16 of them; use segments of at most 12"):
+        attribute(net, *batch, "shapley_values", segments=torch.arange(144).reshape(12, 12) % 16)
+
+
+def test_kernel_shap_with_the_shapley_kernel_given_by_hand(net, batch):
+    """Uniform coalitions weighted by the Shapley kernel converge to the exact values, as all are drawn."""
+    from math import comb
+
+    def shapley(kept):
+        size, count = int(kept.sum()), len(kept)
+        return 1e6 if size in (0, count) else (count - 1) / (comb(count, size) * size * (count - size))
+
+    x, y = batch[0][:2], batch[1][:2]
+    exact = attribute(net, x, y, "shapley_values", segments=QUARTERS).values
+    found = attribute(net, x, y, "kernel_shap", segments=QUARTERS, kernel=shapley, n=2000).values
+    torch.testing.assert_close(found, exact, rtol=0, atol=0.1 * float(exact.abs().max()))
+    with pytest.raises(InputError, match="the kernel must return a weight"):
+        attribute(net, x, y, "kernel_shap", segments=QUARTERS, kernel=lambda kept: -1.0, n=8)
+
+
+def test_limes_kernels(net, batch):
+    x, y = batch[0][:1], batch[1][:1]
+    settings = {"segments": QUARTERS, "n": 64, "alpha": 1e-4}
+    maps = {
+        name: attribute(net, x, y, "lime", kernel=kernel, kernel_width=width, **settings).values
+        for name, kernel, width in (
+            ("default", "cosine", 1.0),
+            ("wide", "cosine", 1e6),
+            ("constant", lambda kept: 1.0, 1.0),
+            ("euclidean", "euclidean", 1e6),
+        )
+    }
+    torch.testing.assert_close(maps["wide"], maps["constant"])  # an infinite width weights all alike
+    torch.testing.assert_close(maps["euclidean"], maps["constant"])
+    assert not torch.allclose(maps["default"], maps["constant"], atol=1e-5)
+
+
+def test_segments_by_a_function(net, batch):
+    x, y = batch
+
+    def halves(image):
+        assert image.shape == (12, 12)
+        return np.where(np.arange(12) < 6, 3, 7)[:, None].repeat(12, 1)
+
+    given = attribute(net, x, y, "feature_ablation", segments=torch.from_numpy(halves(x[0, 0].numpy())))
+    found = attribute(net, x, y, "feature_ablation", segments=halves)
+    torch.testing.assert_close(found.values, given.values)
+    with pytest.raises(InputError, match=r"must return integers \(12, 12\), not float64 \(12, 12\)"):
+        attribute(net, x, y, "feature_ablation", segments=lambda image: np.zeros((12, 12)))
+
+
+def test_new_settings_leave_the_keys_of_stored_maps_alone():
+    from saliency_lab.attribution.catalogue import METHODS, key_settings
+
+    stored = {"kernel_shap": {"segments", "baseline", "n"}, "lime": {"segments", "baseline", "n", "alpha"}}
+    for name, before in stored.items():
+        model = METHODS[name].settings
+        assert set(key_settings(model, dict(model()))) == before
+        assert "kernel" in key_settings(model, dict(model(kernel=lambda kept: 1.0)))

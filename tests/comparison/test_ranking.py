@@ -13,7 +13,7 @@ import saliency_lab as sl
 from saliency_lab._common.errors import InputError
 from saliency_lab.comparison import Comparison, statistics
 from saliency_lab.comparison.ranking import agreement, rank
-from saliency_lab.data import Sample
+from saliency_lab.data import LabelledImages
 from saliency_lab.plotting import heatmap, ranks
 from saliency_lab.study import Study
 
@@ -136,7 +136,7 @@ def test_figures_show_ranks_agreement_dots_and_curves(ranked: Comparison) -> Non
     np.testing.assert_allclose(ax.lines[1].get_xdata(), at)
 
 
-def test_bands_of_shares_stay_shares(digits_sample: Sample) -> None:
+def test_bands_of_shares_stay_shares(digits_sample: LabelledImages) -> None:
     study = Study({"net": [sl.build_model("small_cnn", seed=seed) for seed in range(3)]}, digits_sample)
     study.attribute(["random"])
     study.score({"masked_input_accuracy": {"steps": 4}})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,9 +29,9 @@ def _write(root: Path, *, channels: int = 3, per_class: int = 6) -> dict[str, np
     return arrays
 
 
-def _zip(root: Path, target: Path) -> Path:
+def _zip(root: Path, target: Path, pattern: str = "*.png") -> Path:
     with zipfile.ZipFile(target, "w") as archive:
-        for path in sorted(root.rglob("*.png")):
+        for path in sorted(root.rglob(pattern)):
             archive.write(path, path.relative_to(root).as_posix())
     return target
 
@@ -238,7 +239,7 @@ def test_an_image_that_pillow_refuses_is_named(
 ) -> None:
     root, _ = pictures
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # twice that is taken for a bomb
-    with pytest.raises(DataNotFoundError, match=r"train/cat/0.png' .* is damaged \(Image size"):
+    with pytest.raises(InputError, match=r"train/cat/0.png' .* has too many pixels .*MAX_IMAGE_PIXELS"):
         sl.load_dataset("image_folder", root)
 
 
@@ -307,3 +308,133 @@ def test_a_zip_cut_in_half_is_named(pictures: tuple[Path, dict[str, np.ndarray]]
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DataNotFoundError, match=r"pets.zip' is damaged or is no zip"):
         sl.load_dataset("image_folder", path)
+
+
+def test_valid_and_validation_are_the_validation_split_and_jfif_is_jpeg(
+    pictures: tuple[Path, dict[str, np.ndarray]],
+) -> None:
+    root, _ = pictures
+    for name in ("valid", "validation"):
+        shutil.rmtree(root / "val", ignore_errors=True)
+        for label in ("cat", "dog"):
+            (root / name / label).mkdir(parents=True)
+            picture = Image.fromarray(np.full((5, 7, 3), 9, np.uint8))
+            picture.save(root / name / label / "0.jfif", format="JPEG")
+        for given in (root, _zip(root, root.with_suffix(".zip"), "*.*")):
+            data = sl.load_dataset("image_folder", given)
+            assert len(data.val) == 2 and data.val.images.unique().tolist() == [9]
+        (root / name).rename(root / "val")
+    (root / "valid").mkdir()
+    shutil.copytree(root / "val" / "cat", root / "valid" / "cat")
+    with pytest.raises(InputError, match="holds val/ and valid/, which are both the validation split"):
+        sl.load_dataset("image_folder", root)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_what_is_skipped_is_counted_and_named(
+    pictures: tuple[Path, dict[str, np.ndarray]], zipped: bool
+) -> None:
+    root, _ = pictures
+    before = sl.load_dataset("image_folder", root)
+    (root / "train" / "cat" / "more").mkdir()
+    for index in range(2):
+        Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(root / "train" / "cat" / "more" / f"{index}.png")
+    (root / "train" / "cat" / "notes.txt").write_text("about cats")
+    (root / "test" / "readme.md").write_text("about all")
+    given = _zip(root, root.with_suffix(".zip"), "*.*") if zipped else root
+    with pytest.warns(
+        UserWarning, match=r"3 entries of '.*' were skipped: .*not from folders inside"
+    ) as caught:
+        assert sl.load_dataset("image_folder", given).fingerprint == before.fingerprint
+    message = str(caught[0].message)
+    assert all(
+        f"'{name}'" in message for name in ("train/cat/more/", "train/cat/notes.txt", "test/readme.md")
+    )
+
+
+def test_a_zip_with_one_folder_at_its_top_is_read(pictures: tuple[Path, dict[str, np.ndarray]]) -> None:
+    root, _ = pictures
+    path = root.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(root.rglob("*.png")):
+            archive.write(file, f"pets/{file.relative_to(root).as_posix()}")
+        archive.writestr("__MACOSX/pets/train/cat/._0.png", b"as macOS writes it")
+    assert (
+        sl.load_dataset("image_folder", path).fingerprint == sl.load_dataset("image_folder", root).fingerprint
+    )
+
+
+def test_a_folder_one_level_too_high_names_the_right_one(
+    pictures: tuple[Path, dict[str, np.ndarray]],
+) -> None:
+    root, _ = pictures
+    with pytest.raises(DataNotFoundError, match=rf"there is one of this layout in '{root}'"):
+        sl.load_dataset("image_folder", root.parent)
+
+
+def test_the_exif_orientation_is_applied(pictures: tuple[Path, dict[str, np.ndarray]]) -> None:
+    root, arrays = pictures
+    name = "test/cat/0.png"
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(arrays[name][::-1, ::-1]).save(root / name, exif=exif)
+    data = sl.load_dataset("image_folder", root)
+    assert np.array_equal(data.test.images[0].permute(1, 2, 0).numpy(), arrays[name])
+
+
+def test_a_changed_bit_in_the_cache_is_noticed(pictures: tuple[Path, dict[str, np.ndarray]]) -> None:
+    root, _ = pictures
+    first = sl.load_dataset("image_folder", root)
+    (cache,) = (root.parent / ".saliency_lab").iterdir()
+    content = bytearray(cache.read_bytes())
+    content[-5] ^= 1
+    cache.write_bytes(content)
+    assert sl.load_dataset("image_folder", root).fingerprint == first.fingerprint
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX's")
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop", "gone", "folder"])
+def test_what_is_no_regular_file_is_refused_before_it_is_read(
+    pictures: tuple[Path, dict[str, np.ndarray]], kind: str
+) -> None:
+    root, _ = pictures
+    path = root / "train" / "cat" / "a.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": path, "gone": root / "nothing"}[kind])
+    if kind == "folder":
+        with pytest.warns(UserWarning, match=r"1 entry of .* was skipped: 'train/cat/a\.png/'"):
+            sl.load_dataset("image_folder", root)
+        return
+    with pytest.raises((InputError, DataNotFoundError), match=r"the image 'train/cat/a\.png' of"):
+        sl.load_dataset("image_folder", root)
+    with pytest.raises(InputError, match="neither a folder nor a regular file"):
+        sl.load_dataset("image_folder", "/dev/zero")
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(
+    pictures: tuple[Path, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = pictures
+    path = _zip(root, root.with_suffix(".zip"))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train/cat/bomb.png", bytes(2 * 10**6))
+    monkeypatch.setenv("SALIENCY_LAB_MAX_GB", "0.03")
+    with pytest.raises(
+        InputError, match=r"bomb\.png' of .* takes 0\.002 GB, more than .*SALIENCY_LAB_MAX_GB"
+    ):
+        sl.load_dataset("image_folder", path)
+
+
+def test_a_size_that_does_not_fit_into_memory_is_refused(
+    pictures: tuple[Path, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = pictures
+    with pytest.raises(InputError, match=r"24 images of .* need 72,000 GB of memory, more than the 16 GB"):
+        sl.load_dataset("image_folder", root, image_size=10**6)
+    monkeypatch.setenv("SALIENCY_LAB_MAX_GB", "1e-5")
+    with pytest.raises(InputError, match="SALIENCY_LAB_MAX_GB"):
+        sl.load_dataset("image_folder", root, image_size=100)

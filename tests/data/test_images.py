@@ -171,12 +171,16 @@ def test_tensors_stay_what_they_are_and_a_given_validation_set_is_used() -> None
     assert data.classes == ("a", "b", "c", "d")
 
 
-def test_what_is_no_data_set_of_items_is_said() -> None:
+def test_a_loader_is_read_like_its_data_set_and_what_is_neither_is_named() -> None:
     pairs = TensorDataset(torch.rand(20, 1, 4, 4), torch.arange(20) % 2)
-    with pytest.raises(InputError, match=r"custom, train: .* DataLoader lacks; .*\.dataset"):
-        ImageData.from_datasets(DataLoader(pairs), pairs)
-    with pytest.raises(InputError, match=r"custom, test: .* list_iterator lacks"):
+    loaded = ImageData.from_datasets(DataLoader(pairs, batch_size=3), pairs)
+    assert loaded.fingerprint == ImageData.from_datasets(pairs, pairs).fingerprint
+    with pytest.raises(InputError, match="custom, test: the data set is empty"):
         ImageData.from_datasets(pairs, iter([]))
+    with pytest.raises(InputError, match="be iterable, which int is not"):
+        ImageData.from_datasets(pairs, 3)
+    with pytest.raises(InputError, match="custom, train: items must be pairs"):
+        ImageData.from_datasets(TensorDataset(torch.rand(20, 1, 4, 4)), pairs)
 
 
 def test_the_fingerprint_is_of_the_content() -> None:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_leaves, tree_map
 
 from saliency_lab._common import inference
-from saliency_lab.data import Sample
+from saliency_lab.data import LabelledImages
 
 aten = torch.ops.aten
 KIND = "lazy"  # torch knows it, needs no driver, and runs its backward passes in the calling thread
@@ -144,10 +144,10 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 @pytest.fixture(scope="session")
-def few(digits_sample: Sample) -> Sample:
+def few(digits_sample: LabelledImages) -> LabelledImages:
     """Four digits."""
     x, y = digits_sample
-    return Sample(x[:4], y[:4])
+    return LabelledImages(x[:4], y[:4])
 
 
 @pytest.fixture

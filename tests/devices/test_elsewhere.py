@@ -22,7 +22,7 @@ import saliency_lab as sl
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import named_device
 from saliency_lab.cli.app import app
-from saliency_lab.data import ImageData, Sample
+from saliency_lab.data import ImageData, LabelledImages
 from saliency_lab.experiment.run import plan_declared, run_declared
 from saliency_lab.experiment.schema import read_declaration
 from saliency_lab.study.cache.store import FolderStore
@@ -83,11 +83,11 @@ def test_apples_device_has_no_float64(device: torch.device, request: pytest.Fixt
 
 
 @pytest.mark.parametrize("method", sl.list_methods().index)
-def test_maps(method: str, few: Sample, same: Same):
+def test_maps(method: str, few: LabelledImages, same: Same):
     same(lambda net: sl.attribute(net, few.x, method, target=few.y).values)
 
 
-def test_a_sanity_check(few: Sample, same: Same):
+def test_a_sanity_check(few: LabelledImages, same: Same):
     def table(net: nn.Module) -> np.ndarray:
         check = sl.sanity_check(net, few.x[:2], "saliency", target=few.y[:2])
         return check.likeness.select_dtypes("number").to_numpy()
@@ -99,11 +99,11 @@ def test_a_sanity_check(few: Sample, same: Same):
     ("metric", "engine"),
     [(name, engine) for name in _METRICS.index for engine in _METRICS.loc[name, "engines"].split(", ")],
 )
-def test_scores(metric: str, engine: str, few: Sample, same: Same):
+def test_scores(metric: str, engine: str, few: LabelledImages, same: Same):
     same(lambda net: _scores(net, few, metric, engine))
 
 
-def _scores(net: nn.Module, few: Sample, metric: str, engine: Any) -> np.ndarray:
+def _scores(net: nn.Module, few: LabelledImages, metric: str, engine: Any) -> np.ndarray:
     settings: dict[str, Any] = {}
     if _METRICS.loc[metric, "family"] == "localisation":
         settings["masks"] = torch.zeros(4, 1, 28, 28, dtype=torch.bool)
@@ -114,12 +114,12 @@ def _scores(net: nn.Module, few: Sample, metric: str, engine: Any) -> np.ndarray
     return sl.evaluate(net, few.x, few.y, maps, metric, engine=engine, **settings)
 
 
-def test_a_metric_object_of_quantus(few: Sample, same: Same):
+def test_a_metric_object_of_quantus(few: LabelledImages, same: Same):
     local = quantus.LocalLipschitzEstimate(nr_samples=2, disable_warnings=True, display_progressbar=False)
     same(lambda net: sl.evaluate(net, *few, sl.attribute(net, few.x, "saliency", target=few.y), local))
 
 
-def test_a_metric_of_ones_own_is_given_what_is_on_the_device(few: Sample, same: Same):
+def test_a_metric_of_ones_own_is_given_what_is_on_the_device(few: LabelledImages, same: Same):
     def share(model: nn.Module, x: Tensor, y: Tensor, maps: Tensor) -> Tensor:
         return (model(x).softmax(1).gather(1, y[:, None])[:, 0] * maps.flatten(1).norm(dim=1)).detach()
 
@@ -127,14 +127,14 @@ def test_a_metric_of_ones_own_is_given_what_is_on_the_device(few: Sample, same: 
 
 
 @pytest.mark.parametrize("method", sl.list_attacks().index)
-def test_attacks(method: str, few: Sample, same: Same):
+def test_attacks(method: str, few: LabelledImages, same: Same):
     if method == "saturate":  # of colours, which the digits have not
         return
     eps = 2 if sl.list_attacks().loc[method, "access"] == "none" else 0.1
     same(lambda net: sl.attack(net, *few, method, eps=eps, **_CHEAP.get(method, {})).adversarial)
 
 
-def test_an_attack_of_ones_own_is_given_what_is_on_the_device(few: Sample, same: Same):
+def test_an_attack_of_ones_own_is_given_what_is_on_the_device(few: LabelledImages, same: Same):
     def step(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
         x.requires_grad_()
         (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), x)
@@ -143,33 +143,33 @@ def test_an_attack_of_ones_own_is_given_what_is_on_the_device(few: Sample, same:
     same(lambda net: sl.attack(net, *few, step, eps=0.1).adversarial)
 
 
-def test_attacks_of_other_kinds(few: Sample, same: Same):
+def test_attacks_of_other_kinds(few: LabelledImages, same: Same):
     same(lambda net: sl.attack(net, *few, "pgd", eps=1.0, norm="l2", steps=3).adversarial)
     same(lambda net: sl.attack(net, *few, "pgd", eps=0.2, target=(few.y + 1) % 10, steps=3).adversarial)
     same(lambda net: sl.transfer_attack(net, net, *few, "fgsm", eps=0.1).adversarial)
     same(lambda net: sl.attack_map(net, few.x, eps=0.02, steps=2).adversarial)
 
 
-def test_curves_over_attacks(few: Sample, same: Same):
+def test_curves_over_attacks(few: LabelledImages, same: Same):
     same(lambda net: sl.robustness_curve(net, *few, eps=[0.05, 0.2], steps=3).accuracy)
     same(lambda net: sl.steps_curve(net, *few, eps=0.1, steps=[0, 2]).accuracy)
     same(lambda net: sl.minimal_epsilon(net, *few, steps=3, largest=0.3, tolerance=0.05))
 
 
-def test_an_audit(few: Sample, trained: nn.Module, device: torch.device):
+def test_an_audit(few: LabelledImages, trained: nn.Module, device: torch.device):
     nets = trained, copy.deepcopy(trained).to(device)
     here, there = (sl.audit(net, *few, eps=0.1, steps=5).table() for net in nets)
     assert here.equals(there)
 
 
-def test_a_model_on_two_devices_is_refused(few: Sample, device: torch.device):
+def test_a_model_on_two_devices_is_refused(few: LabelledImages, device: torch.device):
     net = nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.Linear(20, 10))
     net[1].to(device)
     with pytest.raises(InputError, match=r"Sequential is spread over lazy:0, cpu; move it to one device"):
         sl.attribute(net, few.x, few.y)
 
 
-def test_another_default_device_is_told(few: Sample, trained: nn.Module, device: torch.device):
+def test_another_default_device_is_told(few: LabelledImages, trained: nn.Module, device: torch.device):
     with device, pytest.raises(InputError, match=r"leave the default alone and move the model: model\.to"):
         sl.attribute(trained, few.x, few.y)
 
@@ -180,7 +180,7 @@ def test_a_device_that_is_not_here_is_told(name: str):
         named_device(name)
 
 
-def test_a_study(few: Sample, same: Same):
+def test_a_study(few: LabelledImages, same: Same):
     def table(net: nn.Module) -> np.ndarray:
         study = sl.Study({"net": net}, few)
         study.attribute(["saliency", "integrated_gradients"])
@@ -192,7 +192,7 @@ def test_a_study(few: Sample, same: Same):
 
 
 def test_a_store_does_not_ask_where_its_results_were_computed(
-    few: Sample, trained: nn.Module, device: torch.device, tmp_path: Path
+    few: LabelledImages, trained: nn.Module, device: torch.device, tmp_path: Path
 ):
     sl.Study({"net": trained}, few, store=tmp_path).attribute(["saliency"])
     study = sl.Study({"net": copy.deepcopy(trained).to(device)}, few, store=tmp_path)

@@ -93,9 +93,31 @@ def set_category(view):
     view.category.value = 1
 
 
+def set_smooth(view):
+    view.smooth.value = 1.0
+
+
+def set_size(view):
+    view.size.value = 10.0
+
+
+def set_attack(view):
+    view.attack.value = view.attack.options[1][1]
+
+
 @pytest.mark.parametrize(
     "change",
-    [set_images, set_models, set_methods, set_blend, set_scale, set_category],
+    [
+        set_images,
+        set_models,
+        set_methods,
+        set_blend,
+        set_scale,
+        set_category,
+        set_smooth,
+        set_size,
+        set_attack,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_every_control_changes_the_picture(study, change):
@@ -212,7 +234,7 @@ def test_a_bug_of_the_model_is_shown_with_its_traceback(sample):
             raise ZeroDivisionError("<i>no</i>")
 
     view = sl.explore(sl.Study({"broken": Broken()}, sample))
-    assert view.methods.value == ("saliency",)  # nothing is held, so the first method is computed
+    assert view.methods.value == ("saliency",)  # nothing is stored, so the first method is computed
     assert "ZeroDivisionError: &lt;i&gt;no" in view.problems.value and "traceback" in view.problems.value
     assert "<i>" not in view.problems.value
 
@@ -269,3 +291,68 @@ def test_what_is_no_study_and_a_missing_ipywidgets_are_told(study, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(sl.SaliencyLabError, match=r"pip install '\.\[notebook\]'"):
         sl.explore(study)
+
+
+def below(view, alt):
+    """The line of text below the picture with this alternative text."""
+    return re.search(rf'alt="{re.escape(alt)}"[^>]*/><div[^>]*>([^<]*)</div>', view.picture.value)[1]
+
+
+def test_predictions_are_shown_with_probability_and_whether_they_are_right(study, models, sample):
+    view = sl.explore(study)
+    names = ("cat", "&lt;b&gt;dog&lt;/b&gt;", "owl")
+    marks = set()
+    for model in ("plain", "other"):
+        shares = models[model](sample[0]).softmax(1)
+        for row in view.images.value:
+            label = int(shares[row].argmax())
+            mark = "✓" if label == sample[1][row] else "✗"
+            marks.add(mark)
+            expected = f"{mark} {names[label]} {100 * shares[row].max().item():.0f} %"
+            assert below(view, f"{model} / saliency, image {row}") == expected
+    assert marks == {"✓", "✗"}
+
+
+def test_an_attack_shows_attacked_images_with_their_maps_and_predictions(study, models, sample):
+    view = sl.explore(study)
+    view.models.value = view.models.value[:1]
+    view.methods.value = ("saliency",)
+    view.images.value = (0, 1, 2)
+    plain = pictures(view)
+    view.attack.value = chosen(view.attack, "pgd, ε = 0.1")
+    shown = pictures(view)
+    result = sl.attack(models["plain"], *sample, "pgd", eps=0.1, steps=3)
+    x = result.adversarial[:3]
+    expected = tiles(x, {"m": sl.attribute(models["plain"], x, sample[1][:3], "saliency")}, scale="panel")
+    for row in range(3):
+        assert shown[f"image {row}"] == plain[f"image {row}"]
+        assert np.array_equal(np.asarray(shown[f"plain: attacked {row}"]), expected.images[row])
+        assert np.array_equal(np.asarray(shown[f"plain / saliency, image {row}"]), expected.maps["m"][row])
+        label = int(models["plain"](x)[row].argmax())
+        assert below(view, f"plain / saliency, image {row}")[2:].startswith(
+            ("cat", "&lt;b&gt;dog", "owl")[label]
+        )
+    assert not view.problems.value
+
+
+def test_an_attack_by_a_function_says_that_it_cannot_be_repeated(models, sample):
+    def still(model, x, y, eps):
+        return x
+
+    study = sl.Study(models, sample).attribute("saliency").attack(still, eps=0.1)
+    view = sl.explore(study)
+    view.attack.value = view.attack.options[1][1]
+    assert "cannot be repeated" in view.problems.value and view.picture.value == ""
+    view.attack.value = ""
+    assert view.picture.value and not view.problems.value
+
+
+def test_a_photograph_is_overlaid_and_its_tiles_have_two_pixels_per_point():
+    x = torch.rand(2, 3, 320, 320, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 3)).eval()
+    view = sl.explore(sl.Study({"net": net}, (x, torch.tensor([0, 1]))).attribute("saliency"))
+    assert view.blend.value == 0.7 and view.size.value == 12.0
+    assert pictures(view)["image 0"].size == (320, 320)
+    assert pictures(view)["saliency, image 0"].size == (320, 320)
+    view.smooth.value = 2.0
+    assert "smoothed with σ = 2 pixels" in view.picture.value

@@ -48,14 +48,14 @@ def scene(request: pytest.FixtureRequest) -> Scene:
 
 @pytest.fixture(scope="session")
 def small() -> Callable[[str, Tensor], dict[str, Any]]:
-    """Settings of a metric that make it cheap, and what it needs beside the maps, for images `x`."""
+    """Settings of a metric that make it cheap, and what it needs besides the maps, for images `x`."""
 
     def settings(name: str, x: Tensor) -> dict[str, Any]:
         masks = torch.zeros(len(x), 1, *x.shape[2:], dtype=torch.bool)
         masks[:, :, 2:8, 3:9] = True
         localisation = {
             "pointing_game", "attribution_localisation", "top_k_intersection", "relevance_mass_accuracy",
-            "relevance_rank_accuracy", "auc", "focus",
+            "relevance_rank_accuracy", "auc", "focus", "energy_pointing_game",
         }  # fmt: skip
         if name in localisation:
             return {"masks": masks}
@@ -76,6 +76,8 @@ def small() -> Callable[[str, Tensor], dict[str, Any]]:
             "monotonicity": {"steps": 12},
             "irof": {"segments": 40},
             "road": {"percentages": (20.0, 50.0, 80.0)},
+            "road_combined": {"percentages": (20.0, 50.0, 80.0)},
+            "adcc": {"explain": gradient},
             "max_sensitivity": neighbours,
             "avg_sensitivity": neighbours,
             "local_lipschitz_estimate": neighbours,

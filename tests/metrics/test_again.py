@@ -120,6 +120,7 @@ def remaking(x: Tensor) -> dict[str, dict]:
         "efficient_mprt": {"bins": 5},
         "random_logit": {},
         "input_invariance": {},
+        "adcc": {},
     }
 
 

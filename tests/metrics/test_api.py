@@ -39,7 +39,7 @@ def test_table_names_every_metric_and_what_it_means():
     assert (table["reference"].str.len() > 5).all()
     assert (
         table.loc["insertion", "settings"]
-        == "steps=28, baseline='blur', absolute=False, output='probability'"
+        == "steps=28, baseline='blur', absolute=False, output='probability', order='most_relevant_first'"
     )
     assert table.loc["focus", "settings"].split(", ")[0] == "masks"  # must be given
 
@@ -125,7 +125,8 @@ def test_more_samples_than_a_block_holds(scene, small, name):
 def test_a_map_that_is_negative_everywhere_is_scored(scene, small, name, engine):
     model, x, y, maps = scene
     scores = sl.evaluate(model, x, y, -maps.abs(), name, engine=engine, **small(name, x))
-    positive_only = {"attribution_localisation", "focus"}
+    positive_only = {"attribution_localisation", "focus", "energy_pointing_game"}
+    positive_only |= {"average_drop", "increase_in_confidence", "adcc"}
     if METRICS[name].whole:
         assert ((scores >= 0) | np.isnan(scores)).all()  # NaN where no other map is alike
     else:
@@ -318,7 +319,7 @@ def test_images_come_in_the_memory_order_that_suits_the_network(width, plain):
     model = Watching(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
     x = torch.rand(2, 3, 8, 8)
     sl.evaluate(model, x, torch.tensor([0, 1]), torch.randn(2, 3, 8, 8), "pixel_flipping", steps=4)
-    assert set(orders) == {plain}
+    assert set(orders[1:]) == {plain}  # the first pass is the check of the model
 
 
 class TestBadInput:
@@ -407,7 +408,7 @@ class TestBadInput:
             evaluate_many(self.model, self.x, self.y, {}, ["sparseness"])
 
     def test_model_of_feature_maps(self):
-        with pytest.raises(InputError, match=r"logits of the shape \(2, classes\)"):
+        with pytest.raises(InputError, match=r"must return logits \(N, K\)"):
             sl.evaluate(nn.Conv2d(1, 2, 3), self.x, self.y, self.maps, "pixel_flipping", steps=4)
 
     def test_state_is_put_back_after_an_error(self):
@@ -677,7 +678,7 @@ def test_images_are_hashed_once_a_call_and_not_for_plain_maps(scene, monkeypatch
 def test_a_traced_network_cannot_be_randomised(scene, metric):
     model, x, y, _ = scene
     maps = sl.attribute(model, x, y)
-    with pytest.raises(InputError, match="the model is scripted; pass the eager module it was made from"):
+    with pytest.raises(InputError, match="the model was traced, which hides them; pass the module"):
         sl.evaluate(torch.jit.trace(model, x), x, y, maps, metric)
 
 

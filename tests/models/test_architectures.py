@@ -118,7 +118,7 @@ def test_torchvision_models_by_name() -> None:
         ({"name": "small_cnn", "num_classes": 1}, "num_classes must be a whole number of at least 2"),
         ({"name": "small_cnn", "num_classes": "10"}, "not '10'"),
         ({"name": "small_cnn", "num_classes": 2.5}, "not 2.5"),
-        ({"name": None}, "unknown architecture 'None'"),
+        ({"name": None}, "must be a torch module or make one, not NoneType"),
         ({"name": "small_cnn", "input_shape": 28}, "input_shape must be"),
         (
             {"name": "small_cnn", "mean": "imagenet"},

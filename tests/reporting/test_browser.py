@@ -75,8 +75,8 @@ def test_a_heading_sorts_by_mouse_and_by_keyboard(page):
 
 def test_filters_leave_the_rows_that_fit_and_say_how_many(page):
     form = "[data-grid=scores] form"
-    page.choose(f"{form} select[data-column='1']", "edges")
-    page.choose(f"{form} select[data-column='2']", "other")
+    page.choose(f"{form} select[data-column='2']", "edges")
+    page.choose(f"{form} select[data-column='0']", "other")
     rows = page.run("[...document.querySelectorAll('#scores tbody tr:not([hidden])')].map(r => r.innerText)")
     assert len(rows) == 3 and all("edges" in row and "other" in row for row in rows)
     assert page.run(f"document.querySelector('{form} output').textContent") == "3 of 18 rows"
@@ -326,6 +326,6 @@ def test_without_scripts_the_tables_and_figures_are_there(browser, path):
             )
         )
         names = [node.get("name", {}).get("value", "") for node in text]
-        assert "Scores of the maps" in names and any(name.startswith("Accuracy against") for name in names)
+        assert "Scores of the maps" in names and any(name.startswith("Accuracy under") for name in names)
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)

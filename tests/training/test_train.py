@@ -462,7 +462,7 @@ def linear(outputs, **kind):
         ({"model": "small_cnn"}, r"model must be a torch\.nn\.Module, not str; .*'model\.name'"),
         ({"model": linear(3, dtype=torch.float64)}, r"'1\.weight' is torch\.float64, .* model\.float"),
         ({"model": linear(2)}, r"must return logits of the shape \(2, 3\), but returned \(2, 2\)"),
-        ({"model": nn.Linear(28, 3)}, r"logits of the shape \(2, classes\), but returned \(2, 1, 28, 3\)"),
+        ({"model": nn.Linear(28, 3)}, r"returned a map per image, \(N, 1, 28, 3\)"),
         ({"model": linear(3).requires_grad_(False)}, "nothing to train"),
         ({"model": nn.Flatten()}, "nothing to train"),
         ({"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(3))}, r"'1\.weight' has no shape yet"),

@@ -3,7 +3,9 @@ const source = document.getElementById("explorer-data");
 if (source) {
   const data = JSON.parse(source.textContent);
   const [channels, height, width] = data.shape;
-  const depth = channels === 3 ? 3 : 1;
+  const [rows, columns] = data.mapShape; // of the maps, which may be averaged over blocks of pixels
+  const across = Math.ceil(width / columns);
+  const down = Math.ceil(height / rows);
   const pixels = height * width;
   const count = data.classes.length;
   const PAGE = 12;
@@ -19,6 +21,31 @@ if (source) {
     element.append(...children);
     return element;
   };
+  const decode = (file) => new Promise((done, failed) => {
+    const picture = new Image();
+    picture.onload = () => {
+      const canvas = make("canvas", { width, height });
+      const context = canvas.getContext("2d");
+      context.drawImage(picture, 0, 0);
+      done(context.getImageData(0, 0, width, height).data);
+    };
+    picture.onerror = failed;
+    picture.src = `data:image/jpeg;base64,${file}`;
+  });
+  const readImages = async () => {
+    if (data.images.files) return Promise.all(data.images.files.map(decode));
+    const depth = channels === 3 ? 3 : 1;
+    const packed = await inflate(data.images.pixels);
+    return data.classes.map((_, image) => {
+      const out = new Uint8ClampedArray(4 * pixels).fill(255);
+      for (let pixel = 0; pixel < pixels; pixel++) {
+        for (let channel = 0; channel < 3; channel++) {
+          out[4 * pixel + channel] = packed[(image * pixels + pixel) * depth + (depth === 3 ? channel : 0)];
+        }
+      }
+      return out;
+    });
+  };
   const words = (name) => name.replaceAll("_", " ");
   const bytes = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   const inflate = async (text) => {
@@ -32,6 +59,7 @@ if (source) {
     return text.replaceAll("-", "−");
   };
 
+  const swatch = (model) => document.querySelector(`#controls [name=model][value="${model}"] ~ .swatch`).cloneNode(true);
   const colours = { signed: bytes(data.colours.signed), magnitude: bytes(data.colours.magnitude) };
   const maps = new Map(data.maps.map((each) => [`${each.model}\n${each.method}`, each]));
   let images = null;
@@ -102,57 +130,87 @@ if (source) {
 
   const paintImage = (canvas, image) => {
     const context = canvas.getContext("2d");
-    const out = context.createImageData(width, height);
-    for (let pixel = 0; pixel < pixels; pixel++) {
-      for (let channel = 0; channel < 3; channel++) {
-        out.data[4 * pixel + channel] = images[(image * pixels + pixel) * depth + (depth === 3 ? channel : 0)];
-      }
-      out.data[4 * pixel + 3] = 255;
-    }
-    context.putImageData(out, 0, 0);
+    context.putImageData(new ImageData(Uint8ClampedArray.from(images[image]), width, height), 0, 0);
   };
-  const limitOf = (ask, map, image) => {
-    if (ask.scale === "all") return data.limits.all;
+  const limitsOf = (ask, map, image) => {
+    if (ask.scale === "all") return map.signed ? data.limits.signed : data.limits.magnitude;
     if (ask.scale === "method") return data.limits.methods[data.methods.indexOf(map.method)];
-    return map.clip[image];
+    return [map.low[image], map.high[image]];
   };
+  const placeOf = (y, x) => Math.floor(y / down) * columns + Math.floor(x / across);
   const paintMap = async (canvas, map, image, ask) => {
     const levels = await levelsOf(map);
     const context = canvas.getContext("2d");
     const out = context.createImageData(width, height);
-    const table = colours[ask.kind];
-    const step = map.scale[image] / 127 / limitOf(ask, map, image);
-    for (let pixel = 0; pixel < pixels; pixel++) {
-      const level = levels[image * pixels + pixel];
-      const share = Math.max(-1, Math.min(1, level * step));
-      const entry = 3 * Math.round(255 * (ask.kind === "signed" ? (share + 1) / 2 : Math.abs(share)));
-      for (let channel = 0; channel < 3; channel++) {
-        const shade = images[(image * pixels + pixel) * depth + (depth === 3 ? channel : 0)];
-        const colour = level === -128 ? 191 : table[entry + channel]; // grey where the map is undefined
-        out.data[4 * pixel + channel] = colour + ask.blend * (shade - colour);
+    const signed = map.signed && ask.kind === "signed";
+    const table = signed ? colours.signed : colours.magnitude;
+    const step = map.scale[image] / 127;
+    let [low, high] = limitsOf(ask, map, image);
+    if (map.signed && !signed) low = 0;
+    const first = image * rows * columns;
+    for (let y = 0; y < height; y++) {
+      for (let x = 0; x < width; x++) {
+        const level = levels[first + placeOf(y, x)];
+        const value = map.signed && !signed ? Math.abs(level * step) : level * step;
+        const share = Math.max(0, Math.min(1, (value - low) / (high - low)));
+        const entry = 3 * Math.round(255 * share);
+        const strength = signed ? Math.abs(2 * share - 1) : share;
+        const cover = level === -128 ? 1 : 1 - ask.blend * (ask.blend === 1 ? 1 : 1 - strength);
+        const at = 4 * (y * width + x);
+        const shown = images[image];
+        const grey = (shown[at] + shown[at + 1] + shown[at + 2]) / 3;
+        for (let channel = 0; channel < 3; channel++) {
+          // at the end of the slider the image itself, in its colours; before it, a grey one below the map
+          const shade = ask.blend === 1 ? shown[at + channel] : 76.5 + 0.7 * grey;
+          const colour = level === -128 ? 191 : table[entry + channel]; // grey where the map is undefined
+          out.data[at + channel] = cover * colour + (1 - cover) * shade;
+        }
+        out.data[at + 3] = 255;
       }
-      out.data[4 * pixel + 3] = 255;
     }
     context.putImageData(out, 0, 0);
   };
-  const paintBar = (ask) => {
-    const canvas = byId("scale-bar");
+  const paintScale = (canvas, table) => {
     const context = canvas.getContext("2d");
     const out = context.createImageData(canvas.width, 1);
     for (let x = 0; x < canvas.width; x++) {
       const entry = 3 * Math.round((255 * x) / (canvas.width - 1));
-      for (let channel = 0; channel < 3; channel++) out.data[4 * x + channel] = colours[ask.kind][entry + channel];
+      for (let channel = 0; channel < 3; channel++) out.data[4 * x + channel] = table[entry + channel];
       out.data[4 * x + 3] = 255;
     }
     context.putImageData(out, 0, 0);
-    const end = ask.scale === "all" ? number(data.limits.all) : "max";
+  };
+  const paintBar = (ask) => {
+    const shown = data.maps.filter((map) => ask.methods.includes(data.methods.indexOf(map.method)));
+    const all = ask.scale === "all";
+    const signed = shown.some((map) => map.signed);
+    byId("legend-signed").hidden = !signed;
+    byId("legend-unsigned").hidden = shown.every((map) => map.signed);
+    paintScale(byId("scale-bar"), ask.kind === "signed" ? colours.signed : colours.magnitude);
+    const end = all ? number(data.limits.signed[1]) : "max";
     byId("bar-low").textContent = ask.kind === "signed" ? `−${end}` : "0";
     byId("bar-high").textContent = end;
+    paintScale(byId("unsigned-bar"), colours.magnitude);
+    byId("unsigned-low").textContent = all ? number(data.limits.magnitude[0]) : "low";
+    byId("unsigned-high").textContent = all ? number(data.limits.magnitude[1]) : "high";
   };
 
   // --- cards ---------------------------------------------------------------------------------
 
   let tiles = [];
+  const prediction = (model, image) => {
+    const found = data.predictions[model];
+    if (!found) return null;
+    const right = found.classes[image] === data.classes[image];
+    const share = `${(100 * found.probabilities[image]).toFixed(0)} %`;
+    return { right, text: `${right ? "✓" : "✗"} ${found.classes[image]} ${share}` };
+  };
+  const predicted = (model, image) => {
+    const found = prediction(model, image);
+    if (!found) return [];
+    const label = `predicts ${found.text.slice(2)}, which is ${found.right ? "right" : "wrong"}`;
+    return [make("span", { className: `state ${found.right ? "right" : "missed"}`, textContent: found.text, title: label })];
+  };
   const MARKS = { wrong: "wrong already", changed: "changed", right: "holds" };
 
   const tile = (model, method, image, ask) => {
@@ -177,7 +235,7 @@ if (source) {
     for (const model of ask.models) {
       const mark = state(ask.attack?.eps ? ask.attack : null, model, image);
       const heading = make("th", { scope: "col" }, 
-        make("span", {}, make("span", { className: `swatch m${data.hues[model]}` }), make("span", { textContent: data.models[model] })));
+        make("span", {}, swatch(model), make("span", { textContent: data.models[model] })), ...predicted(model, image));
       if (mark) heading.append(make("span", { className: `state ${mark}`, textContent: MARKS[mark] }));
       head.append(heading);
     }
@@ -228,11 +286,13 @@ if (source) {
     byId("zoom-title").textContent =
       `${words(data.methods[method])} on ${data.models[model]}: image ${image}, class ${data.classes[image]}`;
     dialog.querySelector(".zoomed").replaceChildren(picture, large);
-    byId("zoom-text").textContent = [`largest magnitude ${number(map.scale[image])}`, ...scores].join(" · ");
+    const found = prediction(model, image);
+    const predictedText = found ? [`predicts ${found.text.slice(2)} (${found.right ? "right" : "wrong"})`] : [];
+    byId("zoom-text").textContent = [...predictedText, `largest magnitude ${number(map.scale[image])}`, ...scores].join(" · ");
     large.addEventListener("pointermove", async (event) => {
       const levels = await levelsOf(map);
       const [x, y] = [Math.floor((event.offsetX / large.clientWidth) * width), Math.floor((event.offsetY / large.clientHeight) * height)];
-      const level = levels[image * pixels + Math.min(y, height - 1) * width + Math.min(x, width - 1)];
+      const level = levels[image * rows * columns + placeOf(Math.min(y, height - 1), Math.min(x, width - 1))];
       const value = level === -128 ? "undefined" : number((level * map.scale[image]) / 127);
       byId("readout").textContent = `row ${y}, column ${x}: ${value}`;
     });
@@ -295,7 +355,7 @@ if (source) {
     rebuild();
     cards.children[before]?.querySelector("button")?.focus();
   });
-  inflate(data.images).then((found) => {
+  readImages().then((found) => {
     images = found;
     form.hidden = byId("bar").hidden = false;
     addThumbs();

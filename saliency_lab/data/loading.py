@@ -1,0 +1,314 @@
+"""Photographs from files, PIL images and arrays, brought to the size that a model takes."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saliency_lab._common.checks import check_labels
+from saliency_lab._common.errors import DataNotFoundError, InputError, unknown_name
+from saliency_lab._common.html import facts, strip
+from saliency_lab._common.limits import check_memory
+from saliency_lab._common.pictures import (
+    describe_skipped,
+    eight_bit,
+    is_image_name,
+    open_picture,
+    read_file,
+    resize_and_crop,
+    visible_entries,
+)
+from saliency_lab._common.progress import progress
+
+if TYPE_CHECKING:
+    pass
+
+_NAMED = 3  # files in the printed form
+_SHOWN = 8  # images in Jupyter
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageBatch:
+    """Images ready for a model, with the names of their files; unpacks as `x, y`.
+
+    It is accepted wherever images are: `sl.attribute(model, batch)`, `maps.show(batch)`.
+
+    Attributes
+    ----------
+    x : Tensor
+        float32 (N, C, H, W) in [0, 1].
+    y : Tensor or None
+        Labels, int64 (N,), if they were given.
+    names : tuple of str
+        The files' names, or "image 0", "image 1", … for what was not a file.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __iter__(self) -> Iterator[Tensor | None]:
+        return iter((self.x, self.y))
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> ImageBatch:
+        """Return the batch of some of the images; an int gives a batch of one.
+
+        Raises
+        ------
+        IndexError
+            If there is no such image.
+        """
+        chosen = torch.from_numpy(np.atleast_1d(np.arange(len(self))[rows]))
+        return replace(
+            self,
+            x=self.x[chosen],
+            y=None if self.y is None else self.y[chosen],
+            names=tuple(self.names[row] for row in chosen.tolist()),
+        )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.x.numpy(), dtype=dtype, copy=copy)
+
+    def __repr__(self) -> str:
+        more = f" and {len(self) - _NAMED} more" if len(self) > _NAMED else ""
+        labelled = "no labels" if self.y is None else "labels"
+        return (
+            f"ImageBatch({len(self)} images {tuple(self.x.shape[1:])}, {labelled}: "
+            f"{', '.join(self.names[:_NAMED])}{more})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = {"images": f"{len(self)} × {tuple(self.x.shape[1:])}", "names": ", ".join(self.names[:_SHOWN])}
+        few = self.x[:_SHOWN]
+        return facts("images", rows) + strip(few, f"the first {len(few)} images")
+
+
+def load_images(
+    source: Any,
+    *,
+    model: Any = None,
+    size: int | tuple[int, int] | None = None,
+    labels: Sequence[int | str] | Tensor | None = None,
+) -> ImageBatch:
+    """Load photographs for a model: a folder, files, PIL images or arrays, with or without labels.
+
+    Parameters
+    ----------
+    source : path, PIL image, array, Tensor, or a sequence of these
+        A folder is read without the folders inside it, in the order of the files' names. Arrays are (H, W),
+        (H, W, C) or (C, H, W), or a stack of them, 8 or 16 bits or floating point in [0, 1].
+    model : nn.Module, optional
+        One with a card, as `load_model` and `wrap` return: the images are resized and cropped as the card
+        says, and become grey if the model takes one channel.
+    size : int or (height, width), optional
+        Instead of the card's size: each image is resized until it just covers this size, and its centre is
+        cut out.
+    labels : sequence of int or str, or Tensor, optional
+        One per image: numbers of classes, or names of the model's classes.
+
+    Returns
+    -------
+    ImageBatch
+        Images float32 (N, C, H, W) in [0, 1], RGB unless the model takes one channel.
+
+    Raises
+    ------
+    DataNotFoundError
+        If there is no such file or folder, a folder has no images, or an image is damaged.
+    InputError
+        If something is not an image, sizes differ and neither `model` nor `size` is given, a label is not a
+        class, or a file is not a regular file or takes too much memory (`SALIENCY_LAB_MAX_GB`).
+
+    Warns
+    -----
+    UserWarning
+        If a folder holds other files or folders, which are skipped.
+
+    Notes
+    -----
+    Images are turned as their EXIF orientation says. Palettes are looked up, CMYK becomes RGB, 16-bit images
+    are scaled to 8 bits, and transparency is dropped.
+
+    Examples
+    --------
+    >>> load_images(np.zeros((300, 400, 3), np.uint8), size=224)
+    ImageBatch(1 images (3, 224, 224), no labels: image 0)
+    """
+    card = _card(model)
+    wanted = _check_size(size)
+    resize, interpolation, mode = None, "bilinear", "RGB"
+    if card is not None:
+        channels, *sides = card.input_shape
+        mode = "L" if channels == 1 else "RGB"
+        if wanted is None:
+            wanted, resize, interpolation = (sides[0], sides[1]), card.resize, card.interpolation
+    given = _list(source)
+    if not given:
+        raise InputError("there are no images to load; give a folder, files, PIL images or arrays")
+    images: list[Tensor] = []
+    names = []
+    with progress(label="loading images", total=len(given)) as bar:
+        for index, item in enumerate(given):
+            name = Path(item).name if isinstance(item, str | os.PathLike) else f"image {index}"
+            label = f"the image '{item}'" if isinstance(item, str | os.PathLike) else name
+            image = _read(item, label, mode)
+            if wanted is not None:
+                check_memory((len(given), 3, *wanted), 4, f"{len(given):,} images")
+                image = resize_and_crop(image, wanted, resize, interpolation)
+            images.append(_unit_range(image))
+            names.append(name)
+            if images[-1].shape != images[0].shape:
+                shape, first = tuple(images[-1].shape), tuple(images[0].shape)
+                raise InputError(
+                    f"{label} has the shape {shape}, the first one {first}; pass model=… or size=… to bring "
+                    "them to one size"
+                )
+            check_memory((len(given), *images[0].shape), 4, f"{len(given):,} images")
+            bar.update()
+    return ImageBatch(torch.stack(images), _labels(labels, len(images), card), tuple(names))
+
+
+def _card(model: Any) -> Any:
+    """The model's card, or None without a model."""
+    if model is None:
+        return None
+    card = getattr(model, "card", None)
+    if getattr(card, "input_shape", None) is None:
+        raise InputError(
+            f"the {type(model).__name__} has no card that states the size of its images; pass size=…, or "
+            "give it a card with saliency_lab.wrap(model, size=…)"
+        )
+    return card
+
+
+def _check_size(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    whole = all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in sides)
+    if len(sides) == 2 and whole and min(sides) >= 1:
+        return int(sides[0]), int(sides[1])
+    raise InputError(f"size must be one positive number or (height, width), not {size!r}")
+
+
+def _list(source: Any) -> list[Any]:
+    """The single images that a source holds."""
+    if isinstance(source, str | os.PathLike):
+        path = Path(source).expanduser()
+        return _list_folder(path) if path.is_dir() else [path]
+    if isinstance(source, np.ndarray | Tensor):
+        return list(source) if source.ndim == 4 else [source]
+    if hasattr(source, "getbands") or not isinstance(source, Iterable):
+        return [source]
+    return [Path(item).expanduser() if isinstance(item, str | os.PathLike) else item for item in source]
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    entries = visible_entries(folder)
+    images = [path for path in entries if is_image_name(path.name) and not path.is_dir()]
+    skipped = [path for path in entries if path not in images]
+    if not images:
+        folders = [path for path in skipped if path.is_dir()]
+        instead = f"; name one of the folders inside, such as '{folders[0]}'" if folders else ""
+        raise DataNotFoundError(f"the folder '{folder}' holds no images{instead}")
+    if skipped:
+        names = [f"{path.name}/" if path.is_dir() else path.name for path in skipped]
+        warnings.warn(describe_skipped(folder, names), stacklevel=4)
+    return images
+
+
+def _read(item: Any, label: str, mode: Any) -> Any:
+    """One image: a PIL image of the mode, or a floating point tensor (C, H, W) with its channels."""
+    from PIL import Image
+
+    if isinstance(item, Path):
+        return eight_bit(open_picture(read_file(item, label), label), label, mode)
+    if hasattr(item, "getbands"):
+        return eight_bit(item, label, mode)
+    if isinstance(item, Tensor):
+        array = item.detach().cpu().numpy()
+    else:
+        try:
+            array = np.asarray(item)
+        except (TypeError, ValueError):
+            array = np.array(None)
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * np.uint8(255)
+    pixels = _channels_last(array, first=isinstance(item, Tensor))
+    if pixels is None or not (pixels.dtype in (np.uint8, np.uint16) or pixels.dtype.kind == "f"):
+        found = f"{array.dtype} {array.shape}" if array.ndim else type(item).__name__
+        raise InputError(
+            f"{label} must be a file's path, a PIL image, or an array (H, W), (H, W, C) or (C, H, W) of 8 or "
+            f"16 bits or floating point, not {found}"
+        )
+    if pixels.dtype == np.uint16:
+        pixels = np.rint(pixels / 257).astype(np.uint8)
+    if pixels.dtype == np.uint8:
+        bands = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+        return eight_bit(Image.fromarray(np.ascontiguousarray(bands)), label, mode)
+    values = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        raise InputError(
+            f"{label}: floating point values must lie in [0, 1]; divide by 255 if they are 0 … 255"
+        )
+    values = values[:3] if len(values) == 4 else values  # without the transparency
+    if mode == "L":
+        grey = torch.tensor([0.299, 0.587, 0.114])[:, None, None]  # as PIL, ITU-R BT.601
+        return (values * grey).sum(0, keepdim=True) if len(values) == 3 else values
+    return values.expand(3, -1, -1).clone() if len(values) == 1 else values
+
+
+def _channels_last(array: np.ndarray, *, first: bool) -> np.ndarray | None:
+    """An array as (H, W, C) with 1, 3 or 4 channels; `first` decides where both ends could be channels."""
+    if array.ndim == 2 and 0 not in array.shape:
+        return array[..., None]
+    if array.ndim != 3 or 0 in array.shape:
+        return None
+    leading, trailing = array.shape[0] in (1, 3, 4), array.shape[-1] in (1, 3, 4)
+    if leading and (first or not trailing):
+        return array.transpose(1, 2, 0)
+    return array if trailing else None
+
+
+def _unit_range(image: Any) -> Tensor:
+    if isinstance(image, Tensor):
+        return image.clamp(0, 1)  # an antialiased cubic overshoots
+    from torchvision.transforms.functional import pil_to_tensor
+
+    tensor: Tensor = pil_to_tensor(image)
+    return tensor.float() / 255
+
+
+def _labels(labels: Any, count: int, card: Any) -> Tensor | None:
+    if labels is None:
+        return None
+    classes = tuple(getattr(card, "classes", None) or ())
+    if not isinstance(labels, Tensor):
+        numbers = []
+        for label in labels:
+            if isinstance(label, str):
+                if not classes:
+                    raise InputError(
+                        "labels are names; pass a model=… whose card has class names, or numbers"
+                    )
+                if label not in classes:
+                    raise unknown_name("class", label, classes)
+                numbers.append(classes.index(label))
+            else:
+                numbers.append(label)
+        try:
+            labels = torch.as_tensor(numbers)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"labels must be whole numbers or names of classes, not {numbers!r}") from None
+    return check_labels(labels, count, getattr(card, "num_classes", None))

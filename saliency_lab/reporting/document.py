@@ -1,0 +1,178 @@
+"""The content of a report: sentences, tables and figures, decided once for every writer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from saliency_lab.comparison import Comparison
+from saliency_lab.comparison.claims import Answered, answer, by_chance, measure_in_words
+from saliency_lab.comparison.format import (
+    SPACE,
+    count,
+    count_each,
+    listing,
+    write_difference,
+    write_value,
+)
+from saliency_lab.comparison.measures import SHARES
+from saliency_lab.reporting import cards, tables
+from saliency_lab.reporting.audits import Audited, overview, read_audits
+from saliency_lab.reporting.cards import Card, Curve
+from saliency_lab.reporting.figures import FigureSpec, list_figures
+from saliency_lab.reporting.provenance import Missing, Provenance, provenance
+from saliency_lab.reporting.tables import Column, Entry, Table
+from saliency_lab.study import Study
+
+NAMED = 4
+"""Models that the title names."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of the study, its answer, and the differences behind it."""
+
+    number: int
+    asked: Answered
+    differences: Table
+
+
+@dataclass(frozen=True)
+class Document:
+    """The content of a report on a study.
+
+    Without a comparison (`comparison` is None), nothing was scored or attacked, and its parts are empty.
+    """
+
+    title: str
+    about: str
+    lede: str
+    models: list[str]
+    """All models; the position of a model decides its colour and marker."""
+    comparison: Comparison | None
+    level: str
+    alpha: str
+    questions: list[Question]
+    by_chance: str
+    cards: list[Card]
+    curve: Curve | None
+    cautions: list[str]
+    glance: Table | None
+    accuracies: Table | None
+    scores: Table | None
+    by_model: list[Table]
+    audits: list[Audited]
+    overview: Table
+    figures: list[FigureSpec]
+    provenance: Provenance
+
+
+def read_document(
+    study: Study, comparison: Comparison | None, *, title: str = "", unread: Missing | None = None
+) -> Document:
+    """Decide what a report on a study says.
+
+    Parameters
+    ----------
+    study : Study
+    comparison : Comparison or None
+        None where nothing was scored or attacked.
+    title : str
+        The title where the study's purpose has none; by default its models.
+    unread : list of (model, method, reason), optional
+        Maps that could not be read.
+    """
+    compared = comparison.models if comparison is not None else []
+    models = [*compared, *(model for model in study.models if model not in compared)]
+    audits = read_audits(study.audits, models)
+    questions = answer(study.purpose.claims, comparison)
+    facts = comparison.table() if comparison is not None else study.scores.iloc[:0]
+    if comparison is not None:
+        facts["better"] = facts["metric"].map({m.metric: m.better for m in comparison.measures})
+    accuracies = tables.accuracies(comparison, facts) if comparison is not None else None
+    scores = tables.scores(comparison, facts) if comparison is not None else None
+    return Document(
+        title=study.purpose.title or title or _title(study.models),
+        about=study.purpose.about,
+        lede=_lede(study),
+        models=models,
+        comparison=comparison,
+        level=f"{100 * comparison.level:g}{SPACE}%" if comparison is not None else "",
+        alpha=f"{1 - comparison.level:.2g}" if comparison is not None else "",
+        questions=[
+            Question(number, asked, _differences(asked, number))
+            for number, asked in enumerate(questions, start=1)
+        ],
+        by_chance=by_chance(questions, comparison.level) if comparison is not None else "",
+        cards=cards.make_cards(comparison, facts, audits) if comparison is not None else [],
+        curve=cards.make_curve(comparison, facts) if comparison is not None else None,
+        cautions=_cautions(facts, audits) if comparison is not None else [],
+        glance=tables.glance(comparison, facts) if comparison is not None else None,
+        accuracies=accuracies if accuracies and accuracies.rows else None,
+        scores=scores if scores and scores.rows else None,
+        by_model=tables.by_model(comparison, facts) if comparison is not None else [],
+        audits=audits,
+        overview=overview(audits),
+        figures=list_figures(comparison) if comparison is not None else [],
+        provenance=provenance(study, models, unread or []),
+    )
+
+
+def _title(models: list[str]) -> str:
+    several = len(models) > NAMED + 1
+    return listing([*models[:NAMED], f"{len(models) - NAMED} more"]) if several else listing(models)
+
+
+def _lede(study: Study) -> str:
+    labels: dict[str, dict[str, None]] = {}
+    for place in study.cells:
+        labels.setdefault(place.kind, {})[place.metric or place.label] = None
+    seeds = [sum(each.model == name for each in study.members) for name in study.models]
+    nouns = {"maps": "attribution method", "scores": "metric", "attack": "attack"}
+    parts = [
+        count(len(study.models), "model")
+        + (f" of {count_each(seeds, 'training seed')}" if max(seeds) > 1 else ""),
+        *(count(len(labels[kind]), noun) for kind, noun in nouns.items() if kind in labels),
+    ]
+    images = f"{count(len(study.x), 'image')} of {count(len(set(study.labels)), 'class')}"
+    return f"{listing(parts)}, on the same {images}."
+
+
+def _cautions(facts: pd.DataFrame, audits: list[Audited]) -> list[str]:
+    found = [cards.describe_intervals(facts), cards.count_undefined(facts)]
+    if not audits and (facts["eps"] > 0).any():
+        found.append(
+            "No audit was run, so the accuracies under attack are what the attack reports, "
+            "and may be too high."
+        )
+    return [each for each in found if each]
+
+
+DIFFERENCES = [
+    Column("models", filtered=True),
+    Column("measure", filtered=True),
+    Column("verdict", filtered=True),
+    Column("mean", "number", help="of the first of the two models"),
+    Column("mean of the other", "number"),
+    Column("difference", "number", help="mean and interval, on the same images"),
+]
+
+
+def _differences(asked: Answered, number: int) -> Table:
+    """Return the differences behind the answer to a question."""
+    rows = []
+    for row in asked.differences.to_dict("records"):
+        share = row["metric"] in SHARES
+        text, interval = write_difference(row, share=share)
+        rows.append(
+            [
+                Entry(f"{row['model']} − {row['over']}"),
+                Entry(measure_in_words(row)),
+                Entry(row["verdict"]),
+                *(Entry(write_value(row[key], share=share), row[key]) for key in ("mean", "mean_over")),
+                Entry(text, row["difference"], interval),
+            ]
+        )
+    caption = f"{asked.question} {count(len(rows), 'difference')} on the same images."
+    return Table(f"question-{number}", caption, DIFFERENCES, rows)

