@@ -172,14 +172,16 @@ def test_surrogates_have_names(hardened, trained, batch) -> None:
 
 
 def test_an_adversarially_trained_network_is_believed(hardened, trained, batch) -> None:
-    report = audit(hardened, *batch, eps=0.1, surrogates={"standard": trained})
+    x, y = batch[0][:32], batch[1][:32]
+    report = audit(hardened, x, y, eps=0.1, surrogates={"standard": trained})
     assert report.verdict == "believe", report.table().to_string()
     assert {c.name for c in report.checks if c.verdict != "pass"} == {"other gradients"}
     assert report["other gradients"].verdict == "skipped"
     assert 0.5 < report.worst_case <= report.robust_accuracy <= report.audited.clean_accuracy
-    assert report.robust_accuracy - report.worst_case <= 0.02
+    assert report.robust_accuracy - report.worst_case <= 0.04
 
 
+@pytest.mark.slow
 def test_dropout_in_train_mode_is_noticed(hardened, batch) -> None:
     x, y = batch
     model = nn.Sequential(nn.Dropout(0.2), hardened).train()
@@ -279,6 +281,7 @@ def test_a_model_that_is_random_in_eval_mode_does_not_move_the_global_generator(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_few_images_are_never_believed() -> None:
     data, net = sl.load_dataset("digits"), sl.load_model("digits/at")
     settings = {"eps": 0.02, "method": "pgd", "steps": 10}
