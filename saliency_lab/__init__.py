@@ -52,6 +52,7 @@ _PACKAGES = {
     "train": "training",
     "Comparison": "comparison",
     "Study": "study",
+    "verify": "study",
     "list_studies": "experiment",
     "register": "_common.registry",
     "Settings": "_common.settings",
@@ -95,7 +96,7 @@ if TYPE_CHECKING:
         wrap,
     )
     from saliency_lab.reporting import report
-    from saliency_lab.study import Study
+    from saliency_lab.study import Study, verify
     from saliency_lab.training import list_recipes, load_recipe, train
 
 __all__ = [
@@ -142,6 +143,7 @@ __all__ = [
     "steps_curve",
     "train",
     "transfer_attack",
+    "verify",
     "worst_case",
     "wrap",
 ]

@@ -20,6 +20,7 @@ from saliency_lab._common.inference import device_of, undisturbed
 from saliency_lab._common.plugins import import_object
 from saliency_lab._common.seeding import sample_normal, sample_seeds, sample_uniform
 from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab._common.toml_files import read_toml
 from saliency_lab.attacks import transfer_attack
 from saliency_lab.attribution import attribute
 from saliency_lab.metrics.catalogue import METRICS
@@ -208,3 +209,17 @@ def test_files_of_different_things_have_different_names_that_fit():
     assert len({stem.casefold() for stem in stems.values()}) == len(wanted)
     assert max(len(stem.encode()) for stem in stems.values()) <= LONGEST_STEM + 9
     assert distinct_stems(wanted) == stems
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a = " + "[" * 3000 + "]" * 3000, r"deeply|valid TOML"),
+        ("a = " + "1" * 5000, "valid TOML"),
+    ],
+)
+def test_a_hostile_toml_file_is_refused(text, words, tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_toml(path, "study")

@@ -176,6 +176,8 @@ SETTINGS = {
     "gradient_shap": {"baselines": X, "n": 2},
     "deep_lift_shap": {"baselines": X},
     "rise": {"n": 4},
+    "shapley_values": {"segments": 3},
+    **{name: {"steps": 4} for name in ("integrated_gradients", "guided_ig", "blur_ig", "xrai")},
     "kernel_shap": {"n": 8, "segments": 4},
     "lime": {"n": 8, "segments": 4, "alpha": 1e-4},
     "smoothgrad": {"n": 2},

@@ -289,6 +289,8 @@ def public(package: str) -> Iterator[str]:
         yield f".. auto{'class' if inspect.isclass(thing) else 'function'}:: {name}"
         if inspect.isclass(thing) and issubclass(thing, (BaseModel, tuple)) and not inspect.isabstract(thing):
             yield "   :no-members:"  # fields, which a catalogue tells
+        elif inspect.isclass(thing) and thing.__base__.__module__.startswith("saliency_lab.study"):
+            yield "   :inherited-members:"
     yield "```"
 
 

@@ -236,3 +236,16 @@ def holds_several(eps: object) -> TypeGuard[Iterable[float | str]]:
     (True, False, False)
     """
     return isinstance(eps, Iterable) and not isinstance(eps, str) and getattr(eps, "ndim", 1) > 0
+
+
+def check_masks(masks: Tensor, x: Tensor) -> Tensor:
+    """Return a boolean copy of the masks (N, 1, H, W) of images (N, C, H, W)."""
+    shape = (len(x), 1, *x.shape[2:])
+    if not isinstance(masks, Tensor) or tuple(masks.shape) != shape:
+        actual = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
+        raise InputError(
+            f"masks must be a Tensor {shape}, true where the evidence for the label is, not {actual}"
+        )
+    if not ((masks == 0) | (masks == 1)).all():
+        raise InputError("masks must hold 0 and 1 (or False and True) only")
+    return masks != 0  # a copy, because the caller's tensor may change

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,10 +68,14 @@ def writable_folder(folder: str | Path) -> Path:
 
 
 def left_behind(folder: Path, pattern: str) -> Iterator[Path]:
-    """Yield half-written files that killed processes left; younger files may still be in use."""
+    """Find the half-written files that killed processes left.
+
+    A file that was written within the last hour may still be in use by another process. One whose time stamp
+    lies in the future was written under another clock; a few minutes are allowed for clocks that differ.
+    """
     for path in folder.glob(pattern):
-        with suppress(FileNotFoundError):  # finished since
-            if path.stat().st_mtime < time.time() - 3600:
+        with suppress(FileNotFoundError):  # finished in the meantime
+            if not -300 < time.time() - path.lstat().st_mtime < 3600:
                 yield path
 
 
@@ -99,18 +103,103 @@ def distinct_stems(wanted: Mapping[str, str]) -> dict[str, str]:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(_as_text(value), encoding="utf-8")
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_checked_json(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with a digest of its content under the key "digest", atomically.
+
+    A file that has this content already is left as it is.
+    """
+    checked = {**value, "digest": _digest(value)}
+    with suppress(OSError, ValueError):
+        if Path(path).read_text(encoding="utf-8") == _as_text(checked):
+            return
+    write_json(path, checked)
+
+
+def read_checked_json(path: str | Path, known: Collection[str]) -> dict[str, Any]:
+    """Read what `write_checked_json` wrote, and check it against its digest.
+
+    A file without a digest was written by an earlier version. It is accepted if it has no key but those in
+    `known`: an unknown key may be the key "digest" itself, damaged.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is not what was written.
+    """
+    text = Path(path).read_bytes().decode("utf-8")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")
+    if "digest" not in value:
+        if unknown := sorted(value.keys() - set(known)):
+            raise ValueError(f"it has no digest, and an unknown key '{unknown[0]}'")
+        return value
+    rendered = _as_text(value)
+    digest = value.pop("digest")
+    if digest != _digest(value) or text.replace("\r\n", "\n") != rendered:
+        raise ValueError('its content does not match its digest; if you edited it, remove the key "digest"')
+    return value
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+TABLE_DIGESTS = "digests.json"
 
 
 def write_table(stem: str | Path, table: pd.DataFrame) -> None:
-    """Write `stem`.parquet and `stem`.csv, atomically.
+    """Write `stem`.parquet and `stem`.csv, atomically, and their digests into `digests.json`.
 
     Text that a spreadsheet would take for a formula gets an apostrophe in the CSV file.
     """
     stem = Path(stem)
-    with atomic_path(stem.with_name(stem.name + ".parquet")) as temporary:
-        table.to_parquet(temporary, index=False)
-    with atomic_path(stem.with_name(stem.name + ".csv")) as temporary:
-        table.map(lambda value: spreadsheet_text(value) if isinstance(value, str) else value).to_csv(
-            temporary, index=False
-        )
+    safe = table.map(lambda value: spreadsheet_text(value) if isinstance(value, str) else value)
+    digests = {}
+    for suffix, write in ((".parquet", table.to_parquet), (".csv", safe.to_csv)):
+        path = stem.with_name(stem.name + suffix)
+        with atomic_path(path) as temporary:
+            write(temporary, index=False)
+            digests[path.name] = file_digest(temporary)
+    listed = stem.with_name(TABLE_DIGESTS)
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError):  # a damaged one is replaced
+        known = read_checked_json(listed, ())
+    write_checked_json(listed, known | digests)
+
+
+def file_digest(path: Path) -> str:
+    """Return the digest of a whole file: 32 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def check_tables(folder: Path) -> dict[Path, str]:
+    """Check what `write_table` wrote into a folder; return what is wrong with which file."""
+    listed = folder / TABLE_DIGESTS
+    if not any(path.suffix in (".csv", ".parquet", ".json") for path in folder.glob("[!.]*")):
+        return {}
+    try:
+        digests = read_checked_json(listed, ())
+    except (OSError, ValueError) as error:
+        return {listed: f"the digests of the tables cannot be read ({error}); write the tables again"}
+    problems = {}
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.exists():
+            problems[path] = f"the table '{path}' is missing"
+        elif file_digest(path) != digest:
+            problems[path] = f"the table '{path}' does not match its digest; write it again"
+    return problems

@@ -138,9 +138,8 @@ def check_signature(model: nn.Module) -> None:
     except (TypeError, ValueError):
         return
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [each.name for each in parameters if each.default is each.empty and each.kind not in variable][
-        1:
-    ]
+    needed = [each.name for each in parameters if each.default is each.empty and each.kind not in variable]
+    needed = needed[1:]  # the first is the images
     if needed:
         raise InputError(
             f"the forward of {type(model).__name__} needs more than images: {', '.join(needed)}; wrap it in "
@@ -161,8 +160,14 @@ def check_classifier(model: nn.Module, x: Tensor) -> Tensor:
         or more.
     """
     check_signature(model)
-    few = x[:2].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
-    with translate_shape_errors(model, x), undisturbed(model), torch.inference_mode(False), torch.no_grad():
+    with (
+        without_autocast(),
+        translate_shape_errors(model, x),
+        undisturbed(model),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
+        few = x[:2].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
         logits = check_logits(run_without_graph(model, few), len(few)).cpu()
     warn_if_batch_coupled(model, few, logits)
     return logits

@@ -6,12 +6,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.checks import are_probabilities, check_images, check_seed
+from saliency_lab._common.errors import unknown_name
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.inference import (
     check_classifier,
@@ -28,10 +29,14 @@ from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attribution.batch import Batch, pass_rows
+from saliency_lab.attribution.captum_engine import by_captum
 from saliency_lab.attribution.catalogue import METHODS, Explained, Method
 from saliency_lab.attribution.result import Attributions
 from saliency_lab.attribution.target import Target, TargetSpec, describe_target, resolve_target
 from saliency_lab.models import card_of
+
+AttributionEngine = Literal["fast", "captum"]
+"""Which code computes the maps: this package's, or Captum's."""
 
 OwnMethod = Callable[..., Tensor]
 """A user's method: `function(model, x, classes, **settings)` returns maps of the shape of `x`."""
@@ -45,6 +50,7 @@ def attribute(
     *,
     target: TargetSpec = "label",
     seed: int = 0,
+    engine: AttributionEngine = "fast",
     **settings: Any,
 ) -> Attributions:
     """Attribute a model's output to the pixels of each image.
@@ -62,13 +68,18 @@ def attribute(
         or a loader or data set of torch or Hugging Face, whose labels are used unless `y` is given.
     y : Tensor, optional
         Labels (N,), needed for `target="label"`.
-    method : str or callable
-        A name of `list_methods()`, or `function(model, x, classes, **settings)` that returns maps of the
-        shape of `x`; it is called on chunks.
+    method : str, callable, or a class or an object of captum.attr
+        A name of `list_methods()`; or `function(model, x, classes, **settings)` that returns maps of the
+        shape of `x`, which is called on chunks; or a class of Captum, whose settings are the arguments of its
+        constructor and of its `attribute`. Maps of Captum with the shape of a layer are summed over channels
+        and enlarged to the images, and `settings["note"]` of the result says so.
     target : "label", "prediction", int, Tensor (N,), or a pair of these
         The logit to explain; a pair means the difference of two logits.
     seed : int
         Seeds every random draw; 0 or more.
+    engine : {"fast", "captum"}
+        "captum" computes the maps of a named method by Captum, as a check; `list_methods()` says for which.
+        Sampled methods then draw differently, and agree only as `n` grows.
     **settings
         The method's own; `list_methods()` shows them with their defaults.
 
@@ -96,11 +107,17 @@ def attribute(
     """
     started = time.perf_counter()
     chosen = METHODS.find(method)
-    name, run = chosen.name, chosen.run
+    name = chosen.name
     parsed = parse_settings(chosen.settings, settings, of=f"method '{name}'")
+    run = run_of(chosen, engine)
     seed = check_seed(seed)
     x, y, _ = read_sample(x, y)
-    with gradients_recorded(), translate_shape_errors(model, x), undisturbed(model), preserved_rng(seed):
+    with (
+        gradients_recorded(),
+        translate_shape_errors(model, x),
+        undisturbed(model),
+        preserved_rng(seed),
+    ):
         x = check_images(x).detach()
         if chosen.family != "control" and are_probabilities(check_classifier(model, x)):
             warnings.warn(
@@ -125,7 +142,7 @@ def attribute(
     return Attributions(
         values=values,
         method=name,
-        settings=dict(parsed) if chosen.function is None else given_settings(parsed),
+        settings=recorded_settings(chosen, parsed, engine),
         target=describe_target(target),
         seconds=time.perf_counter() - started,
         seed=seed,
@@ -185,8 +202,10 @@ def attribute_beside(
     the points do to it, not by the draws. An own method's maps keep the type that it returns.
     """
     chosen = METHODS.find(method)
-    name, run = chosen.name, chosen.run
-    parsed = parse_settings(chosen.settings, settings, of=f"method '{name}'")
+    name = chosen.name
+    given = dict(settings)
+    run = run_of(chosen, given.pop("engine", "fast"))
+    parsed = parse_settings(chosen.settings, given, of=f"method '{name}'")
     with gradients_recorded(), undisturbed(model), preserved_rng(seed):
         aim = Target(classes.cpu().clone(), None, int(classes.max()))
         points = points.detach()
@@ -194,6 +213,25 @@ def attribute_beside(
         parts = [maps for _, (maps, _) in _passes(name, run, parsed, seed, model, points, aim, originals)]
     made = torch.cat([part.cpu() for part in parts])
     return made.float() if chosen.function is None else made
+
+
+def run_of(method: Method, engine: str) -> Callable[[Batch, Any], Explained]:
+    """Return the function by which an engine computes a method's maps.
+
+    Raises
+    ------
+    InputError
+        If there is no such engine, or it does not have the method.
+    """
+    if engine not in ("fast", "captum"):
+        raise unknown_name("engine", str(engine), ["fast", "captum"])
+    return by_captum(method) if engine == "captum" else method.run
+
+
+def recorded_settings(method: Method, parsed: Any, engine: str) -> dict[str, Any]:
+    """Return the settings that a result records, with which the call can be made again."""
+    recorded = dict(parsed) if method.function is None else given_settings(parsed)
+    return recorded if engine == "fast" else recorded | {"engine": engine}
 
 
 def _resolved(method: Method, parsed: Any, model: nn.Module, x: Tensor) -> Any:

@@ -149,11 +149,9 @@ def _mixes(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Te
     return any(size > 1 for size in weight.shape[2:])
 
 
-class _Refusal(InputError):
-    """Names the method, the cause, and what works instead."""
-
-    def __init__(self, name: str, cause: str) -> None:
-        super().__init__(f"{name} {cause}; use 'integrated_gradients', 'saliency' or 'rise' on this network")
+def _refusal(name: str, cause: str) -> InputError:
+    """The error that names the method, the cause, and what works instead."""
+    return InputError(f"{name} {cause}; use 'integrated_gradients', 'saliency' or 'rise' on this network")
 
 
 def _watched(name: str, model: nn.Module, points: Tensor) -> tuple[list[_Attention], Tensor]:
@@ -169,20 +167,20 @@ def _watched(name: str, model: nn.Module, points: Tensor) -> tuple[list[_Attenti
         logits = model(points.detach().clone().requires_grad_(True) * 1.0)
     seen, count = watch.seen, len(points)
     if not seen and not watch.unexplained:
-        raise _Refusal(
+        raise _refusal(
             name, f"needs a vision transformer, and in {type(model).__name__} no self-attention was seen"
         )
     for attention in seen:
         rows, columns = attention.size
         if rows != columns:
-            raise _Refusal(
+            raise _refusal(
                 name,
                 f"multiplies square matrices over one set of tokens, but {attention.module} attends from "
                 f"{rows} to {columns} tokens",
             )
         size = seen[0].size[0]
         if rows != size:
-            raise _Refusal(
+            raise _refusal(
                 name,
                 f"multiplies matrices over one set of tokens, but {attention.module} attends over {rows} "
                 f"tokens and {seen[0].module} over {size}",
@@ -190,21 +188,21 @@ def _watched(name: str, model: nn.Module, points: Tensor) -> tuple[list[_Attenti
         if attention.weights.ndim == 3 and len(attention.weights) % count == 0:
             continue
         if attention.weights.ndim != 4 or len(attention.weights) != count:
-            raise _Refusal(
+            raise _refusal(
                 name,
                 f"needs attention over all tokens of an image, but {attention.module} attends within windows "
                 f"or groups of {rows} tokens",
             )
     if watch.unexplained:
         module = next(iter(watch.unexplained.values()))
-        raise _Refusal(
+        raise _refusal(
             name,
             "reads attention from the softmax of a matrix that multiplies the values, but "
             f"{module} mixes tokens by another product of activations",
         )
     between = [module for number, module in watch.convolutions if 0 < number < len(seen)]
     if between:
-        raise _Refusal(name, f"follows attention only, but between blocks {between[0]} mixes positions")
+        raise _refusal(name, f"follows attention only, but between blocks {between[0]} mixes positions")
     return seen, logits
 
 
@@ -237,13 +235,13 @@ def _check_between(name: str, seen: list[_Attention]) -> None:
             start[..., token, token] = torch.nan
             found = _tokens(_reached(after.scores, before.output, start), before.token_dim)
             if not found.any():
-                raise _Refusal(
+                raise _refusal(
                     name,
                     f"multiplies the attention of one block after the other, but that of {after.module} does "
                     f"not depend on that of {before.module}",
                 )
             if found.sum() > 1 or not found[token]:
-                raise _Refusal(
+                raise _refusal(
                     name,
                     f"follows attention only, but between {before.module} and {after.module} tokens are "
                     "mixed or moved",
@@ -266,7 +264,7 @@ def _image_tokens(name: str, model: nn.Module, image: Tensor) -> Tensor:
     change = (own[1:] - own[:1]).abs()
     changed = change > 1e-3 * change.amax((0, 2), keepdim=True)
     if not changed[0].any(-1).all():
-        raise _Refusal(
+        raise _refusal(
             name,
             f"needs attention over all tokens of an image, but {seen[0].module} attends within windows "
             f"or groups of {seen[0].size[0]} tokens",
@@ -287,13 +285,13 @@ def _count_prefix(name: str, model: nn.Module, image: Tensor, given: int | None)
     prefix = int(patches.nonzero()[0]) if given is None else given
     if given is None and not patches[prefix:].all():
         places = ", ".join(str(int(place)) for place in (~patches).nonzero()[:5])
-        raise _Refusal(
+        raise _refusal(
             name,
             "needs the tokens that do not depend on the image (class, distillation, registers) in front of "
             f"the patches, but in {type(model).__name__} they are number {places}",
         )
     if patch_grid(len(patches) - prefix, image) is None:
-        raise _Refusal(
+        raise _refusal(
             name,
             f"needs a grid of patches, but behind {prefix} token(s) that do not depend on the image "
             f"{type(model).__name__} has {max(0, len(patches) - prefix)} tokens for images of "
@@ -310,7 +308,7 @@ def _on_image(
     assert last is not None and settings.prefix_tokens is not None
     read = _tokens(_reached(logits, last, torch.full_like(logits, torch.nan)), seen[-1].token_dim)
     if not read.any():
-        raise _Refusal(
+        raise _refusal(
             name, f"needs a head that reads the tokens, which that of {type(batch.model).__name__} does not"
         )
     patches = flow[:, read].mean(1)[:, settings.prefix_tokens :]
@@ -356,7 +354,7 @@ def _resolve(name: str) -> Resolve:
     resolve=_resolve("attention_rollout"),
 )
 def attention_rollout(batch: Batch, settings: RolloutSettings) -> Explained:
-    """Rows of Πₗ (r·I + (1 − r)·Aₗ) of the tokens that the head reads, such as the class token.
+    """Compute the rows of Πₗ (r·I + (1 − r)·Aₗ) of the tokens that the head reads, as a class token.
 
     Aₗ are the attention weights of block l, r is `residual`. The map does not depend on the class.
 
@@ -387,9 +385,10 @@ def attention_rollout(batch: Batch, settings: RolloutSettings) -> Explained:
     resolve=_resolve("attention_relevance"),
 )
 def attention_relevance(batch: Batch, settings: RelevanceSettings) -> Explained:
-    """Rows of R − I of the tokens that the head reads; R is I, then R + mean((∂f/∂A ⊙ A)⁺)·R block by block.
+    """Compute the rows of R − I of the tokens that the head reads.
 
-    A are the attention weights of a block, and the mean is over its heads.
+    R begins as I and becomes R + mean((∂f/∂A ⊙ A)⁺)·R block by block; A are the attention weights
+    of a block, and the mean is over its heads.
 
     Raises
     ------

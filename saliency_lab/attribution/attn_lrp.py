@@ -204,10 +204,10 @@ class AttnLrpSettings(Settings):
     settings=AttnLrpSettings,
 )
 def attn_lrp(batch: Batch, settings: AttnLrpSettings) -> Explained:
-    """Relevance of each input value, through attention, normalisation layers and products.
+    """Compute the relevance of each input value, through attention, normalisation layers and products.
 
-    Softmax by its Taylor expansion, products of activations half to each factor, normalisation layers as if
-    they divided by a constant. Biases, added constants and the softmax absorb relevance.
+    A softmax passes relevance by its Taylor expansion, a product half to each factor, and a normalisation
+    layer as if it divided by a constant. Biases, added constants and the softmax absorb relevance.
 
     Raises
     ------

@@ -55,6 +55,13 @@ class Method:
 _NEW_DEFAULT_LAYER = ("grad_cam", "guided_grad_cam", "layer_conductance")
 
 
+DESCRIBERS: list[Callable[[Extension], Method | None]] = []
+"""Functions that describe an object that is no plain function, such as a class of Captum, or return None."""
+
+CAPTUM: dict[str, Callable[[Batch, Any], Tensor]] = {}
+"""The methods that Captum has, too: a function (batch, settings) for each, which returns Captum's maps."""
+
+
 def custom_method(extension: Extension) -> Method:
     """Describe a user's function `f(model, x, classes, **settings)` as a method.
 
@@ -64,6 +71,9 @@ def custom_method(extension: Extension) -> Method:
         If it cannot be called, or takes other arguments.
     """
     function, name = extension.item, extension.name
+    for describe in DESCRIBERS:
+        if (described := describe(extension)) is not None:
+            return described
     if not callable(function):
         raise InputError(f"method must be a name or a function, not {type(function).__name__}")
     check_callable(function, "method", "model, x, classes")
@@ -146,13 +156,14 @@ def method(
 
 
 def list_methods() -> pd.DataFrame:
-    """What `attribute` knows, indexed by name: family, settings with defaults, cost an image, source."""
+    """List the methods, indexed by name: family, settings with defaults, cost per image, engines, source."""
     rows = [
         {
             "name": each.name,
             "family": each.family,
             "settings": list_settings(each.settings),
             "passes": each.passes,
+            "engines": "fast, captum" if each.name in CAPTUM else "fast",
             "reference": each.reference,
         }
         for each in (METHODS[name] for name in METHODS)

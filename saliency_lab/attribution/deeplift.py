@@ -1,4 +1,4 @@
-"""DeepLIFT's rescale rule: at every nonlinearity, differences from a baseline take the derivative's place."""
+"""DeepLIFT's rescale rule: at every nonlinearity, differences from a baseline replace the derivative."""
 
 from __future__ import annotations
 
@@ -168,9 +168,9 @@ class _Replay(Rule):
     ) -> Tensor:
         pool = F.adaptive_max_pool2d if func in ADAPTIVE else F.max_pool2d
         with torch.no_grad():
-            told = {**kwargs, "return_indices": True}
-            output, places = pool(x.detach(), *args, **told)
-            old, was = pool(other, *args, **told)
+            options = {**kwargs, "return_indices": True}
+            output, places = pool(x.detach(), *args, **options)
+            old, was = pool(other, *args, **options)
             change = output - old
             there = other.flatten(2).expand(len(x), -1, -1).gather(2, places.flatten(2)).view_as(output)
             before = x.flatten(2).gather(2, was.expand_as(output).flatten(2)).view_as(output)
@@ -247,7 +247,7 @@ def _out_of_place(func: Call) -> Call:
 
 
 def rescale(batch: Batch, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
-    """DeepLIFT's map against one baseline (n, C, H, W); a baseline all images share runs as one image.
+    """Compute DeepLIFT's map for one baseline (n, C, H, W); a shared baseline runs as one image.
 
     Raises
     ------
@@ -271,7 +271,7 @@ def rescale(batch: Batch, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
 
 
 class DeepLiftSettings(Settings):
-    """`baseline` is what the image is compared with."""
+    """`baseline` is the image that the input is compared with."""
 
     baseline: Baseline = "zero"
 
@@ -284,7 +284,7 @@ class DeepLiftSettings(Settings):
     settings=DeepLiftSettings,
 )
 def deep_lift(batch: Batch, settings: DeepLiftSettings) -> Explained:
-    """(x − b) times the multipliers Δoutput / Δinput, chained back to the image; sums to f(x) − f(b)."""
+    """Multiply x − b by the multipliers Δoutput / Δinput, chained as gradients are; sums to f(x) − f(b)."""
     return rescale(batch, resolve_baseline(settings.baseline, batch), "deep_lift")
 
 
@@ -302,7 +302,7 @@ class DeepLiftShapSettings(Settings):
     settings=DeepLiftShapSettings,
 )
 def deep_lift_shap(batch: Batch, settings: DeepLiftShapSettings) -> Explained:
-    """Mean of DeepLIFT's maps over a batch of baselines; sums to f(x) − mean f(b)."""
+    """Average DeepLIFT's maps over a batch of baselines; sums to f(x) − mean f(b)."""
     maps, total = torch.zeros_like(batch.x), torch.zeros_like(batch.x[:, 0, 0, 0])
     for base in fitting(settings.baselines, batch):
         values, gap = rescale(batch, base.expand_as(batch.x), "deep_lift_shap")

@@ -1,4 +1,4 @@
-"""Attention in single calls: fused attention is replaced by the products and the softmax that it stands for.
+"""Attention in single calls: fused attention is replaced by the products and the softmax it computes.
 
 torch computes `scaled_dot_product_attention` and `multi_head_attention_forward` in one call each, which hides
 the attention weights. A rule that derives from `AttentionRule` sees the same computation as separate calls.

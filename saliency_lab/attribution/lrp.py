@@ -190,7 +190,7 @@ class _FirstInput(Rule):
 def input_box(batch: Batch) -> tuple[Tensor, Tensor]:
     """Lowest and highest input (1, …) of the first layer, for images in [0, 1].
 
-    What stands in front of the layer, such as a normalisation, is run on a black and on a white image.
+    What precedes the layer, such as a normalisation, is run on a black and on a white image.
     """
     ends = []
     for value in (0.0, 1.0):
@@ -382,7 +382,7 @@ class Propagation(Rule):
 
 
 def propagate(batch: Batch, rule: Propagation, method: str) -> tuple[Tensor, Tensor]:
-    """Relevance of each input value, and the scores, by one pass each way under `rule`.
+    """Compute the relevance of each input value and the scores, by one pass each way under `rule`.
 
     Raises
     ------
@@ -444,7 +444,7 @@ class LrpSettings(Settings):
     settings=LrpSettings,
 )
 def lrp(batch: Batch, settings: LrpSettings) -> Explained:
-    """Relevance of each input value; sums to the score, less what biases absorb.
+    """Compute the relevance of each input value; sums to the score minus what biases absorb.
 
     Raises
     ------

@@ -62,13 +62,7 @@ class OcclusionSettings(Settings):
 def occlusion(batch: Batch, settings: OcclusionSettings) -> Explained:
     """Fall of the score with a window hidden, mean over the windows that cover the pixel."""
     base, (height, width) = resolve_baseline(settings.baseline, batch), batch.x.shape[2:]
-    window = settings.window or max(1, min(height, width) // 8)
-    stride = settings.stride or max(1, window // 2)
-    if stride > window:
-        raise InputError(
-            f"occlusion: a stride of {stride} with a window of {window} leaves pixels that no window hides; "
-            f"use a stride of at most {window}"
-        )
+    window, stride = window_and_stride(settings, batch.x)
     corners = [
         (top, left) for top in _starts(height, window, stride) for left in _starts(width, window, stride)
     ]
@@ -85,6 +79,24 @@ def occlusion(batch: Batch, settings: OcclusionSettings) -> Explained:
             fall[span] += drop[:, None, None]
             cover[span] += 1
     return (fall / cover)[:, None].expand_as(batch.x).clone(), None
+
+
+def window_and_stride(settings: OcclusionSettings, x: Tensor) -> tuple[int, int]:
+    """Return the window and stride of occlusion for images (n, C, H, W), in pixels.
+
+    Raises
+    ------
+    InputError
+        If the stride is larger than the window.
+    """
+    window = settings.window or max(1, min(x.shape[2:]) // 8)
+    stride = settings.stride or max(1, window // 2)
+    if stride > window:
+        raise InputError(
+            f"occlusion: a stride of {stride} with a window of {window} leaves pixels that no window hides; "
+            f"use a stride of at most {window}"
+        )
+    return window, stride
 
 
 def _square(top: int, left: int, size: int) -> tuple[EllipsisType, slice, slice]:

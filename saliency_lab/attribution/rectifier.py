@@ -24,7 +24,7 @@ from saliency_lab.attribution.catalogue import Explained, method
 
 
 class _PositiveReLU(Function):
-    """A ReLU that lets back only what is positive; `guided`, only where its input was positive as well."""
+    """A ReLU that passes back positive gradients only; `guided`, only where its input was positive too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, guided: bool, in_place: bool) -> Tensor:
@@ -32,7 +32,7 @@ class _PositiveReLU(Function):
         if in_place:
             ctx.mark_dirty(x)
         ctx.guided = guided
-        ctx.set_materialize_grads(False)  # no gradient stays none, and is told
+        ctx.set_materialize_grads(False)  # so that a missing gradient stays None
         ctx.save_for_backward(output)
         return output
 
@@ -59,7 +59,7 @@ class _RectifierRule(Rule):
 
 
 def rectified_gradient(batch: Batch, method: str, *, guided: bool) -> Tensor:
-    """The gradient of the score with only what is positive let back to every ReLU.
+    """Compute the gradient of the score, of which each ReLU passes back the positive part only.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def rectified_gradient(batch: Batch, method: str, *, guided: bool) -> Tensor:
     reference="Springenberg et al., ICLR workshop 2015",
 )
 def guided_backprop(batch: Batch, settings: Settings) -> Explained:
-    """The gradient, where each ReLU also stops what is negative on the way back."""
+    """Compute the gradient, where each ReLU also sets negative gradients to zero."""
     return rectified_gradient(batch, "guided_backprop", guided=True), None
 
 
@@ -98,7 +98,7 @@ def guided_backprop(batch: Batch, settings: Settings) -> Explained:
     reference="Zeiler & Fergus, ECCV 2014",
 )
 def deconvolution(batch: Batch, settings: Settings) -> Explained:
-    """The gradient, where each ReLU stops what is negative on the way back, whatever its input was."""
+    """Compute the gradient, where each ReLU sets negative gradients to zero, whatever its input was."""
     return rectified_gradient(batch, "deconvolution", guided=False), None
 
 

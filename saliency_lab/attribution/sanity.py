@@ -1,4 +1,4 @@
-"""The sanity check of saliency maps: does a method's map change when the model forgets what it learnt?"""
+"""The sanity check of saliency maps: does the map change when the model is re-initialised?"""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 TRAINED = "trained"
 DEFAULTS = ("saliency", "integrated_gradients", "guided_backprop", "edges")
-_SHOWN = 4  # images whose maps are kept for the picture
+_SHOWN = 4  # images whose maps are kept for the figure
 
 
 MEASURES = ["rank_correlation", "absolute_rank_correlation", "ssim"]
@@ -48,12 +48,12 @@ MEASURES = ["rank_correlation", "absolute_rank_correlation", "ssim"]
 
 @dataclass(frozen=True, eq=False)
 class SanityCheck:
-    """Likeness of each method's maps to the trained model's, as layers are randomised from the output down.
+    """Similarity of each method's maps to those of the trained model, layer by layer from the output down.
 
     Attributes
     ----------
     likeness : DataFrame
-        One row a method, step and sample: `method`, `step` (0 is the trained model), `layer` (the last one
+        One row per method, step and sample: `method`, `step` (0 is the trained model), `layer` (the last one
         randomised), `sample`, `rank_correlation` (Spearman of the signed maps), `absolute_rank_correlation`
         and `ssim` (of their magnitudes).
     maps : mapping of method to Tensor
@@ -71,28 +71,29 @@ class SanityCheck:
     def _repr_html_(self) -> str:
         rows = [(str(name), *(f"{mean:.2g}" for mean in row)) for name, row in self._means().iterrows()]
         title = (
-            f"sanity check on {self.likeness['sample'].nunique()} images: mean likeness to the trained "
+            f"sanity check on {self.likeness['sample'].nunique()} images: mean similarity to the trained "
             f"model's maps over {self.likeness.step.max()} steps of randomising layers"
         )
         return table(title, ["method", *(measure.replace("_", " ") for measure in MEASURES)], rows)
 
     def summary(self) -> pd.DataFrame:
-        """Mean likeness over samples and randomised steps, one row a method; a sound method is near 0.
+        """Compute the mean similarity over samples and randomised steps, one row per method.
 
-        A map that was multiplied by the image is 0 wherever the image is, whatever the model: on images
-        with a black background only the signed `rank_correlation` is telling for such methods. A likeness
-        that is NaN, as to a constant map, is left out of the mean, and a warning says how many are.
+        It is near 0 for a method that depends on what the model learnt. A map that is multiplied by the image
+        is 0 wherever the image is, whatever the model: on images with a black background only the signed
+        `rank_correlation` is informative for such methods. A similarity that is NaN, for example because a
+        map is constant, is left out of the mean, and a warning counts them.
         """
         randomised = self.likeness[self.likeness.step > 0]
         undefined = randomised[MEASURES].isna().any(axis=1)
         if undefined.any():
             counts = undefined.groupby(randomised.method, sort=False).agg(["sum", "size"])
-            told = [
+            counted = [
                 f"{name} ({row['sum']} of {row['size']})" for name, row in counts.iterrows() if row["sum"]
             ]
             warnings.warn(
-                f"the means leave out likenesses that are NaN: {', '.join(told)}; one of the two maps is "
-                "constant or not finite there",
+                f"the means leave out similarities that are NaN: {', '.join(counted)}; one of the two maps "
+                "is constant or not finite there",
                 stacklevel=2,
             )
         return self._means()
@@ -101,13 +102,13 @@ class SanityCheck:
         return self.likeness[self.likeness.step > 0].groupby("method", sort=False)[MEASURES].mean()
 
     def plot(self, measure: str = "rank_correlation") -> Figure:
-        """Likeness against the layers randomised so far, a line a method, mean and 95 % interval."""
+        """Plot the similarity against the layers randomised so far: mean and 95 % interval of each method."""
         from saliency_lab.plotting.sanity import cascade
 
         return cascade(self.likeness, measure)
 
     def plot_maps(self, image: int = 0) -> Figure:
-        """One image's maps: a row a method, a column a step, each panel on its own scale.
+        """Draw the maps of one image, one row per method and one column per step, with one scale per panel.
 
         Raises
         ------
@@ -138,26 +139,26 @@ def sanity_check(
     seed: int = 0,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> SanityCheck:
-    """Randomise a copy of the model layer by layer from the output down, and watch each method's maps.
+    """Randomise a copy of the model layer by layer from the output down, and compare each method's maps.
 
     A method whose map hardly changes does not explain the model (Adebayo et al., "Sanity Checks for Saliency
-    Maps", NeurIPS 2018). `edges` is in the list as the control that must fail.
+    Maps", NeurIPS 2018). The control `edges`, which does not depend on the model, must fail.
 
     Parameters
     ----------
     model, x, y, target, seed
-        As for `attribute`. A layer is drawn anew as it was before training (`reset_parameters`);
-        normalisation layers go with the layer in front of them.
+        As for `attribute`. A layer is re-initialised as before training (`reset_parameters`), together with
+        the normalisation layers that follow it.
     methods : str or sequence of str, optional
         Names of `list_methods()`. By default `saliency`, `integrated_gradients`, `guided_backprop` and
-        `edges`, without those that refuse the model, which a warning names.
+        `edges`; those that do not support the model are left out with a warning.
     settings : mapping of method to settings, optional
 
     Raises
     ------
     InputError
-        As `attribute`; or if there is no method, or the model has no layer to randomise, or was traced,
-        scripted or compiled.
+        As `attribute`; or if there is no method; or if the model has no layer to randomise, does not
+        change when it is randomised, or was traced, scripted or compiled.
     """
     x, y, _ = read_sample(x, y)
     check_images(x)
@@ -201,7 +202,7 @@ def sanity_check(
 
 
 def _names(methods: str | Sequence[str]) -> list[str]:
-    """Names of methods, each once; a misspelt one is told before the first map is computed."""
+    """Return the names of the methods without repetitions, after checking that each exists."""
     several = methods if isinstance(methods, Iterable) else []
     names = list(dict.fromkeys([methods] if isinstance(methods, str) else several))
     if not names:
@@ -220,12 +221,12 @@ def _not_refused(
     methods: Sequence[str],
     settings: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
-    """Those methods that treat the model; a warning says why the others do not.
+    """Return those methods that support the model; a warning says why the others do not.
 
     Raises
     ------
     InputError
-        The first refusal, if nothing but controls is left.
+        The first refusal, if only controls are left.
     """
     refusals: dict[str, InputError] = {}
     for name in methods:

@@ -1,4 +1,4 @@
-"""How alike two maps of the same image are: one float64 a sample, NaN where it is undefined."""
+"""Similarity of two maps of the same image: one float64 per sample, NaN where it is undefined."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from saliency_lab._common.ranks import largest, largest_count, spearman
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's ρ over all values of each sample, ties sharing their mean rank; NaN for a constant map.
+    """Compute Spearman's ρ over all values of each sample, with mean ranks for ties; NaN for a constant map.
 
     >>> x = torch.rand(2, 1, 4, 4)
     >>> rank_correlation(x, 3 * x + 1).tolist()
@@ -22,7 +22,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of maps scaled by their largest magnitude, channel mean; NaN for a map of zeros.
+    """Compute the structural similarity of maps scaled by their largest magnitude; NaN for a map of zeros.
 
     Windows have 7 × 7 pixels, or fewer on smaller maps; a map with a side of 1 or 2 pixels is one window.
     Wang et al., IEEE Transactions on Image Processing, 2004.
@@ -61,7 +61,10 @@ def _one_window(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def top_k_overlap(a: Tensor, b: Tensor, k: float = 0.1) -> Tensor:
-    """Share of the k·P largest values of `a` that are among the k·P largest of `b`; ties by position.
+    """Compute the share of the k·P largest values of `a` that are among the k·P largest of `b`.
+
+    Ties are broken by position.
+
 
     >>> x = torch.arange(20.0).reshape(1, 1, 4, 5)
     >>> top_k_overlap(x, x, k=0.25).item(), top_k_overlap(x, -x, k=0.25).item()

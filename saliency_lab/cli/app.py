@@ -25,6 +25,7 @@ from saliency_lab.cli import (
     score,
     study,
     train,
+    verify,
 )
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
@@ -73,7 +74,7 @@ class Commands(TyperGroup):
             return result
         except SaliencyLabError as error:
             print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(EXIT_ERROR) from None
+            raise typer.Exit(getattr(error, "exit_code", EXIT_ERROR)) from None
         except BrokenPipeError:  # of `| head`: the frame below ends quietly
             raise
         except OSError as error:
@@ -103,7 +104,7 @@ app = App(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for verb in (demo, train, attribute, score, attack, study, audit, report, listing, download, doctor):
+for verb in (demo, train, attribute, score, attack, study, audit, report, verify, listing, download, doctor):
     verb.add_to(app)
 
 

@@ -54,10 +54,13 @@ def attack(
     from saliency_lab.cli.output import Output
     from saliency_lab.plotting.style import save
     from saliency_lab.study import Study
+    from saliency_lab.study.requests import read_attack
 
     output = Output(json)
     radii = several(eps)
     chosen = attack_settings(settings, several(method))
+    for name, own in chosen.items():  # a mistake is reported before any model runs
+        read_attack(name, radii, settings=own)
     study = open_study(models, data, data_root, images, seed, out, device)
     for name, own in chosen.items():
         study.attack(name, eps=radii, **own)

@@ -55,7 +55,7 @@ def audit(
     from saliency_lab.attacks import audit as run
     from saliency_lab.attacks.methods import METHODS
     from saliency_lab.cli.output import print_table
-    from saliency_lab.study.members import read_members
+    from saliency_lab.study.sample import read_members
 
     own = attack_settings(settings, [method])[method]
     parse_settings(METHODS.find(method).settings, own, of=f"attack '{method}'")  # no other keyword of `run`

@@ -1,4 +1,4 @@
-"""Who computes the cells of a study: this process, other processes, or Dask's workers."""
+"""Who computes the results of a study: this process, other processes, or Dask's workers."""
 
 from __future__ import annotations
 

@@ -151,12 +151,14 @@ def open_study(
         whose list of results this one would replace.
     """
     from saliency_lab.study import Study
-    from saliency_lab.study.cache.manifest import read_manifest
+    from saliency_lab.study.cache.store import FolderStore
+    from saliency_lab.study.requests import read_grid
     from saliency_lab.study.sample import read_sample
 
     models = load_models(checkpoints, device)
     sample = read_sample(draw_images(models, data, root, images, seed))
-    manifest = read_manifest(store)
+    read_grid(sample, methods or {}, metrics or {})
+    manifest = FolderStore(store).read_manifest()
     if manifest is not None and (manifest.images, manifest.seed) != (sample.images, seed):
         raise InputError(
             f"'{store}' holds a study of other images, or of another seed; name another folder with "

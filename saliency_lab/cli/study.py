@@ -67,7 +67,7 @@ def study(
 ) -> None:
     """Train, attribute, score, attack and compare what a TOML file declares; nothing is computed twice.
 
-    Exits with 1 if some cells failed; they are tried again the next time.
+    Exits with 1 if some results failed; they are tried again the next time.
     """
     from saliency_lab.experiment.schema import read_declaration
 
@@ -132,18 +132,16 @@ def _with_data(declared: Declaration, name: str | None, root: Path | None) -> De
 
 def _only_look(declared: Declaration, store: Path, device: str, plan: bool, verify: bool) -> bool:
     """Print the plan of a study or the check of its store; False if neither was asked for."""
+    from saliency_lab.cli.verify import print_problems
     from saliency_lab.experiment.run import plan_declared
-    from saliency_lab.study.cache.store import FolderStore, existing_folder
 
     if verify:
-        damaged = FolderStore(existing_folder(store)).verify()
-        print("every cell is intact" if damaged.empty else damaged.to_string(index=False))
-        raise typer.Exit(EXIT_FAILED if len(damaged) else 0)
+        print_problems(store)
     if plan:
         table = plan_declared(declared, store, device=device)
         print(table.to_string(index=False, na_rep="", float_format="{:.1f}".format))
         print(
-            f"{table['missing'].sum()} of {table['cells'].sum()} are missing in '{store}', "
+            f"{table['missing'].sum()} of {table['results'].sum()} are missing in '{store}', "
             f"about {table['seconds'].sum() / 60:.0f} minutes of work for one process, with attacks and "
             "audits counted as if no image gave way"
         )

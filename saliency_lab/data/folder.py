@@ -231,17 +231,15 @@ def _cached(
     folder = _cache_folder(root.resolve())
     name = f"{root.resolve().name}-{'as_is' if size is None else f'{size[0]}x{size[1]}'}-"
     path = folder / f"{name}{key}.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            kept = {part: file.get_tensor(part) for part in names}
-            if (file.metadata() or {}).get("digest") == fingerprint(*kept.values()):
-                return kept
-    except (OSError, SafetensorError):
-        pass  # missing or cut short; where the digest differs it was changed: decode again
+    if path.exists():
+        try:
+            return read_cache(path)
+        except ValueError as error:
+            warnings.warn(f"{error}; the images are decoded again", stacklevel=2)
     images = _decode(root, names, read, size)
     try:
         with atomic_path(path) as beside:
-            save_file(images, beside, metadata={"digest": fingerprint(*images.values())})
+            save_file(images, beside, {"digest": _cache_digest(path, images)})
     except (InputError, OSError, SafetensorError) as error:
         warnings.warn(
             f"the decoded images of '{root}' could not be kept in '{folder}', and are decoded each time; "
@@ -257,16 +255,45 @@ def _cached(
     return images
 
 
+CACHE = ".saliency_lab"
+
+
+def read_cache(path: Path) -> dict[str, Tensor]:
+    """Read decoded images, and check them against the name and the digest of their file.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, or is not what was written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            images = {part: file.get_tensor(part) for part in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"the decoded images '{path}' are damaged ({error})") from error
+    if "digest" not in header:
+        raise ValueError(f"the decoded images '{path}' were written by an earlier version, without a digest")
+    if header["digest"] != _cache_digest(path, images):
+        raise ValueError(f"the decoded images '{path}' are damaged: they do not match their digest")
+    return images
+
+
+def _cache_digest(path: Path, images: dict[str, Tensor]) -> str:
+    parts = sorted(images)
+    return fingerprint(path.stem, parts, *(images[part] for part in parts))
+
+
 def _cache_folder(root: Path) -> Path:
     """`.saliency_lab` next to `root` if that place may be written, else a folder in the user's cache."""
     beside = root.parent
     writable = beside.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
     if writable and os.access(beside, os.W_OK):
-        return beside / ".saliency_lab"
+        return beside / CACHE
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # a user without a home; if nothing can be written here, a warning says so
-        return beside / ".saliency_lab"
+        return beside / CACHE
     return cache / "saliency_lab" / fingerprint(str(beside))[:12]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +17,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import nn
 
-from saliency_lab._common.errors import InputError, SaliencyLabError, TrainingError
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError, TrainingError
+from saliency_lab._common.fingerprints import fingerprint, model_fingerprint
 from saliency_lab._common.inference import named_device
 from saliency_lab._common.progress import no_progress
 from saliency_lab.comparison.comparison import Comparison
@@ -29,13 +31,17 @@ from saliency_lab.experiment.checkpoints import load_checkpoint
 from saliency_lab.experiment.schema import Declaration
 from saliency_lab.models import build_model
 from saliency_lab.models.catalogue import ARCHITECTURES, is_custom
-from saliency_lab.models.checkpoint import CARD, zoo_names
-from saliency_lab.study.planning import Scout
-from saliency_lab.study.requests import read_attacks
+from saliency_lab.models.checkpoint import CARD, check_checkpoint, zoo_names
+from saliency_lab.study.cache.results import Failure
+from saliency_lab.study.cache.store import FolderStore, MemoryStore
+from saliency_lab.study.planning import PLAN_COLUMNS, plan_networks
+from saliency_lab.study.running import ExecutorError
+from saliency_lab.study.sample import Member, StudySample, read_members, read_sample
 from saliency_lab.study.study import Study
-from saliency_lab.study.tasks import ALONE, Failure
+from saliency_lab.study.workers import WORKER_LOCK
 from saliency_lab.training import Recipe, load_recipe, train
 from saliency_lab.training.api import load_data
+from saliency_lab.training.run import RECIPE, check_run, read_identity
 
 logger = logging.getLogger(__name__)
 
@@ -63,22 +69,25 @@ def run_declared(
     executor: Executor | None = None,
     device: str = "auto",
 ) -> tuple[Study, Comparison, list[Run]]:
-    """Train what is missing, compute what is missing, compare; everything is kept in `store`.
+    """Train what is missing, compute what is missing, and compare; everything is stored in `store`.
 
-    A run that fails in training is a failure of the study, and the rest goes on without that network.
-    Networks are trained and run on `device`; "auto" is a GPU of CUDA where there is one, else the CPU. An
-    executor's workers decide that for what they train, and run on the CPU unless a device is named.
+    A training run that fails is a failure of the study, which continues without that network; so is what a
+    lost executor did not finish. Networks are trained and run on `device`; "auto" is a GPU of CUDA if there
+    is one, otherwise the CPU. An executor's workers decide that for what they train, and compute results on
+    the CPU unless a device is named.
+
+    Raises
+    ------
+    SaliencyLabError
+        For a mistake in the declaration, before anything is trained; or if no model could be trained.
     """
     there = named_device("cpu" if executor is not None and device == "auto" else device)
     store = Path(store).resolve()  # a worker may have another working folder
     data = _load_data(declared)
-    sample = _sample(declared, data)
+    sample = _draw_sample(declared, data)
     runs = training_runs(declared, data.fingerprint, store)
-    declared.check()
-    with warnings.catch_warnings(action="ignore"):  # the study of the trained networks warns of the same
-        models = _stand_ins(runs, data, there) | _finished_models(declared, data, there)
-        stand_ins = Study(models, sample, seed=declared.seed)
-    _verbs(Scout(stand_ins), declared)  # a mistake in the file is told before anything is trained
+    declared.requests(sample)
+    finished = _finished_models(declared, data, there)
     trained: dict[str, list[nn.Module]] = {}
     failures: dict[tuple[str, int], Failure] = {}
     for run, outcome in _train_all(runs, data, declared, executor, device):
@@ -86,7 +95,7 @@ def run_declared(
             failures[run.model, run.seed] = outcome
         else:
             trained.setdefault(run.model, []).append(outcome.to(there))
-    models = trained | _finished_models(declared, data, there)
+    models = trained | finished
     if not models:
         raise SaliencyLabError(
             f"no model of this study could be trained: {next(iter(failures.values())).error}"
@@ -98,34 +107,50 @@ def run_declared(
     if baseline != declared.baseline:
         warnings.warn(f"the baseline '{declared.baseline}' could not be trained", stacklevel=2)
     study.purpose = declared.purpose.model_copy(update={"baseline": baseline})
-    _verbs(study, declared)
-    study.list_alone()
+    try:
+        _compute(study, declared)
+    except ExecutorError as error:
+        if study.scores.empty and study.robustness.empty:
+            raise
+        warnings.warn(str(error), stacklevel=2)
+        for place, failure in error.failures.items():
+            study.note_failure(place.model, place.seed, place.what, failure)
+    else:
+        study.write_manifest(exclusive=True)
     return study, study.compare(), runs
 
 
 def plan_declared(declared: Declaration, store: str | Path, *, device: str = "auto") -> pd.DataFrame:
-    """What there is to do, without doing it: see `Study.plan`; models that are to be trained come first.
+    """List what there is to do, without doing it: see `Study.plan`; models that are to be trained come first.
 
     Times are measured on `device`, as in `run_declared`; that of a training run on its first steps.
     """
     there = named_device(device)
     data = _load_data(declared)
+    sample = _draw_sample(declared, data)
     runs = training_runs(declared, data.fingerprint, Path(store))
-    declared.check()
-    models = _stand_ins(runs, data, there) | _finished_models(declared, data, there)
-    existing = store if Path(store).is_dir() else None  # looking creates nothing
-    study = Study(models, _sample(declared, data), store=existing, seed=declared.seed)
-    _verbs(Scout(study), declared)
+    requests = declared.requests(sample)
+    trained = [_load_trained(run, there) for run in runs]
+    networks: dict[Member, str] = {}
+    for run, net in zip(runs, trained, strict=True):
+        weights = f"untrained {run.folder.name}" if net is None else model_fingerprint(net)
+        networks[Member(run.model, run.seed, run.recipe.name, net)] = weights
+    finished = _finished_models(declared, data, there)
+    networks |= {each: model_fingerprint(each.net) for each in (read_members(finished) if finished else [])}
     rows = []
     for model in dict.fromkeys(run.model for run in runs):
-        own = [run for run in runs if run.model == model]
-        missing = [run for run in own if not run.finished]
-        row: dict[str, Any] = {"step": "train", "what": model, "cells": len(own), "missing": len(missing)}
-        if missing:
-            row["seconds"] = len(missing) * _training_seconds(missing[0].recipe, data, device)
+        own = [net for run, net in zip(runs, trained, strict=True) if run.model == model]
+        row: dict[str, Any] = {"step": "train", "what": model, "results": len(own)}
+        row["missing"] = sum(net is None for net in own)
+        if row["missing"]:
+            recipe = next(run.recipe for run in runs if run.model == model)
+            row["seconds"] = row["missing"] * _training_seconds(recipe, data, device)
         rows.append(row)
-    steps = study.plan(declared.methods, declared.metrics, declared.attacks, declared.audits)
-    return pd.concat([pd.DataFrame(rows), steps], ignore_index=True)[list(steps.columns)]
+    known = next((member.module for member in networks if member.module is not None), None)
+    timed = _untrained(runs[0], data, there) if known is None else known
+    where = FolderStore(store) if Path(store).is_dir() else MemoryStore()  # a plan creates nothing
+    steps = plan_networks(networks, sample, declared.seed, where, requests, timed)
+    return pd.concat([pd.DataFrame(rows), steps], ignore_index=True)[PLAN_COLUMNS]
 
 
 def _load_data(declared: Declaration) -> ImageData:
@@ -135,11 +160,11 @@ def _load_data(declared: Declaration) -> ImageData:
     return load_data(declared.data.model_copy(update={"root": beside}))
 
 
-def _sample(declared: Declaration, data: ImageData) -> Sequence[Tensor]:
-    """The images that a declaration asks for, with their masks where the data set has some."""
+def _draw_sample(declared: Declaration, data: ImageData) -> StudySample:
+    """Draw the images that a declaration asks for, with their masks where the data set has some."""
     split: Split = getattr(data, declared.data.split)
     draw = split.located if isinstance(split, LocatedSplit) else split.sample
-    return draw(declared.data.images, declared.seed)
+    return read_sample(draw(declared.data.images, declared.seed))
 
 
 def training_runs(declared: Declaration, data: str, store: Path) -> list[Run]:
@@ -168,54 +193,94 @@ def training_runs(declared: Declaration, data: str, store: Path) -> list[Run]:
     return runs
 
 
-def _verbs(study: Study, declared: Declaration) -> None:
+def _compute(study: Study, declared: Declaration) -> None:
     if declared.methods:
         study.attribute(declared.methods)
     if declared.metrics:
         study.score(declared.metrics)
-    for attack in read_attacks(declared.attacks):
-        study.attack(attack.what, label=attack.label, **attack.settings)
-    for audit in read_attacks(declared.audits):
-        study.audit(audit.what, label=audit.label, **audit.settings)
+    for label, settings in declared.attacks.items():
+        attack = settings.get("attack", label)
+        study.attack(attack, label=label, **{key: settings[key] for key in settings if key != "attack"})
+    for label, settings in declared.audits.items():
+        attack = settings.get("attack", label)
+        study.audit(attack, label=label, **{key: settings[key] for key in settings if key != "attack"})
 
 
 def _train_all(
     runs: Sequence[Run], data: ImageData, declared: Declaration, executor: Executor | None, device: str
 ) -> Iterator[tuple[Run, nn.Module | Failure]]:
     if executor is not None:
-        missing = {run.folder: run for run in runs if not run.finished}.values()
-        jobs = [executor.submit(_train_remotely, run, data.fingerprint, declared, device) for run in missing]
-        try:
-            for job in jobs:
-                job.exception()  # waits; what failed is tried here again, where its error can be told
-        finally:
-            for job in jobs:
-                job.cancel()
+        _train_by(executor, [run for run in runs if not run.finished], data, declared, device)
     for run in runs:
         try:
             yield run, _train(run, data, device)
-        except TrainingError as error:
+        except (TrainingError, CheckpointError) as error:
             warnings.warn(f"{run.model} (seed {run.seed}) could not be trained: {error}", stacklevel=3)
             yield run, Failure.of(error)
 
 
-def _train_remotely(run: Run, data: str, declared: Declaration, device: str) -> None:
+def _train_by(
+    executor: Executor, runs: Sequence[Run], data: ImageData, declared: Declaration, device: str
+) -> None:
+    """Train networks by an executor's workers, and wait; what they do not finish is trained here later."""
+    jobs: list[Future[None]] = []
+    try:
+        for run in {run.folder: run for run in runs}.values():
+            jobs.append(executor.submit(_train_in_worker, run, data.fingerprint, declared, device))
+        for job in jobs:
+            error = job.exception()
+            if error is not None and not isinstance(error, SaliencyLabError):
+                raise error
+    except Exception as error:  # each kind of executor has its own
+        warnings.warn(
+            f"the executor did not finish the training ({type(error).__name__}: {error}); what is missing is "
+            "trained in this process",
+            stacklevel=4,
+        )
+    finally:
+        for job in jobs:
+            job.cancel()
+
+
+def _train_in_worker(run: Run, data: str, declared: Declaration, device: str) -> None:
     """Train one network in a worker, which reads the data itself."""
-    with ALONE:
-        found = _load_data(declared)
-        if found.fingerprint != data:
+    with WORKER_LOCK:
+        read = _load_data(declared)
+        if read.fingerprint != data:
             raise InputError(f"a worker found other files of '{declared.data.name}'; all must see the same")
-        _train(run, found, device)
+        _train(run, read, device)
 
 
 def _train(run: Run, data: ImageData, device: str) -> nn.Module:
-    """Train one network, or read it where it is finished; another process that is at it is waited for."""
+    """Train one network, or read it where it is finished; wait for another process that trains it.
+
+    A damaged run is trained again, because that gives the same network.
+    """
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     if run.changes and not run.finished:
         changes = ", ".join(f"{key} = {value}" for key, value in run.changes.items())
         logger.info("model '%s' is %s with %s:", run.model, run.recipe.name, changes)
     with FileLock(run.folder.with_name(f"{run.folder.name}.lock")):
+        problems = _damage(run)
+        if problems:
+            warnings.warn(
+                f"{'; '.join(problems)}; {run.model} (seed {run.seed}) is trained again", stacklevel=4
+            )
+            shutil.rmtree(run.folder)
         return train(run.recipe, data, seed=run.seed, out=run.folder, **_accelerator(device))
+
+
+def _damage(run: Run) -> list[str]:
+    """Say which files of a training run are damaged."""
+    recipe = run.folder / RECIPE
+    problems = check_run(run.folder) if recipe.exists() else {}
+    if recipe.exists() and recipe not in problems:
+        expected = json.loads(json.dumps(load_recipe(run.recipe, {"seed": run.seed}).portable()))
+        if read_identity(run.folder)["recipe"] != expected:
+            problems[recipe] = f"'{recipe}' is that of another run"
+    if run.finished:
+        problems |= check_checkpoint(run.folder)
+    return list(problems.values())
 
 
 def _accelerator(device: str) -> dict[str, Any]:
@@ -228,21 +293,16 @@ def _accelerator(device: str) -> dict[str, Any]:
     return {"accelerator": kind, "devices": f"{index}," if index and kind != "cpu" else 1}
 
 
-def _stand_ins(runs: Sequence[Run], data: ImageData, device: torch.device) -> dict[str, list[nn.Module]]:
-    """Every network to be trained: as it is where that is done, otherwise an untrained one of its own."""
-    models: dict[str, list[nn.Module]] = {}
-    for number, run in enumerate(runs):
-        if run.finished:
-            net = load_checkpoint(run.folder, device)
-        else:
-            net = build_model(
-                "small_cnn" if is_custom(run.recipe.model.name) else run.recipe.model.name,
-                num_classes=len(data.classes),
-                input_shape=data.input_shape,
-                seed=number,
-            ).to(device)
-        models.setdefault(run.model, []).append(net)
-    return models
+def _load_trained(run: Run, device: torch.device) -> nn.Module | None:
+    """Load the network of a finished run; None if it has to be trained."""
+    return load_checkpoint(run.folder, device) if run.finished and not _damage(run) else None
+
+
+def _untrained(run: Run, data: ImageData, device: torch.device) -> nn.Module:
+    """Build the network of a run for timing; a small one in place of a user's own architecture."""
+    name = "small_cnn" if is_custom(run.recipe.model.name) else run.recipe.model.name
+    classes = len(data.classes)
+    return build_model(name, num_classes=classes, input_shape=data.input_shape, seed=0).to(device)
 
 
 def _is_own(source: str) -> bool:

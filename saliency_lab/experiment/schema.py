@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,9 +11,11 @@ from pydantic import AfterValidator, Field, field_validator
 
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab._common.toml_files import Table, read_extended
 from saliency_lab.comparison.claims import Purpose
 from saliency_lab.comparison.measures import ACCURACY, ROBUST
-from saliency_lab.study.requests import read_attacks, read_eps, read_requests
+from saliency_lab.study.requests import GridRequests, read_grid
+from saliency_lab.study.sample import StudySample
 from saliency_lab.training.recipe import DataSource, recipes_folder
 
 NamedSettings = dict[str, dict[str, Any]]
@@ -75,26 +76,32 @@ class Declaration(Purpose):
         """What it asks, without how it is found out."""
         return Purpose(**{name: getattr(self, name) for name in Purpose.model_fields})
 
-    def check(self) -> None:
-        """Refuse a study that measures nothing, and a baseline or claim about what it has not.
+    def requests(self, sample: StudySample) -> GridRequests:
+        """Read and validate methods, metrics, attacks and audits, the baseline and the claims.
+
+        No network is needed. `training_runs` checks the recipes.
 
         Raises
         ------
         InputError
-            If so; the recipes are looked at by `training_runs`.
+            For an unknown name or setting, a study that measures nothing, and a baseline or claim about
+            something that the study does not measure.
         """
+        requests = read_grid(sample, self.methods, self.metrics, self.attacks, self.audits)
         models = [*self.recipes, *self.models]
         if self.baseline is not None and self.baseline not in models:
             raise unknown_name("baseline:", self.baseline, models)
-        measured = [ACCURACY, ROBUST] if self.attacks else []
-        if self.metrics:
-            measured += [request.label for request in read_requests(self.metrics, "metric")]
+        measured = [ACCURACY, ROBUST] if requests.attacks else []
+        measured += [request.label for request in requests.metrics]
         if not measured:
             raise InputError("the study measures nothing; give metrics (and methods), or attacks")
-        methods = [each.label for each in read_requests(self.methods, "method")] if self.methods else []
-        attacks = {each.label: read_eps(each.settings["eps"]) for each in read_attacks(self.attacks)}
+        if requests.metrics and not requests.methods:
+            raise InputError("the study has metrics and no maps to score; give methods too")
+        methods = [request.label for request in requests.methods]
+        attacks = {request.label: request.eps for request in requests.attacks}
         for claim in self.claims:
             claim.check(models, measured, methods, attacks)
+        return requests
 
     @field_validator("recipes", mode="before")
     @classmethod
@@ -151,11 +158,10 @@ def bundled_study(name: str) -> Path:
 
 
 def read_declaration(path: str | Path) -> Declaration:
-    """Read a study's TOML file, over the study that it extends (`extends = "first"`), if any.
+    """Read a study's TOML file, merged over the study that it extends (`extends = "first"`), if any.
 
-    That is another file beside it, or else a bundled study.
-
-    [data] and overrides are merged key by key; everything else that is given replaces what is below.
+    The other study is a file next to it, or a bundled study. [data] and the overrides are merged key by key;
+    everything else replaces what the other study says.
 
     Raises
     ------
@@ -163,7 +169,11 @@ def read_declaration(path: str | Path) -> Declaration:
         If it cannot be read, or holds an unknown key or a value out of range.
     """
     path = Path(path)
-    declared = parse_settings(Declaration, _read(path), of=f"study '{path}'")
+    declared = parse_settings(
+        Declaration,
+        read_extended(path, "study", find=_extended, merge=_merge),
+        of=f"study '{path}'",
+    )
     if not declared.recipes and not declared.models:
         raise InputError(
             f"the study '{path}' names nothing to compare; give recipes = [...] or a table [models]"
@@ -174,38 +184,24 @@ def read_declaration(path: str | Path) -> Declaration:
     return declared.model_copy(update={"folder": path.parent.resolve()})
 
 
-def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path in above:
-        raise InputError(f"the study '{path}' extends itself")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the study '{path}' ({error.strerror}); name a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"the study '{path}' is no TOML: {error}") from error
-    base = table.pop("extends", None)
-    if base is None:
-        return table
-    if not isinstance(base, str):
-        raise InputError(f"the study '{path}': extends must name another study, not {base!r}")
-    below = _read(_extended(path, base), (*above, path))
-    merged: dict[str, Any] = {**below, **table}
+def _merge(below: Table, table: Table) -> Table:
+    """Merge [data] and overrides key by key; everything else in `table` replaces what is below."""
+    merged = {**below, **table}
     for key in ("data", "overrides"):
-        parts = [held.get(key, {}) for held in (below, table)]
-        if all(isinstance(part, Mapping) for part in parts):
-            merged[key] = {**parts[0], **parts[1]}
+        if isinstance(below.get(key), Mapping) and isinstance(table.get(key), Mapping):
+            merged[key] = {**below[key], **table[key]}
     return merged
 
 
-def _extended(path: Path, base: str) -> Path:
-    """The file that `extends = base` in `path` means: one beside it, or else a bundled one."""
+def _extended(path: Path, base: str) -> list[Path]:
+    """Return the file that `extends = base` in `path` refers to: one next to it, or a bundled one."""
     name = base.removesuffix(".toml")
-    beside = path.parent / f"{name}.toml"
-    if beside.is_file() and beside != path:
-        return beside
-    if name in _bundled():
-        return _bundled()[name]
-    if beside == path:
+    sibling = path.parent / f"{name}.toml"
+    if sibling.is_file() and sibling != path:
+        return [sibling]
+    if name in _bundled() and _bundled()[name].resolve() != path:
+        return [_bundled()[name]]
+    if sibling == path:
         raise InputError(f"the study '{path}' extends itself")
     known = {each.stem for each in path.parent.glob("*.toml")} | _bundled().keys()
     raise unknown_name(f"study that '{path}' extends:", base, known - {path.stem})

@@ -19,7 +19,7 @@ from saliency_lab.attribution import attribute, list_methods
 
 if TYPE_CHECKING:
     from saliency_lab.study import Study
-    from saliency_lab.study.members import Member
+    from saliency_lab.study.sample import Member
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Panels:
             If it is a function, which a store does not contain.
         """
         study = self._study
-        for place, key in study.cells.items():
+        for place, key in study.results.items():
             described = study.store.describe("attack", key) if place[:2] == ("attack", label) else None
             if described is not None:
                 depends = described[0].depends

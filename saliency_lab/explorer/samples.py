@@ -13,7 +13,7 @@ from saliency_lab._common.checks import format_epsilon
 
 if TYPE_CHECKING:
     from saliency_lab.study import Study
-    from saliency_lab.study.members import Member
+    from saliency_lab.study.sample import Member
 
 
 @dataclass(frozen=True)

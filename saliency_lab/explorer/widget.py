@@ -19,7 +19,7 @@ from saliency_lab.plotting.panels import is_photograph
 
 if TYPE_CHECKING:
     from saliency_lab.study import Study
-    from saliency_lab.study.members import Member
+    from saliency_lab.study.sample import Member
 
 FIRST = 4
 """Images that are shown until others are picked."""

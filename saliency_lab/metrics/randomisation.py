@@ -1,4 +1,4 @@
-"""Does the map change when what the network learned is destroyed, or when another class is asked for?"""
+"""Randomisation metrics: does the map change with the weights of the network, or with the class?"""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _is_layer(name: str, module: nn.Module) -> bool:
 
 
 def _likeness_to_randomised(case: MetricInput, start: Tensor, noisy: Tensor | None) -> MetricOutput:
-    """Mean likeness (N,) of the map and the maps of the randomised networks."""
+    """Mean similarity (N,) of the map to the maps of the randomised networks."""
     settings = case.settings
     like = likeness_to(start.abs() if settings.absolute else start, settings.similarity)
     rows = []
@@ -103,7 +103,7 @@ def _likeness_to_randomised(case: MetricInput, start: Tensor, noisy: Tensor | No
 
 
 def likeness_to(first: Tensor, similarity: Similarity) -> Callable[[Tensor], Tensor]:
-    """How like `first` (N, C, H, W) other maps are: a function of them that returns (N,)."""
+    """A function that returns the similarity (N,) of other maps to `first` (N, C, H, W)."""
     if similarity == "ssim":
         return lambda maps: ssim(first, maps)
     ranks = mean_ranks(first.flatten(1))
@@ -166,7 +166,7 @@ def _random_logit(case: MetricInput) -> MetricOutput:
     draws = sample_uniform(probe.seeds("other class"), (1,))[:, 0]
     classes = case.explainer.classes
     if classes.ndim != 1:
-        raise InputError("random_logit needs maps that explain one class a sample, not a contrast of two")
+        raise InputError("random_logit needs maps that explain one class per sample, not a contrast of two")
     other = (classes + 1 + (draws * (count - 1)).long().clamp_max(count - 2)) % count
     maps = case.explainer(probe.model, probe.images, case.settings.explain, classes=other)
     return MetricOutput(likeness_to(case.maps.cpu(), case.settings.similarity)(maps).numpy())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import save as serialise_weights
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError
-from saliency_lab._common.files import atomic_path, write_json
+from saliency_lab._common.files import atomic_path, read_checked_json, write_checked_json
 from saliency_lab._common.inference import check_module, named_device
 from saliency_lab._common.provenance import versions
 from saliency_lab.models.card import CUSTOM, ModelCard, card_of
@@ -52,7 +51,7 @@ def save_model(model: nn.Module, folder: str | Path, card: ModelCard | None = No
     card = _finished(card or _own_card(model, weights), model, weights)
     with atomic_path(folder / WEIGHTS) as beside:
         beside.write_bytes(weights)
-    write_json(folder / CARD, card.model_dump(mode="json"))
+    write_checked_json(folder / CARD, card.model_dump(mode="json"))
     return card
 
 
@@ -254,6 +253,22 @@ def read_card(path: str | Path) -> ModelCard:
     return _parse_card(_weights_of(Path(path)).with_suffix(".json"))
 
 
+def check_checkpoint(folder: Path) -> dict[Path, str]:
+    """Check the two files of a checkpoint; return what is wrong with which of them."""
+    weights, card = folder / WEIGHTS, folder / CARD
+    try:
+        expected = _parse_card(card).sha256
+    except CheckpointError as error:
+        return {card: str(error)}
+    if not expected:
+        return {card: f"'{card}' does not describe any weights"}
+    if not weights.exists():
+        return {weights: f"'{weights}' is missing"}
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != expected:
+        return {weights: f"'{weights}' is damaged: it is not the file that '{CARD}' describes"}
+    return {}
+
+
 def list_zoo() -> pd.DataFrame:
     """The trained networks that come with the package, indexed by the name that `load_model` takes.
 
@@ -285,7 +300,7 @@ def _weights_of(path: Path) -> Path:
 
 def _parse_card(path: Path) -> ModelCard:
     try:
-        return ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return ModelCard.model_validate(read_checked_json(path, ModelCard.model_fields))
     except OSError as error:
         raise CheckpointError(
             f"no checkpoint's card at '{path}' ({error.strerror}); name the folder that holds it beside the "

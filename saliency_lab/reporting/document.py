@@ -126,7 +126,7 @@ def _title(models: list[str]) -> str:
 
 def _lede(study: Study) -> str:
     labels: dict[str, dict[str, None]] = {}
-    for place in study.cells:
+    for place in study.results:
         labels.setdefault(place.kind, {})[place.metric or place.label] = None
     seeds = [sum(each.model == name for each in study.members) for name in study.models]
     nouns = {"maps": "attribution method", "scores": "metric", "attack": "attack"}

@@ -169,7 +169,7 @@ def _audits(document: Document, study: Study) -> list[str]:
 
 def _budgets(study: Study) -> set[str]:
     audits = (
-        study.store.describe("audit", key) for place, key in study.cells.items() if place.kind == "audit"
+        study.store.describe("audit", key) for place, key in study.results.items() if place.kind == "audit"
     )
     return {described[0].depends["budget"] for described in audits if described is not None}
 

@@ -35,7 +35,7 @@ def provenance(study: Study, models: Sequence[str], unread: Missing) -> Provenan
     ran: dict[str, set[str]] = {}
     settings: dict[tuple[str, str], str] = {}
     rows, lost = [], []
-    for place, key in study.cells.items():
+    for place, key in study.results.items():
         described = study.store.describe(place.kind, key)
         if described is None:
             lost.append((place.model, place.seed, place.what))

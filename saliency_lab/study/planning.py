@@ -1,11 +1,11 @@
-"""What a study would compute, and how long that takes."""
+"""What a study would compute: the tasks whose results are not in the store, and how long they take."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -14,138 +14,153 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab.attribution import attribute
-from saliency_lab.study.cache.results import Cell
-from saliency_lab.study.members import Member
-from saliency_lab.study.requests import Request, Requests, read_attacks, read_requests
-from saliency_lab.study.study import Study
-from saliency_lab.study.tasks import Task
+from saliency_lab.study.cache.index import ResultIndex
+from saliency_lab.study.cache.results import Kind, Place, Result
+from saliency_lab.study.cache.store import MemoryStore, Store
+from saliency_lab.study.requests import GridRequests, Request
+from saliency_lab.study.sample import Member, StudySample
+from saliency_lab.study.tasks import Step, StudyTask, TaskInputs, list_steps, perform
 
 _MEASURED = 16
-"""Images that `plan` measures on."""
+"""Images that attribution and scoring are timed on."""
 _ATTACKED = (8, 32)
-"""Images that it measures attacks and audits on: they cost much for one image, and little for one more."""
+"""Images that attacks and audits are timed on: the first image costs much, and each further one little."""
+
+PLAN_COLUMNS = ["step", "what", "results", "missing", "seconds"]
 
 
-class Scout(Study):
-    """A study that notes its cells and computes none."""
+def make_plan(steps: Sequence[Step], index: ResultIndex, net: nn.Module) -> pd.DataFrame:
+    """List the steps with the number of their results, how many are missing, and the time these take."""
+    clock = _Clock(net, index.sample, index.seed)
+    rows = []
+    for step in steps:
+        total = sum(len(task.results) for task in step.tasks)
+        missing = sum(len(index.missing(task.results)) for task in step.tasks)
+        row: dict[str, Any] = {"step": step.verb, "what": step.request.label, "results": total}
+        row["missing"] = missing
+        if missing:
+            row["seconds"] = clock.seconds(step) * missing / total * len(index.members)
+        rows.append(row)
+    return pd.DataFrame(rows, columns=PLAN_COLUMNS)
 
-    def __init__(self, study: Study) -> None:
-        models: dict[str, list[nn.Module]] = {}
-        for member in study.members:
-            models.setdefault(member.model, []).append(member.net)
-        super().__init__(models, study.sample, seed=study.seed)
-        self._held = study._held.copy()
-        self._runner.loaded.update(study._runner.loaded)
-        self.noted: list[Cell] = []
 
-    def _warn_of_copies(self) -> None:
-        """Say nothing: the study itself has."""
+def plan_networks(
+    networks: Mapping[Member, str],
+    sample: StudySample,
+    seed: int,
+    store: Store,
+    requests: GridRequests,
+    net: nn.Module,
+) -> pd.DataFrame:
+    """Plan a study of networks of which some are not trained; their fingerprint is any other text."""
+    weights = {(member.model, member.seed): each for member, each in networks.items()}
+    index = ResultIndex(sample, sample.images, seed, list(networks), store, weights)
+    index.read_stored_attacks()
+    steps = list_steps(TaskInputs(sample, index.images, networks, seed), requests, index)
+    return make_plan(steps, index, net)
 
-    def _compute(self, tasks: Sequence[tuple[Member, Task]], prints: Mapping[Member, str], verb: str) -> None:
-        self.noted += [cell for _, task in tasks for cell in task.cells.values()]
+
+class _Clock:
+    """Measures how long one network takes for a step on all images of the study."""
+
+    def __init__(self, net: nn.Module, sample: StudySample, seed: int) -> None:
+        self.net, self.sample, self.seed = net, sample, seed
+        self.few = sample.first(_MEASURED)
+        self.store = MemoryStore()
+        self.warm = False
+
+    def seconds(self, step: Step) -> float:
+        """Return the seconds of a step for one network."""
+        if not self.warm:  # the first passes start a GPU
+            with contextlib.suppress(SaliencyLabError):  # a network may have no gradient
+                attribute(self.net, self.few.x, self.few.y)
+            self.warm = True
+        requests = {label: each for task in step.tasks for label, each in task.requests.items()}
+        if step.verb == "attack":
+            return self._strongest("attack", requests, len(self.sample.x))
+        if step.verb == "audit":
+            return self._strongest("audit", requests, step.request.images)
+        share = len(self.sample.x) / len(self.few.x)
+        if step.verb == "attribute":
+            return share * self._time([self._maps_task(each) for each in requests.values()])
+        methods = {label: each for task in step.tasks for label, (_, each) in task.maps.items()}
+        maps = {label: self._maps_task(each) for label, each in methods.items()}
+        self._time([task for task in maps.values() if not self.store.has("maps", task.lock)])
+        return share * self._time([self._scores_task(each, maps) for each in requests.values()])
+
+    def _maps_task(self, request: Request) -> StudyTask:
+        return self._task("maps", self._cut(request, len(self.few.y)))
+
+    def _scores_task(self, request: Request, maps: Mapping[str, StudyTask]) -> StudyTask:
+        results = {}
+        for method in maps:
+            place = Place("scores", method, request.label, "", 0)
+            results[place] = Result("scores", {"method": method, "metric": request.label})
+        sources = {}
+        for label, task in maps.items():
+            sources[label] = next(iter(task.results.values())), task.requests[label]
+        cut = self._cut(request, len(self.few.y))
+        return StudyTask(results, {request.label: cut}, self.seed, "", sources)
+
+    def _task(self, kind: Kind, request: Request) -> StudyTask:
+        """Return a task whose result nobody reads."""
+        result = Result(kind, {"label": request.label})
+        place = Place(kind, request.label, "", "", 0)
+        return StudyTask({place: result}, {request.label: request}, self.seed, result.key)
+
+    def _strongest(self, kind: Kind, requests: Mapping[str, Request], images: int) -> float:
+        """Return the seconds of attacks or audits of images that all withstand them."""
+        withstands = _Withstands(self.net)
+        sizes = sorted({min(size, images) for size in _ATTACKED})
+        taken = []
+        for size in sizes:
+            sample = StudySample(self.sample.x[:size], torch.zeros_like(self.sample.y[:size]))
+            tasks = [self._task(kind, self._cut(each, size)) for each in requests.values()]
+            taken.append(self._time(tasks, withstands, sample))
+        each_more = (taken[-1] - taken[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else 0.0
+        return taken[-1] + max(each_more, 0.0) * (images - sizes[-1])
+
+    def _cut(self, request: Request, size: int) -> Request:
+        """Return a request for fewer images; settings may have one entry per image."""
+        count = len(self.sample.y)
+        settings = {
+            name: value[:size] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
+            for name, value in request.settings.items()
+        }
+        return replace(request, settings=settings, images=size)
+
+    def _time(
+        self,
+        tasks: Sequence[StudyTask],
+        net: nn.Module | None = None,
+        sample: StudySample | None = None,
+    ) -> float:
+        """Return the seconds of carrying the tasks out; raise the first error if all results of one fail."""
+        started = time.perf_counter()
+        for task in tasks:
+            failures = list(perform(task, net or self.net, sample or self.few, self.store).values())
+            if failures and len(failures) == len(task.results):
+                raise failures[0].exception or SaliencyLabError(failures[0].error)
+        return time.perf_counter() - started
 
 
 class _Withstands(nn.Module):
-    """A network whose prediction, class 0, no attack changes: what attacks on it cost is the most they do."""
+    """A network whose prediction, class 0, no attack changes, so that an attack on it does all its work."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of `net`, the first raised beyond reach."""
+        """Return the logits of `net`, with the first raised beyond reach."""
         logits = self.net(x)
         beyond = torch.zeros_like(logits)
         beyond[:, 0] = 1e4
         return logits + beyond
 
     def __getattr__(self, name: str) -> Any:
-        """What the network has, for an attack of the user's own that looks into it."""
+        """Return an attribute of the network, for a custom attack that looks into it."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("net"), name)
-
-
-def plan(
-    study: Study,
-    methods: Requests,
-    metrics: Requests,
-    attacks: Mapping[str, Mapping[str, Any]],
-    audits: Mapping[str, Mapping[str, Any]],
-) -> pd.DataFrame:
-    """See `Study.plan`."""
-    scout = Scout(study)
-    first = study.members[0]
-    few = study.sample.first(_MEASURED)
-    measure = Study({first.model: first.net}, few, seed=study.seed)
-    rows = []
-
-    def for_few(settings: Mapping[str, Any], n: int = len(few.y)) -> dict[str, Any]:
-        """Cut what holds one entry an image."""
-        return {
-            key: value[:n] if isinstance(value, Tensor) and value.shape[:1] == study.y.shape else value
-            for key, value in settings.items()
-        }
-
-    def seconds(whose: Study, step: str, request: Request, settings: Mapping[str, Any]) -> float:
-        started = time.perf_counter()
-        do(whose, step, request, settings)
-        return time.perf_counter() - started
-
-    def most(step: str, request: Request, images: int) -> float:
-        """Seconds of an attack or audit of so many images that withstand it."""
-
-        def of(n: int) -> float:
-            strong = {first.model: _Withstands(first.net)}
-            whose = Study(strong, (study.x[:n], torch.zeros_like(study.y[:n])), seed=study.seed)
-            whose._held.attacks |= scout._held.attacks  # an audit without settings has theirs
-            settings = for_few(request.settings, n) | ({"images": None} if step == "audit" else {})
-            return seconds(whose, step, request, settings)
-
-        sizes = sorted({min(n, images) for n in _ATTACKED})
-        taken = [of(n) for n in sizes]
-        more = (taken[-1] - taken[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else 0.0
-        return taken[-1] + max(more, 0.0) * (images - sizes[-1])
-
-    @functools.cache
-    def warm() -> None:
-        """Make the first passes, which start a GPU, before any is timed."""
-        with contextlib.suppress(SaliencyLabError):  # a network without a gradient is told elsewhere
-            attribute(first.net, few.x, few.y)
-
-    def do(whose: Study, step: str, request: Request, settings: Mapping[str, Any]) -> None:
-        if step in ("attack", "audit"):
-            getattr(whose, step)(request.what, label=request.label, **settings)
-        else:
-            kind = "method" if step == "attribute" else "metric"
-            getattr(whose, step)({request.label: {kind: request.what, **settings}})
-
-    def look(step: str, request: Request) -> None:
-        scout.noted.clear()
-        do(scout, step, request, request.settings)
-        missing = sum(not study.store.has(cell.kind, cell.key) for cell in scout.noted)
-        row = {"step": step, "what": request.label, "cells": len(scout.noted), "missing": missing}
-        if missing:
-            warm()
-            share = missing / len(scout.noted) * len(study.members)
-            if step in ("attack", "audit"):
-                images = request.settings.get("images") if step == "audit" else None
-                row["seconds"] = most(step, request, len(study.x) if images is None else images) * share
-            else:
-                taken = seconds(measure, step, request, for_few(request.settings))
-                row["seconds"] = taken * share * len(study.x) / len(measure.x)
-        rows.append(row)
-
-    for request in read_requests(methods, "method") if methods else []:
-        look("attribute", request)
-    for request in read_requests(metrics, "metric") if metrics else []:
-        for made in scout._held.methods.values():
-            if made.label not in measure._held.methods:
-                do(measure, "attribute", made, for_few(made.settings))
-        look("score", request)
-    for request in read_attacks(attacks):
-        look("attack", request)
-    for request in read_attacks(audits):
-        look("audit", request)
-    return pd.DataFrame(rows, columns=["step", "what", "cells", "missing", "seconds"])

@@ -1,37 +1,243 @@
-"""What a study is asked for: methods, metrics and attacks, each with its settings, under a label."""
+"""What a user asks a study for: methods, metrics, attacks and audits with validated settings and labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 from saliency_lab._common.checks import parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.registry import Registry, name_of
+from saliency_lab._common.settings import parse_settings
+from saliency_lab.attacks.ascent import check_radius
 from saliency_lab.attacks.methods import METHODS as ATTACKS
+from saliency_lab.attribution.api import recorded_settings, run_of
 from saliency_lab.attribution.catalogue import METHODS
-from saliency_lab.metrics.catalogue import METRICS
+from saliency_lab.metrics.api import make_job
+from saliency_lab.metrics.catalogue import METRICS, Better, Metric
+from saliency_lab.study.sample import StudySample
 
-Requests: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"
-"""A name, several, or label → settings; a label that is not a name says which by `method` or `metric`."""
+Selection: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"
+"""A name, a function, several of these, or label → settings, which name the `method` or `metric` unless the
+label does."""
+
+Budget = Literal["quick", "full"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
-    """A method, metric or attack with its settings, under the label it has in the tables."""
+    """A method, metric, attack or audit with its settings, under the label that it has in the tables."""
 
     label: str
     what: str | Callable[..., Any]
+    """A registered name, or the user's function or object."""
     settings: Mapping[str, Any]
+    """Settings as keywords, validated and with the defaults; those of a custom method as given."""
+    eps: tuple[float, ...] = ()
+    """Of an attack, ascending and with 0; of an audit, ascending and without 0."""
+    images: int = 0
+    """How many images an audit looks at."""
+    budget: Budget = "quick"
+    """Of the reference attacks of an audit."""
+    given: frozenset[str] = frozenset()
+    """Names of the settings of an attack or audit that are not defaults."""
 
 
-def read_requests(given: Requests, kind: str) -> list[Request]:
-    """Read what the user asked for; `kind` is "method" or "metric".
+@dataclass(frozen=True, eq=False)
+class GridRequests:
+    """Everything that is asked of a study: each list becomes the calls of one verb."""
 
-    >>> read_requests({"wide": {"method": "smoothgrad", "stdev": 0.3}}, "method")
-    [Request(label='wide', what='smoothgrad', settings={'stdev': 0.3})]
+    methods: Sequence[Request] = ()
+    metrics: Sequence[Request] = ()
+    attacks: Sequence[Request] = ()
+    audits: Sequence[Request] = ()
+
+
+def read_grid(
+    sample: StudySample,
+    methods: Selection = (),
+    metrics: Selection = (),
+    attacks: Mapping[str, Mapping[str, Any]] | None = None,
+    audits: Mapping[str, Mapping[str, Any]] | None = None,
+) -> GridRequests:
+    """Read and validate everything that is asked of a study, without any network."""
+    return GridRequests(
+        read_methods(methods) if methods else (),
+        read_metrics(metrics, sample) if metrics else (),
+        [read_attack(**each) for each in _attack_arguments(attacks, "eps")],
+        [read_audit(**each, sample=sample) for each in _attack_arguments(audits, "eps", "images", "budget")],
+    )
+
+
+def read_methods(given: Selection) -> list[Request]:
+    """Read and validate attribution methods.
+
+    >>> (wide,) = read_methods({"wide": {"method": "smoothgrad", "stdev": 0.3}})
+    >>> wide.label, wide.what, wide.settings["stdev"]
+    ('wide', 'smoothgrad', 0.3)
+
+    Raises
+    ------
+    InputError
+        For an unknown method or setting.
     """
+    requests = []
+    for label, what, settings in _read_selection(given, "method"):
+        method = METHODS.find(what)
+        target = {key: settings.pop(key) for key in ("target",) if key in settings}
+        engine = settings.pop("engine", "fast")
+        run_of(method, engine)
+        parsed = parse_settings(method.settings, settings, of=f"method '{label}'")
+        requests.append(Request(label, what, recorded_settings(method, parsed, engine) | target))
+    return requests
+
+
+def read_metrics(given: Selection, sample: StudySample) -> list[Request]:
+    """Read and validate metrics; those that need masks are given those of the sample.
+
+    >>> import torch
+    >>> sample = StudySample(torch.rand(2, 1, 4, 4), torch.tensor([0, 1]))
+    >>> [request.label for request in read_metrics(["sparseness", "complexity"], sample)]
+    ['sparseness', 'complexity']
+
+    Raises
+    ------
+    InputError
+        For an unknown metric or setting, or if a metric needs masks and the sample has none.
+    """
+    requests = []
+    for label, what, settings in _read_selection(given, "metric"):
+        engine = settings.pop("engine", None)
+        masks = {}
+        if needs_sample_masks(Request(label, what, settings)):
+            if sample.masks is None:
+                raise InputError(
+                    f"metric '{label}' needs masks of where the evidence is, as the data sets 'mosaic', "
+                    "'mnist_mosaic' and 'planted' have them; a study in Python takes them as "
+                    "Study(models, data.test.located(256)), or your own as Study(models, (x, y, masks))"
+                )
+            masks = {"masks": sample.masks}
+        job = make_job(what, settings | masks, engine)
+        parsed = {key: value for key, value in dict(job.settings).items() if key not in masks}
+        requests.append(Request(label, what, parsed | {"engine": job.engine}))
+    return requests
+
+
+def describe_metric(request: Request) -> Metric:
+    """Return the catalogue's entry of a metric, or the description of a custom one."""
+    return METRICS.find(request.what)
+
+
+def better_scores(request: Request) -> Better:
+    """Return which scores of a metric are better under the settings of the request."""
+    metric = describe_metric(request)
+    settings = {key: value for key, value in request.settings.items() if key != "engine"}
+    return metric.direction(metric.settings.model_construct(**settings))
+
+
+def needs_sample_masks(request: Request) -> bool:
+    """Say whether a metric gets the masks of the sample: it needs some, and no others were given."""
+    masks = describe_metric(request).settings.model_fields.get("masks")
+    return masks is not None and masks.is_required() and "masks" not in request.settings
+
+
+def read_attack(
+    attack: str | Callable[..., Any],
+    eps: float | str | Sequence[float | str],
+    label: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Request:
+    """Read and validate the arguments of `Study.attack`; by default the label shows ε in L2.
+
+    >>> attack = read_attack("pgd", "8/255", settings={"norm": "l2"})
+    >>> attack.label, attack.eps == (0.0, 8 / 255)
+    ('pgd_l2', True)
+
+    Raises
+    ------
+    InputError
+        For an unknown attack or setting, or a radius out of range.
+    """
+    if not (isinstance(attack, str) or callable(attack)):
+        raise InputError(
+            f"attack must be one name, such as 'pgd', or a function, not {attack!r}; call once for each"
+        )
+    settings = dict(settings or {})
+    if label is None:
+        label = _default_label(attack) + ("_l2" if settings.get("norm") == "l2" else "")
+    label, attack = _check_label(label, "attack"), ATTACKS.custom(attack)
+    radii = tuple(sorted({0.0, *parse_radii(eps)}))
+    parsed = parse_settings(ATTACKS.find(attack).settings, settings, of=f"attack '{label}'")
+    check_radius(max(radii), getattr(parsed, "norm", "linf"))
+    return Request(label, attack, dict(parsed), radii, given=frozenset(settings))
+
+
+def read_audit(
+    attack: str | Callable[..., Any],
+    eps: float | str | Sequence[float | str],
+    sample: StudySample,
+    label: str | None = None,
+    images: int | None = None,
+    budget: Budget = "quick",
+    settings: Mapping[str, Any] | None = None,
+) -> Request:
+    """Read and validate the arguments of `Study.audit`."""
+    attacked = read_attack(attack, eps, label, settings)
+    count = len(sample.x) if images is None else images
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 1 <= count <= len(sample.x):
+        raise InputError(
+            f"audit of {attacked.label}: images must be a whole number in 1 … {len(sample.x)}, "
+            f"the number of this study's images, not {images!r}"
+        )
+    if budget not in ("quick", "full"):
+        raise InputError(f"audit of {attacked.label}: budget must be 'quick' or 'full', not {budget!r}")
+    radii = tuple(radius for radius in attacked.eps if radius > 0)
+    if not radii:
+        raise InputError("an audit needs eps > 0")
+    return replace(attacked, eps=radii, images=int(count), budget=budget)
+
+
+def stored_attack(label: str, what: Any, settings: Mapping[str, Any], eps: Sequence[float]) -> Request | None:
+    """Return the request of an attack that an earlier run stored; None for a function, which no store has."""
+    registered = isinstance(what, str) and what in ATTACKS.built_in
+    return Request(label, what, settings, tuple(eps)) if registered else None
+
+
+def attack_to_audit(audit: Request, attacks: Mapping[str, Request]) -> Request:
+    """Give an audit without settings, except for the norm, those of the attack with its label."""
+    attack = attacks.get(audit.label)
+    if attack is None or attack.what != audit.what or audit.given - {"norm"}:
+        return audit
+    if any(attack.settings.get(name) != audit.settings[name] for name in audit.given):
+        return audit
+    return replace(audit, settings=attack.settings)
+
+
+def _attack_arguments(given: Mapping[str, Mapping[str, Any]] | None, *names: str) -> list[dict[str, Any]]:
+    """Turn label → settings into arguments of `read_attack` or `read_audit`; `names` are not settings."""
+    if given is None:
+        return []
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f'attacks must be label → settings, such as {{"pgd": {{"eps": [0.1, 0.2]}}}}, not {given!r}'
+        )
+    calls = []
+    for label, each in given.items():
+        if not isinstance(each, Mapping) or "eps" not in each:
+            raise InputError(f"attack '{label}' needs its radii, such as eps = [0.1, 0.2]")
+        if "label" in each:
+            raise InputError(f"attack '{label}' has its label already; leave out label = {each['label']!r}")
+        arguments = {key: each[key] for key in names if key in each}
+        settings = {key: value for key, value in each.items() if key not in {*arguments, "attack"}}
+        calls.append({"attack": each.get("attack", label), "label": label, "settings": settings, **arguments})
+    return calls
+
+
+def _read_selection(given: Selection, kind: str) -> list[tuple[str, Any, dict[str, Any]]]:
+    """Return label, what is meant and its settings as given; `kind` is "method" or "metric"."""
     if isinstance(given, str) or callable(given):
         given = [given]
     if not isinstance(given, Mapping | Sequence):
@@ -39,7 +245,8 @@ def read_requests(given: Requests, kind: str) -> list[Request]:
     if not isinstance(given, Mapping):
         by_label: dict[str, Any] = {}
         for each in given:
-            if (label := _label(each)) in by_label:
+            label = _default_label(each)
+            if label in by_label:
                 same = by_label[label] is each or by_label[label] == each
                 raise InputError(
                     f"{kind} '{label}' is given twice; give each a label of its own, such as "
@@ -51,64 +258,29 @@ def read_requests(given: Requests, kind: str) -> list[Request]:
             by_label[label] = each
         given = {label: {kind: each} for label, each in by_label.items()}
     if not given:
-        raise InputError(f"name at least one {kind}; list_{kind}s() says which there are")
-    requests = []
+        raise InputError(f"name at least one {kind}; list_{kind}s() shows which there are")
+    read = []
     for label, value in given.items():
+        _check_label(label, kind)
         if not (isinstance(value, str | Mapping) or callable(value)):
             raise InputError(f"{kind} '{label}' must map to its settings, such as {{}}, not {value!r}")
         settings = {kind: value} if isinstance(value, str) or callable(value) else dict(value)
         what = _REGISTRIES[kind].custom(settings.pop(kind, label))
-        requests.append(Request(label, what, settings))
-    return requests
+        read.append((label, what, settings))
+    return read
 
 
-def read_attacks(given: Mapping[str, Mapping[str, Any]]) -> list[Request]:
-    """Read label → settings of `Study.attack` or `Study.audit`, `eps` among them.
+_REGISTRIES: dict[str, Registry[Any]] = {"method": METHODS, "metric": METRICS}
 
-    >>> read_attacks({"weak": {"attack": "pgd", "eps": 0.1, "steps": 2}})
-    [Request(label='weak', what='pgd', settings={'eps': 0.1, 'steps': 2})]
-    """
-    if not isinstance(given, Mapping):
+
+def _check_label(label: Any, kind: str) -> str:
+    if not isinstance(label, str) or not label:
         raise InputError(
-            f'attacks must be label → settings, such as {{"pgd": {{"eps": [0.1, 0.2]}}}}, not {given!r}'
+            f"the label of {'an attack' if kind == 'attack' else f'a {kind}'} must be text, such as "
+            f"'{str(label) or 'first'}', not {label!r}"
         )
-    requests = []
-    for label, each in given.items():
-        if not isinstance(each, Mapping) or "eps" not in each:
-            raise InputError(f"attack '{label}' needs its radii, such as eps = [0.1, 0.2]")
-        if "label" in each:
-            raise InputError(f"attack '{label}' has its label already; leave out label = {each['label']!r}")
-        settings = dict(each)
-        requests.append(Request(label, ATTACKS.custom(settings.pop("attack", label)), settings))
-    return requests
+    return label
 
 
-def read_attack(attack: str | Callable[..., Any], label: str | None, settings: Mapping[str, Any]) -> Request:
-    """Read what `Study.attack` or `Study.audit` was given; by default ε in L2 shows in the label.
-
-    >>> read_attack("pgd", None, {"norm": "l2"}).label
-    'pgd_l2'
-    """
-    if not (isinstance(attack, str) or callable(attack)):
-        raise InputError(
-            f"attack must be one name, such as 'pgd', or a function, not {attack!r}; call once for each"
-        )
-    (named,) = read_requests(attack, "attack")
-    other = "_l2" if settings.get("norm") == "l2" else ""
-    return Request(label or named.label + other, named.what, settings)
-
-
-_REGISTRIES: dict[str, Registry[Any]] = {"method": METHODS, "metric": METRICS, "attack": ATTACKS}
-
-
-def _label(what: Any) -> str:
+def _default_label(what: Any) -> str:
     return what.rpartition(":")[2] if isinstance(what, str) else name_of(what)
-
-
-def read_eps(eps: float | str | Sequence[float | str]) -> tuple[float, ...]:
-    """Ascending radii, with 0 (the clean images) always among them.
-
-    >>> read_eps("8/255") == (0.0, 8 / 255)
-    True
-    """
-    return tuple(sorted({0.0, *parse_radii(eps)}))

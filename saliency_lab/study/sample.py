@@ -1,20 +1,23 @@
-"""The images that a study looks at."""
+"""What a study compares, and on what: its trained networks, its images and their labels."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from saliency_lab._common import samples
-from saliency_lab._common.checks import check_images, check_labels
+from saliency_lab._common.checks import check_images, check_labels, check_masks
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.inference import check_ready
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """Images `x` (N, C, H, W), labels `y` (N,) and, if known, where the evidence is: `masks` (N, 1, H, W)."""
+class StudySample:
+    """Images `x` (N, C, H, W), labels `y` (N,) and, where the evidence is known, `masks` (N, 1, H, W)."""
 
     x: Tensor
     y: Tensor
@@ -22,34 +25,28 @@ class Sample:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What there is, by name."""
+        """The tensors that are given, by name."""
         given = {"x": self.x, "y": self.y, "masks": self.masks}
         return {name: tensor for name, tensor in given.items() if tensor is not None}
 
     @property
     def images(self) -> str:
-        """Hash of images and labels: what the cells of a study depend on, but for metrics of localisation."""
+        """Hash of images and labels, on which every result of a study depends."""
         return fingerprint(self.x, self.y)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything in it."""
+        """Hash of images, labels and masks."""
         return fingerprint(*self.tensors.values())
 
-    def first(self, count: int) -> Sample:
-        """Return the first `count` images."""
+    def first(self, count: int) -> StudySample:
+        """Return the first `count` images with their labels and masks."""
         return replace(self, **{name: tensor[:count] for name, tensor in self.tensors.items()})
 
 
-def read_sample(given: samples.Images) -> Sample:
-    """Return the images, labels and, if there are any, masks that a user gave.
-
-    Raises
-    ------
-    InputError
-        If they are not what they should be.
-    """
-    if isinstance(given, Sample):
+def read_sample(given: samples.Images | StudySample) -> StudySample:
+    """Check the images, labels and masks that a user passed to `Study`."""
+    if isinstance(given, StudySample):
         return given
     x, y, masks = samples.read_sample(given)
     if y is None:
@@ -58,18 +55,57 @@ def read_sample(given: samples.Images) -> Sample:
             "labels and masks, as data.test.located(256) returns them; or a DataLoader or data set of these"
         )
     check_images(x)
-    masks = None if masks is None else _checked(masks, x)
-    return Sample(x.detach(), check_labels(y, len(x)), masks)
+    masks = None if masks is None else check_masks(masks, x)
+    return StudySample(x.detach(), check_labels(y, len(x)), masks)
 
 
-def _checked(masks: Tensor, x: Tensor) -> Tensor:
-    """Masks as bool."""
-    shape = (len(x), 1, *x.shape[2:])
-    if not isinstance(masks, Tensor) or tuple(masks.shape) != shape:
-        found = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One trained network of a study: its model's name, its training seed, its recipe and the module."""
+
+    model: str
+    seed: int
+    recipe: str
+    module: nn.Module | None
+
+    @property
+    def net(self) -> nn.Module:
+        """The network itself; an error if the study has its results alone."""
+        if self.module is None:
+            raise InputError(
+                f"this study has results of {self} without its network (the study was loaded, or they were "
+                "merged into it), so nothing more can be computed; build it again with every network: "
+                "Study(models, sample, store=…) reads what is finished"
+            )
+        return self.module
+
+    def __str__(self) -> str:
+        return f"{self.model} (seed {self.seed})"
+
+
+def read_members(models: Mapping[str, nn.Module | Sequence[nn.Module]]) -> list[Member]:
+    """Return every network under its model's name; training seeds come from the cards, if they differ."""
+    if not isinstance(models, Mapping) or not models:
         raise InputError(
-            f"masks must be a Tensor {shape}, true where the evidence for the label is, not {found}"
+            "models must map names to modules, such as {'standard': model}, with at least one entry"
         )
-    if not ((masks == 0) | (masks == 1)).all():
-        raise InputError("masks must hold 0 and 1 (or False and True) only")
-    return masks != 0  # a copy: the caller's may change
+    members = []
+    for name, given in models.items():
+        if not isinstance(name, str) or not name:
+            raise InputError(
+                f"a model's name must be text, such as '{str(name) or 'standard'}', not {name!r}"
+            )
+        several = list(given) if isinstance(given, Iterable) else []
+        modules = [given] if isinstance(given, nn.Module) else several
+        if not modules or not all(isinstance(module, nn.Module) for module in modules):
+            raise InputError(f"model '{name}' must be an nn.Module or a sequence of them, not {given!r}")
+        for module in modules:
+            check_ready(module)
+        cards = [getattr(module, "card", None) for module in modules]
+        seeds: list[Any] = [getattr(card, "seed", None) for card in cards]
+        if None in seeds or len(set(seeds)) < len(seeds):
+            seeds = list(range(len(modules)))
+        for seed, card, module in zip(seeds, cards, modules, strict=True):
+            recipe = (getattr(card, "recipe", None) or {}).get("name") or ""
+            members.append(Member(name, seed, str(recipe), module))
+    return members

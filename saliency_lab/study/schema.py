@@ -1,4 +1,4 @@
-"""The tidy tables of a study: one row a value, beside what it is of."""
+"""The tidy tables of a study: one row per value, with what it is a value of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from saliency_lab.study.members import Member
+from saliency_lab.study.sample import Member
 
 SCORES = ["model", "recipe", "seed", "method", "metric", "sample", "score"]
 ROBUSTNESS = ["model", "recipe", "seed", "attack", "eps", "sample", "robust"]
@@ -16,17 +16,18 @@ AUDITS = [
     *("model", "recipe", "seed", "attack", "eps", "n", "robust_accuracy", "worst_case", "verdict", "reason"),
     *("check", "check_verdict", "evidence"),
 ]
+FAILURES = ["model", "seed", "what", "error", "traceback"]
 
 
 def tidy(
     parts: Sequence[tuple[Member, Mapping[str, Any], Mapping[str, np.ndarray]]], columns: list[str]
 ) -> pd.DataFrame:
-    """One row a value: facts of the member and keys of the part, repeated, beside its values."""
+    """Return one row per value, with the member and the keys of its part."""
     if not parts:
         return pd.DataFrame(columns=columns)
-    facts = [{"model": m.model, "recipe": m.recipe, "seed": m.seed, **keys} for m, keys, _ in parts]
+    rows = [{"model": m.model, "recipe": m.recipe, "seed": m.seed, **keys} for m, keys, _ in parts]
     counts = [len(next(iter(values.values()))) for *_, values in parts]
-    repeated = pd.DataFrame(facts).loc[np.repeat(np.arange(len(parts)), counts)].reset_index(drop=True)
+    repeated = pd.DataFrame(rows).loc[np.repeat(np.arange(len(parts)), counts)].reset_index(drop=True)
     repeated["sample"] = np.concatenate([np.arange(count) for count in counts])
     for name in parts[0][2]:
         repeated[name] = np.concatenate([values[name] for *_, values in parts])

@@ -1,215 +1,248 @@
-"""Tasks: cells that are computed together, here or by a worker that reads its inputs from the store."""
+"""Tasks: what a call on a study asks for, as plain data that a worker process can be sent."""
 
 from __future__ import annotations
 
-import copy
-import functools
-import multiprocessing
-import threading
-import traceback
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
-import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
-from saliency_lab._common.copying import copy_model
-from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import device_of, named_device
-from saliency_lab._common.progress import show_progress
-from saliency_lab.study import work
-from saliency_lab.study.cache.manifest import Place
-from saliency_lab.study.cache.results import Cell, Content, Kind
-from saliency_lab.study.cache.store import DamagedCellError, FolderStore, Store
-from saliency_lab.study.members import Member
-from saliency_lab.study.requests import Request
-from saliency_lab.study.sample import Sample
-
-
-@dataclass(frozen=True, eq=False)
-class Failure:
-    """Why a cell has no content; the exception itself is kept only in the process that raised it."""
-
-    error: str
-    traceback: str
-    exception: BaseException | None = None
-
-    @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """Describe an exception, and free what its frames hold: images, activations, a GPU's memory."""
-        text = "".join(traceback.format_exception(error))
-        traceback.clear_frames(error.__traceback__)
-        return cls(f"{type(error).__name__}: {error}", text, error)
-
-
-Name = tuple[str, str]
-"""A cell of a task: label of a method, attack or audit and "", or of a metric and the method it scores."""
+from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab.study import compute
+from saliency_lab.study.cache.index import ResultIndex
+from saliency_lab.study.cache.manifest import audit_label
+from saliency_lab.study.cache.results import Content, Failure, Kind, Place, Result
+from saliency_lab.study.cache.store import Store, read_intact
+from saliency_lab.study.keys import (
+    attack_dependencies,
+    attack_result,
+    audit_result,
+    maps_result,
+    method_dependencies,
+    metric_dependencies,
+    scores_result,
+)
+from saliency_lab.study.requests import GridRequests, Request, attack_to_audit, describe_metric
+from saliency_lab.study.sample import Member, StudySample
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
-    """Cells of one model that are computed together, by name.
+class StudyTask:
+    """Results of one network that are computed together.
 
-    Either one method's maps, or scores of several methods' maps by metrics that share their passes, or one
-    attack, or one audit of the first `images` images. `maps` says what a score task scores, by label: the
-    cell and how it is made. `lock` keeps other processes off.
+    Either the maps of one method, or scores of several methods' maps by metrics that share their passes, or
+    one attack, or one audit.
     """
 
+    results: Mapping[Place, Result]
     requests: Mapping[str, Request]
+    """By label: one method, attack or audit, or several metrics."""
     seed: int
+    """Of every random draw."""
     lock: str
-    cells: Mapping[Name, Cell]
-    maps: Mapping[str, tuple[Cell, Request]] = field(default_factory=dict)
-    eps: Sequence[float] = ()
-    images: int = 0
-    budget: Literal["quick", "full"] = "quick"
+    """The name that keeps other processes from the same work."""
+    maps: Mapping[str, tuple[Result, Request]] = field(default_factory=dict)
+    """The maps to score, by the label of their method, and how they are computed."""
 
     @property
     def kind(self) -> Kind:
-        """Kind of its cells."""
-        return next(iter(self.cells.values())).kind
+        """The kind of the results."""
+        return next(iter(self.results)).kind
 
-    def place(self, name: Name, member: Member) -> Place:
-        """Where the cell of this name stands in the grid, for one member."""
-        label, method = name
-        of = (method, label) if method else (label, "")
-        return Place(self.kind, *of, member.model, member.seed)
+    @property
+    def network(self) -> tuple[str, int]:
+        """Model and training seed of the network."""
+        place = next(iter(self.results))
+        return place.model, place.seed
 
-    def perform(
-        self, net: nn.Module, sample: Sample, store: Store, names: Sequence[Name]
-    ) -> dict[Name, Failure]:
-        """Compute and keep the cells of these names; return what failed. Other errors are the store's."""
-        if not names:
-            return {}
-        try:
-            contents = self._compute(net, sample, store, names)
-        except Exception as error:
-            failure = Failure.of(error)
-        else:
-            for name, content in contents.items():
-                store.write(self.cells[name], content)
-            return {}
-        if len(names) == 1:
-            return {names[0]: failure}
-        labels = list(dict.fromkeys(label for label, _ in names))
-        parts = [[name] for name in names]  # so that only the bad one is lost
-        if len(labels) > 1:
-            parts = [[name for name in names if name[0] == label] for label in labels]
-        problems: dict[Name, Failure] = {}
-        for part in parts:
-            problems |= self.perform(net, sample, store, part)
-        return problems
-
-    def _compute(
-        self, net: nn.Module, sample: Sample, store: Store, names: Sequence[Name]
-    ) -> Mapping[Name, Content]:
-        if self.kind != "scores":
-            (name,) = names
-            request = self.requests[name[0]]
-            if self.kind == "maps":
-                return {name: work.compute_maps(net, sample, request, self.seed)}
-            if self.kind == "attack":
-                return {name: work.compute_attack(net, sample, request, self.eps, self.seed)}
-            few = sample.first(self.images)
-            return {name: work.compute_audit(net, few, request, self.eps[0], self.budget, self.seed)}
-        wanted = dict.fromkeys(method for _, method in names)
-        made = {method: self._made(method, net, sample, store) for method in wanted}
-        together: dict[tuple[str, ...], list[str]] = {}  # metrics that lack the same methods
-        for label in dict.fromkeys(label for label, _ in names):
-            together.setdefault(tuple(m for each, m in names if each == label), []).append(label)
-        contents: dict[Name, Content] = {}
-        for methods, labels in together.items():
-            maps = {method: made[method] for method in methods}
-            requests = [self.requests[label] for label in labels]
-            contents |= work.compute_scores(net, sample, maps, requests, self.seed)
-        return contents
-
-    def _made(self, method: str, net: nn.Module, sample: Sample, store: Store) -> work.Made:
-        """Maps of a method, from the store, or computed again where the store's are damaged."""
-        cell, request = self.maps[method]
-        content = read_intact(store, cell.kind, cell.key)
-        if content is None:
-            content = work.compute_maps(net, sample, request, self.seed)
-            store.write(cell, content)
-        return work.Made(content, request)
-
-
-def read_intact(store: Store, kind: Kind, key: str) -> Content | None:
-    """Return the content of a cell, None where it has to be computed; a damaged one is named."""
-    try:
-        return store.read(kind, key)
-    except DamagedCellError as error:
-        warnings.warn(f"{error}; it is computed again", stacklevel=2)
-        return None
-
-
-# --- in a worker --------------------------------------------------------------------------------
-
-ALONE = threading.Lock()
-"""Held by whatever works in a worker: libraries draw from global generators, so one at a time a process."""
+    def only(self, places: Sequence[Place]) -> StudyTask:
+        """Return a task with these of the results."""
+        return replace(self, results={place: self.results[place] for place in places})
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """Where a worker finds what a task needs; the network comes without its weights."""
+class TaskInputs:
+    """What the keys of all results depend on: the images, the networks and the seed."""
 
-    folder: str
-    sample: str
-    weights: str
-    skeleton: nn.Module
-    device: str
-
-
-def hand_over(store: FolderStore, sample: str, weights: str, net: nn.Module) -> Inputs:
-    """Put a network's weights into the store, and return what a worker needs to assemble it."""
-    store.write_weights(weights, _tensors(net))
-    skeleton = copy_model(net).to("meta")
-    return Inputs(str(store.folder.resolve()), sample, weights, skeleton, str(device_of(net)))
+    sample: StudySample
+    images: str
+    """Fingerprint of images and labels."""
+    networks: Mapping[Member, str]
+    """The fingerprint of each network."""
+    seed: int
 
 
-def perform_remotely(inputs: Inputs, task: Task) -> dict[Name, Failure]:
-    """Do a task in another process: inputs come from the store and results go there."""
-    with ALONE:
-        if multiprocessing.parent_process() is not None:
-            show_progress(False)
-        store = FolderStore(inputs.folder)
-        sample = _sample(inputs.folder, inputs.sample)
-        net = _assemble(store, inputs)
-        with store.lock(task.lock, wait=True):
-            names = [
-                name for name, cell in task.cells.items() if read_intact(store, cell.kind, cell.key) is None
-            ]
-            problems = task.perform(net, sample, store, names)
-    return {name: replace(problem, exception=None) for name, problem in problems.items()}
+def attribution_tasks(inputs: TaskInputs, requests: Sequence[Request]) -> list[StudyTask]:
+    """Return one task per method and network."""
+    tasks = []
+    for request in requests:
+        depends = method_dependencies(request)
+        for member, model in inputs.networks.items():
+            result = maps_result(model, inputs.images, depends, inputs.seed)
+            place = Place("maps", request.label, "", member.model, member.seed)
+            tasks.append(StudyTask({place: result}, {request.label: request}, inputs.seed, result.key))
+    return tasks
 
 
-@functools.lru_cache(maxsize=1)
-def _sample(folder: str, sample: str) -> Sample:
-    found = FolderStore(folder).read_sample(sample)
-    if found is None:
-        raise InputError(f"the images of this study are missing or damaged in '{folder}'")
-    return found
+def scoring_tasks(
+    inputs: TaskInputs, requests: Sequence[Request], methods: Mapping[str, Request]
+) -> list[StudyTask]:
+    """Return one task per network and group of metrics that share passes, for the maps of all methods."""
+    of_method = {label: method_dependencies(request) for label, request in methods.items()}
+    maps = {
+        member: {
+            label: (maps_result(model, inputs.images, depends, inputs.seed), methods[label])
+            for label, depends in of_method.items()
+        }
+        for member, model in inputs.networks.items()
+    }
+    groups: dict[str, dict[str, Request]] = {}
+    for request in requests:
+        shared = describe_metric(request).shares or request.label
+        groups.setdefault(shared, {})[request.label] = request
+    tasks = []
+    for shared, group in groups.items():
+        of_metric = {label: metric_dependencies(request, inputs.sample) for label, request in group.items()}
+        for member, model in inputs.networks.items():
+            results = {
+                Place("scores", method, metric, member.model, member.seed): scores_result(
+                    model, inputs.images, scored.key, depends, inputs.seed
+                )
+                for metric, depends in of_metric.items()
+                for method, (scored, _) in maps[member].items()
+            }
+            lock = fingerprint("scores", model, shared)
+            tasks.append(StudyTask(results, group, inputs.seed, lock, maps[member]))
+    return tasks
 
 
-def _tensors(net: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, also the buffers that a state_dict leaves out."""
-    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+def attack_tasks(inputs: TaskInputs, request: Request, index: ResultIndex) -> list[StudyTask]:
+    """Return one task per network, at the radii asked for and those that are recorded for this attack."""
+    depends = attack_dependencies(request)
+    radii = set(request.eps)
+    for member, model in inputs.networks.items():
+        key = index.key("attack", request.label, member)
+        if key in index.contents:
+            recorded = index.contents[key].info["eps"]
+            if attack_result(model, inputs.images, depends, recorded, inputs.seed).key == key:
+                radii.update(recorded)
+    request = replace(request, eps=tuple(sorted(radii)))
+    tasks = []
+    for member, model in inputs.networks.items():
+        result = attack_result(model, inputs.images, depends, request.eps, inputs.seed)
+        place = Place("attack", request.label, "", member.model, member.seed)
+        tasks.append(StudyTask({place: result}, {request.label: request}, inputs.seed, result.key))
+    return tasks
 
 
-def _assemble(store: FolderStore, inputs: Inputs) -> nn.Module:
-    net = copy.deepcopy(inputs.skeleton).to_empty(device=named_device(inputs.device))
+def audit_tasks(inputs: TaskInputs, request: Request, attacks: Mapping[str, Request]) -> list[StudyTask]:
+    """Return one task per ε and network; without settings, the audit is of the attack with its label."""
+    request = attack_to_audit(request, attacks)
+    images = inputs.sample.first(request.images).images
+    depends = attack_dependencies(request)
+    tasks = []
+    for eps in request.eps:
+        each = replace(request, label=audit_label(request.label, eps), eps=(eps,))
+        for member, model in inputs.networks.items():
+            result = audit_result(model, images, depends, eps, request.budget, inputs.seed)
+            place = Place("audit", each.label, "", member.model, member.seed)
+            tasks.append(StudyTask({place: result}, {each.label: each}, inputs.seed, result.key))
+    return tasks
+
+
+class Step(NamedTuple):
+    """The tasks of one request: a verb of `Study`, the request and its tasks."""
+
+    verb: str
+    request: Request
+    tasks: list[StudyTask]
+
+
+def list_steps(inputs: TaskInputs, grid: GridRequests, index: ResultIndex) -> list[Step]:
+    """Return the tasks of everything that is asked for; later steps build on earlier ones, as calls do."""
+    methods = index.methods | {request.label: request for request in grid.methods}
+    attacks = index.attacks | {request.label: request for request in grid.attacks}
+    return [
+        *(Step("attribute", each, attribution_tasks(inputs, [each])) for each in grid.methods),
+        *(Step("score", each, scoring_tasks(inputs, [each], methods)) for each in grid.metrics if methods),
+        *(Step("attack", each, attack_tasks(inputs, each, index)) for each in grid.attacks),
+        *(Step("audit", each, audit_tasks(inputs, each, attacks)) for each in grid.audits),
+    ]
+
+
+# --- carrying a task out ------------------------------------------------------------------------------
+
+
+def perform(task: StudyTask, net: nn.Module, sample: StudySample, store: Store) -> dict[Place, Failure]:
+    """Compute and store the results of a task; return what failed.
+
+    If several results fail together, they are computed again in smaller parts, so that only the faulty one is
+    lost. Errors of the store are raised.
+    """
+    if not task.results:
+        return {}
     try:
-        weights = store.read_weights(inputs.weights)
-        with torch.no_grad():
-            for name, tensor in _tensors(net).items():
-                tensor.copy_(weights[name])
-    except (OSError, SafetensorError, KeyError) as error:
-        path = Path(inputs.folder) / "weights" / f"{inputs.weights}.safetensors"
-        raise InputError(
-            f"the weights '{path}' are missing or damaged; delete that file and run again"
-        ) from error
-    return net
+        contents = _compute(task, net, sample, store)
+    except Exception as error:
+        failure = Failure.of(error)
+    else:
+        for place, content in contents.items():
+            store.write(task.results[place], content)
+        return {}
+    places = list(task.results)
+    if len(places) == 1:
+        return {places[0]: failure}
+    metrics = list(dict.fromkeys(place.metric for place in places))
+    parts = [[place for place in places if place.metric == metric] for metric in metrics]
+    if len(metrics) == 1:
+        parts = [[place] for place in places]
+    failures: dict[Place, Failure] = {}
+    for part in parts:
+        failures |= perform(task.only(part), net, sample, store)
+    return failures
+
+
+def _compute(task: StudyTask, net: nn.Module, sample: StudySample, store: Store) -> Mapping[Place, Content]:
+    if task.kind == "scores":
+        return _compute_scores(task, net, sample, store)
+    (place,) = task.results
+    request = task.requests[place.label]
+    if task.kind == "maps":
+        return {place: compute.compute_maps(net, sample, request, task.seed)}
+    if task.kind == "attack":
+        return {place: compute.compute_attack(net, sample, request, task.seed)}
+    return {place: compute.compute_audit(net, sample, request, task.seed)}
+
+
+def _compute_scores(
+    task: StudyTask, net: nn.Module, sample: StudySample, store: Store
+) -> dict[Place, Content]:
+    wanted = dict.fromkeys(place.label for place in task.results)
+    maps = {method: _stored_maps(task, method, net, sample, store) for method in wanted}
+    methods_of: dict[str, tuple[str, ...]] = {}
+    for place in task.results:
+        methods_of[place.metric] = (*methods_of.get(place.metric, ()), place.label)
+    together: dict[tuple[str, ...], list[str]] = {}  # metrics that lack the scores of the same methods
+    for metric, methods in methods_of.items():
+        together.setdefault(methods, []).append(metric)
+    contents: dict[Place, Content] = {}
+    for methods, metrics in together.items():
+        chosen = {method: maps[method] for method in methods}
+        requests = [task.requests[metric] for metric in metrics]
+        scores = compute.compute_scores(net, sample, chosen, requests, task.seed)
+        for (metric, method), content in scores.items():
+            contents[Place("scores", method, metric, *task.network)] = content
+    return contents
+
+
+def _stored_maps(
+    task: StudyTask, method: str, net: nn.Module, sample: StudySample, store: Store
+) -> compute.StoredMaps:
+    """Read the maps of a method, or compute them again where they are missing or damaged."""
+    result, request = task.maps[method]
+    content = read_intact(store, result.kind, result.key)
+    if content is None:
+        content = compute.compute_maps(net, sample, request, task.seed)
+        store.write(result, content)
+    return compute.StoredMaps(content, request)

@@ -15,6 +15,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from saliency_lab._common.errors import InputError, RecipeError, unknown_name
 from saliency_lab._common.html import facts
 from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab._common.toml_files import merge_tables, read_extended
 from saliency_lab.training.objectives import OBJECTIVES, Objective, Standard
 from saliency_lab.training.schedules import Schedule
 from saliency_lab.training.step import AttackSpec
@@ -211,6 +212,20 @@ def load_recipe(
     >>> load_recipe("mnist/asgt", {"attack.eps": "8/255"}).objective.name
     'asgt'
     """
+    is_name = not isinstance(source, Recipe | Mapping) and Path(source).suffix != ".toml"
+    if is_name and str(source) not in _bundled():
+        raise unknown_name("recipe", str(source), _bundled())
+    try:
+        table, where = _table(source, overrides)
+        return parse_settings(Recipe, table, of=where)
+    except InputError as error:
+        raise RecipeError(str(error)) from None
+
+
+def _table(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], str]:
+    """Return the whole table of a recipe, and what messages call it."""
     if isinstance(source, Recipe):
         table, where = source.model_dump(), f"recipe '{source.name}'"
         if not any(key.split(".")[0] == "objective" for key in overrides or {}):
@@ -221,54 +236,33 @@ def load_recipe(
         below, above = _bundled()[str(source)]
         table, where = _merge(_read(below), _read(above)), f"recipe '{source}'"
         table["name"] = str(source)
-    elif Path(source).suffix == ".toml":
+    else:
         table, where = _read(Path(source)), f"recipe '{source}'"
         table.setdefault("name", Path(source).stem)
-    else:
-        raise unknown_name("recipe", str(source), _bundled())
-    table = _merge(table, nested(check_overrides(overrides)))
-    try:
-        return parse_settings(Recipe, table, of=where)
-    except InputError as error:
-        raise RecipeError(str(error)) from None
+    return _merge(table, nested(check_overrides(overrides))), where
 
 
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a TOML file and merge it with the file that it extends.
+def _read(path: Path) -> dict[str, Any]:
+    """Read a TOML file and merge it with the files that it extends.
 
-    That is a file beside it, a bundled recipe ("mnist/asgt") or a part of one ("tasks/mnist"), or a list.
-    The name and the description of a user's file are its own: another that extends it takes neither.
+    These are files next to it, a bundled recipe ("mnist/asgt") or a part of one ("tasks/mnist"). A file that
+    extends a user's file does not inherit its name and description.
     """
-    if not path.is_file():
-        raise RecipeError(f"there is no recipe file '{path}'")
-    path = path.resolve()
-    if path in seen:
-        raise RecipeError(f"recipe '{path}' extends itself through {' → '.join(p.name for p in seen)}")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe '{path}': {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe '{path}' is not valid TOML: {error}") from error
-    bases = table.pop("extends", [])
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise RecipeError(f"recipe '{path}': 'extends' must be a name or a list of names")
-    below: dict[str, Any] = {}
-    for file in (file for base in bases for file in _extended(path, base)):
-        held = _read(file, (*seen, path))
-        if not file.resolve().is_relative_to(recipes_folder().resolve()):
-            held = {key: value for key, value in held.items() if key not in ("name", "description")}
-        below = _merge(below, held)
-    return _merge(below, table)
+    return read_extended(path, "recipe", find=_extended, merge=_merge, inherit=_without_name)
+
+
+def _without_name(path: Path, table: dict[str, Any]) -> dict[str, Any]:
+    if path.resolve().is_relative_to(recipes_folder().resolve()):
+        return table
+    return {key: value for key, value in table.items() if key not in ("name", "description")}
 
 
 def _extended(path: Path, base: str) -> tuple[Path, ...]:
     """Return the files that `extends = base` in `path` refers to."""
-    beside = path.parent / f"{base.removesuffix('.toml')}.toml"
+    sibling = path.parent / f"{base.removesuffix('.toml')}.toml"
     part = recipes_folder() / f"{base}.toml"
-    if beside.is_file():
-        return (beside,)
+    if sibling.is_file():
+        return (sibling,)
     if part.is_file():
         return (part,)
     if base in _bundled():
@@ -276,20 +270,17 @@ def _extended(path: Path, base: str) -> tuple[Path, ...]:
     parts = [f"{kind}/{name}" for kind in ("tasks", "objectives") for name in _parts(kind)]
     near = difflib.get_close_matches(base, [*_bundled(), *parts], n=1, cutoff=0.6)
     hint = f"did you mean '{near[0]}'?" if near else "list_recipes() names the bundled ones"
-    raise RecipeError(f"there is no recipe file '{beside}', which '{path}' extends; {hint}")
+    raise InputError(f"there is no recipe file '{sibling}', which '{path}' extends; {hint}")
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge tables key by key. If the objective changes, none of the keys of the base's objective remain."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            renamed = key == "objective" and value.get("name", below.get("name")) != below.get("name")
-            merged[key] = dict(value) if renamed else _merge(below, value)
-        else:
-            merged[key] = value
-    return merged
+def _merge(below: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """Merge tables key by key. If the objective changes, none of the keys of the lower objective remain."""
+    lower, upper = below.get("objective"), table.get("objective")
+    if isinstance(lower, Mapping) and isinstance(upper, Mapping):
+        name = lower.get("name")
+        if upper.get("name", name) != name:
+            below = {key: value for key, value in below.items() if key != "objective"}
+    return merge_tables(below, table)
 
 
 def check_overrides(overrides: object) -> dict[str, Any]:

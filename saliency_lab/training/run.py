@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from saliency_lab._common.errors import CheckpointError, InputError
-from saliency_lab._common.files import atomic_path, writable_folder, write_json
+from saliency_lab._common.files import atomic_path, read_checked_json, writable_folder, write_checked_json
 from saliency_lab.models.checkpoint import CARD, WEIGHTS
 
 if TYPE_CHECKING:
@@ -45,22 +46,14 @@ class RunFolder:
         self._writer: SummaryWriter | None = None
         wanted = json.loads(json.dumps(identity))
         if (self.path / RECIPE).exists():
-            stored = self._stored_identity()
-            if stored != wanted:
+            recorded = read_identity(self.path)
+            if recorded != wanted:
                 raise InputError(
                     f"'{self.path}' holds another run (it differs in "
-                    f"{', '.join(_differences(stored, wanted))}); choose another folder, or delete this one"
+                    f"{', '.join(_differences(recorded, wanted))}); choose another folder, or delete this one"
                 )
         else:
-            write_json(self.path / RECIPE, wanted)
-
-    def _stored_identity(self) -> Any:
-        try:
-            return json.loads((self.path / RECIPE).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(
-                f"'{self.path / RECIPE}' is damaged ({error}); delete '{self.path}'"
-            ) from error
+            write_checked_json(self.path / RECIPE, wanted)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -98,8 +91,9 @@ class RunFolder:
         """Write the state to resume from, in place of the last one."""
         packed = io.BytesIO()
         torch.save(dict(state), packed)
+        content = packed.getvalue()
         with atomic_path(self.path / STATE) as beside:
-            beside.write_bytes(packed.getbuffer())
+            beside.write_bytes(_state_header(content) + content)
 
     def load_state(self) -> dict[str, Any] | None:
         """Read the state to resume from; None if there is none.
@@ -113,10 +107,10 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(_read_state(path)), map_location="cpu", weights_only=True)
         except Exception as error:
             raise CheckpointError(
-                f"'{path}' is damaged ({type(error).__name__}); delete it to train from the start"
+                f"'{path}' is damaged ({error}); delete it to train from the start"
             ) from error
 
     def close(self) -> None:
@@ -144,6 +138,62 @@ class RunFolder:
         writer.writerows(rows)
         with atomic_path(self.path / LOG) as beside:
             beside.write_text(text.getvalue(), encoding="utf-8")
+
+
+_STATE_HEADER = b"saliency_lab state "
+
+
+def _state_header(content: bytes) -> bytes:
+    return _STATE_HEADER + hashlib.sha256(content).hexdigest().encode() + b"\n"
+
+
+def _read_state(path: Path) -> bytes:
+    """Read the packed state, and check it against the digest in front of it.
+
+    Raises
+    ------
+    ValueError
+        If it is not what was written, or has no digest, as those of earlier versions.
+    """
+    header, _, content = path.read_bytes().partition(b"\n")
+    if not header.startswith(_STATE_HEADER):
+        raise ValueError("it has no digest")
+    if header + b"\n" != _state_header(content):
+        raise ValueError("it does not match its digest")
+    return content
+
+
+def read_identity(folder: Path) -> dict[str, Any]:
+    """Read what decides the run in a folder.
+
+    Raises
+    ------
+    CheckpointError
+        If it is damaged.
+    """
+    path = folder / RECIPE
+    try:
+        identity = read_checked_json(path, ("recipe", "data", "architecture"))
+        if "recipe" not in identity:
+            raise ValueError("it has no recipe")
+        return identity
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"'{path}' is damaged ({error}); delete '{folder}'") from error
+
+
+def check_run(folder: Path) -> dict[Path, str]:
+    """Check the files of a training run; return what is wrong with which of them."""
+    problems = {}
+    try:
+        read_identity(folder)
+    except CheckpointError as error:
+        problems[folder / RECIPE] = str(error)
+    if (folder / STATE).exists():
+        try:
+            _read_state(folder / STATE)
+        except (OSError, ValueError) as error:
+            problems[folder / STATE] = f"'{folder / STATE}' is damaged: {error}"
+    return problems
 
 
 def _differences(stored: Any, wanted: Any, prefix: str = "") -> list[str]:

@@ -288,7 +288,7 @@ def test_a_model_without_a_gradient_is_said_aloud(case) -> None:
     ("change", "message"),
     [
         ({"x": torch.full((7, 1, 8, 8), torch.nan)}, "holds NaN"),
-        ({"x": torch.full((7, 1, 8, 8), 255.0)}, r"must lie in \[0, 1\].*Normalised"),
+        ({"x": torch.full((7, 1, 8, 8), 255.0)}, r"must lie in \[0, 1\].*wrap makes"),
         ({"x": torch.zeros(7, 8, 8)}, r"\(N, C, H, W\)"),
         ({"x": torch.zeros(7, 1, 8, 8, dtype=torch.uint8)}, "x.float"),
         ({"y": torch.full((7,), 5)}, r"in 0 … 4"),

@@ -449,7 +449,7 @@ def test_scripted_and_compiled_parts_are_refused_by_name(name, batch):
     model = nn.Sequential()
     model.add_module("body", torch.jit.trace(body.eval(), x))
     model.add_module("head", nn.Sequential(nn.Flatten(), nn.Linear(200, 5)))
-    with pytest.raises(InputError, match=f"{name} must see the modules and calls .*, but body was scripted"):
+    with pytest.raises(InputError, match=f"{name} must see the modules and calls .*, but body was traced"):
         attribute(model, x, y, name)
     model.body = body
     body.compile()

@@ -365,7 +365,7 @@ def test_study_plans_computes_and_verifies(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "sparseness" in done.stdout
     assert "0 of 3 are missing" in call("study", "first.toml", "--plan").stdout
-    assert "every cell is intact" in call("study", "first.toml", "--verify").stdout
+    assert "every file is intact" in call("study", "first.toml", "--verify").stdout
     cell = next(
         path for path in (tmp_path / "runs/first").rglob("*.safetensors") if "models" not in path.parts
     )

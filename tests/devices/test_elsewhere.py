@@ -239,7 +239,7 @@ def test_a_declared_study_trains_and_runs_on_the_device_named(
 
 def _devices(store: Path) -> set[str]:
     """Where the results in a store were computed."""
-    return {content.info["provenance"]["device"] for _, content in FolderStore(store).cells()}
+    return {content.info["provenance"]["device"] for _, content in FolderStore(store).results()}
 
 
 class _PretendAccelerator(Accelerator):

@@ -66,8 +66,8 @@ def test_a_declared_study_is_planned_run_and_then_read(declared_file: Path, tmp_
     first = read_declaration(declared_file)
     store = tmp_path / "store"
     plan = plan_declared(first, store).set_index(["step", "what"])
-    assert plan["cells"].tolist() == [1, 1, 4, 4, 8, 8, 4]
-    assert (plan["missing"] == plan["cells"]).all()
+    assert plan["results"].tolist() == [1, 1, 4, 4, 8, 8, 4]
+    assert (plan["missing"] == plan["results"]).all()
     assert (plan.loc[["train", "attribute", "score", "attack"], "seconds"] > 0).all()
     assert not list(store.glob("cells/**/*.safetensors"))
     study, comparison, _ = run_declared(first, store)
@@ -211,7 +211,7 @@ def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: p
     assert "sparseness ↑" in text
     assert "scores.parquet" in text
     assert "0 of" in call("--plan")[1]
-    assert call("--verify") == (0, "every cell is intact\n")
+    assert call("--verify") == (0, "every file is intact\n")
     broken = next(Path(store).glob("cells/scores/*/*.safetensors"))
     broken.write_bytes(b"")
     code, text = call("--verify")
@@ -236,7 +236,7 @@ def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: p
         (("recipes =", "recipe ="), "did you mean 'recipes'"),
         (("images = 12", "images = 0"), "greater than or equal to 1"),
         (('name = "digits"', 'nam = "digits"'), "did you mean 'name'"),
-        (("[models]", "[models"), "is no TOML"),
+        (("[models]", "[models"), "is not valid TOML"),
         (('"digits/sgt"', '"digits/sgtt"'), "did you mean 'digits/sgt'"),
         (('baseline = "sgt"', 'baseline = "sgd"'), "did you mean 'sgt'"),
         (("net-1", "net-9"), "no checkpoint's card at"),
@@ -339,7 +339,7 @@ def test_a_plan_counts_what_is_there_and_computes_nothing(
     study = make_study(tmp_path, seeds=2).attribute("saliency").score("sparseness")
     cells = sorted(tmp_path.rglob("*.safetensors"))
     plan = study.plan(["saliency", "edges"], {"sparseness": {}}, {"fgsm": {"eps": 0.1}})
-    assert plan[["what", "cells", "missing"]].to_numpy().tolist() == [
+    assert plan[["what", "results", "missing"]].to_numpy().tolist() == [
         ["saliency", 4, 0], ["edges", 4, 4], ["sparseness", 8, 4], ["fgsm", 4, 4]
     ]  # fmt: skip
     assert sorted(tmp_path.rglob("*.safetensors")) == cells

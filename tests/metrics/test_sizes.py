@@ -15,7 +15,8 @@ from saliency_lab.metrics import cost, evaluate_detailed
 from saliency_lab.metrics.api import make_job
 from saliency_lab.metrics.catalogue import METRICS, stored_settings
 from saliency_lab.metrics.sizes import SizedSettings, parse_size, pixels_of
-from saliency_lab.study.requests import read_requests
+from saliency_lab.study.requests import read_metrics
+from saliency_lab.study.sample import StudySample
 
 SIZED = [name for name in METRICS if issubclass(METRICS[name].settings, SizedSettings)]
 AT_28 = {
@@ -88,11 +89,12 @@ def test_bundled_studies_of_other_sizes_give_their_sizes_in_pixels():
         name = declaration.data.name if declaration.data else None
         if name is None or not declaration.metrics or name in ("mnist", "fashion_mnist", "digits"):
             continue
-        for request in read_requests(declaration.metrics, "metric"):
+        x, y = torch.zeros(1, 3, 64, 64), torch.zeros(1, dtype=torch.long)
+        for request in read_metrics(declaration.metrics, StudySample(x, y, x[:, :1] == 0)):
             settings = METRICS.find(request.what).settings
             if issubclass(settings, SizedSettings):
                 checked += 1
-                given = settings(**request.settings)
+                given = settings(**{key: value for key, value in request.settings.items() if key != "engine"})
                 assert given.at_size(8, 8) == given, f"{study}: {request.label}"
     assert checked
 

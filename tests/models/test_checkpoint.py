@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,13 +91,21 @@ def test_a_missing_file_is_named(saved: tuple[Path, nn.Module], name: str) -> No
         sl.load_model(saved[0])
 
 
+def _without_digest(text: str) -> dict[str, Any]:
+    """Read a card as a user edits it, and as earlier versions wrote it."""
+    return {key: value for key, value in json.loads(text).items() if key != "digest"}
+
+
 def test_a_card_cut_in_half_or_of_another_form_is_named(saved: tuple[Path, nn.Module]) -> None:
     path = saved[0] / "model.json"
     text = path.read_text()
     path.write_text(text[: len(text) // 2])
     with pytest.raises(CheckpointError, match=r"model.json' is damaged"):
         sl.load_model(saved[0])
-    path.write_text(json.dumps(json.loads(text) | {"num_classes": "ten"}))
+    path.write_text(text.replace("10", "11"))
+    with pytest.raises(CheckpointError, match=r"does not match its digest; if you edited it, remove the key"):
+        sl.load_model(saved[0])
+    path.write_text(json.dumps(_without_digest(text) | {"num_classes": "ten"}))
     with pytest.raises(CheckpointError, match=r"model.json' is damaged \('num_classes'"):
         sl.load_model(saved[0])
 
@@ -111,7 +120,7 @@ def test_a_card_cut_in_half_or_of_another_form_is_named(saved: tuple[Path, nn.Mo
 )
 def test_another_architecture_is_named(saved: tuple[Path, nn.Module], change: dict, message: str) -> None:
     path = saved[0] / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path.write_text(json.dumps(_without_digest(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=message):
         sl.load_model(saved[0])
 

@@ -243,7 +243,7 @@ def test_names_are_text_wherever_they_stand(make_reported, tmp_path):
     def raises(model, x, classes):
         raise RuntimeError("<img src=x onerror=alert(2)>")
 
-    with pytest.warns(UserWarning, match="cells failed"):
+    with pytest.warns(UserWarning, match="results failed"):
         study = make_reported(
             NASTY, n=6, methods={NASTY[0]: "saliency", "<i>bad": raises}, metrics={NASTY[1]: "sparseness"}
         )
@@ -444,21 +444,21 @@ def test_the_audit_is_told_beside_the_attack(reported, page):
 
 def test_every_cell_has_its_key_and_settings(reported, page):
     rows = page.rows("results")
-    assert [row[-1] for row in rows] == list(reported.cells.values())
+    assert [row[-1] for row in rows] == list(reported.results.values())
     settings = next(row[4] for row in rows if row[0] == "attack")
     assert "steps = 2" in settings and "eps = [0, 0.05, 0.2]" in settings
 
 
 def test_where_numbers_come_from_is_read_from_the_headers(reported, monkeypatch):
-    monkeypatch.setattr(store, "read_file", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(store, "read_result", lambda path: pytest.fail(f"{path} was read"))
     found = provenance(reported, reported.models, [])
-    assert [row[-1].text for row in found.results.rows] == list(reported.cells.values())
+    assert [row[-1].text for row in found.results.rows] == list(reported.results.values())
     assert all(row[6].text == "cpu" for row in found.results.rows)
 
 
 def test_a_lost_cell_is_named(reported, tmp_path):
     study = Study.load(Study.load(reported.store.folder).save(tmp_path / "copy").store.folder)
-    key = next(key for place, key in study.cells.items() if (place.kind, place.label) == ("maps", "edges"))
+    key = next(key for place, key in study.results.items() if (place.kind, place.label) == ("maps", "edges"))
     study.store.path("maps", key).unlink()
     page = Page(report(study, tmp_path / "report.html"))
     (row,) = page.rows("problems")
@@ -511,7 +511,7 @@ def test_the_questions_of_a_study_are_answered_on_its_page(make_reported, tmp_pa
         baseline="other",
         level=0.9,
     )
-    study.list_alone()
+    study.write_manifest(exclusive=True)
     page = Page(report(Study.load(tmp_path / "store"), tmp_path / "report.html"))
     assert [text for _, text in page.all("h1")] == ["A title of its own"]
     assert [text for kind, text in page.all("p") if kind.get("class") == "lede"][:2] == [

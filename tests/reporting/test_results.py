@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from saliency_lab.cli.app import app
@@ -14,6 +15,7 @@ from saliency_lab.experiment.run import run_declared, training_runs
 from saliency_lab.experiment.schema import bundled_study, read_declaration
 from saliency_lab.models import read_card
 from saliency_lab.study import Study
+from saliency_lab.study.sample import read_sample
 from saliency_lab.training import list_recipes, load_recipe
 
 TOML = """
@@ -111,7 +113,14 @@ def test_a_bundled_study_is_valid(name: str, tmp_path: Path) -> None:
     declared = read_declaration(bundled_study(name))
     runs = training_runs(declared, "data", tmp_path)
     assert len({run.folder for run in runs}) == len(runs)
-    declared.check()
+    images = declared.data.images
+    x, y, masks = (
+        torch.zeros(images, 1, 8, 8),
+        torch.zeros(images, dtype=torch.long),
+        torch.ones(images, 1, 8, 8),
+    )
+    requests = declared.requests(read_sample((x, y, masks)))
+    assert requests.metrics or requests.attacks
     for run in runs:
         bundled = load_recipe(declared.recipes[run.model].recipe)
         assert run.recipe.data == bundled.data

@@ -15,7 +15,7 @@ from torch import nn
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab.study import Study
 from saliency_lab.study.cache.store import FolderStore
-from saliency_lab.study.tasks import hand_over
+from saliency_lab.study.workers import assemble, hand_over
 
 MakeStudy = Callable[..., Study]
 
@@ -64,7 +64,7 @@ def test_a_method_that_raises_in_a_worker_is_recorded(
 ) -> None:
     study = make_study(tmp_path)
     study.executor = executor
-    with pytest.warns(UserWarning, match=r"2 of 4 cells failed"):
+    with pytest.warns(UserWarning, match=r"2 of 4 results failed"):
         study.attribute(["saliency", "attention_rollout"])  # the networks have no attention
     assert study.failures["what"].tolist() == ["attention_rollout"] * 2
     assert study.failures["traceback"].str.contains("Traceback").all()
@@ -103,15 +103,13 @@ class _WithHiddenBuffer(nn.Module):
 
 
 def test_a_worker_assembles_the_same_network(tmp_path: Path) -> None:
-    from saliency_lab.study.tasks import _assemble
-
     net = _WithHiddenBuffer().eval()
     x = torch.rand(2, 1, 6, 6)
     store = FolderStore(tmp_path)
     inputs = hand_over(store, "", "abc", net)
     assert all(tensor.is_meta for tensor in inputs.skeleton.state_dict().values())
-    assert torch.equal(_assemble(store, inputs)(x), net(x))
+    assert torch.equal(assemble(store, inputs)(x), net(x))
     (path,) = (tmp_path / "weights").iterdir()
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(InputError, match=r"abc\.safetensors' are missing or damaged"):
-        _assemble(store, inputs)
+        assemble(store, inputs)

@@ -391,7 +391,7 @@ def test_a_compiled_network_is_the_network_that_it_was_made_from(
     assert model_fingerprint(compiled) == model_fingerprint(net)
     assert model_fingerprint(around) == before != model_fingerprint(nn.Sequential(make_net(1)))
     eager = Study({"t": net}, tiny_sample).attribute("saliency").score("sparseness")
-    assert found.cells == eager.cells and found.scores.equals(eager.scores)
+    assert found.results == eager.results and found.scores.equals(eager.scores)
 
 
 @pytest.mark.filterwarnings("ignore")

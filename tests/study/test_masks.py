@@ -94,7 +94,6 @@ def test_errors_say_what_would_do(
 @pytest.mark.parametrize(
     "bad, said",
     [
-        (None, "masks must be a Tensor .* not NoneType"),
         (torch.full((12, 1, 6, 6), 0.5), "masks must hold 0 and 1"),
         (torch.full((12, 1, 6, 6), torch.nan), "masks must hold 0 and 1"),
     ],
@@ -114,7 +113,7 @@ def test_masks_matter_to_localisation_alone(
     for kind, sample in kinds.items():
         study = Study({"plain": make_net(0)}, sample, store=tmp_path / kind).attribute("saliency")
         study.score(metrics if len(sample) == 3 else metrics[:1]).attack("fgsm", eps=0.1)
-        keys[kind] = {(*place[:3],): key for place, key in study.cells.items()}
+        keys[kind] = {(*place[:3],): key for place, key in study.results.items()}
     focus = ("scores", "saliency", "focus")
     assert keys["bool"] == keys["float"]
     assert {place for place in keys["bool"] if keys["bool"][place] != keys["other"][place]} == {focus}

@@ -4,9 +4,9 @@ import functools
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab._common.files import write_checked_json
 from saliency_lab._common.fingerprints import canonical
 from saliency_lab.study import Study
-from saliency_lab.study.cache.results import matters
+from saliency_lab.study.cache.results import cache_versions
 
 MakeStudy = Callable[..., Study]
 
@@ -25,6 +26,12 @@ MakeStudy = Callable[..., Study]
 def _finish(study: Study) -> Study:
     study.attribute(["saliency", "input_x_gradient"]).score(["sparseness", "complexity"])
     return study.attack("fgsm", eps=[0.1])
+
+
+def _as_earlier_versions_wrote_it(folder: Path) -> dict[str, Any]:
+    """Return the content of `study.json` without what earlier versions did not write."""
+    manifest = json.loads((folder / "study.json").read_text())
+    return {key: value for key, value in manifest.items() if key not in ("digest", "missing", "weights")}
 
 
 def _files(folder: Path) -> list[Path]:
@@ -109,7 +116,7 @@ def test_to_go_on_after_a_merge_the_study_is_built_with_every_network(
         study.score("sparseness")
     again = Study(one | two, tiny_sample, store=tmp_path / "one")
     assert again.plan("saliency", "sparseness", {"fgsm": {"eps": 0.1}})["missing"].sum() == 0
-    assert _finish(again).cells == study.cells
+    assert _finish(again).results == study.results
 
 
 def test_two_networks_of_one_name_are_not_joined(
@@ -118,11 +125,11 @@ def test_two_networks_of_one_name_are_not_joined(
     Study({"net": make_net(0)}, tiny_sample, store=tmp_path).attribute("saliency").score("sparseness")
     second = Study({"net": make_net(1)}, tiny_sample, store=tmp_path).attack("fgsm", eps=0.1)
     loaded = Study.load(tmp_path)
-    assert loaded.cells == second.cells
+    assert loaded.results == second.results
     assert loaded.scores.empty
     pd.testing.assert_frame_equal(loaded.robustness, second.robustness)
     again = Study({"net": make_net(1)}, tiny_sample, store=tmp_path).attribute("saliency")
-    assert Study.load(tmp_path).cells == {**second.cells, **again.cells}
+    assert Study.load(tmp_path).results == {**second.results, **again.results}
 
 
 def test_two_networks_of_one_name_are_not_merged(
@@ -150,17 +157,17 @@ def test_a_store_that_does_not_tell_the_weights_is_read_and_learns_them(
     make_study: MakeStudy, tmp_path: Path
 ) -> None:
     study = _finish(make_study(tmp_path, seeds=2))
-    said = json.loads((tmp_path / "study.json").read_text())
-    told = said["members"]
-    said["members"] = [member[:3] for member in told]
-    (tmp_path / "study.json").write_text(json.dumps(said))
+    manifest = _as_earlier_versions_wrote_it(tmp_path)
+    members = manifest["members"]
+    manifest["members"] = [member[:3] for member in members]
+    (tmp_path / "study.json").write_text(json.dumps(manifest))
     loaded = Study.load(tmp_path)
     pd.testing.assert_frame_equal(loaded.scores, study.scores)
     loaded.merge(tmp_path)
-    assert loaded.cells == study.cells
+    assert loaded.results == study.results
     make_study(tmp_path, seeds=2).attribute("saliency")
-    assert json.loads((tmp_path / "study.json").read_text())["members"] == told
-    assert Study.load(tmp_path).cells == study.cells
+    assert json.loads((tmp_path / "study.json").read_text())["members"] == members
+    assert Study.load(tmp_path).results == study.results
 
 
 def test_merging_leaves_damaged_cells_out_and_names_them(make_study: MakeStudy, tmp_path: Path) -> None:
@@ -182,7 +189,7 @@ def test_cells_of_other_images_come_along_but_stay_out_of_the_tables(
     other = Study(nets, (first.x[:4], first.y[:4]), store=tmp_path / "two")
     other.attribute("saliency").score("sparseness")
     before = other.scores
-    with pytest.warns(UserWarning, match=r"one' holds a study of other images.*nothing of it appears"):
+    with pytest.warns(UserWarning, match=r"one' contains a study of other images.*nothing of it appears"):
         other.merge(tmp_path / "one")
     pd.testing.assert_frame_equal(other.scores, before)
     assert len(_files(tmp_path / "two")) == len(_files(tmp_path / "one")) + 4
@@ -197,7 +204,7 @@ def test_verify_finds_any_changed_byte(make_study: MakeStudy, tmp_path: Path, se
     content = bytearray(path.read_bytes())
     content[draws.integers(len(content))] ^= 1 << draws.integers(8)
     path.write_bytes(content)
-    assert study.verify()["key"].tolist() == [path.stem]
+    assert study.verify()["file"].tolist() == [path.relative_to(tmp_path).as_posix()]
 
 
 def test_gc_keeps_this_study_and_nothing_else(make_study: MakeStudy, tmp_path: Path) -> None:
@@ -215,7 +222,7 @@ def test_gc_keeps_this_study_and_nothing_else(make_study: MakeStudy, tmp_path: P
     assert not old.exists()
     assert set(Study.load(tmp_path).scores["metric"]) == {"sparseness"}
     assert len(study.scores) == 2 * 2 * 12
-    with pytest.raises(InputError, match="everything would go"):
+    with pytest.raises(InputError, match="all would be deleted"):
         make_study(tmp_path).gc()
     assert len(_files(tmp_path)) == 4
 
@@ -318,10 +325,14 @@ def test_a_damaged_manifest_does_not_stop_a_run(make_study: MakeStudy, tmp_path:
     (tmp_path / "study.json").write_text(damage)
     with pytest.raises(InputError, match=r"it has no readable study\.json; run the study again"):
         Study.load(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(UserWarning, match=r"study\.json' is damaged.*renamed to 'study\.damaged-1\.json'"):
         study = _finish(make_study(tmp_path))
+    assert (tmp_path / "study.damaged-1.json").read_text() == damage
     pd.testing.assert_frame_equal(Study.load(tmp_path).scores, study.scores)
+    with pytest.raises(InputError, match=r"is a damaged study\.json, whose results would be deleted"):
+        study.gc()
+    (tmp_path / "study.damaged-1.json").unlink()
+    assert study.gc() == 0
 
 
 def test_damaged_images_are_written_again(make_study: MakeStudy, tmp_path: Path) -> None:
@@ -338,8 +349,9 @@ def test_what_another_version_says_in_the_manifest_does_no_harm(
     make_study: MakeStudy, tmp_path: Path
 ) -> None:
     study = _finish(make_study(tmp_path))
-    said = json.loads((tmp_path / "study.json").read_text())
-    (tmp_path / "study.json").write_text(json.dumps(said | {"more": 1}))
+    manifest = json.loads((tmp_path / "study.json").read_text()) | {"more": 1}
+    del manifest["digest"]
+    write_checked_json(tmp_path / "study.json", manifest)
     pd.testing.assert_frame_equal(Study.load(tmp_path).scores, study.scores)
 
 
@@ -407,10 +419,10 @@ def test_lost_maps_are_not_replaced_by_others(make_study: MakeStudy, tmp_path: P
 
 def test_versions_of_what_makes_a_cell_are_known() -> None:
     for kind in ("maps", "scores", "attack"):
-        found = matters(kind)
+        found = cache_versions(kind)
         assert found
         assert "absent" not in found.values()
-    assert "pyautoattack" in matters("attack")
+    assert "pyautoattack" in cache_versions("attack")
 
 
 def test_models_are_not_compared_under_different_settings(

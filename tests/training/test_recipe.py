@@ -131,7 +131,7 @@ def test_a_bad_recipe_names_the_file_and_the_key(tmp_path, text, words):
 def test_unknown_names_suggest_the_nearest():
     with pytest.raises(sl.SaliencyLabError, match="unknown recipe 'mnist/agst'; did you mean 'mnist/asgt'"):
         load_recipe("mnist/agst")
-    with pytest.raises(sl.SaliencyLabError, match=r"no recipe file 'nowhere\.toml'"):
+    with pytest.raises(sl.SaliencyLabError, match=r"cannot read the recipe 'nowhere\.toml' \(No such file"):
         load_recipe("nowhere.toml")
 
 

@@ -1,80 +1,327 @@
-"""What a study holds: where each cell stands, of which networks, and what was asked for."""
+"""The result index of a study: which result belongs at which place, and what is known of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from saliency_lab._common.errors import InputError
+from saliency_lab.comparison.claims import Purpose
 from saliency_lab.metrics.catalogue import Better
-from saliency_lab.study.cache.manifest import Place
-from saliency_lab.study.cache.results import Cell, Kind
-from saliency_lab.study.members import Member
-from saliency_lab.study.requests import Request
+from saliency_lab.models import card_of
+from saliency_lab.study.cache.manifest import MANIFEST, Manifest, ManifestMember
+from saliency_lab.study.cache.results import Content, Failure, Kind, Place, Result
+from saliency_lab.study.cache.store import FolderStore, Store, existing_folder, read_intact
+from saliency_lab.study.requests import Request, stored_attack
+from saliency_lab.study.sample import Member, StudySample
 
 
 @dataclass
-class Held:
-    """Places and keys, without the content, which is in the store."""
+class ResultIndex:
+    """Keys of a study's results by place, and the small contents that its tables are made of.
 
+    The contents of all results are in `store`.
+    """
+
+    sample: StudySample
+    images: str
+    """Fingerprint of images and labels."""
+    seed: int
+    members: list[Member]
+    store: Store
     weights: dict[tuple[str, int], str]
-    """Fingerprints of the networks that the cells are of, by model and seed; none where an older store does
-    not tell."""
-    cells: dict[Place, str] = field(default_factory=dict)
-    """Where each stands → its key."""
+    """Fingerprints of the networks by model and seed; empty where an earlier version did not store them."""
+    results: dict[Place, str] = field(default_factory=dict)
+    """The key of the result at each place."""
     methods: dict[str, Request] = field(default_factory=dict)
     attacks: dict[str, Request] = field(default_factory=dict)
     better: dict[str, Better] = field(default_factory=dict)
-    """By metric."""
-    classes: Sequence[str] = ()
-    """Their names, as the store tells them."""
+    """The direction of each metric."""
+    stored_classes: Sequence[str] = ()
+    """Names of the classes according to the store."""
+    purpose: Purpose = field(default_factory=Purpose)
+    failures: dict[tuple[str, int, str], Failure] = field(default_factory=dict)
+    """By model, seed and what failed."""
+    contents: dict[str, Content] = field(default_factory=dict)
+    """By key, except maps and the curves of scores: these are large, and read when needed."""
+    intact_maps: set[str] = field(default_factory=set)
+    """Keys of maps whose files were checked."""
 
-    def copy(self) -> Held:
-        """Return another that changes on its own."""
+    def snapshot(self) -> ResultIndex:
+        """Return an index that does not change with this one."""
         return replace(
             self,
+            members=list(self.members),
             weights=dict(self.weights),
-            cells=dict(self.cells),
+            results=dict(self.results),
             methods=dict(self.methods),
             attacks=dict(self.attacks),
             better=dict(self.better),
+            failures=dict(self.failures),
         )
 
     def labels(self, kind: Kind) -> list[str]:
-        """Labels of the cells of a kind, each once."""
-        return list(dict.fromkeys(at.label for at in self.cells if at.kind == kind))
+        """Return the labels of the results of a kind, each once."""
+        return list(dict.fromkeys(place.label for place in self.results if place.kind == kind))
 
     @property
     def metrics(self) -> list[str]:
-        """Labels of the metrics, each once."""
-        return list(dict.fromkeys(at.metric for at in self.cells if at.metric))
+        """The labels of the metrics, each once."""
+        return list(dict.fromkeys(place.metric for place in self.results if place.metric))
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models, in the order given."""
+        return list(dict.fromkeys(member.model for member in self.members))
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, from a model's card or from the store; empty if neither has them."""
+        cards = [card_of(member.module) for member in self.members if member.module is not None]
+        named = (card.classes for card in cards if card is not None and card.classes)
+        return next(named, self.stored_classes)
 
     def key(self, kind: Kind, label: str, member: Member) -> str | None:
-        """Key of a member's maps, attack or audit under a label, None if it is not held."""
-        return self.cells.get(Place(kind, label, "", member.model, member.seed))
+        """Return the key of a member's maps, attack or audit with a label, or None."""
+        return self.results.get(Place(kind, label, "", member.model, member.seed))
 
-    def attack_audited(self, request: Request) -> Request:
-        """Return what to audit: the attack made under that label, where nothing else is asked for."""
-        made = self.attacks.get(request.label)
-        if made is None or made.what != request.what or request.settings.keys() - {"norm"}:
-            return request  # the norm may be said again: the label has it
-        same = all(made.settings.get(key) == value for key, value in request.settings.items())
-        return made if same else request
+    def of_kind(self, kind: Kind) -> Iterator[tuple[Place, Member, Content]]:
+        """Yield the finished results of a kind, except maps."""
+        members = {(member.model, member.seed): member for member in self.members}
+        for place, key in self.results.items():
+            if place.kind == kind and key in self.contents:
+                yield place, members[place.model, place.seed], self.contents[key]
 
-    def place(self, cells: Mapping[Place, Cell], prints: Mapping[Member, str]) -> list[Place]:
-        """Hold these cells of these networks; return what goes, made of others or of old maps."""
-        gone = []
-        for member, model in prints.items():
-            who = member.model, member.seed
-            if self.weights[who] != model:
-                gone += [at for at in self.cells if (at.model, at.seed) == who]
-                self.weights[who] = model
-        for at, cell in cells.items():
-            if at.kind == "maps" and self.cells.get(at, cell.key) != cell.key:
-                maps = (at.label, at.model, at.seed)
-                scores = [each for each in self.cells if each.kind == "scores"]
-                gone += [each for each in scores if (each.label, each.model, each.seed) == maps]
-        gone = list(dict.fromkeys(gone))
-        for at in gone:
-            del self.cells[at]
-        self.cells |= {at: cell.key for at, cell in cells.items()}
-        return gone
+    # --- what is recorded, and what is missing ------------------------------------------------------
+
+    def record(self, results: Mapping[Place, Result], fingerprints: Mapping[Member, str]) -> None:
+        """Record results of these networks at their places.
+
+        Results of a network whose weights changed, and scores of maps that are replaced, are removed.
+        """
+        outdated: list[Place] = []
+        for member, model in fingerprints.items():
+            network = member.model, member.seed
+            if self.weights[network] != model:
+                outdated += [place for place in self.results if (place.model, place.seed) == network]
+                self.weights[network] = model
+        for place, result in results.items():
+            if place.kind == "maps" and self.results.get(place, result.key) != result.key:
+                outdated += [
+                    each for each in self.results if each.kind == "scores" and _maps_of(each) == place
+                ]
+        for place in dict.fromkeys(outdated):
+            del self.results[place]
+            self.forget_failure(place)
+        self.results |= {place: result.key for place, result in results.items()}
+
+    def missing(self, results: Mapping[Place, Result]) -> list[Place]:
+        """Return the places whose results are not intact in the store; load the contents of the others."""
+        return [place for place, result in results.items() if not self.load(place, result.key)]
+
+    def load(self, place: Place, key: str) -> bool:
+        """Load the content at a place, if it is small; return whether the store has it intact."""
+        if not self.store.has(place.kind, key):  # deleted by `collect_garbage`, or left behind by `save`
+            self.contents.pop(key, None)
+            self.intact_maps.discard(key)
+        elif key not in self.contents and key not in self.intact_maps:
+            content = read_intact(self.store, place.kind, key)
+            if content is not None and place.kind == "maps":
+                self.intact_maps.add(key)
+            elif content is not None:
+                # as copies: a tensor that was read keeps its file mapped, and a process has 65,530 mappings
+                small = {
+                    name: tensor.clone()
+                    for name, tensor in content.tensors.items()
+                    if name not in ("curve", "at")
+                }
+                self.contents[key] = replace(content, tensors=small)
+        if key in self.contents or key in self.intact_maps:
+            self.forget_failure(place)
+            return True
+        return False
+
+    def fail(self, place: Place, failure: Failure) -> None:
+        """Record why the result at a place could not be computed."""
+        self.failures[place.model, place.seed, place.what] = failure
+
+    def forget_failure(self, place: Place) -> None:
+        """Drop the failure at a place, which is finished or no longer recorded."""
+        self.failures.pop((place.model, place.seed, place.what), None)
+
+    # --- the store ----------------------------------------------------------------------------------
+
+    def read_stored_attacks(self) -> None:
+        """Record the attacks on these images that earlier runs left in the store, as they were requested."""
+        manifest = self.store.read_manifest() if isinstance(self.store, FolderStore) else None
+        if manifest is None or manifest.images != self.images:
+            return
+        for place, key in manifest.places.items():
+            described = self.store.describe("attack", key) if place.kind == "attack" else None
+            if described is not None:
+                depends = described[0].depends
+                settings = depends["settings"]
+                request = stored_attack(place.label, depends["attack"], settings, depends["eps"])
+                if request is not None:
+                    self.attacks[place.label] = request
+
+    def manifest(self) -> Manifest:
+        """Describe this study for `study.json`."""
+        return Manifest(
+            images=self.images,
+            sample="" if self.sample.masks is None else self.sample.fingerprint,
+            seed=self.seed,
+            members=[
+                ManifestMember(
+                    each.model, each.seed, each.recipe, self.weights.get((each.model, each.seed), "")
+                )
+                for each in self.members
+            ],
+            cells=[(*place, key) for place, key in self.results.items()],
+            better=self.better,
+            classes=list(self.classes),
+            purpose=self.purpose,
+        )
+
+    def write_manifest(self, *, exclusive: bool = False) -> None:
+        """Write `study.json`.
+
+        Parameters
+        ----------
+        exclusive
+            List the results of this study alone. By default those that other processes listed for the same
+            images stay.
+        """
+        store = self.store
+        if not isinstance(store, FolderStore):
+            return
+        store.write_sample(self.sample)
+        with store.lock(MANIFEST, wait=True):
+            old = store.read_manifest()
+            manifest = self.manifest()
+            if not exclusive:
+                manifest = manifest.joined(old)
+            elif old is not None and manifest.purpose == Purpose():
+                manifest = manifest.model_copy(update={"purpose": old.purpose})
+            absent = {key for place, key in manifest.places.items() if not store.has(place.kind, key)}
+            weights = {each.weights for each in manifest.members if store.weights_path(each.weights).exists()}
+            if old is not None:  # results and weights that disappeared stay listed, for `verify`
+                absent -= set(old.places.values()) - set(old.missing)
+                weights |= set() if exclusive else set(old.weights)
+            files = {"missing": sorted(absent), "weights": sorted(weights)}
+            store.write_manifest(manifest.model_copy(update=files))
+
+    def adopt(self, manifest: Manifest) -> None:
+        """Take over the results that a manifest lists and this study does not have."""
+        joined = self.manifest().joined(manifest)
+        for each in joined.members[len(self.members) :]:
+            self.members.append(Member(each.model, each.seed, each.recipe, None))
+        self.weights = {(each.model, each.seed): each.weights for each in joined.members}
+        self.better, self.stored_classes, self.purpose = joined.better, joined.classes, joined.purpose
+        self.results = joined.places
+        for place, key in self.results.items():
+            if place.kind != "maps":
+                self.load(place, key)
+
+    def merge(self, folder: str | Path) -> None:
+        """Copy the intact results of another store, and list those of the same images and seed here."""
+        other = FolderStore(existing_folder(folder))
+        manifest = other.read_manifest()
+        if manifest is not None and (manifest.images, manifest.seed) != (self.images, self.seed):
+            warnings.warn(
+                f"'{folder}' contains a study of other images, or of another seed: its results are copied, "
+                "and nothing of it appears in the tables of this study",
+                stacklevel=3,
+            )
+            manifest = None
+        differ = self.manifest().differing(manifest) if manifest is not None else []
+        if differ:
+            model, seed = differ[0]
+            raise InputError(
+                f"'{model}' (seed {seed}) is one network in this study and another in '{folder}'; give one "
+                f"of them another name and run its study again, such as Study({{'{model} (other)': …}}, …)"
+            )
+        for result, content in other.results():
+            if not self.store.has(result.kind, result.key):
+                self.store.write(result, content)
+        if manifest is not None:
+            self.adopt(manifest)
+        self.write_manifest()
+
+    def move_to(self, store: FolderStore) -> None:
+        """Copy every recorded result into another store, and continue there."""
+        recorded = set(self.results.values())
+        for result, content in self.store.results():
+            if result.key in recorded and not store.has(result.kind, result.key):
+                store.write(result, content)
+        self.store = store
+        self.write_manifest()
+
+    def collect_garbage(self) -> int:
+        """Delete every result in the store that is not recorded here; return the bytes freed."""
+        folder = self.folder()
+        if not self.results:
+            raise InputError("this study has no results yet, so all would be deleted; run its verbs first")
+        damaged = folder.damaged_manifests()
+        if damaged:
+            raise InputError(
+                f"'{damaged[0]}' is a damaged study.json, whose results would be deleted; run those studies "
+                "again, or delete that file, before gc"
+            )
+        freed = folder.collect(set(self.results.values()))
+        self.write_manifest(exclusive=True)
+        return freed
+
+    def folder(self) -> FolderStore:
+        """Return the store, which must be a folder."""
+        if not isinstance(self.store, FolderStore):
+            raise InputError("this study is in memory; study.save('runs/first') gives it a folder")
+        return self.store
+
+
+def load_index(store: str | Path) -> ResultIndex:
+    """Read the index of a stored study, without its networks; raise InputError if there is no intact one."""
+    folder = FolderStore(existing_folder(store))
+    manifest = folder.read_manifest()
+    sample = folder.read_sample(manifest.sample or manifest.images) if manifest else None
+    if manifest is None or sample is None:
+        what = "its images are missing or damaged" if manifest else "it has no readable study.json"
+        raise InputError(
+            f"no study can be loaded from '{store}': {what}; run the study again with this store"
+        )
+    index = ResultIndex(sample, manifest.images, manifest.seed, [], folder, {})
+    index.adopt(manifest)
+    return index
+
+
+def _maps_of(place: Place) -> Place:
+    """Return the place of the maps that scores belong to."""
+    return place._replace(kind="maps", metric="")
+
+
+_COMPARED = ("method", "metric", "attack", "engine", "revision")
+"""What two models must have in common, besides the settings, to be compared."""
+
+
+def refuse_different_settings(results: Iterable[tuple[Place, str]], store: Store) -> None:
+    """Refuse to compare models of which one was treated with other settings than another."""
+    first: dict[tuple[str, str, str], tuple[str, dict[str, object]]] = {}
+    for place, key in results:
+        described = store.describe(place.kind, key) if place.kind != "audit" else None
+        if described is None:
+            continue
+        depends = described[0].depends
+        own = {name: depends[name] for name in _COMPARED if name in depends}
+        own |= depends.get("settings") or {}
+        other, theirs = first.setdefault((place.kind, place.label, place.metric), (place.model, own))
+        differing = [name for name in own | theirs if own.get(name) != theirs.get(name)]
+        if differing:
+            what = f"'{place.metric}' of '{place.label}'" if place.metric else f"'{place.label}'"
+            name = differing[0]
+            raise InputError(
+                f"{what} was run on '{other}' with {name} = {theirs.get(name)!r} and on '{place.model}' "
+                f"with {name} = {own.get(name)!r}, which cannot be compared; run it on both with the "
+                "same settings, or under another label on one of them"
+            )

@@ -1,4 +1,4 @@
-"""What `study.json` says of a store: the images, the networks, where each cell stands, what is asked."""
+"""`study.json`: the images, networks and results of the study that a store belongs to, and its questions."""
 
 from __future__ import annotations
 
@@ -7,35 +7,19 @@ from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, Field
 
-from saliency_lab._common.files import write_json
+from saliency_lab._common.files import read_checked_json, write_checked_json
 from saliency_lab._common.settings import Settings
 from saliency_lab.comparison.claims import Purpose
 from saliency_lab.metrics.catalogue import Better
-from saliency_lab.study.cache.results import Kind
+from saliency_lab.study.cache.results import Kind, Place
 
 MANIFEST = "study.json"
-
-
-class Place(NamedTuple):
-    """Where a cell stands in the grid: `label` is of a method or an attack, `metric` is for scores alone."""
-
-    kind: Kind
-    label: str
-    metric: str
-    model: str
-    seed: int
-
-    @property
-    def what(self) -> str:
-        """What it is of its model: the label, or which metric of it."""
-        return f"{self.metric} of {self.label}" if self.metric else self.label
-
 
 _AUDIT, _AT = "audit of ", ", ε = "
 
 
 def audit_label(attack: str, eps: float) -> str:
-    """Return the label of an audit of the attack under this label; `audited` gives that back.
+    """Return the label of an audit at ε of the attack with this label; `audited_attack` reverses it.
 
     >>> audit_label("pgd", 0.1), audit_label("pgd", 8 / 255)
     ('audit of pgd, ε = 0.1', 'audit of pgd, ε = 0.03137254901960784')
@@ -44,78 +28,82 @@ def audit_label(attack: str, eps: float) -> str:
     return f"{_AUDIT}{attack}{_AT}{short if float(short) == eps else eps}"
 
 
-def audited(label: str) -> str:
-    """Return the attack's label in the label of an audit.
+def audited_attack(label: str) -> str:
+    """Return the attack's label, which is a part of the label of its audit.
 
-    >>> audited(audit_label("pgd", 8 / 255))
+    >>> audited_attack(audit_label("pgd", 8 / 255))
     'pgd'
     """
     return label.removeprefix(_AUDIT).rpartition(_AT)[0]
 
 
-def _before(at: Place) -> Place:
-    """Where older versions put an audit: its label had ε to four digits."""
-    audit, _, eps = at.label.rpartition(_AT)
-    return at._replace(label=f"{audit}{_AT}{float(eps):.4g}")
+def _earlier_place(place: Place) -> Place:
+    """Return the place that earlier versions gave to an audit: its label had four digits of ε."""
+    audit, _, eps = place.label.rpartition(_AT)
+    return place._replace(label=f"{audit}{_AT}{float(eps):.4g}")
 
 
-class Entry(NamedTuple):
-    """A network: its model, training seed, recipe, and the fingerprint under which its cells are kept."""
+class ManifestMember(NamedTuple):
+    """A network: its model, training seed and recipe, and the fingerprint on which its results depend."""
 
     model: str
     seed: int
     recipe: str
-    weights: str = ""  # older manifests do not tell
+    weights: str = ""  # unknown in manifests of earlier versions
 
 
 class Manifest(Settings):
-    """A study without its content."""
+    """The description of a study without its content."""
 
-    model_config = ConfigDict(strict=False, extra="ignore")  # JSON has no tuples; others may say more
+    model_config = ConfigDict(strict=False, extra="ignore", validate_by_name=True, validate_by_alias=True)
 
     images: str
     """Fingerprint of images and labels."""
     sample: str = ""
-    """Fingerprint of images, labels and masks; none where there are no masks."""
+    """Fingerprint of images, labels and masks; empty if there are no masks."""
     seed: int
-    members: list[Entry]
-    cells: list[tuple[Kind, str, str, str, int, str]]
-    """A `Place` and the cell's key."""
+    members: list[ManifestMember]
+    results: list[tuple[Kind, str, str, str, int, str]] = Field(alias="cells")
+    """The `Place` and the key of every result."""
+    missing: list[str] = Field(default_factory=list)
+    """Keys of results that were not in the store when this was written: they failed, or are unfinished."""
+    weights: list[str] = Field(default_factory=list)
+    """Names of the files of weights that workers read."""
     better: dict[str, Better]
-    """By metric."""
+    """The direction of each metric."""
     classes: list[str] = Field(default_factory=list)
-    """Names, where they are known."""
+    """Names of the classes, where they are known."""
     purpose: Purpose = Field(default_factory=Purpose)
 
     @property
     def places(self) -> dict[Place, str]:
-        """Where each cell stands → its key."""
-        return {Place(*cell[:5]): cell[5] for cell in self.cells}
+        """The key of the result at each place."""
+        return {Place(*result[:5]): result[5] for result in self.results}
 
     def joined(self, other: Manifest | None) -> Manifest:
-        """Return this one with what another of the same images and seed holds besides.
+        """Add the results that another manifest of the same images and seed lists.
 
-        Where the two hold different things in one place, this one's stay: the other's cells of a network
-        whose weights differ here, and its scores of maps that are others here, are left out.
+        Where the two list different results for one place, those of this manifest stay. Results of a network
+        whose weights differ here, and scores of maps that differ here, are left out.
         """
         if other is None or (other.images, other.seed) != (self.images, self.seed):
             return self
-        places, theirs = self.places, other.places
+        mine, theirs = self.places, other.places
         differ = self.differing(other)
         weights = {each[:2]: each.weights for each in other.members}
-        mine = [each._replace(weights=each.weights or weights.get(each[:2], "")) for each in self.members]
+        members = [each._replace(weights=each.weights or weights.get(each[:2], "")) for each in self.members]
+        renamed = {(_earlier_place(place), key) for place, key in mine.items() if place.kind == "audit"}
 
-        def fits(at: Place) -> bool:
-            if at in places or (at.model, at.seed) in differ or (at, theirs[at]) in renamed:
+        def fits(place: Place) -> bool:
+            if place in mine or (place.model, place.seed) in differ or (place, theirs[place]) in renamed:
                 return False
-            maps = at._replace(kind="maps", metric="")
-            return at.kind != "scores" or maps not in places or places[maps] == theirs.get(maps)
+            maps = place._replace(kind="maps", metric="")
+            return place.kind != "scores" or maps not in mine or mine[maps] == theirs.get(maps)
 
-        renamed = {(_before(at), key) for at, key in places.items() if at.kind == "audit"}
-        known = {each[:2] for each in mine}
+        known = {each[:2] for each in members}
         joined: dict[str, Any] = {
-            "members": [*mine, *(each for each in other.members if each[:2] not in known)],
-            "cells": [*self.cells, *(cell for cell in other.cells if fits(Place(*cell[:5])))],
+            "members": [*members, *(each for each in other.members if each[:2] not in known)],
+            "results": [*self.results, *(each for each in other.results if fits(Place(*each[:5])))],
             "better": other.better | self.better,
         }
         if not self.sample:
@@ -127,7 +115,7 @@ class Manifest(Settings):
         return self.model_copy(update=joined)
 
     def differing(self, other: Manifest) -> list[tuple[str, int]]:
-        """Model and seed of what is one network here and another there."""
+        """Return model and seed of the networks whose weights differ between the two manifests."""
         theirs = {each[:2]: each.weights for each in other.members}
         return [
             each[:2]
@@ -136,14 +124,15 @@ class Manifest(Settings):
         ]
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """Read a store's manifest, None if there is none, or it is not what was written."""
-    try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return None
+_FIRST_KEYS = ("images", "sample", "seed", "members", "cells", "better", "classes", "purpose")
+"""The keys of manifests before these had a digest."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a store's manifest; raise OSError or ValueError if it is missing or damaged."""
+    return Manifest.model_validate(read_checked_json(folder / MANIFEST, _FIRST_KEYS))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `study.json`, atomically."""
-    write_json(folder / MANIFEST, manifest.model_dump())
+    """Write `study.json` with its digest, atomically."""
+    write_checked_json(folder / MANIFEST, manifest.model_dump(mode="json", by_alias=True))

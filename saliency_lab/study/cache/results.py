@@ -1,11 +1,12 @@
-"""Cells: one unit of a study's work, named by the content of what it depends on."""
+"""The entries of a study's store: what a result depends on, what it contains, and where it belongs."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -24,10 +25,10 @@ _PACKAGES: dict[Kind, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
-    """A set of maps, a vector of scores, an attack or an audit, by what it depends on.
+class Result:
+    """A set of maps, a vector of scores, an attack or an audit, identified by what it depends on.
 
-    Two cells with equal `depends` are the same cell, on any machine: `key` is its hash.
+    Two results with equal `depends` are the same result on any machine. `key` is the hash of `depends`.
     """
 
     kind: Kind
@@ -35,19 +36,56 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """32 hex digits."""
+        """The name of the result in a store: 32 hex digits."""
         return fingerprint(self.kind, dict(self.depends))
 
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """What a cell holds: tensors by name, and facts that JSON can hold."""
+    """The content of a result: tensors by name, and facts that JSON can represent."""
 
     tensors: Mapping[str, Tensor]
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
-def matters(kind: Kind) -> dict[str, str]:
-    """Versions of what the values of a cell depend on."""
+class Place(NamedTuple):
+    """The position of a result in a study's grid.
+
+    `label` names a method or an attack. `metric` is empty unless the result is a vector of scores.
+    """
+
+    kind: Kind
+    label: str
+    metric: str
+    model: str
+    seed: int
+
+    @property
+    def what(self) -> str:
+        """The label, or the metric and the method that it scores."""
+        return f"{self.metric} of {self.label}" if self.metric else self.label
+
+
+@dataclass(frozen=True, eq=False)
+class Failure:
+    """Why a result could not be computed.
+
+    The exception itself is available only in the process that raised it.
+    """
+
+    error: str
+    traceback: str
+    exception: BaseException | None = None
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Describe an exception, and release what its frames refer to: images, activations, GPU memory."""
+        text = "".join(traceback.format_exception(error))
+        traceback.clear_frames(error.__traceback__)
+        return cls(f"{type(error).__name__}: {error}", text, error)
+
+
+def cache_versions(kind: Kind) -> dict[str, str]:
+    """Return the versions of the packages that the values of a result depend on."""
     known = versions()
     return {"saliency-lab": saliency_lab.__version__} | {name: known[name] for name in _PACKAGES[kind]}

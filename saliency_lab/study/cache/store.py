@@ -1,4 +1,4 @@
-"""Where finished cells are kept: a folder of self-describing files, or memory."""
+"""Where the results of a study are stored: a folder of files that describe themselves, or memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
-import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -22,120 +21,99 @@ from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, left_behind
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab.study.cache.manifest import MANIFEST, Manifest, read_manifest, write_manifest
-from saliency_lab.study.cache.results import Cell, Content, Kind
-from saliency_lab.study.sample import Sample
+from saliency_lab.study.cache.results import Content, Kind, Result
+from saliency_lab.study.sample import StudySample
 
 
-class DamagedCellError(SaliencyLabError):
-    """A cell's file is not what was written."""
+class DamagedFileError(SaliencyLabError):
+    """A file of a store is not what was written."""
 
 
-class Busy(Exception):
-    """Another process is at work on this."""
-
-
-class Store(Protocol):
-    """What a study needs of the place its cells are kept in."""
-
-    def has(self, kind: Kind, key: str) -> bool:
-        """Whether the cell was written, without reading it."""
-
-    def read(self, kind: Kind, key: str) -> Content | None:
-        """Return its content, None if it was never written; raise `DamagedCellError` if it is damaged."""
-
-    def describe(self, kind: Kind, key: str) -> tuple[Cell, Mapping[str, Any]] | None:
-        """Return a cell and the facts of its content, without its tensors; None if it is not there."""
-
-    def write(self, cell: Cell, content: Content) -> None:
-        """Keep the content; an older one is replaced."""
-
-    def cells(self) -> Iterator[tuple[Cell, Content]]:
-        """Every intact cell."""
-
-    def lock(self, name: str, *, wait: bool) -> AbstractContextManager[None]:
-        """Hold `name` against other processes; raise `Busy` if it is held and `wait` is false."""
+class LockedError(Exception):
+    """Another process has locked this name."""
 
 
 class MemoryStore:
-    """Cells in memory; gone with the process."""
+    """Results in memory, which end with the process."""
 
     def __init__(self) -> None:
-        self._cells: dict[str, tuple[Cell, Content]] = {}
+        self._results: dict[str, tuple[Result, Content]] = {}
 
     def has(self, kind: Kind, key: str) -> bool:
-        """Whether the cell was written."""
-        return key in self._cells
+        """Say whether the result was written."""
+        return key in self._results
 
     def read(self, kind: Kind, key: str) -> Content | None:
-        """Return its content, None if it was never written."""
-        return self._cells[key][1] if key in self._cells else None
+        """Return the content, or None if the result was never written."""
+        return self._results[key][1] if key in self._results else None
 
-    def describe(self, kind: Kind, key: str) -> tuple[Cell, Mapping[str, Any]] | None:
-        """Return a cell and the facts of its content."""
-        if key not in self._cells:
+    def describe(self, kind: Kind, key: str) -> tuple[Result, Mapping[str, Any]] | None:
+        """Return a result and the facts of its content, from its header; None if that cannot be read."""
+        if key not in self._results:
             return None
-        cell, content = self._cells[key]
-        return cell, content.info
+        result, content = self._results[key]
+        return result, content.info
 
-    def write(self, cell: Cell, content: Content) -> None:
-        """Keep the content."""
-        self._cells[cell.key] = cell, content
+    def write(self, result: Result, content: Content) -> None:
+        """Store the content."""
+        self._results[result.key] = result, content
 
-    def cells(self) -> Iterator[tuple[Cell, Content]]:
-        """Every cell."""
-        yield from self._cells.values()
+    def results(self) -> Iterator[tuple[Result, Content]]:
+        """Yield every result."""
+        yield from self._results.values()
 
     def lock(self, name: str, *, wait: bool) -> AbstractContextManager[None]:
-        """Nothing else can reach this memory."""
+        """Do nothing: no other process can reach this memory."""
         return nullcontext()
 
 
 class FolderStore:
-    """Cells as files: `cells/KIND/ab/abcd….safetensors`, each written beside and renamed.
+    """Results as files, `cells/KIND/ab/abcd….safetensors`, each written to a temporary file and renamed.
 
-    A file's header holds what the cell depends on (its name is the hash of that) and a digest of
-    everything in it, so that a file can be checked without knowing the study. Locks are advisory
-    file locks of the operating system, freed when their process ends, however it ends.
+    The header of a file contains what the result depends on (the hash of that is the name of the file) and a
+    digest of everything in the file, so that a file can be checked without knowledge of the study. Locks are
+    advisory file locks of the operating system, which end with their process.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def path(self, kind: Kind, key: str) -> Path:
-        """Return the file of a cell."""
+        """Return the file of a result."""
         return self.folder / "cells" / kind / key[:2] / f"{key}.safetensors"
 
     def has(self, kind: Kind, key: str) -> bool:
-        """Whether the cell's file is there, without reading it."""
+        """Say whether the file of the result exists, without reading it."""
         return self.path(kind, key).exists()
 
     def read(self, kind: Kind, key: str) -> Content | None:
-        """Return its content, None if there is no file; raise `DamagedCellError` if the file is damaged."""
+        """Return the content, or None if there is no file."""
         path = self.path(kind, key)
-        return read_file(path)[1] if path.exists() else None
+        return read_result(path)[1] if path.exists() else None
 
-    def describe(self, kind: Kind, key: str) -> tuple[Cell, Mapping[str, Any]] | None:
-        """Return a cell and the facts of its content, from its file's header."""
+    def describe(self, kind: Kind, key: str) -> tuple[Result, Mapping[str, Any]] | None:
+        """Return a result and the facts of its content, from its header; None if that cannot be read."""
         try:
             with safe_open(self.path(kind, key), framework="pt") as file:
                 header = file.metadata()
-                return Cell(**json.loads(header["cell"])), json.loads(header["info"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            result, info = Result(**json.loads(header["cell"])), json.loads(header["info"])
+            return (result, info) if result.key == key else None
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
             return None
 
-    def write(self, cell: Cell, content: Content) -> None:
-        """Write the cell's file, atomically."""
+    def write(self, result: Result, content: Content) -> None:
+        """Write the file of the result, atomically."""
         header = {
-            "cell": json.dumps({"kind": cell.kind, "depends": dict(cell.depends)}),
+            "cell": json.dumps({"kind": result.kind, "depends": dict(result.depends)}),
             "info": json.dumps(dict(content.info)),
-            "digest": _digest(cell, content),
+            "digest": _digest(result, content),
         }
         data = serialise({name: tensor.contiguous() for name, tensor in content.tensors.items()}, header)
-        with self._writing(), atomic_path(self.path(cell.kind, cell.key), durable=False) as beside:
+        with self._explain_errors(), atomic_path(self.path(result.kind, result.key), durable=False) as beside:
             beside.write_bytes(data)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         """Say what can be done where the disk is full, or the folder may not be written."""
         try:
             yield
@@ -148,109 +126,126 @@ class FolderStore:
                 f"safe. {remedy}, then run the same again: it goes on from there."
             ) from error
 
-    def cells(self) -> Iterator[tuple[Cell, Content]]:
-        """Every intact cell; damaged ones are named in a warning."""
+    def results(self) -> Iterator[tuple[Result, Content]]:
+        """Yield every intact result; a warning names each damaged one."""
         for path in self.files():
             try:
-                yield read_file(path)
-            except DamagedCellError as error:
+                yield read_result(path)
+            except DamagedFileError as error:
                 warnings.warn(f"{error}; it is left out", stacklevel=2)
 
     @contextmanager
     def lock(self, name: str, *, wait: bool) -> Iterator[None]:
-        """Hold `name` against other processes; raise `Busy` if it is held and `wait` is false."""
-        # 256 files, however many cells; the manifest has its own, so that it never waits for a cell
+        """Lock `name` against other processes; raise `LockedError` if it is locked and `wait` is false."""
+        # 256 files, however many results; the manifest has its own, so that it never waits for a result
         path = self.folder / "locks" / (name if name == MANIFEST else fingerprint(name)[:2])
-        held = FileLock(path, timeout=-1 if wait else 0)
-        with self._writing():
+        lock = FileLock(path, timeout=-1 if wait else 0)
+        with self._explain_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                held.acquire()
+                lock.acquire()
             except Timeout:
-                raise Busy from None
+                raise LockedError from None
         try:
             yield
         finally:
-            held.release()
+            lock.release()
 
     def files(self) -> list[Path]:
-        """Every cell's file, in a fixed order."""
-        found = (self.folder / "cells").glob("*/*/*.safetensors")
-        return sorted(path for path in found if not path.name.startswith("."))
-
-    def verify(self) -> pd.DataFrame:
-        """Check every file against its name and its digest: one row a damaged cell, with the problem."""
-        rows = []
-        for path in self.files():
-            try:
-                read_file(path)
-            except DamagedCellError as error:
-                rows.append({"kind": path.parent.parent.name, "key": path.stem, "problem": str(error)})
-        return pd.DataFrame(rows, columns=["kind", "key", "problem"])
+        """Return the files of all results, in a fixed order."""
+        every = (self.folder / "cells").glob("*/*/*.safetensors")
+        return sorted(path for path in every if not path.name.startswith("."))
 
     def collect(self, keep: Set[str]) -> int:
-        """Delete cells whose key is not in `keep` and what killed processes left; return the bytes freed."""
+        """Delete results whose key is not in `keep`, and half-written files; return the bytes freed."""
         doomed = [path for path in self.files() if path.stem not in keep]
-        for pattern in (f".{MANIFEST}.*", "*/.*.safetensors", "cells/*/*/.*.safetensors"):
+        for pattern in (f".{MANIFEST}.*", "tables/.*", "*/.*.safetensors", "cells/*/*/.*.safetensors"):
             doomed += left_behind(self.folder, pattern)
         freed = 0
         for path in doomed:
-            with self._writing(), suppress(FileNotFoundError):  # another process was quicker
+            with self._explain_errors(), suppress(FileNotFoundError):  # another process was quicker
                 size = path.stat().st_size
                 path.unlink()
                 freed += size
         return freed
 
+    # --- the manifest, the images, and the weights that workers read --------------------------------
+
     def read_manifest(self) -> Manifest | None:
-        """What `write_manifest` wrote; None if there is none, or it is damaged."""
-        return read_manifest(self.folder)
+        """Return the manifest, or None if there is none or it is damaged."""
+        try:
+            return read_manifest(self.folder)
+        except (OSError, ValueError):
+            return None
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Write `study.json`, atomically."""
-        with self._writing():
+        """Write `study.json`, atomically; a damaged one is kept under another name."""
+        with self._explain_errors():
+            self._set_damaged_manifest_aside()
             write_manifest(self.folder, manifest)
 
-    def read_sample(self, sample: str) -> Sample | None:
-        """Images by their fingerprint, None if they are not here or damaged."""
+    def damaged_manifests(self) -> list[Path]:
+        """Return the damaged manifests that were kept under another name."""
+        return sorted(self.folder.glob("study.damaged-*.json"))
+
+    def _set_damaged_manifest_aside(self) -> None:
+        path = self.folder / MANIFEST
+        if not path.exists() or self.read_manifest() is not None:
+            return
+        aside = self.folder / f"study.damaged-{len(self.damaged_manifests()) + 1}.json"
+        path.rename(aside)
+        warnings.warn(
+            f"'{path}' is damaged, so the results of other runs in this store are no longer listed; it was "
+            f"renamed to '{aside.name}'. Run those studies again: they read their results, which are intact",
+            stacklevel=3,
+        )
+
+    def read_sample(self, name: str) -> StudySample | None:
+        """Return the images with this fingerprint, or None if they are missing or damaged."""
         try:
-            found = Sample(**load_file(self.folder / "samples" / f"{sample}.safetensors"))
+            sample = StudySample(**load_file(self.sample_path(name)))
         except (OSError, SafetensorError, TypeError):
             return None
-        return found if found.fingerprint == sample else None
+        return sample if sample.fingerprint == name else None
 
-    def write_sample(self, sample: Sample) -> None:
-        """Keep images under their fingerprint; damaged ones are replaced."""
+    def write_sample(self, sample: StudySample) -> None:
+        """Store images under their fingerprint; damaged ones are replaced."""
         name = sample.fingerprint
         if self.read_sample(name) is None:
-            self._write(self.folder / "samples" / f"{name}.safetensors", sample.tensors)
+            self._write(self.sample_path(name), sample.tensors)
 
-    def read_weights(self, model: str) -> dict[str, Tensor]:
-        """Parameters and buffers of a model by its fingerprint."""
-        return load_file(self.folder / "weights" / f"{model}.safetensors")
+    def sample_path(self, name: str) -> Path:
+        """Return the file of the images with this fingerprint."""
+        return self.folder / "samples" / f"{name}.safetensors"
 
     def write_weights(self, model: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep parameters and buffers under the model's fingerprint, for workers."""
-        path = self.folder / "weights" / f"{model}.safetensors"
-        if not path.exists():
-            self._write(path, tensors)
+        """Store parameters and buffers under the model's fingerprint, for workers; replace damaged ones."""
+        path = self.weights_path(model)
+        try:
+            read_weights(path)
+        except DamagedFileError as error:
+            if path.exists():
+                warnings.warn(f"{error}; it is written again", stacklevel=2)
+            self._write(path, tensors, {"digest": _weights_digest(model, tensors)})
 
-    def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    def weights_path(self, model: str) -> Path:
+        """Return the file of the weights of a model with this fingerprint."""
+        return self.folder / "weights" / f"{model}.safetensors"
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> None:
         copies = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
         }
-        with self._writing(), atomic_path(path) as beside:
-            beside.write_bytes(serialise(copies))
+        with self._explain_errors(), atomic_path(path) as beside:
+            beside.write_bytes(serialise(copies, header))
+
+
+Store: TypeAlias = MemoryStore | FolderStore
 
 
 def existing_folder(path: str | Path) -> Path:
-    """Return the path of a store that is to be read.
-
-    Raises
-    ------
-    InputError
-        If it is no folder.
-    """
+    """Return the path of a store that is to be read, which must be a folder."""
     if not Path(path).is_dir():
         raise InputError(
             f"there is no store at '{path}'; name the folder that was given as Study(..., store=…)"
@@ -258,29 +253,52 @@ def existing_folder(path: str | Path) -> Path:
     return Path(path)
 
 
-def read_file(path: Path) -> tuple[Cell, Content]:
-    """Read a cell's file, and check it against its name and its digest.
+def read_intact(store: Store, kind: Kind, key: str) -> Content | None:
+    """Return the content of a result, or None if it has to be computed; a warning names a damaged one."""
+    try:
+        return store.read(kind, key)
+    except DamagedFileError as error:
+        warnings.warn(f"{error}; it is computed again", stacklevel=2)
+        return None
 
-    Raises
-    ------
-    DamagedCellError
-        If it is cut short, changed, or not under its own name.
-    """
+
+def read_result(path: Path) -> tuple[Result, Content]:
+    """Read a result's file and check it against its name and digest; raise DamagedFileError otherwise."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        cell = Cell(**json.loads(header["cell"]))
+        result = Result(**json.loads(header["cell"]))
         content = Content(tensors, json.loads(header["info"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DamagedCellError(f"the cell '{path}' is damaged ({type(error).__name__}: {error})") from error
-    if _digest(cell, content) != header.get("digest"):
-        raise DamagedCellError(f"the cell '{path}' is damaged: its content does not match its digest")
-    if cell.key != path.stem or cell.kind != path.parent.parent.name:
-        raise DamagedCellError(f"the cell '{path}' is not under its own name, {cell.kind}/{cell.key}")
-    return cell, content
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DamagedFileError(f"the result '{path}' is damaged ({type(error).__name__}: {error})") from error
+    if _digest(result, content) != header.get("digest"):
+        raise DamagedFileError(f"the result '{path}' is damaged: its content does not match its digest")
+    if result.key != path.stem or result.kind != path.parent.parent.name:
+        raise DamagedFileError(f"the result '{path}' is not under its own name, {result.kind}/{result.key}")
+    return result, content
 
 
-def _digest(cell: Cell, content: Content) -> str:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read weights and check them against their name and digest; raise DamagedFileError otherwise."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DamagedFileError(f"the weights '{path}' are missing or damaged ({error})") from error
+    if "digest" not in header:
+        raise DamagedFileError(f"the weights '{path}' were written by an earlier version, without a digest")
+    if header["digest"] != _weights_digest(path.stem, tensors):
+        raise DamagedFileError(f"the weights '{path}' are damaged: they do not match their digest")
+    return tensors
+
+
+def _digest(result: Result, content: Content) -> str:
     names = sorted(content.tensors)
-    return fingerprint(cell.key, dict(content.info), names, *(content.tensors[name] for name in names))
+    return fingerprint(result.key, dict(content.info), names, *(content.tensors[name] for name in names))
+
+
+def _weights_digest(model: str, tensors: Mapping[str, Tensor]) -> str:
+    names = sorted(tensors)
+    return fingerprint(model, names, *(tensors[name] for name in names))

@@ -1,0 +1,381 @@
+"""Captum's own classes and objects as methods, and as a second engine for the methods that Captum has."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import captum.attr as ca
+import torch
+from captum._utils.models.linear_model import SkLearnLasso
+from captum.attr._utils.attribution import Attribution, InternalAttribution
+from pydantic import create_model
+from torch import Tensor, nn
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.registry import Extension
+from saliency_lab._common.seeding import preserved_rng
+from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.baseline import resolve_baseline
+from saliency_lab.attribution.batch import Batch
+from saliency_lab.attribution.calls import check_visible
+from saliency_lab.attribution.catalogue import CAPTUM, DESCRIBERS, Explained, Method
+from saliency_lab.attribution.layer import LayerSpec, enlarge, find_layer, layer_name, read_layer
+from saliency_lab.attribution.perturbation import window_and_stride
+from saliency_lab.attribution.segments import find_segments
+
+_GIVEN = {"inputs", "target", "additional_forward_args"}
+"""Arguments of Captum's `attribute` that are filled in here."""
+_FIXED = {"return_convergence_delta", "return_input_shape", "show_progress", "verbose", "device_ids"}
+"""Arguments of Captum that would change what it returns, or what it prints."""
+_RANDOM = (
+    ca.GradientShap,
+    ca.LayerGradientShap,
+    ca.NeuronGradientShap,
+    ca.Lime,
+    ca.ShapleyValueSampling,
+    ca.NoiseTunnel,
+)
+_ACROSS_IMAGES = (ca.FeaturePermutation, ca.LayerFeaturePermutation)
+_BATCH_OF_BASELINES = (
+    ca.GradientShap,
+    ca.LayerGradientShap,
+    ca.NeuronGradientShap,
+    ca.DeepLiftShap,
+    ca.LayerDeepLiftShap,
+    ca.NeuronDeepLiftShap,
+)
+
+
+class _Contrast(nn.Module):
+    """The difference of two logits, as a module for Captum."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, classes: Tensor, against: Tensor) -> Tensor:
+        logits = self.model(x)
+        picked = logits.gather(1, torch.stack([classes, against], 1))
+        return picked[:, 0] - picked[:, 1]
+
+
+def captum_method(extension: Extension) -> Method | None:
+    """Describe a class or an object of Captum as a method; return None for anything else.
+
+    Its settings are the arguments of the constructor (of a class) and of `attribute`. The argument `method`
+    of Captum's path methods is called `quadrature`. Maps with the shape of a layer are summed over
+    channels and enlarged to the images; the setting `note`, which is filled in, says so.
+    """
+    item = extension.item
+    kind: Any = item if isinstance(item, type) else type(item)
+    if not issubclass(kind, Attribution | ca.NoiseTunnel):
+        return None
+    if issubclass(kind, _ACROSS_IMAGES):
+        raise InputError(
+            f"{kind.__name__} permutes features among the images of a batch, so that a map depends on the "
+            "other images; use captum.attr.FeatureAblation"
+        )
+    construct = _arguments(kind.__init__) if isinstance(item, type) else {}
+    attribute = _arguments(kind.attribute)
+    layered = issubclass(kind, InternalAttribution | ca.GuidedGradCam) and isinstance(item, type)
+    fields: dict[str, Any] = {
+        ("quadrature" if name == "method" else name): (Any, default)
+        for name, default in (construct | attribute).items()
+    }
+    of_layer = layered and "neuron_selector" not in attribute and kind is not ca.GuidedGradCam
+    if layered:
+        fields["layer"] = (LayerSpec, None)
+    fields["note"] = (str | None, None)
+    settings = create_model(extension.name, __base__=Settings, **fields)
+
+    def resolve(model: nn.Module, image: Tensor, given: Any) -> Any:
+        check_visible(model, extension.name)
+        if not layered:
+            return given
+        found = {"layer": layer_name(model, given.layer, image)}
+        if of_layer:
+            found["note"] = "summed over channels and enlarged bilinearly from the layer to the images"
+        return given.model_copy(update=found)
+
+    def run(batch: Batch, given: Any) -> Explained:
+        keywords = {name: getattr(given, name) for name in given.model_fields_set if name != "note"}
+        if "quadrature" in keywords:
+            keywords["method"] = keywords.pop("quadrature")
+        built = partial(_build, item, {name: keywords[name] for name in construct if name in keywords})
+        options = {name: value for name, value in keywords.items() if name in attribute}
+        return _run(extension.name, kind, built, batch, options, given.layer if of_layer else None), None
+
+    doc = (kind.__doc__ or "").strip().partition("\n")[0]
+    return Method(extension.name, "captum", run, settings, "", doc, resolve if layered else None, item)
+
+
+DESCRIBERS.append(captum_method)
+
+
+def _arguments(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the settings among the arguments of a function of Captum, with their defaults."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    named = [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    skipped = _GIVEN | _FIXED | {"forward_func", "model"}
+    return {
+        each.name: ... if each.default is each.empty else each.default
+        for each in named
+        if each.name not in skipped
+    }
+
+
+def _build(item: Any, arguments: dict[str, Any], model: nn.Module) -> Any:
+    """Return Captum's object for the model: the given one, or one of the given class."""
+    if not isinstance(item, type):
+        inner = getattr(item, "attribution_method", item)
+        if getattr(inner, "forward_func", getattr(inner, "model", None)) is not model:
+            raise InputError(
+                f"the object of {type(inner).__name__} was made for another model than the one that is "
+                "explained; pass the class, and the arguments of its constructor as settings"
+            )
+        return item
+    arguments = dict(arguments)
+    if isinstance(arguments.get("layer"), str):
+        arguments["layer"] = find_layer(model, arguments["layer"])
+    if item is ca.NoiseTunnel:
+        base = arguments["attribution_method"]
+        return ca.NoiseTunnel(base(model) if isinstance(base, type) else base)
+    return item(model, **arguments)
+
+
+def _run(
+    name: str,
+    kind: Any,
+    build: Callable[[nn.Module], Any],
+    batch: Batch,
+    options: dict[str, Any],
+    layer: Any,
+) -> Tensor:
+    """Compute Captum's maps, image by image where it draws at random or we cannot know."""
+    known = kind.__module__.startswith("captum.") and not issubclass(kind, _RANDOM)
+    rows = [slice(0, len(batch.x))] if known else [slice(i, i + 1) for i in range(len(batch.x))]
+    seeds = batch.seeds("captum")
+    maps = []
+    for span in rows:
+        part = batch if known else batch.only(span.start)
+        with torch.enable_grad(), preserved_rng(seeds[span.start], exclusive=True):
+            maps.append(_attribute(name, kind, build, part, options))
+    values = torch.cat(maps).detach()
+    if layer is None:
+        if values.shape == batch.x.shape:
+            return values.to(batch.x)
+        raise InputError(
+            f"{name} returned a tensor of shape {tuple(values.shape)}, which is not that of the images, "
+            f"{tuple(batch.x.shape)}"
+        )
+    read = read_layer(batch, batch.x, layer)
+    if values.shape == read.output.shape:
+        coarse = read.arrangement.to_map(values).sum(1, keepdim=True)
+    elif values.shape == (len(values), 1, *read.maps.shape[2:]):
+        coarse = values
+    else:
+        raise InputError(
+            f"{name} returned a tensor of shape {tuple(values.shape)}, which is not that of the output of "
+            f"the layer '{layer}', {tuple(read.output.shape)}"
+        )
+    return enlarge(coarse, batch.x, "bilinear")
+
+
+def _attribute(
+    name: str, kind: Any, build: Callable[[nn.Module], Any], batch: Batch, options: dict[str, Any]
+) -> Tensor:
+    target: Any = batch.target.classes
+    model, more = batch.model, {}
+    if batch.target.against is not None:
+        model = _Contrast(model)
+        more, target = {"additional_forward_args": (batch.target.classes, batch.target.against)}, None
+    accepted = inspect.signature(kind.attribute).parameters
+    if "target" in accepted or kind is ca.NoiseTunnel:
+        more["target"] = target
+    options = {key: _for_batch(key, value, kind, batch) for key, value in options.items()}
+    points = batch.x.detach().clone().requires_grad_(True)
+    try:
+        found = build(model).attribute(points, **options, **more)
+    except InputError:
+        raise
+    except (AssertionError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        message = f"{error}".strip().partition("\n")[0]
+        raise InputError(f"Captum's {name} failed: {message or type(error).__name__}") from error
+    found = found[0] if isinstance(found, tuple) and len(found) == 1 else found
+    if not isinstance(found, Tensor):
+        raise InputError(f"Captum's {name} returned a {type(found).__name__}, not one tensor of maps")
+    return found
+
+
+def _for_batch(key: str, value: Any, kind: Any, batch: Batch) -> Any:
+    """Return an option for the images of the batch: named baselines, and one entry per image where given."""
+    if key == "baselines" and not issubclass(kind, _BATCH_OF_BASELINES) and isinstance(value, str | Tensor):
+        return resolve_baseline(value, batch)
+    if isinstance(value, Tensor) and key == "feature_mask" and len(value) > 1:
+        return value[batch.index.to(value.device)].to(batch.x.device)
+    return value.to(batch.x.device) if isinstance(value, Tensor) else value
+
+
+# --- the second engine ----------------------------------------------------------------------------
+
+
+def _plain(kind: Any, **options: Any) -> Callable[[Batch, Any], Tensor]:
+    return lambda batch, settings: _run(kind.__name__, kind, kind, batch, options, None)
+
+
+def _path(batch: Batch, settings: Any) -> Tensor:
+    rules = {"gauss_legendre": "gausslegendre"}
+    rule = rules.get(settings.quadrature, f"riemann_{settings.quadrature}")
+    options = {"baselines": settings.baseline, "n_steps": settings.steps, "method": rule}
+    return _run("IntegratedGradients", ca.IntegratedGradients, ca.IntegratedGradients, batch, options, None)
+
+
+def _gradient_shap(batch: Batch, settings: Any) -> Tensor:
+    options = {"baselines": settings.baselines, "n_samples": settings.n, "stdevs": settings.stdev}
+    return _run("GradientShap", ca.GradientShap, ca.GradientShap, batch, options, None)
+
+
+def _deep_lift(batch: Batch, settings: Any) -> Tensor:
+    return _run("DeepLift", ca.DeepLift, ca.DeepLift, batch, {"baselines": settings.baseline}, None)
+
+
+def _deep_lift_shap(batch: Batch, settings: Any) -> Tensor:
+    options = {"baselines": settings.baselines}
+    return _run("DeepLiftShap", ca.DeepLiftShap, ca.DeepLiftShap, batch, options, None)
+
+
+def _layer_grad_cam(batch: Batch, settings: Any) -> Tensor:
+    read = read_layer(batch, batch.x, settings.layer)
+    if read.arrangement.tokens or read.arrangement.channels_last:
+        raise InputError(
+            "Captum's LayerGradCam takes channels from the second dimension, and the layer "
+            f"'{settings.layer}' has them last; name one of feature maps (N, D, h, w), or use engine='fast'"
+        )
+    with torch.enable_grad():
+        cam = ca.LayerGradCam(batch.model, find_layer(batch.model, settings.layer))
+        coarse = _call(cam, batch, relu_attributions=settings.relu)
+    return enlarge(coarse, batch.x, settings.interpolation)
+
+
+def _call(explainer: Any, batch: Batch, **options: Any) -> Tensor:
+    """Call Captum's object for the classes of the batch."""
+    if batch.target.against is not None:
+        raise InputError(
+            f"engine='captum' explains one class with {type(explainer).__name__}, not a contrast"
+        )
+    points = batch.x.detach().clone().requires_grad_(True)
+    found: Tensor = explainer.attribute(points, target=batch.target.classes, **options)
+    return found.detach()
+
+
+def _guided_grad_cam(batch: Batch, settings: Any) -> Tensor:
+    guided = _run("GuidedBackprop", ca.GuidedBackprop, ca.GuidedBackprop, batch, {}, None)
+    return guided * _layer_grad_cam(batch, settings)
+
+
+def _conductance(batch: Batch, settings: Any) -> Tensor:
+    options = {
+        "baselines": settings.baseline,
+        "n_steps": settings.steps,
+        "method": "riemann_trapezoid",
+    }
+
+    def build(model: nn.Module) -> Any:
+        return ca.LayerConductance(model, find_layer(model, settings.layer))
+
+    return _run("LayerConductance", ca.LayerConductance, build, batch, options, settings.layer)
+
+
+def _occlusion(batch: Batch, settings: Any) -> Tensor:
+    window, stride = window_and_stride(settings, batch.x)
+    channels = batch.x.shape[1]
+    options = {
+        "baselines": settings.baseline,
+        "sliding_window_shapes": (channels, window, window),
+        "strides": (channels, stride, stride),
+    }
+    return _run("Occlusion", ca.Occlusion, ca.Occlusion, batch, options, None)
+
+
+def _by_segments(kind: Any, n: bool) -> Callable[[Batch, Any], Tensor]:
+    def compute(batch: Batch, settings: Any) -> Tensor:
+        segments = find_segments(settings.segments, batch)[:, None].expand_as(batch.x).contiguous()
+        maps = []
+        for row in range(len(batch.x)):  # the number of superpixels differs from image to image
+            options = {"baselines": resolve_baseline(settings.baseline, batch.only(row))}
+            options["feature_mask"] = segments[row : row + 1]
+            if n:
+                options["n_samples"] = settings.n
+            maps.append(_run(kind.__name__, kind, _surrogate(kind, settings), batch.only(row), options, None))
+        return torch.cat(maps)
+
+    return compute
+
+
+def _surrogate(kind: Any, settings: Any) -> Callable[[nn.Module], Any]:
+    if kind is ca.Lime:
+        return lambda model: ca.Lime(model, interpretable_model=SkLearnLasso(alpha=settings.alpha))
+    return kind
+
+
+def _noise(statistic: str) -> Callable[[Batch, Any], Tensor]:
+    def compute(batch: Batch, settings: Any) -> Tensor:
+        kinds = {"saliency": ca.Saliency, "input_x_gradient": ca.InputXGradient}
+        kinds |= {"guided_backprop": ca.GuidedBackprop, "deconvolution": ca.Deconvolution}
+        if settings.base not in kinds:
+            raise InputError(
+                f"engine='captum' has noise tunnels over {', '.join(kinds)}, not over '{settings.base}'"
+            )
+        options = {"nt_type": statistic, "nt_samples": settings.n, "stdevs": settings.stdev}
+        if settings.base == "saliency":
+            options["abs"] = False
+
+        def build(model: nn.Module) -> Any:
+            return ca.NoiseTunnel(kinds[settings.base](model))
+
+        return _run("NoiseTunnel", ca.NoiseTunnel, build, batch, options, None)
+
+    return compute
+
+
+CAPTUM |= {
+    "saliency": _plain(ca.Saliency, abs=False),
+    "input_x_gradient": _plain(ca.InputXGradient),
+    "integrated_gradients": _path,
+    "gradient_shap": _gradient_shap,
+    "smoothgrad": _noise("smoothgrad"),
+    "smoothgrad_sq": _noise("smoothgrad_sq"),
+    "vargrad": _noise("vargrad"),
+    "guided_backprop": _plain(ca.GuidedBackprop),
+    "deconvolution": _plain(ca.Deconvolution),
+    "deep_lift": _deep_lift,
+    "deep_lift_shap": _deep_lift_shap,
+    "grad_cam": _layer_grad_cam,
+    "guided_grad_cam": _guided_grad_cam,
+    "layer_conductance": _conductance,
+    "occlusion": _occlusion,
+    "feature_ablation": _by_segments(ca.FeatureAblation, n=False),
+    "shapley_values": _by_segments(ca.ShapleyValues, n=False),
+    "shapley_value_sampling": _by_segments(ca.ShapleyValueSampling, n=True),
+    "kernel_shap": _by_segments(ca.KernelShap, n=True),
+    "lime": _by_segments(ca.Lime, n=True),
+}
+
+
+def by_captum(method: Method) -> Callable[[Batch, Any], Explained]:
+    """Return the function that computes a method's maps by Captum.
+
+    Raises
+    ------
+    InputError
+        If Captum has no such method.
+    """
+    if method.name not in CAPTUM or method.function is not None:
+        raise InputError(
+            f"Captum does not have the method '{method.name}'; engine='captum' is for {', '.join(CAPTUM)}"
+        )
+    compute = CAPTUM[method.name]
+    return lambda batch, settings: (compute(batch, settings), None)

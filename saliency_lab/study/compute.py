@@ -1,0 +1,147 @@
+"""How the content of each kind of result is computed: by the public entry points of the package."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saliency_lab._common.fingerprints import canonical, fingerprint
+from saliency_lab._common.inference import device_of
+from saliency_lab._common.provenance import versions
+from saliency_lab.attacks.checklist import audit
+from saliency_lab.attacks.curve import robustness_curve
+from saliency_lab.attribution import Attributions, attribute
+from saliency_lab.metrics.api import Job, Scores, make_job, run_jobs
+from saliency_lab.study.cache.results import Content
+from saliency_lab.study.requests import Request, needs_sample_masks
+from saliency_lab.study.sample import StudySample
+
+
+@dataclass(frozen=True, eq=False)
+class StoredMaps:
+    """The content of a "maps" result, and the request it belongs to, which some metrics repeat."""
+
+    content: Content
+    request: Request
+
+    def attributions(self) -> Attributions:
+        """Return the maps with their settings as objects; a store has these as text.
+
+        The provenance is empty: the key ensures that the maps are of these images, so that a metric need not
+        hash them.
+        """
+        settings = {key: value for key, value in self.request.settings.items() if key != "target"}
+        function = None if isinstance(self.request.what, str) else self.request.what
+        return replace(as_attributions(self.content), settings=settings, function=function, provenance={})
+
+    def classes(self, y: Tensor) -> Tensor:
+        """Return the class that each map is scored for: the one it explains, or the label for a contrast."""
+        classes = self.content.tensors["classes"]
+        return classes if classes.ndim == 1 else y
+
+
+def as_attributions(content: Content) -> Attributions:
+    """Return the maps in the content of a "maps" result."""
+    tensors = content.tensors
+    return Attributions(
+        values=tensors["values"], classes=tensors["classes"], total=tensors.get("total"), **content.info
+    )
+
+
+def compute_maps(model: nn.Module, sample: StudySample, request: Request, seed: int) -> Content:
+    """Attribute every image; return the content of a "maps" result."""
+    maps = attribute(model, sample.x, sample.y, request.what, seed=seed, **request.settings)
+    tensors = {"values": maps.values, "classes": maps.classes}
+    if maps.total is not None:
+        tensors["total"] = maps.total
+    info = {
+        "method": maps.method,
+        "settings": canonical(maps.settings),
+        "target": maps.target,
+        "seed": maps.seed,
+        "own": maps.own,
+        "seconds": maps.seconds,
+        "provenance": canonical(maps.provenance),
+    }
+    return Content(tensors, info)
+
+
+def compute_scores(
+    model: nn.Module,
+    sample: StudySample,
+    maps: Mapping[str, StoredMaps],
+    requests: Sequence[Request],
+    seed: int,
+) -> dict[tuple[str, str], Content]:
+    """Score the maps of several methods by several metrics that share passes; by metric and method."""
+    contents = {}
+    by_classes: dict[str, list[str]] = {}
+    for label, stored in maps.items():
+        by_classes.setdefault(fingerprint(stored.classes(sample.y)), []).append(label)
+    for labels in by_classes.values():
+        classes = maps[labels[0]].classes(sample.y)
+        attributions = {label: maps[label].attributions() for label in labels}
+        jobs = [_metric_job(request, sample.masks) for request in requests]
+        for method, scores in run_jobs(model, sample.x, classes, attributions, jobs, seed).items():
+            for request, each in zip(requests, scores, strict=True):
+                contents[request.label, method] = _scores_content(each, model)
+    return contents
+
+
+def _metric_job(request: Request, masks: Tensor | None) -> Job:
+    settings = {key: value for key, value in request.settings.items() if key != "engine"}
+    if needs_sample_masks(request):
+        settings["masks"] = masks
+    return make_job(request.what, settings, request.settings["engine"])
+
+
+def _scores_content(scores: Scores, model: nn.Module) -> Content:
+    tensors = {"values": torch.from_numpy(scores.values)}
+    if scores.curve is not None:
+        tensors |= {
+            "curve": torch.from_numpy(scores.curve.values).contiguous(),
+            "at": torch.as_tensor(scores.curve.at).contiguous(),
+        }
+    info = {
+        "undefined": scores.undefined,
+        "engine": scores.engine,
+        "seconds": scores.seconds,
+        "provenance": _provenance(model),
+    }
+    return Content(tensors, info)
+
+
+def compute_attack(model: nn.Module, sample: StudySample, request: Request, seed: int) -> Content:
+    """Attack at every ε; return the content of an "attack" result: `robust` (ε, sample)."""
+    started = time.perf_counter()
+    attack: Any = request.what
+    eps = list(request.eps)
+    curve = robustness_curve(model, sample.x, sample.y, attack, eps=eps, seed=seed, **request.settings)
+    info = {
+        "eps": eps,
+        "norm": curve.norm,
+        "seconds": time.perf_counter() - started,
+        "provenance": _provenance(model),
+    }
+    return Content({"robust": curve.robust}, info)
+
+
+def compute_audit(model: nn.Module, sample: StudySample, request: Request, seed: int) -> Content:
+    """Audit an attack at its ε; return the content of an "audit" result: `robust` against every attack."""
+    attack: Any = request.what
+    (eps,) = request.eps
+    few = sample.first(request.images)
+    outcome = audit(
+        model, few.x, few.y, attack, eps=eps, budget=request.budget, seed=seed, **request.settings
+    )
+    info = {**canonical(outcome.to_dict()), "provenance": _provenance(model)}
+    return Content({"robust": outcome.robust}, info)
+
+
+def _provenance(model: nn.Module) -> dict[str, Any]:
+    return {"device": str(device_of(model)), "versions": versions()}

@@ -1,0 +1,318 @@
+"""What a study found: its tables, maps and curves, their comparison, and summaries in text and HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from saliency_lab._common.errors import SaliencyLabError, unknown_name
+from saliency_lab._common.files import write_table
+from saliency_lab._common.fingerprints import model_fingerprint
+from saliency_lab._common.html import facts, strip
+from saliency_lab.attribution import Attributions
+from saliency_lab.comparison.claims import Answered, Purpose, answer
+from saliency_lab.comparison.comparison import Comparison
+from saliency_lab.study import compute
+from saliency_lab.study.cache.index import ResultIndex, refuse_different_settings
+from saliency_lab.study.cache.manifest import audited_attack
+from saliency_lab.study.cache.results import Content, Place
+from saliency_lab.study.cache.store import Store, read_intact
+from saliency_lab.study.keys import maps_result, method_dependencies
+from saliency_lab.study.sample import Member, StudySample
+from saliency_lab.study.schema import AUDITS, FAILURES, ROBUSTNESS, SCORES, tidy
+
+_SHOWN = 8
+"""Images in the HTML summary."""
+
+
+class StudyResults:
+    """The part of a study that reads: what was computed, and what follows from it."""
+
+    _index: ResultIndex
+
+    # --- what it compares -----------------------------------------------------------------------
+
+    @property
+    def sample(self) -> StudySample:
+        """The images, labels and masks."""
+        return self._index.sample
+
+    @property
+    def x(self) -> Tensor:
+        """The images, (N, C, H, W)."""
+        return self.sample.x
+
+    @property
+    def y(self) -> Tensor:
+        """The labels, (N,)."""
+        return self.sample.y
+
+    @property
+    def seed(self) -> int:
+        """The seed of every random draw."""
+        return self._index.seed
+
+    @property
+    def members(self) -> list[Member]:
+        """The trained networks, by model and training seed."""
+        return self._index.members
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models, in the order given."""
+        return self._index.models
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of all classes, where a model's card or the store has them; empty otherwise."""
+        return self._index.classes
+
+    @property
+    def labels(self) -> list[str]:
+        """The class of each image, by name where the names are known, otherwise by number."""
+        names = self.classes
+        return [names[label] if names else str(label) for label in self.y.tolist()]
+
+    @property
+    def purpose(self) -> Purpose:
+        """Title, text and claims, which a report shows and answers, and the defaults of `compare`."""
+        return self._index.purpose
+
+    @purpose.setter
+    def purpose(self, purpose: Purpose) -> None:
+        self._index.purpose = purpose
+
+    @property
+    def store(self) -> Store:
+        """Where the results are stored: a folder, or memory."""
+        return self._index.store
+
+    # --- what was found -------------------------------------------------------------------------
+
+    @property
+    def maps(self) -> Mapping[str, Mapping[str, Attributions]]:
+        """`maps[model][method]`, of the first training seed, read when asked for."""
+        return {model: StudyMaps(self, self._member(model)) for model in self.models}
+
+    def read_maps(self, model: str, method: str, seed: int | None = None) -> Attributions:
+        """Read the maps of one model by one method: of its first training seed, or of `seed`.
+
+        Damaged maps are computed again, with a warning.
+
+        Raises
+        ------
+        UnknownNameError
+            If the study has no such model or method.
+        SaliencyLabError
+            If the maps do not exist, and cannot be computed.
+        """
+        if method not in self._index.labels("maps"):
+            raise unknown_name("method of this study:", method, self._index.labels("maps"))
+        member = self._member(model, seed)
+        key = self._index.key("maps", method, member)
+        if key is None:
+            raise SaliencyLabError(f"there are no maps by '{method}' of {member}; call study.attribute")
+        content = read_intact(self.store, "maps", key)
+        if content is None:
+            content = self._compute_maps_again(member, method, key)
+        return compute.as_attributions(content)
+
+    def read_curves(self, model: str, method: str, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Read the curves (seeds, images, K) behind the scores of one model, and their positions (K,).
+
+        None if the metric has no curves, or their positions differ between images.
+
+        Raises
+        ------
+        UnknownNameError
+            If the study has no such model, method or metric.
+        """
+        index = self._index
+        for kind, name, known in (
+            ("model", model, self.models),
+            ("method", method, index.labels("scores")),
+            ("metric", metric, index.metrics),
+        ):
+            if name not in known:
+                raise unknown_name(f"{kind} of this study:", name, known)
+        contents = [
+            read_intact(self.store, "scores", key)
+            for place, key in index.results.items()
+            if place[:4] == ("scores", method, metric, model) and key in index.contents
+        ]
+        curves = [each.tensors for each in contents if each is not None and "curve" in each.tensors]
+        if not contents or len(curves) < len(contents) or any(tensors["at"].ndim > 1 for tensors in curves):
+            return None
+        return np.stack([tensors["curve"].numpy() for tensors in curves]), curves[0]["at"].numpy()
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """One row per (model, recipe, seed, method, metric, sample): the score, NaN where undefined."""
+        parts = []
+        for place, member, content in self._index.of_kind("scores"):
+            keys = {"method": place.label, "metric": place.metric}
+            parts.append((member, keys, {"score": content.tensors["values"].numpy()}))
+        return tidy(parts, SCORES)
+
+    @property
+    def robustness(self) -> pd.DataFrame:
+        """One row per (model, recipe, seed, attack, ε, sample): whether it is still classified correctly.
+
+        The rows of ε = 0 are those of the images without an attack.
+        """
+        parts = []
+        for place, member, content in self._index.of_kind("attack"):
+            for eps, robust in zip(content.info["eps"], content.tensors["robust"], strict=True):
+                parts.append((member, {"attack": place.label, "eps": eps}, {"robust": robust.numpy()}))
+        return tidy(parts, ROBUSTNESS)
+
+    @property
+    def audits(self) -> pd.DataFrame:
+        """One row per (model, recipe, seed, attack, ε, check), with the verdict of the whole audit.
+
+        Columns: `n` images; `robust_accuracy` that the attack reports, `worst_case` over all attacks of the
+        audit; its `verdict` and `reason`; `check`, `check_verdict` and `evidence` of one item.
+        """
+        rows = []
+        for place, member, content in self._index.of_kind("audit"):
+            audit = content.info
+            whole = [audit[name] for name in ("n", "robust_accuracy", "worst_case", "verdict", "reason")]
+            of = [member.model, member.recipe, member.seed, audited_attack(place.label), audit["eps"], *whole]
+            rows += [[*of, check["check"], check["verdict"], check["evidence"]] for check in audit["checks"]]
+        return pd.DataFrame(rows, columns=AUDITS)
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """One row per result that failed, with error and traceback. The next run tries them again."""
+        rows = [[*place, failure.error, failure.traceback] for place, failure in self._index.failures.items()]
+        return pd.DataFrame(rows, columns=FAILURES)
+
+    @property
+    def results(self) -> Mapping[Place, str]:
+        """The key in the store of every result, by its place in the grid."""
+        return dict(self._index.results)
+
+    def compare(self, baseline: str | None = None, *, level: float | None = None) -> Comparison:
+        """Compare the models with `baseline` on the same images.
+
+        The defaults are those of `purpose`: the first model, and 0.95.
+
+        Raises
+        ------
+        InputError
+            If there is no such model, if nothing has been scored or attacked yet, or if something was done to
+            one model with other settings than to another (in another process, or before a merge).
+        """
+        refuse_different_settings(self.results.items(), self.store)
+        return Comparison(
+            self.scores,
+            self.robustness,
+            baseline=baseline or self.purpose.baseline or self.models[0],
+            level=self.purpose.level if level is None else level,
+            seed=self.seed,
+            better=self._index.better,
+            audits=self.audits,
+            pictures=self,
+        )
+
+    def answers(self) -> list[Answered]:
+        """Answer the questions of `purpose` by the intervals of `compare()`."""
+        measured = len(self.scores) or len(self.robustness)
+        return answer(self.purpose.claims, self.compare() if measured else None)
+
+    def write_tables(self, folder: str | Path | None = None) -> list[Path]:
+        """Write scores, robustness and audits as Parquet and CSV; return the Parquet files.
+
+        By default into `tables` of the store.
+
+        Raises
+        ------
+        InputError
+            If something was done to two models with different settings, which the tables do not show.
+        """
+        folder = self._index.folder().folder / "tables" if folder is None else Path(folder)
+        refuse_different_settings(self.results.items(), self.store)
+        tables = {"scores": self.scores, "robustness": self.robustness, "audits": self.audits}
+        written = {folder / f"{name}.parquet": table for name, table in tables.items() if len(table)}
+        for path, table in written.items():
+            write_table(path.with_suffix(""), table)
+        return list(written)
+
+    def __repr__(self) -> str:
+        index, count, seeds = self._index, len(self.models), len(self.members)
+        models = f"{count} model{'s' if count > 1 else ''}" + (f" ({seeds} seeds)" if seeds > count else "")
+        listed = "".join(f"; {what}: {names}" for what, names in self._names().items() if names)
+        failed = f"; {len(index.failures)} failed" if index.failures else ""
+        return f"Study({models}, {len(self.x)} images {tuple(self.x.shape[1:])}{listed}{failed})"
+
+    def _repr_html_(self) -> str:
+        seeds = {name: sum(member.model == name for member in self.members) for name in self.models}
+        audited = self.audits.drop_duplicates(["model", "seed", "attack", "eps"]).itertuples()
+        audits = [f"{row.model}, {row.attack} at ε = {row.eps:.4g}: {row.verdict}" for row in audited]
+        failed = len(self._index.failures)
+        rows = {
+            "models": ", ".join(f"{name} ({n} seeds)" if n > 1 else name for name, n in seeds.items()),
+            "images": f"{len(self.x)} × {tuple(self.x.shape[1:])}",
+            **self._names(),
+            "audits": "; ".join(audits),
+            "failed": f"{failed} results; study.failures says why" if failed else "",
+        }
+        shown = self.x[:_SHOWN]
+        named = {what: text for what, text in rows.items() if text}
+        return facts("study", named) + strip(shown, f"the first {len(shown)} images")
+
+    def _names(self) -> dict[str, str]:
+        index = self._index
+        names = {"methods": index.labels("maps"), "metrics": index.metrics}
+        names |= {"attacks": index.labels("attack"), "audits": index.labels("audit")}
+        return {what: ", ".join(labels) for what, labels in names.items()}
+
+    def _member(self, model: str, seed: int | None = None) -> Member:
+        """Return a network by model and training seed; without a seed, the first of the model."""
+        for member in self.members:
+            if member.model == model and seed in (None, member.seed):
+                return member
+        raise unknown_name("model of this study:", model if seed is None else f"{model} {seed}", self.models)
+
+    def _compute_maps_again(self, member: Member, method: str, key: str) -> Content:
+        index = self._index
+        failure = index.failures.get((member.model, member.seed, method))
+        if failure is not None:
+            raise SaliencyLabError(f"there are no maps by '{method}' of {member}: {failure.error}")
+        request = index.methods.get(method)
+        model = model_fingerprint(member.net)
+        if request is not None:
+            result = maps_result(model, index.images, method_dependencies(request), index.seed)
+            if result.key == key:
+                content = compute.compute_maps(member.net, index.sample, request, index.seed)
+                index.store.write(result, content)
+                return content
+        raise SaliencyLabError(
+            f"the maps by '{method}' of {member} are gone, and were made with other settings or weights than "
+            "are known here; call study.attribute with that method again"
+        )
+
+
+class StudyMaps(Mapping[str, Attributions]):
+    """The maps of one network by method, which are read when asked for."""
+
+    def __init__(self, study: StudyResults, member: Member) -> None:
+        self._study, self._member = study, member
+
+    def __getitem__(self, method: str) -> Attributions:
+        if method not in self:
+            raise KeyError(str(unknown_name("method of this study:", method, list(self))))
+        return self._study.read_maps(self._member.model, method, self._member.seed)
+
+    def __contains__(self, method: object) -> bool:
+        return method in list(self)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._study._index.labels("maps"))
+
+    def __len__(self) -> int:
+        return len(self._study._index.labels("maps"))

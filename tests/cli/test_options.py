@@ -1,0 +1,87 @@
+"""Options that all subcommands share: several values, validated settings, JSON, help and version."""
+
+import json
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import saliency_lab as sl
+from saliency_lab.cli.app import app
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_version_and_short_help_are_shown():
+    assert call("--version").stdout == f"saliency-lab {sl.__version__}\n"
+    assert call("-h").stdout == call("--help").stdout
+    assert call("attack", "-h").stdout == call("attack", "--help").stdout
+
+
+@pytest.mark.parametrize("what", ["methods", "attacks", "recipes"])
+def test_a_list_is_written_as_json(what, tmp_path):
+    printed = call("list", what, "--json", "-")
+    table = getattr(sl, f"list_{what}")()
+    assert [row["name"] for row in json.loads(printed.stdout)] == list(table.index)
+    assert call("list", what, "--json", tmp_path / "list.json").exit_code == 0
+    assert json.loads((tmp_path / "list.json").read_text()) == json.loads(printed.stdout)
+
+
+@pytest.mark.parametrize("methods", [["--method", "fgsm,noise"], ["--method", "fgsm", "--method", "noise"]])
+def test_several_attacks_are_all_made(methods, tmp_path):
+    shared = ("attack", "digits/at", "--eps", "0.05,0.1", "--images", 6, "--out", tmp_path)
+    done = call(*shared, *methods, "--set", "fgsm.loss=margin", "--json", "-")
+    assert done.exit_code == 0, done.output
+    robust = pd.DataFrame(json.loads(done.stdout)).query("metric == 'robust_accuracy'")
+    assert set(zip(robust["method"], robust["eps"], strict=True)) == {
+        (name, eps) for name in ("fgsm", "noise") for eps in (0.05, 0.1)
+    }
+    assert (tmp_path / "robustness-fgsm.png").exists() and (tmp_path / "robustness-noise.png").exists()
+
+
+def test_scores_are_written_as_json(tmp_path):
+    shared = ("score", "digits/at", "--images", 4, "--method", "saliency,random", "--metric", "sparseness")
+    done = call(*shared, "--out", tmp_path, "--json", "-")
+    assert {row["method"] for row in json.loads(done.stdout)} == {"saliency", "random"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("score", "--method", "saliency", "--metric", "sparsness"), "did you mean 'sparseness'"),
+        (("score", "--method", "saliency", "--metric", "sparseness", "--set", "sparseness.x=1"), "'x'"),
+        (("attribute", "--method", "salency"), "did you mean 'saliency'"),
+        (("attribute", "--method", "saliency,smoothgrd"), "did you mean 'smoothgrad'"),
+        (("attack", "--eps", "0.1", "--method", "pgd,fgms"), "did you mean 'fgsm'"),
+        (("attack", "--eps", "0.1,abc"), "abc"),
+        (("attack", "--eps", "0.1", "--set", "pgd.stesp=3"), "did you mean 'steps'"),
+    ],
+)
+def test_a_mistake_is_reported_before_any_work_and_leaves_nothing(arguments, words, tmp_path):
+    verb, *rest = arguments
+    store = tmp_path / "store"
+    refused = call(verb, "digits/at", "--images", 6, "--out", store, *rest)
+    assert refused.exit_code == 2 and words in refused.stderr
+    assert not store.exists()
+
+
+def test_a_corrected_command_may_ask_for_other_images(tmp_path):
+    shared = ("score", "digits/at", "--method", "saliency", "--out", tmp_path)
+    assert call(*shared, "--metric", "sparsness", "--images", 6).exit_code == 2
+    assert call(*shared, "--metric", "sparseness", "--images", 4).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("attack", "digits/at", "--eps", "0.1", "--images", "4", "--images", "6"),
+        ("audit", "digits/at", "--eps", "0.1", "--method", "pgd", "--method=fgsm"),
+        ("train", "digits/at", "--out", "a", "--out", "b"),
+    ],
+)
+def test_an_option_of_one_value_is_given_once(arguments):
+    refused = call(*arguments)
+    assert refused.exit_code == 2
+    assert "given 2 times and takes one value" in " ".join(refused.output.replace("│", " ").split())
