@@ -37,6 +37,9 @@ _CHEAP = {
     "apgd_t": {"steps": 3},
     "fab_t": {"steps": 3},
     "square": {"queries": 20},
+    "cw": {"steps": 3, "search_steps": 2},
+    "ead": {"steps": 3, "search_steps": 2},
+    "spsa": {"steps": 2, "directions": 3},
 }
 
 
