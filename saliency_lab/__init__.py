@@ -51,6 +51,9 @@ _PACKAGES = {
     "load_recipe": "training",
     "train": "training",
     "Comparison": "comparison",
+    "pool_comparisons": "comparison",
+    "pool_differences": "comparison",
+    "power": "comparison",
     "Study": "study",
     "verify": "study",
     "list_studies": "experiment",
@@ -79,7 +82,7 @@ if TYPE_CHECKING:
         worst_case,
     )
     from saliency_lab.attribution import Attributions, attribute, list_methods, sanity_check
-    from saliency_lab.comparison import Comparison
+    from saliency_lab.comparison import Comparison, pool_comparisons, pool_differences, power
     from saliency_lab.data import ImageBatch, ImageData, list_datasets, load_dataset, load_images
     from saliency_lab.experiment import list_studies
     from saliency_lab.explorer import explore
@@ -134,6 +137,9 @@ __all__ = [
     "load_model",
     "load_recipe",
     "minimal_epsilon",
+    "pool_comparisons",
+    "pool_differences",
+    "power",
     "register",
     "report",
     "robustness_curve",

@@ -17,12 +17,12 @@ from saliency_lab._common.checks import check_seed, holds_several, parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
 from saliency_lab._common.inference import predict
+from saliency_lab._common.proportions import wilson
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.api import check_batch, run
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.methods import METHODS, OwnAttack
-from saliency_lab.attacks.result import wilson
 from saliency_lab.attacks.sources import Expected
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import facts, side_by_side, strip
+from saliency_lab._common.proportions import wilson
 from saliency_lab._common.settings import as_keywords
 from saliency_lab.attacks.ascent import Norm
 
@@ -207,23 +208,3 @@ def robustbench_entry(result: AttackResult, *, dataset: str, **info: Any) -> dic
         "clean_acc": f"{100 * result.clean_accuracy:.2f}",
         measured: robust,
     }
-
-
-def wilson(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion.
-
-    >>> low, high = wilson(0, 10)
-    >>> low, round(high, 3)
-    (0.0, 0.278)
-
-    Raises
-    ------
-    InputError
-        If `level` is not between 0 and 1.
-    """
-    if not 0 < level < 1:
-        raise InputError(f"level must lie between 0 and 1, such as 0.95, not {level!r}")
-    from statsmodels.stats.proportion import proportion_confint  # here, for it takes a second to import
-
-    low, high = proportion_confint(right, n, alpha=1 - level, method="wilson")
-    return max(0.0, float(low)), min(1.0, float(high))

@@ -32,6 +32,7 @@ from saliency_lab.attribution.calls import (
     check_visible,
     depending,
     describe_module,
+    softmax_dim,
     track_modules,
 )
 from saliency_lab.attribution.catalogue import Explained, Resolve, method
@@ -83,18 +84,16 @@ class _Watch(AttentionRule):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self.tensors: list[
-            Tensor
-        ] = []  # keeps the tensors of the next two alive, so that their ids stay theirs
+        self.tensors: list[Tensor] = []  # alive, so that their ids in the next two stay theirs
         self.weights: dict[int, _Attention] = {}
         self.leading: dict[int, set[int]] = {}
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call, and note what it is."""
         output = super().call(func, args, kwargs)
-        if func in FUSED or not isinstance(output, Tensor) or not output.requires_grad:
-            return output
         inputs = depending(args, kwargs)
+        if func in FUSED or not isinstance(output, Tensor) or not output.requires_grad or not inputs:
+            return output
         if func in SOFTMAX:
             self._softmax(args, kwargs, output)
         elif func in CONTRACTIONS and len(inputs) == 2:
@@ -115,8 +114,7 @@ class _Watch(AttentionRule):
         tags[id(tensor)] = tag
 
     def _softmax(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        dim = kwargs["dim"] if "dim" in kwargs else args[1]
-        if output.ndim < 3 or dim % output.ndim != output.ndim - 1:
+        if output.ndim < 3 or softmax_dim(args, kwargs) % output.ndim != output.ndim - 1:
             return
         for number in self.leading.get(id(args[0]), set()):
             self.unexplained.pop(number, None)
@@ -262,8 +260,9 @@ def _image_tokens(name: str, model: nn.Module, image: Tensor) -> Tensor:
     _check_between(name, seen)
     own = _heads(seen[0].scores.detach(), 3).diagonal(dim1=-2, dim2=-1)  # (3, heads, T)
     change = (own[1:] - own[:1]).abs()
-    changed = change > 1e-3 * change.amax((0, 2), keepdim=True)
-    if not changed[0].any(-1).all():
+    rounding = 1e-5 * own.abs().amax((0, 2), keepdim=True)
+    changed = change > (1e-3 * change.amax((0, 2), keepdim=True)).maximum(rounding)
+    if changed.any() and not changed[0].any(-1).all():
         raise _refusal(
             name,
             f"needs attention over all tokens of an image, but {seen[0].module} attends within windows "
@@ -282,6 +281,12 @@ def _count_prefix(name: str, model: nn.Module, image: Tensor, given: int | None)
     """
     check_visible(model, name)
     patches = _image_tokens(name, model, image)
+    if given is None and not patches.any():
+        raise _refusal(
+            name,
+            "finds the patches by the score of each token for itself in the first attention, and in "
+            f"{type(model).__name__} these do not depend on the image (give prefix_tokens=)",
+        )
     prefix = int(patches.nonzero()[0]) if given is None else given
     if given is None and not patches[prefix:].all():
         places = ", ".join(str(int(place)) for place in (~patches).nonzero()[:5])
@@ -295,7 +300,7 @@ def _count_prefix(name: str, model: nn.Module, image: Tensor, given: int | None)
             name,
             f"needs a grid of patches, but behind {prefix} token(s) that do not depend on the image "
             f"{type(model).__name__} has {max(0, len(patches) - prefix)} tokens for images of "
-            f"{tuple(image.shape[2:])} pixels; give their number by prefix_tokens=, or",
+            f"{tuple(image.shape[2:])} pixels (give their number by prefix_tokens=)",
         )
     return prefix
 

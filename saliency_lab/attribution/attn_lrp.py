@@ -12,7 +12,15 @@ from torch.autograd import Function
 
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.batch import Batch
-from saliency_lab.attribution.calls import PRODUCTS, Call, calls, check_visible, deliver, depending
+from saliency_lab.attribution.calls import (
+    PRODUCTS,
+    Call,
+    calls,
+    check_visible,
+    deliver,
+    depending,
+    softmax_dim,
+)
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.fused_attention import AttentionRule
 from saliency_lab.attribution.lrp import (
@@ -84,8 +92,7 @@ class _AttentionPropagation(AttentionRule, Propagation):
         if func in SOFTMAX and tensors:
             with torch.no_grad():
                 output = func(*args, **kwargs)
-            dim = kwargs["dim"] if "dim" in kwargs else args[1]
-            return _Softmax.apply(args[0].to(output.dtype), [output], dim)
+            return _Softmax.apply(args[0].to(output.dtype), [output], softmax_dim(args, kwargs))
         if func in NORMALISATION and tensors:
             return self._normalise(func, args, kwargs)
         if func in ADDITION and len(tensors) == 1 and not self.first and "alpha" not in kwargs:

@@ -8,6 +8,7 @@ seen are calls inside TorchScript and inside a function compiled by `torch.compi
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -144,6 +145,14 @@ def _place_of_inplace(func: Call) -> int:
     return names.index("inplace") if "inplace" in names else 0
 
 
+def softmax_dim(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The dimension of a softmax or log Σ exp with these arguments; torch's implicit one if none is given."""
+    dim = kwargs["dim"] if "dim" in kwargs else args[1] if len(args) > 1 else None
+    if dim is None:
+        return 0 if args[0].ndim in (0, 1, 3) else 1
+    return dim
+
+
 def depending(*parts: Any) -> list[Tensor]:
     """Tensors that depend on the image, which are the only ones that take a gradient, in nested arguments."""
     found = []
@@ -181,14 +190,22 @@ class _Recorder(Rule):
 @contextmanager
 def track_modules(model: nn.Module, running: list[tuple[str, nn.Module]]) -> Iterator[None]:
     """Keep names and modules whose `forward` is running in `running`, the innermost one last."""
-    handles = []
+    thread, handles = threading.get_ident(), []
+
+    def enter(name: str, module: nn.Module) -> None:
+        if threading.get_ident() == thread:  # another thread may use the model at the same time
+            running.append((name, module))
+
+    def leave() -> None:
+        if threading.get_ident() == thread:
+            running.pop()
+
     try:
         for name, module in model.named_modules():
-            enter = module.register_forward_pre_hook(
-                lambda module, _, name=name: running.append((name, module))
-            )
-            leave = module.register_forward_hook(lambda *_: running.pop() and None, always_call=True)
-            handles += [enter, leave]
+            handles += [
+                module.register_forward_pre_hook(lambda module, _, name=name: enter(name, module)),
+                module.register_forward_hook(lambda *_: leave(), always_call=True),
+            ]
         yield
     finally:
         for handle in handles:

@@ -31,6 +31,7 @@ from saliency_lab.attribution.calls import (
     deliver,
     depending,
     refuse,
+    softmax_dim,
     trace,
 )
 from saliency_lab.attribution.catalogue import Explained, method
@@ -183,7 +184,7 @@ class _Replay(Rule):
         self, func: Call, x: Tensor, other: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
         """Softmax, its logarithm or log Σ exp, as exp, sum, logarithm and difference one after the other."""
-        dim = kwargs["dim"] if "dim" in kwargs else args[0]
+        dim = softmax_dim((x, *args), kwargs)
         with torch.no_grad():
             output = func(x.detach(), *args, **kwargs)
             multipliers = _log_sum_exp_multipliers(x.detach(), other, dim)

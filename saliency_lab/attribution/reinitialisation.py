@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import device_of, dtype_of, undisturbed
+from saliency_lab._common.inference import check_signature, device_of, dtype_of, undisturbed
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab.attribution.calls import check_visible
 
@@ -22,14 +22,15 @@ _POWER_ITERATIONS = 30  # after which the spectral norm of new weights is known 
 
 
 def check_randomisable(model: nn.Module) -> None:
-    """Refuse a model that was scripted, traced or compiled in part, whose modules cannot be re-initialised.
+    """Refuse a model that was scripted, traced or compiled in part, or that needs more than images.
 
     Raises
     ------
     InputError
-        Names the part.
+        Names the part, or the arguments.
     """
     check_visible(model, "randomising a model")
+    check_signature(model)
 
 
 def is_layer(module: nn.Module) -> bool:

@@ -21,6 +21,7 @@ from saliency_lab.cli import (
     doctor,
     download,
     listing,
+    power,
     report,
     score,
     study,
@@ -104,7 +105,21 @@ app = App(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for verb in (demo, train, attribute, score, attack, study, audit, report, verify, listing, download, doctor):
+for verb in (
+    demo,
+    train,
+    attribute,
+    score,
+    attack,
+    study,
+    audit,
+    report,
+    power,
+    verify,
+    listing,
+    download,
+    doctor,
+):
     verb.add_to(app)
 
 

@@ -25,14 +25,17 @@ class Comparison:
 
     Made by `Study.compare`, or from tables of the same columns.
 
-    * Map scores: mean with a BCa bootstrap interval over the images, Wilcoxon's signed-rank test
-      against the baseline, matched-pairs rank-biserial correlation as effect size.
-    * Accuracy, attacked or not: Wilson's interval, McNemar's exact test, difference of shares as effect size,
-      with Bonett and Price's interval.
-    * Several seeds a model: intervals over seeds and images (`statistics.hierarchical_interval`). The tests
-      average over the seeds: they are about these networks, the intervals about the recipe.
+    * Map scores: mean and difference from the baseline with Student's interval, corrected for skewness, and
+      the test of the mean difference that belongs to it. The effect size is the matched-pairs rank-biserial
+      correlation.
+    * Accuracy, attacked or not: Wilson's interval, Bonett and Price's interval of the difference, McNemar's
+      exact test. The effect size is the difference.
+    * Several training seeds per model: intervals and tests are over seeds and images, so that they are about
+      the recipe. Where a model's seeds are of two kinds, such as one that collapsed, each seed's value
+      replaces the mean and its interval.
 
-    p-values are corrected by Holm, as two families: all map scores, and all accuracies.
+    p-values are corrected by Holm, as two families: all map scores, and all accuracies. docs/statistics.md
+    explains every choice and reports how the methods behave in simulations.
 
     Parameters
     ----------
@@ -41,7 +44,9 @@ class Comparison:
     baseline : str
         The model that the others are tested against.
     level : float
-        Of the intervals; 1 − level is the level of the tests.
+        Level of the intervals; 1 − level is the level of the tests.
+    seed : int
+        Seed of the bootstrap of `aggregate`.
     better : mapping, optional
         Label of a metric → "higher", "lower" or "neither"; by default as `list_metrics()` says.
     audits : DataFrame, optional
@@ -105,14 +110,50 @@ class Comparison:
         return self.summary.measure(metric, method, eps)
 
     def table(self) -> pd.DataFrame:
-        """One row a (metric, method, ε, model).
+        """Return one row per metric, method, ε and model.
 
-        Columns: `n` values used and `undefined` left out, over all seeds; `mean`, `low`, `high`; against
-        the baseline, `difference` with `difference_low` and `difference_high`, `p`, `p_holm`, `effect`, and
-        `differs`, where p_holm is below 1 − level and the interval of the difference leaves 0 out;
-        and `rank`, which is "best", or "tie" where the model cannot be told from the best.
+        Returns
+        -------
+        DataFrame
+            * `seeds`; `n` values used and `undefined` left out, over all seeds
+            * `mean`, `low`, `high`: the mean and its interval; NaN where `seeds_disagree`
+            * `seed_means`: each training seed's mean; `seeds_disagree`: whether they are of two kinds
+            * against the baseline, `difference` with `difference_low` and `difference_high`; `p` that this
+              difference is 0; `p_holm`, corrected over all map scores or over all accuracies; `differs`,
+              where p_holm is below 1 − level and the interval excludes 0; `effect`; `p_rank`, an uncorrected
+              Wilcoxon signed-rank test of these networks' scores, which does not test the mean;
+              `identical`, where the scores are the same by construction and nothing is tested
+            * `rank`: "best", or "tie" where the model is not significantly different from the best
         """
         return self.summary.table.copy()
+
+    def aggregate(self, metric: str, method: str | None = None) -> pd.DataFrame:
+        """Aggregate a metric over training seeds with statistics that an outlying seed moves little.
+
+        The scores of a model are its seeds' means over the images, by method (or by attack and ε). Needs five
+        training seeds of every model; see `aggregate` for the definitions (Agarwal et al., NeurIPS 2021).
+
+        Parameters
+        ----------
+        metric : str
+            A metric, "accuracy" or "robust_accuracy".
+        method : str, optional
+            Of the maps, or the attack; all by default.
+
+        Returns
+        -------
+        DataFrame
+            One row per model: `seeds`, `tasks`, the interquartile mean `iqm` with its stratified bootstrap
+            interval `low` and `high`, and the probability of `improvement` over the baseline with
+            `improvement_low` and `improvement_high`: that a random seed of the model is better than a random
+            seed of the baseline.
+
+        Raises
+        ------
+        InputError
+            If a model has fewer than five seeds, or an undefined score.
+        """
+        return self.summary.aggregate(metric, method)
 
     def ranking(self, metric: str, model: str | None = None) -> Ranking:
         """Rank the methods by a metric within each image, for one model (the baseline): Friedman and Nemenyi.
@@ -140,7 +181,7 @@ class Comparison:
 
     @property
     def plot(self) -> ComparisonPlots:
-        """Figures: maps, robustness, tradeoff, dots, slopes, curves, ranking, agreement."""
+        """Figures: maps, robustness, tradeoff, dots, slopes, curves, profile, ranking, agreement."""
         from saliency_lab.comparison.plots import ComparisonPlots
 
         return ComparisonPlots(self.summary)
@@ -168,16 +209,16 @@ class Comparison:
 
 
 def _arrays(table: pd.DataFrame, keys: list[str], column: str) -> dict[Any, dict[str, np.ndarray]]:
-    """Values (seeds, images) by key and model; the images are the same, in the same order, for all."""
+    """Return values (seeds, images) by key and model, seeds in rising order, images in one order for all."""
     if not len(table):
         return {}
     samples, position = np.unique(table["sample"].to_numpy(), return_inverse=True)
     values = table[column].to_numpy()
     values = values.astype(bool if column == "robust" else float)
-    rows: dict[Any, dict[str, list[np.ndarray]]] = {}
+    rows: dict[Any, dict[str, dict[int, np.ndarray]]] = {}
     group: Any
     for group, at in table.groupby([*keys, "model", "seed"], sort=False).indices.items():
-        *key, model, _ = group
+        *key, model, seed = group
         if len(at) != len(samples):
             raise InputError(
                 f"model '{model}' has {len(at)} of {len(samples)} images of {column} for "
@@ -185,5 +226,8 @@ def _arrays(table: pd.DataFrame, keys: list[str], column: str) -> dict[Any, dict
             )
         row = np.empty(len(samples), values.dtype)
         row[position[at]] = values[at]
-        rows.setdefault(tuple(key), {}).setdefault(str(model), []).append(row)
-    return {key: {model: np.stack(found) for model, found in by.items()} for key, by in rows.items()}
+        rows.setdefault(tuple(key), {}).setdefault(str(model), {})[seed] = row
+    return {
+        key: {model: np.stack([of[seed] for seed in sorted(of)]) for model, of in models.items()}
+        for key, models in rows.items()
+    }

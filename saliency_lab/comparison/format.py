@@ -44,6 +44,8 @@ def estimate(found: Interval, *, share: bool, signed: bool = False) -> tuple[str
     ('0.512', '[0.501,\xa00.530]')
     >>> estimate(Interval(0.25, 0.2, 0.3012), share=True, signed=True)
     ('+25.0\xa0points', '[+20.0,\xa0+30.1]')
+    >>> estimate(Interval(-0.0021, -0.0037, -0.0004), share=True, signed=True)
+    ('−0.21\xa0points', '[−0.37,\xa0−0.04]')
     >>> estimate(Interval(float("nan"), float("nan"), float("nan")), share=False)
     ('undefined', '')
     """
@@ -52,8 +54,13 @@ def estimate(found: Interval, *, share: bool, signed: bool = False) -> tuple[str
         return "undefined", ""
     if share:
         unit = f"{SPACE}points" if signed else f"{SPACE}%"
-        ends = [number(100 * end, 1, signed=signed) for end in (low, high)]
-        return number(100 * mean, 1, signed=signed) + unit, f"[{f',{SPACE}'.join(ends)}]"
+        mean, low, high = 100 * mean, 100 * low, 100 * high
+        digits = _side_of_zero(low, high, 1) if signed else 1
+        text = number(mean, digits, signed=signed) + unit
+        if math.isnan(high - low):
+            return text, ""
+        ends = [number(end, digits, signed=signed) for end in (low, high)]
+        return text, f"[{f',{SPACE}'.join(ends)}]"
     width = high - low
     if math.isnan(width):
         return short(mean), ""
@@ -61,8 +68,21 @@ def estimate(found: Interval, *, share: bool, signed: bool = False) -> tuple[str
     if large or not math.isfinite(width):
         return short(mean), f"[{short(low)},{SPACE}{short(high)}]"
     digits = 3 if width == 0 else min(max(1 - math.floor(math.log10(width)), 0), 6)
+    digits = _side_of_zero(low, high, digits) if signed else digits
     ends = [number(end, digits, signed=signed) for end in (low, high)]
     return number(mean, digits, signed=signed), f"[{f',{SPACE}'.join(ends)}]"
+
+
+def _side_of_zero(low: float, high: float, digits: int) -> int:
+    """Return as many digits as show on which side of 0 both ends of an interval lie, up to 6.
+
+    >>> _side_of_zero(-0.31, -0.0042, 1)
+    3
+    """
+    ends = [end for end in (low, high) if end != 0 and not math.isnan(end)]
+    while digits < 6 and any(round(end, digits) == 0 for end in ends):
+        digits += 1
+    return digits
 
 
 def write_value(value: float, *, share: bool) -> str:
@@ -75,12 +95,25 @@ def write_value(value: float, *, share: bool) -> str:
 
 
 def write_mean(row: Mapping[Any, Any], *, share: bool) -> tuple[str, str]:
-    """Write the mean of a row of `Comparison.table()`, and its interval."""
+    r"""Write the mean of a row of `Comparison.table()`, and its interval.
+
+    Where the training seeds disagree, each seed's mean is written instead.
+
+    >>> row = {"mean": 0.9, "low": 0.8, "high": 1.0, "seeds_disagree": False, "seed_means": (0.9,)}
+    >>> write_mean(row, share=True)
+    ('90.0\xa0%', '[80.0,\xa0100.0]')
+    >>> write_mean(row | {"seeds_disagree": True, "seed_means": (0.98, 0.1)}, share=True)
+    ('seeds disagree', '98.0\xa0%, 10.0\xa0%')
+    """
+    if row.get("seeds_disagree"):
+        return "seeds disagree", ", ".join(write_value(mean, share=share) for mean in row["seed_means"])
     return estimate(Interval(row["mean"], row["low"], row["high"]), share=share)
 
 
 def write_difference(row: Mapping[Any, Any], *, share: bool) -> tuple[str, str]:
     """Write the difference in a row of `Comparison.table()`, and its interval."""
+    if row.get("identical"):
+        return "identical", ""
     found = Interval(row["difference"], row["difference_low"], row["difference_high"])
     return estimate(found, share=share, signed=True)
 

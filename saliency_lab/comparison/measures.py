@@ -1,20 +1,26 @@
-"""What is compared: the values of one thing measured on the same images, and what they tell of the models."""
+"""What is compared: one measure of every model on the same images, and what it says about the models."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from saliency_lab._common.checks import format_epsilon
-from saliency_lab._common.seeding import derive_seed
 from saliency_lab.comparison import statistics
-from saliency_lab.comparison.statistics import Interval, PairedTest
+from saliency_lab.comparison.statistics import Interval, MeanEstimate, PairedTest
 from saliency_lab.metrics.catalogue import Better
 
 ACCURACY, ROBUST = SHARES = "accuracy", "robust_accuracy"
 """Measures that are shares of the images; the others score maps."""
+
+SHARES_DISAGREE = 0.2
+"""Gap between the accuracies of training seeds from which they may be of two kinds."""
+
+SCORES_DISAGREE = 2.0
+"""The same for scores of maps, in standard deviations over the images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +33,13 @@ class Measure:
     better: Better
     values: Mapping[str, np.ndarray]
     bounds: tuple[float, float] = (-np.inf, np.inf)
-    """The ends of what the metric can be, which an interval of the mean does not pass."""
-    _found: dict[tuple[str, str | None, float, int], Interval] = field(
-        default_factory=dict, init=False, repr=False
-    )
-    """By model, the other of a difference, level and seed: tables, ties and claims ask for the same."""
+    """Smallest and largest possible value, where an interval of the mean is cut off."""
+    _estimates: dict[tuple[str, ...], MeanEstimate] = field(default_factory=dict, init=False, repr=False)
+    """By model, or by the two models of a difference: tables, ties and claims ask for the same."""
 
     @property
     def share(self) -> bool:
-        """Whether the values are right or wrong, and the mean a share."""
+        """Whether the values say right or wrong for each image, so that the mean is an accuracy."""
         return self.metric in SHARES
 
     @property
@@ -43,71 +47,110 @@ class Measure:
         """The method, or the attack and its ε."""
         return f"{self.method}, ε = {format_epsilon(self.eps)}" if self.metric == ROBUST else self.method
 
-    def interval(self, model: str, level: float, seed: int) -> Interval:
-        """Mean and its interval."""
-        asked = model, None, level, seed
-        if asked not in self._found:
-            self._found[asked] = self._interval(model, level, seed)
-        return self._found[asked]
+    def estimate(self, model: str) -> MeanEstimate:
+        """Estimate the mean of a model; it is unknown where the model's seeds disagree."""
+        if (model,) not in self._estimates:
+            values = self.values[model]
+            unknown = self.seeds_disagree(model)
+            self._estimates[model,] = MeanEstimate(np.nan) if unknown else self.estimate_mean(values)
+        return self._estimates[model,]
 
-    def _interval(self, model: str, level: float, seed: int) -> Interval:
-        values = self.values[model]
-        if self.share:
-            return statistics.proportion_interval(values, level=level)
-        key = derive_seed(seed, "bootstrap", self.metric, self.label, model)
-        return self.within_bounds(statistics.mean_interval(values, level=level, seed=key), values)
-
-    def within_bounds(self, found: Interval, values: np.ndarray) -> Interval:
-        """Cut an interval of the mean of `values` off at the ends of what the metric can be."""
+    def estimate_mean(self, values: np.ndarray) -> MeanEstimate:
+        """Estimate the mean of values (S, N) of this measure."""
+        if _is_binary(values):
+            return statistics.share_estimate(values.astype(bool))
         low, high = self.bounds
-        if (values < low).any() or (values > high).any():  # of settings that the usual range is not of
-            return found
-        return Interval(found.mean, max(found.low, low), min(found.high, high))
+        if (values < low).any() or (values > high).any():  # settings that change the usual range
+            low, high = -np.inf, np.inf
+        return statistics.mean_estimate(values, (low, high))
 
-    def difference(self, model: str, other: str, level: float, seed: int) -> Interval:
-        """Mean of `model` less `other` on the same images, and its interval.
+    def estimate_difference(self, model: str, other: str) -> MeanEstimate:
+        """Estimate the mean of `model` less `other` on the same images.
 
-        The draws of a bootstrap are of the pair, so the other way round it is the same with its sign changed.
+        It is unknown where the seeds of either disagree, and has no interval where the two are identical.
         """
-        first, second = sorted((model, other))
-        asked = first, second, level, seed
-        if asked not in self._found:
-            self._found[asked] = self._difference(first, second, level, seed)
-        found = self._found[asked]
-        return found if model == first else Interval(0 - found.mean, 0 - found.high, 0 - found.low)
+        if (model, other) not in self._estimates:
+            self._estimates[model, other] = self._estimate_difference(model, other)
+        return self._estimates[model, other]
 
-    def _difference(self, model: str, other: str, level: float, seed: int) -> Interval:
+    def _estimate_difference(self, model: str, other: str) -> MeanEstimate:
         a, b = self.values[model], self.values[other]
+        if self.seeds_disagree(model) or self.seeds_disagree(other):
+            return MeanEstimate(np.nan)
+        if self.identical(model, other):
+            return MeanEstimate(0.0)
+        if _is_binary(a) and _is_binary(b):
+            return statistics.share_difference_estimate(a.astype(bool), b.astype(bool))
+        return statistics.difference_estimate(a.astype(float), b.astype(float))
+
+    def interval(self, model: str, level: float) -> Interval:
+        """Mean of a model and its interval."""
+        return self.estimate(model).interval(level)
+
+    def difference(self, model: str, other: str, level: float) -> Interval:
+        """Mean of `model` less `other` on the same images, and its interval."""
+        return self.estimate_difference(model, other).interval(level)
+
+    def p_value(self, model: str, other: str) -> float:
+        """Return the p-value of the hypothesis that the mean of `model` less `other` is 0.
+
+        It belongs to the difference that `difference` estimates, over training seeds where there are several;
+        for one seed of right and wrong predictions it is that of McNemar's exact test.
+        """
+        a, b = self.values[model], self.values[other]
+        estimate = self.estimate_difference(model, other)
+        if estimate.distances is not None and len(a) == len(b) == 1 and _is_binary(a) and _is_binary(b):
+            return statistics.mcnemar_test(a.astype(bool), b.astype(bool)).p
+        return estimate.p_value()
+
+    def rank_test(self, model: str, other: str) -> PairedTest:
+        """Test with Wilcoxon's signed ranks whether these networks differ in distribution, not in mean."""
+        return statistics.rank_test(self.values[model].astype(float), self.values[other].astype(float))
+
+    def seed_means(self, model: str) -> tuple[float, ...]:
+        """Mean over the images of each training seed."""
+        return tuple(float(mean) for mean in statistics.over_seeds(self.values[model].astype(float).T))
+
+    def seeds_disagree(self, model: str) -> bool:
+        """Whether the training seeds of a model are of two kinds, so that their mean describes none."""
+        values = self.values[model].astype(float)
+        if len(values) < 2:
+            return False
+        floor = SHARES_DISAGREE
+        if not _is_binary(values):
+            spreads = [float(np.var(row[~np.isnan(row)])) for row in values if not np.isnan(row).all()]
+            floor = SCORES_DISAGREE * math.sqrt(np.mean(spreads)) if spreads else np.nan
+        return statistics.seeds_disagree(np.array(self.seed_means(model)), floor)
+
+    def identical(self, model: str, other: str) -> bool:
+        """Whether every network of both models has the same scores, as with maps that ignore the model."""
         if self.share:
-            return statistics.share_difference_interval(a, b, level=level)
-        key = derive_seed(seed, "paired", self.metric, self.label, model, other)
-        return statistics.difference_interval(a, b, level=level, seed=key)
+            return False
+        a, b = self.values[model], self.values[other]
+        same = np.isclose(np.concatenate([a, b]), a[0], rtol=1e-9, atol=0, equal_nan=True)
+        return bool(same.all()) and not bool(np.isnan(a).all())
 
-    def test(self, model: str, other: str) -> PairedTest:
-        """Paired test of `model` against `other` on the same images."""
-        test = statistics.compare_proportions if self.share else statistics.compare_scores
-        return test(self.values[model], self.values[other])
+    def leaders(self, means: Mapping[str, float], alpha: float) -> dict[str, str]:
+        """Say which model is "best", and which are a "tie": not significantly worse than it.
 
-    def leaders(self, means: Mapping[str, float], alpha: float, seed: int) -> dict[str, str]:
-        """Say which model is "best", and which are a "tie": not told to be worse.
-
-        That is by the paired test at `alpha` (Holm), or as the interval of the difference holds 0. Where
-        scores are undefined, a model may be ahead of the best on the images of both: it is a tie too.
+        A tie is decided by the paired test at `alpha`, corrected by Holm over the models. Where scores are
+        undefined, a model may be ahead of the best on the images that both have: it is a tie too.
         """
         known = {model: mean for model, mean in means.items() if not np.isnan(mean)}
         if self.better == "neither" or len(set(known.values())) < 2:
             return {}
-        choose = max if self.better == "higher" else min
-        best = choose(known, key=lambda model: known[model])
+        sign = 1.0 if self.better == "higher" else -1.0
+        best = max(known, key=lambda model: sign * known[model])
         others = [model for model in known if model != best]
-        p = statistics.holm([self.test(model, best).p for model in others])
-        tied = []
-        for model, value in zip(others, p, strict=True):
-            if not value < alpha or not self._worse(model, best, 1 - alpha, seed):
-                tied.append(model)
+        p = statistics.holm([self.p_value(model, best) for model in others])
+        tied = [
+            model
+            for model, value in zip(others, p, strict=True)
+            if not (value < alpha and sign * self.estimate_difference(model, best).mean < 0)
+        ]
         return {best: "best"} | dict.fromkeys(tied, "tie")
 
-    def _worse(self, model: str, best: str, level: float, seed: int) -> bool:
-        """Whether the interval of the difference leaves 0 out, on the side that is not better."""
-        difference = self.difference(model, best, level, seed)
-        return difference.high < 0 if self.better == "higher" else difference.low > 0
+
+def _is_binary(values: np.ndarray) -> bool:
+    """Whether all values are 0 or 1."""
+    return values.dtype == bool or bool(((values == 0) | (values == 1)).all())

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from saliency_lab._common.errors import InputError, unknown_name
-from saliency_lab.comparison import statistics
+from saliency_lab._common.seeding import derive_seed
+from saliency_lab.comparison import aggregate, statistics
 from saliency_lab.comparison.measures import ACCURACY, ROBUST
 from saliency_lab.comparison.summary import Pictures, Summary
 from saliency_lab.plotting import bands, curves, dots, heatmap, maps, ranks, slopes, tradeoff
@@ -90,8 +91,21 @@ class ComparisonPlots:
         columns = ["eps", "accuracy", "low", "high"]
         there = [name for name in summary.models if name in {*attacked["model"]}]  # some may have failed
         lines = {model: rows[rows["model"] == model][columns] for model in there}
+        seeds = {
+            model: [
+                (row["eps"], mean)
+                for row in rows[(rows["model"] == model) & rows["seeds_disagree"]].to_dict("records")
+                for mean in row["seed_means"]
+            ]
+            for model in there
+        }
         return curves.robustness(
-            lines, title=attack.replace("_", " "), note=self._note(), width=width, among=summary.models
+            lines,
+            seeds={model: marks for model, marks in seeds.items() if marks},
+            title=attack.replace("_", " "),
+            note=self._note(),
+            width=width,
+            among=summary.models,
         )
 
     def tradeoff(
@@ -123,13 +137,12 @@ class ComparisonPlots:
         models = [model for model in summary.models if all(model in m.values for m in measures)]
         points, marks = {}, {}
         for model in models:
-            across, up = (m.interval(model, summary.level, summary.seed) for m in measures)
-            if np.isnan([across.mean, up.mean]).any():  # undefined for every image
-                continue
-            points[model] = (across, up)
-            xs, ys = (np.nanmean(m.values[model].astype(float), axis=1) for m in measures)
-            if 1 < len(xs) == len(ys):
+            across, up = (m.interval(model, summary.level) for m in measures)
+            xs, ys = (m.seed_means(model) for m in measures)
+            if 1 < len(xs) == len(ys) and not np.isnan([*xs, *ys]).all():
                 marks[model] = (xs, ys)
+            if not np.isnan([across.mean, up.mean]).any():  # undefined for every image, or seeds disagree
+                points[model] = (across, up)
         return tradeoff.tradeoff(
             points,
             marks=marks,
@@ -147,6 +160,7 @@ class ComparisonPlots:
         measure = self._summary.measure(metric)
         return dots.dots(
             self._estimates(metric),
+            seeds=self._disagreeing(metric),
             xlabel=metric.replace("_", " "),
             better=measure.better,
             percent=measure.share,
@@ -160,6 +174,7 @@ class ComparisonPlots:
         measure = self._summary.measure(metric)
         return slopes.slopes(
             self._estimates(metric),
+            seeds=self._disagreeing(metric),
             ylabel=metric.replace("_", " "),
             better=measure.better,
             percent=measure.share,
@@ -186,10 +201,7 @@ class ComparisonPlots:
                 raise InputError(f"'{metric}' has no curve that could be averaged over images")
             values, at = found
             steps = [values[:, :, k] for k in range(len(at))]
-            ends = [
-                measure.within_bounds(statistics.mean_interval(step, level=summary.level, seed=k), step)
-                for k, step in enumerate(steps)
-            ]
+            ends = [measure.estimate_mean(step).interval(summary.level) for step in steps]
             drawn[model] = (at, *np.array(ends).T)
         share = bool(max(at.max() for at, *_ in drawn.values()) <= 1)
         return bands.bands(
@@ -201,6 +213,38 @@ class ComparisonPlots:
             note=self._note(),
             width=width,
             among=self._summary.models,
+        )
+
+    def profile(self, metric: str, *, method: str | None = None, width: float = CHART_WIDTH) -> Figure:
+        """Performance profile: the share of training seeds whose score lies above each threshold.
+
+        The bands are stratified bootstrap intervals at each threshold; see `Comparison.aggregate`.
+
+        Raises
+        ------
+        InputError
+            If a model has fewer than five training seeds.
+        """
+        summary = self._summary
+        scores = summary.seed_scores(metric, method)
+        ends = [float(edge(values)) for values in scores.values() for edge in (np.min, np.max)]
+        thresholds = np.linspace(min(ends), max(ends), 101)
+        drawn = {}
+        for model, values in scores.items():
+            key = derive_seed(summary.seed, "profile", metric, model)
+            drawn[model] = (
+                thresholds,
+                *aggregate.profile_band(values, thresholds, level=summary.level, seed=key),
+            )
+        measure = summary.measure(metric, method)
+        return bands.bands(
+            drawn,
+            xlabel=f"{metric.replace('_', ' ')} above which a seed counts",
+            ylabel="share of training seeds",
+            share=measure.share,
+            note=self._note(),
+            width=width,
+            among=summary.models,
         )
 
     def ranking(self, metric: str, model: str | None = None) -> Figure:
@@ -222,12 +266,26 @@ class ComparisonPlots:
     def _estimates(self, metric: str) -> dict[str, dict[str, statistics.Interval]]:
         summary = self._summary
         return {
-            m.label or metric: {model: m.interval(model, summary.level, summary.seed) for model in m.values}
+            m.label or metric: {model: m.interval(model, summary.level) for model in m.values}
             for m in summary.measures
             if m.metric == metric
         }
 
+    def _disagreeing(self, metric: str) -> dict[str, dict[str, tuple[float, ...]]]:
+        """Means by seed of models whose seeds disagree, by method and model."""
+        return {
+            m.label or metric: {model: m.seed_means(model) for model in m.values if m.seeds_disagree(model)}
+            for m in self._summary.measures
+            if m.metric == metric
+        }
+
     def _note(self) -> str:
+        note = self._counts()
+        if self._summary.table["seeds_disagree"].any():
+            note += "; small open marks: single seeds, where seeds disagree"
+        return note
+
+    def _counts(self) -> str:
         shapes = {values.shape for m in self._summary.measures for values in m.values.values()}
         intervals = f"{100 * self._summary.level:g} % intervals"
         if len(shapes) > 1:  # models differ in how many seeds they have

@@ -1,23 +1,27 @@
-"""The statistics of a comparison: intervals, paired tests, effect sizes.
+"""Estimates with confidence intervals, paired tests and corrections for many of them.
 
-Scores of one model are an array (S, N): S training seeds, N images, NaN where a score is undefined.
+The scores of one model are an array (S, N): S training seeds, N images, NaN where a score is undefined.
+`docs/statistics.md` derives what is computed here and reports how it behaves in simulations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from saliency_lab.attacks.result import wilson
+from saliency_lab._common.proportions import wilson
 
-RESAMPLES = 2000
-_FEW = 30
-_BATCH_VALUES = 4_000_000
-"""Values resampled at once: 32 MB."""
+FEWEST_DIFFERENT = 3
+"""Fewest values that must differ from a repeated most frequent one for their mean to have an interval."""
+
+_SMALLEST_TAIL = 1e-15
+"""Tail probabilities below this are reported as this; p-values that small are all the same."""
 
 
 class Interval(NamedTuple):
@@ -28,6 +32,325 @@ class Interval(NamedTuple):
     high: float
 
 
+UNKNOWN = Interval(np.nan, np.nan, np.nan)
+
+Distances = Callable[[float], tuple[float, float]]
+"""How far the confidence limits lie below and above an estimate, given the probability beyond each."""
+
+
+@dataclass(frozen=True, eq=False)
+class MeanEstimate:
+    """A mean, or a difference of means, with its confidence limits at every level.
+
+    The interval and both tests are read off the same limits, so that they never contradict each other.
+
+    Attributes
+    ----------
+    mean : float
+        The estimate; NaN where nothing is defined.
+    centre : float
+        Where the limits start from; the mean itself, or a value shrunk towards 0.
+    distances : callable or None
+        Distances of the lower and the upper limit from `centre`, given the probability in each tail; None
+        where there is no interval.
+    bounds : tuple of float
+        Smallest and largest possible value, where the interval is cut off.
+    """
+
+    mean: float
+    centre: float = np.nan
+    distances: Distances | None = None
+    bounds: tuple[float, float] = (-np.inf, np.inf)
+
+    def limits(self, tail: float) -> tuple[float, float]:
+        """Return the lower and the upper limit, each with the probability `tail` beyond it."""
+        if self.distances is None:
+            return np.nan, np.nan
+        below, above = self.distances(tail)
+        return self.centre - below, self.centre + above
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Return the two-sided confidence interval; its ends are NaN where there is none."""
+        low, high = self.limits((1 - level) / 2)
+        if math.isnan(low + high) and not (math.isinf(low) or math.isinf(high)):
+            return Interval(self.mean, np.nan, np.nan)
+        low, high = min(self.mean, low), max(self.mean, high)
+        return Interval(self.mean, float(max(low, self.bounds[0])), float(min(high, self.bounds[1])))
+
+    def p_value(self) -> float:
+        """Return the two-sided p-value of the hypothesis that the mean is 0; NaN where there is no interval.
+
+        It is 1 − level of the narrowest interval that reaches 0: p < 0.05 exactly where the interval at
+        95 % excludes 0.
+        """
+        if self.distances is None:
+            return np.nan
+        return min(1.0, 2 * min(self._tail_above(0.0), self._tail_below(0.0)))
+
+    def p_equivalence(self, margin: float) -> float:
+        """Return the p-value of two one-sided tests (TOST) that the mean lies within ±margin.
+
+        Below α exactly where the interval at 1 − 2α lies within the margin (Schuirmann, Journal of
+        Pharmacokinetics and Biopharmaceutics 1987).
+        """
+        return max(self._tail_above(margin), self._tail_below(-margin))
+
+    def _tail_above(self, value: float) -> float:
+        """Probability in the tail whose upper limit is `value`; 1 where the estimate lies above it."""
+        return self._tail(lambda tail: value - self.limits(tail)[1])
+
+    def _tail_below(self, value: float) -> float:
+        """Probability in the tail whose lower limit is `value`; 1 where the estimate lies below it."""
+        return self._tail(lambda tail: self.limits(tail)[0] - value)
+
+    def _tail(self, clearance: Callable[[float], float]) -> float:
+        """Solve for the tail probability at which a limit reaches a value; `clearance` grows with it."""
+        if self.distances is None:
+            return np.nan
+        if clearance(0.5) <= 0:
+            return 1.0
+        if clearance(_SMALLEST_TAIL) > 0:
+            return _SMALLEST_TAIL
+        root = optimize.brentq(lambda x: clearance(math.exp(x)), math.log(_SMALLEST_TAIL), math.log(0.5))
+        return math.exp(float(root))
+
+
+def mean_estimate(scores: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> MeanEstimate:
+    """Estimate the mean of scores (S, N) over seeds and images; undefined scores are left out.
+
+    The interval is cut off at `bounds`, the smallest and the largest possible score.
+
+    One seed: Student's interval over the images, corrected for skewness. Several seeds: the seeds' and the
+    images' parts are added in quadrature; see `_with_seeds`.
+
+    >>> scores = np.arange(12.0).reshape(3, 4)
+    >>> [round(end, 2) for end in mean_estimate(scores).interval(0.95)]
+    [5.5, -4.65, 15.65]
+    """
+    return _estimate([scores], bounds)
+
+
+def difference_estimate(a: np.ndarray, b: np.ndarray) -> MeanEstimate:
+    """Estimate the mean of a − b on the same images; `a` is (S, N) and `b` is (S', N).
+
+    Images are paired, training seeds are not.
+    """
+    return _estimate([a, b], (-np.inf, np.inf))
+
+
+def _estimate(groups: Sequence[np.ndarray], bounds: tuple[float, float]) -> MeanEstimate:
+    by_image = _signed_sum([over_seeds(group) for group in groups])
+    used = ~np.isnan(by_image)
+    if not used.any():
+        return MeanEstimate(np.nan)
+    values = by_image[used]
+    groups = [group[:, used] for group in groups]
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean = float(values.mean())
+        images = _image_distances(values)
+        if images is None:
+            return MeanEstimate(mean)
+        spread = _seed_spread([over_seeds(group.T) for group in groups])
+        if spread is None:
+            return MeanEstimate(mean)
+        error, freedom = spread
+        share = _interaction_share(groups, float(values.var(ddof=1)) / len(values))
+
+    def seeds(tail: float) -> tuple[float, float]:
+        half = _student(freedom, tail) * math.hypot(*error)
+        return half, half
+
+    return MeanEstimate(mean, mean, _with_seeds(images, seeds, share), bounds)
+
+
+def share_estimate(right: np.ndarray) -> MeanEstimate:
+    """Estimate the share of right predictions (S, N).
+
+    One seed: Wilson's interval over the images. Several: the seeds' part is Student's interval on the
+    arcsine scale, on which accuracies near 0 and 1 are nearly symmetric, added to Wilson's in quadrature.
+    """
+    share, n = float(right.mean()), right.shape[1]
+
+    def images(tail: float) -> tuple[float, float]:
+        low, high = wilson(share * n, n, 1 - 2 * tail) if tail < 0.5 else (share, share)
+        return max(share - low, 0.0), max(high - share, 0.0)
+
+    by_seed = right.mean(axis=1)
+    spread = _seed_spread([np.arcsin(np.sqrt(by_seed))])
+    if spread is None:  # not reached: a share is defined for every seed
+        return MeanEstimate(share)
+    (error,), freedom = spread
+
+    def seeds(tail: float) -> tuple[float, float]:
+        return _arcsine_distances(share, _student(freedom, tail) * error)
+
+    variance = float(right.mean(axis=0).var(ddof=1)) / n if n > 1 else 0.0
+    part = _with_seeds(images, seeds, _interaction_share([right.astype(float)], variance))
+    return MeanEstimate(share, share, part, (0.0, 1.0))
+
+
+def share_difference_estimate(a: np.ndarray, b: np.ndarray) -> MeanEstimate:
+    """Estimate the difference of two shares of right predictions, a − b on the same images.
+
+    One seed each: the interval of Bonett & Price (Journal of Educational and Behavioral Statistics 2012),
+    which is Wald's with two images added, of which each model alone has one right. Several seeds: each
+    model's interval over its seeds on the arcsine scale is combined with the other's and with that over the
+    images by the method of variance estimates recovery (Zou & Donner, Statistics in Medicine 2008).
+    """
+    by_image = over_seeds(a.astype(float)) - over_seeds(b.astype(float))
+    pairs = np.append(by_image, [1.0, -1.0])
+    of_images = float(pairs.std()) / len(pairs) ** 0.5
+    shares = [float(group.mean()) for group in (a, b)]
+    by_seed = [group.mean(axis=1) for group in (a, b)]
+    linear = _seed_spread(by_seed)
+    arcsine = _seed_spread([np.arcsin(np.sqrt(means)) for means in by_seed])
+    mean = float(by_image.mean())
+    if linear is None or arcsine is None:  # not reached: a share is defined for every seed
+        return MeanEstimate(mean)
+    freedom, errors = linear[1], arcsine[0]
+
+    def images(tail: float) -> tuple[float, float]:
+        half = -float(special.ndtri(tail)) * of_images
+        return half, half
+
+    def seeds(tail: float) -> tuple[float, float]:
+        q = _student(freedom, tail)
+        (below_a, above_a), (below_b, above_b) = (
+            _arcsine_distances(share, q * error) for share, error in zip(shares, errors, strict=True)
+        )
+        return math.hypot(below_a, above_b), math.hypot(above_a, below_b)
+
+    variance = float(by_image.var(ddof=1)) / len(by_image) if len(by_image) > 1 else 0.0
+    part = _with_seeds(images, seeds, _interaction_share([a.astype(float), b.astype(float)], variance))
+    return MeanEstimate(mean, float(pairs.mean()), part, (-1.0, 1.0))
+
+
+def _with_seeds(images: Distances, seeds: Distances, share: float) -> Distances:
+    """Add the distances due to the seeds to those due to the images.
+
+    The variance of a mean over crossed seeds and images is that of the seeds' means plus that of the
+    images' means less that of their interaction, which both contain (Cameron, Gelbach & Miller, Journal of
+    Business & Economic Statistics 2011; Owen, Annals of Applied Statistics 2007). Each part keeps its own
+    quantile. `share` is the interaction's share of the images' part; the seeds' part counts as no less.
+    """
+
+    def distances(tail: float) -> tuple[float, float]:
+        (below, above), (seed_below, seed_above) = images(tail), seeds(tail)
+        return (
+            math.sqrt(below**2 + max(seed_below**2 - share * below**2, 0.0)),
+            math.sqrt(above**2 + max(seed_above**2 - share * above**2, 0.0)),
+        )
+
+    return distances
+
+
+def _image_distances(values: np.ndarray) -> Distances | None:
+    """Student's limits of the mean of values (N,), corrected for skewness; None where there are none.
+
+    The t statistic is transformed by Hall's cubic, which removes its skewness (Journal of the Royal
+    Statistical Society B 54, 1992). One value has no interval; nor have values of which too few differ from
+    the most frequent one, such as zero-inflated scores of a few images: no interval from these covers.
+    """
+    n = len(values)
+    counts = np.unique(values, return_counts=True)[1]
+    repeated = counts.max()
+    if n < 2 or (repeated > 1 and n - repeated < FEWEST_DIFFERENT):
+        return None
+    away = values - values.mean()
+    size = float(values.std())
+    if not (size > 0 and math.isfinite(size)):
+        return None
+    error = size / math.sqrt(n - 1)
+    slope = float(((away / size) ** 3).mean()) / math.sqrt(n)
+
+    def inverse(t: float) -> float:
+        if abs(slope) < 1e-8:
+            return t
+        return 3 / slope * (math.cbrt(1 + slope * (t - slope / 6)) - 1)
+
+    def distances(tail: float) -> tuple[float, float]:
+        quantile = _student(n - 1, tail)
+        return max(error * inverse(quantile), 0.0), max(-error * inverse(-quantile), 0.0)
+
+    return distances
+
+
+def _seed_spread(by_seed: Sequence[np.ndarray]) -> tuple[list[float], float] | None:
+    """Return the standard error of each model's mean over its seeds, and Welch's degrees of freedom.
+
+    A seed without a score (NaN) is left out. A single seed is taken to vary like the seeds of the other
+    model; where all models have a single one, the errors are 0. None where a model had several seeds and
+    fewer than two of them have scores, so that nothing says how far seeds spread.
+    """
+    defined = [means[~np.isnan(means)] for means in by_seed]
+    several = [means for means in defined if len(means) > 1]
+    if not several:
+        if any(len(means) > 1 for means in by_seed):
+            return None
+        return [0.0] * len(by_seed), np.inf
+    variances = [float(means.var(ddof=1)) for means in several]
+    errors = [
+        math.sqrt((float(means.var(ddof=1)) if len(means) > 1 else variances[0]) / len(means))
+        for means in defined
+    ]
+    known = errors if len(several) == len(by_seed) else [math.sqrt(sum(error**2 for error in errors))]
+    spread = sum(error**4 / (len(means) - 1) for error, means in zip(known, several, strict=True))
+    freedom = sum(error**2 for error in known) ** 2 / spread if spread > 0 else np.inf
+    return errors, freedom
+
+
+def _interaction_share(groups: Sequence[np.ndarray], of_images: float) -> float:
+    """Return the interaction's share of the variance that the images give the mean, in [0, 1]."""
+    interaction = 0.0
+    for group in groups:
+        defined = ~np.isnan(group)
+        seeds, images = int(defined.any(axis=1).sum()), group.shape[1]
+        freedom = int(defined.sum()) - seeds - images + 1
+        if seeds < 2 or freedom < 1:
+            continue
+        by_seed, by_image = over_seeds(group.T), over_seeds(group)
+        rest = group - by_seed[:, None] - by_image + float(by_image.mean())
+        interaction += float(np.nansum(rest**2)) / freedom / int(defined.sum())
+    return min(interaction / of_images, 1.0) if of_images > 0 else 0.0
+
+
+def _arcsine_distances(share: float, half: float) -> tuple[float, float]:
+    """Return the distances from a share to the ends of an interval of half-width `half` on the arcsine scale.
+
+    >>> [round(distance, 3) for distance in _arcsine_distances(0.9, 0.1)]
+    [0.068, 0.052]
+    """
+    angle = math.asin(math.sqrt(share))
+    low = math.sin(max(angle - half, 0.0)) ** 2
+    high = math.sin(min(angle + half, math.pi / 2)) ** 2
+    return max(share - low, 0.0), max(high - share, 0.0)
+
+
+def _student(freedom: float, tail: float) -> float:
+    """Upper quantile of Student's distribution; the normal one for infinite degrees of freedom."""
+    return -float(special.ndtri(tail) if math.isinf(freedom) else special.stdtrit(freedom, tail))
+
+
+def seeds_disagree(by_seed: np.ndarray, floor: float) -> bool:
+    """Say whether seeds fall into two kinds, such as trained and collapsed networks.
+
+    Between two neighbours of the sorted means must lie a gap of at least `floor`, and of five times the wider
+    range on its two sides (three times with five seeds or more). No interval of the mean can be right then.
+
+    >>> bool(seeds_disagree(np.array([0.98, 0.10, 0.97]), 0.2))
+    True
+    >>> bool(seeds_disagree(np.array([0.24, 0.36, 0.62]), 0.2))
+    False
+    """
+    means = np.sort(by_seed[np.isfinite(by_seed)])
+    if len(means) < 2:
+        return False
+    split = int(np.diff(means).argmax())
+    gap = means[split + 1] - means[split]
+    within = max(means[split] - means[0], means[-1] - means[split + 1])
+    return bool(gap >= floor and gap >= (5 if len(means) < 5 else 3) * within)
+
+
 class PairedTest(NamedTuple):
     """A paired test of two models on the same images: the images used, the p-value, the effect size."""
 
@@ -36,150 +359,15 @@ class PairedTest(NamedTuple):
     effect: float
 
 
-UNKNOWN = Interval(np.nan, np.nan, np.nan)
+def rank_test(a: np.ndarray, b: np.ndarray) -> PairedTest:
+    """Test scores (S, N) on the same images with Wilcoxon's signed-rank test, two-sided.
 
+    It tests whether differences are symmetric about 0, not whether their mean is 0, and it averages scores
+    over the seeds first, so it is about these networks alone. Images undefined in either are left out. The
+    effect size is the matched-pairs rank-biserial correlation, (R₊ − R₋) / (R₊ + R₋) in ranks of |a − b|:
+    1 where `a` is always above, −1 where it is always below (Kerby, Comprehensive Psychology 2014).
 
-def mean_interval(scores: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Interval:
-    """Mean of scores (S, N) and its interval; undefined scores are left out.
-
-    One seed: BCa over the images (Efron, JASA 1987), with fewer than 30 also Student's interval, whichever
-    reaches further, as a bootstrap of few is too narrow; none for a single one. Several:
-    `hierarchical_interval`.
-    """
-    if len(scores) > 1:
-        return hierarchical_interval([scores], level=level)
-    values = scores[0][~np.isnan(scores[0])]
-    if not len(values):
-        return UNKNOWN
-    mean = float(values.mean())
-    if len(values) == 1:
-        return Interval(mean, np.nan, np.nan)
-    if np.ptp(values) == 0:
-        return Interval(mean, mean, mean)
-    low, high = _bca(values, level, seed)
-    if len(values) < _FEW:
-        half = stats.t.isf((1 - level) / 2, len(values) - 1) * stats.sem(values)
-        low, high = np.fmin(low, mean - half), np.fmax(high, mean + half)
-    return Interval(mean, float(low), float(high))
-
-
-def _bca(values: np.ndarray, level: float, seed: int) -> tuple[float, float]:
-    """Ends of the BCa interval of the mean of values (N,); NaN where every resample lies on one side of it.
-
-    As `scipy.stats.bootstrap`, whose jackknife is an array (N, N − 1). That of a mean is known: the
-    acceleration is Σd³ / 6(Σd²)^1.5, with d the deviations from the mean.
-    """
-    rng, n = np.random.default_rng(seed), len(values)
-    batch = max(1, _BATCH_VALUES // n)
-    sizes = [min(batch, RESAMPLES - done) for done in range(0, RESAMPLES, batch)]
-    means = np.concatenate([values[rng.integers(0, n, (size, n))].mean(1) for size in sizes])
-    mean = values.mean()
-    away = values - mean
-    below = (np.count_nonzero(means < mean) + np.count_nonzero(means <= mean)) / (2 * RESAMPLES)
-    tail = special.ndtri((1 - level) / 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        acceleration = (away**3).sum() / (6 * (away**2).sum() ** 1.5)
-        bias = special.ndtri(below)
-        shift = bias + np.array([tail, -tail])
-        shares = special.ndtr(bias + shift / (1 - acceleration * shift))
-    if np.isnan(shares).any():
-        return np.nan, np.nan
-    low, high = np.quantile(means, shares)
-    return float(low), float(high)
-
-
-def proportion_interval(right: np.ndarray, *, level: float = 0.95) -> Interval:
-    """Share of right predictions (S, N) and its interval: Wilson's, over the images.
-
-    For several seeds `hierarchical_interval`, where that is wider.
-    """
-    share = float(right.mean())
-    n = right.shape[1]
-    low, high = wilson(round(share * n), n, level)
-    low, high = min(share, low), max(share, high)  # a share over seeds may be no count of images
-    if len(right) > 1:
-        wide = hierarchical_interval([right.astype(float)], level=level)
-        low, high = max(0.0, min(low, wide.low)), min(1.0, max(high, wide.high))
-    return Interval(share, low, high)
-
-
-def difference_interval(a: np.ndarray, b: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Interval:
-    """Mean of a − b on the same images and its interval; `a` is (S, N) and `b` (S', N).
-
-    One seed each: BCa over the images' differences. Several: `hierarchical_interval`, in which the seeds
-    of the two models are not paired and the images are.
-    """
-    if len(a) == len(b) == 1:
-        return mean_interval(a - b, level=level, seed=seed)
-    return hierarchical_interval([a, b], level=level)
-
-
-def share_difference_interval(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) -> Interval:
-    """Difference of two shares of right predictions, a − b on the same images, and its interval.
-
-    One seed each: Bonett & Price (Journal of Educational and Behavioral Statistics 2012), Wald's interval
-    with two images added, of which each model alone has one right. A few images that all moved one way are no
-    difference, and no image that moved is no certainty. Several: `hierarchical_interval` of these pairs.
-    """
-    by_image = over_seeds(a.astype(float)) - over_seeds(b.astype(float))
-    tail = (1 - level) / 2
-    pairs = np.append(by_image, [1.0, -1.0])
-    of_images = stats.norm.isf(tail) * pairs.std() / len(pairs) ** 0.5
-    half = float(np.hypot(of_images, _half_of_seeds([a.mean(1), b.mean(1)], tail)))
-    mean, centre = float(by_image.mean()), float(pairs.mean())
-    return Interval(mean, max(-1.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)))
-
-
-def hierarchical_interval(groups: Sequence[np.ndarray], *, level: float = 0.95) -> Interval:
-    """Mean over seeds and images of one array (S, N), or of the first less the second, and its interval.
-
-    The variances are those that a hierarchical bootstrap estimates (resampling seeds and, crossed with them,
-    images; Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007), in closed form and
-    unbiased: that of the seeds' means over S, and that of the images' means over N. The bootstrap's
-    percentiles are not used: they cannot leave the range of the seeds, and with three would cover 75 % at
-    best. Student's half-widths of the two parts are added in quadrature, which covers 94 to 98 % in
-    simulations with three seeds. A single seed beside several is taken to vary as those do.
-    """
-    signs = (1.0, -1.0)[: len(groups)]
-    by_image = np.sum([sign * over_seeds(group) for sign, group in zip(signs, groups, strict=True)], axis=0)
-    used = ~np.isnan(by_image)
-    if not used.any():
-        return UNKNOWN
-    mean = float(by_image[used].mean())
-    if used.sum() == 1:
-        return Interval(mean, np.nan, np.nan)
-    tail = (1 - level) / 2
-    of_seeds = _half_of_seeds([over_seeds(group[:, used].T) for group in groups], tail)
-    of_images = stats.t.isf(tail, used.sum() - 1) * stats.sem(by_image[used])
-    half = float(np.hypot(of_seeds, of_images))
-    return Interval(mean, mean - half, mean + half)
-
-
-def _half_of_seeds(by_seed: Sequence[np.ndarray], tail: float) -> float:
-    """Half-width that the seeds alone give, from each model's means by seed; 0 where all have one seed.
-
-    A seed without a score (NaN) is left out; where no model has two others, how far seeds spread is unknown.
-    """
-    defined = [means[~np.isnan(means)] for means in by_seed]
-    several = [means for means in defined if len(means) > 1]
-    if not several and any(len(means) > 1 for means in by_seed):
-        return np.nan
-    variances = np.array([stats.sem(means) ** 2 for means in several])
-    if several and len(several) < len(by_seed):  # a single seed is taken to vary like the other's
-        variances *= 1 + len(several[0])
-    spread = np.sum(variances**2 / [len(means) - 1 for means in several])
-    freedom = variances.sum() ** 2 / spread if spread > 0 else np.inf  # Welch's, for two models
-    return float(stats.t.isf(tail, freedom) * variances.sum() ** 0.5)
-
-
-def compare_scores(a: np.ndarray, b: np.ndarray) -> PairedTest:
-    """Wilcoxon's signed-rank test, two-sided, of scores (S, N) on the same images.
-
-    Scores are averaged over the seeds first; images undefined in either are left out. The effect size is
-    the matched-pairs rank-biserial correlation, (R₊ − R₋) / (R₊ + R₋) in ranks of |a − b|: 1 where `a` is
-    always above, −1 where always below (Kerby, Comprehensive Psychology 2014).
-
-    >>> compare_scores(np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[0.0, 0.0, 0.0, 5.0]]))
+    >>> rank_test(np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[0.0, 0.0, 0.0, 5.0]]))
     PairedTest(n=4, p=0.375, effect=0.7)
     """
     used = _signed_levels(over_seeds(a), over_seeds(b))
@@ -194,8 +382,8 @@ def compare_scores(a: np.ndarray, b: np.ndarray) -> PairedTest:
 def _signed_levels(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Replace each a − b by its sign times the place of |a − b| among them, from 1 up; undefined ones go.
 
-    Magnitudes that only rounding tells apart have one place, and those that only rounding tells from 0 have
-    0: 2/3 − 1/3 and 1 − 2/3 are a tie, which floats would break.
+    Magnitudes that differ by rounding alone share a place, and those that differ from 0 by rounding alone
+    have place 0: 2/3 − 1/3 and 1 − 2/3 are a tie, which floats would break.
 
     >>> _signed_levels(np.array([1.0, 2 / 3, 0.0]), np.array([2 / 3, 1.0, 1.0])).tolist()
     [1.0, -1.0, -2.0]
@@ -211,20 +399,18 @@ def _signed_levels(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sign(a - b) * places
 
 
-def compare_proportions(a: np.ndarray, b: np.ndarray) -> PairedTest:
-    """McNemar's exact test of right predictions (S, N) on the same images.
+def mcnemar_test(a: np.ndarray, b: np.ndarray) -> PairedTest:
+    """Test right predictions (1, N) on the same images with McNemar's exact test.
 
-    The effect is the difference of shares. With several seeds: Wilcoxon's test of the shares of seeds.
+    The effect is the difference of the shares.
     """
-    effect = float(a.mean() - b.mean())
-    if len(a) > 1 or len(b) > 1:
-        return compare_scores(a.astype(float), b.astype(float))._replace(effect=effect)
     counts = [[int((one & other).sum()) for other in (b[0], ~b[0])] for one in (a[0], ~a[0])]
-    return PairedTest(a.shape[1], float(mcnemar(counts, exact=True).pvalue), effect)
+    p = float(mcnemar(counts, exact=True).pvalue)
+    return PairedTest(a.shape[1], p, float(a.mean() - b.mean()))
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """p-values corrected by Holm (Scandinavian Journal of Statistics 1979) as one family; NaN stays NaN.
+    """Correct p-values as one family by Holm (Scandinavian Journal of Statistics 1979); NaN stays NaN.
 
     As statsmodels' `multipletests`, which runs a garbage collection at every call (0.2 s in a notebook).
 
@@ -240,7 +426,12 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def over_seeds(scores: np.ndarray) -> np.ndarray:
-    """Mean over the seeds (N,), NaN where no seed is defined."""
+    """Return the mean over the seeds (N,), NaN where no seed is defined."""
     defined = ~np.isnan(scores)
     total, count = np.where(defined, scores, 0.0).sum(0), defined.sum(0)
     return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+
+
+def _signed_sum(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the only array, or the first less the second."""
+    return parts[0] if len(parts) == 1 else parts[0] - parts[1]

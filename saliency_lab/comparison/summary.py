@@ -12,7 +12,8 @@ from torch import Tensor
 
 from saliency_lab._common.checks import format_epsilon, parse_epsilon
 from saliency_lab._common.errors import InputError, unknown_name
-from saliency_lab.comparison import statistics
+from saliency_lab._common.seeding import derive_seed
+from saliency_lab.comparison import aggregate, statistics
 from saliency_lab.comparison.measures import ROBUST, SHARES, Measure
 from saliency_lab.comparison.ranking import Ranking, agreement, rank
 
@@ -54,7 +55,7 @@ class Summary:
     level : float
         Level of the intervals; 1 − level is the level of the tests.
     seed : int
-        Seed of the bootstrap.
+        Seed of the stratified bootstrap of `Comparison.aggregate`.
     audits : DataFrame
         As `Study.audits`.
     pictures : Pictures or None
@@ -95,9 +96,9 @@ class Summary:
         """One row per measure and model; see `Comparison.table`."""
         rows = []
         for measure in self.measures:
-            intervals = {m: measure.interval(m, self.level, self.seed) for m in measure.values}
+            intervals = {m: measure.interval(m, self.level) for m in measure.values}
             means = {m: interval.mean for m, interval in intervals.items()}
-            leaders = measure.leaders(means, 1 - self.level, self.seed)
+            leaders = measure.leaders(means, 1 - self.level)
             for model, interval in intervals.items():
                 undefined = int(np.isnan(measure.values[model].astype(float)).sum())
                 row = {
@@ -109,16 +110,21 @@ class Summary:
                     "n": measure.values[model].size - undefined,
                     "undefined": undefined,
                     **interval._asdict(),
+                    "seed_means": measure.seed_means(model),
+                    "seeds_disagree": measure.seeds_disagree(model),
+                    "identical": False,
                 }
                 if model != self.baseline and self.baseline in measure.values:
-                    difference = measure.difference(model, self.baseline, self.level, self.seed)
-                    test = measure.test(model, self.baseline)
+                    difference = measure.difference(model, self.baseline, self.level)
+                    ranks = measure.rank_test(model, self.baseline)
                     row |= {
                         "difference": difference.mean,
                         "difference_low": difference.low,
                         "difference_high": difference.high,
-                        "p": test.p,
-                        "effect": test.effect,
+                        "p": measure.p_value(model, self.baseline),
+                        "effect": difference.mean if measure.share else ranks.effect,
+                        "p_rank": ranks.p,
+                        "identical": measure.identical(model, self.baseline),
                     }
                 rows.append(row | {"rank": leaders.get(model, "")})
         table = pd.DataFrame(rows).reindex(columns=_COLUMNS)
@@ -128,6 +134,57 @@ class Summary:
         apart = (table["difference_low"] > 0) | (table["difference_high"] < 0)
         table["differs"] = apart & (table["p_holm"] < 1 - self.level)
         return table
+
+    def seed_scores(self, metric: str, method: str | None = None) -> dict[str, np.ndarray]:
+        """Return each model's scores (seeds, tasks): a metric by method, or an accuracy by attack and ε.
+
+        Raises
+        ------
+        InputError
+            If a model has fewer than five seeds, or an undefined score.
+        """
+        self.measure(metric, method)  # refuses an unknown one
+        measures = [m for m in self.measures if m.metric == metric and method in (None, m.method)]
+        scores = {}
+        for model in self.models:
+            if all(model in m.values for m in measures):
+                scores[model] = np.array([m.seed_means(model) for m in measures]).T
+        for model, values in scores.items():
+            if len(values) < aggregate.FEWEST_SEEDS:
+                raise InputError(
+                    f"aggregates need {aggregate.FEWEST_SEEDS} training seeds or more, and '{model}' has "
+                    f"{len(values)}; use the intervals of table()"
+                )
+            if np.isnan(values).any():
+                raise InputError(f"a seed of '{model}' has no {metric}, so it cannot be aggregated")
+        if self.baseline not in scores:
+            raise InputError(f"the baseline '{self.baseline}' has no {metric}")
+        return scores
+
+    def aggregate(self, metric: str, method: str | None = None) -> pd.DataFrame:
+        """Aggregate a metric over training seeds; see `Comparison.aggregate`."""
+        scores = self.seed_scores(metric, method)
+        sign = -1.0 if self.measure(metric, method).better == "lower" else 1.0
+        baseline = sign * scores[self.baseline]
+        rows = {}
+        for model, values in scores.items():
+            key = derive_seed(self.seed, "aggregate", metric, model)
+            found = aggregate.stratified_bootstrap(
+                aggregate.interquartile_mean, [values], level=self.level, seed=key
+            )
+            row = {"seeds": len(values), "tasks": values.shape[1], "iqm": found.mean}
+            row |= {"low": found.low, "high": found.high}
+            if model != self.baseline:
+                better = aggregate.stratified_bootstrap(
+                    aggregate.probability_of_improvement,
+                    [sign * values, baseline],
+                    level=self.level,
+                    seed=key,
+                )
+                row |= {"improvement": better.mean, "improvement_low": better.low}
+                row |= {"improvement_high": better.high}
+            rows[model] = row
+        return pd.DataFrame(rows.values(), index=pd.Index(rows, name="model"))
 
     def ranking(self, metric: str, model: str | None = None) -> Ranking:
         """Rank the methods by a metric within each image, for one model (the baseline): Friedman and Nemenyi.
@@ -177,5 +234,7 @@ class Summary:
 
 _COLUMNS = [
     *("metric", "method", "eps", "model", "seeds", "n", "undefined", "mean", "low", "high"),
-    *("difference", "difference_low", "difference_high", "p", "p_holm", "effect", "differs", "rank"),
+    *("seed_means", "seeds_disagree"),
+    *("difference", "difference_low", "difference_high", "identical", "p", "p_holm", "differs"),
+    *("effect", "p_rank", "rank"),
 ]

@@ -130,25 +130,47 @@ def leading(summary: Summary, line: str, best: str, tie: str) -> str:
     """Explain the marks of the best and of its ties; `line` is "row" or "column"."""
     alpha = f"{1 - summary.level:.2g}"
     return (
-        f"{best}: the best of its {line}; {tie}: not significantly different from it, by the paired test at "
-        f"{alpha} (Holm over the {line}) or because the interval of the difference contains 0"
+        f"{best}: the best of its {line}; {tie}: not significantly different from it (paired test of the "
+        f"mean at {alpha}, corrected by Holm over the {line})"
     )
 
 
 def _notes(summary: Summary, best: str, tie: str) -> list[str]:
     alpha = f"{1 - summary.level:.2g}"
+    table = summary.table
     notes = []
     if len(summary.models) > 1:
         notes.append(
             f"{leading(summary, 'row', best, tie)}. "
-            f"†: differs from '{summary.baseline}' by the paired test at {alpha} (Holm over all "
-            "accuracies, and over all scores), and the interval of the difference excludes 0."
+            f"†: significantly different from '{summary.baseline}' (paired test of the mean at {alpha}, "
+            "corrected by Holm over all accuracies, and over all scores)."
         )
-    if summary.table["seeds"].max() > 1:
-        notes.append("Intervals are over seeds and images; tests are over images, about these networks.")
-    if (summary.table["undefined"] > 0).any():
-        notes.append("NaN: the number of values that are undefined and left out.")
+    notes += explain_cells(table)
     return notes + _verdicts(summary)
+
+
+def explain_cells(table: pd.DataFrame) -> list[str]:
+    """Say what the intervals of `Comparison.table()` are over, and what its unusual cells mean."""
+    notes = []
+    if table["seeds"].max() > 1:
+        notes.append("Intervals and tests are over training seeds and images: they are about the recipe.")
+    elif table["seeds"].max() == 1:
+        notes.append("One training seed: intervals and tests are about these networks, not about the recipe.")
+    if table["seeds_disagree"].any():
+        notes.append(
+            "Seeds disagree: the training seeds are of two kinds, so that no mean describes them; the value "
+            "of each seed is listed."
+        )
+    if (table["mean"].notna() & table["low"].isna()).any():
+        notes.append("A mean without an interval: too few of its values differ from one another.")
+    if table["identical"].any():
+        notes.append(
+            f"Scores that are identical in both models (in {int(table['identical'].sum())} rows) are not "
+            "comparisons: they are not tested and not counted."
+        )
+    if (table["undefined"] > 0).any():
+        notes.append("NaN: the number of values that are undefined and left out.")
+    return notes
 
 
 def _verdicts(summary: Summary) -> list[str]:

@@ -1,4 +1,4 @@
-"""Checkpoints by folder, also of a user's own architecture."""
+"""Checkpoints by folder, also of custom architectures."""
 
 from __future__ import annotations
 

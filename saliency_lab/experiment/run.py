@@ -1,4 +1,4 @@
-"""Carrying out a declared study: train what is missing, compute what is missing, compare."""
+"""Running a declared study: train what is missing, compute what is missing, compare."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class Run(NamedTuple):
     seed: int
     folder: Path
     changes: dict[str, Any]
-    """What this model changes in its recipe, beside what the study changes in all."""
+    """What this model changes in its recipe, in addition to what the study changes in all recipes."""
 
     @property
     def finished(self) -> bool:
-        """Whether the trained network is there."""
+        """Whether the checkpoint of the trained network exists."""
         return (self.folder / CARD).exists()
 
 
@@ -156,8 +156,8 @@ def plan_declared(declared: Declaration, store: str | Path, *, device: str = "au
 def _load_data(declared: Declaration) -> ImageData:
     """Load the data set of a declaration."""
     root = declared.data.root
-    beside = None if root is None else str(declared.folder / root)
-    return load_data(declared.data.model_copy(update={"root": beside}))
+    folder = None if root is None else str(declared.folder / root)
+    return load_data(declared.data.model_copy(update={"root": folder}))
 
 
 def _draw_sample(declared: Declaration, data: ImageData) -> StudySample:
@@ -299,7 +299,7 @@ def _load_trained(run: Run, device: torch.device) -> nn.Module | None:
 
 
 def _untrained(run: Run, data: ImageData, device: torch.device) -> nn.Module:
-    """Build the network of a run for timing; a small one in place of a user's own architecture."""
+    """Build the network of a run for timing; a small one in place of a custom architecture."""
     name = "small_cnn" if is_custom(run.recipe.model.name) else run.recipe.model.name
     classes = len(data.classes)
     return build_model(name, num_classes=classes, input_shape=data.input_shape, seed=0).to(device)
@@ -328,9 +328,9 @@ def _finished_models(
 
 
 def _found(folder: Path, source: str) -> Path:
-    """A checkpoint's folder, beside the study's file if it is there; a name of the zoo is left as it is."""
-    beside = folder / source
-    return beside if beside.exists() or source not in zoo_names() else Path(source)
+    """Return the folder of a checkpoint, relative to the study's file; a name of the zoo stays as it is."""
+    path = folder / source
+    return path if path.exists() or source not in zoo_names() else Path(source)
 
 
 _TIMED_STEPS = (2, 8)

@@ -1,4 +1,4 @@
-"""A study declared in a TOML file: what is trained, looked at, attributed, scored, attacked and claimed."""
+"""The schema of a study in a TOML file: what to train, attribute, score and attack, and its questions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NamedSettings = dict[str, dict[str, Any]]
 
 
 class SampleSpec(DataSource):
-    """Which images: `images` of a split, stratified, chosen by the study's seed."""
+    """The images of a study: so many of a split, stratified, drawn with the study's seed."""
 
     images: Annotated[int, Field(ge=1)] = 256
     split: Literal["test", "val"] = "test"
@@ -43,9 +43,9 @@ class Trained(Settings):
 
     recipe: str
     seeds: TrainingSeeds | None = None
-    """In place of the study's."""
+    """Instead of those of the study."""
     overrides: dict[str, Any] = Field(default_factory=dict)
-    """Beside the study's, such as "objective.fraction" = 0.1."""
+    """In addition to those of the study, such as "objective.fraction" = 0.1."""
 
 
 class Declaration(Purpose):
@@ -53,9 +53,9 @@ class Declaration(Purpose):
 
     data: SampleSpec
     recipes: dict[str, Trained] = Field(default_factory=dict)
-    """Models to train, by name. In the file a list of recipes will do, or name = recipe."""
+    """Models to train, by name. The file may also have a list of recipes, or name = recipe."""
     seeds: TrainingSeeds = Field(default_factory=lambda: [0])
-    """Each recipe is trained with each."""
+    """Each recipe is trained with each seed."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Recipe keys that hold for every recipe, such as "training.epochs" = 5."""
     models: dict[str, str | list[str]] = Field(default_factory=dict)
@@ -63,7 +63,7 @@ class Declaration(Purpose):
     methods: list[str] | NamedSettings = Field(default_factory=list)
     metrics: list[str] | NamedSettings = Field(default_factory=list)
     attacks: NamedSettings = Field(default_factory=dict)
-    """Each with its `eps` and settings; `attack` says which, where the label is no name."""
+    """Label → `eps` and settings, and `attack` where the label is not the name of one."""
     audits: NamedSettings = Field(default_factory=dict)
     """As `attacks`, with `images` and `budget` too; see `Study.audit`."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -73,7 +73,7 @@ class Declaration(Purpose):
 
     @property
     def purpose(self) -> Purpose:
-        """What it asks, without how it is found out."""
+        """Title, text, questions, baseline and level, without what is computed."""
         return Purpose(**{name: getattr(self, name) for name in Purpose.model_fields})
 
     def requests(self, sample: StudySample) -> GridRequests:
@@ -166,7 +166,7 @@ def read_declaration(path: str | Path) -> Declaration:
     Raises
     ------
     InputError
-        If it cannot be read, or holds an unknown key or a value out of range.
+        If it cannot be read, or has an unknown key or a value out of range.
     """
     path = Path(path)
     declared = parse_settings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol
@@ -33,6 +34,7 @@ class HasTable(Protocol):
 def robustness(
     curves: Mapping[str, HasTable | pd.DataFrame],
     *,
+    seeds: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     along: str = "eps",
     title: str | None = None,
     xlabel: str | None = None,
@@ -48,6 +50,8 @@ def robustness(
     ----------
     curves : mapping of str to RobustnessCurve or DataFrame
         Tables with the columns `along`, accuracy, low, high (shares in [0, 1]); `n` is said if it is there.
+    seeds : mapping of str to sequence of (place, accuracy), optional
+        One small mark per training seed, where a model has no common mean.
     along : str
         The column on the horizontal axis: "eps", or "steps".
     title, note : str, optional
@@ -78,6 +82,12 @@ def robustness(
             at, table["accuracy"], look[name].stroke, marker=look[name].marker, color=look[name].colour,
             label=name, clip_on=False,
         )  # fmt: skip
+    for name, marks in (seeds or {}).items():
+        places, accuracies = zip(*marks, strict=True)
+        ax.plot(
+            places, accuracies, look[name].marker, color=look[name].colour, fillstyle="none", markersize=4,
+            linestyle="", label="_seeds", clip_on=False,
+        )  # fmt: skip
     right = max(table[along].max() for table in tables.values())
     left = min(table[along].min() for table in tables.values())
     ax.set_xlim(left, right if right > left else left + 1)
@@ -95,8 +105,9 @@ def robustness(
     counts = {int(table["n"].iloc[0]) for table in tables.values() if "n" in table}
     head(ax, title, note or (f"{counts.pop()} images" if len(counts) == 1 else None))
     ends = {name: float(table["accuracy"].iloc[-1]) for name, table in tables.items()}
+    unknown = any(math.isnan(end) for end in ends.values())
     heights = sorted(ends.values())
-    if width < NARROW or any(high - low < _GAP for low, high in pairwise(heights)):
+    if width < NARROW or unknown or any(high - low < _GAP for low, high in pairwise(heights)):
         legend(fig, {name: look[name] for name in tables})
     else:
         for name, height in ends.items():

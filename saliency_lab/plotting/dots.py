@@ -26,6 +26,7 @@ from saliency_lab.plotting.tradeoff import Estimate
 def dots(
     groups: Mapping[str, Mapping[str, Estimate]],
     *,
+    seeds: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     xlabel: str = "",
     better: str = "neither",
     percent: bool = False,
@@ -39,6 +40,9 @@ def dots(
     Parameters
     ----------
     groups : mapping of group to mapping of model to (value, low, high)
+        A value that is NaN is not drawn.
+    seeds : mapping of group to mapping of model to values, optional
+        One small mark per training seed, for models that have no common mean.
     xlabel : str
     better : "higher", "lower" or "neither"
         Which way is better; said at the axis.
@@ -62,7 +66,7 @@ def dots(
     look = looks(list(among or models))
     spread = 0.7 / len(models)
     fig, ax = chart(width, 1.3 + len(groups) * (0.25 + 0.2 * len(models)))
-    for row, group in enumerate(groups.values()):
+    for row, (name, group) in enumerate(groups.items()):
         for i, model in enumerate(models):
             if model in group:
                 value, low, high = group[model]
@@ -71,6 +75,13 @@ def dots(
                     value, height, xerr=[[value - low], [high - value]], fmt=look[model].marker,
                     color=look[model].colour, elinewidth=1.4,
                 )  # fmt: skip
+        for model, values in (seeds or {}).get(name, {}).items():
+            height = row + (models.index(model) - (len(models) - 1) / 2) * spread
+            heights = [height] * len(values)
+            ax.plot(
+                values, heights, look[model].marker, color=look[model].colour, fillstyle="none", markersize=4,
+                linestyle="", label="_seeds",
+            )  # fmt: skip
         if row:
             ax.axhline(row - 0.5, color="#D9D9D9", linewidth=0.6)
     ax.set_yticks(

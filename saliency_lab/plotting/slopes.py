@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -17,6 +17,7 @@ from saliency_lab.plotting.tradeoff import Estimate
 def slopes(
     lines: Mapping[str, Mapping[str, Estimate]],
     *,
+    seeds: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     ylabel: str = "",
     better: str = "neither",
     percent: bool = False,
@@ -28,6 +29,9 @@ def slopes(
     Parameters
     ----------
     lines : mapping of line (such as a method) to mapping of model to (value, low, high)
+        A value that is NaN is not drawn.
+    seeds : mapping of line to mapping of model to values, optional
+        One small mark per training seed, for models that have no common mean.
     ylabel : str
     better : "higher", "lower" or "neither"
         Which way is better; said at the axis.
@@ -59,6 +63,12 @@ def slopes(
             at, values, yerr=[below, above], fmt=f"{look[name].marker}{look[name].stroke}",
             color=look[name].colour, elinewidth=1.2,
         )  # fmt: skip
+        for model, by_seed in (seeds or {}).get(name, {}).items():
+            place = [models.index(model) + shift] * len(by_seed)
+            ax.plot(
+                place, by_seed, look[name].marker, color=look[name].colour, fillstyle="none", markersize=4,
+                linestyle="", label="_seeds",
+            )  # fmt: skip
     room = (width if width < NARROW else width - 2.6) / (0.085 * len(models))
     turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     ax.set_xticks(range(len(models)), models, **(turned if max(map(len, models)) > room else {}))

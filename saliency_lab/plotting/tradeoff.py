@@ -53,7 +53,7 @@ def tradeoff(
     points : mapping of name to a pair of (value, low, high)
         Along the horizontal and the vertical axis.
     marks : mapping of name to a pair of sequences, optional
-        Small marks behind the points, such as one a training seed.
+        Small marks behind the points, such as one per training seed; a name without a point has these alone.
     xlabel, ylabel : str
     better : pair of "higher", "lower" or "neither"
         Which way is better along x and along y; said at the axes.
@@ -69,10 +69,10 @@ def tradeoff(
     Raises
     ------
     InputError
-        If `points` is empty or holds a value that is not finite.
+        If there is nothing to draw, or `points` holds a value that is not finite.
     """
     at = {name: np.array(pair, dtype=float) for name, pair in points.items()}
-    if not at:
+    if not at and not marks:
         raise InputError("points must hold at least one model")
     for name, pair in at.items():
         if pair.shape != (2, 3) or not np.isfinite(pair[:, 0]).all():
@@ -80,7 +80,7 @@ def tradeoff(
                 f"the point of '{name}' must be two finite triples (value, low, high): {pair.tolist()}"
             )
     fig, ax = chart(width, max(0.65 * width, 2.4))
-    look = looks(list(among or at))
+    look = looks(list(among or dict.fromkeys([*at, *(marks or {})])))
     for name, (xs, ys) in (marks or {}).items():
         ax.plot(xs, ys, look[name].marker, color=look[name].colour, markersize=4, alpha=0.45, zorder=2)
     for name, ((x, x_low, x_high), (y, y_low, y_high)) in at.items():
@@ -108,8 +108,9 @@ def tradeoff(
         ylabel=axis_label(ylabel, better[1]),
     )
     head(ax, title, note)
-    if len(at) > NAMED or width < NARROW:
-        legend(fig, {name: look[name] for name in at}, lines=False)
+    names = list(dict.fromkeys([*at, *(marks or {})]))
+    if len(names) > NAMED or width < NARROW or len(names) > len(at):
+        legend(fig, {name: look[name] for name in look if name in names}, lines=False)
     else:
         _name_points(ax, {name: pair[:, 0] for name, pair in at.items()})
     return fig

@@ -12,6 +12,7 @@ import pandas as pd
 from saliency_lab.comparison import Comparison
 from saliency_lab.comparison.format import count, listing, radius, write_difference, write_mean
 from saliency_lab.comparison.measures import ACCURACY, ROBUST, SHARES
+from saliency_lab.comparison.tables import explain_cells
 from saliency_lab.reporting.audits import Audited
 from saliency_lab.reporting.tables import words
 
@@ -64,7 +65,9 @@ def _accuracies(rows: Sequence[Mapping[Any, Any]], comparison: Comparison) -> li
             largest[row["method"]] = row
     parts = []
     for attack, row in largest.items():
-        value = write_mean(row, share=True)[0]
+        value, by_seed = write_mean(row, share=True)
+        if row["seeds_disagree"]:
+            value = f"{value} ({by_seed})"
         where = f"{value} under {attack} at {radius(row['eps'])}" if attack else f"accuracy {value}"
         parts.append(where + _against(row, comparison.baseline))
     return parts
@@ -112,6 +115,7 @@ def make_curve(comparison: Comparison, facts: pd.DataFrame) -> Curve | None:
     points = {}
     for model in comparison.models:
         own = rows[rows["model"] == model].sort_values("eps")
+        own = own[own["mean"].notna()]
         if len(own) > 1:
             points[model] = [(row["eps"] / end, row["mean"]) for row in own.to_dict("records")]
     return Curve(points, f"Accuracy under {attack}, ε from 0 to {radius(end).rpartition(chr(0xA0))[2]}")
@@ -133,12 +137,5 @@ def count_undefined(facts: pd.DataFrame) -> str:
 
 
 def describe_intervals(facts: pd.DataFrame) -> str:
-    """Say what varies in the intervals and in the tests."""
-    if (facts["seeds"] > 1).any():
-        return (
-            "Intervals are over training seeds and images, so they are about the recipe; the tests average "
-            "over the seeds, so they are about these networks."
-        )
-    return (
-        "There is one training seed per model: intervals and tests are over images, not over training runs."
-    )
+    """Say what varies in the intervals and in the tests, and explain unusual entries."""
+    return " ".join(explain_cells(facts))

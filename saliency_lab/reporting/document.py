@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import pandas as pd
 
 from saliency_lab.comparison import Comparison
-from saliency_lab.comparison.claims import Answered, answer, by_chance, measure_in_words
+from saliency_lab.comparison.claims import Answered, answer, describe_tests, measure_in_words
 from saliency_lab.comparison.format import (
     SPACE,
     count,
     count_each,
     listing,
+    p_value,
     write_difference,
     write_value,
 )
@@ -54,7 +55,7 @@ class Document:
     level: str
     alpha: str
     questions: list[Question]
-    by_chance: str
+    tests: str
     cards: list[Card]
     curve: Curve | None
     cautions: list[str]
@@ -104,7 +105,7 @@ def read_document(
             Question(number, asked, _differences(asked, number))
             for number, asked in enumerate(questions, start=1)
         ],
-        by_chance=by_chance(questions, comparison.level) if comparison is not None else "",
+        tests=describe_tests(questions, comparison.level) if comparison is not None else "",
         cards=cards.make_cards(comparison, facts, audits) if comparison is not None else [],
         curve=cards.make_curve(comparison, facts) if comparison is not None else None,
         cautions=_cautions(facts, audits) if comparison is not None else [],
@@ -156,6 +157,8 @@ DIFFERENCES = [
     Column("mean", "number", help="of the first of the two models"),
     Column("mean of the other", "number"),
     Column("difference", "number", help="mean and interval, on the same images"),
+    Column("p", "number", help="of this difference"),
+    Column("p corrected", "number", help="by Holm over all secondary differences of the study"),
 ]
 
 
@@ -172,6 +175,7 @@ def _differences(asked: Answered, number: int) -> Table:
                 Entry(row["verdict"]),
                 *(Entry(write_value(row[key], share=share), row[key]) for key in ("mean", "mean_over")),
                 Entry(text, row["difference"], interval),
+                *(Entry(p_value(row[key]), row[key]) for key in ("p", "p_corrected")),
             ]
         )
     caption = f"{asked.question} {count(len(rows), 'difference')} on the same images."

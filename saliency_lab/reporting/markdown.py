@@ -22,6 +22,7 @@ from saliency_lab.models import card_of
 from saliency_lab.plotting.style import save
 from saliency_lab.reporting.audits import Audited
 from saliency_lab.reporting.document import Document, read_document
+from saliency_lab.reporting.provenance import machines
 from saliency_lab.reporting.tables import Table
 from saliency_lab.training.recipe import dotted
 from saliency_lab.training.run import LOG
@@ -101,6 +102,8 @@ def _questions(document: Document) -> list[str]:
         if asked.problem:
             lines += [f"No answer: {markdown_text(asked.problem)}.", ""]
             continue
+        if asked.primary:
+            lines.append(f"- Primary endpoint: {markdown_text(asked.primary)}.")
         for each in asked.answers:
             verdicts = "; ".join(
                 f"**{verdict}** by {measures}" for verdict, measures in each.verdicts.items()
@@ -110,7 +113,7 @@ def _questions(document: Document) -> list[str]:
             lines.append(f"- Not measured: {markdown_text(', '.join(asked.missing))}.")
         folded = "<summary>Each difference, with its interval</summary>"
         lines += ["", "<details>", folded, "", *_table(question.differences), "", "</details>", ""]
-    lines += [document.by_chance, ""]
+    lines += [document.tests, ""]
     return lines
 
 
@@ -281,6 +284,9 @@ def _provenance(document: Document, declared: Declaration, study: Study) -> list
         f"- seed of the images and of every draw: {declared.seed}",
         f"- images and labels: `{study.sample.fingerprint[:12]}`, the beginning of their hash",
         f"- versions: {used}",
+        f"- processor and threads: {machines(study)}",
+        "- another processor or number of threads can change the last digits of a result, and networks that "
+        "are trained there have other weights; such differences are of the size of those between seeds",
         "",
     ]
     return lines

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saliency_lab._common.checks import format_epsilon
-from saliency_lab._common.provenance import versions
+from saliency_lab._common.provenance import machine, versions
 from saliency_lab.comparison.format import count
 from saliency_lab.reporting.tables import Column, Entry, Table, model_entry
 from saliency_lab.study import Study
@@ -98,7 +98,24 @@ def _facts(study: Study) -> list[tuple[str, str]]:
             else []
         ),
         ("seed of every draw", str(study.seed)),
+        ("processor and threads", machines(study)),
     ]
+
+
+def machines(study: Study) -> str:
+    """Name the processors and threads that computed the results, and those of this process."""
+    computed = []
+    for place, key in study.results.items():
+        described = study.store.describe(place.kind, key)
+        source = (described[1].get("provenance") or {}) if described is not None else {}
+        if "processor" in source:
+            computed.append(f"{source['processor']}, {count(source['threads'], 'thread')}")
+    here = machine()
+    written = f"{here['processor']}, {count(int(here['threads']), 'thread')}"
+    names = list(dict.fromkeys(computed))
+    if not names:
+        return f"{written} (this page; the results do not say)"
+    return "; ".join(names) if names == [written] else f"{'; '.join(names)} (results); {written} (this page)"
 
 
 def _members(study: Study, models: Sequence[str], weights: Mapping[tuple[str, int], str]) -> Table:

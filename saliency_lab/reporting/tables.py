@@ -111,7 +111,8 @@ def glance(comparison: Comparison, facts: pd.DataFrame) -> Table:
     over = "seeds and images" if several else "images"
     caption = (
         f"Means and {_percent(comparison.level)} intervals over {over}. Bold: the best of its row; "
-        f"italic: not significantly different from it. †: differs from {comparison.baseline} (see above)."
+        "italic: not significantly different from it. †: significantly different from "
+        f"{comparison.baseline} (see above)."
     )
     return Table("glance", caption, columns, rows)
 

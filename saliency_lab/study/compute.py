@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.fingerprints import canonical, fingerprint
 from saliency_lab._common.inference import device_of
-from saliency_lab._common.provenance import versions
+from saliency_lab._common.provenance import machine, versions
 from saliency_lab.attacks.checklist import audit
 from saliency_lab.attacks.curve import robustness_curve
 from saliency_lab.attribution import Attributions, attribute
@@ -144,4 +144,4 @@ def compute_audit(model: nn.Module, sample: StudySample, request: Request, seed:
 
 
 def _provenance(model: nn.Module) -> dict[str, Any]:
-    return {"device": str(device_of(model)), "versions": versions()}
+    return {"device": str(device_of(model)), **machine(), "versions": versions()}

@@ -19,7 +19,7 @@ from saliency_lab.study.cache.results import Kind, Place, Result
 from saliency_lab.study.cache.store import MemoryStore, Store
 from saliency_lab.study.requests import GridRequests, Request
 from saliency_lab.study.sample import Member, StudySample
-from saliency_lab.study.tasks import Step, StudyTask, TaskInputs, list_steps, perform
+from saliency_lab.study.tasks import PlanStep, StudyTask, TaskInputs, list_steps, perform
 
 _MEASURED = 16
 """Images that attribution and scoring are timed on."""
@@ -29,7 +29,7 @@ _ATTACKED = (8, 32)
 PLAN_COLUMNS = ["step", "what", "results", "missing", "seconds"]
 
 
-def make_plan(steps: Sequence[Step], index: ResultIndex, net: nn.Module) -> pd.DataFrame:
+def make_plan(steps: Sequence[PlanStep], index: ResultIndex, net: nn.Module) -> pd.DataFrame:
     """List the steps with the number of their results, how many are missing, and the time these take."""
     clock = _Clock(net, index.sample, index.seed)
     rows = []
@@ -69,7 +69,7 @@ class _Clock:
         self.store = MemoryStore()
         self.warm = False
 
-    def seconds(self, step: Step) -> float:
+    def seconds(self, step: PlanStep) -> float:
         """Return the seconds of a step for one network."""
         if not self.warm:  # the first passes start a GPU
             with contextlib.suppress(SaliencyLabError):  # a network may have no gradient

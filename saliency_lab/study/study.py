@@ -118,6 +118,11 @@ class Study(StudyResults):
             `sl.attribute`; maps are scored for the class that they explain. Other settings under a label that
             is used already replace its maps, and their scores are removed.
 
+        Returns
+        -------
+        Study
+            This study.
+
         Raises
         ------
         InputError
@@ -134,6 +139,11 @@ class Study(StudyResults):
         ----------
         metrics
             A name of `list_metrics()`, a sequence of names, or label → settings, as for `attribute`.
+
+        Returns
+        -------
+        Study
+            This study.
 
         Raises
         ------
@@ -174,8 +184,18 @@ class Study(StudyResults):
         label
             The name in the tables, for one attack with two settings. By default the name of the attack, with
             "_l2" if that is its norm.
-        settings
+        **settings
             Those of the attack.
+
+        Returns
+        -------
+        Study
+            This study.
+
+        Raises
+        ------
+        InputError
+            For an unknown attack or setting, or a radius out of range.
         """
         request, inputs = read_attack(attack, eps, label, settings), self._inputs()
         tasks, index = attack_tasks(inputs, request, self._index), self._index.snapshot()
@@ -198,7 +218,7 @@ class Study(StudyResults):
 
         Parameters
         ----------
-        attack, eps, label, settings
+        attack, eps, label, **settings
             As for `attack`; every ε is audited separately. Without settings, the attack with this label is
             audited with the settings that it had in this study, or in an earlier run on the same images and
             store.
@@ -206,6 +226,16 @@ class Study(StudyResults):
             Audit only the first images, because audits take long; all by default.
         budget
             Of the reference attacks, as for `sl.audit`.
+
+        Returns
+        -------
+        Study
+            This study.
+
+        Raises
+        ------
+        InputError
+            As `attack`; also if no ε is above 0, or for a wrong number of images.
         """
         request = read_audit(attack, eps, self.sample, label, images, budget, settings)
         inputs, index = self._inputs(), self._index.snapshot()
@@ -265,6 +295,16 @@ class Study(StudyResults):
     @classmethod
     def load(cls, store: str | Path) -> Study:
         """Read a study back from its store without its networks: tables, maps, comparison and figures.
+
+        Parameters
+        ----------
+        store
+            The folder that was given as `Study(..., store=…)`.
+
+        Returns
+        -------
+        Study
+            With all results that are intact.
 
         Raises
         ------

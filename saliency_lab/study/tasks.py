@@ -151,7 +151,7 @@ def audit_tasks(inputs: TaskInputs, request: Request, attacks: Mapping[str, Requ
     return tasks
 
 
-class Step(NamedTuple):
+class PlanStep(NamedTuple):
     """The tasks of one request: a verb of `Study`, the request and its tasks."""
 
     verb: str
@@ -159,15 +159,19 @@ class Step(NamedTuple):
     tasks: list[StudyTask]
 
 
-def list_steps(inputs: TaskInputs, grid: GridRequests, index: ResultIndex) -> list[Step]:
-    """Return the tasks of everything that is asked for; later steps build on earlier ones, as calls do."""
+def list_steps(inputs: TaskInputs, grid: GridRequests, index: ResultIndex) -> list[PlanStep]:
+    """Return the tasks of all that is asked for; later steps build on earlier ones, as calls do."""
     methods = index.methods | {request.label: request for request in grid.methods}
     attacks = index.attacks | {request.label: request for request in grid.attacks}
     return [
-        *(Step("attribute", each, attribution_tasks(inputs, [each])) for each in grid.methods),
-        *(Step("score", each, scoring_tasks(inputs, [each], methods)) for each in grid.metrics if methods),
-        *(Step("attack", each, attack_tasks(inputs, each, index)) for each in grid.attacks),
-        *(Step("audit", each, audit_tasks(inputs, each, attacks)) for each in grid.audits),
+        *(PlanStep("attribute", each, attribution_tasks(inputs, [each])) for each in grid.methods),
+        *(
+            PlanStep("score", each, scoring_tasks(inputs, [each], methods))
+            for each in grid.metrics
+            if methods
+        ),
+        *(PlanStep("attack", each, attack_tasks(inputs, each, index)) for each in grid.attacks),
+        *(PlanStep("audit", each, audit_tasks(inputs, each, attacks)) for each in grid.audits),
     ]
 
 

@@ -321,6 +321,19 @@ def test_networks_for_which_the_product_means_nothing_are_refused_with_the_cause
     assert attribute(model, IMAGES, CLASSES, "saliency").values.isfinite().all()
 
 
+def cosine(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    unit = F.normalize(query, dim=-1)
+    return (5 * unit @ unit.mT).softmax(-1) @ value
+
+
+def test_where_the_prefix_cannot_be_found_it_can_be_given():
+    model = Vision(cosine, by_hand)
+    with pytest.raises(InputError, match=r"these do not depend on the image \(give prefix_tokens=\)"):
+        attribute(model, IMAGES, CLASSES, "attention_rollout")
+    maps = attribute(model, IMAGES, CLASSES, "attention_rollout", prefix_tokens=1)
+    assert maps.values.std() > 0 and maps.settings["prefix_tokens"] == 1
+
+
 def test_tokens_that_are_no_grid_are_refused():
     with pytest.raises(InputError, match=r"needs a grid of patches, but behind 3 token\(s\)"):
         attribute(Vision(fused()), IMAGES, CLASSES, "attention_rollout", prefix_tokens=3)

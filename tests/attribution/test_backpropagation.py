@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import captum.attr as ca
 import pytest
@@ -211,12 +212,14 @@ def test_deep_lift_of_functions_of_single_pixels_is_what_each_pixel_adds(batch, 
 EXPONENTIAL: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: x.softmax(1),
     "softmax over positions": lambda x: torch.softmax(x.flatten(2), dim=-1, dtype=x.dtype),
+    "softmax over the implicit dimension": lambda x: nn.Softmax()(x),
     "log-softmax": lambda x: F.log_softmax(x, 1),
     "log-sum-exp": lambda x: x.logsumexp(1),
     "log-sum-exp over two": lambda x: torch.logsumexp(x, dim=(2, 3), keepdim=True),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
 @pytest.mark.parametrize("function", EXPONENTIAL.values(), ids=EXPONENTIAL)
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 300.0])
 def test_deep_lift_is_complete_through_a_softmax(batch, function, scale):
@@ -498,3 +501,14 @@ def test_deep_lift_takes_the_derivative_where_changes_cancel_in_a_pooled_maximum
     nearly = x + torch.tensor([0.0, 1e-3, 0.0, 0.0])
     moved = attribute(Pooled(), nearly, method="deep_lift", target=0)
     torch.testing.assert_close(moved.values, maps.values, rtol=0, atol=2e-3)
+
+
+def test_threads_that_share_a_model_get_the_same_maps(rgb_net, rgb_batch):
+    """Rules by module name need hooks, which the passes of other threads call as well."""
+    rules = [{"0": "flat"}, {"0": "box"}, {"4": "gamma"}, {"8": "alpha1_beta0"}] * 2
+    alone = [attribute(rgb_net, *rgb_batch, "lrp", rules=each).values for each in rules]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(attribute, rgb_net, *rgb_batch, "lrp", rules=each) for each in rules]
+        together = [job.result().values for job in jobs]
+    assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in rgb_net.modules())

@@ -337,3 +337,12 @@ def test_the_metrics_of_randomisation_redraw_computed_weights(batch, way, metric
         plain = Parametrised(WAYS["none"]).eval()
         expected = evaluate(plain, *batch, attribute(plain, *batch), metric=metric)
         assert abs(scores.mean() - expected.mean()) < 0.2
+
+
+def test_a_model_with_two_inputs_is_named(batch):
+    class Two(nn.Linear):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.flatten(1)) * mask
+
+    with pytest.raises(InputError, match=r"needs more than images: mask"):
+        sanity_check(Two(144, 5), *batch, ["saliency"])

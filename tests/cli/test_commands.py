@@ -92,6 +92,7 @@ def models(tmp_path_factory):
         "reproduce",
         "audit",
         "report",
+        "power",
         "list",
         "download",
         "doctor",
@@ -119,7 +120,7 @@ def test_the_help_knows_every_verb():
     listed = call("--help").stdout
     for command in app.registered_commands:
         assert (command.name or command.callback.__name__) in listed
-    assert len(app.registered_commands) == 12
+    assert len(app.registered_commands) == 14
 
 
 @pytest.mark.parametrize(

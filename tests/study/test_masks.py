@@ -42,7 +42,7 @@ def test_localisation_is_scored_as_by_evaluate(located: tuple[torch.Tensor, ...]
     assert 0 < found.mean() < 1
 
 
-def test_other_masks_are_other_cells(
+def test_other_masks_are_other_results(
     located: tuple[torch.Tensor, ...], make_net: MakeNet, tmp_path: Path
 ) -> None:
     x, y, masks = located

@@ -170,7 +170,7 @@ def test_a_store_that_does_not_tell_the_weights_is_read_and_learns_them(
     assert Study.load(tmp_path).results == study.results
 
 
-def test_merging_leaves_damaged_cells_out_and_names_them(make_study: MakeStudy, tmp_path: Path) -> None:
+def test_merging_leaves_damaged_results_out_and_names_them(make_study: MakeStudy, tmp_path: Path) -> None:
     _finish(make_study(tmp_path / "one"))
     damaged = _files(tmp_path / "one")[3]
     damaged.write_bytes(damaged.read_bytes()[:-1])
@@ -181,7 +181,7 @@ def test_merging_leaves_damaged_cells_out_and_names_them(make_study: MakeStudy, 
     assert names == {path.name for path in _files(tmp_path / "one")} - {damaged.name}
 
 
-def test_cells_of_other_images_come_along_but_stay_out_of_the_tables(
+def test_results_of_other_images_come_along_but_stay_out_of_the_tables(
     make_study: MakeStudy, tmp_path: Path
 ) -> None:
     first = _finish(make_study(tmp_path / "one"))
@@ -417,7 +417,7 @@ def test_lost_maps_are_not_replaced_by_others(make_study: MakeStudy, tmp_path: P
         study.read_maps("plain", "smoothgrad")
 
 
-def test_versions_of_what_makes_a_cell_are_known() -> None:
+def test_versions_of_what_makes_a_result_are_known() -> None:
     for kind in ("maps", "scores", "attack"):
         found = cache_versions(kind)
         assert found

@@ -44,7 +44,7 @@ def nothing_computed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compute, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
 
 
-def test_results_are_those_of_the_doors(make_study: MakeStudy) -> None:
+def test_results_are_those_of_the_public_functions(make_study: MakeStudy) -> None:
     study = _run(make_study(seeds=2))
     x, y = study.x, study.y
     net = study.members[1].module
@@ -96,7 +96,7 @@ def test_a_second_run_computes_nothing(
     assert _result_files(tmp_path) == before
 
 
-def test_a_changed_setting_computes_its_own_cells_and_no_others(
+def test_a_changed_setting_computes_its_own_results_and_no_others(
     make_study: MakeStudy, tmp_path: Path
 ) -> None:
     _run(make_study(tmp_path))
@@ -109,7 +109,7 @@ def test_a_changed_setting_computes_its_own_cells_and_no_others(
 
 
 @pytest.mark.parametrize("change", ["weights", "images", "labels", "seed"])
-def test_whatever_a_cell_depends_on_makes_another_cell(
+def test_whatever_a_result_depends_on_makes_another_result(
     make_study: MakeStudy, tmp_path: Path, change: str
 ) -> None:
     make_study(tmp_path).attribute("saliency")
@@ -126,7 +126,7 @@ def test_whatever_a_cell_depends_on_makes_another_cell(
     assert len(_result_files(tmp_path)) > count
 
 
-def test_explicit_defaults_and_other_orders_are_the_same_cell(make_study: MakeStudy, tmp_path: Path) -> None:
+def test_explicit_defaults_are_the_same_result(make_study: MakeStudy, tmp_path: Path) -> None:
     study = make_study(tmp_path).attribute({"smoothgrad": {}})
     defaults = study.maps["plain"]["smoothgrad"].settings
     count = len(_result_files(tmp_path))
@@ -134,7 +134,7 @@ def test_explicit_defaults_and_other_orders_are_the_same_cell(make_study: MakeSt
     assert len(_result_files(tmp_path)) == count
 
 
-def test_a_request_is_hashed_once_and_its_cells_have_the_keys_of_before(
+def test_a_request_is_hashed_once_and_its_results_have_the_keys_of_before(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def total(model: nn.Module, x: torch.Tensor, y: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
@@ -180,7 +180,7 @@ def test_a_users_own_function_is_a_method(make_study: MakeStudy, tmp_path: Path)
     assert set(study.scores["method"]) == {"saliency", "brightness"}
 
 
-def test_a_cell_that_raises_is_recorded_and_the_rest_goes_on(make_study: MakeStudy, tmp_path: Path) -> None:
+def test_a_result_that_raises_is_recorded_and_the_rest_goes_on(make_study: MakeStudy, tmp_path: Path) -> None:
     broken = True
 
     def fragile(model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -206,7 +206,7 @@ def test_a_cell_that_raises_is_recorded_and_the_rest_goes_on(make_study: MakeStu
     assert set(study.scores["method"]) == {"saliency", "fragile"}
 
 
-def test_a_second_run_over_a_failing_cell_goes_on_too(make_study: MakeStudy, tmp_path: Path) -> None:
+def test_a_second_run_over_a_failing_result_goes_on_too(make_study: MakeStudy, tmp_path: Path) -> None:
     def hopeless(model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no")
 
@@ -304,7 +304,7 @@ def test_maps_of_a_model_are_a_mapping(make_study: MakeStudy) -> None:
 
 
 def test_a_failure_holds_nothing_of_what_failed(make_study: MakeStudy) -> None:
-    """A GPU's memory, which the next cell needs, among it."""
+    """A GPU's memory, which the next result needs, among it."""
     alive: list[weakref.ref[torch.Tensor]] = []
 
     def greedy(model: nn.Module, x: torch.Tensor, y: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
@@ -388,7 +388,7 @@ def test_ctrl_c_goes_through_and_what_was_finished_stays(make_study: MakeStudy, 
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty", "moved"])
-def test_a_damaged_cell_is_named_and_computed_again(
+def test_a_damaged_result_is_named_and_computed_again(
     make_study: MakeStudy, tmp_path: Path, damage: str
 ) -> None:
     first = _run(make_study(tmp_path))
@@ -448,9 +448,9 @@ def test_what_was_made_of_weights_that_are_no_more_goes(
     else:
         getattr(study, verb)("fgsm", eps=0.1)
     pd.testing.assert_frame_equal(study.scores, kept.reset_index(drop=True))
-    held = {place[:2] for place in study.results if place.model == "plain"}
+    stored = {place[:2] for place in study.results if place.model == "plain"}
     expected = {"attribute": ("maps", "saliency"), "attack": ("attack", "fgsm")}
-    assert held == {expected.get(verb, ("audit", "audit of fgsm, ε = 0.1"))}
+    assert stored == {expected.get(verb, ("audit", "audit of fgsm, ε = 0.1"))}
     assert Study.load(tmp_path).results == study.results
     if verb != "attribute":
         with pytest.raises(InputError, match=r"the weights of plain .* changed since"):
@@ -687,11 +687,13 @@ def test_sigkill_loses_nothing_that_was_finished(tmp_path: Path) -> None:
     files = _result_files(tmp_path)
     assert {name: files[name] for name in kept} == kept
     assert len(files) == RESULTS
-    assert RESULTS <= total + _computed(output) <= RESULTS + 2 * 2  # at most the cells in hand are repeated
+    assert (
+        RESULTS <= total + _computed(output) <= RESULTS + 2 * 2
+    )  # at most the results in progress are repeated
     assert sl.verify(tmp_path).empty
 
 
-def test_two_processes_share_a_store_and_compute_each_cell_once(tmp_path: Path) -> None:
+def test_two_processes_compute_each_result_once(tmp_path: Path) -> None:
     both = [_start(tmp_path) for _ in range(2)]
     outputs = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
@@ -700,7 +702,7 @@ def test_two_processes_share_a_store_and_compute_each_cell_once(tmp_path: Path) 
     assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
 
 
-def test_an_audit_is_a_cell_and_says_what_sl_audit_says(make_study: MakeStudy, tmp_path: Path) -> None:
+def test_an_audit_is_a_result_and_says_what_sl_audit_says(make_study: MakeStudy, tmp_path: Path) -> None:
     study = make_study(tmp_path).audit("pgd", eps=[0.05, "0.1"], images=6, steps=4)
     table = study.audits
     assert set(table["eps"]) == {0.05, 0.1}
@@ -743,8 +745,8 @@ def test_radii_that_agree_to_four_digits_are_audits_of_their_own(
     again = study().audit("fgsm", eps="8/255", images=2)
     pd.testing.assert_frame_equal(Study.load(tmp_path).audits, table)
     again.audit("fgsm", eps=["8/255", 0.03137], images=2)
-    for held in (again.audits, Study.load(tmp_path).audits):
-        assert set(held["eps"]) == {8 / 255, 0.03137} and set(held["attack"]) == {"fgsm"}
+    for stored in (again.audits, Study.load(tmp_path).audits):
+        assert set(stored["eps"]) == {8 / 255, 0.03137} and set(stored["attack"]) == {"fgsm"}
 
 
 def test_an_audit_without_settings_is_of_the_attack_that_was_made(
@@ -809,14 +811,14 @@ def test_a_plan_times_the_attack_that_is_audited(
 def test_curves_are_read_where_they_are_kept(make_study: MakeStudy, tmp_path: Path, kept: str) -> None:
     study = make_study(None if kept == "memory" else tmp_path, seeds=2)
     study.attribute("saliency").score(METRICS)
-    held = Study.load(tmp_path) if kept == "loaded" else study
-    curves, at = held.read_curves("plain", "saliency", "pixel_flipping")
+    stored = Study.load(tmp_path) if kept == "loaded" else study
+    curves, at = stored.read_curves("plain", "saliency", "pixel_flipping")
     for row, member in zip(curves, study.members[:2], strict=True):
         maps = sl.attribute(member.net, study.x, study.y, "saliency")
         direct = sl.evaluate_detailed(member.net, study.x, study.y, maps, "pixel_flipping", steps=4)
         np.testing.assert_array_equal(row, direct.curve.values)
         np.testing.assert_array_equal(at, direct.curve.at)
-    assert held.read_curves("plain", "saliency", "sparseness") is None
+    assert stored.read_curves("plain", "saliency", "sparseness") is None
     for wrong in (("plane", "saliency", "pixel_flipping"), ("plain", "saliency", "pixelflipping")):
         with pytest.raises(UnknownNameError, match="did you mean"):
-            held.read_curves(*wrong)
+            stored.read_curves(*wrong)

@@ -1,0 +1,36 @@
+"""Confidence intervals of proportions."""
+
+from __future__ import annotations
+
+from saliency_lab._common.errors import InputError
+
+
+def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the ends of Wilson's score interval of a proportion (JASA 1927).
+
+    Parameters
+    ----------
+    successes : float
+        Number of successes, from 0 to `n`; a mean over several runs need not be a whole number.
+    n : int
+        Number of trials.
+    level : float
+        Confidence level, between 0 and 1.
+
+    Raises
+    ------
+    InputError
+        If `level` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> low, high = wilson(0, 10)
+    >>> low, round(high, 3)
+    (0.0, 0.278)
+    """
+    if not 0 < level < 1:
+        raise InputError(f"level must lie between 0 and 1, such as 0.95, not {level!r}")
+    from statsmodels.stats.proportion import proportion_confint  # here, because importing it takes a second
+
+    low, high = proportion_confint(successes, n, alpha=1 - level, method="wilson")
+    return max(0.0, float(low)), min(1.0, float(high))

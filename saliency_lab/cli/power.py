@@ -1,0 +1,139 @@
+"""`saliency-lab power`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from saliency_lab.experiment.schema import Declaration
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command()(power)
+
+
+def power(
+    study: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[STUDY]",
+            help="A study's TOML file, or the name of a bundled study: its seeds, images, level, margin and "
+            "number of tests are taken unless they are given here.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Training seeds per model, such as 3,5,10 (the default).")
+    ] = None,
+    images: Annotated[str | None, typer.Option(help="Images, such as 500,2000 (the default).")] = None,
+    difference: Annotated[
+        str, typer.Option(help="True differences in percentage points, such as 2,4; 0 gives the error rate.")
+    ] = "2,4",
+    accuracy: Annotated[float, typer.Option(help="Accuracy of the worse model, in percent.")] = 85.0,
+    seed_spread: Annotated[
+        float,
+        typer.Option(help="Standard deviation of the accuracy over training seeds, in percentage points."),
+    ] = 1.2,
+    correlation: Annotated[
+        float, typer.Option(help="Correlation between networks of how difficult an image is.")
+    ] = 0.6,
+    comparisons: Annotated[
+        int | None, typer.Option(min=1, help="Tests that are corrected together (Holm); by default 1.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Margin of equivalence in percentage points; by default none.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Simulated studies per row.")] = 500,
+) -> None:
+    """Simulate how often a study would detect a difference in accuracy, before it is run.
+
+    Take --accuracy and --seed-spread from a pilot study of a few seeds.
+    """
+    from saliency_lab.cli.output import print_table
+    from saliency_lab.comparison.power_analysis import power as simulate
+
+    level, declared_seeds, declared_images = 0.95, "3,5,10", "500,2000"
+    tests = {"": comparisons or 1}
+    if study is not None:
+        declared = _declaration(study)
+        level = declared.level
+        declared_seeds, declared_images = str(len(declared.seeds)), str(declared.data.images)
+        primary, secondary = _count_tests(declared)
+        margins = [c.primary.margin for c in declared.claims if c.primary and c.primary.margin]
+        if margin is None and margins:
+            margin = 100 * margins[0]
+        tests = {"primary endpoint": 1} if primary else {}
+        tests |= {f"{secondary} corrected together": secondary} if secondary else {}
+        tests = {f"{comparisons} corrected together": comparisons} if comparisons else tests
+    for name, number in tests.items():
+        table = simulate(
+            [each / 100 for each in _numbers(difference, "--difference")],
+            seeds=[int(each) for each in _numbers(seeds or declared_seeds, "--seeds")],
+            images=[int(each) for each in _numbers(images or declared_images, "--images")],
+            accuracy=accuracy / 100,
+            seed_spread=seed_spread / 100,
+            correlation=correlation,
+            comparisons=number,
+            margin=None if margin is None else margin / 100,
+            level=level,
+            runs=runs,
+        )
+        for column in ("difference", "half_width"):
+            table[column] = [f"{100 * value:.2g} points" for value in table[column]]
+        for column in ("detected", "equivalent"):
+            if column in table:
+                table[column] = [f"{100 * value:.0f} %" for value in table[column]]
+        print_table(table.rename(columns={"half_width": "half-width of the interval"}), name or None)
+
+
+def _declaration(study: str) -> Declaration:
+    from saliency_lab.experiment.schema import bundled_study, read_declaration
+
+    return read_declaration(study if study.endswith(".toml") else bundled_study(study))
+
+
+def _count_tests(declared: Declaration) -> tuple[int, int]:
+    """Count the primary endpoints of a study, and the differences that are corrected together.
+
+    Those are the claims' other differences, or every model against the baseline where there is no claim.
+    """
+    from saliency_lab._common.checks import parse_radii
+    from saliency_lab.comparison.measures import ACCURACY, ROBUST, Measure
+
+    measures = [Measure(ACCURACY, "", 0.0, "higher", {})] if declared.attacks else []
+    for attack, settings in declared.attacks.items():
+        radii = [eps for eps in parse_radii(settings["eps"]) if eps > 0]
+        measures += [Measure(ROBUST, attack, eps, "higher", {}) for eps in radii]
+    measures += [
+        Measure(metric, method, 0.0, "neither", {})
+        for metric in declared.metrics
+        for method in declared.methods
+    ]
+    if not declared.claims:
+        return 0, len(measures) * (len(declared.recipes) + len(declared.models) - 1)
+    differences, primary = set(), set()
+    for claim in declared.claims:
+        for measure in measures:
+            place = measure.metric, measure.method, measure.eps
+            if claim.primary is not None and claim.primary.is_measured_by(measure):
+                primary.add((*place, frozenset((claim.primary.model, claim.primary.over))))
+            if claim.asks_about(measure):
+                pairs = {frozenset((model, over)) for model in claim.model for over in claim.over}
+                differences |= {(*place, pair) for pair in pairs if len(pair) == 2}
+    return len(primary), len(differences - primary)
+
+
+def _numbers(given: str, option: str) -> list[float]:
+    """Read numbers between commas.
+
+    >>> _numbers("3,5", "--seeds")
+    [3.0, 5.0]
+    """
+    from saliency_lab._common.errors import InputError
+
+    try:
+        return [float(each) for each in given.split(",")]
+    except ValueError:
+        raise InputError(f"{option} takes numbers between commas, such as 3,5,10, not '{given}'") from None

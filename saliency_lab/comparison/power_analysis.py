@@ -1,0 +1,156 @@
+"""How large a difference a study can detect, by simulation before it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.comparison import statistics
+
+
+def power(
+    difference: float | Sequence[float] = 0.04,
+    *,
+    seeds: int | Sequence[int] = (3, 5, 10),
+    images: int | Sequence[int] = (500, 2000),
+    accuracy: float | None = 0.85,
+    seed_spread: float = 0.012,
+    correlation: float = 0.6,
+    comparisons: int = 1,
+    margin: float | None = None,
+    level: float = 0.95,
+    runs: int = 500,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Simulate how often a study would find that two models differ by a true difference.
+
+    Each run draws two models with several training seeds on the same images, and applies the test that
+    `Comparison` applies. Take `seed_spread` from a pilot study with a few seeds.
+
+    Parameters
+    ----------
+    difference : float or sequence of float
+        True difference of the means; 0.04 is four points of accuracy. With 0, the share detected is the
+        error rate of the test.
+    seeds, images : int or sequence of int
+        Training seeds per model, and images.
+    accuracy : float or None
+        Accuracy of the worse model, in [0, 1]. None simulates scores with a standard deviation of 1 over the
+        images; `difference`, `seed_spread` and `margin` are then in these units.
+    seed_spread : float
+        Standard deviation of a model's mean over training seeds.
+    correlation : float
+        Correlation between two networks of how difficult an image is, in [0, 1].
+    comparisons : int
+        Tests that are corrected together. A test counts where p is below (1 − level) / comparisons, the first
+        step of Holm's correction.
+    margin : float, optional
+        Also report how often the two are found equivalent within ±margin.
+    level : float
+        Confidence level of the study.
+    runs : int
+        Simulated studies per row.
+    seed : int
+        Seed of the simulation.
+
+    Returns
+    -------
+    DataFrame
+        One row per number of seeds and images and difference: `detected`, the share of studies whose test
+        finds the difference; `half_width`, the mean half-width of the interval; `equivalent`, with a margin.
+
+    Raises
+    ------
+    InputError
+        If a setting is out of its range.
+
+    Examples
+    --------
+    >>> table = power(0.1, seeds=3, images=200, runs=20)
+    >>> table.columns.tolist()
+    ['seeds', 'images', 'difference', 'detected', 'half_width']
+    """
+    grid = _listed(seeds), _listed(images), _listed(difference)
+    _check(grid, accuracy, seed_spread, correlation, comparisons, margin, level, runs)
+    draws = np.random.default_rng(seed)
+    rows = []
+    for count, size, true in product(*grid):
+        found, widths, equivalent = 0, [], 0
+        for _ in range(runs):
+            a, b = _draw(draws, int(count), int(size), true, accuracy, seed_spread, correlation)
+            estimate = (
+                statistics.difference_estimate(a, b)
+                if accuracy is None
+                else statistics.share_difference_estimate(a, b)
+            )
+            p = estimate.p_value()
+            if accuracy is not None and count == 1:
+                p = statistics.mcnemar_test(a, b).p
+            found += p < (1 - level) / comparisons
+            _, low, high = estimate.interval(level)
+            widths.append((high - low) / 2)
+            equivalent += margin is not None and estimate.p_equivalence(margin) < 1 - level
+        row = {"seeds": int(count), "images": int(size), "difference": true, "detected": found / runs}
+        row["half_width"] = float(np.mean(widths))
+        rows.append(row if margin is None else row | {"equivalent": equivalent / runs})
+    return pd.DataFrame(rows)
+
+
+def _draw(
+    draws: np.random.Generator,
+    seeds: int,
+    images: int,
+    difference: float,
+    accuracy: float | None,
+    seed_spread: float,
+    correlation: float,
+) -> list[np.ndarray]:
+    """Draw the values (seeds, images) of two models on the same images."""
+    difficulty = np.sqrt(correlation) * draws.normal(size=images)
+    models = []
+    for shift in (difference, 0.0):
+        values = difficulty + np.sqrt(1 - correlation) * draws.normal(size=(seeds, images))
+        means = shift + seed_spread * draws.normal(size=(seeds, 1))
+        if accuracy is None:
+            models.append(values + means)
+        else:
+            models.append(values < special.ndtri(np.clip(accuracy + means, 0.0, 1.0)))
+    return models
+
+
+def _listed(given: float | Sequence[float]) -> list[float]:
+    return [given] if isinstance(given, (int, float)) else list(given)
+
+
+def _check(
+    grid: tuple[list[float], list[float], list[float]],
+    accuracy: float | None,
+    seed_spread: float,
+    correlation: float,
+    comparisons: int,
+    margin: float | None,
+    level: float,
+    runs: int,
+) -> None:
+    seeds, images, differences = grid
+    problems = {
+        "seeds must be whole numbers from 1": any(each < 1 or each != int(each) for each in seeds),
+        "images must be whole numbers from 2": any(each < 2 or each != int(each) for each in images),
+        "accuracy must lie between 0 and 1": accuracy is not None and not 0 <= accuracy <= 1,
+        "accuracy + difference must lie between 0 and 1": accuracy is not None
+        and any(not 0 <= accuracy + each <= 1 for each in differences),
+        "seed_spread must be 0 or more": not seed_spread >= 0,
+        "correlation must lie between 0 and 1": not 0 <= correlation <= 1,
+        "comparisons must be 1 or more": comparisons < 1,
+        "margin must be above 0": margin is not None and not margin > 0,
+        "level must be above 0 and below 1, such as 0.95": not 0 < level < 1,
+        "runs must be 1 or more": runs < 1,
+    }
+    for problem, present in problems.items():
+        if present:
+            raise InputError(problem)

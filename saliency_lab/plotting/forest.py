@@ -1,0 +1,63 @@
+"""A forest plot: one difference in several studies, and the pooled differences below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.plotting.style import CHART_WIDTH, INK, chart, head, styled
+from saliency_lab.plotting.tradeoff import Estimate
+
+
+@styled
+def forest(
+    studies: Mapping[str, Estimate],
+    pooled: Mapping[str, Estimate],
+    *,
+    xlabel: str = "",
+    percent: bool = False,
+    title: str | None = None,
+    note: str | None = None,
+    width: float = CHART_WIDTH,
+) -> Figure:
+    """Draw each study's difference with its interval, and each pooled one as a diamond below.
+
+    Parameters
+    ----------
+    studies, pooled : mapping of name to (value, low, high)
+    xlabel : str
+    percent : bool
+        Write the axis in percentage points.
+    title, note : str, optional
+        Above the panel.
+    width : float
+        Inches.
+
+    Raises
+    ------
+    InputError
+        If there are no studies.
+    """
+    if not studies:
+        raise InputError("studies must hold at least one difference")
+    names = [*studies, *pooled]
+    fig, ax = chart(width, 1.3 + 0.32 * len(names))
+    ax.axvline(0, color="#999999", linewidth=0.8)
+    for row, (value, low, high) in enumerate(studies.values()):
+        ax.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="s", color=INK, markersize=5)
+    for row, (value, low, high) in enumerate(pooled.values(), start=len(studies)):
+        ax.fill([low, value, high, value], [row, row - 0.22, row, row + 0.22], color=INK, linewidth=0)
+    if pooled:
+        ax.axhline(len(studies) - 0.5, color="#D9D9D9", linewidth=0.6)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+    if percent:
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" points"))
+    ax.set_xlabel(xlabel)
+    head(ax, title, note)
+    return fig

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from saliency_lab.cli.app import app
+from saliency_lab.cli.power import _count_tests
+from saliency_lab.experiment.schema import read_declaration
+
+STUDY = """
+seeds = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+recipes = ["digits/at", "digits/asgt", "digits/asgt_random"]
+
+[data]
+name = "digits"
+images = 120
+
+[attacks.pgd]
+eps = [0.1, 0.2]
+steps = 40
+restarts = 5
+
+[[claims]]
+question = "Does tuned ASGT gain over tuned AT?"
+model = ["asgt", "asgt_random"]
+over = "at"
+metric = ["accuracy", "robust_accuracy"]
+
+[claims.primary]
+model = "asgt"
+over = "at"
+metric = "robust_accuracy"
+method = "pgd"
+eps = 0.2
+margin = 0.02
+"""
+
+
+def _call(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["power", *arguments])
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def test_a_study_with_a_primary_endpoint_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "decisive.toml"
+    path.write_text(STUDY, encoding="utf-8")
+    declared = read_declaration(path)
+    assert declared.purpose.claims[0].primary is not None
+    assert declared.purpose.claims[0].primary.margin == 0.02
+    assert _count_tests(declared) == (1, 5)  # 2 pairs × (accuracy, two ε), one of them primary
+    output = _call(str(path), "--runs", "3", "--difference", "2")
+    assert "primary endpoint" in output and "5 corrected together" in output
+    assert " 10 120 2 points" in output and "equivalent" in output
+
+
+def test_without_a_study_the_grid_is_printed() -> None:
+    output = _call("--seeds", "3,5", "--images", "100", "--difference", "4,8", "--runs", "3")
+    assert output.count("points") >= 8 and " 5 100 8 points" in output
+
+
+def test_numbers_that_are_none_are_refused() -> None:
+    result = CliRunner().invoke(app, ["power", "--seeds", "three"])
+    assert result.exit_code == 2
+    assert "--seeds takes numbers between commas" in result.output
