@@ -1,4 +1,4 @@
-"""What a model answers about a block of images; each question is put to it once."""
+"""Predictions of a model on a block of images and on variants of them, each computed once."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ def _is_wide(model: nn.Module) -> bool:
 
 
 class Probe:
-    """A model, a block of images and labels, a seed, and the answers so far.
+    """A model, a block of images and labels, a seed, and the predictions so far.
 
-    Predictions are remembered by what was asked, so that methods and metrics which ask the same share the
-    forward passes. Images and their variants are on `device`, the model's; maps and answers, float64, are at
-    `home`, which is the same wherever there is float64.
+    Predictions are cached by the images they are for, so that methods and metrics that need the same share
+    the forward passes. Images and their variants are on `device`, the model's; maps and predictions, float64,
+    are at `home`, which is the same wherever there is float64.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int) -> None:
