@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from saliency_lab._common.baseline import BaselineName, named_baseline
 from saliency_lab._common.checks import check_logits
-from saliency_lab._common.inference import chunk_rows, device_of, dtype_of, float64_device, undisturbed
+from saliency_lab._common.inference import (
+    chunk_rows,
+    device_of,
+    dtype_of,
+    float64_device,
+    run_without_graph,
+    undisturbed,
+)
 from saliency_lab._common.seeding import sample_seeds
 
 Output = Literal["probability", "logit"]
@@ -115,16 +122,16 @@ class Probe:
     def logits(self, images: Tensor) -> Tensor:
         """Logits (n, K) of images on the model's device, in one pass, in the model's own type."""
         images = images.to(self.dtype)
-        with undisturbed(self.model), torch.inference_mode():
+        with undisturbed(self.model), torch.inference_mode(False):
             if self._layout is None:
                 try:
-                    out = self.model(channels_last(images.clone()))
+                    out = run_without_graph(self.model, channels_last(images.clone()))
                     self._layout = channels_last
                 except RuntimeError:  # `.view` in the model needs rows in the plain order
                     self._layout = _plain
-                    out = self.model(_plain(images))
+                    out = run_without_graph(self.model, _plain(images))
             else:
-                out = self.model(self._layout(images))
+                out = run_without_graph(self.model, self._layout(images))
         return check_logits(out, len(images))
 
     def ask(
