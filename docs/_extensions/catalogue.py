@@ -154,7 +154,9 @@ def attacks() -> Iterator[str]:
     """Attacks on the prediction."""
     for name in ATTACKS:
         attack = ATTACKS[name]
-        sees = {"gradient": "gradients", "logits": "logits only"}[attack.access]
+        sees = {"gradient": "gradients", "logits": "logits only", "none": "nothing of the model"}[
+            attack.access
+        ]
         yield f"## `{name}`\n\n{text(attack.run)}\n"
         yield f"Sees {sees}. {'Takes' if attack.targeted else 'Takes no'} target class.\n"
         yield f"{text(attack.settings)}\n"
