@@ -1,4 +1,4 @@
-"""Figures of attacks: what one did to an image, and what an audit found."""
+"""Figures of attacks: how one changes an image, and the checks of an audit."""
 
 from __future__ import annotations
 
