@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-slow lint types fast unit notebooks docs bench clean
+.PHONY: help demo check test test-slow lint types fast unit notebooks docs gallery bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -51,6 +51,9 @@ notebooks: $(VENV)/dev  ## run the notebooks again and keep their output
 
 docs: $(VENV)/dev  ## build the documentation; open docs/_build/html/index.html
 	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
+
+gallery: $(VENV)/dev  ## draw docs/figures/gallery.jpg, photographs and their maps by many methods
+	$(BIN)/python docs/gallery.py
 
 bench: $(VENV)/dev  ## the benchmarks in their short form (docs/benchmarks.md has the long one's figures)
 	for script in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script --quick || exit 1; done

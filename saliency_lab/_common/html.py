@@ -1,4 +1,4 @@
-"""What results show of themselves in Jupyter: tables and small pictures, without colours of their own."""
+"""The HTML of results in Jupyter: tables and small images, without colours of their own."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 _LEFT = 'style="text-align:left;vertical-align:top"'
 _SIDE = 64
-"""Pixels: a thumbnail's height on the page; larger images are made smaller, so that a page stays small."""
+"""Pixels: a thumbnail's height on the page. Larger images are reduced to it, so that a page stays small."""
 
 
 def facts(title: str, rows: Mapping[str, str]) -> str:
-    """Return a table of a name and its value a row; everything is escaped.
+    """Return a table with a name and its value in each row; everything is escaped.
 
     >>> facts("a < b", {"size": "3 & 4"}).count("&")
     2
@@ -86,7 +86,7 @@ def strip(images: Tensor | np.ndarray, alt: str) -> str:
 
 
 def side_by_side(parts: Iterable[tuple[str, str]]) -> str:
-    """Return small pictures (HTML) with a line of text (escaped) below each, as many a row as fit."""
+    """Return small pictures (HTML) with a line of text (escaped) below each, as many per row as fit."""
     cells = "".join(
         f'<figure style="margin:0"><div>{image}</div><figcaption>{escape(text)}</figcaption></figure>'
         for image, text in parts

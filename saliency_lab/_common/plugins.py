@@ -10,6 +10,23 @@ from typing import Any
 from saliency_lab._common.errors import InputError
 
 
+def import_library(module: str, extra: str) -> Any:
+    """Import an optional library.
+
+    Raises
+    ------
+    InputError
+        If it is not installed; the message names the extra that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"this needs '{module}', which cannot be imported ({error}); install it with "
+            f"pip install 'saliency-lab[{extra}]'"
+        ) from error
+
+
 def import_object(spec: str) -> Any:
     """Import `module:attribute`; the current folder is searched too, as `python -m` does.
 

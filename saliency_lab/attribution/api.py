@@ -175,10 +175,10 @@ def _class_names(model: nn.Module, aim: Target) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Originals:
-    """The images (m, C, H, W) that points stand beside: point i beside image `of[i]`.
+    """The images (m, C, H, W) that points are compared with: point i with image `of[i]`.
 
-    Draws at a point are keyed by its original. Settings given one an image are those of the original's place,
-    `places[of[i]]`, in the batch that they were given for.
+    Draws at a point are keyed by its original. Settings with one entry per image are those of the place
+    `places[of[i]]` in the images that they were given for.
     """
 
     images: Tensor
@@ -196,10 +196,10 @@ def attribute_beside(
     seed: int,
     settings: Mapping[str, Any],
 ) -> Tensor:
-    """Maps of points (n, C, H, W), on the CPU, by the function Φ that made the map of each one's original.
+    """Return maps of points (n, C, H, W), on the CPU, by the function Φ that made their originals' maps.
 
     A sampled method draws for a point what it drew for the original, so that Φ at two points differs by what
-    the points do to it, not by the draws. An own method's maps keep the type that it returns.
+    the points do to it, not by the draws. A custom method's maps keep the type that it returns.
     """
     chosen = METHODS.find(method)
     name = chosen.name
@@ -253,7 +253,7 @@ def _passes(
 ) -> Iterator[tuple[slice, Explained]]:
     """What the method finds for the images `x`, pass by pass."""
     device, dtype = device_of(model), dtype_of(model)
-    precise = torch.promote_types(dtype, torch.float32)  # keys do not hang on the model's type
+    precise = torch.promote_types(dtype, torch.float32)  # keys do not depend on the model's type
     size = pass_rows(x.shape, device, backward=True)
     with progress(label=name, total=len(x)) as bar:
         for start in range(0, len(x), size):

@@ -1,4 +1,4 @@
-"""The setting `baseline`: the input that stands for absent evidence."""
+"""The setting `baseline`: the input that represents absent evidence."""
 
 from __future__ import annotations
 

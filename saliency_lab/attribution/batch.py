@@ -1,4 +1,4 @@
-"""What a method is handed: a chunk of images on the model's device, and what to explain about them."""
+"""What a method gets: a batch of images on the model's device, and what to explain about them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from saliency_lab.attribution.target import Target
 
 
 def pass_rows(shape: torch.Size, device: torch.device, *, backward: bool) -> int:
-    """How many images of `shape` one pass holds on a device: half as many when it also goes back.
+    """Return how many images of `shape` one pass has on a device: half as many when it also goes back.
 
-    Measured on one core, forward and backward of 64 images of 28×28 or 32×32 cost 0.85 times as much an
-    image as of 128 on the deeper networks; forward alone the two cost the same.
+    Measured on one core with the deeper networks, forward and backward passes of 64 images of 28×28 or 32×32
+    cost 0.85 times as much per image as passes of 128; forward passes alone cost the same.
     """
     rows = chunk_rows(shape, device)
     return max(1, rows // 2) if backward else rows
 
 
 def slope(score: Tensor, points: Tensor, model: nn.Module) -> Tensor:
-    """Gradient of a scalar with respect to the points that the model was given.
+    """Return the gradient of a scalar with respect to the points that the model was given.
 
     Raises
     ------
@@ -46,11 +46,11 @@ def slope(score: Tensor, points: Tensor, model: nn.Module) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A chunk of n images; the model is in eval mode and its parameters take no gradient.
+    """A batch of n images; the model is in eval mode and its parameters take no gradient.
 
     `keys` (n, C, H, W) are the images that random draws are keyed by: the images themselves, or those that
-    they stand beside. `exact` are the inputs `x` as they were before a model of half precision took them.
-    `index` holds their places in the caller's batch, for settings given one a sample.
+    they are compared with. `exact` are the inputs `x` before they were converted to the model's type.
+    `index` are their places in the caller's images, for settings with one entry per image.
     """
 
     model: nn.Module
@@ -62,13 +62,13 @@ class Batch:
     seed: int
 
     def seeds(self, purpose: str) -> list[int]:
-        """One seed an image, from (seed, purpose, the image's key)."""
+        """Return one seed per image, from (seed, purpose, the key of the image)."""
         return sample_seeds(self.keys, self.seed, purpose)
 
     def score(self, x: Tensor) -> Tensor:
-        """What is explained (a logit or a difference of two), (n,), for inputs `x` in the images' place.
+        """Return what is explained (a logit or a difference of two), (n,), for `x` in place of the images.
 
-        Inputs that are one image expanded run as one image.
+        Inputs that are one expanded image run as one image.
         """
         return self.target.pick(self._logits(x))
 
@@ -91,9 +91,9 @@ class Batch:
         return logits.expand(count, -1) if shared else logits
 
     def at(self, points: Tensor, keys: Tensor | None = None) -> Batch:
-        """The batch at k·n other inputs: all n images' first, then all their second, and so on.
+        """Return the batch at k·n other inputs: the first of all n images, then the second of all, and so on.
 
-        `keys` key the draws there; without, the points do.
+        `keys` key the draws there; without them, the points do.
         """
         times = len(points) // len(self.x)
         return replace(
@@ -106,7 +106,7 @@ class Batch:
         )
 
     def only(self, row: int) -> Batch:
-        """The batch of one of its images."""
+        """Return the batch of one of its images."""
         rows = slice(row, row + 1)
         target = self.target.rows(row, row + 1, self.x.device)
         return replace(
@@ -119,9 +119,9 @@ class Batch:
         )
 
     def gradient(self, points: Tensor, rule: Rule | None = None) -> tuple[Tensor, Tensor]:
-        """Gradient of the score at k·n inputs (as in `at`), and the scores (k·n,): one pass each way.
+        """Return the gradient of the score at k·n inputs (as in `at`), and the scores (k·n,).
 
-        With `rule`, the model's forward pass runs under it.
+        It takes one pass forward and one back. With `rule`, the model's forward pass runs under it.
 
         Raises
         ------

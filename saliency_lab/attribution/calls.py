@@ -230,9 +230,9 @@ def trace(model: nn.Module, image: Tensor, question: Question) -> list[tuple[str
 
 def refuse(method: str, why: str, culprits: list[tuple[str, Call]], instead: str) -> NoReturn:
     """Raise the error that names the first modules a method cannot treat."""
-    told = list(dict.fromkeys(f"{module} calls {_spelt(func)}" for module, func in culprits))
-    more = f" and {len(told) - 3} more" if len(told) > 3 else ""
-    raise InputError(f"{method} {why}: {'; '.join(told[:3])}{more}. {instead}")
+    clauses = list(dict.fromkeys(f"{module} calls {_spelt(func)}" for module, func in culprits))
+    more = f" and {len(clauses) - 3} more" if len(clauses) > 3 else ""
+    raise InputError(f"{method} {why}: {'; '.join(clauses[:3])}{more}. {instead}")
 
 
 def _spelt(func: Call) -> str:

@@ -100,7 +100,7 @@ METHODS: Registry[Method] = Registry("method", "method", custom_method)
 
 @dataclass(frozen=True)
 class PerImage:
-    """Marks a setting that, as a tensor of `ndim` dimensions and more than one entry, holds one an image."""
+    """Marks a setting that, as a tensor of `ndim` dimensions with several entries, has one per image."""
 
     ndim: int
 
@@ -125,7 +125,7 @@ def key_settings(model: type[Settings], settings: Mapping[str, Any]) -> dict[str
 
 
 def settings_of_rows(name: str, settings: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
-    """Settings of the method `name` for the images at `rows`: what is given one an image is cut to them."""
+    """Return a method's settings for the images at `rows`: tensors with one entry per image are cut."""
     fields = METHODS[name].settings.model_fields
     cut = dict(settings)
     for key, value in settings.items():

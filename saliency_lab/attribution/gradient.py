@@ -1,4 +1,4 @@
-"""Methods that read the gradient with respect to the input: one forward and one backward pass a point."""
+"""Methods that read the gradient with respect to the input: one forward and one backward pass per point."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from saliency_lab.attribution.catalogue import Explained, method
     reference="Simonyan et al., ICLR workshop 2014",
 )
 def saliency(batch: Batch, settings: Settings) -> Explained:
-    """∂f/∂x, with its sign (Captum takes the absolute value unless told not to)."""
+    """Return ∂f/∂x, with its sign; Captum takes the absolute value by default."""
     return batch.gradient(batch.x)[0], None
 
 

@@ -14,7 +14,7 @@ from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import METHODS, Explained, method
 
-_BLOCK = 16  # draws of noise held at a time
+_BLOCK = 16  # draws of noise in memory at a time
 
 
 class NoiseSettings(Settings):

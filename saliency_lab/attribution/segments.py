@@ -19,7 +19,7 @@ from saliency_lab.attribution.catalogue import PerImage
 def _valid(value: object) -> object:
     if isinstance(value, Tensor):
         if value.ndim not in (2, 3) or value.is_floating_point() or value.is_complex():
-            raise ValueError("segments are integers (H, W), or (N, H, W) with one an image")
+            raise ValueError("segments are integers (H, W), or (N, H, W) with one per image")
     elif not callable(value) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError(
             "segments is a number of superpixels ≥ 1, a tensor of integers (H, W) or (N, H, W), or a "
@@ -48,7 +48,7 @@ def find_segments(spec: int | Tensor | Callable[[np.ndarray], np.ndarray], batch
         if each.shape[1:] != batch.x.shape[2:]:
             raise InputError(f"segments {tuple(spec.shape)} do not fit images {tuple(batch.x.shape[2:])}")
         if len(each) > 1 and int(batch.index.max()) >= len(each):
-            raise InputError(f"segments are given for {len(each)} images; give one, or one an image")
+            raise InputError(f"segments are given for {len(each)} images; give one, or one per image")
         chosen = each.expand(len(batch.x), -1, -1) if len(each) == 1 else each[batch.index]
         rows = [_numbered(row) for row in chosen.cpu().numpy()]
     elif callable(spec):

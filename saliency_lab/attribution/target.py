@@ -1,4 +1,4 @@
-"""What a map explains: the logit of a class, one class a sample, or the difference of two logits."""
+"""What a map explains: the logit of a class, one class per sample, or the difference of two logits."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Target:
 
 
 def resolve_target(model: nn.Module, x: Tensor, y: Tensor | None, spec: TargetSpec) -> Target:
-    """Turn what the user asked for into one class (or two) a sample, on the CPU.
+    """Turn the setting `target` into one class (or two) per sample, on the CPU.
 
     Raises
     ------

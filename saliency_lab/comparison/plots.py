@@ -25,13 +25,30 @@ if TYPE_CHECKING:
 def maps_of(
     pictures: Pictures, models: Sequence[str], method: str, n: int, *, normalise: bool = True
 ) -> Figure:
-    """Maps of the first `n` images by one method, a column a model; each is summed over channels."""
+    """Draw maps of the first `n` images by one method, one column per model, summed over channels.
+
+    Below each map stands the class that its model predicts, with its probability.
+    """
     columns = {model: pictures.read_maps(model, method)[:n].reduce() for model in models}
     title = method.replace("_", " ")
     if normalise:
-        columns = {model: held.normalise("max") for model, held in columns.items()}
+        columns = {model: found.normalise("max") for model, found in columns.items()}
         title += ", each map divided by its largest magnitude"
-    return maps.grid(pictures.x[:n], columns, labels=pictures.labels[:n], title=title)
+    predictions = {}
+    for model in models:
+        found = pictures.read_predictions(model)
+        if found is not None:
+            predictions[model] = [
+                maps.Prediction(_class_name(pictures, label), share)
+                for label, share in zip(found.classes[:n], found.probabilities[:n], strict=True)
+            ]
+    return maps.grid(
+        pictures.x[:n], columns, labels=pictures.labels[:n], predictions=predictions or None, title=title
+    )
+
+
+def _class_name(pictures: Pictures, label: int) -> str:
+    return pictures.classes[label] if label < len(pictures.classes) else str(label)
 
 
 class ComparisonPlots:
@@ -51,7 +68,7 @@ class ComparisonPlots:
         models: Sequence[str] | None = None,
         normalise: bool = True,
     ) -> Figure:
-        """Maps of the first `n` images: a row an image, a column a model (of `models`), one colour scale.
+        """Draw maps of the first `n` images: one row per image, one column per model, one colour scale.
 
         Each map is divided by its largest magnitude first, as models differ in the size of their gradients;
         `normalise=False` shows the sizes as they are.
@@ -76,7 +93,7 @@ class ComparisonPlots:
         return maps_of(pictures, models or summary.models, method, n, normalise=normalise)
 
     def robustness(self, attack: str | None = None, *, width: float = CHART_WIDTH) -> Figure:
-        """Accuracy against ε, a line and band a model that was attacked; of the first attack by default."""
+        """Draw accuracy against ε, one line and band per attacked model; by default for the first attack."""
         summary = self._summary
         attacks = list(dict.fromkeys(m.method for m in summary.measures if m.metric == ROBUST))
         if not attacks:
@@ -118,9 +135,9 @@ class ComparisonPlots:
         eps: float | str | None = None,
         width: float = CHART_WIDTH,
     ) -> Figure:
-        """One measure against another: a point a model with both intervals, seeds as small marks.
+        """Draw one measure against another: one point per model with both intervals, seeds as small marks.
 
-        Models of which one is undefined have none.
+        Models for which one of the two is undefined are left out.
 
         Parameters
         ----------
@@ -156,7 +173,7 @@ class ComparisonPlots:
         )
 
     def dots(self, metric: str, *, width: float = CHART_WIDTH) -> Figure:
-        """One measure of every model, by method (by ε for "robust_accuracy"): dots with intervals."""
+        """Draw one measure of every model, by method (by ε for "robust_accuracy"): dots with intervals."""
         measure = self._summary.measure(metric)
         return dots.dots(
             self._estimates(metric),
@@ -170,7 +187,7 @@ class ComparisonPlots:
         )
 
     def slopes(self, metric: str, *, width: float | None = None) -> Figure:
-        """One measure from model to model: a line a method (an ε for "robust_accuracy")."""
+        """Draw one measure from model to model: one line per method (per ε for "robust_accuracy")."""
         measure = self._summary.measure(metric)
         return slopes.slopes(
             self._estimates(metric),
@@ -183,7 +200,7 @@ class ComparisonPlots:
         )
 
     def curves(self, metric: str, *, method: str | None = None, width: float = CHART_WIDTH) -> Figure:
-        """The curves behind a metric such as "pixel_flipping": the mean over images, a band a model.
+        """Draw the curves behind a metric such as "pixel_flipping": the mean over images, one band per model.
 
         Raises
         ------
@@ -248,7 +265,7 @@ class ComparisonPlots:
         )
 
     def ranking(self, metric: str, model: str | None = None) -> Figure:
-        """Critical-difference diagram of the methods' ranks by a metric; see `Comparison.ranking`."""
+        """Draw the critical-difference diagram of the methods by a metric; see `Comparison.ranking`."""
         found = self._summary.ranking(metric, model)
         return ranks.critical_difference(
             {str(name).replace("_", " "): float(value) for name, value in found.ranks.items()},
@@ -258,7 +275,7 @@ class ComparisonPlots:
         )
 
     def agreement(self) -> Figure:
-        """Heat map of the agreement between metrics about the methods; see `Comparison.agreement`."""
+        """Draw the agreement between metrics about the methods as a heat map; see `Comparison.agreement`."""
         return heatmap.correlations(
             self._summary.agreement(), label="mean rank correlation over the methods of an image"
         )

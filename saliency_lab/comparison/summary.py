@@ -18,6 +18,9 @@ from saliency_lab.comparison.measures import ROBUST, SHARES, Measure
 from saliency_lab.comparison.ranking import Ranking, agreement, rank
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from saliency_lab._common.inference import Predictions
     from saliency_lab.attribution import Attributions
 
 
@@ -34,6 +37,13 @@ class Pictures(Protocol):
 
     def read_maps(self, model: str, method: str, seed: int | None = None) -> Attributions:
         """Maps of one model by one method."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of all classes, empty if they have none."""
+
+    def read_predictions(self, model: str, seed: int | None = None) -> Predictions | None:
+        """Predicted classes of one model and their probabilities, or None."""
 
     def read_curves(self, model: str, method: str, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Curves (seeds, images, K) behind one model's scores and their positions (K,), or None."""

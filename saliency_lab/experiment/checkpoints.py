@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from saliency_lab.models import load_model, read_card
-from saliency_lab.models.catalogue import ARCHITECTURES
+from saliency_lab.models.catalogue import ARCHITECTURES, is_custom
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> nn.Module:
-    """Load a checkpoint; a model that its recipe names as `module:attribute` is imported.
+    """Load a checkpoint; a custom model that its recipe names as `module:attribute` is imported.
+
+    The card of a built-in architecture never imports anything, whatever its recipe says.
 
     Raises
     ------
@@ -22,6 +24,6 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> nn.Module
     card = read_card(path)
     name = (card.recipe or {}).get("model", {}).get("name", "")
     own = None
-    if ":" in name:
+    if ":" in name and is_custom(card.architecture):
         own = ARCHITECTURES[name](card.num_classes or 0, card.input_shape or (0, 0, 0))
     return load_model(path, device, model=own)

@@ -1,4 +1,4 @@
-"""Scores of maps: by name, one float64 a sample, from a fast engine and from Quantus."""
+"""Score maps by name: one float64 per sample, from a fast engine and from Quantus."""
 
 from saliency_lab.metrics import (  # noqa: F401 - registers the metrics
     axiomatic,
@@ -7,6 +7,7 @@ from saliency_lab.metrics import (  # noqa: F401 - registers the metrics
     confidence,
     curves,
     faithfulness,
+    information,
     localisation,
     own,
     randomisation,

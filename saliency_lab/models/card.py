@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -65,6 +66,10 @@ class ModelCard(BaseModel):
             "made": ", ".join(part for part in (self.created, _versions_of(self)) if part),
         }
         return facts("model", {name: value for name, value in known.items() if value})
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, self._classes() if name == "classes" and len(value or ()) > _SHOWN else value
 
     def _classes(self) -> str:
         names = self.classes or ()

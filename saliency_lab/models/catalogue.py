@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.plugins import import_library
 from saliency_lab._common.registry import Extension, Registry
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.models.card import ModelCard
@@ -23,7 +24,8 @@ from saliency_lab.models.vgg import vgg11_bn
 if TYPE_CHECKING:
     import pandas as pd
 
-TORCHVISION = "torchvision/"
+LIBRARIES = ("torchvision/", "timm/", "imagenet/")
+"""How the names of other libraries' networks begin."""
 
 Builder = Callable[[int, Shape], nn.Module]
 """Builds a module from the number of classes and the shape (C, H, W) of an image."""
@@ -74,7 +76,7 @@ for _build in (small_cnn, sgt_cnn, lenet5, resnet8, resnet20, resnet18, vgg11_bn
 
 def is_custom(name: str) -> bool:
     """Return whether a model's name is a user's own: registered, or `module:attribute`."""
-    return name not in ARCHITECTURES.built_in and not name.startswith(TORCHVISION)
+    return name not in ARCHITECTURES.built_in and not name.startswith(LIBRARIES)
 
 
 def build_model(
@@ -91,8 +93,9 @@ def build_model(
     Parameters
     ----------
     name
-        One of `list_models()`, "torchvision/NAME" for any classifier of torchvision (random weights), or
-        `module:attribute` for a module of your own, or a function or class that makes one.
+        One of `list_models()`; "torchvision/NAME" or "timm/NAME" for any classifier of these libraries, with
+        random weights (`load_model` has pretrained ones); or `module:attribute` for a module of your own, or
+        a function or class that makes one.
     num_classes
         Number of logits, ≥ 2.
     input_shape
@@ -125,8 +128,10 @@ def build_model(
     channels, height, width = (int(size) for size in sizes)
     with preserved_rng(derive_seed(seed, "weights", name)):
         try:
-            if isinstance(name, str) and name.startswith(TORCHVISION):
-                net = _torchvision_model(name.removeprefix(TORCHVISION), num_classes)
+            if isinstance(name, str) and name.startswith(LIBRARIES):
+                net = _LIBRARY_MODELS[name.partition("/")[0]](
+                    name.partition("/")[2], num_classes, (channels, height, width)
+                )
                 with torch.no_grad():
                     net.eval()(torch.zeros(1, channels, height, width))
             else:
@@ -149,7 +154,7 @@ def build_model(
     return model.eval()
 
 
-def _torchvision_model(name: str, num_classes: int) -> nn.Module:
+def _torchvision_model(name: str, num_classes: int, input_shape: Shape) -> nn.Module:
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -159,6 +164,36 @@ def _torchvision_model(name: str, num_classes: int) -> nn.Module:
         {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     )
     return models.get_model(name, weights=None, num_classes=num_classes, **single_output)
+
+
+def _timm_model(name: str, num_classes: int, input_shape: Shape) -> nn.Module:
+    timm = import_library("timm", "pretrained")
+    config = timm.models.get_pretrained_cfg(name.partition(".")[0])
+    if config is None:
+        raise unknown_name("timm model", name, timm.list_models())
+    channels, *size = input_shape
+    # transformers are built for one size of image
+    more = (
+        {"img_size": tuple(size)} if config.fixed_input_size and tuple(size) != config.input_size[1:] else {}
+    )
+    net: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=channels, **more)
+    return net
+
+
+def imagenet_model(name: str, num_classes: int, input_shape: Shape) -> nn.Module:
+    """Build the network of "imagenet/NAME" with random weights."""
+    if name != "efficientnet_lite0":
+        raise unknown_name("pretrained model", f"imagenet/{name}", ["imagenet/efficientnet_lite0"])
+    package = import_library("efficientnet_lite_pytorch", "pretrained")
+    net: nn.Module = package.EfficientNet.from_name("efficientnet-lite0", num_classes=num_classes)
+    return net
+
+
+_LIBRARY_MODELS: dict[str, Callable[[str, int, Shape], nn.Module]] = {
+    "torchvision": _torchvision_model,
+    "timm": _timm_model,
+    "imagenet": imagenet_model,
+}
 
 
 def list_models() -> pd.DataFrame:
@@ -175,5 +210,9 @@ def list_models() -> pd.DataFrame:
     for name, extension in ARCHITECTURES.extensions().items():
         doc = extension.item.__doc__ if callable(extension.item) else None
         rows[name] = {"description": (doc or "registered by you").strip().split("\n")[0], "parameters": None}
-    rows["torchvision/NAME"] = {"description": "any classifier of torchvision, untrained", "parameters": None}
+    for library in ("torchvision", "timm"):
+        rows[f"{library}/NAME"] = {
+            "description": f"any classifier of {library}, untrained",
+            "parameters": None,
+        }
     return pd.DataFrame.from_dict(rows, orient="index").astype({"parameters": "Int64"}).rename_axis("name")

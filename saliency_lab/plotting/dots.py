@@ -1,4 +1,4 @@
-"""Values with their intervals as dots: a row a group, a colour a model."""
+"""Values with their intervals as dots: one row per group, one colour per model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def dots(
     width: float = CHART_WIDTH,
     among: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw estimates as dots with intervals, a band of rows a group, the models in one order in each.
+    """Draw estimates as dots with intervals, grouped, with the models in the same order in each group.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def dots(
         One small mark per training seed, for models that have no common mean.
     xlabel : str
     better : "higher", "lower" or "neither"
-        Which way is better; said at the axis.
+        Which way is better; written at the axis.
     percent : bool
         Write the axis in percent.
     title, note : str, optional
@@ -53,7 +53,7 @@ def dots(
     width : float
         Inches.
     among : sequence of str, optional
-        All names of which these are a part, so that each looks as it does beside the others.
+        All names of the study, of which these are a part, so that each keeps its colour and marker.
 
     Raises
     ------

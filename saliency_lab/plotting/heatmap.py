@@ -14,7 +14,7 @@ from saliency_lab.plotting.style import DIVERGING, INK, figure, styled
 
 @styled
 def correlations(table: pd.DataFrame, *, title: str | None = None, label: str = "rank correlation") -> Figure:
-    """Correlations in [−1, 1], the number in each cell; undefined ones are left grey.
+    """Draw correlations in [−1, 1] with their numbers; undefined ones are grey.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ _GAP = 6.0
 def critical_difference(
     ranks: Mapping[str, float], critical: float, *, title: str | None = None, note: str | None = None
 ) -> Figure:
-    """Mean ranks on a line, 1 (the best) at the left; a thick bar joins those less than `critical` apart.
+    """Draw mean ranks on a line, 1 (the best) at the left; bars join those less than `critical` apart.
 
     Demšar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 2006.
 

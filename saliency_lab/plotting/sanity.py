@@ -1,4 +1,4 @@
-"""The picture of a sanity check: likeness to the trained model's maps as layers are randomised."""
+"""The figure of a sanity check: similarity to the trained model's maps as layers are randomised."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _TITLES = {
 
 @styled
 def cascade(table: pd.DataFrame, measure: str = "rank_correlation") -> Figure:
-    """A line a method over the layers randomised so far: mean over samples with its 95 % interval.
+    """Draw one line per method over the randomised layers: mean over samples with its 95 % interval.
 
-    `table` has the columns `method`, `step`, `layer` and the measure, one row a sample.
+    `table` has the columns `method`, `step`, `layer` and the measure, one row per sample.
 
     Raises
     ------

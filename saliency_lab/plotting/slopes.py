@@ -1,4 +1,4 @@
-"""Values from model to model as slopes: a line a method."""
+"""Values from model to model as slopes: one line per method."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def slopes(
         One small mark per training seed, for models that have no common mean.
     ylabel : str
     better : "higher", "lower" or "neither"
-        Which way is better; said at the axis.
+        Which way is better; written at the axis.
     percent : bool
         Write the axis in percent.
     note : str, optional
         Above the panel.
     width : float, optional
-        Inches; by default what the models' names take.
+        Inches; by default as much as the models' names need.
 
     Raises
     ------

@@ -176,7 +176,7 @@ def figure(
 
 @dataclass(frozen=True)
 class Look:
-    """How one thing of several is drawn: its colour, its marker, and its line's style."""
+    """How one model or method of several is drawn: its colour, its marker, and its line's style."""
 
     colour: str
     marker: str
@@ -184,7 +184,7 @@ class Look:
 
     @property
     def number(self) -> int:
-        """Place of the colour in the palette."""
+        """The position of the colour in the palette."""
         return PALETTE.index(self.colour)
 
 
@@ -220,7 +220,7 @@ def bare(ax: Axes) -> None:
 
 
 def head(ax: Axes, title: str | None, note: str | None) -> None:
-    """Write a title above a panel on the left, and below it in small letters what the panel shows."""
+    """Write a title above a panel on the left, and a note below it in small letters."""
     if note:
         ax.text(0, 1.02, note, transform=ax.transAxes, va="bottom", fontsize="small", color="#606060")
     if title:
@@ -228,7 +228,7 @@ def head(ax: Axes, title: str | None, note: str | None) -> None:
 
 
 def legend(fig: Figure, look: Mapping[str, Look], *, lines: bool = True) -> None:
-    """Name what is drawn at the right of the panel, below it where the figure is narrow."""
+    """Draw a legend at the right of the panel, or below it where the figure is narrow."""
     names = [wrap(name, 24) for name in look]
     handles = [
         Line2D([], [], color=each.colour, marker=each.marker, linestyle=each.stroke if lines else "")
@@ -274,7 +274,7 @@ def axis_label(name: str, better: str) -> str:
 
 
 def shade(lines: int) -> float:
-    """Opacity of each line's band: less, the more of them lie over one another."""
+    """Return the opacity of each line's band: less, the more of them lie over one another."""
     return min(0.15, 1 / lines)
 
 

@@ -1,4 +1,4 @@
-"""One measure against another, a point a model."""
+"""One measure against another, one point per model."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Estimate = tuple[float, float, float]
 """A value and the ends of its interval."""
 
 NAMED = 6
-"""Points that are named where they are; names of more would cover one another."""
+"""The largest number of points that are named in the panel; more names would cover one another."""
 
 _ROOM = 0.02
-"""Beyond 0 and 100 %, where no value is, for the marks at the ends."""
+"""Space beyond 0 and 100 % for the marks at the ends."""
 
 
 @styled
@@ -46,7 +46,7 @@ def tradeoff(
     width: float = CHART_WIDTH,
     among: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw one point a model with its interval in both directions, named beside it, or in a legend if many.
+    """Draw one point per model with its interval in both directions, and name it there or in a legend.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def tradeoff(
         Small marks behind the points, such as one per training seed; a name without a point has these alone.
     xlabel, ylabel : str
     better : pair of "higher", "lower" or "neither"
-        Which way is better along x and along y; said at the axes.
+        Which way is better along x and along y; written at the axes.
     percent : pair of bool
         Write the axis in percent.
     title, note : str, optional
@@ -64,12 +64,12 @@ def tradeoff(
     width : float
         Inches.
     among : sequence of str, optional
-        All names of which these are a part, so that each looks as it does beside the others.
+        All names of the study, of which these are a part, so that each keeps its colour and marker.
 
     Raises
     ------
     InputError
-        If there is nothing to draw, or `points` holds a value that is not finite.
+        If there is nothing to draw, or `points` contains a value that is not finite.
     """
     at = {name: np.array(pair, dtype=float) for name, pair in points.items()}
     if not at and not marks:

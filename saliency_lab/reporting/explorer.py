@@ -15,7 +15,6 @@ from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab.plotting.painting import CLIP, blend_of, colours
 from saliency_lab.plotting.panels import is_photograph
 from saliency_lab.reporting.bundle import as_bytes, as_jpeg, average, pack, quantise, scale_of
-from saliency_lab.reporting.predictions import name_of, read_predictions
 from saliency_lab.study import Study
 
 BUDGET = 12_000_000
@@ -158,15 +157,16 @@ def _limits(
 
 def _predictions(study: Study, models: Sequence[str], shown: int) -> list[dict[str, Any] | None]:
     """Return for each model the class that its first seed predicts for each image, and its probability."""
+    names = dict(enumerate(study.classes))
     found: list[dict[str, Any] | None] = []
     for model in models:
-        predictions = read_predictions(study, model)
+        predictions = study.read_predictions(model)
         if predictions is None:
             found.append(None)
             continue
         found.append(
             {
-                "classes": [name_of(study, label) for label in predictions.classes[:shown]],
+                "classes": [names.get(label, str(label)) for label in predictions.classes[:shown]],
                 "probabilities": [round(float(p), 4) for p in predictions.probabilities[:shown]],
             }
         )

@@ -34,20 +34,20 @@ def report(
     level: float | None = None,
     images: int = 64,
 ) -> Path:
-    """Write a study as one HTML file that needs nothing else: no network, no server, no models.
+    """Write a report on a study as one HTML file that needs nothing else: no network, no server.
 
     The same study gives the same bytes.
 
     Parameters
     ----------
     study : Study
-        With maps, scores or attacks; a loaded one will do.
+        With maps, scores or attacks; it may be loaded.
     path
         The file; an older one is replaced when the new one is complete.
     baseline, level
         As for `Study.compare`.
     images : int
-        The explorer holds the first so many; fewer where their maps would take more than 10 MB.
+        The number of images in the explorer, the first ones; fewer where the page would be too large.
 
     Raises
     ------

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.fingerprints import canonical, fingerprint
-from saliency_lab._common.inference import device_of
+from saliency_lab._common.inference import device_of, predict_classes
 from saliency_lab._common.provenance import machine, versions
 from saliency_lab.attacks.checklist import audit
 from saliency_lab.attacks.curve import robustness_curve
@@ -54,9 +54,15 @@ def as_attributions(content: Content) -> Attributions:
 
 
 def compute_maps(model: nn.Module, sample: StudySample, request: Request, seed: int) -> Content:
-    """Attribute every image; return the content of a "maps" result."""
+    """Attribute every image; return the content of a "maps" result, with what the model predicts."""
     maps = attribute(model, sample.x, sample.y, request.what, seed=seed, **request.settings)
-    tensors = {"values": maps.values, "classes": maps.classes}
+    predicted = predict_classes(model, sample.x)
+    tensors = {
+        "values": maps.values,
+        "classes": maps.classes,
+        "predicted": torch.tensor(predicted.classes),
+        "probabilities": torch.tensor(predicted.probabilities),
+    }
     if maps.total is not None:
         tensors["total"] = maps.total
     info = {

@@ -13,6 +13,7 @@ from saliency_lab._common.errors import SaliencyLabError, unknown_name
 from saliency_lab._common.files import write_table
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.html import facts, strip
+from saliency_lab._common.inference import Predictions, predict_classes
 from saliency_lab.attribution import Attributions
 from saliency_lab.comparison.claims import Answered, Purpose, answer
 from saliency_lab.comparison.comparison import Comparison
@@ -120,6 +121,21 @@ class StudyResults:
         if content is None:
             content = self._compute_maps_again(member, method, key)
         return compute.as_attributions(content)
+
+    def read_predictions(self, model: str, seed: int | None = None) -> Predictions | None:
+        """Read the class that a model predicts for each image, and its probability.
+
+        They are stored with the maps. None if there are no maps, or an earlier version stored them without
+        predictions and the network is not loaded.
+        """
+        member = self._member(model, seed)
+        for method in self._index.labels("maps"):
+            key = self._index.key("maps", method, member)
+            content = None if key is None else read_intact(self.store, "maps", key)
+            if content is not None and "predicted" in content.tensors:
+                tensors = content.tensors
+                return Predictions(tensors["predicted"].tolist(), tensors["probabilities"].tolist())
+        return None if member.module is None else predict_classes(member.module, self.x)
 
     def read_curves(self, model: str, method: str, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Read the curves (seeds, images, K) behind the scores of one model, and their positions (K,).

@@ -53,8 +53,9 @@ class Study(StudyResults):
     models : mapping of name to nn.Module, or to a sequence of them
         The models to compare. Several modules under one name are one model trained with several seeds.
     sample : (Tensor, Tensor) or (Tensor, Tensor, Tensor)
-        Images (N, C, H, W) in [0, 1] and labels (N,). Where the evidence is known, also masks (N, 1, H, W),
-        as `located(n)` of a split returns them, for the metrics of localisation.
+        Images (N, C, H, W) in [0, 1] and labels (N,), or a DataLoader or data set of these. Where the
+        evidence is known, also masks (N, 1, H, W), as `located(n)` of a split returns them, for metrics of
+        localisation.
     store : path, optional
         A folder in which each result is stored under a hash of what it depends on (weights, images, settings,
         versions). The same script, run again, reads the results that are finished. Several processes may

@@ -78,6 +78,8 @@ def small() -> Callable[[str, Tensor], dict[str, Any]]:
             "road": {"percentages": (20.0, 50.0, 80.0)},
             "road_combined": {"percentages": (20.0, 50.0, 80.0)},
             "adcc": {"explain": gradient},
+            "sic": {"thresholds": (0.1, 0.5), "minimum": 0.0},
+            "aic": {"thresholds": (0.1, 0.5), "minimum": 0.0},
             "max_sensitivity": neighbours,
             "avg_sensitivity": neighbours,
             "local_lipschitz_estimate": neighbours,

@@ -134,3 +134,42 @@ class TestEstimate:
 def test_an_image_size_is_a_side_in_pixels(bad):
     with pytest.raises(InputError, match="image_size must be a side in pixels"):
         sl.list_metrics(image_size=bad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny"])
+def test_networks_of_torchvision_and_timm_at_224_pixels(name):
+    """With random weights, behind a normalisation: every metric but those that make maps again is finite."""
+    import timm
+    import torchvision
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if name == "resnet18":
+            net = torchvision.models.resnet18(num_classes=6)
+        else:
+            net = timm.create_model("vit_tiny_patch16_224", num_classes=6)
+    model = sl.Normalised(net, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).eval()
+    source = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, 28, 28, generator=source).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    y = model(x).argmax(1)
+    maps = sl.attribute(model, x, y, "input_x_gradient")
+    masks = torch.zeros(1, 1, 224, 224)
+    masks[..., 60:160, 60:160] = 1
+    metrics = {}
+    for each in METRICS:
+        metric = METRICS[each]
+        if metric.maps is None and not metric.whole:
+            metrics[each] = {"masks": masks} if metric.family == "localisation" else {}
+    metrics["faithfulness_correlation"] = {"runs": 10}
+    metrics["sensitivity_n"] = {"runs": 5}
+    metrics["monotonicity_correlation"] = {"steps": 8, "samples": 2}
+    metrics["irof"] = {"segments": 20}
+    metrics["sic"] = metrics["aic"] = {"thresholds": (0.1, 0.5), "minimum": 0.0}
+    found = sl.evaluate_many(model, x, y, {"map": maps}, metrics)["map"]
+    assert {each for each, scores in found.items() if not np.isfinite(scores.values).all()} <= {"sic", "aic"}
+    assert found["infidelity"].settings["patch_sizes"] == (32,)
+    for each in ("pixel_flipping", "selectivity", "road", "faithfulness_correlation"):
+        given = {"steps": 28} if each == "pixel_flipping" else metrics[each]
+        other = sl.evaluate(model, x, y, maps, each, engine="quantus", **given)
+        np.testing.assert_allclose(found[each].values, other, atol=1e-4)

@@ -157,5 +157,5 @@ def test_cam_layer_of_a_users_own_model() -> None:
 
 def test_the_list_has_every_name() -> None:
     table = sl.list_models()
-    assert list(table.index) == [*NAMES, "torchvision/NAME"]
+    assert list(table.index) == [*NAMES, "torchvision/NAME", "timm/NAME"]
     assert table.loc["lenet5", "parameters"] == PARAMETERS["lenet5"]

@@ -20,6 +20,7 @@ from torchvision.models import MobileNet_V3_Small_Weights
 
 import saliency_lab as sl
 from saliency_lab._common.errors import CheckpointError, InputError, UnknownNameError
+from saliency_lab.experiment.checkpoints import load_checkpoint
 from saliency_lab.models.weights import read_state
 
 SMALL = "mobilenet_v3_small"
@@ -322,10 +323,42 @@ def test_the_cat_the_espresso_and_the_rocket_are_recognised() -> None:
     assert model.card.input_shape == data.input_shape
 
 
-def test_a_pretrained_network_can_be_saved_and_loaded(hub_file: Path, tmp_path: Path) -> None:
-    model = sl.load_model(f"torchvision/{SMALL}", weights=hub_file)
-    sl.save_model(model, tmp_path)
-    loaded = sl.load_model(tmp_path)
+@pytest.mark.parametrize("family", ["torchvision", "timm", "hf", "imagenet"])
+def test_a_pretrained_network_can_be_saved_and_loaded(family: str, hub_file: Path, tmp_path: Path) -> None:
+    if family == "torchvision":
+        model = sl.load_model(f"torchvision/{SMALL}", weights=hub_file)
+    elif family == "timm":
+        torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "w.pth")
+        model = sl.load_model("timm/resnet10t", weights=tmp_path / "w.pth")
+    elif family == "hf":
+        _vit().save_pretrained(tmp_path / "hub")
+        _vit_processor().save_pretrained(tmp_path / "hub")
+        model = sl.load_model(f"hf/{tmp_path / 'hub'}", weights="DEFAULT")
+    else:
+        model = sl.load_model("imagenet/efficientnet_lite0")
+    sl.save_model(model, tmp_path / "saved")
+    into = sl.wrap(_vit(), processor=_vit_processor()) if family == "hf" else None
+    loaded = sl.load_model(tmp_path / "saved", model=into)
     assert loaded.card.classes == model.card.classes
-    x = torch.rand(1, 3, 64, 64)
+    assert (loaded.card.resize, loaded.card.interpolation) == (model.card.resize, model.card.interpolation)
+    x = torch.rand(1, *model.card.input_shape)
     assert torch.equal(loaded(x), model(x))
+
+
+def test_the_card_of_a_built_in_architecture_imports_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil_module.py").write_text("raise RuntimeError('imported')")
+    model = sl.build_model("small_cnn")
+    card = model.card.model_copy(update={"recipe": {"model": {"name": "evil_module:net"}}})
+    sl.save_model(model, tmp_path / "checkpoint", card)
+    assert sl.load_model(tmp_path / "checkpoint").card.architecture == "small_cnn"
+    assert load_checkpoint(tmp_path / "checkpoint").card.architecture == "small_cnn"
+
+
+def test_timm_models_are_built_by_name_with_random_weights() -> None:
+    model = sl.build_model("timm/vit_tiny_patch16_224", num_classes=4, input_shape=(3, 32, 32))
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 4)
+    with pytest.raises(UnknownNameError, match="did you mean 'resnet10t'"):
+        sl.build_model("timm/resnet10tt", input_shape=(3, 32, 32))

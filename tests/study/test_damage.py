@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -82,7 +84,7 @@ def _tables(study: Study) -> list[pd.DataFrame]:
     return [study.scores, study.robustness, study.audits.drop(columns="evidence")]
 
 
-@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("how", ["bit", *(pytest.param(how, marks=pytest.mark.slow) for how in DAMAGE[1:])])
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_is_named_and_repaired_by_the_next_run(
     finished: Path, tmp_path: Path, kind: str, how: str
@@ -257,6 +259,7 @@ def declared_file(tmp_path: Path) -> Iterator[Path]:
     yield path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", [_Closed, _Losing])
 def test_on_the_command_line_a_lost_executor_exits_with_1(
     declared_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: Callable[[], Executor]
@@ -297,3 +300,65 @@ def test_a_place_says_what_it_is() -> None:
     assert Place("scores", "saliency", "sparseness", "plain", 0).what == "sparseness of saliency"
     with pytest.raises(SaliencyLabError):
         sl.verify("/nowhere/at/all")
+
+
+# --- disks that are full, stores that disappear -------------------------------------------------------
+
+
+FULL_DISK = """
+import resource, signal, sys, torch
+from torch import nn
+import saliency_lab as sl
+sl.show_progress(False)
+torch.manual_seed(0)
+net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+x, y = torch.rand(64, 1, 6, 6), torch.arange(64) % 3
+study = sl.Study({"net": net}, (x, y), store=sys.argv[1])
+if sys.argv[2] == "full":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    study.attribute("saliency")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256, resource.RLIM_INFINITY))
+    try:
+        study.score("sparseness")
+    except sl.SaliencyLabError as error:
+        print(error)
+        sys.exit(1)
+study.attribute("saliency").score("sparseness")
+print(study.scores["score"].tolist())
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_a_message_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    def run(folder: str, disk: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", FULL_DISK, str(tmp_path / folder), disk]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    failed = run("store", "full")
+    assert failed.returncode == 1, failed.stderr
+    assert "could not be written to" in failed.stdout and "Traceback" not in failed.stderr
+    assert sl.verify(tmp_path / "store").empty and not list((tmp_path / "store").rglob(".*.safetensors"))
+    again, whole = run("store", "free"), run("whole", "free")
+    assert again.returncode == whole.returncode == 0
+    assert again.stdout == whole.stdout
+
+
+@pytest.mark.parametrize("moment", ["between", "during"])
+def test_a_store_that_is_removed_while_it_is_used_is_made_again(
+    make_study: MakeStudy, tmp_path: Path, moment: str
+) -> None:
+    store = tmp_path / "store"
+
+    def brightness(model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        if moment == "during":
+            shutil.rmtree(store, ignore_errors=True)
+        return x.clone()
+
+    study = make_study(store).attribute(["saliency", brightness])
+    if moment == "between":
+        shutil.rmtree(store)
+    study.score("sparseness")
+    expected = make_study().attribute(["saliency", brightness]).score("sparseness")
+    pd.testing.assert_frame_equal(study.scores, expected.scores)
+    if moment == "between":
+        pd.testing.assert_frame_equal(Study.load(store).scores, study.scores)
