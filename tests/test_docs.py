@@ -110,6 +110,8 @@ def test_the_page_on_metrics_says_their_defaults():
             default = field.default
             if isinstance(default, float | int) and not isinstance(default, bool):
                 assert f"`{key}` {default:g}".replace("e-0", "e-") in row, name
+            elif isinstance(default, str) and re.fullmatch(r"\d+/\d+", default):
+                assert f"`{key}` {default}" in row, name
             elif default is True or (key == "baseline" and default != "black"):
                 assert f"`{key}` {'true' if default is True else f'`{default}`'}" in row, name
 

@@ -27,7 +27,7 @@ from saliency_lab.attacks.methods import METHODS as ATTACKS
 from saliency_lab.attacks.saliency import MapAttackSettings
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.cli.app import app as command_line
-from saliency_lab.comparison.claims import Claim
+from saliency_lab.comparison.claims import Claim, Endpoint
 from saliency_lab.experiment.schema import Declaration, SampleSpec, Trained
 from saliency_lab.metrics.catalogue import METRICS, settings_at_size
 from saliency_lab.models import ModelCard
@@ -154,7 +154,9 @@ def attacks() -> Iterator[str]:
     """Attacks on the prediction."""
     for name in ATTACKS:
         attack = ATTACKS[name]
-        sees = {"gradient": "gradients", "logits": "logits only"}[attack.access]
+        sees = {"gradient": "gradients", "logits": "logits only", "none": "nothing of the model"}[
+            attack.access
+        ]
         yield f"## `{name}`\n\n{text(attack.run)}\n"
         yield f"Sees {sees}. {'Takes' if attack.targeted else 'Takes no'} target class.\n"
         yield f"{text(attack.settings)}\n"
@@ -170,7 +172,13 @@ def map_attack() -> Iterator[str]:
 def study_file() -> Iterator[str]:
     """Tables and keys of a study's TOML file."""
     yield from settings(Declaration, [key for key in Declaration.model_fields if key != "folder"])
-    for title, model in (("[data]", SampleSpec), ("[recipes.NAME]", Trained), ("[[claims]]", Claim)):
+    tables = {
+        "[data]": SampleSpec,
+        "[recipes.NAME]": Trained,
+        "[[claims]]": Claim,
+        "[claims.primary]": Endpoint,
+    }
+    for title, model in tables.items():
         yield f"### `{title}`\n\n{text(model)}\n"
         yield from settings(model)
 

@@ -193,7 +193,7 @@ def parse_epsilon(value: float | str, *, name: str = "eps") -> float:
             number = float(above) / float(below or 1)
         else:
             number = float(value)
-    except (ValueError, TypeError, ZeroDivisionError):
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         raise problem from None
     if isinstance(value, bool) or not 0 <= number < float("inf"):
         raise problem

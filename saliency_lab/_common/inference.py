@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from saliency_lab._common.checks import are_probabilities, check_logits
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.memory import raise_mmap_threshold
+from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.threads import SharedState
 
 
@@ -148,6 +150,9 @@ def check_signature(model: nn.Module) -> None:
 def check_classifier(model: nn.Module, x: Tensor) -> Tensor:
     """Run the first two of the images, and return their logits (n, K), on the CPU.
 
+    Every entry point that takes a model calls it. The first time that it sees a model it also runs one of the
+    images alone, and warns if the model's logits for an image depend on the rest of the batch.
+
     Raises
     ------
     InputError
@@ -163,7 +168,9 @@ def check_classifier(model: nn.Module, x: Tensor) -> Tensor:
         torch.no_grad(),
     ):
         few = x[:2].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
-        return check_logits(model(few), len(few)).cpu()
+        logits = check_logits(run_without_graph(model, few), len(few)).cpu()
+    warn_if_batch_coupled(model, few, logits)
+    return logits
 
 
 @contextmanager
@@ -205,8 +212,8 @@ def translate_shape_errors(model: nn.Module, x: Tensor) -> Iterator[None]:
     except _SHAPE_ERRORS:
         image = x[:1].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
         try:
-            with undisturbed(model), torch.no_grad():
-                model(image)
+            with undisturbed(model):
+                run_without_graph(model, image)
         except _SHAPE_ERRORS as problem:
             reason = f"{problem}".partition("\n")[0]
             raise InputError(
@@ -227,7 +234,7 @@ def check_input_kept(model: nn.Module, x: Tensor) -> None:
     with undisturbed(model), torch.inference_mode(False), torch.no_grad():
         image = x[:1].detach().to(device_of(model), copy=True)
         before, version = image.clone(), image._version
-        model(image)
+        run_without_graph(model, image)
     if image._version != version or not torch.equal(image, before):
         raise InputError(
             f"{type(model).__name__} changes its input in place, so results would belong to another image "
@@ -328,10 +335,73 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
         If the model does not return one row of logits per image.
     """
     device = device_of(model)
-    with without_autocast(), undisturbed(model), torch.inference_mode():
+    with without_autocast(), undisturbed(model), torch.inference_mode(False), torch.no_grad():
         chunks = x.split(chunk_rows(x.shape, device))
-        rows = [check_logits(model(chunk.to(device, copy=True)), len(chunk)) for chunk in chunks]
+        rows = [
+            check_logits(run_without_graph(model, chunk.to(device, copy=True)), len(chunk))
+            for chunk in chunks
+        ]
         return torch.cat([row.float().cpu() for row in rows])
+
+
+_NOTHING_TO_DIFFERENTIATE = "does not require grad"  # in torch's message, where no graph was recorded
+
+
+def run_without_graph(model: nn.Module, images: Tensor) -> Tensor:
+    """Run one forward pass without a graph; a model that differentiates inside its own pass is given one.
+
+    Such a model (an anti-adversary layer, test-time optimisation of the image) may call
+    `torch.enable_grad` itself, or rely on the caller to record gradients.
+    """
+    try:
+        with torch.no_grad():
+            output: Tensor = model(images)
+            return output
+    except RuntimeError as error:
+        if _NOTHING_TO_DIFFERENTIATE not in f"{error}":
+            raise
+    with torch.enable_grad():
+        output = model(images)
+        return output.detach() if isinstance(output, Tensor) else output
+
+
+_CHECKED_FOR_COUPLING: WeakSet[nn.Module] = WeakSet()
+
+
+def depends_on_batch(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
+    """Whether the model's logits for an image change with the other images of its batch.
+
+    Runs one image alone and compares its logits with its row of `logits` (N, K), which were computed for all
+    of `x` by `predict`. Where they differ, the image is run again under two seeds: a model that is random, or
+    counts its calls, has another fault. With one image there is nothing to compare.
+    """
+    if len(x) < 2:
+        return False
+    with preserved_rng():
+        alone = predict(model, x[-1:])
+        together = logits[-1].float().cpu()
+        span = (together.amax() - together.amin()).clamp_min(torch.finfo(together.dtype).tiny)
+        if not ((alone[0] - together).abs().amax() > 1e-3 * span):
+            return False
+        with preserved_rng(0):
+            first = predict(model, x[-1:])
+        with preserved_rng(1):
+            second = predict(model, x[-1:])
+    return torch.equal(first, second)
+
+
+def warn_if_batch_coupled(model: nn.Module, x: Tensor, logits: Tensor) -> None:
+    """Warn, once per model, if its logits for an image change with the other images of the batch."""
+    if len(x) < 2 or model in _CHECKED_FOR_COUPLING:
+        return
+    _CHECKED_FOR_COUPLING.add(model)
+    if depends_on_batch(model, x, logits):
+        warnings.warn(
+            f"{type(model).__name__} returns other logits for an image alone than for the same image in a "
+            "batch, so every result here depends on how images are grouped; let batch normalisation use its "
+            "running statistics, and turn off adaptation at test time",
+            stacklevel=3,
+        )
 
 
 class Predictions(NamedTuple):

@@ -32,6 +32,17 @@ class Settings(BaseModel):
 Epsilon = Annotated[float, BeforeValidator(parse_epsilon)]
 """A perturbation size ≥ 0 in image units; text such as "8/255" is accepted."""
 
+
+def _parse_positive(value: float | str) -> float:
+    number = parse_epsilon(value, name="the value")
+    if number == 0:
+        raise InputError(f'the value must be > 0, such as 0.1 or "8/255", not {value!r}')
+    return number
+
+
+PositiveEpsilon = Annotated[float, BeforeValidator(_parse_positive)]
+"""A perturbation size > 0 in image units; text such as "8/255" is accepted."""
+
 S = TypeVar("S", bound=BaseModel)
 
 

@@ -35,10 +35,11 @@ from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
-from saliency_lab.attacks.ascent import Norm, check_radius, norm_of
+from saliency_lab.attacks.ascent import Norm, check_radius, norm_of, to_grid
 from saliency_lab.attacks.methods import METHODS, Method, OwnAttack
 from saliency_lab.attacks.problem import Problem
-from saliency_lab.attacks.result import AttackResult
+from saliency_lab.attacks.result import UNDEFINED, AttackResult
+from saliency_lab.attacks.sources import Borrowed, Expected, OnGrid
 
 
 def attack(
@@ -50,18 +51,20 @@ def attack(
     eps: float | str,
     seed: int = 0,
     target: Tensor | None = None,
+    gradients_from: nn.Module | None = None,
     **settings: Any,
 ) -> AttackResult:
     """Look for a point of the ε-ball around each image, inside [0, 1], that the model gets wrong.
 
     Samples that the model gets wrong before the attack are left alone. Random draws are keyed by the
-    seed and the sample's own pixels, so a sample's outcome does not move with its batch-mates (beyond
-    the rounding of the backend's batched arithmetic).
+    seed and the sample's own pixels, so a sample's outcome does not change with the other samples of its
+    batch (beyond the rounding of the backend's batched arithmetic; a model that is random itself draws per
+    batch).
 
     Parameters
     ----------
     model : nn.Module
-        Takes images in [0, 1] (normalises inside) and returns logits (N, K). Looked at in eval mode.
+        Takes images in [0, 1] (normalises inside) and returns logits (N, K). Attacked in eval mode.
     x : Tensor, DataLoader or data set
         Images (N, C, H, W) in [0, 1]; or a pair (images, labels), or a loader or data set of torch or Hugging
         Face, whose labels are used unless `y` is given.
@@ -74,16 +77,22 @@ def attack(
     seed : int
         Of the random starts and every other draw.
     target : Tensor (N,), optional
-        The class each sample should be taken for; without it any wrong class will do.
+        The class that each sample should be mistaken for; without it any wrong class will do.
+    gradients_from : nn.Module, optional
+        Network that provides the gradient, while every point is judged on `model` (backward pass
+        differentiable approximation, BPDA). It takes the same images and returns the same classes.
     settings
-        The method's own settings; `list_attacks()` names them.
+        The method's own settings; `list_attacks()` names them. `samples=S` averages the probabilities of a
+        random model over S passes (expectation over transformation), in the attack and in its result.
+        `quantised=True` returns only points whose pixels are multiples of 1/255.
 
     Raises
     ------
     InputError
         Images outside [0, 1] or NaN, labels out of range, a negative ε or seed, an unknown method or setting,
-        a model that does not return finite logits of two classes or more, computes in half precision or
-        another type than the images', or changes its input in place; a callable that leaves the ball.
+        a model that does not return finite logits of two classes or more for the images, computes in half
+        precision or another type than the images', or changes its input in place; a callable that leaves the
+        ball.
 
     Examples
     --------
@@ -97,7 +106,9 @@ def attack(
     x, y = read_labelled(x, y)
     chosen = METHODS.find(method)
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
-    return run(model, x, y, chosen, parsed, eps=parse_epsilon(eps), seed=seed, target=target)
+    return run(
+        model, x, y, chosen, parsed, eps=parse_epsilon(eps), seed=seed, target=target, lender=gradients_from
+    )
 
 
 def run(
@@ -111,15 +122,19 @@ def run(
     seed: int,
     target: Tensor | None = None,
     source: nn.Module | None = None,
+    lender: nn.Module | None = None,
+    clean: Tensor | None = None,
 ) -> AttackResult:
-    """Do what `attack` says, with settings already read, and one ε, or one a sample (N,).
+    """Do what `attack` says, with settings already parsed, and one ε, or one per sample (N,).
 
-    With `source` the points are sought on that model and judged on `model`. Libraries, and models that
-    are random in eval mode, draw from global generators that are seeded here and put back.
+    With `source` the points are sought on that model and judged on `model`; with `lender` that network only
+    provides the gradient. `clean` are the logits (N, K) of x, where a caller has checked the batch before.
+    Libraries, and models that are random in eval mode, draw from global generators that are seeded here and
+    put back.
     """
     seed = check_seed(seed)
     with preserved_rng(derive_seed(seed, "attack")), gradients_recorded():
-        return _run(model, x, y, method, settings, eps, seed, target, source)
+        return _run(model, x, y, method, settings, eps, seed, target, source, lender, clean)
 
 
 def _run(
@@ -132,11 +147,22 @@ def _run(
     seed: int,
     target: Tensor | None,
     source: nn.Module | None,
+    lender: nn.Module | None,
+    clean: Tensor | None,
 ) -> AttackResult:
     begun = time.perf_counter()
     norm: Norm = getattr(settings, "norm", "linf")
+    samples: int = getattr(settings, "samples", 1)
+    quantised: bool = getattr(settings, "quantised", False)
     check_radius(float(eps.max()) if isinstance(eps, Tensor) else eps, norm)
-    clean, y = check_batch(model, x, y)
+    if norm not in method.norms:
+        others = ", ".join(name for name in METHODS if norm in METHODS[name].norms)
+        raise InputError(f"attack '{method.name}' has no {norm} version; these have: {others}")
+    original = model
+    model = Expected(model, samples) if samples > 1 else model
+    if clean is None:
+        clean, y = check_batch(original, x, y)
+        clean = predict(model, x) if samples > 1 else clean
     target = _check_target(target, y, clean.shape[1], method)
     guess = clean.argmax(1)
     radius = torch.as_tensor(eps, dtype=x.dtype).expand(len(x))
@@ -146,6 +172,11 @@ def _run(
     attacked = model if source is None else source
     if source is not None:
         check_source(source, x, clean.shape[1], name="the source")
+    if lender is not None:
+        check_source(lender, x, clean.shape[1], name="gradients_from")
+        lender = Expected(lender, samples) if samples > 1 else lender
+        attacked = Borrowed(attacked, lender)
+    attacked = OnGrid(attacked) if quantised else attacked
     device = device_of(attacked)
     there = clean if source is None else predict(source, x)
     found = x.detach().cpu().clone()
@@ -173,20 +204,25 @@ def _run(
                 curve[chunk] = outcome.loss_curve.float().cpu()
             bar.update(len(chunk))
 
+    if quantised:
+        found[rows] = to_grid(found[rows], x.detach().cpu()[rows], radius[rows], norm)
     logits = clean.clone()
     if len(rows):
         logits[rows] = predict(model, found[rows])
-    predictions = logits.argmax(1)
+    finite = logits.isfinite().all(1)
+    predictions = logits.argmax(1).where(finite, torch.tensor(UNDEFINED))
     clean_correct = guess == y
+    success = (
+        clean_correct & (predictions != y) if target is None else (guess != target) & (predictions == target)
+    ) & finite
     return AttackResult(
         adversarial=found,
         labels=y,
         predictions=predictions,
         clean_correct=clean_correct,
-        robust=clean_correct & (predictions == y),
-        success=clean_correct & (predictions != y)
-        if target is None
-        else (guess != target) & (predictions == target),
+        robust=clean_correct & ((predictions == y) | ~finite),
+        success=success,
+        survives_rounding=_survives_rounding(model, found, y, target, success),
         loss=F.cross_entropy(logits, y, reduction="none"),
         queries=queries,
         distance=norm_of(found - x.detach().cpu(), norm),
@@ -199,6 +235,20 @@ def _run(
         seed=seed,
         seconds=time.perf_counter() - begun,
     )
+
+
+def _survives_rounding(
+    model: nn.Module, found: Tensor, y: Tensor, target: Tensor | None, success: Tensor
+) -> Tensor:
+    """Mask (N,): the attack succeeded, and still does with every pixel rounded to a multiple of 1/255."""
+    survives = success.clone()
+    rows = success.nonzero().flatten()
+    if len(rows):
+        logits = predict(model, (found[rows] * 255).round() / 255)
+        predictions = logits.argmax(1)
+        hit = predictions != y[rows] if target is None else predictions == target[rows]
+        survives[rows] = hit & logits.isfinite().all(1)
+    return survives
 
 
 def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -265,7 +315,7 @@ def check_source(source: nn.Module, x: Tensor, classes: int, *, name: str) -> No
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     if found != classes:
-        raise InputError(f"{name} tells {found} classes apart, and the model attacked {classes}")
+        raise InputError(f"{name} returns {found} classes, and the attacked model {classes}")
 
 
 def _check_target(target: Tensor | None, y: Tensor, classes: int, method: Method) -> Tensor | None:

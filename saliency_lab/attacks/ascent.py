@@ -10,11 +10,12 @@ from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l1", "severity"]
+"""Of the ball; corruptions have a severity in its place."""
 
 
 def check_radius(eps: float, norm: Norm) -> float:
-    """Return ε, or refuse an L∞ radius beyond the image range.
+    """Return ε, or refuse an L∞ radius beyond the image range and a severity that does not exist.
 
     >>> check_radius(8, "linf")
     Traceback (most recent call last):
@@ -23,6 +24,8 @@ def check_radius(eps: float, norm: Norm) -> float:
     """
     if norm == "linf" and eps > 1:
         raise InputError(f'eps is in image units, [0, 1]; did you mean "{eps:g}/255"?')
+    if norm == "severity" and eps not in range(6):
+        raise InputError(f"the eps of a corruption is its severity, 1 to 5 (0: none), not {eps:g}")
     return eps
 
 
@@ -36,24 +39,40 @@ def _l2(delta: Tensor) -> Tensor:
 
 
 def norm_of(delta: Tensor, norm: Norm) -> Tensor:
-    """Length (N,) of each sample's `delta` (N, C, H, W) in the norm."""
+    """Length (N,) of each sample's `delta` (N, C, H, W) in the norm; of a corruption, in L2."""
     flat = delta.flatten(1)
-    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+    if norm == "linf":
+        return flat.abs().amax(1)
+    return flat.norm(dim=1, p=1 if norm == "l1" else 2)
 
 
 def project(candidate: Tensor, x: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
     """Project onto the ε-ball around the *original* `x`, then onto [0, 1].
 
     Clipping to [0, 1] moves every pixel towards `x`, which lies in [0, 1], so the result stays in
-    the ball. `eps` is one radius, or one a sample (N,).
+    the ball. `eps` is one radius, or one per sample (N,).
     """
     radius = _per_sample(eps, x)
     delta = candidate - x
     if norm == "linf":
         delta = torch.clamp(delta, -radius, radius)
+    elif norm == "l1":
+        delta = _onto_l1_ball(delta, radius)
     else:
         delta = delta * (radius / _l2(delta).clamp_min(1e-12)).clamp_max(1.0)
     return (x + delta).clamp(0.0, 1.0)
+
+
+def _onto_l1_ball(delta: Tensor, radius: Tensor) -> Tensor:
+    """Nearest point of the L1 ball: shrink every coordinate by one threshold (Duchi et al., ICML 2008)."""
+    size = delta.flatten(1).abs()
+    limit = radius.reshape(-1, 1).expand(len(size), 1)
+    ordered = size.sort(dim=1, descending=True).values
+    excess = ordered.cumsum(1) - limit
+    rank = torch.arange(1, size.shape[1] + 1, device=size.device, dtype=size.dtype)
+    last = (ordered * rank > excess).sum(1, keepdim=True).clamp_min(1)
+    threshold = (excess.gather(1, last - 1) / last).clamp_min(0)
+    return delta.sign() * (size - threshold).clamp_min(0).reshape(delta.shape)
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
@@ -61,6 +80,29 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     if norm == "linf":
         return gradient.sign()
     return gradient / _l2(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
+def to_grid(points: Tensor, x: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
+    """Round each pixel to a multiple of 1/255 inside the ball around `x` (N, C, H, W).
+
+    Each goes to the nearest multiple inside the ball; L1 and L2 round the perturbation towards zero. A pixel
+    with no multiple of 1/255 inside the ball keeps the value of `x`.
+    """
+    radius = _per_sample(eps, x).double()
+    exact, centre = points.double() * 255, x.double() * 255
+    if norm == "linf":
+        low, high = centre - radius * 255 - _GRID_SLACK, centre + radius * 255 + _GRID_SLACK
+        grid = exact.round()
+        grid = torch.where(grid > high, grid - 1, grid)
+        grid = torch.where(grid < low, grid + 1, grid)
+        inside = (grid >= low) & (grid <= high)
+    else:
+        grid = torch.where(exact > centre, (exact + _GRID_SLACK).floor(), (exact - _GRID_SLACK).ceil())
+        inside = (grid - centre).abs() <= (exact - centre).abs() + _GRID_SLACK
+    return torch.where(inside, grid / 255, x.double()).to(points.dtype).clamp(0, 1)
+
+
+_GRID_SLACK = 1e-4  # of a level: float32 does not hold k/255 exactly
 
 
 class Stepper:
@@ -76,7 +118,7 @@ class Stepper:
 
     @torch.no_grad()
     def step_(self, point: Tensor, gradient: Tensor, length: float | Tensor) -> None:
-        """Move `point` by one step; `length` is one, or one a sample (N,)."""
+        """Move `point` by one step; `length` is one, or one per sample (N,)."""
         stride = _per_sample(length, self.x)
         if self.norm == "linf":
             point.addcmul_(torch.sign(gradient, out=self._buffer), stride)

@@ -8,34 +8,52 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from saliency_lab._common.checks import are_probabilities, parse_epsilon
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import chunk_rows, device_of, gradients_recorded, predict, undisturbed
+from saliency_lab._common.inference import (
+    chunk_rows,
+    depends_on_batch,
+    device_of,
+    gradients_recorded,
+    predict,
+    run_without_graph,
+    undisturbed,
+)
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
-from saliency_lab._common.seeding import derive_seed, preserved_rng
+from saliency_lab._common.seeding import derive_seed, preserved_rng, sample_seeds, sample_uniform
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.api import attack, check_batch, check_source, run
 from saliency_lab.attacks.ascent import Norm
+from saliency_lab.attacks.curve import whole_range
 from saliency_lab.attacks.losses import margin
 from saliency_lab.attacks.methods import METHODS, Method, OwnAttack
 from saliency_lab.attacks.result import AttackResult
+from saliency_lab.attacks.slope import FINE, check_slope
+from saliency_lab.attacks.sources import FiniteDifferences, Smoothed, StraightThrough, inner_networks
 from saliency_lab.attacks.transfer import transfer_attack
-from saliency_lab.attacks.verdict import Audit, Check, Verdict, summarise
+from saliency_lab.attacks.verdict import About, Audit, Check, Verdict, summarise
 
-# Shares of all samples that another attack may break beyond the audited one: up to the first the item
-# passes, up to the second it warns. One sample is always allowed.
-WHITE_BOX = (0.02, 0.05)
-WEAKER_ATTACK = (0.01, 0.03)
-# Shares of the surviving samples that may show a fault of the gradient.
-SURVIVORS = (0.02, 0.05)
+# Shares above which a fault is established, by an exact binomial test at the level `SIGNIFICANCE`.
+MISSED = 0.02  # of all samples: another attack breaks them, the audited one does not
+FAULTY = 0.05  # of the surviving samples: the gradient or the loss has a fault there
+SIGNIFICANCE = 0.05
+# "believe" needs the share that the audited attack missed to lie below this, by a one-sided 95 % bound.
+PRECISION = 0.2
+# Relative error of a sample's gradient above which it does not describe the model.
+MISMATCH = 0.3
+# Cosine between predicted and measured changes at the width of the ball, below which the slope misleads.
+AGREEMENT = 0.4
 # Margins in units of the logits' range that differ by less than this are one: float32 knows no better.
 _TIE = 1e-5
 
@@ -48,6 +66,11 @@ class Budget:
     targets: int
     queries: int
 
+
+_DRAWS = 8  # passes over which the reference attacks average a random model
+_CHECKED = 64  # surviving samples whose gradient is compared with finite differences
+_DIRECTIONS = 16
+_JITTER = 5e-3  # keeps the points of the gradient check off the ties of flat image regions
 
 BUDGETS = {"quick": Budget(steps=30, targets=4, queries=500), "full": Budget(100, 9, 5000)}
 
@@ -82,7 +105,7 @@ def audit(
     Raises
     ------
     InputError
-        As `attack`; also if a surrogate does not read these images, or tells other classes apart.
+        As `attack`; also if a surrogate does not take these images, or returns other classes.
     """
     begun = time.perf_counter()
     if budget not in BUDGETS:
@@ -92,14 +115,24 @@ def audit(
     radius = parse_epsilon(eps)
     if radius == 0:
         raise InputError("an audit needs eps > 0")
+    norm = getattr(parsed, "norm", "linf")
+    if norm not in ("linf", "l2"):
+        raise InputError(
+            f"an audit covers attacks in linf and l2, not {norm}; run several and see worst_case"
+        )
     x, y = read_labelled(x, y)
-    with preserved_rng(derive_seed(seed, "audit")), gradients_recorded():
+    with preserved_rng(derive_seed(seed, "audit")), gradients_recorded(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(returns probabilities|in a batch|have no gradient)")
         logits, y = check_batch(model, x, y)
         others = _check_surrogates(surrogates, x, logits.shape[1])
-        checks = [_outputs(logits, y), _determinism(model, x)]
+        random = _determinism(model, x)
+        checks = [_outputs(logits, y), random, _batch(model, x, logits)]
         audited = run(model, x, y, chosen, parsed, eps=radius, seed=seed)
-        panel = _Panel(model, x, y, audited, BUDGETS[budget], others, seed)
+        is_random = random.numbers["random"] > 0
+        samples = max(getattr(parsed, "samples", 1), _DRAWS) if is_random else 1
+        panel = _Panel(model, x, y, audited, BUDGETS[budget], others, seed, samples)
         stages: tuple[Callable[[], list[Check]], ...] = (
+            panel.slope,
             lambda: [panel.single_step(chosen)],
             lambda: [panel.converged(chosen, parsed)],
             lambda: [panel.random()],
@@ -111,6 +144,10 @@ def audit(
         )
         for stage in progress(stages, label="audit"):
             checks += stage()
+        checks += [
+            panel.stand_ins(suspicious=any(c.verdict == "fail" and c.about == "model" for c in checks))
+        ]
+        checks += [panel.strength()]
     verdict, reason = summarise(checks, len(x))
     return Audit(
         verdict=verdict,
@@ -135,16 +172,25 @@ class _Panel:
         budget: Budget,
         surrogates: Mapping[str, nn.Module],
         seed: int,
+        samples: int,
     ) -> None:
         self.model, self.audited, self.budget = model, audited, budget
-        self.surrogates, self.seed = surrogates, seed
+        self.surrogates, self.seed, self.samples = surrogates, seed, samples
         self.rows = audited.robust.nonzero().flatten()
         self.x, self.y = x.detach().cpu()[self.rows], y[self.rows]
         self.loss = audited.loss[self.rows]
-        self.missed = torch.zeros(len(self.rows), dtype=torch.bool)
+        none = torch.zeros(len(self.rows), dtype=torch.bool)
+        self.by_gradient, self.without_gradient, self.by_stand_in = none, none.clone(), none.clone()
+        self.strongest: dict[str, int] = {}
         self.drawn: list[Tensor] = []  # points found by chance, and points found by gradients
         self.climbed = [audited.adversarial[self.rows]]
         self.norm: Norm = audited.norm
+        self.differs = False  # the straight-through gradient is another than the model's own
+
+    @property
+    def missed(self) -> Tensor:
+        """Mask of survivors that some other attack breaks."""
+        return self.by_gradient | self.without_gradient | self.by_stand_in
 
     def robust(self) -> Tensor:
         """Mask (N,): robust against the audited attack and all of the panel's."""
@@ -157,35 +203,166 @@ class _Panel:
         if not len(self.rows):
             return None
         seed = self.seed if seed is None else seed
-        found = attack(
-            self.model, self.x, self.y, method, eps=self.audited.eps, seed=seed, norm=self.norm, **settings
-        )
-        self.missed |= ~found.robust
+        settings = {"norm": self.norm, "samples": self.samples, **settings}
+        found = attack(self.model, self.x, self.y, method, eps=self.audited.eps, seed=seed, **settings)
+        blind = method in ("square", "noise", "random_direction")
+        if blind:
+            self.without_gradient = self.without_gradient | found.success
+        else:
+            self.by_gradient = self.by_gradient | found.success
+        self.note(found, settings)
         return found
 
-    def compare(
-        self, name: str, who: str, found: list[AttackResult | None], limits: tuple[float, float]
-    ) -> Check:
+    def note(self, found: AttackResult, settings: Mapping[str, Any]) -> None:
+        """Remember how many survivors an attack breaks, under the call that repeats it."""
+        own = {k: v for k, v in settings.items() if (k, v) not in (("norm", "linf"), ("samples", 1))}
+        call = ", ".join([repr(found.method), *(f"{key}={value!r}" for key, value in own.items())])
+        self.strongest[call] = int(found.success.sum())
+
+    def compare(self, name: str, who: str, found: list[AttackResult | None]) -> Check:
         """Judge a check by the share of all samples that the audited attack missed and `found` broke."""
-        n = len(self.audited)
         if not len(self.rows):
             return Check(name, "pass", "no sample survived the audited attack", {"missed": 0.0})
-        held = torch.stack([result.robust for result in found if result is not None]).all(0)
-        missed = int((~held).sum())
-        verdict = _grade(missed / n, limits, slack=1 / n)
+        broken = torch.stack([result.success for result in found if result is not None]).any(0)
+        return self.judge(name, who, broken, "attack")
+
+    def judge(self, name: str, who: str, broken: Tensor, about: About) -> Check:
+        """Fail if `broken` (of the survivors) is significantly more than `MISSED` of all samples."""
+        n, missed = len(self.audited), int(broken.sum())
         evidence = (
             f"{who}: {missed} of {n} samples broken that {self.audited.method} missed ({missed / n:.1%})"
         )
-        return Check(name, verdict, evidence, {"missed": missed / n})
+        return Check(name, exceeds(missed, n, MISSED), evidence, {"missed": missed / n}, about)
+
+    def slope(self) -> list[Check]:
+        """The gradient matches finite differences, and the model answers finitely, around the survivors."""
+        names = ("finite outputs", "gradient check", "coarse slope")
+        if not len(self.rows):
+            return [Check(name, "pass", "no sample survived the audited attack", {}) for name in names]
+        pixels = self.x[0].numel()
+        width = self.audited.eps / 2 if self.norm == "linf" else self.audited.eps / 2 / math.sqrt(pixels)
+        width = min(max(width, FINE[0]), 0.05)
+        count = min(len(self.rows), _CHECKED)
+        seeds = sample_seeds(self.x[:count], self.seed, "slope check")
+        noise = (2 * sample_uniform(seeds, self.x.shape[1:]) - 1).to(self.x)
+        near = (self.x[:count] + min(2 * width, 0.05) * noise).clamp(0, 1)
+        far = (self.audited.adversarial[self.rows[:count]] + _JITTER * noise).clamp(0, 1)
+        labels = self.y[:count]
+        checks = [check_slope(self.model, points, labels, width=width) for points in (near, far)]
+        self.differs = self._straight_through_differs(near, labels)
+        finite = torch.stack([c.finite for c in checks])
+        error = torch.stack([c.error for c in checks]).amax(0)
+        agreement = torch.stack([c.agreement for c in checks]).amin(0)
+        usable = finite.all(0)
+        changed = int(torch.stack([c.changed for c in checks]).any(0).sum())
+        lost = int((~usable).sum())
+        answers = f"{lost} of {count} surviving samples have logits that are not finite inside the ball"
+        if changed:
+            answers += f", and {changed} other logits when gradients are recorded than when they are not"
+        answered: Verdict = "fail" if lost or changed else "pass"
+        result = [
+            Check(names[0], answered, answers, {"lost": lost / count, "changed": changed / count}, "model")
+        ]
+        if not usable.any():
+            return result + [Check(name, "skipped", "no finite outputs", {}) for name in names[1:]]
+        error, agreement = error[usable], agreement[usable]
+        wrong, middle = int((error > MISMATCH).sum()), error.median().item()
+        verdict = "fail" if middle > MISMATCH else exceeds(wrong, len(error), FAULTY)
+        evidence = (
+            f"measured along {_DIRECTIONS} directions, the margin of {wrong} of {len(error)} surviving "
+            f"samples changes otherwise than the gradient says; the median relative error is {middle:.2g}"
+        )
+        numbers = {"mismatch": wrong / len(error), "error": middle}
+        result.append(Check(names[1], verdict, evidence, numbers, "model"))
+        middle = agreement.median().item()
+        verdict = "fail" if middle < AGREEMENT else "pass"
+        evidence = (
+            f"over ±{width:.3g} per pixel, measured and predicted changes of the margin have a median cosine "
+            f"of {middle:.2f}"
+        )
+        result.append(Check(names[2], verdict, evidence, {"cosine": middle}, "model"))
+        return result
+
+    def _straight_through_differs(self, points: Tensor, y: Tensor) -> bool:
+        """Whether the gradient changes if operations that block or change gradients are replaced."""
+        few, labels = points[:16], y[:16]
+        with undisturbed(self.model), preserved_rng(0):
+            own = margin_gradient(self.model, few, labels)
+        with undisturbed(self.model), preserved_rng(0):
+            replaced = margin_gradient(StraightThrough(self.model), few, labels)
+        cosine = F.cosine_similarity(own.flatten(1), replaced.flatten(1))
+        return bool(replaced.abs().sum() > 0) and cosine.median().item() < 0.95
+
+    def stand_ins(self, *, suspicious: bool) -> Check:
+        """Attacks that take the gradient from elsewhere break no more than those with the model's own."""
+        name = "other gradients"
+        if not len(self.rows):
+            return Check(name, "pass", "no sample survived the audited attack", {"missed": 0.0})
+        beyond = int((self.without_gradient & ~self.by_gradient).sum())
+        if not (suspicious or self.differs or exceeds(beyond, len(self.audited), MISSED) == "fail"):
+            return Check(name, "skipped", "the model's own gradient describes it", {})
+        radius = self.audited.eps if self.norm == "linf" else self.audited.eps / math.sqrt(self.x[0].numel())
+        through = StraightThrough(self.model)
+        sources: dict[str, nn.Module] = {
+            "a straight-through backward pass": through,
+            "the identity in place of what precedes an inner network": StraightThrough(
+                self.model, identity=True
+            ),
+            "gradients averaged over noise": Smoothed(through, radius / 2, 8),
+        }
+        with undisturbed(self.model):
+            inner = inner_networks(self.model, self.x[:1].to(device_of(self.model)))
+        sources |= {f"an inner network ({i})": net for i, net in enumerate(inner[:3], 1)}
+        sources["finite differences (SPSA)"] = FiniteDifferences(self.model, 24, max(radius / 2, 0.01))
+        broken: dict[str, int] = {}
+        for label, source in sources.items():
+            left = (~self.by_stand_in).nonzero().flatten()
+            if not len(left):
+                break
+            steps = self.budget.steps // 2 if "averaged" in label or "SPSA" in label else self.budget.steps
+            settings: dict[str, Any] = {"norm": self.norm, "samples": self.samples}
+            found = attack(
+                self.model, self.x[left], self.y[left], "pgd", eps=self.audited.eps, seed=self.seed,
+                gradients_from=source, loss="margin", steps=steps, **settings,
+            )  # fmt: skip
+            mask = torch.zeros_like(self.by_stand_in)
+            mask[left] = found.success
+            self.by_stand_in = self.by_stand_in | mask
+            broken[label] = int(found.success.sum())
+        best = max(broken, key=lambda label: broken[label])
+        extra = self.by_stand_in & ~self.by_gradient
+        check = self.judge(name, f"with {best} among {len(broken)}", extra, "model")
+        return replace(
+            check,
+            evidence=f"PGD with gradients from elsewhere (best: {best}) leaves "
+            f"{(~self.by_stand_in).sum().item() / len(self.audited):.1%} accuracy; it breaks "
+            f"{int(extra.sum())} samples that the model's own gradient does not",
+        )
+
+    def strength(self) -> Check:
+        """All attacks together break no more than the audited one."""
+        check = self.judge("strongest attack", "all attacks together", self.missed, "attack")
+        best = max(self.strongest, key=lambda call: self.strongest[call], default="")
+        if check.verdict == "fail" and best:
+            evidence = f"{check.evidence}; the strongest single one is attack({best})"
+            check = replace(check, evidence=evidence)
+        bound = upper_bound(int(self.missed.sum()), len(self.audited))
+        if check.verdict == "pass" and bound > PRECISION:
+            evidence = (
+                f"{check.evidence}, but {len(self.audited)} images cannot show that it is few: up to "
+                f"{bound:.0%} (95 % bound); use 100 images or more"
+            )
+            check = replace(check, verdict="warn", evidence=evidence)
+        return check
 
     def single_step(self, chosen: Method) -> Check:
         """An iterative attack breaks all that a single step breaks; a single step is no evaluation."""
         iterative = "steps" in chosen.settings.model_fields
         found = [self.breaks("fgsm"), self.breaks("r_fgsm")]
         if iterative:
-            return self.compare("single step", "FGSM and R-FGSM", found, WEAKER_ATTACK)
+            return self.compare("single step", "FGSM and R-FGSM", found)
         found.append(self.breaks("pgd"))
-        return self.compare("single step", "FGSM, R-FGSM and PGD-40", found, WHITE_BOX)
+        return self.compare("single step", "FGSM, R-FGSM and PGD-40", found)
 
     def converged(self, chosen: Method, parsed: Settings) -> Check:
         """More steps and restarts change nothing."""
@@ -196,18 +373,18 @@ class _Panel:
         more = {**given, "steps": steps}
         if "restarts" in given:
             more["restarts"] = 2 * given["restarts"]
-        more.pop("norm")
+        more["samples"] = max(self.samples, given["samples"])
         found = self.breaks(chosen.name, derive_seed(self.seed, "audit"), **more)
         who = f"{chosen.name} with {steps} steps, other starts" + (
             f" and {more['restarts']} restarts" if "restarts" in more else ""
         )
-        return self.compare("converged", who, [found], WHITE_BOX)
+        return self.compare("converged", who, [found])
 
     def random(self) -> Check:
         """No random point breaks what the attack did not."""
         found = [self.breaks(method, draws=20) for method in ("noise", "random_direction")]
         self.drawn += [result.adversarial for result in found if result is not None]
-        return self.compare("random points", "20 noise and 20 direction draws", found, WEAKER_ATTACK)
+        return self.compare("random points", "20 noise and 20 direction draws", found)
 
     def surface(self) -> Check:
         """No random point comes closer to another class than gradients do, and the ball is not flat.
@@ -227,40 +404,47 @@ class _Panel:
         above = (chance > climbed + _TIE).double().mean().item()
         moved = (chance - start).abs().maximum((climbed - start).abs())
         flat = (moved <= _TIE).double().mean().item()
-        verdict = _grade(max(above, flat), SURVIVORS, slack=1 / len(self.rows))
+        worst = max(int((chance > climbed + _TIE).sum()), int((moved <= _TIE).sum()))
+        verdict = exceeds(worst, len(self.rows), FAULTY)
         evidence = (
             f"of {len(self.rows)} surviving samples, a random direction raises the margin further than "
             f"{self.audited.method} and PGD on rescaled logits do for {above:.1%}, and nothing moves it for "
             f"{flat:.1%}"
         )
-        return Check("loss surface", verdict, evidence, {"above": above, "flat": flat})
+        return Check("loss surface", verdict, evidence, {"above": above, "flat": flat}, "model")
 
     def gradients(self) -> Check:
         """The gradient at the image has not vanished, and no saturated loss hid a broken sample.
 
         A cross-entropy of exactly 0, where float32 has run out, is no fault by itself: a network that is sure
-        of easy images has it. It counts where another attack of the panel broke the sample after all.
+        of easy images has it. It counts, against the attack, where another attack broke the sample after all.
         """
         if not len(self.rows):
             return Check("vanished gradients", "pass", "no sample survived the audited attack", {})
-        zero = _zero_gradient(self.model, self.x, self.y).double().mean().item()
-        saturated = self.loss == 0
-        hidden = (saturated & self.missed).double().mean().item()
-        share = saturated.double().mean().item()
-        verdict = _grade(max(zero, hidden), SURVIVORS, slack=1 / len(self.rows))
+        device = device_of(self.model)
+        with undisturbed(self.model):
+            chunks = zip(*(t.split(chunk_rows(self.x.shape, device)) for t in (self.x, self.y)), strict=True)
+            slopes = [margin_gradient(self.model, x, y).abs().flatten(1).amax(1).cpu() for x, y in chunks]
+        zero, saturated = ~(torch.cat(slopes) > 0), self.loss == 0
+        hidden, n = saturated & self.missed, len(self.rows)
+        vanished = exceeds(int(zero.sum()), n, FAULTY)
+        verdict = "fail" if vanished == "fail" else exceeds(int(hidden.sum()), n, FAULTY)
+        numbers = {k: v.double().mean().item() for k, v in
+                   {"zero": zero, "saturated": saturated, "hidden": hidden}.items()}  # fmt: skip
         evidence = (
-            f"of {len(self.rows)} surviving samples, {zero:.1%} have a zero input gradient and {share:.1%} a "
-            f"loss of exactly 0 (float32 has run out), behind which other attacks broke {hidden:.1%}"
+            f"of {n} surviving samples, {numbers['zero']:.1%} have a zero input gradient and "
+            f"{numbers['saturated']:.1%} a loss of exactly 0 (float32 has run out), behind which other "
+            f"attacks broke {numbers['hidden']:.1%}"
         )
-        numbers = {"zero": zero, "saturated": share, "hidden": hidden}
-        return Check("vanished gradients", verdict, evidence, numbers)
+        about: About = "model" if vanished == "fail" else "attack"
+        return Check("vanished gradients", verdict, evidence, numbers, about)
 
     def rescaled(self) -> Check:
         """Losses that the scale of the logits cannot hide from break no more."""
         steps = self.budget.steps
         found = [self.breaks("pgd", loss=loss, steps=steps) for loss in ("scaled_ce", "margin")]
         self.climbed += [result.adversarial for result in found if result is not None]
-        return self.compare("rescaled logits", "PGD on rescaled logits and on the margin", found, WHITE_BOX)
+        return self.compare("rescaled logits", "PGD on rescaled logits and on the margin", found)
 
     def reference(self, classes: int) -> list[Check]:
         """Square alone, and AutoAttack: APGD-CE, targeted APGD-DLR, FAB-T and Square."""
@@ -272,9 +456,18 @@ class _Panel:
             strong.append(self.breaks("apgd_t", steps=steps, target_classes=targets))
         strong.append(self.breaks("fab_t", steps=steps, target_classes=targets))
         return [
-            self.compare("black box", f"Square with {queries} queries", [square], WEAKER_ATTACK),
-            self.compare("AutoAttack", "APGD, FAB-T and Square", strong, WHITE_BOX),
+            self.blind("black box", f"Square with {queries} queries", [square]),
+            self.compare("AutoAttack", "APGD, FAB-T and Square", strong),
         ]
+
+    def blind(self, name: str, who: str, found: list[AttackResult | None]) -> Check:
+        """Attacks that see no gradient break no more than all that see it; else the model misleads."""
+        check = self.compare(name, who, found)
+        if not len(self.rows):
+            return check
+        broken = torch.stack([result.success for result in found if result is not None]).any(0)
+        beyond = self.judge(name, f"{who}, beyond all gradient attacks", broken & ~self.by_gradient, "model")
+        return beyond if beyond.verdict == "fail" else check
 
     def transfer(self) -> Check:
         """Points found on other models break no more."""
@@ -282,21 +475,56 @@ class _Panel:
             return Check("transfer", "skipped", "no surrogate model was given", {})
         found: list[AttackResult | None] = []
         for source in self.surrogates.values() if len(self.rows) else ():
+            settings: dict[str, Any] = {"norm": self.norm, "samples": self.samples}
             moved = transfer_attack(
-                self.model, source, self.x, self.y, eps=self.audited.eps, seed=self.seed, norm=self.norm
+                self.model, source, self.x, self.y, eps=self.audited.eps, seed=self.seed, **settings
             )
-            self.missed |= ~moved.robust
+            self.without_gradient = self.without_gradient | moved.success
             found.append(moved)
-        return self.compare(
-            "transfer", f"PGD on {', '.join(map(str, self.surrogates))}", found, WEAKER_ATTACK
-        )
+        return self.blind("transfer", f"PGD on {', '.join(map(str, self.surrogates))}", found)
 
 
-def _grade(share: float, limits: tuple[float, float], *, slack: float) -> Verdict:
-    """Pass, warn or fail by a share; `slack` is one sample, which is always allowed."""
-    if share <= max(limits[0], slack) + 1e-12:
-        return "pass"
-    return "warn" if share <= limits[1] + 1e-12 else "fail"
+def exceeds(count: int, n: int, limit: float) -> Verdict:
+    """Fail if `count` of `n` is significantly more than a share of `limit`, by an exact binomial test.
+
+    >>> exceeds(3, 50, 0.02), exceeds(4, 50, 0.02)
+    ('pass', 'fail')
+    """
+    from scipy.stats import binom
+
+    return "fail" if count and binom.sf(count - 1, n, limit) < SIGNIFICANCE else "pass"
+
+
+def upper_bound(count: int, n: int) -> float:
+    """Upper end of the one-sided 95 % Clopper-Pearson interval of a share.
+
+    >>> round(upper_bound(0, 100), 3), round(upper_bound(0, 1), 2)
+    (0.03, 0.95)
+    """
+    from scipy.stats import beta
+
+    return 1.0 if count == n else float(beta.ppf(0.95, count + 1, n - count))
+
+
+def margin_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Gradient (N, C, H, W) of the margin at x, on the model's device; 0 where there is none."""
+    device = device_of(model)
+    point = x.detach().to(device).requires_grad_()
+    value = margin(model(point), y.to(device)).sum()
+    slope = torch.autograd.grad(value, point, allow_unused=True)[0] if value.requires_grad else None
+    return torch.zeros_like(point) if slope is None else slope.nan_to_num()
+
+
+def _batch(model: nn.Module, x: Tensor, logits: Tensor) -> Check:
+    """An image's logits do not change with the rest of its batch."""
+    if len(x) < 2:
+        return Check("batch independence", "skipped", "one image has no batch to depend on", {}, "model")
+    if depends_on_batch(model, x, logits):
+        evidence = "an image alone has other logits than in a batch, so attacks on batches mean nothing"
+        return Check("batch independence", "fail", evidence, {"depends": 1.0}, "model")
+    return Check(
+        "batch independence", "pass", "an image alone has the same logits", {"depends": 0.0}, "model"
+    )
 
 
 def _check_surrogates(
@@ -318,7 +546,7 @@ def _outputs(logits: Tensor, y: Tensor) -> Check:
         evidence = (
             "the outputs are probabilities, not logits: the cross-entropy takes a second softmax of them"
         )
-        return Check("units and outputs", "fail", evidence, {"accuracy": accuracy})
+        return Check("units and outputs", "fail", evidence, {"accuracy": accuracy}, "model")
     if accuracy <= min(2 * chance, (1 + chance) / 2):
         evidence = (
             f"clean accuracy is {accuracy:.1%}, near chance ({chance:.1%}): does the model expect normalised "
@@ -350,22 +578,46 @@ def _determinism(model: nn.Module, x: Tensor) -> Check:
     few = few.repeat(2, 1, 1, 1) if len(few) == 1 else few  # in train mode batch norm needs two
     in_eval = lambda: predict(model, few)  # noqa: E731
     as_given = lambda: _predict_as_given(model, few)  # noqa: E731
+    inside = "; the model differentiates inside its forward pass" if _differentiates(model, few[:1]) else ""
+    numbers = {"disagree": 0.0, "random": 0.0, "differentiates": float(bool(inside))}
     if logits_differ(in_eval):
-        share = spread(in_eval)
-        evidence = f"the model is random in eval mode: three passes disagree on {share:.1%} of the images"
-        return Check("determinism", "fail", evidence, {"disagree": share})
+        numbers |= {"disagree": spread(in_eval), "random": 1.0}
+        evidence = (
+            f"the model is random in eval mode: three passes disagree on {numbers['disagree']:.1%} of the "
+            f"images; attack the mean of its draws with samples=20{inside}"
+        )
+        return Check("determinism", "fail", evidence, numbers, "model")
     if logits_differ(as_given):
-        share = spread(as_given)
+        numbers["disagree"] = spread(as_given)
         active = ", ".join(
             name for name, module in model.named_modules() if module.training and _is_random(module)
         )
         evidence = (
             f"the model was handed over in train mode and is random there ({active or 'an unknown module'}): "
-            f"three passes disagree on {share:.1%} of the images; it is attacked in eval mode, so call "
-            "model.eval() if that is the model you mean"
+            f"three passes disagree on {numbers['disagree']:.1%} of the images; it is attacked in eval mode, "
+            f"so call model.eval() if that is the model you mean{inside}"
         )
-        return Check("determinism", "warn", evidence, {"disagree": share})
-    return Check("determinism", "pass", "repeated passes give the same logits", {"disagree": 0.0})
+        return Check("determinism", "warn", evidence, numbers, "model")
+    return Check("determinism", "pass", f"repeated passes give the same logits{inside}", numbers, "model")
+
+
+class _Differentiations(TorchFunctionMode):
+    """Counts the gradients that are asked for inside."""
+
+    count = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.count += getattr(func, "__name__", "") in ("grad", "backward")
+        return func(*args, **(kwargs or {}))
+
+
+def _differentiates(model: nn.Module, x: Tensor) -> bool:
+    """Whether the model's forward pass itself asks for a gradient."""
+    with _Differentiations() as mode:
+        predict(model, x)
+    return mode.count > 0
 
 
 def _is_random(module: nn.Module) -> bool:
@@ -376,27 +628,12 @@ def _predict_as_given(model: nn.Module, x: Tensor) -> Tensor:
     """Logits in the model's own mode; buffers, such as BatchNorm's statistics, are put back."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with torch.no_grad():
-            logits: Tensor = model(x.to(device_of(model)))
+        logits = run_without_graph(model, x.to(device_of(model)))
         return logits.float().cpu()
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-
-
-def _zero_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Mask (N,): the margin's gradient at the image is zero everywhere, or there is none."""
-    device, out = device_of(model), []
-    with undisturbed(model):
-        rows = chunk_rows(x.shape, device)
-        for images, labels in zip(x.split(rows), y.split(rows), strict=True):
-            point = images.to(device).requires_grad_()
-            loss = margin(model(point), labels.to(device)).sum()
-            slope = torch.autograd.grad(loss, point, allow_unused=True)[0] if loss.requires_grad else None
-            size = torch.zeros(len(images)) if slope is None else slope.abs().flatten(1).amax(1).cpu()
-            out.append(~(size > 0))
-    return torch.cat(out)
 
 
 def _large_eps(
@@ -413,7 +650,7 @@ def _large_eps(
 
     What it leaves, PGD on the margin may break: then the attack was weak, and no gradient is masked.
     """
-    whole = 1.0 if audited.norm == "linf" else math.sqrt(x[0].numel())
+    whole = whole_range(x, audited.norm)
     step = getattr(parsed, "step_size", None)
     scaled = parsed if step is None else parsed.model_copy(update={"step_size": step * whole / audited.eps})
     left = run(model, x, y, chosen, scaled, eps=whole, seed=seed).robust
@@ -426,8 +663,8 @@ def _large_eps(
         left[rows] = again.robust
         evidence += f", and PGD on the margin after it {_share(left)}"
     share = left.double().mean().item()
-    verdict = _grade(share, (0.01, 1 / classes), slack=1 / len(x))
-    return Check("large eps", verdict, evidence, {"accuracy": share})
+    verdict = exceeds(int(left.sum()), len(x), max(MISSED, 1 / classes))
+    return Check("large eps", verdict, evidence, {"accuracy": share}, "model")
 
 
 def _share(mask: Tensor) -> str:

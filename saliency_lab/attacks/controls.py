@@ -1,4 +1,4 @@
-"""Controls that use no gradient: what they break, an attack that works breaks as well."""
+"""Controls that use no gradient: whatever they break, a working attack breaks as well."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from saliency_lab._common.settings import Settings
-from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.draws import ball_point, surface_point
-from saliency_lab.attacks.problem import Outcome, Problem
+from saliency_lab.attacks.problem import AttackSettings, Outcome, Problem
 
 
-class DrawSettings(Settings):
-    """The best of `draws` random points a sample."""
+class DrawSettings(AttackSettings):
+    """The best of `draws` random points per sample."""
 
-    norm: Norm = "linf"
     draws: int = Field(default=10, ge=1)
 
 
@@ -41,7 +38,7 @@ def _best_of(problem: Problem, draws: int, draw: Callable[[Problem, int], Tensor
         for i in range(draws):
             now = problem.take(rows)
             point = draw(now, i)
-            logits = now.model(point)
+            logits = now.judge(point)
             queries[rows] += 1
             reached = now.broken(logits)
             loss = F.cross_entropy(logits, now.y, reduction="none").to(best_loss.dtype)

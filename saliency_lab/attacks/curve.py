@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from saliency_lab._common.checks import check_seed, holds_several, parse_epsilon, parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
+from saliency_lab._common.inference import predict
 from saliency_lab._common.proportions import wilson
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.api import check_batch, run
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.methods import METHODS, OwnAttack
+from saliency_lab.attacks.sources import Expected
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,7 +69,7 @@ class RobustnessCurve:
         return self.robust.double().mean(1).tolist()
 
     def table(self, level: float = 0.95) -> pd.DataFrame:
-        """One row a value: eps (or steps), accuracy, low, high (the Wilson interval), n."""
+        """One row per value: eps (or steps), accuracy, low, high (the Wilson interval), n."""
         n = self.robust.shape[1]
         rows = [
             (at, right / n, *wilson(right, n, level), n)
@@ -97,6 +100,8 @@ def robustness_curve(
     **settings: Any,
 ) -> RobustnessCurve:
     """Robust accuracy at each ε; a sample broken at a smaller ε stays broken and is not attacked again.
+
+    For a corruption ε is the severity, such as `eps=(0, 1, 2, 3, 4, 5)`, and each severity counts for itself.
 
     Parameters are those of `attack` without `target`, with several ε (sorted here).
 
@@ -137,6 +142,11 @@ def steps_curve(
     """
     if "steps" not in METHODS.find(method).settings.model_fields:
         raise InputError(f"attack '{method}' has no steps; 'pgd' has")
+    if method == "autoattack":
+        raise InputError(
+            "autoattack is four attacks, one of which has no steps, so a curve over its steps says little; "
+            "use 'apgd_ce' or 'apgd_t'"
+        )
     given = list(steps) if isinstance(steps, Iterable) else [None]
     if not all(isinstance(count, Integral) and count >= 0 for count in given):
         raise InputError(f"steps must hold integers ≥ 0, such as (1, 10, 100), not {steps!r}")
@@ -155,7 +165,7 @@ def minimal_epsilon(
     y: Tensor | None = None,
     method: str = "pgd",
     *,
-    largest: float | str = 1.0,
+    largest: float | str | None = None,
     tolerance: float | str = "1/255",
     seed: int = 0,
     **settings: Any,
@@ -166,7 +176,8 @@ def minimal_epsilon(
     `tolerance` of an ε at which the attack failed. 0 where the model is wrong on x already; inf where the
     attack fails at `largest`.
 
-    Parameters are those of `attack` without `target`, for methods that take one ε a sample.
+    Parameters are those of `attack` without `target`, for methods that take one ε per sample. By default
+    `largest` reaches every image: 1 in L∞, √(C·H·W) in L2, C·H·W in L1.
 
     Raises
     ------
@@ -177,25 +188,38 @@ def minimal_epsilon(
     if not chosen.each_eps:
         names = ", ".join(name for name in METHODS if METHODS[name].each_eps)
         raise InputError(
-            f"attack '{chosen.name}' takes a single ε for all samples; these take one each: {names}"
+            f"attack '{chosen.name}' takes a single ε for all samples; these take one per sample: {names}"
         )
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
-    high_end, precision = parse_epsilon(largest, name="largest"), parse_epsilon(tolerance, name="tolerance")
+    precision = parse_epsilon(tolerance, name="tolerance")
+    if largest is None:
+        high_end = whole_range(x, getattr(parsed, "norm", "linf"))
+    else:
+        high_end = parse_epsilon(largest, name="largest")
     if precision == 0:
         raise InputError('tolerance must be > 0, such as "1/255"')
     x, y = read_labelled(x, y)
-    first = run(model, x, y, chosen, parsed, eps=high_end, seed=seed)
+    logits, y = check_batch(model, x, y)
+    if (samples := getattr(parsed, "samples", 1)) > 1:
+        logits = predict(Expected(model, samples), x)
+    first = run(model, x, y, chosen, parsed, eps=high_end, seed=seed, clean=logits)
     found = torch.where(first.robust, torch.inf, first.distance.double())
     found[~first.clean_correct] = 0.0
     low = torch.zeros_like(found)
     while len(rows := (found.isfinite() & (found - low > precision)).nonzero().flatten()):
         middle = (low[rows] + found[rows]) / 2
         at = rows.to(x.device)
-        tried = run(model, x[at], y.to(x.device)[at], chosen, parsed, eps=middle, seed=seed)
+        tried = run(model, x[at], y[rows], chosen, parsed, eps=middle, seed=seed, clean=logits[rows])
         # a point closer than ε is a better bound than ε; one that rounding put outside is not
         found[rows] = torch.where(tried.robust, found[rows], torch.minimum(middle, tried.distance.double()))
         low[rows] = torch.where(tried.robust, middle, torch.minimum(low[rows], found[rows]))
     return found
+
+
+def whole_range(x: Tensor, norm: Norm) -> float:
+    """Radius of the ball around an image of `x` (N, C, H, W) that holds every image of [0, 1]."""
+    pixels = x[0].numel()
+    return {"linf": 1.0, "l2": math.sqrt(pixels)}.get(norm, float(pixels))
 
 
 def _curve(
@@ -213,14 +237,25 @@ def _curve(
     chosen = METHODS.find(method)
     parsed = [parse_settings(chosen.settings, given, of=chosen.name) for _, given in strengths]
     logits, y = check_batch(model, x, y)
-    alive = logits.argmax(1) == y
+    samples = {getattr(settings, "samples", 1) for settings in parsed}
+    logits = predict(Expected(model, *samples), x) if samples != {1} else logits
+    clean = alive = logits.argmax(1) == y
+    nested = getattr(parsed[0], "norm", "linf") != "severity"  # a smaller ball lies in a larger one
     rows = []
     for (radius, _), settings in zip(strengths, parsed, strict=True):
+        alive = alive if nested else clean
         left = alive.nonzero().flatten()
         if radius > 0 and len(left):
             alive = alive.clone()
             alive[left] = run(
-                model, x[left.to(x.device)], y[left], chosen, settings, eps=radius, seed=seed
+                model,
+                x[left.to(x.device)],
+                y[left],
+                chosen,
+                settings,
+                eps=radius,
+                seed=seed,
+                clean=logits[left],
             ).robust
         rows.append(alive)
     recorded = parsed[-1].model_dump(mode="json")

@@ -4,37 +4,45 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from saliency_lab._common.settings import Epsilon, Settings
-from saliency_lab.attacks.ascent import Norm, Stepper
+from saliency_lab._common.settings import PositiveEpsilon
+from saliency_lab.attacks.ascent import Stepper
 from saliency_lab.attacks.draws import ball_point, surface_point
 from saliency_lab.attacks.losses import LossName, attack_loss, check_loss
-from saliency_lab.attacks.problem import Outcome, Problem
+from saliency_lab.attacks.problem import AttackSettings, Outcome, Problem
+from saliency_lab.attacks.sources import FiniteDifferences
 
 
-class FgsmSettings(Settings):
+class SpsaSettings(AttackSettings):
+    """PGD on the margin, its gradient estimated along `directions` random signs of length `spacing`."""
+
+    steps: int = Field(default=40, ge=1)
+    directions: int = Field(default=32, ge=1)
+    spacing: PositiveEpsilon = 0.01
+
+
+class FgsmSettings(AttackSettings):
     """One step of length ε from x along the sign (L∞) or the normalised gradient (L2)."""
 
-    norm: Norm = "linf"
     loss: LossName = "ce"
 
 
-class BimSettings(Settings):
+class BimSettings(AttackSettings):
     """Projected gradient ascent from x itself; steps as in `PgdSettings`."""
 
-    norm: Norm = "linf"
     loss: LossName = "ce"
     steps: int = Field(default=10, ge=1)
-    step_size: Epsilon | None = None
+    step_size: PositiveEpsilon | None = None
     momentum: float = Field(default=0.0, ge=0.0, le=1.0)
     early_stop: bool = True
 
 
-class PgdSettings(Settings):
+class PgdSettings(AttackSettings):
     """Projected gradient ascent from a random start.
 
     With `step_size` every step has that length, as in the paper. Without it step t of T has the length
@@ -44,10 +52,9 @@ class PgdSettings(Settings):
     without it the attack goes on and returns the broken point of the highest loss.
     """
 
-    norm: Norm = "linf"
     loss: LossName = "ce"
     steps: int = Field(default=40, ge=1)
-    step_size: Epsilon | None = None
+    step_size: PositiveEpsilon | None = None
     restarts: int = Field(default=1, ge=1)
     momentum: float = Field(default=0.0, ge=0.0, le=1.0)
     early_stop: bool = True
@@ -93,6 +100,14 @@ def pgd(problem: Problem, settings: PgdSettings) -> Outcome:
     )
 
 
+def spsa(problem: Problem, settings: SpsaSettings) -> Outcome:
+    """Uesato et al., "Adversarial Risk and the Dangers of Evaluating Against Weak Attacks", ICML 2018."""
+    measured = FiniteDifferences(problem.model, settings.directions, settings.spacing, problem.seed)
+    lengths = step_lengths(problem.eps, None, settings.steps)
+    found = climb(replace(problem, model=measured), [None], loss="margin", lengths=lengths)
+    return replace(found, queries=found.queries * (1 + 2 * settings.directions))
+
+
 def climb(
     problem: Problem,
     starts: list[Tensor | None],
@@ -102,7 +117,7 @@ def climb(
     momentum: float = 0.0,
     early_stop: bool = True,
 ) -> Outcome:
-    """Climb the loss from each of `starts` (none: a random point of the ball); keep the best point a sample.
+    """Climb the loss from each of `starts` (none: a random point of the ball); keep the best one.
 
     `lengths` (steps, N) are those of the steps. Each point's one forward pass gives the gradient for the
     next step and the verdict on the point itself, so a sample is broken if any point on the way is.
@@ -136,13 +151,8 @@ def climb(
             slope = _input_gradient(values, point)
             if early_stop and count:
                 stay = ~reached
-                rows, now, stride, slope, track = (
-                    rows[stay],
-                    now.take(stay),
-                    stride[:, stay],
-                    slope[stay],
-                    track[stay],
-                )
+                rows, now, stride = rows[stay], now.take(stay), stride[:, stay]
+                slope, track, values = slope[stay], track[stay], values[stay]
                 point = point.detach()[stay].requires_grad_()
                 stepper = Stepper(now.x, now.eps, now.norm)
                 velocity = None if velocity is None else velocity[stay]
@@ -150,9 +160,12 @@ def climb(
                 length = slope.abs().flatten(1).sum(1).clamp_min(torch.finfo(slope.dtype).tiny)
                 slope = velocity = momentum * velocity + slope / length.reshape(-1, 1, 1, 1)
             stepper.step_(point, slope, stride[step])
+            if not (finite := values.isfinite()).all():
+                with torch.no_grad():  # back towards the image, where the model does answer
+                    point[~finite] = (point[~finite] + now.x[~finite]) / 2
         if len(rows):
             with torch.no_grad():
-                logits = now.model(point)
+                logits = now.judge(point)
                 track[:, steps] = values = attack_loss(loss, logits, now)
             reached, last = now.broken(logits), point.detach()
             for rows_of, broken in ((~reached, False), (reached, True)):
@@ -162,7 +175,7 @@ def climb(
 
 
 class _Best:
-    """The best point a sample, of all broken ones and the last ones of the restarts.
+    """The best point per sample, of all broken ones and the last ones of the restarts.
 
     A broken point is better than one that is not; among equals the higher loss wins.
     """

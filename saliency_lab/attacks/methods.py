@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,15 +12,27 @@ import torch
 from pydantic import create_model
 from torch import Tensor, nn
 
-from saliency_lab._common.errors import InputError
+from saliency_lab._common.errors import InputError, UnknownNameError
 from saliency_lab._common.own_code import check_callable
 from saliency_lab._common.registry import Extension, Registry, given_settings, settings_of
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, list_settings
 from saliency_lab.attacks.ascent import Norm, project
 from saliency_lab.attacks.controls import DrawSettings, noise, random_direction
-from saliency_lab.attacks.gradient import BimSettings, FgsmSettings, PgdSettings, bim, fgsm, pgd, r_fgsm
-from saliency_lab.attacks.problem import Outcome, Problem
+from saliency_lab.attacks.corruptions import CORRUPTIONS, CorruptionSettings, attack_by
+from saliency_lab.attacks.gradient import (
+    BimSettings,
+    FgsmSettings,
+    PgdSettings,
+    SpsaSettings,
+    bim,
+    fgsm,
+    pgd,
+    r_fgsm,
+    spsa,
+)
+from saliency_lab.attacks.minimal import CwSettings, DeepFoolSettings, EadSettings, cw, deepfool, ead
+from saliency_lab.attacks.problem import AttackSettings, Outcome, Problem
 from saliency_lab.attacks.reference import (
     ApgdSettings,
     AutoAttackSettings,
@@ -33,14 +46,15 @@ from saliency_lab.attacks.reference import (
     square,
 )
 
-Access = Literal["gradient", "logits"]
+Access = Literal["gradient", "logits", "none"]
 
 
 @dataclass(frozen=True)
 class Method:
     """A named attack: its settings, what it does with a chunk of samples, what it sees of the model.
 
-    `targeted`: it can be given a target class a sample. `each_eps`: it takes one ε a sample.
+    `targeted`: it can be given a target class per sample. `each_eps`: it takes one ε per sample. `norms`:
+    those of the balls it can search.
     """
 
     name: str
@@ -49,7 +63,10 @@ class Method:
     access: Access
     targeted: bool = False
     each_eps: bool = False
+    norms: tuple[Norm, ...] = ("linf", "l2")
 
+
+_ALL: tuple[Norm, ...] = ("linf", "l2", "l1")
 
 OwnAttack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 """A user's attack: (model, x, y, eps) → points of the shape of x."""
@@ -68,7 +85,11 @@ def custom_attack(extension: Extension) -> Method:
         raise InputError(f"an attack must be a name or a function, not {type(function).__name__}")
     check_callable(function, "attack", "model, x, y, eps")
     own = settings_of(extension, 4)
-    fields: dict[str, Any] = {} if "norm" in own.model_fields else {"norm": (Norm, "linf")}
+    fields: dict[str, Any] = {
+        name: (field.annotation, field.default)
+        for name, field in AttackSettings.model_fields.items()
+        if name not in own.model_fields
+    }
     model = create_model(name, __base__=own, **fields)
 
     def run(problem: Problem, settings: Any) -> Outcome:
@@ -89,25 +110,74 @@ def custom_attack(extension: Extension) -> Method:
             )
         return Outcome(inside, torch.ones(len(points), dtype=torch.long))
 
-    return Method(name, model, run, "gradient")
+    return Method(name, model, run, "gradient", norms=_ALL)
 
 
-METHODS: Registry[Method] = Registry("attack", "attack", custom_attack)
+_ELSEWHERE = {
+    "mifgsm": '"bim" with momentum=1.0',
+    "mim": '"bim" with momentum=1.0',
+    "ifgsm": '"bim"',
+    "ffgsm": '"r_fgsm"',
+    "rfgsm": '"r_fgsm"',
+    "pgdl2": '"pgd" with norm="l2"',
+    "pgdlinf": '"pgd"',
+    "tpgd": '"pgd" with loss="kl"',
+    "eotpgd": '"pgd" with samples=20',
+    "eot": '"pgd" with samples=20',
+    "bpda": '"pgd" with gradients_from=another network',
+    "apgd": '"apgd_ce" or "apgd_dlr"',
+    "apgdt": '"apgd_t"',
+    "apgdl1": '"apgd_ce" with norm="l1"',
+    "aa": '"autoattack"',
+    "standard": '"autoattack"',
+    "fab": '"fab_t"',
+    "cwl2": '"cw"',
+    "cw2": '"cw"',
+    "carliniwagner": '"cw"',
+    "carlinil2": '"cw"',
+    "df": '"deepfool"',
+    "eadl1": '"ead"',
+    "eaden": '"ead"',
+    "elasticnet": '"ead"',
+    "gn": '"noise"',
+    "un": '"noise"',
+    "squareattack": '"square"',
+}
+"""Names in torchattacks, foolbox, ART, CleverHans and AutoAttack, and what to write here."""
+
+
+class _Attacks(Registry[Method]):
+    """The registry of attacks; it knows what other libraries call them."""
+
+    def __getitem__(self, name: str) -> Method:
+        plain = re.sub(r"[\W_]", "", str(name)).lower()
+        if name not in self and plain in _ELSEWHERE:
+            raise UnknownNameError(f"there is no attack '{name}' here; write {_ELSEWHERE[plain]}")
+        return super().__getitem__(name)
+
+
+METHODS: Registry[Method] = _Attacks("attack", "attack", custom_attack)
 for _method in (
     Method("fgsm", FgsmSettings, fgsm, "gradient", targeted=True, each_eps=True),
     Method("r_fgsm", FgsmSettings, r_fgsm, "gradient", targeted=True, each_eps=True),
     Method("bim", BimSettings, bim, "gradient", targeted=True, each_eps=True),
     Method("pgd", PgdSettings, pgd, "gradient", targeted=True, each_eps=True),
-    Method("apgd_ce", ApgdSettings, apgd_ce, "gradient"),
-    Method("apgd_dlr", ApgdSettings, apgd_dlr, "gradient"),
-    Method("apgd_t", TargetedSettings, apgd_t, "gradient"),
-    Method("fab_t", TargetedSettings, fab_t, "gradient"),
-    Method("square", SquareSettings, square, "logits"),
-    Method("autoattack", AutoAttackSettings, autoattack, "gradient"),
+    Method("apgd_ce", ApgdSettings, apgd_ce, "gradient", norms=_ALL),
+    Method("apgd_dlr", ApgdSettings, apgd_dlr, "gradient", norms=_ALL),
+    Method("apgd_t", TargetedSettings, apgd_t, "gradient", norms=_ALL),
+    Method("fab_t", TargetedSettings, fab_t, "gradient", norms=_ALL),
+    Method("square", SquareSettings, square, "logits", norms=_ALL),
+    Method("autoattack", AutoAttackSettings, autoattack, "gradient", norms=_ALL),
+    Method("cw", CwSettings, cw, "gradient", targeted=True, each_eps=True, norms=("l2",)),
+    Method("deepfool", DeepFoolSettings, deepfool, "gradient", each_eps=True),
+    Method("ead", EadSettings, ead, "gradient", targeted=True, each_eps=True, norms=("l1",)),
+    Method("spsa", SpsaSettings, spsa, "logits", targeted=True, each_eps=True),
     Method("noise", DrawSettings, noise, "logits", each_eps=True),
     Method("random_direction", DrawSettings, random_direction, "logits", each_eps=True),
 ):
     METHODS.add(_method.name, _method)
+for _name in CORRUPTIONS:
+    METHODS.add(_name, Method(_name, CorruptionSettings, attack_by(_name), "none", norms=("severity",)))
 
 
 def list_attacks() -> pd.DataFrame:

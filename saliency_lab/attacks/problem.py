@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from pydantic import Field
 from torch import Tensor, nn
 
+from saliency_lab._common.inference import run_without_graph
+from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.ascent import Norm
+
+
+class AttackSettings(Settings):
+    """Settings of every attack.
+
+    `norm` of the ball; `samples`: passes that a random model's probabilities are averaged over (expectation
+    over transformation); `quantised`: search and return points whose pixels are multiples of 1/255.
+    """
+
+    norm: Norm = "linf"
+    samples: int = Field(default=1, ge=1)
+    quantised: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,15 +51,23 @@ class Problem:
             eps=self.eps[rows],
         )
 
+    def judge(self, points: Tensor) -> Tensor:
+        """Logits (N, K) of points, without a graph."""
+        return run_without_graph(self.model, points)
+
     def broken(self, logits: Tensor) -> Tensor:
-        """Mask (N,): the goal is reached (another class than y, or the target, has the largest logit)."""
+        """Mask (N,): the goal is reached (another class than y, or the target, has the largest logit).
+
+        Logits that are not finite reach no goal.
+        """
         predictions = logits.argmax(1)
-        return predictions != self.y if self.target is None else predictions == self.target
+        reached = predictions != self.y if self.target is None else predictions == self.target
+        return reached & logits.isfinite().all(1)
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Points found (N, C, H, W), forward passes spent a sample (N,), and the loss along the way or none.
+    """Points found (N, C, H, W), forward passes spent per sample (N,), and the loss along the way or none.
 
     `loss_curve` (N, steps + 1) is the attack's own loss at each point of the restart that gave the
     returned point; NaN after an early stop.

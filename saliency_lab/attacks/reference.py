@@ -9,11 +9,12 @@ Everything else is the library's.
 from __future__ import annotations
 
 import logging
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted, L1_projection
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from pydantic import Field
@@ -27,43 +28,41 @@ from saliency_lab._common.seeding import (
     sample_seeds,
     sample_uniform,
 )
-from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.ascent import Norm, norm_of, project
 from saliency_lab.attacks.gradient import warn_of_no_gradient
-from saliency_lab.attacks.problem import Outcome, Problem
+from saliency_lab.attacks.problem import AttackSettings, Outcome, Problem
 
 _SILENT = logging.getLogger("saliency_lab.pyautoattack")
 _SILENT.addHandler(logging.NullHandler())
 _SILENT.propagate = False
 
 
-class ApgdSettings(Settings):
+class ApgdSettings(AttackSettings):
     """Auto-PGD on one loss: parameter-free but for its budget."""
 
-    norm: Norm = "linf"
     steps: int = Field(default=100, ge=1)
     restarts: int = Field(default=1, ge=1)
 
 
-class TargetedSettings(Settings):
+class TargetedSettings(AttackSettings):
     """An attack on the `target_classes` likeliest wrong classes in turn (at most K − 1 of K)."""
 
-    norm: Norm = "linf"
     steps: int = Field(default=100, ge=1)
     target_classes: int = Field(default=9, ge=1)
 
 
-class SquareSettings(Settings):
-    """Random search by squares; `queries` a sample, by the model's outputs alone."""
+class SquareSettings(AttackSettings):
+    """Random search by squares, with `queries` per sample, from the model's outputs alone.
 
-    norm: Norm = "linf"
+    The schedule of window sizes is scaled to the number of queries in L∞; in L2 it is the library's default.
+    """
+
     queries: int = Field(default=5000, ge=1)
 
 
-class AutoAttackSettings(Settings):
+class AutoAttackSettings(AttackSettings):
     """The standard ensemble: APGD-CE, targeted APGD-DLR, FAB-T, Square."""
 
-    norm: Norm = "linf"
     steps: int = Field(default=100, ge=1)
     target_classes: int = Field(default=9, ge=1)
     queries: int = Field(default=5000, ge=1)
@@ -95,9 +94,7 @@ def apgd_t(problem: Problem, settings: TargetedSettings) -> Outcome:
         )  # fmt: skip
         library.init_hyperparam(now.x)
         library.y_target = classes[rows]
-        best, holds, _, found = library.attack_single_run(
-            now.x.float(), now.y, x_init=_start(now, f"target {rank}")
-        )
+        best, holds, found = _single_run(library, now, settings.steps, f"target {rank}")
         search.add(rows, _attempts(best, holds, found), passes=settings.steps + 1)
     return search.outcome()
 
@@ -127,7 +124,7 @@ def square(problem: Problem, settings: SquareSettings) -> Outcome:
     search = _Search(problem)
     library = _SharedDraws(
         search.model, norm=_NORMS[problem.norm], n_queries=settings.queries, eps=_radius(problem),
-        device=problem.x.device, resc_schedule=False,
+        device=problem.x.device, resc_schedule=problem.norm == "linf",
     )  # fmt: skip
     library.init_hyperparam(problem.x)
     with preserved_rng(derive_seed(problem.seed, "square")), torch.no_grad():
@@ -155,7 +152,7 @@ def autoattack(problem: Problem, settings: AutoAttackSettings) -> Outcome:
     return search.outcome()
 
 
-_NORMS: dict[Norm, Literal["Linf", "L2"]] = {"linf": "Linf", "l2": "L2"}
+_NORMS: dict[Norm, Literal["Linf", "L2", "L1"]] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 class _SharedDraws(SquareAttack):
@@ -187,8 +184,10 @@ class _Search:
         The sum of no pixels is added, which is 0 and has a gradient of 0: the library takes it for granted
         that there is one.
         """
+        if not torch.is_grad_enabled():
+            return self.problem.judge(x.to(self.problem.x.dtype)).to(torch.float32).clone()
         logits = self.problem.model(x.to(self.problem.x.dtype))
-        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+        if x.requires_grad and not logits.requires_grad:
             warn_of_no_gradient()
         return logits.to(torch.float32) + x.flatten(1)[:, :0].sum(1, keepdim=True)
 
@@ -201,7 +200,7 @@ class _Search:
         now = self.problem.take(rows)
         with torch.no_grad():
             inside = project(found.detach().to(now.x.dtype), now.x, now.eps, now.norm)
-            logits = now.model(inside)
+            logits = now.judge(inside)
             hit = now.broken(logits)
             loss = F.cross_entropy(logits, now.y, reduction="none").to(self.loss.dtype)
         self.queries[rows] += passes + 1
@@ -227,11 +226,27 @@ def _apgd(problem: Problem, settings: ApgdSettings, loss: str) -> Outcome:
             device=now.x.device, logger=_SILENT,
         )  # fmt: skip
         library.init_hyperparam(now.x)
-        best, holds, _, found = library.attack_single_run(
-            now.x.float(), now.y, x_init=_start(now, f"apgd {restart}")
-        )
+        best, holds, found = _single_run(library, now, settings.steps, f"apgd {restart}")
         search.add(rows, _attempts(best, holds, found), passes=settings.steps + 1)
     return search.outcome()
+
+
+def _single_run(
+    library: APGDAttack, problem: Problem, steps: int, purpose: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run APGD from each sample's own start; in L1 from a ball of 3ε over one of 2ε down to ε."""
+    x, radius = problem.x.float(), _radius(problem)
+    if problem.norm != "l1":
+        best, holds, _, found = library.attack_single_run(x, problem.y, x_init=_start(problem, purpose))
+        return best, holds, found
+    point = x + sample_normal(sample_seeds(problem.x, problem.seed, purpose), x.shape[1:]).to(x)
+    early = math.ceil(0.3 * steps)
+    for factor, count in ((3, early), (2, early), (1, max(steps - 2 * early, 1))):
+        library.n_iter, library.eps = count, factor * radius
+        library.init_hyperparam(x)
+        point = point + L1_projection(x, point - x, library.eps)
+        point, holds, _, found = library.attack_single_run(x, problem.y, x_init=point)
+    return point, holds, found
 
 
 def _attempts(best: Tensor, holds: Tensor, found: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import facts, side_by_side, strip
 from saliency_lab._common.proportions import wilson
 from saliency_lab._common.settings import as_keywords
@@ -15,36 +16,42 @@ from saliency_lab.attacks.ascent import Norm
 
 _SHOWN = 8  # attacked images, in Jupyter
 
+UNDEFINED = -1
+"""The predicted class where the logits are not finite."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AttackResult:
-    """What an attack found, one row a sample, in input order, on the CPU.
+    """What an attack found, one row per sample, in input order, on the CPU.
 
     Attributes
     ----------
     adversarial : Tensor (N, C, H, W)
         Inside the ε-ball around x and inside [0, 1]. Where x is misclassified already (with a target:
-        already taken for the target), x itself.
+        already classified as the target), x itself.
     labels, predictions : Tensor (N,)
-        The labels given, and the classes predicted for `adversarial`.
+        The labels given, and the classes predicted for `adversarial`; −1 where the logits are not finite.
     clean_correct : Tensor (N,) of bool
         The model is right on x.
     robust : Tensor (N,) of bool
-        The model is right on x and on `adversarial`.
+        The model is right on x, and the attack found no point that it gets wrong. Logits that are not
+        finite are never a success of the attack.
     success : Tensor (N,) of bool
-        The attack did it: the model is right on x and wrong on `adversarial`; with a target, it does not
-        see the target in x and sees it in `adversarial`.
+        The model is right on x and wrong on `adversarial`; with a target, it does not predict the target
+        for x and predicts it for `adversarial`.
+    survives_rounding : Tensor (N,) of bool
+        The attack succeeded, and still does after each pixel is rounded to a multiple of 1/255.
     loss : Tensor (N,)
         Cross-entropy of the label on `adversarial`, whatever loss the attack raised.
     queries : Tensor (N,)
-        Forward passes the attack spent on the sample (the two that judge x and `adversarial` apart).
+        Forward passes the attack spent on the sample, without those that judge x and `adversarial`.
     distance : Tensor (N,)
         ‖adversarial − x‖ in the attack's norm.
     loss_curve : Tensor (N, steps + 1) or None
         The attack's own loss at each step of the restart that gave `adversarial`; NaN after an early
         stop and for samples left alone. None for methods without one, and if all were left alone.
     images : str
-        Fingerprint of the images attacked, by which results on the same ones are known.
+        Fingerprint of the attacked images, by which results on the same images are recognised.
     """
 
     adversarial: Tensor
@@ -53,6 +60,7 @@ class AttackResult:
     clean_correct: Tensor
     robust: Tensor
     success: Tensor
+    survives_rounding: Tensor
     loss: Tensor
     queries: Tensor
     distance: Tensor
@@ -84,20 +92,30 @@ class AttackResult:
             "images": str(len(self)),
             "ε": f"{self.eps:.4g} ({self.norm})",
             "settings": as_keywords(self.settings),
-            "passes an image": f"{self.queries.double().mean().item():.4g}",
+            "passes per image": f"{self.queries.double().mean().item():.4g}",
             "seed": str(self.seed),
             "time": f"{self.seconds:.3g} s",
         }
+        if bool(self.success.any()):
+            kept, count = int(self.survives_rounding.sum()), int(self.success.sum())
+            rows["successes after rounding to k/255"] = f"{kept} of {count}"
+        if self.nonfinite:
+            rows["logits not finite"] = f"{self.nonfinite} of {len(self)} attacked images"
         parts = []
         for row in self.success.nonzero()[:_SHOWN, 0].tolist():
-            said = f"{int(self.labels[row])} taken for {int(self.predictions[row])}"
-            parts.append((strip(self.adversarial[row : row + 1], f"attacked image {row}"), said))
+            caption = f"{int(self.labels[row])} classified as {int(self.predictions[row])}"
+            parts.append((strip(self.adversarial[row : row + 1], f"attacked image {row}"), caption))
         return facts(f"attack {self.method}", rows) + side_by_side(parts)
 
     @property
     def clean_accuracy(self) -> float:
         """Share of samples the model is right on before the attack."""
         return self.clean_correct.double().mean().item()
+
+    @property
+    def nonfinite(self) -> int:
+        """Number of samples whose logits at `adversarial` are not finite."""
+        return int((self.predictions == UNDEFINED).sum())
 
     @property
     def robust_accuracy(self) -> float:
@@ -109,10 +127,13 @@ class AttackResult:
         return wilson(int(self.robust.sum()), len(self), level)
 
     def table(self) -> pd.DataFrame:
-        """One row a sample: label, prediction, clean_correct, robust, success, loss, queries, distance."""
+        """One row per sample: label, prediction, clean_correct, robust, success, …, loss, distance."""
         columns = {"label": self.labels, "prediction": self.predictions} | {
             name: getattr(self, name)
-            for name in ("clean_correct", "robust", "success", "loss", "queries", "distance")
+            for name in (
+                *("clean_correct", "robust", "success", "survives_rounding"),
+                *("loss", "queries", "distance"),
+            )
         }
         table = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
         return table.rename_axis("sample")
@@ -131,5 +152,59 @@ class AttackResult:
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
             "interval": [low, high],
+            "survive_rounding": int(self.survives_rounding.sum()),
+            "nonfinite": self.nonfinite,
             "samples": self.table().to_dict(orient="list"),
         }
+
+
+_THREATS: dict[Norm, str] = {"linf": "Linf", "l2": "L2", "severity": "corruptions"}
+
+
+def robustbench_entry(result: AttackResult, *, dataset: str, **info: Any) -> dict[str, Any]:
+    """Describe a result as an entry of RobustBench's `model_info/DATASET/THREAT/NAME.json`.
+
+    Parameters
+    ----------
+    result : AttackResult
+        Of `autoattack` for the field `autoattack_acc`; the accuracy under any other attack is `reported`.
+    dataset : str
+        RobustBench's name of the data, such as "cifar10".
+    info
+        Further fields of the entry, such as `name`, `link`, `authors`, `venue`, `architecture` and
+        `additional_data`.
+
+    Returns
+    -------
+    dict
+        Values that JSON can hold; accuracies are percentages as text with two decimals, as in RobustBench.
+
+    Raises
+    ------
+    InputError
+        If RobustBench has no leaderboard for the result's norm.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from saliency_lab.attacks import attack
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x = torch.full((2, 1, 4, 4), 0.5)
+    >>> found = attack(model, x, model(x).argmax(1), "pgd", eps=0)
+    >>> robustbench_entry(found, dataset="cifar10", name="Linear")["clean_acc"]
+    '100.00'
+    """
+    if result.norm not in _THREATS:
+        raise InputError(f"RobustBench has no leaderboard for {result.norm}; it has Linf, L2 and corruptions")
+    pixels = result.eps * 255
+    whole = result.norm == "linf" and abs(pixels - round(pixels)) < 1e-6
+    robust = f"{100 * result.robust_accuracy:.2f}"
+    measured = "autoattack_acc" if result.method == "autoattack" else "reported"
+    return {
+        **info,
+        "dataset": dataset,
+        "threat_model": _THREATS[result.norm],
+        "eps": f"{round(pixels)}/255" if whole else f"{result.eps:g}",
+        "clean_acc": f"{100 * result.clean_accuracy:.2f}",
+        measured: robust,
+    }

@@ -35,7 +35,7 @@ from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Epsilon, Settings, as_keywords, parse_settings
 from saliency_lab.attacks.api import check_model
-from saliency_lab.attacks.ascent import Norm, check_radius, norm_of, project, steepest
+from saliency_lab.attacks.ascent import check_radius, norm_of, project, steepest
 from saliency_lab.attacks.draws import ball_point
 from saliency_lab.attacks.gradient import step_lengths
 from saliency_lab.attacks.problem import Problem
@@ -49,7 +49,7 @@ class MapAttackSettings(Settings):
     `step_size` as for PGD: a cosine from 2ε towards 0 unless given.
     """
 
-    norm: Norm = "linf"
+    norm: Literal["linf", "l2"] = "linf"
     steps: int = Field(default=50, ge=1)
     step_size: Epsilon | None = None
     k: float = Field(default=0.1, gt=0.0, lt=1.0)

@@ -94,6 +94,7 @@ def worst_case(*results: AttackResult) -> AttackResult:
         clean_correct=first.clean_correct,
         robust=chosen("robust"),
         success=chosen("success"),
+        survives_rounding=chosen("survives_rounding"),
         loss=chosen("loss"),
         queries=torch.stack([result.queries for result in results]).sum(0),
         distance=chosen("distance"),

@@ -13,7 +13,8 @@ from saliency_lab._common.html import facts, table
 from saliency_lab.attacks.result import AttackResult
 
 Verdict = Literal["pass", "warn", "fail", "skipped"]
-Summary = Literal["believe", "doubt", "do not believe"]
+Summary = Literal["believe", "doubt", "weak attack", "do not believe"]
+About = Literal["attack", "model"]
 
 MARKS: dict[Verdict, str] = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "–"}
 """A sign for each verdict on an item."""
@@ -21,22 +22,28 @@ MARKS: dict[Verdict, str] = {"pass": "✓", "warn": "!", "fail": "✗", "skipped
 
 @dataclass(frozen=True)
 class Check:
-    """One item of the checklist: its verdict, the evidence in words, and the numbers behind them."""
+    """One item of the checklist: its verdict, the evidence in words, and the numbers behind them.
+
+    `about`: a failed item says that the attack is weak ("attack") or that the model misleads ("model").
+    """
 
     name: str
     verdict: Verdict
     evidence: str
     numbers: dict[str, float]
+    about: About = "attack"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Audit:
-    """What the checklist says about a robust accuracy.
+    """The checklist's verdict on a robust accuracy.
 
     Attributes
     ----------
-    verdict : "believe", "doubt" or "do not believe"
-        "do not believe" if an item fails, "doubt" if one warns.
+    verdict : "believe", "doubt", "weak attack" or "do not believe"
+        "do not believe" if the model misleads attacks, so that no number here is safe; "weak attack" if the
+        model's gradient is sound and stronger attacks break significantly more; "doubt" if the images are too
+        few to say, or something warns.
     reason : str
         The items that decided, with their evidence.
     checks : tuple of Check
@@ -82,7 +89,7 @@ class Audit:
 
     @property
     def worst_case(self) -> float:
-        """Robust accuracy against every attack that was run: the number to report."""
+        """Robust accuracy against every attack that was run: an upper bound of the true robust accuracy."""
         return self.robust.double().mean().item()
 
     def __iter__(self) -> Iterator[str]:
@@ -96,7 +103,7 @@ class Audit:
         raise KeyError(name)
 
     def table(self) -> pd.DataFrame:
-        """One row an item, indexed by its name: verdict, evidence."""
+        """One row per item, indexed by its name: verdict, evidence."""
         return pd.DataFrame(
             [(check.name, check.verdict, check.evidence) for check in self.checks],
             columns=["check", "verdict", "evidence"],
@@ -119,24 +126,28 @@ class Audit:
             "budget": self.budget,
             "seconds": self.seconds,
             "checks": [
-                {"check": c.name, "verdict": c.verdict, "evidence": c.evidence, "numbers": c.numbers}
+                {
+                    "check": c.name,
+                    "verdict": c.verdict,
+                    "evidence": c.evidence,
+                    "numbers": c.numbers,
+                    "about": c.about,
+                }
                 for c in self.checks
             ],
         }
 
 
-_FEW = 100
-"""Images below which one more that is broken is a percent and more, and is let pass."""
-
-
 def summarise(checks: Sequence[Check], n: int) -> tuple[Summary, str]:
-    """The verdict on the whole, of `n` images, and the items that decided it."""
-    severity: tuple[tuple[Verdict, Summary], ...] = (("fail", "do not believe"), ("warn", "doubt"))
-    for verdict, summary in severity:
-        deciding = [check for check in checks if check.verdict == verdict]
+    """Return the verdict on the whole, of `n` images, and the items that decided it."""
+    severity: tuple[tuple[Summary, list[Check]], ...] = (
+        ("do not believe", [c for c in checks if c.verdict == "fail" and c.about == "model"]),
+        ("weak attack", [c for c in checks if c.verdict == "fail" and c.about == "attack"]),
+        ("doubt", [c for c in checks if c.verdict == "warn"]),
+    )
+    for summary, deciding in severity:
         if deciding:
-            reason = "; ".join(f"{check.name}: {check.evidence}" for check in deciding)
-            return summary, reason
+            also = severity[1][1] if summary == "do not believe" else []
+            return summary, "; ".join(f"{check.name}: {check.evidence}" for check in [*deciding, *also])
     passed = sum(check.verdict == "pass" for check in checks)
-    few = f", on {n} image{'s' if n > 1 else ''} only: use {_FEW} or more" if n < _FEW else ""
-    return "believe", f"{passed} checks passed{few}"
+    return "believe", f"{passed} checks passed on {n} images"

@@ -1,4 +1,4 @@
-"""Does the map keep what is asked of any map: its sum, its zeros, its indifference to a shift?"""
+"""Axiomatic metrics: does the map have the right sum and zeros, and is it invariant to a shift?"""
 
 from __future__ import annotations
 

@@ -83,16 +83,16 @@ def added_later(before: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MapsMade:
-    """How many maps a metric makes per sample: for each layer of the network, and besides."""
+    """How many maps a metric makes per sample: a fixed number, and so many for each layer of the network."""
 
-    besides: int = 0
+    fixed: int = 0
     per_layer: int = 0
 
     def __str__(self) -> str:
         layers = (
             "" if not self.per_layer else "layers" if self.per_layer == 1 else f"{self.per_layer} × layers"
         )
-        return " + ".join(part for part in (layers, str(self.besides or "")) if part) or "0"
+        return " + ".join(part for part in (layers, str(self.fixed or "")) if part) or "0"
 
 
 @dataclass(frozen=True)

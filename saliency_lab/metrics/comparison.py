@@ -1,4 +1,4 @@
-"""Metrics that compare a sample with the others of the call: do like maps go with like predictions?"""
+"""Metrics that compare samples with each other: do samples with similar maps have the same prediction?"""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _usable(case: MetricInput) -> Tensor:
 
 
 def _share(both: Tensor, alike: Tensor) -> MetricOutput:
-    """Share (N,) of the maps alike to a sample's own whose predictions are the same too."""
+    """Return the share (N,) of the maps similar to a sample's whose predictions are the same too."""
     return MetricOutput((both / alike.double().where(alike > 0, torch.nan)).numpy())
 
 

@@ -76,7 +76,7 @@ def _counts(model: nn.Module, x: Tensor, job: Job) -> tuple[int, int]:
     if job.metric.maps is None:
         return forwards, 0
     made = job.metric.maps(job.settings)
-    return forwards, made.besides + (made.per_layer * len(layer_names(model)) if made.per_layer else 0)
+    return forwards, made.fixed + (made.per_layer * len(layer_names(model)) if made.per_layer else 0)
 
 
 def seconds_per_image(model: nn.Module, x: Tensor) -> float:

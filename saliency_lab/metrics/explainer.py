@@ -66,9 +66,9 @@ class Explainer:
     ) -> Tensor:
         """Maps of `points`, in their shape, float64, on the CPU, by `explain` or as the given ones were made.
 
-        `points` are one in place of each image, (n, C, H, W), or several beside it, (n, S, C, H, W); they are
-        explained for the class of their image, or for `classes`, one a point. Φ is one function: whatever the
-        method draws or was given for an image, it draws and is given for the points beside it.
+        `points` are one per image, (n, C, H, W), or several, (n, S, C, H, W). They are explained for the
+        class of their image, or for `classes`, one per point. Φ is one function: whatever the method draws
+        or was given for an image, it draws and is given for its points.
 
         Raises
         ------

@@ -127,7 +127,7 @@ def _scores(
 
 
 def _same(before: np.ndarray, after: np.ndarray, *, minor: bool) -> np.ndarray:
-    """P of the signed-rank test, mean over methods, one a metric; 1 − p for a disruptive perturbation."""
+    """P of the signed-rank test, mean over methods, one per metric; 1 − p for a disruptive perturbation."""
     p = np.array([[_p(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(before, after, strict=True)])
     return p.mean(1) if minor else 1 - p.mean(1)
 
@@ -139,7 +139,7 @@ def _p(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def _order(before: np.ndarray, after: np.ndarray, *, minor: bool) -> np.ndarray:
-    """Share of (method, sample) whose rank stays, or whose score worsens; one a metric.
+    """Share of (method, sample) whose rank stays, or whose score worsens; one per metric.
 
     Methods are ranked among those that have a score both before and after.
     """

@@ -1,4 +1,4 @@
-"""What a model answers about a block of images; each question is put to it once."""
+"""Predictions of a model on a block of images and on variants of them, each computed once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from saliency_lab._common.baseline import BaselineName, named_baseline
 from saliency_lab._common.checks import check_logits
-from saliency_lab._common.inference import chunk_rows, device_of, dtype_of, float64_device, undisturbed
+from saliency_lab._common.inference import (
+    chunk_rows,
+    device_of,
+    dtype_of,
+    float64_device,
+    run_without_graph,
+    undisturbed,
+)
 from saliency_lab._common.seeding import sample_seeds
 
 Output = Literal["probability", "logit"]
@@ -73,11 +80,11 @@ def _is_wide(model: nn.Module) -> bool:
 
 
 class Probe:
-    """A model, a block of images and labels, a seed, and the answers so far.
+    """A model, a block of images and labels, a seed, and the predictions so far.
 
-    Predictions are remembered by what was asked, so that methods and metrics which ask the same share the
-    forward passes. Images and their variants are on `device`, the model's; maps and answers, float64, are at
-    `home`, which is the same wherever there is float64.
+    Predictions are cached by the images they are for, so that methods and metrics that need the same share
+    the forward passes. Images and their variants are on `device`, the model's; maps and predictions, float64,
+    are at `home`, which is the same wherever there is float64.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int) -> None:
@@ -115,16 +122,16 @@ class Probe:
     def logits(self, images: Tensor) -> Tensor:
         """Logits (n, K) of images on the model's device, in one pass, in the model's own type."""
         images = images.to(self.dtype)
-        with undisturbed(self.model), torch.inference_mode():
+        with undisturbed(self.model), torch.inference_mode(False):
             if self._layout is None:
                 try:
-                    out = self.model(channels_last(images.clone()))
+                    out = run_without_graph(self.model, channels_last(images.clone()))
                     self._layout = channels_last
                 except RuntimeError:  # `.view` in the model needs rows in the plain order
                     self._layout = _plain
-                    out = self.model(_plain(images))
+                    out = run_without_graph(self.model, _plain(images))
             else:
-                out = self.model(self._layout(images))
+                out = run_without_graph(self.model, self._layout(images))
         return check_logits(out, len(images))
 
     def ask(

@@ -200,7 +200,7 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_smooth_mprt,
-        maps=lambda s: MapsMade(besides=s.samples, per_layer=s.samples),
+        maps=lambda s: MapsMade(fixed=s.samples, per_layer=s.samples),
     )
 )
 register(

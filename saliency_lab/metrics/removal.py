@@ -1,4 +1,4 @@
-"""The model's answers as units (pixels, patches, segments) are removed in the map's order."""
+"""Predictions as units (pixels, patches, segments) are removed in the order of the map."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def removal(
 ) -> Predictions:
     """Predictions (N, K) with the pixels of rank below cut k replaced by the baseline.
 
-    `ranks` (N, H·W) and `cut` (K,), or (N, K) for one a sample, are int32; cuts rise from 0. With `insert`,
-    the pixels of rank at or above the cut are replaced instead: the image is rebuilt from the baseline. The
-    untouched image and the bare baseline, in which such curves begin and end, are asked once for all maps,
-    and a cut that changes nothing (black pixels made black) has the answer of the one before.
+    `ranks` (N, H·W) and `cut` (K,), or (N, K) with one row per sample, are int32; cuts rise from 0. With
+    `insert`, the pixels of rank at or above the cut are replaced instead: the image is rebuilt from the
+    baseline. The untouched image and the bare baseline, in which such curves begin and end, are predicted
+    once for all maps; a cut that changes nothing (black pixels made black) has the prediction before it.
     """
     ranks, cut = ranks.to(probe.device), cut.to(probe.device).expand(len(probe), -1)
 

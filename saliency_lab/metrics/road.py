@@ -83,8 +83,9 @@ class _Around:
         self._sum = torch.empty_like(self._beside)
 
     def sum(self) -> Tensor:
-        """Sum over the 3×3 windows, weighted 2 beside and 1 across, 4 inside; beyond the edge is zero.
+        """Sum over the 3×3 windows, weighted 4 in the centre, 2 at the sides and 1 at the corners.
 
+        Beyond the edge is zero.
         Valid until the next call.
         """
         torch.add(self._left, self._right, out=self._across).add_(self._centre, alpha=2)

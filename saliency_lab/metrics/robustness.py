@@ -162,8 +162,8 @@ def _output_change(case: MetricInput, points: Tensor) -> Tensor:
 
 def _representation_change(case: MetricInput, points: Tensor) -> Tensor:
     def compute() -> Tensor:
-        held = _representations(case, points)
-        return _lengths(relative(held[:, :1] - held[:, 1:], held[:, :1]))
+        features = _representations(case, points)
+        return _lengths(relative(features[:, :1] - features[:, 1:], features[:, :1]))
 
     settings = case.settings
     return case.probe.remember(("representation change", settings.samples, settings.radius), compute)

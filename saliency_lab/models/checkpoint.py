@@ -26,6 +26,8 @@ from saliency_lab.models.card import CUSTOM, ModelCard, card_of
 from saliency_lab.models.catalogue import build_model
 from saliency_lab.models.layers import Normalised
 from saliency_lab.models.pretrained import is_pretrained_name, load_pretrained
+from saliency_lab.models.robustbench import PREFIX as ROBUSTBENCH
+from saliency_lab.models.robustbench import load_robustbench
 from saliency_lab.models.weights import PICKLED, read_state
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
@@ -127,7 +129,8 @@ def load_model(
         The folder that `save_model` wrote, or a .safetensors file next to its .json; the name of a trained
         network of this package, such as "mnist/asgt" (`list_zoo()`); or the name of a pretrained network:
         "torchvision/NAME", "timm/NAME", "hf/NAME" (an image classifier of the Hugging Face hub, or the folder
-        that `save_pretrained` wrote), or "imagenet/efficientnet_lite0", which needs no download.
+        that `save_pretrained` wrote), or "imagenet/efficientnet_lite0", which needs no download;
+        or, where RobustBench is installed, one of its own: "robustbench/cifar10/Linf/Carmon2019Unlabeled".
     device
         Where to put the model: "cpu", "cuda", "cuda:1", "mps", or "auto" (CUDA if there is one, else the
         CPU).
@@ -161,6 +164,8 @@ def load_model(
             f"load_model takes a name or a path; make a model of your {type(path).__name__} with "
             "saliency_lab.wrap(module, mean=…, std=…, classes=…)"
         )
+    if model is None and str(path).startswith(ROBUSTBENCH):
+        return load_robustbench(str(path), str(device))
     if model is None and is_pretrained_name(str(path)):
         return load_pretrained(str(path), weights).to(device)
     if weights is not None:

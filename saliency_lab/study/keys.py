@@ -47,9 +47,21 @@ def metric_dependencies(request: Request, sample: StudySample) -> Dependencies:
     return depends | _revision(request, settings)
 
 
+_NEUTRAL = {"samples": 1, "quantised": False}
+"""Attack settings that change nothing at these values; keys from before they existed stay valid."""
+
+_REVISED_IN_LINF = ("square", "autoattack")
+"""Attacks whose results changed in L∞, when Square's schedule was scaled to its number of queries."""
+
+
 def attack_dependencies(request: Request) -> Dependencies:
     """Return what an attack or an audit depends on: the attack and its settings."""
-    return {"attack": _identity(request), "settings": canonical(request.settings)}
+    given = canonical(request.settings)
+    settings = {k: v for k, v in given.items() if not (k in _NEUTRAL and v == _NEUTRAL[k])}
+    depends = {"attack": _identity(request), "settings": settings}
+    if request.what in _REVISED_IN_LINF and given.get("norm", "linf") == "linf":
+        depends["revision"] = 2
+    return depends
 
 
 def maps_result(model: str, images: str, request: Dependencies, seed: int) -> Result:
@@ -75,7 +87,8 @@ def audit_result(
 ) -> Result:
     """Return the result of an audit of one attack at one ε."""
     depends = {"model": model, "images": images, **request, "eps": [eps], "seed": seed}
-    return Result("audit", {**depends, "versions": cache_versions("audit"), "budget": budget})
+    versions = cache_versions("audit")
+    return Result("audit", {**depends, "versions": versions, "budget": budget, "checklist": 2})
 
 
 def _identity(request: Request) -> Any:

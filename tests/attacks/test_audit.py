@@ -69,17 +69,16 @@ class Probabilities(Loud):
 @pytest.mark.parametrize(
     ("fault", "eps", "caught_by"),
     [
-        (Loud, 0.1, {"rescaled logits", "AutoAttack", "vanished gradients"}),
-        (Quantised, 0.1, {"vanished gradients", "black box"}),
-        (RoundedLogits, 0.1, {"vanished gradients", "black box"}),
+        (Quantised, 0.1, {"vanished gradients", "black box", "gradient check"}),
+        (RoundedLogits, 0.1, {"vanished gradients", "coarse slope"}),
         pytest.param(
             WithoutGraph,
             0.1,
-            {"vanished gradients", "black box"},
+            {"vanished gradients", "gradient check"},
             marks=pytest.mark.filterwarnings("ignore:the model's logits have no gradient"),
         ),
         (Noisy, 0.1, {"determinism"}),
-        (Shattered, 0.1, {"black box"}),
+        (Shattered, 0.1, {"gradient check"}),
         (Probabilities, 0.1, {"units and outputs"}),
     ],
 )
@@ -91,6 +90,16 @@ def test_known_faults_are_not_believed(trained, batch, fault, eps, caught_by) ->
     failed = {check.name for check in report.checks if check.verdict == "fail"}
     assert caught_by <= failed, report.table().to_string()
     assert all(name in report.reason for name in caught_by)
+
+
+def test_saturated_logits_are_a_weak_attack_not_a_misleading_gradient(trained, batch) -> None:
+    """The gradient is right; the cross-entropy is what fails, and the report names what does not."""
+    report = audit(Loud(trained).eval(), batch[0][:24], batch[1][:24], eps=0.1)
+    assert report.verdict == "weak attack", report.table().to_string()
+    assert {"rescaled logits", "strongest attack"} <= {c.name for c in report.checks if c.verdict == "fail"}
+    assert "the strongest single one is attack(" in report.reason
+    assert report["gradient check"].verdict == "pass"
+    assert {c.about for c in report.checks if c.verdict == "fail"} == {"attack"}
 
 
 @pytest.mark.parametrize(
@@ -163,13 +172,16 @@ def test_surrogates_have_names(hardened, trained, batch) -> None:
 
 
 def test_an_adversarially_trained_network_is_believed(hardened, trained, batch) -> None:
-    report = audit(hardened, *batch, eps=0.1, surrogates={"standard": trained})
+    x, y = batch[0][:32], batch[1][:32]
+    report = audit(hardened, x, y, eps=0.1, surrogates={"standard": trained})
     assert report.verdict == "believe", report.table().to_string()
-    assert {check.verdict for check in report.checks} == {"pass"}
+    assert {c.name for c in report.checks if c.verdict != "pass"} == {"other gradients"}
+    assert report["other gradients"].verdict == "skipped"
     assert 0.5 < report.worst_case <= report.robust_accuracy <= report.audited.clean_accuracy
-    assert report.robust_accuracy - report.worst_case <= 0.02
+    assert report.robust_accuracy - report.worst_case <= 0.04
 
 
+@pytest.mark.slow
 def test_dropout_in_train_mode_is_noticed(hardened, batch) -> None:
     x, y = batch
     model = nn.Sequential(nn.Dropout(0.2), hardened).train()
@@ -213,7 +225,7 @@ def test_audit_leaves_no_trace_and_can_be_written_down(hardened, batch) -> None:
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     hardened.eval()
     written = json.loads(json.dumps(report.to_dict()))
-    assert written["eps"] == 10 / 255 and len(written["checks"]) == len(report.table()) == 12
+    assert written["eps"] == 10 / 255 and len(written["checks"]) == len(report.table()) == 18
     assert report.verdict in repr(report)
 
 
@@ -269,9 +281,11 @@ def test_a_model_that_is_random_in_eval_mode_does_not_move_the_global_generator(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_verdict_on_few_images_says_so() -> None:
+@pytest.mark.slow
+def test_few_images_are_never_believed() -> None:
     data, net = sl.load_dataset("digits"), sl.load_model("digits/at")
     settings = {"eps": 0.02, "method": "pgd", "steps": 10}
     few = audit(net, *data.test.sample(12, seed=0), **settings)
-    assert few.verdict == "believe" and few.reason.endswith("on 12 images only: use 100 or more")
-    assert "on 12 images" not in audit(net, *data.test.sample(100, seed=0), **settings).reason
+    assert few.verdict == "doubt" and "12 images cannot show that it is few" in few.reason
+    assert "use 100 images or more" in few.reason
+    assert audit(net, *data.test.sample(40, seed=0), **settings).verdict == "believe"

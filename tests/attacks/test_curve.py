@@ -81,7 +81,7 @@ def test_minimal_epsilon_breaks_at_its_value_and_bad_settings_are_refused(case) 
     assert (found[:5] > 0).all() and (found[:5] < 1).all() and (found[5:] == 0).all()
     alone = minimal_epsilon(case.model, case.x[2:3], case.y[2:3], steps=5, tolerance=0.001, seed=4)
     assert torch.allclose(alone, found[2:3])
-    with pytest.raises(sl.SaliencyLabError, match="these take one each"):
+    with pytest.raises(sl.SaliencyLabError, match="these take one per sample"):
         minimal_epsilon(case.model, case.x, case.y, "square")
     with pytest.raises(sl.SaliencyLabError, match="tolerance"):
         minimal_epsilon(case.model, case.x, case.y, tolerance=0)

@@ -93,7 +93,7 @@ class Takes(nn.Module):
     ("source", "message"),
     [
         ("at", "must be a torch.nn.Module, not str"),
-        (Takes(3), "tells 3 classes apart, and the model attacked 5"),
+        (Takes(3), "returns 3 classes, and the attacked model 5"),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(9, 5)).double(),
             r"does not take images of shape \(1, 8, 8\)",

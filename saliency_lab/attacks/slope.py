@@ -1,0 +1,126 @@
+"""Whether a model's gradient describes the model: a comparison with finite differences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from saliency_lab._common.inference import chunk_rows, device_of, run_without_graph, undisturbed
+from saliency_lab._common.seeding import generator, preserved_rng
+
+FINE = (1e-3, 2e-4)
+"""Half widths, per pixel, of the differences that the gradient must match."""
+
+_DENSE, _BLOCKS = 8, 8
+
+
+@dataclass(frozen=True, eq=False)
+class SlopeCheck:
+    """Gradient and finite differences of the margin at one point per sample, each (N,).
+
+    Attributes
+    ----------
+    error : Tensor
+        ‖measured − predicted‖ / max(‖measured‖, ‖predicted‖) over the directions, at the better of the two
+        widths of `FINE`; 0 where both are below the resolution of float32.
+    agreement : Tensor
+        Cosine between measured and predicted changes at the width of the ball.
+    zero : Tensor of bool
+        The gradient is zero everywhere.
+    finite : Tensor of bool
+        The logits are finite.
+    changed : Tensor of bool
+        The logits differ when gradients are recorded, under the same random draws.
+    """
+
+    error: Tensor
+    agreement: Tensor
+    zero: Tensor
+    finite: Tensor
+    changed: Tensor
+
+
+def check_slope(model: nn.Module, points: Tensor, y: Tensor, *, width: float, seed: int = 0) -> SlopeCheck:
+    """Compare the margin's gradient at `points` (N, C, H, W) with central differences.
+
+    The differences are taken along 8 random sign patterns of the whole image and 8 patterns that each cover
+    one block of it, ±h per pixel, at the widths of `FINE` and at `width`. Random models draw the same numbers
+    at each pass.
+    """
+    device = device_of(model)
+    with undisturbed(model):
+        rows = chunk_rows(points.shape, device)
+        parts = [
+            _check(model, p.to(device), labels.to(device), width, seed)
+            for p, labels in zip(points.split(rows), y.split(rows), strict=True)
+        ]
+    return SlopeCheck(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True)))
+
+
+def _check(model: nn.Module, points: Tensor, y: Tensor, width: float, seed: int) -> tuple[Tensor, ...]:
+    limit = max(*FINE, width)
+    points = points.clamp(limit, 1 - limit) if limit < 0.5 else points.clamp(*FINE[:1], 1 - FINE[0])
+    point = points.detach().clone().requires_grad_()
+    with preserved_rng(seed):
+        logits = model(point)
+    with preserved_rng(seed):
+        plain = run_without_graph(model, points)
+    span = (plain.amax(1) - plain.amin(1)).clamp_min(torch.finfo(plain.dtype).tiny)
+    changed = ~((logits.detach() - plain).abs().amax(1) <= 1e-3 * span) & plain.isfinite().all(1)
+    rival = plain.scatter(1, y[:, None], -torch.inf).argmax(1, keepdim=True)
+
+    def margin(z: Tensor) -> Tensor:
+        return (z.gather(1, rival) - z.gather(1, y[:, None])).squeeze(1)
+
+    values = margin(logits)
+    slope = torch.autograd.grad(values.sum(), point, allow_unused=True)[0] if values.requires_grad else None
+    slope = torch.zeros_like(point) if slope is None else slope.nan_to_num()
+    directions = _directions(points.shape[1:], seed).to(points)
+    predicted = slope.flatten(1) @ directions.flatten(1).T
+
+    def measured(h: float) -> Tensor:
+        columns = []
+        for direction in directions:
+            ends = []
+            for sign in (1, -1):
+                with preserved_rng(seed):
+                    ends.append(margin(run_without_graph(model, (points + sign * h * direction).clamp(0, 1))))
+            columns.append((ends[0].double() - ends[1].double()) / (2 * h))
+        return torch.stack(columns, 1).nan_to_num(0, 0, 0)
+
+    predicted = predicted.double()
+    resolution = 16 * torch.finfo(plain.dtype).eps * plain.abs().nan_to_num().amax(1).double()
+    errors = []
+    for h in FINE:
+        seen = measured(h)
+        floor = resolution / h
+        size = torch.maximum(seen.norm(dim=1), predicted.norm(dim=1))
+        error = ((seen - predicted).norm(dim=1) - floor).clamp_min(0) / size.clamp_min(1e-300)
+        errors.append(error.where(size > floor, torch.zeros_like(error)))
+    wide = measured(width)
+    norms = wide.norm(dim=1) * predicted.norm(dim=1)
+    agreement = (wide * predicted).sum(1) / norms.clamp_min(1e-300)
+    return (
+        torch.stack(errors).amin(0),
+        agreement,
+        ~(slope.abs().flatten(1).amax(1) > 0),
+        plain.isfinite().all(1),
+        changed,
+    )
+
+
+def _directions(shape: torch.Size, seed: int) -> Tensor:
+    """Sign patterns (16, C, H, W): 8 of the whole image, 8 of one block each (0 outside)."""
+    source = generator(seed, "directions of the slope check")
+    signs = torch.randint(0, 2, (_DENSE + _BLOCKS, *shape), generator=source).float() * 2 - 1
+    high, wide = shape[-2:]
+    for block in range(_BLOCKS):
+        row, column = divmod(block, 2)
+        top, bottom = row * high // 4, max((row + 1) * high // 4, row * high // 4 + 1)
+        left, right = column * wide // 2, max((column + 1) * wide // 2, column * wide // 2 + 1)
+        inside = torch.zeros(shape)
+        inside[..., top:bottom, left:right] = 1
+        signs[_DENSE + block] *= inside
+    return signs
