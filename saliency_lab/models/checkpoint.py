@@ -335,8 +335,8 @@ def _built(card: ModelCard, path: Path) -> nn.Module:
     if ":" in card.architecture:
         raise CheckpointError(
             f"the card next to '{path}' names the architecture '{card.architecture}', and importing that "
-            "would run code that is not part of this package; if you trust it, import it yourself and pass the "
-            "module: load_model(…, model=my_module)"
+            "would run code that is not part of this package; if you trust it, import it yourself and pass "
+            "the module: load_model(…, model=my_module)"
         )
     try:
         return build_model(
