@@ -13,7 +13,7 @@ SPACE = "\N{NO-BREAK SPACE}"
 """Between a number and its unit, where no line may end."""
 
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
-"""Which values of a metric are better, as a sign beside its name."""
+"""Which values of a metric are better, as a sign next to its name."""
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:

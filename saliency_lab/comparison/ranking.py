@@ -102,7 +102,7 @@ def agreement(scores: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> pd.Da
         If there are fewer than three methods.
     """
     metrics = list(dict.fromkeys(metric for model in scores for metric in model))
-    methods = list(dict.fromkeys(name for model in scores for held in model.values() for name in held))
+    methods = list(dict.fromkeys(name for model in scores for scored in model.values() for name in scored))
     if len(methods) < 3:
         raise InputError(f"agreement about methods needs three of them, not {len(methods)}")
     total, count = (np.zeros((len(metrics), len(metrics))) for _ in range(2))

@@ -187,7 +187,7 @@ class Explorer(widgets.VBox):
             return ""
         label, share = panel.predictions.classes[place], panel.predictions.probabilities[place]
         mark = "✓" if label == self._samples.labels[row] else "✗"
-        return f"{mark} {self._name(label)} {100 * share:.0f} %"
+        return f"{mark} {self._name(label)}, {100 * share:.0f} %"
 
     def _legends(self, layers: Sequence[Layer]) -> str:
         shared = self.scale.value == "shared"

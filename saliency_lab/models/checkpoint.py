@@ -364,6 +364,12 @@ def _built(card: ModelCard, path: Path) -> nn.Module:
             f"'{path}' holds the weights of a module of your own; pass that module: "
             "load_model(…, model=my_module)"
         )
+    if ":" in card.architecture:
+        raise CheckpointError(
+            f"the card next to '{path}' names the architecture '{card.architecture}', and importing that "
+            "would run code that is not part of this package; if you trust it, import it yourself and pass the "
+            "module: load_model(…, model=my_module)"
+        )
     try:
         return build_model(
             card.architecture,

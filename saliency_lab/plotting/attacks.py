@@ -142,7 +142,7 @@ def audit_table(table: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 def _caption(prediction: object, label: object) -> Caption:
     name = (
-        f"{prediction.name} {100 * prediction.probability:.0f} %"
+        f"{prediction.name}, {100 * prediction.probability:.0f} %"
         if isinstance(prediction, Prediction)
         else prediction
     )

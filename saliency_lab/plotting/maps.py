@@ -270,12 +270,12 @@ def caption(prediction: object, label: object | None) -> Caption | None:
     """Say which class is predicted, and whether it is the `label`; a bare name that is right needs no words.
 
     >>> caption(Prediction("cat", 0.41), "cat").text, caption(Prediction("dog", 0.87), "cat").text
-    ('✓ cat 41 %', '✗ dog 87 %')
+    ('✓ cat, 41 %', '✗ dog, 87 %')
     >>> caption("dog", "cat").text, caption("cat", "cat")
     ('✗ dog', None)
     """
     name, share = (
-        (prediction.name, f" {100 * prediction.probability:.0f} %")
+        (prediction.name, f", {100 * prediction.probability:.0f} %")
         if isinstance(prediction, Prediction)
         else (str(prediction), "")
     )

@@ -308,7 +308,7 @@ def test_predictions_are_shown_with_probability_and_whether_they_are_right(study
             label = int(shares[row].argmax())
             mark = "✓" if label == sample[1][row] else "✗"
             marks.add(mark)
-            expected = f"{mark} {names[label]} {100 * shares[row].max().item():.0f} %"
+            expected = f"{mark} {names[label]}, {100 * shares[row].max().item():.0f} %"
             assert below(view, f"{model} / saliency, image {row}") == expected
     assert marks == {"✓", "✗"}
 

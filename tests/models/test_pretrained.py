@@ -357,6 +357,17 @@ def test_the_card_of_a_built_in_architecture_imports_nothing(
     assert load_checkpoint(tmp_path / "checkpoint").card.architecture == "small_cnn"
 
 
+def test_load_model_imports_nothing_that_a_card_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil_module.py").write_text("raise RuntimeError('imported')")
+    card = sl.ModelCard(architecture="evil_module:net", num_classes=2, input_shape=(1, 4, 4))
+    sl.save_model(nn.Linear(2, 2), tmp_path / "checkpoint", card)
+    with pytest.raises(CheckpointError, match=r"names the architecture 'evil_module:net'.* if you trust it"):
+        sl.load_model(tmp_path / "checkpoint")
+
+
 def test_timm_models_are_built_by_name_with_random_weights() -> None:
     model = sl.build_model("timm/vit_tiny_patch16_224", num_classes=4, input_shape=(3, 32, 32))
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 4)

@@ -274,10 +274,10 @@ def test_smoothing_is_a_gaussian_filter_and_the_title_mentions_it():
 def test_predictions_with_probabilities_are_always_shown():
     rows = [Prediction("cat", 0.414), Prediction("dog", 0.999), Prediction("cat", 0.5)]
     fig = grid(X, MAPS, labels=["cat", "cat", "cat"], predictions={"image": rows})
-    assert [ax.get_xlabel() for ax in fig.axes[:9:3]] == ["✓ cat 41 %", "✗ dog 100 %", "✓ cat 50 %"]
+    assert [ax.get_xlabel() for ax in fig.axes[:9:3]] == ["✓ cat, 41 %", "✗ dog, 100 %", "✓ cat, 50 %"]
     assert len({ax.xaxis.label.get_color() for ax in fig.axes[:9:3]}) == 2
     unlabelled = grid(X, MAPS, predictions={"image": rows})
-    assert unlabelled.axes[0].get_xlabel() == "cat 41 %"
+    assert unlabelled.axes[0].get_xlabel() == "cat, 41 %"
     _assert_nothing_cropped(fig)
 
 

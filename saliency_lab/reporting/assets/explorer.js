@@ -203,7 +203,7 @@ if (source) {
     if (!found) return null;
     const right = found.classes[image] === data.classes[image];
     const share = `${(100 * found.probabilities[image]).toFixed(0)} %`;
-    return { right, text: `${right ? "✓" : "✗"} ${found.classes[image]} ${share}` };
+    return { right, text: `${right ? "✓" : "✗"} ${found.classes[image]}, ${share}` };
   };
   const predicted = (model, image) => {
     const found = prediction(model, image);
