@@ -146,19 +146,42 @@ def sanity_check(
 
     Parameters
     ----------
-    model, x, y, target, seed
-        As for `attribute`. A layer is re-initialised as before training (`reset_parameters`), together with
-        the normalisation layers that follow it.
+    model : nn.Module
+        As for `attribute`; it is copied. A layer is re-initialised as before training (`reset_parameters`),
+        together with the normalisation layers that follow it.
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W) in [0, 1], or what else `attribute` takes.
+    y : Tensor, optional
+        Labels (N,), needed for `target="label"`.
     methods : str or sequence of str, optional
         Names of `list_methods()`. By default `saliency`, `integrated_gradients`, `guided_backprop` and
         `edges`; those that do not support the model are left out with a warning.
+    target : "label", "prediction", int, Tensor (N,), or a pair of these
+        The logit to explain, as for `attribute`.
+    seed : int
+        Of the new weights and of the methods.
     settings : mapping of method to settings, optional
+        Settings of the methods that are not to have their defaults.
+
+    Returns
+    -------
+    SanityCheck
+        Similarity of each map to that of the trained model, per method, step and sample.
 
     Raises
     ------
     InputError
         As `attribute`; or if there is no method; or if the model has no layer to randomise, does not
         change when it is randomised, or was traced, scripted or compiled.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> net = sl.load_model("digits/at")
+    >>> x, y = sl.load_dataset("digits").test.sample(4, seed=0)
+    >>> check = sl.sanity_check(net, x, y, methods=["saliency", "edges"])
+    >>> check.likeness["method"].unique().tolist()
+    ['saliency', 'edges']
     """
     x, y, _ = read_sample(x, y)
     check_images(x)
