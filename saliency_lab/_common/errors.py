@@ -7,7 +7,17 @@ from collections.abc import Iterable
 
 
 class SaliencyLabError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Signal a problem that this package detected; base class of all its errors.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> try:
+    ...     sl.load_dataset("digit")
+    ... except sl.SaliencyLabError as error:
+    ...     print(error)
+    unknown data set 'digit'; did you mean 'digits'?
+    """
 
 
 class InputError(SaliencyLabError, ValueError):

@@ -51,6 +51,31 @@ class Comparison:
         Label of a metric → "higher", "lower" or "neither"; by default as `list_metrics()` says.
     audits : DataFrame, optional
         As `Study.audits`: verdicts on the accuracies under attack, said below the table.
+    pictures : Pictures, optional
+        Where the figures read images and maps from, such as a `Study`.
+
+    Examples
+    --------
+    Two networks and one seed each, scored on the same eight images:
+
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from saliency_lab import Comparison
+    >>> scores = pd.DataFrame(
+    ...     {
+    ...         "model": ["standard"] * 8 + ["at"] * 8,
+    ...         "seed": 0,
+    ...         "metric": "sparseness",
+    ...         "method": "saliency",
+    ...         "sample": [*range(8), *range(8)],
+    ...         "score": np.random.default_rng(0).random(16),
+    ...     }
+    ... )
+    >>> comparison = Comparison(scores, pd.DataFrame(columns=["model"]), baseline="standard")
+    >>> comparison.table()[["model", "n", "differs"]]
+          model  n  differs
+    0  standard  8    False
+    1        at  8    False
     """
 
     def __init__(
@@ -106,7 +131,27 @@ class Comparison:
         return self._better.get(metric) or (METRICS[metric].better if metric in METRICS else "neither")
 
     def measure(self, metric: str, method: str | None = None, eps: float | str | None = None) -> Measure:
-        """Return one measure: by default of the first method, and of the largest ε."""
+        """Return one measure: the values of every model on the same images.
+
+        Parameters
+        ----------
+        metric : str
+            A metric, "accuracy" or "robust_accuracy".
+        method : str, optional
+            Of the maps, or the attack; the first by default.
+        eps : float or str, optional
+            Radius of the attack in image units, such as "8/255"; the largest by default.
+
+        Returns
+        -------
+        Measure
+            With `values`, an array (seeds, images) by model, and `estimate(model)`.
+
+        Raises
+        ------
+        InputError
+            If nothing of this metric, method and ε was measured.
+        """
         return self.summary.measure(metric, method, eps)
 
     def table(self) -> pd.DataFrame:
@@ -156,9 +201,21 @@ class Comparison:
         return self.summary.aggregate(metric, method)
 
     def ranking(self, metric: str, model: str | None = None) -> Ranking:
-        """Rank the methods by a metric within each image, for one model (the baseline): Friedman and Nemenyi.
+        """Rank the methods by a metric within each image: Friedman's test and Nemenyi's comparisons.
 
         Scores are averaged over the seeds first.
+
+        Parameters
+        ----------
+        metric : str
+            A metric of which higher or lower values are better.
+        model : str, optional
+            The model that was explained; the baseline by default.
+
+        Returns
+        -------
+        Ranking
+            Mean ranks, Friedman's p-value, the critical difference and Nemenyi's p-values.
 
         Raises
         ------
@@ -168,9 +225,15 @@ class Comparison:
         return self.summary.ranking(metric, model)
 
     def agreement(self) -> pd.DataFrame:
-        """Do the metrics agree about which method is better? See `ranking.agreement`.
+        """Measure whether the metrics agree about which method is better.
 
         Metrics of which neither high nor low values are better are left out.
+
+        Returns
+        -------
+        DataFrame
+            Metric × metric: Spearman's correlation of the ranks that two metrics give the methods of an
+            image, in [−1, 1], averaged over images and models; NaN where there is none.
 
         Raises
         ------
@@ -196,15 +259,38 @@ class Comparison:
         return self.to_html()
 
     def to_html(self) -> str:
-        """Return the summary as an HTML table: a row a measure, a column a model."""
+        """Return the summary as an HTML table.
+
+        Returns
+        -------
+        str
+            A table with one row per measure and one column per model.
+        """
         return tables.as_html(self.summary)
 
     def to_markdown(self) -> str:
-        """Return the summary as a Markdown table."""
+        """Return the summary as a Markdown table.
+
+        Returns
+        -------
+        str
+            A table with one row per measure and one column per model.
+        """
         return tables.as_markdown(self.summary)
 
     def to_latex(self, *, label: str = "tab:comparison") -> str:
-        r"""Return the summary as a LaTeX table with this `\label`; it needs the package booktabs."""
+        r"""Return the summary as a LaTeX table, which needs the package booktabs.
+
+        Parameters
+        ----------
+        label : str
+            The table's `\label`.
+
+        Returns
+        -------
+        str
+            A `table` environment with one row per measure and one column per model.
+        """
         return tables.as_latex(self.summary, label)
 
 

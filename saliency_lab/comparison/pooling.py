@@ -108,10 +108,35 @@ def pool_comparisons(
     eps : float, str or mapping of study to those, optional
         Of "robust_accuracy"; the largest by default. Data sets may each have their own.
 
+    Returns
+    -------
+    PooledDifference
+        The difference of each study, and the fixed and random effects, with intervals and p-values.
+
     Raises
     ------
     InputError
         If a comparison lacks a model or the measure, or a difference has no interval.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from saliency_lab import Comparison
+    >>> def compare(seed):
+    ...     scores = pd.DataFrame(
+    ...         {
+    ...             "model": ["standard"] * 20 + ["at"] * 20,
+    ...             "seed": 0,
+    ...             "metric": "sparseness",
+    ...             "method": "saliency",
+    ...             "sample": [*range(20), *range(20)],
+    ...             "score": np.random.default_rng(seed).random(40),
+    ...         }
+    ...     )
+    ...     return Comparison(scores, pd.DataFrame(columns=["model"]), baseline="standard")
+    >>> pooled = pool_comparisons({"mnist": compare(0), "svhn": compare(1)}, "at", "standard", "sparseness")
+    >>> pooled.table.index.tolist()
+    ['mnist', 'svhn', 'fixed effect', 'random effects']
     """
     intervals, p, levels, shares = {}, {}, set(), set()
     for name, comparison in comparisons.items():
@@ -149,6 +174,11 @@ def pool_differences(
     share : bool
         Whether the differences are of accuracies.
 
+    Returns
+    -------
+    PooledDifference
+        The difference of each study, and the fixed and random effects, with intervals and p-values.
+
     Raises
     ------
     InputError
@@ -157,7 +187,7 @@ def pool_differences(
     Examples
     --------
     >>> pooled = pool_differences({"a": (-0.06, -0.10, -0.02), "b": (-0.03, -0.06, 0.0)}, share=True)
-    >>> round(pooled.table.loc["fixed effect", "difference"], 4)
+    >>> round(float(pooled.table.loc["fixed effect", "difference"]), 4)
     -0.0408
     """
     if len(differences) < 2:

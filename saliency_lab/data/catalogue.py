@@ -170,21 +170,26 @@ def load_dataset(
 
     Parameters
     ----------
-    name
+    name : str, ImageData or callable
         One of `list_datasets()`, `module:attribute`, or an `ImageData` or function of your own. A function
         gets those of the arguments below that are given and that it has parameters for.
-    root
-        Folder of the files; see `data_root`. For "image_folder" the folder, or .zip file, that
-        holds `train/CLASS/*` and `test/CLASS/*`.
-    download
+    root : str or path, optional
+        Folder of the files; by default the variable SALIENCY_LAB_DATA, or else "data". For "image_folder" the
+        folder, or .zip file, that holds `train/CLASS/*` and `test/CLASS/*`.
+    download : bool
         Fetch the files if they are missing; only then is the network used.
-    val_fraction
+    val_fraction : float
         Share of the training part that becomes the validation split; the test part is never touched. An
         "image_folder" that holds `val/CLASS/*` has its validation split there, and none is cut.
-    seed
+    seed : int
         Chooses the validation images.
-    image_size
-        Resize the images of an "image_folder" to this height and width (bilinear).
+    image_size : int or (int, int), optional
+        Resize the images of an "image_folder" to this height and width in pixels (bilinear).
+
+    Returns
+    -------
+    ImageData
+        With `train`, `val` and `test` splits and the names of the classes.
 
     Raises
     ------
@@ -219,7 +224,24 @@ def load_dataset(
 
 
 def list_datasets(root: str | Path | None = None) -> pd.DataFrame:
-    """List the data sets that `load_dataset` knows, and whether their files were found: one row per name."""
+    """List the data sets that `load_dataset` knows, and whether their files were found.
+
+    Parameters
+    ----------
+    root : str or path, optional
+        Folder of the files, as for `load_dataset`.
+
+    Returns
+    -------
+    DataFrame
+        One row per data set, indexed by name: `description`, shape of an `image`, number of `classes`, and
+        where the files were `found` (empty if they were not).
+
+    Examples
+    --------
+    >>> list_datasets().loc["digits", "found"]
+    'built in'
+    """
     import pandas as pd
 
     where = data_root(root)

@@ -119,14 +119,30 @@ class Split:
 class ImageData:
     """A data set: training, validation and test images, and the names of the classes.
 
-    Attributes
+    Parameters
     ----------
     name : str
+        Name of the data set, for messages and reports.
     train, val, test : Split
         Of one image size. The validation split is cut from the training part unless the data have one; the
         test part is never touched. Data to look at only, not to train on, have no images in train and val.
     classes : tuple of str
         Label k is the class `classes[k]`.
+
+    Raises
+    ------
+    InputError
+        If images or labels have the wrong type, shape or range, or a class has no training images.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> data = sl.load_dataset("digits")
+    >>> data.input_shape
+    (1, 28, 28)
+    >>> x, y = data.test.sample(16, seed=0)
+    >>> x.shape
+    torch.Size([16, 1, 28, 28])
     """
 
     name: str
@@ -167,11 +183,37 @@ class ImageData:
     ) -> ImageData:
         """Read torch or Hugging Face data sets of (image, label), or loaders of them, into memory once.
 
-        An image is a tensor or array, (C, H, W) or (H, W), uint8 or floating point in [0, 1], or a PIL
-        image, which becomes 8-bit grey or RGB; all have one size. A label is a whole number. Random
-        transforms are frozen at their first draw. Without `val`, `val_fraction` of the training images
-        become the validation split, by `seed`.
+        Random transforms are frozen at their first draw.
 
+        Parameters
+        ----------
+        train, test : Dataset or DataLoader
+            Pairs of an image and a label. An image is a tensor or array, (C, H, W) or (H, W), uint8 or
+            floating point in [0, 1], or a PIL image, which becomes 8-bit grey or RGB; all have one size. A
+            label is a whole number.
+        val : Dataset or DataLoader, optional
+            The validation images; by default `val_fraction` of the training images.
+        classes : sequence of str, optional
+            Names of the classes; by default the labels as text.
+        name : str
+            Name of the data set.
+        val_fraction : float
+            Share of the training images that becomes the validation split, above 0 and below 1.
+        seed : int
+            Chooses the validation images.
+
+        Returns
+        -------
+        ImageData
+            The three splits, in memory.
+
+        Raises
+        ------
+        InputError
+            If the items are no such pairs, or the data set is not valid.
+
+        Examples
+        --------
         >>> from torch.utils.data import TensorDataset
         >>> pairs = TensorDataset(torch.rand(40, 1, 8, 8), torch.arange(40) % 2)
         >>> ImageData.from_datasets(pairs, pairs, name="noise")

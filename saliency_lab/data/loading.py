@@ -41,7 +41,7 @@ class ImageBatch:
 
     It is accepted wherever images are: `sl.attribute(model, batch)`, `maps.show(batch)`.
 
-    Attributes
+    Parameters
     ----------
     x : Tensor
         float32 (N, C, H, W) in [0, 1].
@@ -49,6 +49,15 @@ class ImageBatch:
         Labels, int64 (N,), if they were given.
     names : tuple of str
         The files' names, or "image 0", "image 1", … for what was not a file.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> batch = sl.load_images(torch.rand(2, 3, 8, 8))
+    >>> batch.names
+    ('image 0', 'image 1')
+    >>> batch[0].x.shape
+    torch.Size([1, 3, 8, 8])
     """
 
     x: Tensor

@@ -129,7 +129,20 @@ def _bundled() -> dict[str, Path]:
 
 
 def list_studies() -> pd.DataFrame:
-    """The bundled studies: title, data set, images, models and seeds, indexed by name."""
+    """List the bundled studies, which `saliency-lab reproduce NAME` runs.
+
+    Returns
+    -------
+    DataFrame
+        One row per study, indexed by name: `title`, `data` set, and the numbers of `images`, `models` and
+        training `seeds`.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> sl.list_studies().columns.tolist()
+    ['title', 'data', 'images', 'models', 'seeds']
+    """
     rows = []
     for name, path in _bundled().items():
         declared = read_declaration(path)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def explore(study: Study) -> Explorer:
-    """Look at a study's images and maps in Jupyter; put it on the last line of a cell.
+    """Show a study's images and maps in Jupyter; put the call on the last line of a cell.
 
     Pick images, models and methods; filter the images by class, or by what an attack did to the prediction;
     sort them by a metric to see the best and the worst. Below each map stands what the model predicts, with
@@ -24,6 +24,7 @@ def explore(study: Study) -> Explorer:
     Parameters
     ----------
     study : Study
+        The study to look at; it may be loaded.
 
     Returns
     -------
@@ -36,6 +37,16 @@ def explore(study: Study) -> Explorer:
         If `study` is no study.
     SaliencyLabError
         If ipywidgets is not installed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import saliency_lab as sl
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> study = sl.Study({"plain": net}, (torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])))
+    >>> view = sl.explore(study.attribute("saliency"))
+    >>> view.models.label
+    ('plain',)
     """
     if not isinstance(study, Study):
         raise InputError(

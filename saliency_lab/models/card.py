@@ -18,10 +18,52 @@ _SHOWN = 20  # classes by name, in Jupyter
 class ModelCard(BaseModel):
     """What a model is and where it comes from.
 
-    `architecture` is a name of `build_model`, or "custom" for a user's own module, whose other
-    fields may stay empty. `resize` and `interpolation` say how a photograph becomes an image of
-    `input_shape`, as in `load_images`. `save_model` fills in `mean`, `std`, `sha256` (of the weights
-    file), `versions` and `created`.
+    A card is immutable. `save_model` fills in `mean`, `std`, `sha256`, `versions` and `created`.
+
+    Parameters
+    ----------
+    architecture : str
+        A name of `build_model`, or "custom" for a user's own module, whose other fields may stay empty.
+    num_classes : int, optional
+        Number of logits.
+    input_shape : (int, int, int), optional
+        Channels, height and width of an image.
+    mean, std : tuple of float, optional
+        Normalisation inside the model, one value or one per channel, in units of [0, 1].
+    classes : tuple of str, optional
+        Names of the classes, in the order of the logits.
+    resize : int or (int, int), optional
+        How a photograph becomes an image, as in `load_images`: the length in pixels of its shorter side, or
+        the height and width to stretch it to, before its centre is cut out. By default it becomes just large
+        enough.
+    interpolation : str
+        Interpolation of that resizing, such as "bilinear" or "bicubic".
+    cam_layer : str, optional
+        Name of the layer that CAM methods use; by default they find it from the execution.
+    weights : str, optional
+        Where pretrained weights come from, such as "IMAGENET1K_V2" or a file.
+    recipe : dict, optional
+        The training recipe, with its name.
+    seed : int, optional
+        Training seed.
+    data : str, optional
+        Fingerprint of the training data.
+    metrics : dict of str to float
+        What was measured, such as "test_clean", the accuracy on test images.
+    sha256 : str
+        Digest of the weights file.
+    versions : dict of str to str
+        Versions of the packages.
+    created : str
+        Date and time.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> sl.load_model("digits/at").card.input_shape
+    (1, 28, 28)
+    >>> sl.ModelCard(classes=("cat", "dog")).architecture
+    'custom'
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,17 +75,12 @@ class ModelCard(BaseModel):
     std: tuple[float, ...] | None = None
     classes: tuple[str, ...] | None = None
     resize: int | tuple[int, int] | None = None
-    """Length of a photograph's shorter side, or height and width to stretch it to, before its centre is cut
-    out; None: it becomes just large enough."""
     interpolation: Interpolation = "bilinear"
     cam_layer: str | None = None
-    """Name of the layer that CAM methods use; None: they find it from the execution."""
     weights: str | None = None
-    """Where pretrained weights come from, such as "IMAGENET1K_V2" or a file."""
     recipe: dict[str, Any] | None = None
     seed: int | None = None
     data: str | None = None
-    """Fingerprint of the training data."""
     metrics: dict[str, float | None] = {}
     sha256: str = ""
     versions: dict[str, str] = {}

@@ -35,15 +35,36 @@ ZOO = Path(__file__).parent / "zoo"
 
 
 def save_model(model: nn.Module, folder: str | Path, card: ModelCard | None = None) -> ModelCard:
-    """Write `folder`/model.safetensors and `folder`/model.json, each atomically; return the finished card.
+    """Write the weights and the card of a model, each file atomically.
 
-    Without `card`, the model's own (`model.card`) is used as far as it still holds: if the weights are no
-    longer those it tells of, only what describes the architecture, and if that is another one, nothing.
+    Parameters
+    ----------
+    model : nn.Module
+        The model to save.
+    folder : str or path
+        Where `model.safetensors` and `model.json` are written.
+    card : ModelCard, optional
+        What the model is. By default its own, `model.card`, as far as it is still true: if the weights have
+        changed, only what describes the architecture, and if that has changed too, nothing.
+
+    Returns
+    -------
+    ModelCard
+        The card as written, with the digest of the weights, the versions and the date.
 
     Raises
     ------
     InputError
         If `model` is no torch module, or its state holds what is no tensor, as a quantised one's does.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> model = build_model("small_cnn", num_classes=3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     card = save_model(model, folder)
+    ...     load_model(folder).card == card
+    True
     """
     check_module(model)
     folder = Path(folder)
@@ -125,22 +146,27 @@ def load_model(
 
     Parameters
     ----------
-    path
+    path : str or path
         The folder that `save_model` wrote, or a .safetensors file next to its .json; the name of a trained
         network of this package, such as "mnist/asgt" (`list_zoo()`); or the name of a pretrained network:
         "torchvision/NAME", "timm/NAME", "hf/NAME" (an image classifier of the Hugging Face hub, or the folder
         that `save_pretrained` wrote), or "imagenet/efficientnet_lite0", which needs no download;
         or, where RobustBench is installed, one of its own: "robustbench/cifar10/Linf/Carmon2019Unlabeled".
-    device
+    device : str or torch.device
         Where to put the model: "cpu", "cuda", "cuda:1", "mps", or "auto" (CUDA if there is one, else the
         CPU).
-    model
+    model : nn.Module, optional
         A module to load the weights into, for a "custom" checkpoint; a .safetensors file or a .pth file of
         any origin will do, and then needs no .json.
-    weights
+    weights : str or path, optional
         For a pretrained network: "DEFAULT" for those that its library calls so, which are downloaded once;
         the name of others of torchvision, such as "IMAGENET1K_V1"; or a file that holds its state dict, whose
         number of classes may differ. Files of torch.save are read with `weights_only=True`.
+
+    Returns
+    -------
+    nn.Module
+        The model in eval mode, which takes images (N, C, H, W) in [0, 1] and returns logits (N, K).
 
     Raises
     ------
@@ -270,11 +296,17 @@ def check_checkpoint(folder: Path) -> dict[Path, str]:
 
 
 def list_zoo() -> pd.DataFrame:
-    """The trained networks that come with the package, indexed by the name that `load_model` takes.
+    """List the trained networks that come with the package.
 
-    Columns: architecture, size of the weights in kB, and what the card says was measured on test images:
-    clean accuracy, and accuracy under PGD-40 at `eps`; and how the SHA-256 of the weights begins.
+    Returns
+    -------
+    DataFrame
+        One row per network, indexed by the name that `load_model` takes: `architecture`, size of the weights
+        in `kB`, the accuracy on test images (`test_clean`) and that under PGD-40 at `eps` (`test_pgd40`), and
+        how the `sha256` of the weights begins.
 
+    Examples
+    --------
     >>> list_zoo().loc["digits/at", "architecture"]
     'small_cnn'
     """
@@ -335,8 +367,8 @@ def _built(card: ModelCard, path: Path) -> nn.Module:
     if ":" in card.architecture:
         raise CheckpointError(
             f"the card next to '{path}' names the architecture '{card.architecture}', and importing that "
-            "would run code that is not part of this package; if you trust it, import it yourself and pass the "
-            "module: load_model(…, model=my_module)"
+            "would run code that is not part of this package; if you trust it, import it yourself and pass "
+            "the module: load_model(…, model=my_module)"
         )
     try:
         return build_model(

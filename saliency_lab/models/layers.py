@@ -22,7 +22,7 @@ class Normalised(nn.Module):
     net : nn.Module
         Takes normalised images and returns logits.
     mean, std : float or sequence of float
-        One value, or one a channel, in units of [0, 1]; std > 0.
+        One value, or one per channel, in units of [0, 1]; std > 0.
 
     Raises
     ------
@@ -52,11 +52,33 @@ class Normalised(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
+        """Compute the logits of images.
+
+        Parameters
+        ----------
+        x : Tensor
+            Images (N, C, H, W) in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            Logits (N, K).
+        """
         return self.net(self.normalise(x))
 
     def normalise(self, x: Tensor) -> Tensor:
-        """(x − mean) / std, channel by channel, of images (N, C, H, W)."""
+        """Compute (x − mean) / std, channel by channel.
+
+        Parameters
+        ----------
+        x : Tensor
+            Images (N, C, H, W) in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            Normalised images (N, C, H, W).
+        """
         return (x - self.mean) / self.std
 
 
@@ -93,7 +115,23 @@ class BinaryLogits(nn.Module):
         self.net, self.output = net, output
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, 2) of images (N, C, H, W)."""
+        """Compute the logits of both classes.
+
+        Parameters
+        ----------
+        x : Tensor
+            Images (N, C, H, W) in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            Logits (N, 2): (−z/2, z/2).
+
+        Raises
+        ------
+        InputError
+            If `net` does not return one logit per image, or has no such `output`.
+        """
         z = self.net(x)
         if self.output is not None and z.ndim == 2 and self.output < z.shape[1]:
             z = z[:, self.output]

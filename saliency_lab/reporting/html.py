@@ -42,17 +42,35 @@ def report(
     ----------
     study : Study
         With maps, scores or attacks; it may be loaded.
-    path
+    path : str or path
         The file; an older one is replaced when the new one is complete.
-    baseline, level
-        As for `Study.compare`.
+    baseline : str, optional
+        The model that the others are compared with, as for `Study.compare`.
+    level : float, optional
+        Level of the confidence intervals, in (0, 1), as for `Study.compare`.
     images : int
         The number of images in the explorer, the first ones; fewer where the page would be too large.
+
+    Returns
+    -------
+    Path
+        The file that was written.
 
     Raises
     ------
     InputError
         If nothing has been attributed, scored or attacked, or `baseline`, `level` or `images` is wrong.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> import saliency_lab as sl
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> study = sl.Study({"plain": net}, (torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sl.report(study.attribute("saliency"), f"{folder}/report.html").name
+    'report.html'
     """
     if images < 1:
         raise InputError(f"images must be at least 1, not {images}")

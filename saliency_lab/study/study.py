@@ -112,7 +112,7 @@ class Study(StudyResults):
 
         Parameters
         ----------
-        methods
+        methods : str, callable, sequence of these, or mapping of str to settings
             A name of `list_methods()`, a function `(model, x, classes, **settings)` that returns maps, a
             sequence of these, or label → settings. A label that is not a name needs the method among its
             settings: `{"smooth": {"method": "smoothgrad", "stdev": 0.3}}`. The setting `target` is that of
@@ -138,7 +138,7 @@ class Study(StudyResults):
 
         Parameters
         ----------
-        metrics
+        metrics : str, callable, sequence of these, or mapping of str to settings
             A name of `list_metrics()`, a sequence of names, or label → settings, as for `attribute`.
 
         Returns
@@ -178,11 +178,11 @@ class Study(StudyResults):
 
         Parameters
         ----------
-        attack
+        attack : str or callable
             A name of `list_attacks()`, or a function as `sl.attack` takes it.
-        eps
+        eps : float, str, or sequence of these
             One radius or several, in image units; text such as "8/255" is accepted.
-        label
+        label : str, optional
             The name in the tables, for one attack with two settings. By default the name of the attack, with
             "_l2" if that is its norm.
         **settings
@@ -219,14 +219,19 @@ class Study(StudyResults):
 
         Parameters
         ----------
-        attack, eps, label, **settings
-            As for `attack`; every ε is audited separately. Without settings, the attack with this label is
-            audited with the settings that it had in this study, or in an earlier run on the same images and
-            store.
-        images
+        attack : str or callable
+            As for `Study.attack`.
+        eps : float, str, or sequence of these
+            As for `Study.attack`; every ε is audited separately.
+        images : int, optional
             Audit only the first images, because audits take long; all by default.
-        budget
+        budget : {"quick", "full"}
             Of the reference attacks, as for `sl.audit`.
+        label : str, optional
+            As for `Study.attack`.
+        **settings
+            Those of the attack. Without any, the attack with this label is audited with the settings that it
+            had in this study, or in an earlier run on the same images and store.
 
         Returns
         -------
@@ -253,9 +258,11 @@ class Study(StudyResults):
 
         Parameters
         ----------
-        methods, metrics
-            As for `attribute` and `score`.
-        attacks, audits
+        methods : str, callable, sequence of these, or mapping of str to settings
+            As for `attribute`.
+        metrics : str, callable, sequence of these, or mapping of str to settings
+            As for `score`.
+        attacks, audits : mapping of str to settings, optional
             Label → settings of `attack` and `audit`, with `eps` among them, and `attack` where the label is
             not the name of one.
 
@@ -288,7 +295,19 @@ class Study(StudyResults):
         return self
 
     def note_failure(self, model: str, seed: int, what: str, failure: Failure) -> None:
-        """Record a failure outside of this study, such as one of training."""
+        """Record a failure outside of this study, such as one of training.
+
+        Parameters
+        ----------
+        model : str
+            Name of the model.
+        seed : int
+            Training seed of the model.
+        what : str
+            What failed, such as "train".
+        failure : Failure
+            The error and its traceback.
+        """
         self._index.failures[model, seed, what] = failure
 
     # --- its store ------------------------------------------------------------------------------
@@ -299,7 +318,7 @@ class Study(StudyResults):
 
         Parameters
         ----------
-        store
+        store : path
             The folder that was given as `Study(..., store=…)`.
 
         Returns
@@ -317,7 +336,18 @@ class Study(StudyResults):
         return study
 
     def save(self, folder: str | Path) -> Study:
-        """Copy everything into `folder`, another store, and continue there."""
+        """Copy everything into another store, and continue there.
+
+        Parameters
+        ----------
+        folder : path
+            The other store; it is created if there is none.
+
+        Returns
+        -------
+        Study
+            This study.
+        """
         self._index.move_to(FolderStore(writable_folder(folder)))
         return self
 
@@ -329,6 +359,16 @@ class Study(StudyResults):
         stay. The other's models come without networks: to compute more, build a study of all of them on this
         store.
 
+        Parameters
+        ----------
+        store : path
+            The folder of the other store.
+
+        Returns
+        -------
+        Study
+            This study.
+
         Raises
         ------
         InputError
@@ -338,11 +378,28 @@ class Study(StudyResults):
         return self
 
     def verify(self) -> pd.DataFrame:
-        """Check every file in the store; see `sl.verify`."""
+        """Check every file in the store; see `sl.verify`.
+
+        Returns
+        -------
+        DataFrame
+            One row per damaged or missing file: `kind`, `file` and `problem`.
+        """
         return verify(self._index.folder().folder)
 
     def gc(self) -> int:
-        """Delete every result in the store that is not one of this study; return the bytes freed."""
+        """Delete every result in the store that is not one of this study.
+
+        Returns
+        -------
+        int
+            Bytes freed.
+
+        Raises
+        ------
+        InputError
+            If the study is in memory or has no results, or another study's list in the store is damaged.
+        """
         return self._index.collect_garbage()
 
     def write_manifest(self, *, exclusive: bool = False) -> None:
@@ -350,7 +407,7 @@ class Study(StudyResults):
 
         Parameters
         ----------
-        exclusive
+        exclusive : bool
             List the results of this study alone. By default, those that others listed for the same images
             stay. Results stay in the store either way; `gc` deletes them.
         """
