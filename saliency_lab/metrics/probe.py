@@ -82,9 +82,9 @@ def _is_wide(model: nn.Module) -> bool:
 class Probe:
     """A model, a block of images and labels, a seed, and the predictions so far.
 
-    ProbePredictions are cached by the images they are for, so that methods and metrics that need the same share
-    the forward passes. Images and their variants are on `device`, the model's; maps and predictions, float64,
-    are at `home`, which is the same wherever there is float64.
+    Predictions are cached by the images they are for, so that methods and metrics that need the same
+    share the forward passes. Images and their variants are on `device`, the model's; maps and predictions,
+    float64, are at `home`, which is the same wherever there is float64.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int) -> None:
