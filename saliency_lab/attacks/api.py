@@ -36,8 +36,8 @@ from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.ascent import Norm, check_radius, norm_of, to_grid
-from saliency_lab.attacks.methods import METHODS, Method, OwnAttack
-from saliency_lab.attacks.problem import Problem
+from saliency_lab.attacks.methods import METHODS, AttackMethod, OwnAttack
+from saliency_lab.attacks.problem import AttackProblem
 from saliency_lab.attacks.result import UNDEFINED, AttackResult
 from saliency_lab.attacks.sources import Borrowed, Expected, OnGrid
 
@@ -120,7 +120,7 @@ def run(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    method: Method,
+    method: AttackMethod,
     settings: Settings,
     *,
     eps: float | Tensor,
@@ -146,7 +146,7 @@ def _run(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    method: Method,
+    method: AttackMethod,
     settings: Settings,
     eps: float | Tensor,
     seed: int,
@@ -190,7 +190,7 @@ def _run(
     with undisturbed(attacked), progress(label=method.name, total=len(rows)) as bar:
         chunks = rows.split(chunk_rows(x.shape, device)) if len(rows) else ()  # of nothing, split makes one
         for chunk in chunks:
-            problem = Problem(
+            problem = AttackProblem(
                 model=attacked,
                 x=x.detach()[chunk.to(x.device)].to(device),
                 y=y[chunk].to(device),
@@ -323,7 +323,7 @@ def check_source(source: nn.Module, x: Tensor, classes: int, *, name: str) -> No
         raise InputError(f"{name} returns {found} classes, and the attacked model {classes}")
 
 
-def _check_target(target: Tensor | None, y: Tensor, classes: int, method: Method) -> Tensor | None:
+def _check_target(target: Tensor | None, y: Tensor, classes: int, method: AttackMethod) -> Tensor | None:
     if target is None:
         return None
     if not method.targeted:

@@ -37,7 +37,7 @@ from saliency_lab.attacks.api import attack, check_batch, check_source, run
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.curve import whole_range
 from saliency_lab.attacks.losses import margin
-from saliency_lab.attacks.methods import METHODS, Method, OwnAttack
+from saliency_lab.attacks.methods import METHODS, AttackMethod, OwnAttack
 from saliency_lab.attacks.result import AttackResult
 from saliency_lab.attacks.slope import FINE, check_slope
 from saliency_lab.attacks.sources import FiniteDifferences, Smoothed, StraightThrough, inner_networks
@@ -382,7 +382,7 @@ class _Panel:
             check = replace(check, verdict="warn", evidence=evidence)
         return check
 
-    def single_step(self, chosen: Method) -> Check:
+    def single_step(self, chosen: AttackMethod) -> Check:
         """An iterative attack breaks all that a single step breaks; a single step is no evaluation."""
         iterative = "steps" in chosen.settings.model_fields
         found = [self.breaks("fgsm"), self.breaks("r_fgsm")]
@@ -391,7 +391,7 @@ class _Panel:
         found.append(self.breaks("pgd"))
         return self.compare("single step", "FGSM, R-FGSM and PGD-40", found)
 
-    def converged(self, chosen: Method, parsed: Settings) -> Check:
+    def converged(self, chosen: AttackMethod, parsed: Settings) -> Check:
         """More steps and restarts change nothing."""
         given = parsed.model_dump()
         if "steps" not in given:
@@ -667,7 +667,7 @@ def _large_eps(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    chosen: Method,
+    chosen: AttackMethod,
     parsed: Settings,
     audited: AttackResult,
     seed: int,

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from saliency_lab.attacks.draws import ball_point, surface_point
-from saliency_lab.attacks.problem import AttackSettings, Outcome, Problem
+from saliency_lab.attacks.problem import AttackOutcome, AttackProblem, AttackSettings
 
 
 class DrawSettings(AttackSettings):
@@ -19,17 +19,19 @@ class DrawSettings(AttackSettings):
     draws: int = Field(default=10, ge=1)
 
 
-def noise(problem: Problem, settings: DrawSettings) -> Outcome:
+def noise(problem: AttackProblem, settings: DrawSettings) -> AttackOutcome:
     """Control: points drawn uniformly from the ε-ball."""
     return _best_of(problem, settings.draws, lambda now, i: ball_point(now, f"noise {i}"))
 
 
-def random_direction(problem: Problem, settings: DrawSettings) -> Outcome:
+def random_direction(problem: AttackProblem, settings: DrawSettings) -> AttackOutcome:
     """Control: points at the distance ε along random directions (signs for L∞, unit vectors for L2)."""
     return _best_of(problem, settings.draws, lambda now, i: surface_point(now, f"direction {i}", now.eps))
 
 
-def _best_of(problem: Problem, draws: int, draw: Callable[[Problem, int], Tensor]) -> Outcome:
+def _best_of(
+    problem: AttackProblem, draws: int, draw: Callable[[AttackProblem, int], Tensor]
+) -> AttackOutcome:
     best = problem.x.clone()
     best_loss = problem.x.new_full((len(best),), -torch.inf)
     queries = torch.zeros(len(best), dtype=torch.long, device=best.device)
@@ -47,4 +49,4 @@ def _best_of(problem: Problem, draws: int, draw: Callable[[Problem, int], Tensor
             rows = rows[~reached]
             if not len(rows):
                 break
-    return Outcome(best, queries)
+    return AttackOutcome(best, queries)

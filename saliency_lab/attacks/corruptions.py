@@ -20,7 +20,7 @@ from saliency_lab._common.checks import check_images
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.seeding import sample_seeds
 from saliency_lab._common.settings import Settings
-from saliency_lab.attacks.problem import Outcome, Problem
+from saliency_lab.attacks.problem import AttackOutcome, AttackProblem
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -82,13 +82,13 @@ def corrupt(x: Tensor, corruption: str, severity: int, *, seed: int = 0) -> Tens
     return torch.stack(rows).to(x).clamp(0, 1)
 
 
-def attack_by(corruption: str) -> Callable[[Problem, CorruptionSettings], Outcome]:
+def attack_by(corruption: str) -> Callable[[AttackProblem, CorruptionSettings], AttackOutcome]:
     """Return the corruption as the function of an attack."""
 
-    def run(problem: Problem, settings: CorruptionSettings) -> Outcome:
+    def run(problem: AttackProblem, settings: CorruptionSettings) -> AttackOutcome:
         severity = int(problem.eps[0])
         points = corrupt(problem.x, corruption, severity, seed=problem.seed)
-        return Outcome(points.to(problem.x), torch.zeros(len(points), dtype=torch.long))
+        return AttackOutcome(points.to(problem.x), torch.zeros(len(points), dtype=torch.long))
 
     run.__doc__ = (
         f"Hendrycks and Dietterich, ICLR 2019: {corruption.replace('_', ' ')}; eps is the severity, 1 to 5."

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from saliency_lab._common.seeding import sample_normal, sample_seeds, sample_uniform
 from saliency_lab.attacks.ascent import project, random_start
-from saliency_lab.attacks.problem import Problem
+from saliency_lab.attacks.problem import AttackProblem
 
 
-def ball_point(problem: Problem, purpose: str) -> Tensor:
+def ball_point(problem: AttackProblem, purpose: str) -> Tensor:
     """Uniform in the ε-ball, clipped to [0, 1]."""
     seeds = sample_seeds(problem.x, problem.seed, purpose)
     if problem.norm == "linf":
@@ -19,7 +19,7 @@ def ball_point(problem: Problem, purpose: str) -> Tensor:
     return random_start(problem.x, problem.eps, problem.norm, noise)
 
 
-def surface_point(problem: Problem, purpose: str, radius: Tensor) -> Tensor:
+def surface_point(problem: AttackProblem, purpose: str, radius: Tensor) -> Tensor:
     """`radius` (N,) along random signs (L∞) or a uniform unit vector (L2), clipped to [0, 1]."""
     seeds = sample_seeds(problem.x, problem.seed, purpose)
     direction = sample_normal(seeds, problem.x.shape[1:]).to(problem.x)

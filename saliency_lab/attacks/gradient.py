@@ -14,7 +14,7 @@ from saliency_lab._common.settings import PositiveEpsilon
 from saliency_lab.attacks.ascent import Stepper
 from saliency_lab.attacks.draws import ball_point, surface_point
 from saliency_lab.attacks.losses import LossName, attack_loss, check_loss
-from saliency_lab.attacks.problem import AttackSettings, Outcome, Problem
+from saliency_lab.attacks.problem import AttackOutcome, AttackProblem, AttackSettings
 from saliency_lab.attacks.sources import FiniteDifferences
 
 
@@ -60,13 +60,13 @@ class PgdSettings(AttackSettings):
     early_stop: bool = True
 
 
-def fgsm(problem: Problem, settings: FgsmSettings) -> Outcome:
+def fgsm(problem: AttackProblem, settings: FgsmSettings) -> AttackOutcome:
     """Goodfellow et al., "Explaining and Harnessing Adversarial Examples", ICLR 2015."""
     _check(problem, settings.loss, starts_at_x=True, method="fgsm")
     return climb(problem, [problem.x], loss=settings.loss, lengths=problem.eps[None])
 
 
-def r_fgsm(problem: Problem, settings: FgsmSettings) -> Outcome:
+def r_fgsm(problem: AttackProblem, settings: FgsmSettings) -> AttackOutcome:
     """Tramèr et al., "Ensemble Adversarial Training", ICLR 2018: ε/2 at random, then ε/2 uphill."""
     _check(problem, settings.loss, starts_at_x=False, method="r_fgsm")
     half = problem.eps / 2
@@ -74,7 +74,7 @@ def r_fgsm(problem: Problem, settings: FgsmSettings) -> Outcome:
     return climb(problem, [start], loss=settings.loss, lengths=half[None])
 
 
-def bim(problem: Problem, settings: BimSettings) -> Outcome:
+def bim(problem: AttackProblem, settings: BimSettings) -> AttackOutcome:
     """Kurakin et al., "Adversarial Examples in the Physical World", 2017 (momentum: Dong et al., 2018)."""
     _check(problem, settings.loss, starts_at_x=True, method="bim")
     return climb(
@@ -87,7 +87,7 @@ def bim(problem: Problem, settings: BimSettings) -> Outcome:
     )
 
 
-def pgd(problem: Problem, settings: PgdSettings) -> Outcome:
+def pgd(problem: AttackProblem, settings: PgdSettings) -> AttackOutcome:
     """Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018."""
     _check(problem, settings.loss, starts_at_x=False, method="pgd")
     return climb(
@@ -100,7 +100,7 @@ def pgd(problem: Problem, settings: PgdSettings) -> Outcome:
     )
 
 
-def spsa(problem: Problem, settings: SpsaSettings) -> Outcome:
+def spsa(problem: AttackProblem, settings: SpsaSettings) -> AttackOutcome:
     """Uesato et al., "Adversarial Risk and the Dangers of Evaluating Against Weak Attacks", ICML 2018."""
     measured = FiniteDifferences(problem.model, settings.directions, settings.spacing, problem.seed)
     lengths = step_lengths(problem.eps, None, settings.steps)
@@ -109,14 +109,14 @@ def spsa(problem: Problem, settings: SpsaSettings) -> Outcome:
 
 
 def climb(
-    problem: Problem,
+    problem: AttackProblem,
     starts: list[Tensor | None],
     *,
     loss: LossName,
     lengths: Tensor,
     momentum: float = 0.0,
     early_stop: bool = True,
-) -> Outcome:
+) -> AttackOutcome:
     """Climb the loss from each of `starts` (none: a random point of the ball); keep the best one.
 
     `lengths` (steps, N) are those of the steps. Each point's one forward pass gives the gradient for the
@@ -171,7 +171,7 @@ def climb(
             for rows_of, broken in ((~reached, False), (reached, True)):
                 best.offer(rows[rows_of], last[rows_of], values[rows_of], broken=broken)
             best.finish(rows, track, passes=steps + 1)
-    return Outcome(best.points, best.queries, best.curve)
+    return AttackOutcome(best.points, best.queries, best.curve)
 
 
 class _Best:
@@ -180,7 +180,7 @@ class _Best:
     A broken point is better than one that is not; among equals the higher loss wins.
     """
 
-    def __init__(self, problem: Problem, steps: int) -> None:
+    def __init__(self, problem: AttackProblem, steps: int) -> None:
         n = len(problem.x)
         self.points = problem.x.clone()
         self.loss = problem.x.new_full((n,), -torch.inf)
@@ -237,6 +237,6 @@ def step_lengths(eps: Tensor, given: float | None, steps: int) -> Tensor:
     return torch.outer(1 + phase.cos(), eps)
 
 
-def _check(problem: Problem, loss: LossName, *, starts_at_x: bool, method: str) -> None:
+def _check(problem: AttackProblem, loss: LossName, *, starts_at_x: bool, method: str) -> None:
     targeted = problem.target is not None
     check_loss(loss, problem.logits.shape[1], targeted=targeted, starts_at_x=starts_at_x, method=method)

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.attacks.problem import Problem
+from saliency_lab.attacks.problem import AttackProblem
 
 LossName = Literal["ce", "dlr", "margin", "kl", "scaled_ce"]
 
 
-def attack_loss(name: LossName, logits: Tensor, problem: Problem) -> Tensor:
+def attack_loss(name: LossName, logits: Tensor, problem: AttackProblem) -> Tensor:
     """Loss (N,) that rises as the attack gets closer to its goal, from logits (N, K).
 
     With z the logits, y the label, t the target if there is one, and z₁ ≥ z₂ ≥ … the sorted logits:
@@ -74,12 +74,12 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return logits.scatter(1, y[:, None], -torch.inf).amax(1) - own
 
 
-def _towards_goal(logits: Tensor, problem: Problem) -> Tensor:
+def _towards_goal(logits: Tensor, problem: AttackProblem) -> Tensor:
     """The margin of the label, or minus the target's: it rises towards the goal."""
     return margin(logits, problem.y) if problem.target is None else -margin(logits, problem.target)
 
 
-def _dlr(logits: Tensor, problem: Problem) -> Tensor:
+def _dlr(logits: Tensor, problem: AttackProblem) -> Tensor:
     tiny = torch.finfo(logits.dtype).tiny
     if problem.target is None:
         top = logits.topk(3, dim=1).values

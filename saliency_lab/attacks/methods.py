@@ -32,7 +32,7 @@ from saliency_lab.attacks.gradient import (
     spsa,
 )
 from saliency_lab.attacks.minimal import CwSettings, DeepFoolSettings, EadSettings, cw, deepfool, ead
-from saliency_lab.attacks.problem import AttackSettings, Outcome, Problem
+from saliency_lab.attacks.problem import AttackOutcome, AttackProblem, AttackSettings
 from saliency_lab.attacks.reference import (
     ApgdSettings,
     AutoAttackSettings,
@@ -50,7 +50,7 @@ Access = Literal["gradient", "logits", "none"]
 
 
 @dataclass(frozen=True)
-class Method:
+class AttackMethod:
     """A named attack: its settings, what it does with a chunk of samples, what it sees of the model.
 
     `targeted`: it can be given a target class per sample. `each_eps`: it takes one ε per sample. `norms`:
@@ -59,7 +59,7 @@ class Method:
 
     name: str
     settings: type[Settings]
-    run: Callable[[Problem, Any], Outcome]
+    run: Callable[[AttackProblem, Any], AttackOutcome]
     access: Access
     targeted: bool = False
     each_eps: bool = False
@@ -72,7 +72,7 @@ OwnAttack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 """A user's attack: (model, x, y, eps) → points of the shape of x."""
 
 
-def custom_attack(extension: Extension) -> Method:
+def custom_attack(extension: Extension) -> AttackMethod:
     """Describe a user's function `f(model, x, y, eps, **settings)` as an attack.
 
     Raises
@@ -92,7 +92,7 @@ def custom_attack(extension: Extension) -> Method:
     }
     model = create_model(name, __base__=own, **fields)
 
-    def run(problem: Problem, settings: Any) -> Outcome:
+    def run(problem: AttackProblem, settings: Any) -> AttackOutcome:
         """Call the function with the global generators seeded, and check that its points are in the ball."""
         eps = problem.eps[0].item()
         given = {key: value for key, value in given_settings(settings).items() if key not in fields}
@@ -108,9 +108,9 @@ def custom_attack(extension: Extension) -> Method:
                 f"attack '{name}' left the {problem.norm} ball of radius {eps:.4g} around x, or [0, 1], "
                 f"by {away:.3g}; project its points (saliency_lab.attacks.ascent.project)"
             )
-        return Outcome(inside, torch.ones(len(points), dtype=torch.long))
+        return AttackOutcome(inside, torch.ones(len(points), dtype=torch.long))
 
-    return Method(name, model, run, "gradient", norms=_ALL)
+    return AttackMethod(name, model, run, "gradient", norms=_ALL)
 
 
 _ELSEWHERE = {
@@ -146,38 +146,38 @@ _ELSEWHERE = {
 """Names in torchattacks, foolbox, ART, CleverHans and AutoAttack, and what to write here."""
 
 
-class _Attacks(Registry[Method]):
+class _Attacks(Registry[AttackMethod]):
     """The registry of attacks; it knows what other libraries call them."""
 
-    def __getitem__(self, name: str) -> Method:
+    def __getitem__(self, name: str) -> AttackMethod:
         plain = re.sub(r"[\W_]", "", str(name)).lower()
         if name not in self and plain in _ELSEWHERE:
             raise UnknownNameError(f"there is no attack '{name}' here; write {_ELSEWHERE[plain]}")
         return super().__getitem__(name)
 
 
-METHODS: Registry[Method] = _Attacks("attack", "attack", custom_attack)
+METHODS: Registry[AttackMethod] = _Attacks("attack", "attack", custom_attack)
 for _method in (
-    Method("fgsm", FgsmSettings, fgsm, "gradient", targeted=True, each_eps=True),
-    Method("r_fgsm", FgsmSettings, r_fgsm, "gradient", targeted=True, each_eps=True),
-    Method("bim", BimSettings, bim, "gradient", targeted=True, each_eps=True),
-    Method("pgd", PgdSettings, pgd, "gradient", targeted=True, each_eps=True),
-    Method("apgd_ce", ApgdSettings, apgd_ce, "gradient", norms=_ALL),
-    Method("apgd_dlr", ApgdSettings, apgd_dlr, "gradient", norms=_ALL),
-    Method("apgd_t", TargetedSettings, apgd_t, "gradient", norms=_ALL),
-    Method("fab_t", TargetedSettings, fab_t, "gradient", norms=_ALL),
-    Method("square", SquareSettings, square, "logits", norms=_ALL),
-    Method("autoattack", AutoAttackSettings, autoattack, "gradient", norms=_ALL),
-    Method("cw", CwSettings, cw, "gradient", targeted=True, each_eps=True, norms=("l2",)),
-    Method("deepfool", DeepFoolSettings, deepfool, "gradient", each_eps=True),
-    Method("ead", EadSettings, ead, "gradient", targeted=True, each_eps=True, norms=("l1",)),
-    Method("spsa", SpsaSettings, spsa, "logits", targeted=True, each_eps=True),
-    Method("noise", DrawSettings, noise, "logits", each_eps=True),
-    Method("random_direction", DrawSettings, random_direction, "logits", each_eps=True),
+    AttackMethod("fgsm", FgsmSettings, fgsm, "gradient", targeted=True, each_eps=True),
+    AttackMethod("r_fgsm", FgsmSettings, r_fgsm, "gradient", targeted=True, each_eps=True),
+    AttackMethod("bim", BimSettings, bim, "gradient", targeted=True, each_eps=True),
+    AttackMethod("pgd", PgdSettings, pgd, "gradient", targeted=True, each_eps=True),
+    AttackMethod("apgd_ce", ApgdSettings, apgd_ce, "gradient", norms=_ALL),
+    AttackMethod("apgd_dlr", ApgdSettings, apgd_dlr, "gradient", norms=_ALL),
+    AttackMethod("apgd_t", TargetedSettings, apgd_t, "gradient", norms=_ALL),
+    AttackMethod("fab_t", TargetedSettings, fab_t, "gradient", norms=_ALL),
+    AttackMethod("square", SquareSettings, square, "logits", norms=_ALL),
+    AttackMethod("autoattack", AutoAttackSettings, autoattack, "gradient", norms=_ALL),
+    AttackMethod("cw", CwSettings, cw, "gradient", targeted=True, each_eps=True, norms=("l2",)),
+    AttackMethod("deepfool", DeepFoolSettings, deepfool, "gradient", each_eps=True),
+    AttackMethod("ead", EadSettings, ead, "gradient", targeted=True, each_eps=True, norms=("l1",)),
+    AttackMethod("spsa", SpsaSettings, spsa, "logits", targeted=True, each_eps=True),
+    AttackMethod("noise", DrawSettings, noise, "logits", each_eps=True),
+    AttackMethod("random_direction", DrawSettings, random_direction, "logits", each_eps=True),
 ):
     METHODS.add(_method.name, _method)
 for _name in CORRUPTIONS:
-    METHODS.add(_name, Method(_name, CorruptionSettings, attack_by(_name), "none", norms=("severity",)))
+    METHODS.add(_name, AttackMethod(_name, CorruptionSettings, attack_by(_name), "none", norms=("severity",)))
 
 
 def list_attacks() -> pd.DataFrame:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from saliency_lab.attacks.ascent import Norm, norm_of, project
-from saliency_lab.attacks.problem import AttackSettings, Outcome, Problem
+from saliency_lab.attacks.problem import AttackOutcome, AttackProblem, AttackSettings
 
 
 class CwSettings(AttackSettings):
@@ -47,7 +47,7 @@ class DeepFoolSettings(AttackSettings):
 class _Nearest:
     """The nearest point per sample that reaches the goal, over all that were tried."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: AttackProblem) -> None:
         self.problem = problem
         self.points = problem.x.clone()
         self.distance = problem.x.new_full((len(problem.x),), torch.inf)
@@ -62,13 +62,13 @@ class _Nearest:
         self.points[better], self.distance[better] = points[better], distance[better]
         return reached
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> AttackOutcome:
         """Points inside the ball: a nearest point outside it is projected, and will be judged again."""
         problem = self.problem
-        return Outcome(project(self.points, problem.x, problem.eps, problem.norm), self.queries)
+        return AttackOutcome(project(self.points, problem.x, problem.eps, problem.norm), self.queries)
 
 
-def cw(problem: Problem, settings: CwSettings) -> Outcome:
+def cw(problem: AttackProblem, settings: CwSettings) -> AttackOutcome:
     """Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017 (L2)."""
     x = problem.x
     centre = torch.atanh((2 * x - 1) * (1 - 1e-6))
@@ -90,7 +90,7 @@ def cw(problem: Problem, settings: CwSettings) -> Outcome:
     return _search_constant(problem, settings.constant, settings.search_steps, minimise)
 
 
-def ead(problem: Problem, settings: EadSettings) -> Outcome:
+def ead(problem: AttackProblem, settings: EadSettings) -> AttackOutcome:
     """Chen et al., "EAD: Elastic-Net Attacks to Deep Neural Networks via Adversarial Examples", AAAI 2018."""
     x = problem.x
 
@@ -113,8 +113,8 @@ def ead(problem: Problem, settings: EadSettings) -> Outcome:
 
 
 def _search_constant(
-    problem: Problem, first: float, rounds: int, minimise: Callable[[Tensor, _Nearest], Tensor]
-) -> Outcome:
+    problem: AttackProblem, first: float, rounds: int, minimise: Callable[[Tensor, _Nearest], Tensor]
+) -> AttackOutcome:
     """Search the smallest c per sample at which `minimise(c, nearest)` reaches the goal."""
     nearest = _Nearest(problem)
     constant = problem.x.new_full((len(problem.x),), first)
@@ -127,7 +127,7 @@ def _search_constant(
     return nearest.outcome()
 
 
-def _shortfall(problem: Problem, logits: Tensor, confidence: float) -> Tensor:
+def _shortfall(problem: AttackProblem, logits: Tensor, confidence: float) -> Tensor:
     """What is missing to the goal, by the logits: max(z_y − maxᵢ≠y zᵢ + confidence, 0), or for the target."""
     goal = problem.y if problem.target is None else problem.target
     own = logits.gather(1, goal[:, None]).squeeze(1)
@@ -136,7 +136,7 @@ def _shortfall(problem: Problem, logits: Tensor, confidence: float) -> Tensor:
     return (gap + confidence).clamp_min(0)
 
 
-def deepfool(problem: Problem, settings: DeepFoolSettings) -> Outcome:
+def deepfool(problem: AttackProblem, settings: DeepFoolSettings) -> AttackOutcome:
     """Moosavi-Dezfooli et al., "DeepFool: a Simple and Accurate Method to Fool Deep Networks", CVPR 2016."""
     x, count = problem.x, min(settings.classes, problem.logits.shape[1])
     others = problem.logits.scatter(1, problem.y[:, None], torch.inf).topk(count, 1).indices[:, 1:]

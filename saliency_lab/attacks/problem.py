@@ -25,7 +25,7 @@ class AttackSettings(Settings):
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class AttackProblem:
     """Samples to attack: images x (N, C, H, W), labels y (N,), targets (N,) or none, one ε each (N,).
 
     `logits` (N, K) are the model's on x; `seed` is that of every draw.
@@ -40,7 +40,7 @@ class Problem:
     norm: Norm
     seed: int
 
-    def take(self, rows: Tensor) -> Problem:
+    def take(self, rows: Tensor) -> AttackProblem:
         """Return the problem of some of the rows (a mask or indices)."""
         return replace(
             self,
@@ -66,7 +66,7 @@ class Problem:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class AttackOutcome:
     """Points found (N, C, H, W), forward passes spent per sample (N,), and the loss along the way or none.
 
     `loss_curve` (N, steps + 1) is the attack's own loss at each point of the restart that gave the

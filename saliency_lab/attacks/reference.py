@@ -30,7 +30,7 @@ from saliency_lab._common.seeding import (
 )
 from saliency_lab.attacks.ascent import Norm, norm_of, project
 from saliency_lab.attacks.gradient import warn_of_no_gradient
-from saliency_lab.attacks.problem import AttackSettings, Outcome, Problem
+from saliency_lab.attacks.problem import AttackOutcome, AttackProblem, AttackSettings
 
 _SILENT = logging.getLogger("saliency_lab.pyautoattack")
 _SILENT.addHandler(logging.NullHandler())
@@ -68,18 +68,18 @@ class AutoAttackSettings(AttackSettings):
     queries: int = Field(default=5000, ge=1)
 
 
-def apgd_ce(problem: Problem, settings: ApgdSettings) -> Outcome:
+def apgd_ce(problem: AttackProblem, settings: ApgdSettings) -> AttackOutcome:
     """Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble …", ICML 2020."""
     return _apgd(problem, settings, "ce")
 
 
-def apgd_dlr(problem: Problem, settings: ApgdSettings) -> Outcome:
+def apgd_dlr(problem: AttackProblem, settings: ApgdSettings) -> AttackOutcome:
     """Croce and Hein, ICML 2020: Auto-PGD on the difference of logits ratio."""
     _need_classes(problem, 3, "apgd_dlr")
     return _apgd(problem, settings, "dlr")
 
 
-def apgd_t(problem: Problem, settings: TargetedSettings) -> Outcome:
+def apgd_t(problem: AttackProblem, settings: TargetedSettings) -> AttackOutcome:
     """Croce and Hein, ICML 2020: Auto-PGD on the targeted difference of logits ratio."""
     _need_classes(problem, 4, "apgd_t")
     search = _Search(problem)
@@ -99,7 +99,7 @@ def apgd_t(problem: Problem, settings: TargetedSettings) -> Outcome:
     return search.outcome()
 
 
-def fab_t(problem: Problem, settings: TargetedSettings) -> Outcome:
+def fab_t(problem: AttackProblem, settings: TargetedSettings) -> AttackOutcome:
     """Croce and Hein, "Minimally Distorted Adversarial Examples …" (FAB), ICML 2020."""
     search = _Search(problem)
     for rank, _ in _targets(problem, settings.target_classes):
@@ -117,7 +117,7 @@ def fab_t(problem: Problem, settings: TargetedSettings) -> Outcome:
     return search.outcome()
 
 
-def square(problem: Problem, settings: SquareSettings) -> Outcome:
+def square(problem: AttackProblem, settings: SquareSettings) -> AttackOutcome:
     """Andriushchenko et al., "Square Attack: a Query-Efficient Black-Box Adversarial Attack", ECCV 2020."""
     if problem.norm == "l2" and problem.x.shape[-2] < 5:
         raise InputError("attack 'square' with norm 'l2' needs images at least 5 pixels high; use 'linf'")
@@ -133,7 +133,7 @@ def square(problem: Problem, settings: SquareSettings) -> Outcome:
     return search.outcome()
 
 
-def autoattack(problem: Problem, settings: AutoAttackSettings) -> Outcome:
+def autoattack(problem: AttackProblem, settings: AutoAttackSettings) -> AttackOutcome:
     """Croce and Hein, ICML 2020: APGD-CE, targeted APGD-DLR, FAB-T, Square; each on what the last left."""
     _need_classes(problem, 4, "autoattack")
     steps, targets = settings.steps, settings.target_classes
@@ -171,7 +171,7 @@ class _Search:
     nearest point may lie outside the ball: projected, it is judged anew like every other.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: AttackProblem) -> None:
         self.problem = problem
         self.points = problem.x.clone()
         self.loss = F.cross_entropy(problem.logits, problem.y, reduction="none")
@@ -209,12 +209,12 @@ class _Search:
         self.points[chosen], self.loss[chosen] = inside[better], loss[better]
         self.broken[chosen] = hit[better]
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> AttackOutcome:
         """What was found: a point that breaks the model, or the best attempt, which may be x itself."""
-        return Outcome(self.points, self.queries)
+        return AttackOutcome(self.points, self.queries)
 
 
-def _apgd(problem: Problem, settings: ApgdSettings, loss: str) -> Outcome:
+def _apgd(problem: AttackProblem, settings: ApgdSettings, loss: str) -> AttackOutcome:
     search = _Search(problem)
     for restart in range(settings.restarts):
         rows = search.open_rows()
@@ -232,7 +232,7 @@ def _apgd(problem: Problem, settings: ApgdSettings, loss: str) -> Outcome:
 
 
 def _single_run(
-    library: APGDAttack, problem: Problem, steps: int, purpose: str
+    library: APGDAttack, problem: AttackProblem, steps: int, purpose: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run APGD from each sample's own start; in L1 from a ball of 3ε over one of 2ε down to ε."""
     x, radius = problem.x.float(), _radius(problem)
@@ -254,7 +254,7 @@ def _attempts(best: Tensor, holds: Tensor, found: Tensor) -> Tensor:
     return torch.where(holds.reshape(-1, 1, 1, 1), best, found)
 
 
-def _start(problem: Problem, purpose: str) -> Tensor:
+def _start(problem: AttackProblem, purpose: str) -> Tensor:
     """APGD's start, on the surface of the ball, from each sample's own draw."""
     seeds = sample_seeds(problem.x, problem.seed, purpose)
     shape = problem.x.shape[1:]
@@ -264,13 +264,13 @@ def _start(problem: Problem, purpose: str) -> Tensor:
     return (problem.x + radius * noise).clamp(0, 1).float()
 
 
-def _targets(problem: Problem, count: int) -> list[tuple[int, Tensor]]:
+def _targets(problem: AttackProblem, count: int) -> list[tuple[int, Tensor]]:
     """(rank from the top, the class of that rank on x (N,)): the library calls the second likeliest 2."""
     order = problem.logits.sort(dim=1).indices
     return [(rank, order[:, -rank]) for rank in range(2, min(count, order.shape[1] - 1) + 2)]
 
 
-def _radius(problem: Problem) -> float:
+def _radius(problem: AttackProblem) -> float:
     """The one ε that the library takes."""
     first = problem.eps[0].item()
     if not bool((problem.eps == first).all()):
@@ -278,7 +278,7 @@ def _radius(problem: Problem) -> float:
     return float(first)
 
 
-def _need_classes(problem: Problem, needed: int, method: str) -> None:
+def _need_classes(problem: AttackProblem, needed: int, method: str) -> None:
     classes = problem.logits.shape[1]
     if classes < needed:
         raise InputError(

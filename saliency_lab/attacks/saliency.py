@@ -38,7 +38,7 @@ from saliency_lab.attacks.api import check_model
 from saliency_lab.attacks.ascent import check_radius, norm_of, project, steepest
 from saliency_lab.attacks.draws import ball_point
 from saliency_lab.attacks.gradient import step_lengths
-from saliency_lab.attacks.problem import Problem
+from saliency_lab.attacks.problem import AttackProblem
 
 Goal = Literal["top_k", "mass_centre"]
 
@@ -220,7 +220,7 @@ def attack_map(
     ):
         found, before, after = images.clone(), torch.empty_like(images), torch.empty_like(images)
         for rows in torch.arange(len(images)).split(chunk_rows(images.shape, device)):
-            problem = Problem(
+            problem = AttackProblem(
                 model=model,
                 x=images[rows].to(device),
                 y=classes[rows].to(device),
@@ -316,7 +316,7 @@ def _gradient_and_class(
     return slope, logits.argmax(1)
 
 
-def _climb(problem: Problem, goal: Goal, settings: MapAttackSettings) -> Tensor:
+def _climb(problem: AttackProblem, goal: Goal, settings: MapAttackSettings) -> Tensor:
     def change(gradient: Tensor) -> Tensor:
         mass = _mass(gradient)
         if goal == "top_k":

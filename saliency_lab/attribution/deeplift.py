@@ -62,7 +62,7 @@ def covers(func: Call, args: tuple[Any, ...], inputs: list[Tensor]) -> bool:
     return func in LINEAR or func in MAX_POOL or (func in BY_CONSTANT and len(inputs) == 1)
 
 
-class _Record(Rule):
+class _RecordedRule(Rule):
     """Records the input of every nonlinearity on the baseline."""
 
     def __init__(self) -> None:
@@ -256,7 +256,7 @@ def rescale(batch: Batch, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
         Names the modules with operations that the rescale rule does not cover, such as attention.
     """
     check_visible(batch.model, method)
-    record = _Record()
+    record = _RecordedRule()
     with record:
         start = batch.score(base)
     replay = _Replay(record.inputs)

@@ -13,7 +13,7 @@ from saliency_lab.plotting.panels import is_photograph
 if TYPE_CHECKING:
     import numpy as np
 
-    from saliency_lab.explorer.panels import Problem
+    from saliency_lab.explorer.panels import NoMaps
 
 PIXELS_PER_EM = 32
 """Pixels of a tile per em of its width: two for each one of the page, for screens of high density."""
@@ -59,7 +59,7 @@ def _breakable(name: str) -> str:
     return escape(name).replace("_", "_<wbr>")
 
 
-def problem(columns: Sequence[str], found: Problem) -> str:
+def problem(columns: Sequence[str], found: NoMaps) -> str:
     """State why some columns are not shown."""
     detail = f"<details><summary>traceback</summary><pre>{escape(found.detail)}</pre></details>"
     return (

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Problem:
+class NoMaps:
     """Why there are no maps; `detail` is the traceback, for what is not one of this package's own errors."""
 
     message: str
@@ -37,7 +37,7 @@ class Panel(NamedTuple):
     predictions: Predictions | None
 
 
-class Attacked(NamedTuple):
+class StudyAttack(NamedTuple):
     """An attack of the study at one ε."""
 
     label: str
@@ -47,7 +47,7 @@ class Attacked(NamedTuple):
         return f"{self.label}, ε = {format_epsilon(self.eps)}"
 
 
-class Panels:
+class PanelSource:
     """Maps of a study's images by member and method; what was read or computed once is kept.
 
     Everything is also available for the images as an attack of the study changes them.
@@ -55,8 +55,8 @@ class Panels:
 
     def __init__(self, study: Study) -> None:
         self._study = study
-        self._maps: dict[tuple[Member, str, Attacked | None, int], Tensor] = {}
-        self._images: dict[tuple[Member, Attacked, int], Tensor] = {}
+        self._maps: dict[tuple[Member, str, StudyAttack | None, int], Tensor] = {}
+        self._images: dict[tuple[Member, StudyAttack, int], Tensor] = {}
         self.stored = list(dict.fromkeys(method for maps in study.maps.values() for method in maps))
 
     @property
@@ -71,8 +71,8 @@ class Panels:
         return [*self.stored, *(name for name in others if name not in self.stored)]
 
     def read(
-        self, member: Member, method: str, rows: Sequence[int], attacked: Attacked | None = None
-    ) -> Panel | Problem:
+        self, member: Member, method: str, rows: Sequence[int], attacked: StudyAttack | None = None
+    ) -> Panel | NoMaps:
         """Return maps (n, C, H, W) and predictions of the images at `rows`, or why there are none.
 
         Without a model there are no predictions.
@@ -86,13 +86,13 @@ class Panels:
             x = self.images(member, rows, attacked) if member.module is not None else None
             predictions = None if x is None else predict_classes(member.net, x)
         except SaliencyLabError as error:
-            return Problem(str(error))
+            return NoMaps(str(error))
         except Exception as error:  # a callback's exception would be lost in Jupyter's log
-            return Problem(f"{type(error).__name__}: {error}", traceback.format_exc())
+            return NoMaps(f"{type(error).__name__}: {error}", traceback.format_exc())
         maps = torch.stack([self._maps[member, method, attacked, row] for row in rows])
         return Panel(maps, predictions)
 
-    def images(self, member: Member, rows: Sequence[int], attacked: Attacked | None) -> Tensor:
+    def images(self, member: Member, rows: Sequence[int], attacked: StudyAttack | None) -> Tensor:
         """Return the images at `rows`, as they are or attacked on a member, (n, C, H, W)."""
         x, y = self._study.x, self._study.y
         if attacked is None:
@@ -131,7 +131,7 @@ class Panels:
                     return depends["attack"], dict(depends["settings"])
         raise SaliencyLabError(f"the attack '{label}' cannot be repeated here; only listed attacks can")
 
-    def _fetch(self, member: Member, method: str, rows: list[int], attacked: Attacked | None) -> Tensor:
+    def _fetch(self, member: Member, method: str, rows: list[int], attacked: StudyAttack | None) -> Tensor:
         study = self._study
         if method in self.stored and attacked is None:
             return study.read_maps(member.model, method, member.seed).values[rows]

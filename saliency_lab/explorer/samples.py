@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ImageFilter:
     """What became of a prediction: `wrong` without an attack, `changed` or `kept` under an attack at ε."""
 
     kind: Literal["wrong", "changed", "kept"]
@@ -50,15 +50,17 @@ class Samples:
         return sorted({(attack, eps) for *_, attack, eps in self._robust if eps > 0})
 
     @property
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[ImageFilter]:
         """What images can be filtered by."""
         attacks = self.attacks
         if not attacks:
             return []
-        pairs = [(Outcome("changed", attack, eps), Outcome("kept", attack, eps)) for attack, eps in attacks]
-        return [*(outcome for pair in pairs for outcome in pair), Outcome("wrong", attacks[0][0], 0.0)]
+        pairs = [
+            (ImageFilter("changed", attack, eps), ImageFilter("kept", attack, eps)) for attack, eps in attacks
+        ]
+        return [*(outcome for pair in pairs for outcome in pair), ImageFilter("wrong", attacks[0][0], 0.0)]
 
-    def select(self, label: int | None, outcome: Outcome | None, members: Sequence[Member]) -> np.ndarray:
+    def select(self, label: int | None, outcome: ImageFilter | None, members: Sequence[Member]) -> np.ndarray:
         """Positions of the images of a class (None: of any) with an outcome.
 
         An image is `changed` or `wrong` if it is for one of the members, and `kept` if it is for all.
@@ -85,7 +87,7 @@ class Samples:
         known = np.isfinite(table)
         return np.divide(np.nansum(table, axis=0), known.sum(0), out=mean, where=known.any(0))
 
-    def _outcome(self, outcome: Outcome, member: Member) -> np.ndarray | None:
+    def _outcome(self, outcome: ImageFilter, member: Member) -> np.ndarray | None:
         at = (member.model, member.seed, outcome.attack)
         clean, robust = self._robust.get((*at, 0.0)), self._robust.get((*at, outcome.eps))
         if clean is None or robust is None:

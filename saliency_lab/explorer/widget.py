@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saliency_lab.comparison.format import ARROWS
 from saliency_lab.explorer import page
-from saliency_lab.explorer.panels import Attacked, Panel, Panels, Problem
+from saliency_lab.explorer.panels import NoMaps, Panel, PanelSource, StudyAttack
 from saliency_lab.explorer.samples import Samples
 from saliency_lab.plotting.painting import CLIP, Layer, Tiles, as_pixels, blend_of, tiles
 from saliency_lab.plotting.panels import is_photograph
@@ -53,7 +53,7 @@ class Explorer(widgets.VBox):
 
     def __init__(self, study: Study) -> None:
         self._study = study
-        self._panels = Panels(study)
+        self._panels = PanelSource(study)
         self._samples = Samples(study)
         measures = study.compare().measures if self._samples.metrics else []
         self._better = {measure.metric: measure.better for measure in measures}
@@ -62,7 +62,7 @@ class Explorer(widgets.VBox):
         members = [(_title(study, member), member) for member in study.members]
         stored = self._panels.stored
         methods = [(name if name in stored else f"{name} (computed)", name) for name in self._panels.methods]
-        attacks = [Attacked(*each) for each in self._samples.attacks] if self._panels.live else []
+        attacks = [StudyAttack(*each) for each in self._samples.attacks] if self._panels.live else []
         outcomes = [(str(outcome), outcome) for outcome in self._samples.outcomes]
         metrics = [(f"{name} {ARROWS[self._better[name]]}".strip(), name) for name in self._samples.metrics]
         classes = [(self._name(label), label) for label in np.unique(self._samples.labels).tolist()]
@@ -131,11 +131,11 @@ class Explorer(widgets.VBox):
         self.status.value = "computing …"
         attacked = None if self.attack.value == ANY else self.attack.value
         panels: dict[str, tuple[Member, Panel]] = {}
-        problems: dict[Problem, list[str]] = {}
+        problems: dict[NoMaps, list[str]] = {}
         for member, method in columns if rows else ():
             column = self._column(member, method)
             found = self._panels.read(member, method, rows, attacked)
-            if isinstance(found, Problem):
+            if isinstance(found, NoMaps):
                 problems.setdefault(found, []).append(column)
             else:
                 panels[column] = member, found
@@ -144,7 +144,7 @@ class Explorer(widgets.VBox):
         self.status.value = escape(self._summary(len(rows)))
 
     def _page(
-        self, rows: Sequence[int], panels: Mapping[str, tuple[Member, Panel]], attacked: Attacked | None
+        self, rows: Sequence[int], panels: Mapping[str, tuple[Member, Panel]], attacked: StudyAttack | None
     ) -> str:
         """Return a table with one row per image: the image, as attacked on each model, and the maps."""
         size = self.size.value

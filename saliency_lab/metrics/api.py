@@ -26,11 +26,12 @@ from saliency_lab._common.progress import progress
 from saliency_lab._common.registry import name_of
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import preserved_rng
-from saliency_lab._common.settings import Settings, as_keywords, parse_settings
+from saliency_lab._common.settings import Settings, as_keywords
 from saliency_lab.attribution import Attributions
-from saliency_lab.metrics.catalogue import METRICS, Curve, Engine, Metric, MetricInput, MetricOutput
+from saliency_lab.metrics.catalogue import Curve, Engine, MetricInput, MetricOutput
 from saliency_lab.metrics.cost import announce_long_work
 from saliency_lab.metrics.explainer import Explainer
+from saliency_lab.metrics.job import Job, make_job
 from saliency_lab.metrics.maps import check_maps, take_maps, unusable
 from saliency_lab.metrics.probe import Probe
 from saliency_lab.metrics.quantus_engine import quantus_failure
@@ -280,32 +281,6 @@ def read_metrics(metrics: Any) -> dict[str, tuple[Any, Mapping[str, Any]]]:
     if not requests:
         raise InputError("name at least one metric; list_metrics() says which there are")
     return requests
-
-
-@dataclass(frozen=True)
-class Job:
-    """A metric with its settings and engine."""
-
-    metric: Metric
-    settings: Settings
-    engine: Engine
-
-    def score(self, case: MetricInput) -> MetricOutput:
-        """Score a block."""
-        run = self.metric.fast if self.engine == "fast" else self.metric.quantus
-        assert run is not None
-        return run(case)
-
-
-def make_job(metric: Any, settings: Mapping[str, Any], engine: Engine | None) -> Job:
-    """Check a metric (a name, a Quantus object or a function), its settings and its engine."""
-    found = METRICS.find(metric)
-    chosen = found.engines[0] if engine is None else engine
-    if chosen not in found.engines:
-        raise InputError(
-            f"metric '{found.name}' has no engine '{chosen}'; it has: {', '.join(found.engines)}"
-        )
-    return Job(found, parse_settings(found.settings, settings, of=f"metric '{found.name}'"), chosen)
 
 
 @dataclass

@@ -115,7 +115,7 @@ class Metric:
     maps: Callable[[Any], MapsMade] | None = None
     """Maps made per sample, from the settings, for metrics that make maps again."""
     shares: str = ""
-    """Predictions shared with other metrics, so that they are best scored together; empty for none."""
+    """ProbePredictions shared with other metrics, so that they are best scored together; empty for none."""
     revision: int = 0
     """Counts changes of the definition under the same settings: scores stored before are computed again."""
     serial: tuple[Engine, ...] = ()

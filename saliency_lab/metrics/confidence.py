@@ -17,7 +17,7 @@ from saliency_lab.metrics.probe import Baseline, Output
 UNDEFINED = "the map has no positive score, or the model's answer on the image is not a positive number"
 
 
-class Masking(Settings):
+class MaskSettings(Settings):
     """The image is blended with the baseline, by pixel scores that are divided by the largest.
 
     Negative scores count as zero, or with `absolute` as their magnitudes.
@@ -28,8 +28,8 @@ class Masking(Settings):
     output: Output = "probability"
 
 
-class MaskingExplained(Masking, Explaining):
-    """As `Masking`; the masked image is explained again."""
+class MaskingExplained(MaskSettings, Explaining):
+    """As `MaskSettings`; the masked image is explained again."""
 
 
 def unit_masks(case: MetricInput, maps: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def _register(
             better=better,  # type: ignore[arg-type]
             range=range_,
             reference=reference,
-            settings=MaskingExplained if again else Masking,
+            settings=MaskingExplained if again else MaskSettings,
             forwards=lambda s, pixels: 2,
             needs="nonzero",
             undefined=undefined,

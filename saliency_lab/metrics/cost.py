@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.progress import announce
 from saliency_lab.attribution import Attributions
+from saliency_lab.metrics.job import Job
 from saliency_lab.metrics.probe import Probe
 from saliency_lab.metrics.randomisation import layer_names
-
-if TYPE_CHECKING:
-    from saliency_lab.metrics.api import Job
 
 LONG = 60.0
 """Seconds of estimated work from which the estimate is shown."""

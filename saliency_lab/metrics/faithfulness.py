@@ -17,7 +17,7 @@ from saliency_lab._common.settings import Settings
 from saliency_lab.metrics import quantus_engine as quantus
 from saliency_lab.metrics.catalogue import NOT_A_NUMBER, Metric, MetricInput, MetricOutput, register
 from saliency_lab.metrics.maps import pixel_scores
-from saliency_lab.metrics.probe import Baseline, Output, Predictions, Probe
+from saliency_lab.metrics.probe import Baseline, Output, Probe, ProbePredictions
 from saliency_lab.metrics.removal import cuts, patch_count, patches, unit_sums
 from saliency_lab.metrics.sizes import Size, SizedSettings, pixels_of
 
@@ -112,8 +112,8 @@ def random_subsets(probe: Probe, runs: int, size: int) -> Tensor:
     return probe.remember(("subsets", runs, size), draw)
 
 
-def without(probe: Probe, subsets: Tensor, baseline: Baseline) -> Predictions:
-    """Predictions (N, runs) with each subset (N, runs, size) replaced by the baseline."""
+def without(probe: Probe, subsets: Tensor, baseline: Baseline) -> ProbePredictions:
+    """ProbePredictions (N, runs) with each subset (N, runs, size) replaced by the baseline."""
     subsets = subsets.to(probe.device)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
@@ -260,16 +260,16 @@ def _infidelity(case: MetricInput) -> MetricOutput:
     return MetricOutput(torch.stack(parts).mean(0).cpu().numpy())
 
 
-def without_units(probe: Probe, units: Tensor, baseline: Baseline) -> Predictions:
-    """Predictions (N, U) with each unit of `units` (H·W,) alone replaced by the baseline; remembered."""
+def without_units(probe: Probe, units: Tensor, baseline: Baseline) -> ProbePredictions:
+    """ProbePredictions (N, U) with each unit of `units` (H·W,) alone replaced by the baseline; remembered."""
     return probe.remember(
         ("units", fingerprint(units), baseline),
         lambda: _alone(probe, units.expand(len(probe), -1), baseline),
     )
 
 
-def _alone(probe: Probe, units: Tensor, baseline: Baseline) -> Predictions:
-    """Predictions (N, U) with each unit of `units` (N, H·W) alone replaced by the baseline.
+def _alone(probe: Probe, units: Tensor, baseline: Baseline) -> ProbePredictions:
+    """ProbePredictions (N, U) with each unit of `units` (N, H·W) alone replaced by the baseline.
 
     Where that changes nothing (black pixels made black), the answer is the one on the image itself.
     """

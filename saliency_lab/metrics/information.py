@@ -23,7 +23,7 @@ from saliency_lab._common.seeding import sample_uniform
 from saliency_lab._common.settings import Settings
 from saliency_lab.metrics.catalogue import Curve, Metric, MetricInput, MetricOutput, register
 from saliency_lab.metrics.maps import pixel_scores
-from saliency_lab.metrics.probe import Predictions, Probe
+from saliency_lab.metrics.probe import Probe, ProbePredictions
 
 POINTS = 101
 """Positions on the axis of information at which the curve is given."""
@@ -104,8 +104,8 @@ def shown_counts(pixels: int, thresholds: tuple[float, ...]) -> list[int]:
     return [pixels - int(np.ceil(round((pixels - 1) * (1 - t), 9))) for t in thresholds]
 
 
-def _ask(probe: Probe, images: np.ndarray) -> Predictions:
-    """Predictions (N, K) on 8-bit images (N, K, H, W, C)."""
+def _ask(probe: Probe, images: np.ndarray) -> ProbePredictions:
+    """ProbePredictions (N, K) on 8-bit images (N, K, H, W, C)."""
     variants = torch.as_tensor(images).permute(0, 1, 4, 2, 3)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
@@ -114,10 +114,10 @@ def _ask(probe: Probe, images: np.ndarray) -> Predictions:
     return probe.ask(images.shape[1], build)
 
 
-def _ends(probe: Probe, share: float) -> tuple[np.ndarray, Predictions]:
+def _ends(probe: Probe, share: float) -> tuple[np.ndarray, ProbePredictions]:
     """File sizes (N, 2) of the blurred and the whole image, and the predictions on them."""
 
-    def compute() -> tuple[np.ndarray, Predictions]:
+    def compute() -> tuple[np.ndarray, ProbePredictions]:
         whole = _eight_bit(probe)
         blurred = np.stack([fill_between(*pair) for pair in zip(whole, _seen(probe, share), strict=True)])
         images = np.stack([blurred, whole], 1)
@@ -126,14 +126,14 @@ def _ends(probe: Probe, share: float) -> tuple[np.ndarray, Predictions]:
     return probe.remember(("information ends", share), compute)
 
 
-def _shown(case: MetricInput) -> tuple[np.ndarray, Predictions]:
+def _shown(case: MetricInput) -> tuple[np.ndarray, ProbePredictions]:
     """File sizes (N, K) of the images with the map's top pixels shown, and the predictions on them."""
     probe, settings = case.probe, case.settings
     key = ("information", fingerprint(case.maps), settings.thresholds, settings.seen, settings.absolute)
     return probe.remember(key, lambda: _compute_shown(case))
 
 
-def _compute_shown(case: MetricInput) -> tuple[np.ndarray, Predictions]:
+def _compute_shown(case: MetricInput) -> tuple[np.ndarray, ProbePredictions]:
     probe, settings = case.probe, case.settings
     order = pixel_scores(case.maps, absolute=settings.absolute).argsort(dim=1, descending=True, stable=True)
     counts = shown_counts(probe.pixels, tuple(sorted(settings.thresholds)))
@@ -156,7 +156,7 @@ def _information_curve(case: MetricInput, *, accuracy: bool) -> MetricOutput:
     end_sizes, end_answers = _ends(case.probe, case.settings.seen)
     sizes, answers = _shown(case)
 
-    def read(predictions: Predictions) -> np.ndarray:
+    def read(predictions: ProbePredictions) -> np.ndarray:
         return (predictions.right if accuracy else predictions.probability).cpu().numpy()
 
     curves, failures = [], []

@@ -1,4 +1,4 @@
-"""Predictions of a model on a block of images and on variants of them, each computed once."""
+"""ProbePredictions of a model on a block of images and on variants of them, each computed once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Predictions:
+class ProbePredictions:
     """Outputs for the label's class, float64, and whether that class won, bool; all of one shape."""
 
     logit: Tensor
@@ -48,10 +48,10 @@ class Predictions:
         return self.correct.double().where(~self.probability.isnan(), torch.nan)
 
     @staticmethod
-    def join(parts: Sequence[Predictions]) -> Predictions:
+    def join(parts: Sequence[ProbePredictions]) -> ProbePredictions:
         """Join answers (N, K₁), (N, K₂), … into (N, K₁ + K₂ + …)."""
         joined = zip(*((part.logit, part.probability, part.correct) for part in parts), strict=True)
-        return Predictions(*(torch.cat(tensors, 1) for tensors in joined))
+        return ProbePredictions(*(torch.cat(tensors, 1) for tensors in joined))
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -82,9 +82,9 @@ def _is_wide(model: nn.Module) -> bool:
 class Probe:
     """A model, a block of images and labels, a seed, and the predictions so far.
 
-    Predictions are cached by the images they are for, so that methods and metrics that need the same share
-    the forward passes. Images and their variants are on `device`, the model's; maps and predictions, float64,
-    are at `home`, which is the same wherever there is float64.
+    Predictions are cached by the images they are for, so that methods and metrics that need the same
+    share the forward passes. Images and their variants are on `device`, the model's; maps and predictions,
+    float64, are at `home`, which is the same wherever there is float64.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int) -> None:
@@ -140,9 +140,9 @@ class Probe:
         build: Callable[[Tensor, Tensor], Tensor],
         *,
         source: Tensor | None = None,
-        base: Predictions | None = None,
-    ) -> Predictions:
-        """Predictions (N, count) on variants of each image.
+        base: ProbePredictions | None = None,
+    ) -> ProbePredictions:
+        """ProbePredictions (N, count) on variants of each image.
 
         `build(i, j)` returns variant `j[k]` of image `i[k]` for each k; passes are full chunks over
         images × variants, all images' first variant first: variants of a kind are built together.
@@ -160,7 +160,7 @@ class Probe:
             i, j = index % len(self), index // len(self)
             rows.append(self._answer(build(i, j), self.y[i]))
         at = place.view(count + 1, len(self)).gather(0, source.T + 1).T.to(self.home)
-        return Predictions(*(torch.cat(parts)[at] for parts in zip(*rows, strict=True)))
+        return ProbePredictions(*(torch.cat(parts)[at] for parts in zip(*rows, strict=True)))
 
     def _answer(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.logits(images)
@@ -173,8 +173,8 @@ class Probe:
         )
 
     @property
-    def clean(self) -> Predictions:
-        """Predictions (N, 1) on the images themselves."""
+    def clean(self) -> ProbePredictions:
+        """ProbePredictions (N, 1) on the images themselves."""
         return self.remember(("clean",), lambda: self.ask(1, lambda i, j: self.x[i]))
 
     @property
@@ -185,8 +185,8 @@ class Probe:
             lambda: torch.cat([self.logits(chunk).argmax(1) for chunk in self.x.split(self.chunk)]).cpu(),
         )
 
-    def empty(self, baseline: Baseline) -> Predictions:
-        """Predictions (N, 1) on the baselines themselves."""
+    def empty(self, baseline: Baseline) -> ProbePredictions:
+        """ProbePredictions (N, 1) on the baselines themselves."""
         return self.remember(("empty", baseline), lambda: self.ask(1, lambda i, j: self.fill(baseline)[i]))
 
     def fill(self, baseline: Baseline) -> Tensor:

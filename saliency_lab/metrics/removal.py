@@ -1,4 +1,4 @@
-"""Predictions as units (pixels, patches, segments) are removed in the order of the map."""
+"""ProbePredictions as units (pixels, patches, segments) are removed in the order of the map."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab.metrics.catalogue import Curve, MetricOutput
-from saliency_lab.metrics.probe import Baseline, Predictions, Probe
+from saliency_lab.metrics.probe import Baseline, Probe, ProbePredictions
 
 
 def cuts(units: int, steps: int) -> Tensor:
@@ -21,8 +21,8 @@ def cuts(units: int, steps: int) -> Tensor:
 
 def removal(
     probe: Probe, ranks: Tensor, cut: Tensor, baseline: Baseline, *, insert: bool = False
-) -> Predictions:
-    """Predictions (N, K) with the pixels of rank below cut k replaced by the baseline.
+) -> ProbePredictions:
+    """ProbePredictions (N, K) with the pixels of rank below cut k replaced by the baseline.
 
     `ranks` (N, H·W) and `cut` (K,), or (N, K) with one row per sample, are int32; cuts rise from 0. With
     `insert`, the pixels of rank at or above the cut are replaced instead: the image is rebuilt from the
@@ -37,16 +37,16 @@ def removal(
             gone = ~gone
         return torch.where(gone.view(len(i), 1, *probe.x.shape[2:]), probe.fill(baseline)[i], probe.x[i])
 
-    def ask() -> Predictions:
+    def ask() -> ProbePredictions:
         ends = [probe.clean, probe.empty(baseline)]
         first, last = ends[::-1] if insert else ends
         complete = bool((cut[:, -1] > ranks.amax(1)).all())
         inner = cut.shape[1] - 1 - complete
         if not inner:
-            return Predictions.join([first] + [last] * complete)
+            return ProbePredictions.join([first] + [last] * complete)
         source = _latest_change(ranks, cut, probe.touched(baseline))[:, 1 : inner + 1] - 1
         between = probe.ask(inner, build, source=source, base=first)
-        return Predictions.join([first, between] + [last] * complete)
+        return ProbePredictions.join([first, between] + [last] * complete)
 
     return probe.remember(("removal", fingerprint(ranks, cut), baseline, insert), ask)
 

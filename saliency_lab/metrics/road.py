@@ -26,7 +26,7 @@ from saliency_lab.metrics.catalogue import (
 )
 from saliency_lab.metrics.curves import order_ranks
 from saliency_lab.metrics.maps import pixel_scores
-from saliency_lab.metrics.probe import Predictions, Probe
+from saliency_lab.metrics.probe import Probe, ProbePredictions
 from saliency_lab.metrics.removal import outcome
 
 TOLERANCE = 1e-3
@@ -153,8 +153,8 @@ def imputation_noise(probe: Probe, noise: float) -> Tensor:
     )
 
 
-def imputed(probe: Probe, ranks: Tensor, counts: Tensor, noise: float) -> Predictions:
-    """Predictions (N, K) with the pixels of rank below count k imputed."""
+def imputed(probe: Probe, ranks: Tensor, counts: Tensor, noise: float) -> ProbePredictions:
+    """ProbePredictions (N, K) with the pixels of rank below count k imputed."""
     draws, ranks = imputation_noise(probe, noise), ranks.to(probe.device)
 
     def build(i: Tensor, j: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ SAME = "not significantly different"
 
 
 @dataclass(frozen=True)
-class Curve:
+class CardCurve:
     """Accuracy against ε: the points of every model as (x, y) in [0, 1], and what the curve shows."""
 
     points: dict[str, list[tuple[float, float]]]
@@ -103,7 +103,7 @@ def _word(row: Mapping[Any, Any]) -> str:
     return "better" if (row["difference"] > 0) == (row["better"] == "higher") else "worse"
 
 
-def make_curve(comparison: Comparison, facts: pd.DataFrame) -> Curve | None:
+def make_curve(comparison: Comparison, facts: pd.DataFrame) -> CardCurve | None:
     """Return the accuracy of every model under the attack with the most radii, or None without an attack."""
     attacked = facts[facts["metric"] == ROBUST]
     if attacked.empty:
@@ -118,7 +118,7 @@ def make_curve(comparison: Comparison, facts: pd.DataFrame) -> Curve | None:
         own = own[own["mean"].notna()]
         if len(own) > 1:
             points[model] = [(row["eps"] / end, row["mean"]) for row in own.to_dict("records")]
-    return Curve(points, f"Accuracy under {attack}, ε from 0 to {radius(end).rpartition(chr(0xA0))[2]}")
+    return CardCurve(points, f"Accuracy under {attack}, ε from 0 to {radius(end).rpartition(chr(0xA0))[2]}")
 
 
 def count_undefined(facts: pd.DataFrame) -> str:

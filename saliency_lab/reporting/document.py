@@ -20,7 +20,7 @@ from saliency_lab.comparison.format import (
 from saliency_lab.comparison.measures import SHARES
 from saliency_lab.reporting import cards, tables
 from saliency_lab.reporting.audits import Audited, overview, read_audits
-from saliency_lab.reporting.cards import Card, Curve
+from saliency_lab.reporting.cards import Card, CardCurve
 from saliency_lab.reporting.figures import FigureSpec, list_figures
 from saliency_lab.reporting.provenance import Missing, Provenance, provenance
 from saliency_lab.reporting.tables import Column, Entry, Table
@@ -57,7 +57,7 @@ class Document:
     questions: list[Question]
     tests: str
     cards: list[Card]
-    curve: Curve | None
+    curve: CardCurve | None
     cautions: list[str]
     glance: Table | None
     accuracies: Table | None

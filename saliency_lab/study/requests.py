@@ -16,8 +16,8 @@ from saliency_lab.attacks.ascent import check_radius
 from saliency_lab.attacks.methods import METHODS as ATTACKS
 from saliency_lab.attribution.api import recorded_settings, run_of
 from saliency_lab.attribution.catalogue import METHODS
-from saliency_lab.metrics.api import make_job
 from saliency_lab.metrics.catalogue import METRICS, Better, Metric
+from saliency_lab.metrics.job import make_job
 from saliency_lab.study.sample import StudySample
 
 Selection: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"

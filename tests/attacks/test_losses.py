@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from saliency_lab.attacks.losses import attack_loss
-from saliency_lab.attacks.problem import Problem
+from saliency_lab.attacks.problem import AttackProblem
 
 LOGITS = torch.tensor([[3.0, 1.0, 0.5, -1.0, 2.0], [0.0, 4.0, 1.0, -2.0, 3.5]], dtype=torch.float64)
 CLEAN = torch.tensor([[5.0, 0.0, 0.0, 0.0, 1.0], [0.0, 2.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
 
 
-def problem(target: list[int] | None = None) -> Problem:
-    return Problem(
+def problem(target: list[int] | None = None) -> AttackProblem:
+    return AttackProblem(
         model=lambda x: x, x=torch.zeros(2, 1, 2, 2), y=torch.tensor([0, 4]),
         target=None if target is None else torch.tensor(target),
         logits=CLEAN, eps=torch.ones(2), norm="linf", seed=0,

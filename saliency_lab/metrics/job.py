@@ -1,0 +1,37 @@
+"""A metric with its settings and its engine, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab.metrics.catalogue import METRICS, Engine, Metric, MetricInput, MetricOutput
+
+
+@dataclass(frozen=True)
+class Job:
+    """A metric with its settings and engine."""
+
+    metric: Metric
+    settings: Settings
+    engine: Engine
+
+    def score(self, case: MetricInput) -> MetricOutput:
+        """Score a block."""
+        run = self.metric.fast if self.engine == "fast" else self.metric.quantus
+        assert run is not None
+        return run(case)
+
+
+def make_job(metric: Any, settings: Mapping[str, Any], engine: Engine | None) -> Job:
+    """Check a metric (a name, a Quantus object or a function), its settings and its engine."""
+    found = METRICS.find(metric)
+    chosen = found.engines[0] if engine is None else engine
+    if chosen not in found.engines:
+        raise InputError(
+            f"metric '{found.name}' has no engine '{chosen}'; it has: {', '.join(found.engines)}"
+        )
+    return Job(found, parse_settings(found.settings, settings, of=f"metric '{found.name}'"), chosen)
