@@ -28,14 +28,16 @@ COMPLETE = {
 
 
 def members(name):
-    """Public methods and properties that a public class defines itself."""
+    """Public methods and properties of a public class, also those of its base classes in this package."""
     found = getattr(sl, name)
-    if not (inspect.isclass(found) and found.__module__.startswith("saliency_lab")):
+    if not inspect.isclass(found):
         return []
     kinds = (property, classmethod, staticmethod)
     return [
         f"{name}.{member}"
-        for member, value in vars(found).items()
+        for base in found.__mro__
+        if base.__module__.startswith("saliency_lab")
+        for member, value in vars(base).items()
         if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, kinds))
     ]
 

@@ -69,7 +69,18 @@ class RobustnessCurve:
         return self.robust.double().mean(1).tolist()
 
     def table(self, level: float = 0.95) -> pd.DataFrame:
-        """One row per value: eps (or steps), accuracy, low, high (the Wilson interval), n."""
+        """Return the curve as a table.
+
+        Parameters
+        ----------
+        level : float
+            Confidence level of Wilson's interval, above 0 and below 1.
+
+        Returns
+        -------
+        DataFrame
+            One row per value: `eps` (or `steps`), `accuracy`, its interval `low` and `high`, and `n`.
+        """
         n = self.robust.shape[1]
         rows = [
             (at, right / n, *wilson(right, n, level), n)
@@ -78,7 +89,13 @@ class RobustnessCurve:
         return pd.DataFrame(rows, columns=[self.along, "accuracy", "low", "high", "n"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings and table, as values that JSON can hold."""
+        """Return settings and table, as values that JSON can hold.
+
+        Returns
+        -------
+        dict
+            The settings, and the columns of `table()` under `table`.
+        """
         return {
             "method": self.method,
             "norm": self.norm,

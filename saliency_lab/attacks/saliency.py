@@ -121,14 +121,26 @@ class MapAttackResult:
         return facts(f"attack on maps, {self.goal}", rows) + side_by_side(parts)
 
     def table(self) -> pd.DataFrame:
-        """One row a sample: prediction, overlap, shift, distance."""
+        """Return the result as a table.
+
+        Returns
+        -------
+        DataFrame
+            One row per sample: `prediction`, `overlap`, `shift` and `distance`.
+        """
         columns = {"prediction": self.predictions, "overlap": self.overlap, "shift": self.shift}
         columns["distance"] = self.distance
         table = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
         return table.rename_axis("sample")
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the images and maps, as values that JSON can hold."""
+        """Return everything but the images and maps, as values that JSON can hold.
+
+        Returns
+        -------
+        dict
+            The settings, the means, and the table under `samples`.
+        """
         return {
             "goal": self.goal,
             "eps": self.eps,

@@ -83,6 +83,11 @@ class SanityCheck:
         is 0 wherever the image is, whatever the model: on images with a black background only the signed
         `rank_correlation` is informative for such methods. A similarity that is NaN, for example because a
         map is constant, is left out of the mean, and a warning counts them.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by method: `rank_correlation`, `absolute_rank_correlation` and `ssim`.
         """
         randomised = self.likeness[self.likeness.step > 0]
         undefined = randomised[MEASURES].isna().any(axis=1)
@@ -102,13 +107,34 @@ class SanityCheck:
         return self.likeness[self.likeness.step > 0].groupby("method", sort=False)[MEASURES].mean()
 
     def plot(self, measure: str = "rank_correlation") -> Figure:
-        """Plot the similarity against the layers randomised so far: mean and 95 % interval of each method."""
+        """Plot the similarity against the layers randomised so far: mean and 95 % interval of each method.
+
+        Parameters
+        ----------
+        measure : {"rank_correlation", "absolute_rank_correlation", "ssim"}
+            Which similarity.
+
+        Returns
+        -------
+        Figure
+            One curve per method.
+        """
         from saliency_lab.plotting.sanity import cascade
 
         return cascade(self.likeness, measure)
 
     def plot_maps(self, image: int = 0) -> Figure:
         """Draw the maps of one image, one row per method and one column per step, with one scale per panel.
+
+        Parameters
+        ----------
+        image : int
+            Position of the image among those in `maps`.
+
+        Returns
+        -------
+        Figure
+            A grid of maps.
 
         Raises
         ------
