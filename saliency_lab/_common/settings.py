@@ -108,8 +108,9 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"] if not _is_alternative(part))
         if problem["type"] == "missing":
-            summary = (model.__doc__ or "").strip().partition("\n")[0]
-            clauses[key] = f"'{key}' must be given" + (f": {summary}" if f"`{key}`" in summary else "")
+            summaries = [(base.__doc__ or "").strip().partition("\n")[0] for base in model.__mro__]
+            about = next((f": {text}" for text in summaries if f"`{key}`" in text), "")
+            clauses[key] = f"'{key}' must be given{about}"
             continue
         reason = problem["msg"].removeprefix("Value error, ")
         if key in clauses:  # another type that would have done

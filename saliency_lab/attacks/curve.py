@@ -301,14 +301,14 @@ def minimal_epsilon(
         )
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
     precision = parse_epsilon(tolerance, name="tolerance")
-    if largest is None:
-        high_end = whole_range(x, getattr(parsed, "norm", "linf"))
-    else:
-        high_end = parse_epsilon(largest, name="largest")
     if precision == 0:
         raise InputError('tolerance must be > 0, such as "1/255"')
     x, y = read_labelled(x, y)
     logits, y = check_batch(model, x, y)
+    if largest is None:
+        high_end = whole_range(x, getattr(parsed, "norm", "linf"))
+    else:
+        high_end = parse_epsilon(largest, name="largest")
     if (samples := getattr(parsed, "samples", 1)) > 1:
         logits = predict(Expected(model, samples), x)
     first = run(model, x, y, chosen, parsed, eps=high_end, seed=seed, clean=logits)

@@ -154,7 +154,7 @@ def randomise(module: nn.Module, seed: int) -> None:
     the older hooks) are drawn as those of the module without it. A parameter of one value throughout, as
     the scale of a fresh normalisation, stays what it is.
     """
-    with preserved_rng(seed), torch.no_grad():
+    with preserved_rng(seed, exclusive=True), torch.no_grad():
         hooks = list(_hooks(module))
         if not hooks and not parametrize.is_parametrized(module):
             _draw(module)

@@ -25,12 +25,13 @@ from saliency_lab.cli.app import app
 from saliency_lab.data import ImageData, LabelledImages
 from saliency_lab.experiment.run import plan_declared, run_declared
 from saliency_lab.experiment.schema import read_declaration
+from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.study.cache.store import FolderStore
 from saliency_lab.training import api
 
 Same = Callable[[Callable[[nn.Module], Any]], None]
 
-_METRICS = sl.list_metrics()
+
 _OBJECTIVES = [name.removeprefix("digits/") for name in sl.list_recipes().index if name.startswith("digits/")]
 _CHEAP = {
     "autoattack": {"steps": 2, "target_classes": 1, "queries": 5},
@@ -100,7 +101,7 @@ def test_a_sanity_check(few: LabelledImages, same: Same):
 
 @pytest.mark.parametrize(
     ("metric", "engine"),
-    [(name, engine) for name in _METRICS.index for engine in _METRICS.loc[name, "engines"].split(", ")],
+    [(name, engine) for name in METRICS for engine in METRICS[name].engines],
 )
 def test_scores(metric: str, engine: str, few: LabelledImages, same: Same):
     same(lambda net: _scores(net, few, metric, engine))
@@ -108,7 +109,7 @@ def test_scores(metric: str, engine: str, few: LabelledImages, same: Same):
 
 def _scores(net: nn.Module, few: LabelledImages, metric: str, engine: Any) -> np.ndarray:
     settings: dict[str, Any] = {}
-    if _METRICS.loc[metric, "family"] == "localisation":
+    if METRICS[metric].family == "localisation":
         settings["masks"] = torch.zeros(4, 1, 28, 28, dtype=torch.bool)
         settings["masks"][:, :, 5:20, 5:20] = True
     if metric.startswith("attack_"):

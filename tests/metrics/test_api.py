@@ -230,6 +230,8 @@ def test_an_answer_that_is_not_a_number_is_no_wrong_answer(scene, name, settings
 def test_metrics_share_the_passes_on_the_same_images(scene):
     model, x, y, maps = scene
     counting = _Counting(model)
+    sl.evaluate(counting, x, y, maps, "pixel_flipping", steps=12)  # the first look at a model takes a pass more
+    counting.images = 0
     sl.evaluate(counting, x, y, maps, "pixel_flipping", steps=12)
     one = counting.images
     counting.images = 0
@@ -321,7 +323,9 @@ def test_images_come_in_the_memory_order_that_suits_the_network(width, plain):
 
     model = Watching(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
     x = torch.rand(2, 3, 8, 8)
-    sl.evaluate(model, x, torch.tensor([0, 1]), torch.randn(2, 3, 8, 8), "pixel_flipping", steps=4)
+    for _ in range(2):  # the first look at a model takes a pass more
+        orders.clear()
+        sl.evaluate(model, x, torch.tensor([0, 1]), torch.randn(2, 3, 8, 8), "pixel_flipping", steps=4)
     assert set(orders[1:]) == {plain}  # the first pass is the check of the model
 
 
@@ -503,6 +507,8 @@ def test_removals_that_change_nothing_are_not_asked(scene, small, name, monkeypa
     x[:, :, :7] = 0
     x[0, :, :, 3:] = 0
     settings = {**small(name, x), "baseline": "black"}
+    evaluate_detailed(counting, x, y, maps, name, **settings)  # the first look at a model takes a pass more
+    counting.images = 0
     found = evaluate_detailed(counting, x, y, maps, name, **settings)
     asked, counting.images = counting.images, 0
     monkeypatch.setattr(Probe, "touched", _all_touched)
