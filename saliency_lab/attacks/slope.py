@@ -88,11 +88,12 @@ def _check(model: nn.Module, points: Tensor, y: Tensor, width: float, seed: int)
             for sign in (1, -1):
                 with preserved_rng(seed):
                     ends.append(margin(run_without_graph(model, (points + sign * h * direction).clamp(0, 1))))
-            columns.append((ends[0].double() - ends[1].double()) / (2 * h))
+            first, second = (end.cpu().double() for end in ends)
+            columns.append((first - second) / (2 * h))
         return torch.stack(columns, 1).nan_to_num(0, 0, 0)
 
-    predicted = predicted.double()
-    resolution = 16 * torch.finfo(plain.dtype).eps * plain.abs().nan_to_num().amax(1).double()
+    predicted = predicted.cpu().double()
+    resolution = 16 * torch.finfo(plain.dtype).eps * plain.abs().nan_to_num().amax(1).cpu().double()
     errors = []
     for h in FINE:
         seen = measured(h)

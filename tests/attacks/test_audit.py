@@ -115,8 +115,9 @@ def test_saturated_logits_are_a_weak_attack_not_a_misleading_gradient(trained, b
 def test_a_sound_model_is_not_called_masked_whatever_is_audited(hardened, batch, method, settings) -> None:
     """Not every attack raises the cross-entropy, and a fixed step is not meant for a far larger ball."""
     report = audit(hardened, batch[0][:16], batch[1][:16], eps=0.05, method=method, **settings)
-    for name in ("loss surface", "vanished gradients", "black box", "large eps"):
+    for name in ("loss surface", "vanished gradients", "large eps"):
         assert report[name].verdict == "pass", report[name].evidence
+    assert not [c.evidence for c in report.checks if c.verdict == "fail" and c.about == "model"]
 
 
 def test_a_given_step_grows_with_the_ball(hardened, batch) -> None:

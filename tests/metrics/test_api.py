@@ -230,7 +230,9 @@ def test_an_answer_that_is_not_a_number_is_no_wrong_answer(scene, name, settings
 def test_metrics_share_the_passes_on_the_same_images(scene):
     model, x, y, maps = scene
     counting = _Counting(model)
-    sl.evaluate(counting, x, y, maps, "pixel_flipping", steps=12)  # the first look at a model takes a pass more
+    sl.evaluate(
+        counting, x, y, maps, "pixel_flipping", steps=12
+    )  # the first look at a model takes a pass more
     counting.images = 0
     sl.evaluate(counting, x, y, maps, "pixel_flipping", steps=12)
     one = counting.images

@@ -92,7 +92,9 @@ def test_nothing_in_an_old_store_is_computed_again(old_store: Path, monkeypatch:
     for name, table in _read_tables(old_store).items():
         if name != "audits":
             pd.testing.assert_frame_equal(getattr(study, name), table)
-    with pytest.raises(pytest.fail.Exception, match="compute_audit was called"):  # the audit was changed since
+    with pytest.raises(
+        pytest.fail.Exception, match="compute_audit was called"
+    ):  # the audit was changed since
         study.audit("pgd", eps=0.05, images=3)
     after = {path: path.stat().st_mtime_ns for path in (old_store / "cells").rglob("*.safetensors")}
     assert after == before
