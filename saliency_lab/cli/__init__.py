@@ -1,4 +1,4 @@
-"""The `saliency-lab` command: one small file a verb. Heavy libraries are imported when a verb runs."""
+"""The `saliency-lab` command: one file per subcommand. Heavy libraries are imported when a subcommand runs."""
 
 from saliency_lab.cli.app import main
 

@@ -58,7 +58,7 @@ def test_worst_case_refuses_to_mix(case) -> None:
         worst_case(same, alike)
     with pytest.raises(sl.SaliencyLabError, match="at least one"):
         worst_case()
-    with pytest.raises(sl.SaliencyLabError, match=r"one an argument.*not list"):
+    with pytest.raises(sl.SaliencyLabError, match=r"one per argument.*not list"):
         worst_case([small, small])
 
 
