@@ -91,11 +91,11 @@ def test_an_installed_wheel_has_this_version_and_no_scripts_among_its_recipes(in
 
 def test_a_source_distribution_has_the_scripts_that_its_pages_name(tmp_path):
     with tarfile.open(build("sdist", tmp_path)) as archive:
-        held = {name.partition("/")[2] for name in archive.getnames()}
+        files = {name.partition("/")[2] for name in archive.getnames()}
     pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
     named = re.findall(r"\b(?:benchmarks|recipes)/\w+\.py\b", "".join(p.read_text("utf-8") for p in pages))
     assert named
-    assert set(named) <= held
+    assert set(named) <= files
 
 
 def test_an_installed_wheel_writes_a_report(installed, tmp_path):
@@ -168,8 +168,8 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     optional = declared([*extras["distributed"], *extras["notebook"]])
     assert {name: files for name, files in found.items() if name not in needed | optional} == {}
     at = {name: found[name] for name in found.keys() & optional}
-    told = {"distributed": {"executors.py"}, "ipywidgets": {"widget.py"}}
-    assert at == told, "an extra is imported where its absence is told"
+    expected = {"distributed": {"executors.py"}, "ipywidgets": {"widget.py"}}
+    assert at == expected, "an extra is imported where its absence is handled"
     through_pandas = {
         name
         for name, call in USED_BY_PANDAS.items()

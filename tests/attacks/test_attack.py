@@ -124,8 +124,8 @@ def test_restarts_only_add(case) -> None:
     one = sl.attack(case.model, case.x, case.y, eps=0.012, steps=3)
     many = sl.attack(case.model, case.x, case.y, eps=0.012, steps=3, restarts=4)
     assert not (many.robust & ~one.robust).any()
-    held = one.robust & many.robust
-    assert (many.loss[held] >= one.loss[held] - 1e-6).all()
+    robust = one.robust & many.robust
+    assert (many.loss[robust] >= one.loss[robust] - 1e-6).all()
 
 
 ATTACKS = [name for name in METHODS if METHODS[name].access != "none"]
@@ -274,7 +274,7 @@ def test_a_nan_gradient_does_not_hide_a_weak_model() -> None:
     assert not sl.attack(Root(), x, y, eps=0.1).robust.any()
 
 
-def test_a_model_without_a_gradient_is_said_aloud(case) -> None:
+def test_a_model_without_a_gradient_raises_a_warning(case) -> None:
     class Detached(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return case.model(x.detach())

@@ -295,17 +295,17 @@ def test_a_model_that_returns_no_tensor_of_logits(name, wrap, message, net, batc
         attribute(Wrapped(), batch[0], method=name, target="prediction", **QUICK.get(name, {}))
 
 
-def test_maps_that_are_not_finite_are_told_once(net, batch):
+def test_maps_that_are_not_finite_warn_once(net, batch):
     def broken(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
         return x / torch.tensor([1.0, 0, 1, 1, 0, 1]).reshape(6, 1, 1, 1)
 
-    with pytest.warns(UserWarning, match="broken: 2 of 6 maps are not finite.*Sequential") as told:
+    with pytest.warns(UserWarning, match="broken: 2 of 6 maps are not finite.*Sequential") as caught:
         attribute(net, *batch, broken)
-    assert len(told) == 1
+    assert len(caught) == 1
     nn.init.constant_(net[0].weight, torch.nan)
-    with pytest.warns(UserWarning, match="saliency: 140 of 140 maps are not finite") as told:
+    with pytest.warns(UserWarning, match="saliency: 140 of 140 maps are not finite") as caught:
         attribute(net, torch.rand(140, 1, 12, 12), target=0)
-    assert len(told) == 1
+    assert len(caught) == 1
 
 
 def test_list_methods_shows_settings():
@@ -376,7 +376,7 @@ class Blind(nn.Module):
 @pytest.mark.parametrize(
     "name", ["saliency", "integrated_gradients", "smoothgrad", "deep_lift", "lrp", "guided_backprop"]
 )
-def test_a_model_without_a_gradient_is_told(name, net, batch):
+def test_a_model_without_a_gradient_is_refused(name, net, batch):
     with pytest.raises(InputError, match=r"logits of Blind have no gradient at the image.*'occlusion'"):
         attribute(Blind(net), *batch, name, **QUICK.get(name, {}))
     assert attribute(Blind(net), *batch, "occlusion", window=6).values.abs().max() > 0

@@ -186,8 +186,8 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr("saliency_lab.cli.doctor.find_spec", lambda name: None)
     result = call("doctor", "--data-root", tmp_path)
     assert result.exit_code == 0
-    told = ("torch", "cpu", "built in", "saliency-lab download mnist", "train/CLASS/*", "'.[distributed]'")
-    for word in (*told, "'.[notebook]'"):
+    words = ("torch", "cpu", "built in", "saliency-lab download mnist", "train/CLASS/*", "'.[distributed]'")
+    for word in (*words, "'.[notebook]'"):
         assert word in result.stdout
 
 
@@ -584,7 +584,7 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(models, tmp_path, monkeypatc
         assert word in result.stderr
 
 
-def test_collapse_is_said_and_no_model_is_left(tmp_path):
+def test_collapse_is_an_error_and_no_model_is_left(tmp_path):
     result = call(
         *(
             "train",
@@ -629,9 +629,9 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path):
     while not (tmp_path / "run/state.pt").exists() and time.monotonic() < until:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "interrupted; the same command again goes on" in told
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "interrupted; the same command again goes on" in output
     assert not (tmp_path / "run/model.safetensors").exists()
     again = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
@@ -688,8 +688,8 @@ def test_ctrl_c_stops_the_training_of_other_processes_too(tmp_path):
     while len(list(tmp_path.glob("runs/study/models/*/state.pt"))) < 2 and time.monotonic() < until:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "interrupted; the same command again goes on" in told and "Traceback" not in told
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "interrupted; the same command again goes on" in output and "Traceback" not in output
     assert len(list(tmp_path.glob("runs/study/models/*/"))) == 2
     assert not list(tmp_path.glob("runs/study/models/*/model.json"))

@@ -172,13 +172,13 @@ def test_a_model_on_two_devices_is_refused(few: LabelledImages, device: torch.de
         sl.attribute(net, few.x, few.y)
 
 
-def test_another_default_device_is_told(few: LabelledImages, trained: nn.Module, device: torch.device):
+def test_another_default_device_is_refused(few: LabelledImages, trained: nn.Module, device: torch.device):
     with device, pytest.raises(InputError, match=r"leave the default alone and move the model: model\.to"):
         sl.attribute(trained, few.x, few.y)
 
 
 @pytest.mark.parametrize("name", ["xpu", "meta", "cuda:99", "gpu"])
-def test_a_device_that_is_not_here_is_told(name: str):
+def test_a_device_that_is_not_here_is_refused(name: str):
     with pytest.raises(InputError, match=f"device '{name}'"):
         named_device(name)
 
@@ -211,8 +211,8 @@ def test_verbs_of_the_shell_run_models_on_the_device_named(device: torch.device,
             ["score", "--metric", "pixel_flipping", "--method", "saliency"],
             ["attack", "--eps", "0.1", "--set", "pgd.steps=2"],
         ):
-            said = CliRunner().invoke(app, [*verb, *model])
-            assert said.exit_code == 0, said.output
+            result = CliRunner().invoke(app, [*verb, *model])
+            assert result.exit_code == 0, result.output
         assert _devices(out) == {where}
         tables.append(sl.Study.load(out).compare().table())
     assert tables[0].equals(tables[1])

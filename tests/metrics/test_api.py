@@ -378,7 +378,7 @@ class TestBadInput:
         with pytest.raises(InputError, match=r"in 0 … 2, but label 1 is 7"):
             sl.evaluate(self.model, self.x, torch.tensor([0, 7]), self.maps, "pixel_flipping")
 
-    def test_model_of_probabilities_is_said(self):
+    def test_model_of_probabilities_is_refused(self):
         model = nn.Sequential(self.model, nn.Softmax(1))
         with pytest.raises(InputError, match="returns probabilities, not logits"):
             sl.evaluate(model, self.x, self.y, self.maps, "pixel_flipping", steps=4)
@@ -453,7 +453,7 @@ def test_a_bad_map_does_not_widen_sufficiency_s_threshold():
     np.testing.assert_array_equal(sl.evaluate(model, x, y, maps, "sufficiency")[:5], alone)
 
 
-def test_maps_of_an_own_function_are_made_again_by_it_also_under_the_name_of_another(scene, tmp_path):
+def test_maps_of_a_custom_function_are_recomputed_by_it_also_under_the_name_of_another(scene, tmp_path):
     model, x, y, _ = scene
 
     def saliency(model, x, classes):  # the name of a built-in, of which these maps have nothing
@@ -537,7 +537,7 @@ def test_a_model_of_another_type_is_given_its_own(scene, small, name, dtype):
 @pytest.mark.parametrize(
     "name", ["max_sensitivity", "relative_representation_stability", "mprt", "random_logit"]
 )
-def test_maps_of_a_model_of_another_type_are_made_again(scene, name, dtype):
+def test_maps_of_a_model_of_another_type_are_recomputed(scene, name, dtype):
     model, x, y, _ = scene
     settings = {"samples": 2} if METRICS[name].family == "robustness" else {}
     typed = model.to(dtype)

@@ -40,9 +40,9 @@ def test_nothing_but_the_file_is_asked_for_and_nothing_is_complained_of(page, pa
     page.choose("#blend", "40")
     asked = [e["params"]["request"]["url"] for e in page.events if e["method"] == "Network.requestWillBeSent"]
     assert {url for url in asked if not url.startswith("data:")} == {path.as_uri()}
-    told = [e for e in page.events if e["method"] in ("Runtime.exceptionThrown", "Log.entryAdded")]
-    told += [e for e in page.events if e["method"] == "Runtime.consoleAPICalled"]
-    assert told == []
+    messages = [e for e in page.events if e["method"] in ("Runtime.exceptionThrown", "Log.entryAdded")]
+    messages += [e for e in page.events if e["method"] == "Runtime.consoleAPICalled"]
+    assert messages == []
 
 
 def test_the_policy_stops_what_the_page_does_not_hold(page):
@@ -160,8 +160,8 @@ def test_a_metric_sorts_the_images_best_or_worst_first(reported, page):
     ]
     order = rows.sort_values("score", kind="stable")["sample"].tolist()  # lower is better
     assert shown(page) == order[:12]
-    said = page.run("document.querySelector('#cards .mean').textContent")
-    assert float(said.removeprefix("mean ")) == pytest.approx(rows["score"].min(), rel=5e-3)
+    mean = page.run("document.querySelector('#cards .mean').textContent")
+    assert float(mean.removeprefix("mean ")) == pytest.approx(rows["score"].min(), rel=5e-3)
     page.choose("#order", "worst")
     assert shown(page)[0] == order[-1]
 

@@ -92,14 +92,14 @@ def test_errors_say_what_would_do(
 
 
 @pytest.mark.parametrize(
-    "bad, said",
+    "bad, message",
     [
         (torch.full((12, 1, 6, 6), 0.5), "masks must hold 0 and 1"),
         (torch.full((12, 1, 6, 6), torch.nan), "masks must hold 0 and 1"),
     ],
 )
-def test_bad_masks_are_refused(bad: object, said: str, tiny_sample: TinySample, make_net: MakeNet) -> None:
-    with pytest.raises(InputError, match=said):
+def test_bad_masks_are_refused(bad: object, message: str, tiny_sample: TinySample, make_net: MakeNet) -> None:
+    with pytest.raises(InputError, match=message):
         Study({"plain": make_net(0)}, (*tiny_sample, bad))  # type: ignore[arg-type]
 
 
