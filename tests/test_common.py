@@ -1,4 +1,4 @@
-"""The conventions every package relies on: state put back, draws keyed by the sample, inputs refused by name."""
+"""The conventions every package relies on: state put back, draws keyed by the sample, bad inputs refused."""
 
 import io
 import json

@@ -68,7 +68,7 @@ def attack(
     x : Tensor, DataLoader or data set
         Images (N, C, H, W) in [0, 1]; or a pair (images, labels), or a loader or data set of torch or Hugging
         Face, whose labels are used unless `y` is given.
-    y : Tensor
+    y : Tensor, optional
         Labels (N,).
     method : str or callable
         A name of `list_attacks()`, or your own `f(model, x, y, eps)` that returns points like x.
@@ -81,10 +81,15 @@ def attack(
     gradients_from : nn.Module, optional
         Network that provides the gradient, while every point is judged on `model` (backward pass
         differentiable approximation, BPDA). It takes the same images and returns the same classes.
-    settings
+    **settings
         The method's own settings; `list_attacks()` names them. `samples=S` averages the probabilities of a
         random model over S passes (expectation over transformation), in the attack and in its result.
         `quantised=True` returns only points whose pixels are multiples of 1/255.
+
+    Returns
+    -------
+    AttackResult
+        One row per sample: the point found, and whether the model is right on it.
 
     Raises
     ------

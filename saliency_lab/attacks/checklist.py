@@ -94,18 +94,45 @@ def audit(
 
     Parameters
     ----------
-    model, x, y, method, eps, seed, settings
-        The evaluation in question, as for `attack`.
+    model : nn.Module
+        As for `attack`.
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W) in [0, 1], or what else `attack` takes.
+    y : Tensor, optional
+        Labels (N,).
+    method : str or callable
+        A name of `list_attacks()`, or a function as for `attack`.
+    eps : float or str
+        Radius of the ball in image units, above 0.
     surrogates : mapping of str to nn.Module, optional
         Other models to transfer attacks from; without them that item is skipped.
-    budget : "quick" or "full"
+    budget : {"quick", "full"}
         Of the reference attacks: 30 steps, 4 target classes and 500 queries, or AutoAttack's standard
         100, 9 and 5000.
+    seed : int
+        Of every random draw.
+    **settings
+        Those of the attack; `list_attacks()` names them.
+
+    Returns
+    -------
+    Audit
+        The verdict, the items of the checklist, and which samples every attack left right.
 
     Raises
     ------
     InputError
         As `attack`; also if a surrogate does not take these images, or returns other classes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import saliency_lab as sl
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+    >>> verdict = sl.audit(net, x, y, "pgd", eps=0.01, steps=2).verdict
+    >>> verdict in ("believe", "doubt", "weak attack", "do not believe")
+    True
     """
     begun = time.perf_counter()
     if budget not in BUDGETS:

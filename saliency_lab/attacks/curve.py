@@ -69,7 +69,18 @@ class RobustnessCurve:
         return self.robust.double().mean(1).tolist()
 
     def table(self, level: float = 0.95) -> pd.DataFrame:
-        """One row per value: eps (or steps), accuracy, low, high (the Wilson interval), n."""
+        """Return the curve as a table.
+
+        Parameters
+        ----------
+        level : float
+            Confidence level of Wilson's interval, above 0 and below 1.
+
+        Returns
+        -------
+        DataFrame
+            One row per value: `eps` (or `steps`), `accuracy`, its interval `low` and `high`, and `n`.
+        """
         n = self.robust.shape[1]
         rows = [
             (at, right / n, *wilson(right, n, level), n)
@@ -78,7 +89,13 @@ class RobustnessCurve:
         return pd.DataFrame(rows, columns=[self.along, "accuracy", "low", "high", "n"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings and table, as values that JSON can hold."""
+        """Return settings and table, as values that JSON can hold.
+
+        Returns
+        -------
+        dict
+            The settings, and the columns of `table()` under `table`.
+        """
         return {
             "method": self.method,
             "norm": self.norm,
@@ -99,16 +116,46 @@ def robustness_curve(
     seed: int = 0,
     **settings: Any,
 ) -> RobustnessCurve:
-    """Robust accuracy at each ε; a sample broken at a smaller ε stays broken and is not attacked again.
+    """Measure the robust accuracy at each ε.
 
-    For a corruption ε is the severity, such as `eps=(0, 1, 2, 3, 4, 5)`, and each severity counts for itself.
+    A sample broken at a smaller ε stays broken and is not attacked again. For a corruption ε is the severity,
+    such as `eps=(0, 1, 2, 3, 4, 5)`, and each severity counts for itself.
 
-    Parameters are those of `attack` without `target`, with several ε (sorted here).
+    Parameters
+    ----------
+    model : nn.Module
+        As for `attack`.
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W) in [0, 1], or what else `attack` takes.
+    y : Tensor, optional
+        Labels (N,).
+    method : str or callable
+        A name of `list_attacks()`, or a function as for `attack`.
+    eps : sequence of float or str
+        Radii in image units, or severities, in any order; text such as "8/255" is accepted.
+    seed : int
+        Of every random draw.
+    **settings
+        Those of the attack; `list_attacks()` names them.
+
+    Returns
+    -------
+    RobustnessCurve
+        Which samples are right at each ε, ascending.
 
     Raises
     ------
     InputError
         As `attack`; also if `eps` is empty or a single radius.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> net = sl.load_model("digits/at")
+    >>> x, y = sl.load_dataset("digits").test.sample(16, seed=0)
+    >>> curve = sl.robustness_curve(net, x, y, "fgsm", eps=(0, "8/255", 0.1))
+    >>> curve.robust.shape
+    torch.Size([3, 16])
     """
     if not holds_several(eps):
         raise InputError(
@@ -131,14 +178,48 @@ def steps_curve(
     seed: int = 0,
     **settings: Any,
 ) -> RobustnessCurve:
-    """Robust accuracy at each number of steps, each a run of its own with the step size that suits it.
+    """Measure the robust accuracy at each number of steps, to see whether the attack has converged.
 
-    A sample broken with fewer steps stays broken. A curve that still falls at its end has not converged.
+    Each number of steps is a separate run with the step size that suits it. A sample broken with fewer steps
+    stays broken. A curve that still falls at its end has not converged.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As for `attack`.
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W) in [0, 1], or what else `attack` takes.
+    y : Tensor, optional
+        Labels (N,).
+    method : str
+        An attack with the setting `steps`.
+    eps : float or str
+        Radius of the ball in image units; text such as "8/255" is accepted.
+    steps : sequence of int
+        Numbers of steps, ≥ 0, in any order.
+    seed : int
+        Of every random draw.
+    **settings
+        Those of the attack; `list_attacks()` names them.
+
+    Returns
+    -------
+    RobustnessCurve
+        Which samples are right at each number of steps, ascending.
 
     Raises
     ------
     InputError
         As `attack`; also if `steps` is empty or holds anything but integers ≥ 0, or the method has no steps.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> net = sl.load_model("digits/at")
+    >>> x, y = sl.load_dataset("digits").test.sample(16, seed=0)
+    >>> curve = sl.steps_curve(net, x, y, "pgd", eps=0.1, steps=(0, 1, 2))
+    >>> curve.robust.shape
+    torch.Size([3, 16])
     """
     if "steps" not in METHODS.find(method).settings.model_fields:
         raise InputError(f"attack '{method}' has no steps; 'pgd' has")
@@ -170,19 +251,47 @@ def minimal_epsilon(
     seed: int = 0,
     **settings: Any,
 ) -> Tensor:
-    """Smallest ε at which the attack breaks each sample, by bisection of [0, largest]; float64 (N,).
+    """Find the smallest ε at which the attack breaks each sample, by bisection.
 
-    The value is one at which a point was found, so an upper bound of the true distance, within
-    `tolerance` of an ε at which the attack failed. 0 where the model is wrong on x already; inf where the
-    attack fails at `largest`.
+    Parameters
+    ----------
+    model : nn.Module
+        As for `attack`.
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W) in [0, 1], or what else `attack` takes.
+    y : Tensor, optional
+        Labels (N,).
+    method : str
+        An attack that takes one ε per sample, such as "pgd".
+    largest : float or str, optional
+        The largest ε that is tried, in image units. By default it reaches every image: 1 in L∞, √(C·H·W) in
+        L2, C·H·W in L1.
+    tolerance : float or str
+        Precision of the bisection, above 0, in image units.
+    seed : int
+        Of every random draw.
+    **settings
+        Those of the attack; `list_attacks()` names them.
 
-    Parameters are those of `attack` without `target`, for methods that take one ε per sample. By default
-    `largest` reaches every image: 1 in L∞, √(C·H·W) in L2, C·H·W in L1.
+    Returns
+    -------
+    Tensor
+        float64 (N,). An ε at which a point was found, so an upper bound of the true distance, within
+        `tolerance` of an ε at which the attack failed. 0 where the model is wrong on x already; inf where the
+        attack fails at `largest`.
 
     Raises
     ------
     InputError
         As `attack`; also if `tolerance` is zero or the method takes a single ε.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> net = sl.load_model("digits/at")
+    >>> x, y = sl.load_dataset("digits").test.sample(16, seed=0)
+    >>> sl.minimal_epsilon(net, x, y, "fgsm", tolerance=0.1).shape
+    torch.Size([16])
     """
     chosen = METHODS.find(method)
     if not chosen.each_eps:

@@ -181,8 +181,16 @@ for _name in CORRUPTIONS:
 
 
 def list_attacks() -> pd.DataFrame:
-    """Methods by name: what each sees of the model, whether it takes a target, its settings, its paper.
+    """List the attacks.
 
+    Returns
+    -------
+    DataFrame
+        One row per attack, indexed by name: `access` (what it sees of the model), whether it can be
+        `targeted`, its `settings` with their defaults, and its `reference`.
+
+    Examples
+    --------
     >>> list_attacks().loc["pgd", "access"]
     'gradient'
     """

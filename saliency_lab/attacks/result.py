@@ -24,7 +24,7 @@ UNDEFINED = -1
 class AttackResult:
     """What an attack found, one row per sample, in input order, on the CPU.
 
-    Attributes
+    Parameters
     ----------
     adversarial : Tensor (N, C, H, W)
         Inside the ε-ball around x and inside [0, 1]. Where x is misclassified already (with a target:
@@ -52,6 +52,29 @@ class AttackResult:
         stop and for samples left alone. None for methods without one, and if all were left alone.
     images : str
         Fingerprint of the attacked images, by which results on the same images are recognised.
+    method : str
+        Name of the attack.
+    eps : float
+        Radius of the ball in image units, or the severity of a corruption.
+    norm : str
+        The norm of that radius, such as "linf".
+    settings : dict
+        Every setting of the attack, with the defaults.
+    seed : int
+        Of the random draws.
+    seconds : float
+        Wall time of the whole call.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> net = sl.load_model("digits/at")
+    >>> x, y = sl.load_dataset("digits").test.sample(16, seed=0)
+    >>> result = sl.attack(net, x, y, "fgsm", eps=0.1)
+    >>> 0 <= result.robust_accuracy <= result.clean_accuracy <= 1
+    True
+    >>> len(result.table())
+    16
     """
 
     adversarial: Tensor
@@ -123,11 +146,29 @@ class AttackResult:
         return self.robust.double().mean().item()
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Wilson interval of the robust accuracy."""
+        """Compute Wilson's interval of the robust accuracy.
+
+        Parameters
+        ----------
+        level : float
+            Confidence level, above 0 and below 1.
+
+        Returns
+        -------
+        (float, float)
+            Lower and upper end, in [0, 1].
+        """
         return wilson(int(self.robust.sum()), len(self), level)
 
     def table(self) -> pd.DataFrame:
-        """One row per sample: label, prediction, clean_correct, robust, success, …, loss, distance."""
+        """Return the result as a table.
+
+        Returns
+        -------
+        DataFrame
+            One row per sample, in input order: `label`, `prediction`, `clean_correct`, `robust`, `success`,
+            `survives_rounding`, `loss`, `queries` and `distance`.
+        """
         columns = {"label": self.labels, "prediction": self.predictions} | {
             name: getattr(self, name)
             for name in (
@@ -139,7 +180,13 @@ class AttackResult:
         return table.rename_axis("sample")
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the images, as values that JSON can hold."""
+        """Return everything but the images, as values that JSON can hold.
+
+        Returns
+        -------
+        dict
+            The settings, the accuracies with their interval, and the table under `samples`.
+        """
         low, high = self.interval()
         return {
             "method": self.method,

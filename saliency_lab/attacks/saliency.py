@@ -121,14 +121,26 @@ class MapAttackResult:
         return facts(f"attack on maps, {self.goal}", rows) + side_by_side(parts)
 
     def table(self) -> pd.DataFrame:
-        """One row per sample: prediction, overlap, shift, distance."""
+        """Return the result as a table.
+
+        Returns
+        -------
+        DataFrame
+            One row per sample: `prediction`, `overlap`, `shift` and `distance`.
+        """
         columns = {"prediction": self.predictions, "overlap": self.overlap, "shift": self.shift}
         columns["distance"] = self.distance
         table = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
         return table.rename_axis("sample")
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the images and maps, as values that JSON can hold."""
+        """Return everything but the images and maps, as values that JSON can hold.
+
+        Returns
+        -------
+        dict
+            The settings, the means, and the table under `samples`.
+        """
         return {
             "goal": self.goal,
             "eps": self.eps,
@@ -166,19 +178,36 @@ def attack_map(
     ----------
     model : nn.Module
         As for `attack`.
-    x : Tensor (N, C, H, W)
-        Images in [0, 1].
-    goal : "top_k" or "mass_centre"
-    eps, seed
-        As for `attack`.
-    settings
-        Those of `MapAttackSettings`.
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W) in [0, 1].
+    goal : {"top_k", "mass_centre"}
+        What the attack changes in the map.
+    eps : float or str
+        Radius of the ball in image units; text such as "8/255" is accepted.
+    seed : int
+        Of the random starts.
+    **settings
+        `norm`, `steps`, `step_size`, the share `k` of the pixels for `top_k`, and `beta` of the softplus.
+
+    Returns
+    -------
+    MapAttackResult
+        One row per sample: the point found, the maps before and after, and how far they differ.
 
     Raises
     ------
     InputError
         As `attack`; also if the smoothed model's map still has no gradient (a piecewise linear model without
         ReLUs), or torch cannot differentiate it (a hard sigmoid).
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> net = sl.load_model("digits/at")
+    >>> x, _ = sl.load_dataset("digits").test.sample(4, seed=0)
+    >>> result = sl.attack_map(net, x, "top_k", eps=0.1, steps=2)
+    >>> bool((result.overlap <= 1).all())
+    True
     """
     begun = time.perf_counter()
     seed = check_seed(seed)

@@ -29,13 +29,46 @@ def transfer_attack(
 ) -> AttackResult:
     """Attack `source`, judge the points on `model`: a black-box attack that needs no query of `model`.
 
-    Parameters are those of `attack` without `target`. A method with `early_stop` runs without it unless
-    told otherwise: a point deep in the wrong class of one model carries over to another more often.
+    A method with `early_stop` runs without it by default, because a point deep in the wrong class of one
+    model transfers to another more often.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model that is judged, as for `attack`.
+    source : nn.Module
+        The model that is attacked. It takes the same images and returns the same number of classes.
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W) in [0, 1], or what else `attack` takes.
+    y : Tensor, optional
+        Labels (N,).
+    method : str or callable
+        A name of `list_attacks()`, or a function as for `attack`.
+    eps : float or str
+        Radius of the ball in image units; text such as "8/255" is accepted.
+    seed : int
+        Of every random draw.
+    **settings
+        Those of the attack; `list_attacks()` names them.
+
+    Returns
+    -------
+    AttackResult
+        One row per sample: the point found on `source`, and whether `model` is right on it.
 
     Raises
     ------
     InputError
-        As `attack`; also if `source` does not read these images, or tells another number of classes apart.
+        As `attack`; also if `source` does not take these images, or returns another number of classes.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> net, source = sl.load_model("digits/at"), sl.build_model("small_cnn", seed=1)
+    >>> x, y = sl.load_dataset("digits").test.sample(16, seed=0)
+    >>> result = sl.transfer_attack(net, source, x, y, "fgsm", eps=0.1)
+    >>> result.robust_accuracy <= result.clean_accuracy
+    True
     """
     x, y = read_labelled(x, y)
     chosen = METHODS.find(method)
@@ -48,15 +81,34 @@ def transfer_attack(
 def worst_case(*results: AttackResult) -> AttackResult:
     """Merge results on the same model and samples: a sample is robust if it is in every one of them.
 
-    A sample's row is that of the first result in which the attack did it (`success`), else of the first that
-    is not robust, else of the highest loss; the queries are summed. The result's `settings` holds each
-    attack's own.
+    A sample's row is that of the first result in which the attack succeeded (`success`), else of the first
+    that is not robust, else of the highest loss; the queries are summed.
+
+    Parameters
+    ----------
+    *results : AttackResult
+        Of `attack` or `transfer_attack`, with one ε and norm.
+
+    Returns
+    -------
+    AttackResult
+        The merged result, whose `settings` hold those of each attack.
 
     Raises
     ------
     InputError
         If there is no result, something else, or they differ in images, labels, ε, norm, or in which images
         are right before the attack.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> net = sl.load_model("digits/at")
+    >>> x, y = sl.load_dataset("digits").test.sample(16, seed=0)
+    >>> results = [sl.attack(net, x, y, method, eps=0.1) for method in ("noise", "fgsm")]
+    >>> worst = sl.worst_case(*results)
+    >>> worst.robust_accuracy <= min(result.robust_accuracy for result in results)
+    True
     """
     if not results:
         raise InputError("worst_case needs at least one result")

@@ -103,14 +103,26 @@ class Audit:
         raise KeyError(name)
 
     def table(self) -> pd.DataFrame:
-        """One row per item, indexed by its name: verdict, evidence."""
+        """Return the checklist as a table.
+
+        Returns
+        -------
+        DataFrame
+            One row per item, indexed by its name: `verdict` and `evidence`.
+        """
         return pd.DataFrame(
             [(check.name, check.verdict, check.evidence) for check in self.checks],
             columns=["check", "verdict", "evidence"],
         ).set_index("check")
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but tensors, as values that JSON can hold."""
+        """Return everything but tensors, as values that JSON can hold.
+
+        Returns
+        -------
+        dict
+            The verdict, the accuracies and the checklist.
+        """
         return {
             "verdict": self.verdict,
             "reason": self.reason,

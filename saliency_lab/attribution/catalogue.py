@@ -156,7 +156,20 @@ def method(
 
 
 def list_methods() -> pd.DataFrame:
-    """List the methods, indexed by name: family, settings with defaults, cost per image, engines, source."""
+    """List the attribution methods.
+
+    Returns
+    -------
+    DataFrame
+        One row per method, indexed by name: `family`, `settings` with their defaults, `passes` through the
+        model per image, `engines`, and `reference`.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> sl.list_methods().loc["saliency", "engines"]
+    'fast, captum'
+    """
     rows = [
         {
             "name": each.name,

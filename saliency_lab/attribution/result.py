@@ -37,15 +37,21 @@ Normalisation = Literal["max", "percentile", "sum", "rank"]
 class Attributions:
     """Maps of N images by one method on one model.
 
-    Attributes
+    Parameters
     ----------
     values : Tensor
         (N, C, H, W), float32, signed, on the CPU.
-    method, settings, target, seed
-        What was asked for; `settings` holds every setting, defaults too, so that `attribute` can be called
-        with them again. In a file a tensor becomes its shape and fingerprint.
+    method : str
+        Name of the method.
+    settings : mapping
+        Every setting, with the defaults, so that `attribute` can be called with them again. In a file a
+        tensor becomes its shape and fingerprint.
+    target : str
+        Which logit the maps explain, such as "label" or "prediction".
     seconds : float
         Wall time of the whole call.
+    seed : int
+        Of the random draws.
     classes : Tensor
         (N,) int64, the class each map explains; (N, 2) for a contrast: the first minus the second.
     total : Tensor or None
@@ -55,12 +61,22 @@ class Attributions:
     processing : tuple of str
         The `reduce` and `normalise` steps that `values` went through.
     own : bool
-        Made by the user's own function, whose name `method` is; `function` is that function, or None in
-        maps that were read from a file.
+        Whether the maps are from the user's own function, whose name `method` is.
+    function : callable or None
+        That function; None in maps that were read from a file.
     class_names : tuple of str
         What each map explains, in words, if the model's card names the classes; empty otherwise.
     probabilities : Tensor or None
         (N,) float32, those of the explained classes where `target` is "prediction".
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> net = sl.load_model("digits/at")
+    >>> x, y = sl.load_dataset("digits").test.sample(4, seed=0)
+    >>> maps = sl.attribute(net, x, y, method="saliency")
+    >>> maps.normalise("max").reduce("sum", "absolute").values.shape
+    torch.Size([4, 1, 28, 28])
     """
 
     values: Tensor
@@ -122,7 +138,13 @@ class Attributions:
         return np.array(self.values.numpy(), dtype=dtype, copy=copy)
 
     def numpy(self) -> np.ndarray:
-        """The values (N, C, H, W) as a float32 array of their own."""
+        """Return a copy of the values.
+
+        Returns
+        -------
+        ndarray
+            float32 (N, C, H, W).
+        """
         return self.values.numpy().copy()
 
     @property
@@ -144,9 +166,21 @@ class Attributions:
         return _fingerprinted(self.settings)
 
     def reduce(self, channels: Channels = "sum", sign: Sign = "signed") -> Attributions:
-        """One value a pixel: `sign` is applied to every channel, then the channels are reduced; (N, 1, H, W).
+        """Reduce the channels, so that each pixel has one value.
 
-        `absolute` with `max` is Simonyan's saliency map; `max` alone keeps the value of largest magnitude.
+        "absolute" with "max" is Simonyan's saliency map.
+
+        Parameters
+        ----------
+        channels : {"sum", "mean", "max", "l2"}
+            How the channels are reduced; "max" keeps the value of largest magnitude.
+        sign : {"signed", "absolute", "positive"}
+            What is done with every channel first; "positive" sets negative values to 0.
+
+        Returns
+        -------
+        Attributions
+            With values (N, 1, H, W).
 
         Raises
         ------
@@ -171,11 +205,19 @@ class Attributions:
         return self._processed(values, f"reduce({channels}, {sign})")
 
     def normalise(self, by: Normalisation = "max") -> Attributions:
-        """Scale each sample by itself; a map of zeros stays one, NaN stays NaN.
+        """Scale the map of each sample separately; zeros stay 0, NaN stays NaN.
 
-        `max`: by the largest magnitude. `percentile`: by the 99th percentile of the magnitudes, clipped to
-        [−1, 1]. `sum`: by the sum of magnitudes. `rank`: each value becomes its rank in the sample, ties
-        sharing theirs, from 0 (lowest) to 1.
+        Parameters
+        ----------
+        by : {"max", "percentile", "sum", "rank"}
+            "max" divides by the largest magnitude; "percentile" by the 99th percentile of the magnitudes, and
+            clips to [−1, 1]; "sum" by the sum of magnitudes. With "rank" each value becomes its rank in the
+            sample, from 0 (lowest) to 1, where ties have their mean rank.
+
+        Returns
+        -------
+        Attributions
+            With values of the same shape.
 
         Raises
         ------
@@ -201,9 +243,20 @@ class Attributions:
         return self._processed(scaled.reshape(self.values.shape), f"normalise({by})")
 
     def compare(self, other: Attributions | Tensor | np.ndarray, k: float = 0.1) -> pd.DataFrame:
-        """Likeness to other maps of the same images, one row a sample.
+        """Measure the similarity to other maps of the same images.
 
-        Columns `rank_correlation` (Spearman, signed), `ssim` and `top_k_overlap` (of the k·P largest values).
+        Parameters
+        ----------
+        other : Attributions, Tensor or ndarray
+            Maps of the same shape.
+        k : float
+            Share of the values that count for `top_k_overlap`, in (0, 1].
+
+        Returns
+        -------
+        DataFrame
+            One row per sample: `rank_correlation` (Spearman's, of the signed values), `ssim` and
+            `top_k_overlap` (of the k·P largest values).
         """
         theirs = other.values if isinstance(other, Attributions) else torch.as_tensor(other)
         return pd.DataFrame(
@@ -219,6 +272,18 @@ class Attributions:
 
         Classes have names if the model's card has them, and the probability that the model gave them if
         `target` was "prediction".
+
+        Parameters
+        ----------
+        images : Tensor, DataLoader or data set, optional
+            The images (N, C, H, W) in [0, 1] that the maps explain.
+        n : int
+            How many maps are drawn.
+
+        Returns
+        -------
+        Figure
+            One row per image.
         """
         from saliency_lab.plotting.maps import grid
 
@@ -230,7 +295,18 @@ class Attributions:
         return grid(shown, {self.method: self.values[:n]}, labels=labels)
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file whose header holds everything that is not a tensor."""
+        """Write a safetensors file whose header holds everything that is not a tensor.
+
+        Parameters
+        ----------
+        path : str or path
+            The file; an older one is replaced.
+
+        Returns
+        -------
+        Path
+            The file that was written.
+        """
         path = Path(path)
         tensors = {"values": self.values.contiguous(), "classes": self.classes.contiguous()}
         if self.total is not None:
@@ -255,6 +331,16 @@ class Attributions:
     @classmethod
     def load(cls, path: str | Path) -> Attributions:
         """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : str or path
+            The file.
+
+        Returns
+        -------
+        Attributions
+            The maps; `function` is None, and settings that were tensors are lost.
 
         Raises
         ------

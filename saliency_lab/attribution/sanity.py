@@ -83,6 +83,11 @@ class SanityCheck:
         is 0 wherever the image is, whatever the model: on images with a black background only the signed
         `rank_correlation` is informative for such methods. A similarity that is NaN, for example because a
         map is constant, is left out of the mean, and a warning counts them.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by method: `rank_correlation`, `absolute_rank_correlation` and `ssim`.
         """
         randomised = self.likeness[self.likeness.step > 0]
         undefined = randomised[MEASURES].isna().any(axis=1)
@@ -102,13 +107,34 @@ class SanityCheck:
         return self.likeness[self.likeness.step > 0].groupby("method", sort=False)[MEASURES].mean()
 
     def plot(self, measure: str = "rank_correlation") -> Figure:
-        """Plot the similarity against the layers randomised so far: mean and 95 % interval of each method."""
+        """Plot the similarity against the layers randomised so far: mean and 95 % interval of each method.
+
+        Parameters
+        ----------
+        measure : {"rank_correlation", "absolute_rank_correlation", "ssim"}
+            Which similarity.
+
+        Returns
+        -------
+        Figure
+            One curve per method.
+        """
         from saliency_lab.plotting.sanity import cascade
 
         return cascade(self.likeness, measure)
 
     def plot_maps(self, image: int = 0) -> Figure:
         """Draw the maps of one image, one row per method and one column per step, with one scale per panel.
+
+        Parameters
+        ----------
+        image : int
+            Position of the image among those in `maps`.
+
+        Returns
+        -------
+        Figure
+            A grid of maps.
 
         Raises
         ------
@@ -146,19 +172,42 @@ def sanity_check(
 
     Parameters
     ----------
-    model, x, y, target, seed
-        As for `attribute`. A layer is re-initialised as before training (`reset_parameters`), together with
-        the normalisation layers that follow it.
+    model : nn.Module
+        As for `attribute`; it is copied. A layer is re-initialised as before training (`reset_parameters`),
+        together with the normalisation layers that follow it.
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W) in [0, 1], or what else `attribute` takes.
+    y : Tensor, optional
+        Labels (N,), needed for `target="label"`.
     methods : str or sequence of str, optional
         Names of `list_methods()`. By default `saliency`, `integrated_gradients`, `guided_backprop` and
         `edges`; those that do not support the model are left out with a warning.
+    target : "label", "prediction", int, Tensor (N,), or a pair of these
+        The logit to explain, as for `attribute`.
+    seed : int
+        Of the new weights and of the methods.
     settings : mapping of method to settings, optional
+        Settings of the methods that are not to have their defaults.
+
+    Returns
+    -------
+    SanityCheck
+        Similarity of each map to that of the trained model, per method, step and sample.
 
     Raises
     ------
     InputError
         As `attribute`; or if there is no method; or if the model has no layer to randomise, does not
         change when it is randomised, or was traced, scripted or compiled.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> net = sl.load_model("digits/at")
+    >>> x, y = sl.load_dataset("digits").test.sample(4, seed=0)
+    >>> check = sl.sanity_check(net, x, y, methods=["saliency", "edges"])
+    >>> check.likeness["method"].unique().tolist()
+    ['saliency', 'edges']
     """
     x, y, _ = read_sample(x, y)
     check_images(x)

@@ -70,7 +70,18 @@ class PooledDifference:
     __repr__ = __str__
 
     def plot(self, *, title: str | None = None) -> Figure:
-        """Draw a forest plot: each study's difference with its interval, and the pooled ones below."""
+        """Draw a forest plot: each study's difference with its interval, and the pooled ones below.
+
+        Parameters
+        ----------
+        title : str, optional
+            Title of the figure.
+
+        Returns
+        -------
+        Figure
+            One row per study, then the fixed and random effects.
+        """
         from saliency_lab.plotting.forest import forest
 
         rows = {str(name): _interval(row) for name, row in self.table.iterrows()}

@@ -77,17 +77,46 @@ class Split:
         return f"Split({len(self)} images {tuple(self.images.shape[1:])})"
 
     def batch(self, indices: Tensor | Sequence[int] | slice | int) -> LabelledImages:
-        """Images (in [0, 1]) and labels at `indices`, as copies."""
+        """Return copies of some of the images and labels.
+
+        Parameters
+        ----------
+        indices : Tensor, sequence of int, slice or int
+            Positions in the split.
+
+        Returns
+        -------
+        LabelledImages
+            Images float32 (N, C, H, W) in [0, 1] and labels int64 (N,); unpacks as `x, y`.
+        """
         images = self.images[indices]
         x = images.float().div_(255) if images.dtype == torch.uint8 else images.clone()
         return LabelledImages(x, self.labels[indices].clone())
 
     def all(self) -> LabelledImages:
-        """Every image and label, in order."""
+        """Return every image and label, in order.
+
+        Returns
+        -------
+        LabelledImages
+            Images float32 (N, C, H, W) in [0, 1] and labels int64 (N,); unpacks as `x, y`.
+        """
         return self.batch(slice(None))
 
     def sample(self, n: int, seed: int = 0) -> LabelledImages:
         """Draw `n` images without replacement, stratified by class; a larger n contains a smaller one.
+
+        Parameters
+        ----------
+        n : int
+            How many images, from 1 to the number of images in the split.
+        seed : int
+            Chooses the images.
+
+        Returns
+        -------
+        LabelledImages
+            Images float32 (n, C, H, W) in [0, 1] and labels int64 (n,); unpacks as `x, y`.
 
         Raises
         ------
@@ -97,7 +126,19 @@ class Split:
         return self.batch(self.draw(n, seed))
 
     def draw(self, n: int, seed: int = 0) -> Tensor:
-        """Indices (n,) of the images that `sample(n, seed)` draws.
+        """Draw the indices of the images that `sample(n, seed)` returns.
+
+        Parameters
+        ----------
+        n : int
+            How many images, from 1 to the number of images in the split.
+        seed : int
+            Chooses the images.
+
+        Returns
+        -------
+        Tensor
+            int64 (n,).
 
         Raises
         ------
@@ -111,7 +152,18 @@ class Split:
         return stratified_order(self.labels, seed, "sample")[:n]
 
     def select(self, indices: Tensor) -> Split:
-        """Return the split of the images at `indices`."""
+        """Return the split of some of the images.
+
+        Parameters
+        ----------
+        indices : Tensor
+            Positions in this split.
+
+        Returns
+        -------
+        Split
+            The images and labels at these positions, in this order.
+        """
         return Split(self.images[indices], self.labels[indices])
 
 

@@ -162,8 +162,22 @@ def evaluate_detailed(
 
     Parameters
     ----------
-    model, x, y, attributions, metric, seed, engine, **settings
+    model : nn.Module
         As for `evaluate`.
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W) in [0, 1].
+    y : Tensor or None
+        The class that each map explains, as for `evaluate`.
+    attributions : Attributions, Tensor or ndarray
+        Signed maps (N, C, H, W), or (N, 1, H, W) with one value per pixel.
+    metric : str, callable or Quantus metric object
+        As for `evaluate`.
+    seed : int
+        Seed of the random draws.
+    engine : {"fast", "quantus"}, optional
+        The metric's first one by default.
+    **settings
+        The settings of the metric.
 
     Returns
     -------
@@ -202,13 +216,21 @@ def evaluate_many(
 
     Parameters
     ----------
-    model, x, y, seed, engine
+    model : nn.Module
         As for `evaluate`.
+    x : Tensor, DataLoader or data set
+        Images (N, C, H, W) in [0, 1].
+    y : Tensor or None
+        The class that each map explains, as for `evaluate`.
     attributions : mapping
         Method name → maps.
     metrics : str, callable, sequence of these, or mapping
         Metrics as `evaluate` takes them; or label → settings, where a label that is no name of a metric says
         which one it means by the entry `metric`. So one metric can be given with several settings.
+    seed : int
+        Seed of the random draws.
+    engine : {"fast", "quantus"}, optional
+        The first one of each metric by default.
 
     Returns
     -------

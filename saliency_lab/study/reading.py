@@ -100,9 +100,23 @@ class StudyResults:
         return {model: StudyMaps(self, self._member(model)) for model in self.models}
 
     def read_maps(self, model: str, method: str, seed: int | None = None) -> Attributions:
-        """Read the maps of one model by one method: of its first training seed, or of `seed`.
+        """Read the maps of one model by one method.
 
         Damaged maps are computed again, with a warning.
+
+        Parameters
+        ----------
+        model : str
+            Name of the model.
+        method : str
+            Label of the method in this study.
+        seed : int, optional
+            Training seed of the model; its first one by default.
+
+        Returns
+        -------
+        Attributions
+            Maps of all images of the study.
 
         Raises
         ------
@@ -125,8 +139,20 @@ class StudyResults:
     def read_predictions(self, model: str, seed: int | None = None) -> Predictions | None:
         """Read the class that a model predicts for each image, and its probability.
 
-        They are stored with the maps. None if there are no maps, or an earlier version stored them without
-        predictions and the network is not loaded.
+        They are stored with the maps.
+
+        Parameters
+        ----------
+        model : str
+            Name of the model.
+        seed : int, optional
+            Training seed of the model; its first one by default.
+
+        Returns
+        -------
+        Predictions or None
+            None if the network is not loaded, and there are no maps or an earlier version stored them without
+            predictions.
         """
         member = self._member(model, seed)
         for method in self._index.labels("maps"):
@@ -138,9 +164,22 @@ class StudyResults:
         return None if member.module is None else predict_classes(member.module, self.x)
 
     def read_curves(self, model: str, method: str, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Read the curves (seeds, images, K) behind the scores of one model, and their positions (K,).
+        """Read the curves behind the scores of one model, such as those of pixel flipping.
 
-        None if the metric has no curves, or their positions differ between images.
+        Parameters
+        ----------
+        model : str
+            Name of the model.
+        method : str
+            Label of the method in this study.
+        metric : str
+            Label of the metric in this study.
+
+        Returns
+        -------
+        (ndarray, ndarray) or None
+            Curves (seeds, images, K) and their positions (K,). None if the metric has no curves, or their
+            positions differ between images.
 
         Raises
         ------
@@ -213,9 +252,20 @@ class StudyResults:
         return dict(self._index.results)
 
     def compare(self, baseline: str | None = None, *, level: float | None = None) -> Comparison:
-        """Compare the models with `baseline` on the same images.
+        """Compare the models with a baseline on the same images.
 
-        The defaults are those of `purpose`: the first model, and 0.95.
+        Parameters
+        ----------
+        baseline : str, optional
+            The model that the others are compared with; by default that of `purpose`, or else the first.
+        level : float, optional
+            Level of the confidence intervals, in (0, 1); by default that of `purpose`, which is 0.95 unless
+            the study says otherwise.
+
+        Returns
+        -------
+        Comparison
+            Tables, tests and figures.
 
         Raises
         ------
@@ -236,14 +286,28 @@ class StudyResults:
         )
 
     def answers(self) -> list[Answered]:
-        """Answer the questions of `purpose` by the intervals of `compare()`."""
+        """Answer the questions of `purpose` by the intervals of `compare()`.
+
+        Returns
+        -------
+        list of Answered
+            One per question.
+        """
         measured = len(self.scores) or len(self.robustness)
         return answer(self.purpose.claims, self.compare() if measured else None)
 
     def write_tables(self, folder: str | Path | None = None) -> list[Path]:
-        """Write scores, robustness and audits as Parquet and CSV; return the Parquet files.
+        """Write scores, robustness and audits as Parquet and CSV files.
 
-        By default into `tables` of the store.
+        Parameters
+        ----------
+        folder : path, optional
+            Where to write them; by default the folder `tables` of the store.
+
+        Returns
+        -------
+        list of Path
+            The Parquet files; tables without rows are not written.
 
         Raises
         ------
