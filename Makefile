@@ -46,7 +46,7 @@ unit: $(VENV)/dev  ## all tests but the slow ones
 
 notebooks: $(VENV)/dev  ## run the notebooks again and keep their output
 	cd notebooks && SALIENCY_LAB_PROGRESS=0 $(abspath $(BIN))/python -c "import nbclient, nbformat, pathlib; \
-	[nbformat.write(nbclient.NotebookClient(nbformat.read(path, 4), record_timing=False).execute(), path) \
+	[nbformat.write(nbclient.NotebookClient(nbformat.read(path, 4), record_timing=False, coalesce_streams=True).execute(), path) \
 	for path in sorted(pathlib.Path().glob('*.ipynb'))]"
 
 docs: $(VENV)/dev  ## build the documentation; open docs/_build/html/index.html

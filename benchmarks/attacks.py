@@ -1,4 +1,4 @@
-"""PGD beside the bare passes it needs, and the attacks' strength beside pyautoattack's and torchattacks'.
+"""PGD compared with the bare passes it needs, and its strength with pyautoattack's and torchattacks'.
 
     python benchmarks/attacks.py [--quick] [--json FILE]
 
@@ -150,10 +150,10 @@ def speed(data: Any, weak: nn.Module, quick: bool) -> pd.DataFrame:
     rows = []
     cases = {"small_cnn 1×28×28": (weak, x[right], y[right]), "resnet8 3×32×32": (resnet, rgb, rgb_labels)}
     for name, case in cases.items():
-        found = ratios(lambda c=case: bare_passes(*c, steps), contenders(case, steps), rounds)
+        ratio_of = ratios(lambda c=case: bare_passes(*c, steps), contenders(case, steps), rounds)
         rows += [
             {"model": name, "what": f"{who}, PGD-{steps} over the bare passes", "ratio": ratio}
-            for who, ratio in found.items()
+            for who, ratio in ratio_of.items()
         ]
     saving = ratios(
         lambda: sl.attack(weak, x, y, eps=0.2, steps=steps, early_stop=False),
@@ -168,7 +168,7 @@ def strength(data: Any, models: dict[str, nn.Module], quick: bool) -> pd.DataFra
     x, y = data.test.batch(torch.arange(60 if quick else len(data.test)))
     steps, seeds = (20, 1) if quick else (40, 3)
 
-    def held(model: nn.Module, points: Tensor) -> float:
+    def robust_accuracy(model: nn.Module, points: Tensor) -> float:
         with torch.no_grad():
             return (model(points).argmax(1) == y).double().mean().item()
 
@@ -176,13 +176,13 @@ def strength(data: Any, models: dict[str, nn.Module], quick: bool) -> pd.DataFra
     for name, model in models.items():
         for norm, eps in (("linf", 0.1), ("l2", 1.5)):
             entry: dict[str, Any] = {"model": name, "norm": norm, "eps": eps}
-            found: dict[str, list[float]] = {}
+            accuracies: dict[str, list[float]] = {}
             for seed in range(seeds):
                 for method in ("pgd", "apgd_ce", "apgd_dlr"):
                     result = sl.attack(model, x, y, method, eps=eps, norm=norm, steps=steps, seed=seed)
-                    found.setdefault(method, []).append(result.robust_accuracy)
+                    accuracies.setdefault(method, []).append(result.robust_accuracy)
                 points = textbook_pgd(model, x, y, eps, steps, norm, seed)
-                found.setdefault("textbook PGD", []).append(held(model, points))
+                accuracies.setdefault("textbook PGD", []).append(robust_accuracy(model, points))
                 for loss in ("ce", "dlr"):
                     library = APGDAttack(
                         model,
@@ -195,17 +195,21 @@ def strength(data: Any, models: dict[str, nn.Module], quick: bool) -> pd.DataFra
                     )
                     with preserved_rng(), undisturbed(model):
                         points = library.perturb(x, y)
-                    found.setdefault(f"pyautoattack APGD-{loss.upper()}", []).append(held(model, points))
+                    accuracies.setdefault(f"pyautoattack APGD-{loss.upper()}", []).append(
+                        robust_accuracy(model, points)
+                    )
                 if torchattacks is not None:
                     with preserved_rng(seed):
                         plain = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
                         points = plain(model, eps=eps, alpha=2.5 * eps / steps, steps=steps)(x, y)
-                        found.setdefault("torchattacks PGD", []).append(held(model, points))
+                        accuracies.setdefault("torchattacks PGD", []).append(robust_accuracy(model, points))
                         adaptive = torchattacks.APGD(
                             model, norm=LIBRARY_NORM[norm], eps=eps, steps=steps, seed=seed
                         )
-                        found.setdefault("torchattacks APGD-CE", []).append(held(model, adaptive(x, y)))
-            entry |= {key: statistics.mean(values) for key, values in found.items()}
+                        accuracies.setdefault("torchattacks APGD-CE", []).append(
+                            robust_accuracy(model, adaptive(x, y))
+                        )
+            entry |= {key: statistics.mean(values) for key, values in accuracies.items()}
             rows.append(entry)
     table = pd.DataFrame(rows)
     pgd = [column for column in table if "PGD" in column and not column.endswith("DLR")]

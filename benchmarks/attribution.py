@@ -1,4 +1,4 @@
-"""Every method beside the bare passes it needs, and beside Captum called with the same settings.
+"""Every method compared with the bare passes it needs, and with Captum called with the same settings.
 
     python benchmarks/attribution.py [--quick] [--json FILE] [--only METHOD ...] [--memory]
 
@@ -44,7 +44,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Case:
-    """Our settings; the passes an image needs: forward alone, forward and backward; Captum's call."""
+    """Our settings; the passes per image: forward alone, forward and backward; Captum's call."""
 
     settings: dict[str, Any]
     forwards: int
@@ -206,8 +206,11 @@ def main() -> int:
             row = {"network": network, "images": count} | compare(model, name, case, x, y, rounds)
             table.append(row)
             floor = row["floor_ms_per_image"]
-            told = [f"{row[key]:.2f}" if row[key] else "–" for key in ("ours", "captum", "target")]
-            print(f"{network:10} {name:24} {floor:14.3f} {told[0]:>6} {told[1]:>7} {told[2]:>7}", flush=True)
+            shown = [f"{row[key]:.2f}" if row[key] else "–" for key in ("ours", "captum", "target")]
+            print(
+                f"{network:10} {name:24} {floor:14.3f} {shown[0]:>6} {shown[1]:>7} {shown[2]:>7}",
+                flush=True,
+            )
     if options.json:
         options.json.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return 0

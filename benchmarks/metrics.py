@@ -1,4 +1,4 @@
-"""The fast engine beside Quantus and beside the bare forward passes of the same images.
+"""The fast engine compared with Quantus and with the bare forward passes of the same images.
 
     python benchmarks/metrics.py [--quick] [--json FILE] [--only metrics|study|memory] [--metric NAME]
                                  [--network NAME] [--samples N]
@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["metrics", "study", "memory"])
     parser.add_argument("--metric", action="append", default=[], help="this one (may be repeated)")
     parser.add_argument("--network", action="append", default=[], choices=["sgt_cnn", "resnet18"])
-    parser.add_argument("--samples", type=int, help="images a metric is timed on")
+    parser.add_argument("--samples", type=int, help="number of images that each metric is timed on")
     arguments = parser.parse_args()
     sl.show_progress(False)
     torch.set_num_threads(1)

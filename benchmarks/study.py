@@ -1,4 +1,4 @@
-"""What a study costs beyond its cells: keys, store, a second run, statistics, and what two workers win.
+"""What a study costs beyond its results: keys, store, a second run, statistics, and what two workers win.
 
 python benchmarks/study.py [--quick] [--json FILE]
 """
@@ -81,7 +81,7 @@ def overhead(architecture: str, rounds: int, images: int) -> dict[str, float]:
 
 
 def second_run() -> dict[str, float]:
-    """Over 1,000 finished cells: 21 networks, 6 methods, 7 metrics, one attack."""
+    """Over 1,000 finished results: 21 networks, 6 methods, 7 metrics, one attack."""
     torch.manual_seed(0)
     nets = {f"m{i}": nn.Sequential(nn.Flatten(), nn.Linear(784, 10)) for i in range(21)}
     x, y = sl.load_dataset("digits").test.sample(64)
@@ -99,7 +99,7 @@ def second_run() -> dict[str, float]:
         study = run()
         table = seconds(lambda: study.compare().table())
         return {
-            "cells": float(len(list(Path(store).glob("cells/*/*/*.safetensors")))),
+            "results": float(len(list(Path(store).glob("cells/*/*/*.safetensors")))),
             "seconds of a second run": again,
             "seconds of reading the table of scores": seconds(lambda: study.scores),
             "seconds of all its statistics": table,

@@ -3,10 +3,10 @@
     python benchmarks/training.py [--quick] [--only PART] [--json FILE]
 
 Each round takes one step of every objective in turn, on one thread, in processor time; a figure is the median
-over the rounds of the ratio within the round, so that a machine that slows down slows both. Beside ours:
-saliency-guided training as a loop over samples, the way public code does it; a saliency that shares no
+over the rounds of the ratio within the round, so that a machine that slows down slows both. Compared with
+ours: saliency-guided training as a loop over samples, the way public code does it; a saliency that shares no
 forward pass; a batch from memory (RGB: cropped and flipped). As in `train`, freed memory is kept. What that
-changes, and peak memory, are told by fresh processes, several in turn for each time.
+changes, and peak memory, are measured in fresh processes, several in turn for each time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of all rooms share: digits in memory and a small network that reads them."""
+"""What the tests of all packages share: digits in memory and a small network that reads them."""
 
 from __future__ import annotations
 

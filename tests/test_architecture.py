@@ -103,6 +103,7 @@ def test_a_cycle_is_found() -> None:
     assert cycles(graph) == {frozenset({"b", "c"})}
 
 
+@pytest.mark.long
 def test_each_class_name_exists_once() -> None:
     names = [
         node.name

@@ -50,7 +50,7 @@ def test_an_object_inside_a_function_counts_by_its_key() -> None:
     assert canonical(over(Segmenter(1.0, []))) != canonical(over(Segmenter(2.0, [])))
 
 
-def test_parameters_of_a_model_count_beside_its_key() -> None:
+def test_parameters_of_a_model_count_as_well_as_its_key() -> None:
     class Counting(nn.Linear):
         def __init__(self, calls: int) -> None:
             super().__init__(2, 2)

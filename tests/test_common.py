@@ -1,4 +1,4 @@
-"""The conventions every room leans on: state put back, draws keyed by the sample, inputs refused by name."""
+"""The conventions every package relies on: state put back, draws keyed by the sample, bad inputs refused."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def test_a_model_that_looks_at_the_batch_in_eval_mode_is_warned_about(recwarn):
         attribute(blind, torch.rand(3, 1, 4, 4), target=0)
 
 
-def test_what_is_no_module_is_said():
+def test_what_is_no_module_is_refused():
     with pytest.raises(InputError, match=r"must be a torch\.nn\.Module, not str"), undisturbed("runs/model"):
         pass
     with pytest.raises(InputError, match=r"must be a torch\.nn\.Module, not function"):
@@ -81,18 +81,18 @@ SEEDED = {
 
 
 @pytest.mark.parametrize("seed", [1.5, "0", True, -1, 2**63])
-@pytest.mark.parametrize("door", SEEDED)
-def test_what_is_no_seed_is_refused_at_every_door(door, seed):
+@pytest.mark.parametrize("entry_point", SEEDED)
+def test_what_is_no_seed_is_refused_at_every_entry_point(entry_point, seed):
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     with pytest.raises(InputError, match="seed"):
-        SEEDED[door](model, torch.rand(2, 1, 4, 4), torch.tensor([0, 1]), seed)
+        SEEDED[entry_point](model, torch.rand(2, 1, 4, 4), torch.tensor([0, 1]), seed)
 
 
 def test_a_seed_of_numpy_is_a_number_in_the_result():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
     x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
-    for door in ("attack", "robustness_curve", "attack_map", "audit"):
-        json.dumps(SEEDED[door](model, x, y, np.int64(2)).to_dict())
+    for entry_point in ("attack", "robustness_curve", "attack_map", "audit"):
+        json.dumps(SEEDED[entry_point](model, x, y, np.int64(2)).to_dict())
 
 
 @pytest.mark.parametrize(

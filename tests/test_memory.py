@@ -37,6 +37,7 @@ def fresh(script, monkeypatch):
     return [float(number) for number in done.stdout.split()]
 
 
+@pytest.mark.long
 @glibc_only
 def test_inside_freed_memory_is_kept_and_after_an_error_too_given_back(monkeypatch):
     script = """
@@ -71,6 +72,7 @@ def test_where_it_cannot_or_should_not_it_does_nothing(variable, monkeypatch):
     raise_mmap_threshold.__wrapped__()  # what is called once per process
 
 
+@pytest.mark.long
 @glibc_only
 def test_memory_of_a_pass_is_kept_for_the_next(monkeypatch):
     script = """

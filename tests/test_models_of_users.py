@@ -206,6 +206,7 @@ def test_a_default_of_float64_changes_no_map(name, request):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hide", ["script", "trace", "compile"])
 def test_hidden_models_get_one_message(hide):
     model = network()

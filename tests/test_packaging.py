@@ -91,11 +91,11 @@ def test_an_installed_wheel_has_this_version_and_no_scripts_among_its_recipes(in
 
 def test_a_source_distribution_has_the_scripts_that_its_pages_name(tmp_path):
     with tarfile.open(build("sdist", tmp_path)) as archive:
-        held = {name.partition("/")[2] for name in archive.getnames()}
+        files = {name.partition("/")[2] for name in archive.getnames()}
     pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
     named = re.findall(r"\b(?:benchmarks|recipes)/\w+\.py\b", "".join(p.read_text("utf-8") for p in pages))
     assert named
-    assert set(named) <= held
+    assert set(named) <= files
 
 
 def test_an_installed_wheel_writes_a_report(installed, tmp_path):

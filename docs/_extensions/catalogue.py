@@ -100,13 +100,13 @@ def settings(model: type[BaseModel], fields: Iterable[str] | None = None) -> Ite
     if not keys:
         return
     meanings = {key: meaning(model, key).replace("|", "\\|") for key in keys}
-    told = any(meanings.values())
-    yield "| setting | takes | default |" + (" meaning |" if told else "")
-    yield "| --- | --- | --- |" + (" --- |" if told else "")
+    explained = any(meanings.values())
+    yield "| setting | takes | default |" + (" meaning |" if explained else "")
+    yield "| --- | --- | --- |" + (" --- |" if explained else "")
     for key in keys:
         field = model.model_fields[key]
         row = f"| `{key}` | {kind(field.annotation, field.metadata)} | {shown(field)} |"
-        yield row + (f" {meanings[key]} |" if told else "")
+        yield row + (f" {meanings[key]} |" if explained else "")
     yield ""
 
 
@@ -251,8 +251,8 @@ def models() -> Iterator[str]:
 def cli() -> Iterator[str]:
     """Verbs of the command line, as typer documents them."""
     command = get_command(command_line)
-    told = get_docs_for_click(obj=command, ctx=typer.Context(command), name="saliency-lab")
-    yield told.partition("\n")[2]  # the page has a title
+    page = get_docs_for_click(obj=command, ctx=typer.Context(command), name="saliency-lab")
+    yield page.partition("\n")[2]  # the page has a title
 
 
 CATALOGUES: dict[str, Callable[[], Iterator[str]]] = {

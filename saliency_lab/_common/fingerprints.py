@@ -290,11 +290,11 @@ def _describe(value: Any, visited: _Visited) -> Any:
     if inspect.ismethod(value):
         return [_description(value.__func__, visited), _description(value.__self__, visited)]
     if inspect.isfunction(value):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
+        closure = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
         used = {name: _global(name, each, visited) for name, each in used_globals(value).items()}
         return [
             _text(value),
-            *(_description(each, visited) for each in (cells, value.__defaults__, value.__kwdefaults__)),
+            *(_description(each, visited) for each in (closure, value.__defaults__, value.__kwdefaults__)),
             *([used] if used else []),
         ]
     if inspect.isclass(value):
@@ -362,8 +362,8 @@ def _content(value: object) -> Any:
     if isinstance(reduced, str):
         return reduced
     make, arguments, state, *items = (*reduced, None, None, None)[:5]
-    made = [arguments[1:]] if make is copyreg.__newobj__ else [make, arguments]  # type: ignore[attr-defined]
-    return [*made, state, *(list(each) for each in items if each is not None)]
+    construction = [arguments[1:]] if make is copyreg.__newobj__ else [make, arguments]  # type: ignore[attr-defined]
+    return [*construction, state, *(list(each) for each in items if each is not None)]
 
 
 def _ordered(values: Iterable[Any]) -> list[Any]:

@@ -87,8 +87,8 @@ def strip(images: Tensor | np.ndarray, alt: str) -> str:
 
 def side_by_side(parts: Iterable[tuple[str, str]]) -> str:
     """Return small pictures (HTML) with a line of text (escaped) below each, as many per row as fit."""
-    cells = "".join(
+    figures = "".join(
         f'<figure style="margin:0"><div>{image}</div><figcaption>{escape(text)}</figcaption></figure>'
         for image, text in parts
     )
-    return f'<div style="display:flex;flex-wrap:wrap;gap:0.5em 1em">{cells}</div>'
+    return f'<div style="display:flex;flex-wrap:wrap;gap:0.5em 1em">{figures}</div>'

@@ -190,8 +190,8 @@ def _plasma(size: int, decay: float, rng: np.random.Generator) -> Array:
         square = square + np.roll(square, -1, 1)
         field[half::step, half::step] = square / 4 + rng.uniform(-spread, spread, square.shape)
         middle = field[half::step, half::step]
-        beside = middle + np.roll(middle, 1, 1) + corners + np.roll(corners, -1, 0)
-        field[half::step, ::step] = beside / 4 + rng.uniform(-spread, spread, beside.shape)
+        level = middle + np.roll(middle, 1, 1) + corners + np.roll(corners, -1, 0)
+        field[half::step, ::step] = level / 4 + rng.uniform(-spread, spread, level.shape)
         above = middle + np.roll(middle, 1, 0) + corners + np.roll(corners, -1, 1)
         field[::step, half::step] = above / 4 + rng.uniform(-spread, spread, above.shape)
         step, spread = half, spread / decay

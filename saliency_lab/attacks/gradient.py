@@ -1,4 +1,4 @@
-"""Attacks along the gradient of the model itself: one forward and one backward pass to the input a step."""
+"""Attacks along the gradient of the model itself: one forward and one backward pass to the input per step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The losses that an attack raises; each takes a batch's logits and returns one value a sample."""
+"""The losses that an attack raises; each takes a batch's logits and returns one value per sample."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def attack_loss(name: LossName, logits: Tensor, problem: AttackProblem) -> Tenso
     - `dlr`: the margin over z₁ − z₃; targeted: (z_t − z_y) over z₁ − (z₃ + z₄)/2
       (Croce and Hein, ICML 2020). It does not change when the logits are scaled or shifted.
     - `kl`: KL(p(x) ‖ p(x')), the inner loss of TRADES; untargeted only.
-    - `scaled_ce`: `ce` of the logits over (z₁ − z_K)/10, the divisor held constant, so that a model
+    - `scaled_ce`: `ce` of the logits over (z₁ − z_K)/10, the divisor treated as a constant, so that a model
       with huge logits keeps its gradient (Carlini et al., "On Evaluating Adversarial Robustness", 2019).
     """
     if name == "margin":

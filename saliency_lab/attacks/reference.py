@@ -1,7 +1,7 @@
 """The attacks of AutoAttack as pyautoattack implements them, made independent of the batch.
 
 pyautoattack draws starts for a whole batch from the global generator, so a sample's outcome there
-moves with its batch-mates. Here APGD gets its starts from us, one a sample; FAB-T makes no draw; and
+moves with its batch-mates. Here APGD gets its starts from us, one per sample; FAB-T draws nothing; and
 Square runs with one sequence of windows and signs, from the seed alone, that every sample sees.
 Everything else is the library's.
 """
@@ -165,7 +165,7 @@ class _SharedDraws(SquareAttack):
 
 
 class _Search:
-    """The best point a sample over several runs: one that breaks the model, else that of the highest loss.
+    """The best point per sample over several runs: one that breaks the model, else that of the highest loss.
 
     The loss is the cross-entropy of the label, whatever a run raised, so that runs can be compared. FAB's
     nearest point may lie outside the ball: projected, it is judged anew like every other.

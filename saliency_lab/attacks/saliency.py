@@ -61,7 +61,7 @@ _SHOWN = 8  # images, in Jupyter
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MapAttackResult:
-    """Images that look the same to the model and not to its saliency map; one row a sample, on the CPU.
+    """Images that look the same to the model and not to its saliency map; one row per sample, on the CPU.
 
     Attributes
     ----------
@@ -110,14 +110,14 @@ class MapAttackResult:
             "time": f"{self.seconds:.3g} s",
         }
         shown = {"attacked images": self.adversarial[:_SHOWN]}
-        for said, gradient in (
+        for caption, gradient in (
             ("maps before the attack", self.maps_before),
             ("maps after it", self.maps_after),
         ):
             mass = _mass(gradient[:_SHOWN])
             peak = mass.amax((1, 2, 3), keepdim=True)
-            shown[said] = torch.where(peak > 0, mass / peak, 0)
-        parts = [(strip(pictures, said), said) for said, pictures in shown.items()]
+            shown[caption] = torch.where(peak > 0, mass / peak, 0)
+        parts = [(strip(pictures, caption), caption) for caption, pictures in shown.items()]
         return facts(f"attack on maps, {self.goal}", rows) + side_by_side(parts)
 
     def table(self) -> pd.DataFrame:

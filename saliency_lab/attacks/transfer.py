@@ -115,8 +115,8 @@ def worst_case(*results: AttackResult) -> AttackResult:
     for result in results:
         if not isinstance(result, AttackResult):
             raise InputError(
-                "worst_case takes results of attack, one an argument, such as worst_case(first, second), not "
-                f"{type(result).__name__}"
+                "worst_case takes results of attack, one per argument, such as worst_case(first, second), "
+                f"not {type(result).__name__}"
             )
     first = results[0]
     for other in results[1:]:
@@ -129,10 +129,10 @@ def worst_case(*results: AttackResult) -> AttackResult:
                 f"'{other.method}' ({other.norm}, eps={other.eps:.4g}) and '{first.method}' "
                 f"({first.norm}, eps={first.eps:.4g}) differ in norm or ε; merge like with like"
             )
-    held = torch.stack([result.robust for result in results])
+    robust = torch.stack([result.robust for result in results])
     loss = torch.stack([result.loss for result in results])
     did = torch.stack([result.success for result in results])
-    otherwise = torch.where(held.all(0), loss.argmax(0), held.int().argmin(0))
+    otherwise = torch.where(robust.all(0), loss.argmax(0), robust.int().argmin(0))
     pick = torch.where(did.any(0), did.int().argmax(0), otherwise)
     rows = torch.arange(len(first))
 

@@ -186,7 +186,7 @@ class Originals:
     places: Tensor
 
 
-def attribute_beside(
+def attribute_points(
     model: nn.Module,
     points: Tensor,
     classes: Tensor,
@@ -211,8 +211,8 @@ def attribute_beside(
         points = points.detach()
         parsed = _resolved(chosen, parsed, model, points)
         parts = [maps for _, (maps, _) in _passes(name, run, parsed, seed, model, points, aim, originals)]
-    made = torch.cat([part.cpu() for part in parts])
-    return made.float() if chosen.function is None else made
+    maps = torch.cat([part.cpu() for part in parts])
+    return maps.float() if chosen.function is None else maps
 
 
 def run_of(method: Method, engine: str) -> Callable[[Batch, Any], Explained]:

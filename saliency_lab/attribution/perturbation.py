@@ -330,7 +330,7 @@ def _by_surrogate(
     maps = []
     for row, seed in enumerate(batch.seeds("coalitions")):
         one, here = batch.only(row), segments[row : row + 1]
-        if int(here.max()) == 0:  # one superpixel: nothing to tell apart, and Captum's sampling fails
+        if int(here.max()) == 0:  # one superpixel: nothing to compare, and Captum's sampling fails
             value = one.score(one.x) - one.score(base[row : row + 1])
             maps.append(value.reshape(1, 1, 1, 1).expand_as(one.x))
             continue

@@ -324,8 +324,8 @@ class Attributions:
             "own": self.own,
             "class_names": list(self.class_names),
         }
-        with atomic_path(path) as beside:
-            save_file(tensors, beside, metadata={"attributions": json.dumps(header)})
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"attributions": json.dumps(header)})
         return path
 
     @classmethod

@@ -106,7 +106,7 @@ def _classes(spec: ClassSpec, x: Tensor, y: Tensor | None) -> Tensor:
     if isinstance(spec, str) and spec == "label":
         if y is None:
             raise InputError(
-                'target="label" needs y, one label an image; or use target="prediction" or a class'
+                'target="label" needs y, one label per image; or use target="prediction" or a class'
             )
         return check_labels(y, len(x)).cpu().clone()  # the caller's may be an inference tensor
     raise InputError(

@@ -1,4 +1,4 @@
-"""The `saliency-lab` command: one small file a verb. Heavy libraries are imported when a verb runs."""
+"""The `saliency-lab` command: one file per subcommand. A subcommand imports heavy libraries when it runs."""
 
 from saliency_lab.cli.app import main
 

@@ -71,7 +71,7 @@ class Commands(TyperGroup):
         try:
             result = super().invoke(ctx)
             if sys.stdout is not None:
-                sys.stdout.flush()  # what cannot be written is told here, not on the way out
+                sys.stdout.flush()  # raises here, not at exit, if the output cannot be written
             return result
         except SaliencyLabError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -23,7 +23,7 @@ from saliency_lab.cli.options import (
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the subcommand."""
     app.command()(audit)
 
 

@@ -9,7 +9,7 @@ import typer
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the subcommand."""
     app.command()(demo)
 
 

@@ -17,7 +17,7 @@ OPTIONAL = {
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the subcommand."""
     app.command()(doctor)
 
 

@@ -10,7 +10,7 @@ from saliency_lab.cli.options import DataRoot
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the subcommand."""
     app.command()(download)
 
 

@@ -24,7 +24,7 @@ class What(enum.StrEnum):
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the subcommand."""
     app.command("list")(list_names)
 
 

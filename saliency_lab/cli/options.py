@@ -1,4 +1,4 @@
-"""Options that several verbs share, and the study they describe."""
+"""Options that several subcommands share, and the study they describe."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DataRoot = Annotated[
 ]
 Images = Annotated[int, typer.Option("--images", min=1, help="How many test images, stratified by class.")]
 IMAGES = 100
-"""The default of all verbs, so that what they leave in one folder is about the same images."""
+"""The default of all subcommands, so that what they leave in one folder is about the same images."""
 Device = Annotated[
     str,
     typer.Option(

@@ -75,7 +75,7 @@ class Output:
 def print_table(table: pd.DataFrame, title: str | None = None) -> None:
     """Print a table with its index as the first column; numbers are aligned to the right.
 
-    Where the terminal is too narrow for the columns, a paragraph a row is printed.
+    Where the terminal is too narrow for the columns, each row is printed as a paragraph.
     """
     import pandas as pd
     from rich.console import Console

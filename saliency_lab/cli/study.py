@@ -45,7 +45,7 @@ StudyRoot = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verbs."""
+    """Register the subcommands."""
     app.command()(study)
     app.command()(reproduce)
 

@@ -16,7 +16,7 @@ LONGEST_NAME, SHORT_NAME = 255, 180
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the subcommand."""
     app.command()(train)
 
 
@@ -99,8 +99,8 @@ def _folder_name(recipe: str, overrides: Mapping[str, Any]) -> str:
     """Name a run by its recipe and what is changed in it; the seed has a folder of its own."""
     from saliency_lab._common.fingerprints import fingerprint
 
-    said = {"name", "seed", "data.root"}
-    changes = [f"{key}={value}".replace("/", "-") for key, value in overrides.items() if key not in said]
+    unnamed = {"name", "seed", "data.root"}
+    changes = [f"{key}={value}".replace("/", "-") for key, value in overrides.items() if key not in unnamed]
     folder, _, name = ",".join([recipe, *sorted(changes)]).rpartition("/")
     written = name.encode()
     if len(written) > LONGEST_NAME:

@@ -11,7 +11,7 @@ EXIT_DAMAGED = 1
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
+    """Register the subcommand."""
     app.command()(verify)
 
 

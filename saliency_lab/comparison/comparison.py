@@ -1,4 +1,4 @@
-"""Models against a baseline: one row a model and measure, with interval, paired test and effect size."""
+"""Models against a baseline: one row per model and measure, with interval, paired test and effect size."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Ranking:
 
 
 def rank(values: Mapping[str, np.ndarray], *, higher: bool, alpha: float = 0.05) -> Ranking:
-    """Rank treatments, each with one value a block (N,), and test the mean ranks; ties share their rank.
+    """Rank treatments, each with one value per block (N,), and test the mean ranks; ties share their rank.
 
     Demšar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 2006.
 
@@ -87,7 +87,8 @@ def agreement(scores: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> pd.Da
     Parameters
     ----------
     scores
-        One mapping a model: metric → method → values (N,), higher meaning better; what failed may be missing.
+        One mapping per model: metric → method → values (N,), higher meaning better; failed results may be
+        missing.
 
     Returns
     -------

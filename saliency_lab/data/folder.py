@@ -238,8 +238,8 @@ def _cached(
             warnings.warn(f"{error}; the images are decoded again", stacklevel=2)
     images = _decode(root, names, read, size)
     try:
-        with atomic_path(path) as beside:
-            save_file(images, beside, {"digest": _cache_digest(path, images)})
+        with atomic_path(path) as temporary:
+            save_file(images, temporary, {"digest": _cache_digest(path, images)})
     except (InputError, OSError, SafetensorError) as error:
         warnings.warn(
             f"the decoded images of '{root}' could not be kept in '{folder}', and are decoded each time; "
@@ -286,15 +286,15 @@ def _cache_digest(path: Path, images: dict[str, Tensor]) -> str:
 
 def _cache_folder(root: Path) -> Path:
     """`.saliency_lab` next to `root` if that place may be written, else a folder in the user's cache."""
-    beside = root.parent
-    writable = beside.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
-    if writable and os.access(beside, os.W_OK):
-        return beside / CACHE
+    parent = root.parent
+    writable = parent.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
+    if writable and os.access(parent, os.W_OK):
+        return parent / CACHE
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # a user without a home; if nothing can be written here, a warning says so
-        return beside / CACHE
-    return cache / "saliency_lab" / fingerprint(str(beside))[:12]
+        return parent / CACHE
+    return cache / "saliency_lab" / fingerprint(str(parent))[:12]
 
 
 def _decode(

@@ -37,8 +37,8 @@ def make_mosaics(data: ImageData, *, seed: int = 0) -> ImageData:
     if targets < 2:
         raise InputError(f"mosaics need at least four classes, and '{data.name}' has {len(data.classes)}")
     parts = {"train": data.train, "val": data.val, "test": data.test}
-    made = {part: _mosaics(split, targets, seed, part) for part, split in parts.items()}
-    return ImageData(f"mosaic of {data.name}", classes=data.classes[:targets], **made)
+    splits = {part: _mosaics(split, targets, seed, part) for part, split in parts.items()}
+    return ImageData(f"mosaic of {data.name}", classes=data.classes[:targets], **splits)
 
 
 def read_mosaics(

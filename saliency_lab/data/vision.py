@@ -47,7 +47,7 @@ class Source:
         try:
             parts = [constructor(str(root), train=part, download=download) for part in (True, False)]
         except Exception as error:  # torchvision raises whatever it met
-            said = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(error).split()) or type(error).__name__
             # it fetches unless all files of MNIST's kind exist, or those of CIFAR-10 are whole
             if download and not all((folder / "raw" / name).is_file() for name in _IDX):
                 where = folder / "raw" if (folder / "raw").is_dir() else folder
@@ -55,12 +55,12 @@ class Source:
                     where.rmdir()
                     folder.rmdir()
                 raise DataNotFoundError(
-                    f"data set '{self.name}' could not be fetched: {said}. "
+                    f"data set '{self.name}' could not be fetched: {reason}. "
                     f"Try again later, or copy its files, unpacked, to '{where}' by hand."
                 ) from error
             raise DataNotFoundError(
                 f"data set '{self.name}' in '{folder}' is incomplete or damaged: "
-                f"{_damage(folder) or said}. "
+                f"{_damage(folder) or reason}. "
                 f"Delete that folder and fetch it again with load_dataset('{self.name}', download=True), or "
                 f"`saliency-lab download {self.name}`."
             ) from error

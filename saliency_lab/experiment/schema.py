@@ -109,7 +109,9 @@ class Declaration(Purpose):
         """A list of recipes goes by their last parts where these differ ("sgt" for "mnist/sgt")."""
         if isinstance(given, list) and all(isinstance(name, str) for name in given):
             if len(set(given)) < len(given):
-                raise ValueError("a recipe is listed twice; tell them apart as name = { recipe, overrides }")
+                raise ValueError(
+                    "a recipe is listed twice; give them different names as name = { recipe, overrides }"
+                )
             names = [Path(name).stem if name.endswith(".toml") else name for name in given]
             short = [name.rpartition("/")[2] for name in names]
             given = dict(zip(short if len(set(short)) == len(short) else names, given, strict=True))

@@ -73,8 +73,8 @@ def _counts(model: nn.Module, x: Tensor, job: Job) -> tuple[int, int]:
     forwards = job.metric.forwards(job.settings, x.shape[2] * x.shape[3])
     if job.metric.maps is None:
         return forwards, 0
-    made = job.metric.maps(job.settings)
-    return forwards, made.fixed + (made.per_layer * len(layer_names(model)) if made.per_layer else 0)
+    count = job.metric.maps(job.settings)
+    return forwards, count.fixed + (count.per_layer * len(layer_names(model)) if count.per_layer else 0)
 
 
 def seconds_per_image(model: nn.Module, x: Tensor) -> float:

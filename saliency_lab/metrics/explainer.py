@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution import Attributions
-from saliency_lab.attribution.api import Originals, attribute_beside
+from saliency_lab.attribution.api import Originals, attribute_points
 from saliency_lab.metrics.maps import take_maps
 
 Explain = Callable[[nn.Module, Tensor, Tensor], Any]
-"""`explain(model, x, classes)` returns maps of `x` (n, C, H, W) for one class an image (n,).
+"""`explain(model, x, classes)` returns maps of `x` (n, C, H, W) for one class per image (n,).
 
-It is called as `attribute` calls a method of your own: on chunks, on the model's device and in its type, with
+It is called as `attribute` calls a custom method: on chunks, on the model's device and in its type, with
 the model in eval mode, gradients on and the generators seeded; all of it is put back.
 """
 
@@ -78,7 +78,7 @@ class Explainer:
         flat = points.flatten(0, -4).cpu()
         of = torch.arange(len(self)).repeat_interleave(len(flat) // len(self))
         method, settings = self._method() if explain is None else (_as_method(explain), {})
-        maps = attribute_beside(
+        maps = attribute_points(
             model,
             flat,
             self.classes[of] if classes is None else classes,
@@ -118,7 +118,7 @@ class Explainer:
 
 
 def _as_method(explain: Explain) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-    """`explain` as a method of `attribute`: its maps may be one value a pixel, or an array."""
+    """`explain` as a method of `attribute`: its maps may be one value per pixel, or an array."""
 
     def explained(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
         return take_maps(explain(model, x, classes), x, of="what explain returns")

@@ -1,4 +1,4 @@
-"""ProbePredictions of a model on a block of images and on variants of them, each computed once."""
+"""Predictions of a model on a block of images and on variants of them, each computed once."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Probe:
         return cast(T, self._memory[key])
 
     def seeds(self, purpose: str) -> list[int]:
-        """One seed an image, from (seed, purpose, the image)."""
+        """One seed per image, from (seed, purpose, the image)."""
         return self.remember(("seeds", purpose), lambda: sample_seeds(self.images, self.seed, purpose))
 
     def logits(self, images: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ NEUTRAL = {
 
 
 class MaskSpace:
-    """Quantus's view of a block: one feature a pixel, 1 where it is kept and 0 where it is removed.
+    """Quantus's view of a block: one feature per pixel, 1 where it is kept and 0 where it is removed.
 
     So the pixel with all its channels is the unit, and what replaces it is this package's baseline of the
     *original* image, not one recomputed from an image that is perturbed already. With `fills`
@@ -62,7 +62,7 @@ class MaskSpace:
         return np.asarray(x).reshape(shape)
 
     def images(self, masks: np.ndarray) -> Tensor:
-        """The images that masks (N, 1, H, W) stand for, one an image in order."""
+        """Return the images that masks (N, 1, H, W) stand for, one mask per image, in order."""
         mask = torch.as_tensor(masks, dtype=torch.float32, device=self.probe.device)
         fill = self.fills[:, 0]
         for index in range(1, self.fills.shape[1]):

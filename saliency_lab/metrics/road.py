@@ -79,8 +79,8 @@ class _Around:
         self._left, self._centre, self._right = whole[:-2], whole[1:-1], whole[2:]
         self._across = torch.empty_like(self._centre)
         self._above, self._below = self._across[: -2 * line], self._across[2 * line :]
-        self._beside = self._across[line:-line]
-        self._sum = torch.empty_like(self._beside)
+        self._middle = self._across[line:-line]
+        self._sum = torch.empty_like(self._middle)
 
     def sum(self) -> Tensor:
         """Sum over the 3×3 windows, weighted 4 in the centre, 2 at the sides and 1 at the corners.
@@ -89,15 +89,15 @@ class _Around:
         Valid until the next call.
         """
         torch.add(self._left, self._right, out=self._across).add_(self._centre, alpha=2)
-        torch.add(self._above, self._below, out=self._sum).add_(self._beside, alpha=2)
+        torch.add(self._above, self._below, out=self._sum).add_(self._middle, alpha=2)
         return self._sum.view(self.rows.shape)
 
 
 def interpolate(images: Tensor, gone: Tensor) -> Tensor:
     """Replace the pixels `gone` (R, H, W) of `images` (R, H, W) by the weighted mean of their neighbours.
 
-    The neighbours may be gone themselves, so this is one symmetric positive definite system an image; all are
-    solved at once by conjugate gradients, each until its own residual is below `TOLERANCE`. At least one
+    The neighbours may be gone themselves, so this is one symmetric positive definite system per image; all
+    are solved at once by conjugate gradients, each until its own residual is below `TOLERANCE`. At least one
     pixel of each image stays.
 
     >>> images = torch.tensor([[[0.0, 9.0, 1.0]]])

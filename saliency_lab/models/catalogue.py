@@ -155,7 +155,7 @@ def build_model(
     model = Normalised(net, 0.0 if mean is None else mean, 1.0 if std is None else std)
     for label, values in (("mean", model.mean), ("std", model.std)):
         if len(values) not in (1, channels):
-            raise InputError(f"{label} must be one value, or {channels}, one a channel; got {len(values)}")
+            raise InputError(f"{label} must be one value, or {channels}, one per channel; got {len(values)}")
     model.card = card  # type: ignore[assignment]
     return model.eval()
 

@@ -70,24 +70,25 @@ def save_model(model: nn.Module, folder: str | Path, card: ModelCard | None = No
     folder = Path(folder)
     weights = _weights(model)
     card = _finished(card or _own_card(model, weights), model, weights)
-    with atomic_path(folder / WEIGHTS) as beside:
-        beside.write_bytes(weights)
+    with atomic_path(folder / WEIGHTS) as temporary:
+        temporary.write_bytes(weights)
     write_checked_json(folder / CARD, card.model_dump(mode="json"))
     return card
 
 
 def put_card(model: nn.Module, card: ModelCard) -> None:
-    """Make `card`, finished as `save_model` does, the model's own: it tells of these weights only."""
+    """Make `card`, finished as `save_model` does, the model's own: it describes these weights only."""
     model.card = _finished(card, model, _weights(model))  # type: ignore[assignment]
 
 
 def _weights(model: nn.Module) -> bytes:
     state = model.state_dict()
-    for name, held in state.items():
-        if not isinstance(held, Tensor):
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
             raise InputError(
                 f"the state of {type(model).__name__} holds '{name}', which is no tensor but a "
-                f"{type(held).__name__}; a checkpoint holds tensors, so save the model this one was made from"
+                f"{type(value).__name__}; a checkpoint holds tensors, so save the model this one was made "
+                "from"
             )
     return serialise_weights(
         {
@@ -335,7 +336,7 @@ def _parse_card(path: Path) -> ModelCard:
         return ModelCard.model_validate(read_checked_json(path, ModelCard.model_fields))
     except OSError as error:
         raise CheckpointError(
-            f"no checkpoint's card at '{path}' ({error.strerror}); name the folder that holds it beside the "
+            f"no checkpoint's card at '{path}' ({error.strerror}); name the folder that holds it and the "
             "weights, train the model first, name one of list_zoo(), or pass model=… to load weights into a "
             "module of your own"
         ) from error
@@ -379,7 +380,7 @@ def _built(card: ModelCard, path: Path) -> nn.Module:
             std=card.std,
         )
     except SaliencyLabError as error:
-        raise CheckpointError(f"the card beside '{path}' does not describe a model: {error}") from error
+        raise CheckpointError(f"the card next to '{path}' does not describe a model: {error}") from error
 
 
 def _describe(card: ModelCard, model: nn.Module) -> str:

@@ -146,11 +146,11 @@ class BinaryLogits(nn.Module):
 
 
 def _by_channel(name: str, values: float | Sequence[float]) -> Tensor:
-    """One value or one a channel, as (1, 1, 1) or (C, 1, 1)."""
+    """One value, or one per channel, as (1, 1, 1) or (C, 1, 1)."""
     try:
         return torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
     except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{name} must be a number, or one a channel, not {values!r}") from None
+        raise InputError(f"{name} must be a number, or one per channel, not {values!r}") from None
 
 
 def declared_cam_layer(model: nn.Module) -> str | None:

@@ -332,8 +332,8 @@ def _transformers(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
         def make(num_classes: int) -> nn.Module:
             if num_classes != config.num_labels:
                 config.num_labels = num_classes
-            made: nn.Module = classifier.from_config(config)
-            return made
+            network: nn.Module = classifier.from_config(config)
+            return network
 
         net = load_fitting(make, read_state(weights), f"hf/{name}", weights, usual=config.num_labels)
     facts = replace(_facts_of_transformer(net, processor), weights=f"hf/{name}: {weights}")

@@ -69,9 +69,9 @@ def slopes(
                 place, by_seed, look[name].marker, color=look[name].colour, fillstyle="none", markersize=4,
                 linestyle="", label="_seeds",
             )  # fmt: skip
-    room = (width if width < NARROW else width - 2.6) / (0.085 * len(models))
+    longest = (width if width < NARROW else width - 2.6) / (0.085 * len(models))
     turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-    ax.set_xticks(range(len(models)), models, **(turned if max(map(len, models)) > room else {}))
+    ax.set_xticks(range(len(models)), models, **(turned if max(map(len, models)) > longest else {}))
     ax.margins(x=0.08)
     ax.grid(axis="y")
     if percent:

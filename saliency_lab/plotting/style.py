@@ -297,6 +297,6 @@ def save(fig: Figure, path: str | Path) -> Path:
     suffix = path.suffix.lower()
     if suffix not in stamps:
         raise InputError(f"a figure is written as .png, .pdf or .svg, not '{path.name}'")
-    with _own_style(), atomic_path(path) as beside:
-        fig.savefig(beside, format=suffix[1:], dpi=200, metadata=stamps[suffix])
+    with _own_style(), atomic_path(path) as temporary:
+        fig.savefig(temporary, format=suffix[1:], dpi=200, metadata=stamps[suffix])
     return path

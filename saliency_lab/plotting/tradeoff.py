@@ -123,15 +123,15 @@ def _name_points(ax: Axes, at: Mapping[str, np.ndarray]) -> None:
     taken = dict(pixels)
     for name, here in pixels.items():
         width = 8.0 * len(name)
-        best, best_room, best_middle = (1, 1), -np.inf, here
+        best, best_space, best_middle = (1, 1), -np.inf, here
         for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
             middle = here + np.array([dx * (10 + width / 2), dy * 14.0])
             others = [place for other, place in taken.items() if other != name]
-            room = min((float(np.hypot(*((middle - place) / (2, 1)))) for place in others), default=1e3)
+            space = min((float(np.hypot(*((middle - place) / (2, 1)))) for place in others), default=1e3)
             if not ax.bbox.contains(here[0] + dx * (10 + width), middle[1]):
-                room -= 1e4
-            if room > best_room:
-                best, best_room, best_middle = (dx, dy), room, middle
+                space -= 1e4
+            if space > best_space:
+                best, best_space, best_middle = (dx, dy), space, middle
         taken[f"{name}'s name"] = best_middle
         dx, dy = best
         ax.annotate(

@@ -76,8 +76,8 @@ def report(
         raise InputError(f"images must be at least 1, not {images}")
     html = _render(study, baseline, level, images)
     path = Path(path)
-    with atomic_path(path) as beside:
-        beside.write_text(html, encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
     return path
 
 

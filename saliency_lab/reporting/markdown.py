@@ -55,8 +55,8 @@ def write_page(
     lines += [*_runs(runs, study), *_given(declared, study), *_missing(document)]
     lines += _provenance(document, declared, study)
     page = folder / f"{name}.md"
-    with atomic_path(page) as beside:
-        beside.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    with atomic_path(page) as temporary:
+        temporary.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return page
 
 

@@ -48,7 +48,7 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class GridRequests:
-    """Everything that is asked of a study: each list becomes the calls of one verb."""
+    """Everything that is asked of a study: each list becomes the calls of one method of `Study`."""
 
     methods: Sequence[Request] = ()
     metrics: Sequence[Request] = ()

@@ -152,7 +152,7 @@ def audit_tasks(inputs: TaskInputs, request: Request, attacks: Mapping[str, Requ
 
 
 class PlanStep(NamedTuple):
-    """The tasks of one request: a verb of `Study`, the request and its tasks."""
+    """The tasks of one request: a method of `Study`, the request and its tasks."""
 
     verb: str
     request: Request

@@ -222,7 +222,7 @@ def load_data(spec: DataSource) -> ImageData:
     Raises
     ------
     DataNotFoundError, InputError
-        As `load_dataset`; or if `module:attribute` is no `ImageData`, or has keys beside it that it ignores.
+        As `load_dataset`; or if `module:attribute` is no `ImageData`, or the table has keys that it ignores.
     """
     return load_dataset(spec.name, spec.root, val_fraction=spec.val_fraction, image_size=spec.image_size)
 

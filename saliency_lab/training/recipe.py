@@ -304,13 +304,13 @@ def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
             table = table.setdefault(head, {})
             if not isinstance(table, dict):
                 raise RecipeError(f"'{head}' is set to {table!r}, so '{key}' cannot be set too")
-        held = table.get(last)
-        if isinstance(held, dict) and not isinstance(value, Mapping):
+        old = table.get(last)
+        if isinstance(old, dict) and not isinstance(value, Mapping):
             raise RecipeError(
-                f"'{key}' is set to {value!r}, so its key '{next(iter(held))}' cannot be set too"
+                f"'{key}' is set to {value!r}, so its key '{next(iter(old))}' cannot be set too"
             )
         table[last] = (
-            {**(held if isinstance(held, dict) else {}), **value} if isinstance(value, Mapping) else value
+            {**(old if isinstance(old, dict) else {}), **value} if isinstance(value, Mapping) else value
         )
     return tables
 

@@ -92,8 +92,8 @@ class RunFolder:
         packed = io.BytesIO()
         torch.save(dict(state), packed)
         content = packed.getvalue()
-        with atomic_path(self.path / STATE) as beside:
-            beside.write_bytes(_state_header(content) + content)
+        with atomic_path(self.path / STATE) as temporary:
+            temporary.write_bytes(_state_header(content) + content)
 
     def load_state(self) -> dict[str, Any] | None:
         """Read the state to resume from; None if there is none.
@@ -136,8 +136,8 @@ class RunFolder:
         writer = csv.DictWriter(text, columns)
         writer.writeheader()
         writer.writerows(rows)
-        with atomic_path(self.path / LOG) as beside:
-            beside.write_text(text.getvalue(), encoding="utf-8")
+        with atomic_path(self.path / LOG) as temporary:
+            temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 _STATE_HEADER = b"saliency_lab state "

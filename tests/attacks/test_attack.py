@@ -124,8 +124,8 @@ def test_restarts_only_add(case) -> None:
     one = sl.attack(case.model, case.x, case.y, eps=0.012, steps=3)
     many = sl.attack(case.model, case.x, case.y, eps=0.012, steps=3, restarts=4)
     assert not (many.robust & ~one.robust).any()
-    held = one.robust & many.robust
-    assert (many.loss[held] >= one.loss[held] - 1e-6).all()
+    robust = one.robust & many.robust
+    assert (many.loss[robust] >= one.loss[robust] - 1e-6).all()
 
 
 ATTACKS = [name for name in METHODS if METHODS[name].access != "none"]
@@ -137,6 +137,7 @@ def length_of(delta: Tensor, norm: str) -> Tensor:
     return delta.flatten(1).norm(dim=1, p={"linf": torch.inf, "l2": 2, "l1": 1}[norm])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "norm"), [case for case in CASES if METHODS[case[0]].targeted])
 def test_targeted_attack_reaches_the_target(case, method, norm) -> None:
     target = (case.y + 2) % 5
@@ -154,6 +155,7 @@ def test_targeted_attack_reaches_the_target(case, method, norm) -> None:
     assert torch.equal(found.robust, found.clean_correct & (found.predictions == case.y))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "norm"), CASES)
 def test_conventions(case, method, norm) -> None:
     """Range, ball, definitions, independence of the rest of the batch, nothing left changed."""
@@ -274,7 +276,7 @@ def test_a_nan_gradient_does_not_hide_a_weak_model() -> None:
     assert not sl.attack(Root(), x, y, eps=0.1).robust.any()
 
 
-def test_a_model_without_a_gradient_is_said_aloud(case) -> None:
+def test_a_model_without_a_gradient_raises_a_warning(case) -> None:
     class Detached(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return case.model(x.detach())

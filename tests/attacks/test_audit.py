@@ -66,6 +66,7 @@ class Probabilities(Loud):
         return self.inner(x).softmax(1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "eps", "caught_by"),
     [
@@ -92,6 +93,7 @@ def test_known_faults_are_not_believed(trained, batch, fault, eps, caught_by) ->
     assert all(name in report.reason for name in caught_by)
 
 
+@pytest.mark.long
 def test_saturated_logits_are_a_weak_attack_not_a_misleading_gradient(trained, batch) -> None:
     """The gradient is right; the cross-entropy is what fails, and the report names what does not."""
     report = audit(Loud(trained).eval(), batch[0][:24], batch[1][:24], eps=0.1)
@@ -102,6 +104,7 @@ def test_saturated_logits_are_a_weak_attack_not_a_misleading_gradient(trained, b
     assert {c.about for c in report.checks if c.verdict == "fail"} == {"attack"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
@@ -130,6 +133,7 @@ def test_a_given_step_grows_with_the_ball(hardened, batch) -> None:
     assert reached.robust_accuracy < 0.2 < fixed.robust_accuracy
 
 
+@pytest.mark.long
 def test_the_verdict_does_not_know_the_scale_of_the_logits(hardened, batch) -> None:
     """Cross-entropies of exactly 0 are no fault where no attack breaks more: the decisions are the same."""
 
@@ -158,6 +162,7 @@ def test_a_constant_model_is_flat_at_any_scale(batch) -> None:
     assert report["loss surface"].verdict == report["vanished gradients"].verdict == "fail"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_a_callers_mode_without_gradients_changes_nothing(hardened, batch, context) -> None:
     x, y = batch[0][:8], batch[1][:8]
@@ -172,6 +177,7 @@ def test_surrogates_have_names(hardened, trained, batch) -> None:
         audit(hardened, *batch, eps=0.1, surrogates=[trained])
 
 
+@pytest.mark.long
 def test_an_adversarially_trained_network_is_believed(hardened, trained, batch) -> None:
     x, y = batch[0][:32], batch[1][:32]
     report = audit(hardened, x, y, eps=0.1, surrogates={"standard": trained})
@@ -193,6 +199,7 @@ def test_dropout_in_train_mode_is_noticed(hardened, batch) -> None:
     assert model.training and not hardened.training
 
 
+@pytest.mark.long
 def test_a_single_step_is_not_believed_where_it_overstates(trained, batch) -> None:
     """Half the accuracy FGSM reports at this radius falls to PGD: the gap, not the name, decides."""
     x, y = batch
@@ -214,6 +221,7 @@ def test_nothing_survives_nothing_to_doubt(trained, batch) -> None:
     assert report.robust_accuracy == 0 and report.verdict == "believe"
 
 
+@pytest.mark.long
 def test_audit_leaves_no_trace_and_can_be_written_down(hardened, batch) -> None:
     x, y = batch[0][:10], batch[1][:10]
     model = nn.Sequential(nn.BatchNorm2d(1), hardened).train()
@@ -243,6 +251,7 @@ def test_bad_input_is_refused(hardened, batch, change, message) -> None:
         audit(hardened, *batch, **{"eps": 0.1, **change})
 
 
+@pytest.mark.long
 def test_two_classes_are_not_near_chance_by_themselves(batch) -> None:
     x = batch[0][:8]
     torch.manual_seed(0)
@@ -256,6 +265,7 @@ def test_two_classes_are_not_near_chance_by_themselves(batch) -> None:
     assert half["units and outputs"].verdict == "warn"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [1, 129])
 def test_one_image_left_over_does_not_stop_batch_norm_in_train_mode(count) -> None:
     """129 is a chunk and one more."""
@@ -269,6 +279,7 @@ def test_one_image_left_over_does_not_stop_batch_norm_in_train_mode(count) -> No
     assert report["determinism"].verdict == "pass" and model.training
 
 
+@pytest.mark.long
 def test_a_model_that_is_random_in_eval_mode_does_not_move_the_global_generator(trained, batch) -> None:
     model, x, y = Noisy(trained).eval(), batch[0][:6], batch[1][:6]
     before = torch.get_rng_state()

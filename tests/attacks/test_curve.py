@@ -105,6 +105,7 @@ def test_steps_are_integers(case, steps) -> None:
         steps_curve(case.model, case.x, case.y, eps=0.1, steps=steps)
 
 
+@pytest.mark.long
 def test_the_method_is_the_fourth_argument_everywhere(case) -> None:
     given = (case.model, case.x, case.y, "bim")
     assert sl.attack(*given, eps=0.02, steps=1).method == "bim"

@@ -43,6 +43,7 @@ def check_broken(name: str, net: nn.Module, x: Tensor, y: Tensor, eps: float) ->
     assert report.worst_case <= report.robust_accuracy
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*in a batch")
 @pytest.mark.parametrize("name", FAST)
 def test_broken_defences_are_not_believed(name, net, batch) -> None:
@@ -76,6 +77,7 @@ def test_at_most_one_honest_network_in_twenty_is_not_believed(digits, batch) -> 
     assert len(refused) <= len(verdicts) // 20, refused
 
 
+@pytest.mark.long
 def test_a_linear_network_with_a_hinge_loss_is_not_called_misleading(digits, batch) -> None:
     """With 20 images a few samples that another attack breaks show a weak attack at most."""
     with torch.random.fork_rng():
@@ -121,6 +123,7 @@ def test_nonfinite_outputs_are_no_success(net, batch) -> None:
     assert found.to_dict()["nonfinite"] == found.nonfinite
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["anti-adversary", "differentiates plainly"])
 def test_a_model_that_differentiates_in_its_forward_pass(name, net, batch) -> None:
     model = BROKEN[name](net).eval()

@@ -1,4 +1,4 @@
-"""Our door to pyautoattack against pyautoattack called directly, and our PGD against its APGD."""
+"""Our calls of pyautoattack against pyautoattack called directly, and our PGD against its APGD."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("method", list(SETTINGS))
 def test_as_strong_as_the_library_itself(trained, batch, method, norm) -> None:
@@ -48,13 +49,13 @@ def test_as_strong_as_the_library_itself(trained, batch, method, norm) -> None:
         theirs = library(method, norm, lambda z: trained(z).clone()).perturb(x, y)
     trained.requires_grad_(True)
     with torch.no_grad():
-        held = trained(theirs).argmax(1) == y
-    assert 0.02 < held.float().mean() < 0.9  # neither trivial nor hopeless
+        robust = trained(theirs).argmax(1) == y
+    assert 0.02 < robust.float().mean() < 0.9  # neither trivial nor hopeless
     if method == "fab_t":  # it makes no draw
-        assert (found.robust != held).sum() <= 1
+        assert (found.robust != robust).sum() <= 1
     else:  # other draws, the same algorithm
         allowed = 1 if method != "square" else 4
-        assert abs(int(found.robust.sum()) - int(held.sum())) <= allowed
+        assert abs(int(found.robust.sum()) - int(robust.sum())) <= allowed
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -81,13 +82,14 @@ def test_apgd_is_the_librarys_point_by_point_given_its_starts(trained, batch, lo
     trained.requires_grad_(True)
     ours = sl.attack(trained, x, y, f"apgd_{loss}", eps=EPS[norm], norm=norm, steps=20, seed=5)
     with torch.no_grad():
-        held = trained(theirs).argmax(1) == y
-    assert torch.equal(ours.robust, held) and held.any()
+        robust = trained(theirs).argmax(1) == y
+    assert torch.equal(ours.robust, robust) and robust.any()
     assert ours.success.any()
     broken = ours.success
     torch.testing.assert_close(ours.adversarial[broken], theirs[broken], rtol=0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_the_ensemble_is_as_strong_as_the_library_and_as_its_parts(trained, batch) -> None:
     x, y = batch[0][:24], batch[1][:24]
     budget = {"steps": 10, "target_classes": 9, "queries": 100}
@@ -100,13 +102,14 @@ def test_the_ensemble_is_as_strong_as_the_library_and_as_its_parts(trained, batc
         points, _ = ensemble.run_standard_evaluation(x, y)
     trained.requires_grad_(True)
     with torch.no_grad():
-        held = trained(points).argmax(1) == y
-    assert abs(int(found.robust.sum()) - int(held.sum())) <= 1
+        robust = trained(points).argmax(1) == y
+    assert abs(int(found.robust.sum()) - int(robust.sum())) <= 1
     first = sl.attack(trained, x, y, "apgd_ce", eps=0.08, steps=10)
     assert not (found.robust & ~first.robust).any()
     assert not torch.equal(found.queries, first.queries)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("method", ["apgd_dlr", "apgd_t", "fab_t", "square", "autoattack"])
 def test_a_sample_that_survives_keeps_the_best_attempt(hardened, batch, method, norm) -> None:
@@ -117,15 +120,16 @@ def test_a_sample_that_survives_keeps_the_best_attempt(hardened, batch, method, 
     found = sl.attack(hardened, x, y, method, eps=eps, norm=norm, **settings)
     with torch.no_grad():
         clean = torch.nn.functional.cross_entropy(hardened(x), y, reduction="none")
-    held = found.robust
-    assert held.sum() > 10
-    assert (found.loss[held] >= clean[held] - 1e-6).all()
-    assert (found.loss[held] > clean[held] + 1e-6).double().mean() > (0.3 if method == "fab_t" else 0.9)
+    robust = found.robust
+    assert robust.sum() > 10
+    assert (found.loss[robust] >= clean[robust] - 1e-6).all()
+    assert (found.loss[robust] > clean[robust] + 1e-6).double().mean() > (0.3 if method == "fab_t" else 0.9)
     if method == "autoattack":
         first = sl.attack(hardened, x, y, "apgd_ce", eps=eps, norm=norm, steps=5)
-        assert (found.loss[held] >= first.loss[held] - 1e-5).all()
+        assert (found.loss[robust] >= first.loss[robust] - 1e-5).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_pgd_is_not_weaker_than_apgd(trained, hardened, digits, norm) -> None:
     x, y = digits.test.batch(torch.arange(len(digits.test)))
@@ -135,8 +139,8 @@ def test_pgd_is_not_weaker_than_apgd(trained, hardened, digits, norm) -> None:
         with preserved_rng():
             points = theirs.perturb(x, y)
         with torch.no_grad():
-            held = (model(points).argmax(1) == y).double().mean().item()
-        assert ours.robust_accuracy <= held + 0.5 / 100 + 1e-9
+            robust = (model(points).argmax(1) == y).double().mean().item()
+        assert ours.robust_accuracy <= robust + 0.5 / 100 + 1e-9
 
 
 @pytest.mark.parametrize("method", ["square", "apgd_ce"])
@@ -156,7 +160,7 @@ def test_nothing_is_printed(trained, batch, capsys, caplog) -> None:
     assert out.out == "" and caplog.text == ""
 
 
-def test_a_model_without_gradients_is_told_and_left_to_square(trained, batch) -> None:
+def test_a_model_without_gradients_warns_and_is_left_to_square(trained, batch) -> None:
     """APGD and FAB-T see nothing and say so: what the ensemble breaks is what APGD's start and Square do."""
 
     class WithoutGraph(torch.nn.Module):

@@ -39,9 +39,9 @@ def test_worst_case_is_the_sample_by_sample_minimum(case) -> None:
     assert torch.equal(merged.queries, sum(part.queries for part in parts))
     with torch.no_grad():
         assert torch.equal(merged.predictions, case.model(merged.adversarial).argmax(1))
-    held = merged.robust.nonzero().flatten()
+    robust_rows = merged.robust.nonzero().flatten()
     losses = torch.stack([part.loss for part in parts])
-    assert torch.equal(merged.loss[held], losses.amax(0)[held])
+    assert torch.equal(merged.loss[robust_rows], losses.amax(0)[robust_rows])
     assert "pgd" in merged.method and "noise" in merged.method
 
 
@@ -58,7 +58,7 @@ def test_worst_case_refuses_to_mix(case) -> None:
         worst_case(same, alike)
     with pytest.raises(sl.SaliencyLabError, match="at least one"):
         worst_case()
-    with pytest.raises(sl.SaliencyLabError, match=r"one an argument.*not list"):
+    with pytest.raises(sl.SaliencyLabError, match=r"one per argument.*not list"):
         worst_case([small, small])
 
 

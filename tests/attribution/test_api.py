@@ -47,6 +47,7 @@ NAMES = [name for name in ALL if name not in ATTENTION]
 CONTROLS = [name for name in ALL if list_methods().loc[name, "family"] == "control"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_shape_type_and_record(name, rgb_net, rgb_batch):
     x, y = rgb_batch
@@ -60,6 +61,7 @@ def test_shape_type_and_record(name, rgb_net, rgb_batch):
     assert torch.equal(maps.classes, y)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sample_does_not_depend_on_its_batch(name, net, batch):
     x, y = batch
@@ -106,6 +108,7 @@ def _state(model: nn.Module, x: Tensor, y: Tensor) -> list[object]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "fail_at"),
     [(name, fail_at) for name in ALL for fail_at in range(4) if not fail_at or name not in CONTROLS],
@@ -295,17 +298,17 @@ def test_a_model_that_returns_no_tensor_of_logits(name, wrap, message, net, batc
         attribute(Wrapped(), batch[0], method=name, target="prediction", **QUICK.get(name, {}))
 
 
-def test_maps_that_are_not_finite_are_told_once(net, batch):
+def test_maps_that_are_not_finite_warn_once(net, batch):
     def broken(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
         return x / torch.tensor([1.0, 0, 1, 1, 0, 1]).reshape(6, 1, 1, 1)
 
-    with pytest.warns(UserWarning, match="broken: 2 of 6 maps are not finite.*Sequential") as told:
+    with pytest.warns(UserWarning, match="broken: 2 of 6 maps are not finite.*Sequential") as caught:
         attribute(net, *batch, broken)
-    assert len(told) == 1
+    assert len(caught) == 1
     nn.init.constant_(net[0].weight, torch.nan)
-    with pytest.warns(UserWarning, match="saliency: 140 of 140 maps are not finite") as told:
+    with pytest.warns(UserWarning, match="saliency: 140 of 140 maps are not finite") as caught:
         attribute(net, torch.rand(140, 1, 12, 12), target=0)
-    assert len(told) == 1
+    assert len(caught) == 1
 
 
 def test_list_methods_shows_settings():
@@ -313,6 +316,7 @@ def test_list_methods_shows_settings():
     assert table.index.name == "name" and "steps=50" in table.loc["integrated_gradients", "settings"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in {*CONTROLS, "deep_lift_shap"}])
 def test_no_pass_holds_more_images_than_a_chunk(name):
     """So that memory does not grow with the images, the steps or the draws."""
@@ -345,6 +349,7 @@ def test_noise_tunnels_go_over_every_method(base, net, batch):
     assert maps.isfinite().all() and maps.shape == x[:2].shape
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_in_double_precision(name, net, batch):
     x, y = batch
@@ -376,7 +381,7 @@ class Blind(nn.Module):
 @pytest.mark.parametrize(
     "name", ["saliency", "integrated_gradients", "smoothgrad", "deep_lift", "lrp", "guided_backprop"]
 )
-def test_a_model_without_a_gradient_is_told(name, net, batch):
+def test_a_model_without_a_gradient_is_refused(name, net, batch):
     with pytest.raises(InputError, match=r"logits of Blind have no gradient at the image.*'occlusion'"):
         attribute(Blind(net), *batch, name, **QUICK.get(name, {}))
     assert attribute(Blind(net), *batch, "occlusion", window=6).values.abs().max() > 0
@@ -389,6 +394,7 @@ def test_numpys_integers_are_integers(net, batch):
     assert torch.equal(maps[np.int64(1)].values, maps.values[1:2])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_maps_under_no_grad_and_inference_mode_are_those_outside(name, mode, net, batch):
@@ -403,6 +409,7 @@ def test_maps_under_no_grad_and_inference_mode_are_those_outside(name, mode, net
     assert torch.equal(maps.values, expected.values) and torch.equal(maps.classes, expected.classes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("baseline", ["zero", "blur", "uniform"])
 def test_a_model_in_bfloat16(name, baseline, net, batch):

@@ -443,6 +443,7 @@ def test_lrp_of_a_linear_model_is_input_times_weight(batch):
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["guided_backprop", "deconvolution", "deep_lift", "lrp", "attention_rollout"]
 )

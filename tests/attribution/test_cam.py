@@ -108,6 +108,7 @@ class _ZeroLast(AblationLayerVit):
         return self.activations
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_are_those_of_pytorch_grad_cam(name, network, monkeypatch):
@@ -200,6 +201,7 @@ def correlation(one: Tensor, other: Tensor) -> Tensor:
     return (rows[0] * rows[1]).sum(1) / (rows[0].norm(dim=1) * rows[1].norm(dim=1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RECOMMENDED)
 def test_the_default_layer_gives_the_map_of_the_recommended_one(name):
     build, recommended = RECOMMENDED[name]
@@ -212,6 +214,7 @@ def test_the_default_layer_gives_the_map_of_the_recommended_one(name):
     assert dict(model.named_modules())[found.settings["layer"]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["resnet18", "swin_t", "timm vit"])
 def test_a_wrapper_changes_nothing(name):
     torch.manual_seed(0)
@@ -223,6 +226,7 @@ def test_a_wrapper_changes_nothing(name):
         assert wrapped.settings["layer"] == prefix + plain.settings["layer"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("build", "layer"),
     [
@@ -324,6 +328,7 @@ def test_a_declared_layer_is_found_through_wrappers():
         assert maps.settings["layer"].endswith("layer2")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*METHODS, "full_grad", "guided_grad_cam", "layer_conductance"])
 def test_batches_do_not_matter(name):
     model, x = small_resnet(), images(4)

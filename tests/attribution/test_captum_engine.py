@@ -133,7 +133,7 @@ def test_a_users_subclass_of_captum(net, batch):
     assert (maps.values == 2).all() and maps.method == "Ones"
 
 
-def test_captums_maps_are_scored_and_made_again(net, batch):
+def test_captums_maps_are_scored_and_recomputed(net, batch):
     x, y = batch
     maps = attribute(net, x, y, ca.InternalInfluence, n_steps=3)
     assert len(sl.evaluate(net, x, y, maps, "pixel_flipping")) == len(x)

@@ -106,6 +106,7 @@ COMPOSITES: dict[str, Callable[..., Any]] = {
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("vgg11_bn", "resnet18", "resnet50")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["resnet10", "elu", "silu", *SLOW])
 @pytest.mark.parametrize("preset", COMPOSITES)
 def test_presets_are_zennits_composites(name, preset):
@@ -114,6 +115,7 @@ def test_presets_are_zennits_composites(name, preset):
     assert_same(found, zennits(name, model, IMAGES, COMPOSITES[preset]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["resnet10", "elu"])
 @pytest.mark.parametrize("preset", ["gamma", "epsilon_alpha2_beta1", "epsilon_gamma_box"])
 def test_behind_a_normalisation_they_are_zennits_at_the_normalised_image(name, preset):

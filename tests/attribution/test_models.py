@@ -73,6 +73,7 @@ def _images(model_name: str) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["small_cnn", "resnet18", "vgg11_bn", "torchvision/resnet18"])
 @pytest.mark.parametrize("name", list_methods().query("family != 'attention'").index)
 def test_convolutional_networks(models, name, model):

@@ -47,6 +47,7 @@ def test_guided_ig_on_the_straight_line_is_integrated_gradients():
     torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("distance", [0.02, 0.3, 1.0])
 def test_guided_ig_is_complete(distance):
     errors = [

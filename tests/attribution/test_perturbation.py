@@ -86,14 +86,15 @@ def test_lime_tells_when_nothing_is_left_of_a_map(net, batch):
     settings = {"segments": QUARTERS, "n": 40}
     with pytest.warns(
         UserWarning, match=r"at alpha=100 the lasso's penalty leaves a map.*lower alpha"
-    ) as told:
+    ) as caught:
         maps = attribute(net, x, y, "lime", alpha=100.0, **settings).values
-    assert len(told) == 1 and (maps == 0).all()
+    assert len(caught) == 1 and (maps == 0).all()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert attribute(net, x, y, "lime", alpha=1e-4, **settings).values.flatten(1).any(1).all()
 
 
+@pytest.mark.long
 def test_kernel_shap_is_exact_on_four_superpixels(net, batch):
     x, y = batch
     exact = ca.ShapleyValues(net).attribute(x, target=y, feature_mask=QUARTERS)

@@ -128,7 +128,7 @@ def test_load_names_what_is_wrong(maps, tmp_path):
 
 
 @pytest.mark.parametrize("header", ["no json", "{}", '{"processing": [], "stray": 1}'])
-def test_a_header_that_is_not_ours_is_told(tmp_path, header):
+def test_a_header_that_is_not_ours_is_refused(tmp_path, header):
     path = tmp_path / "other.safetensors"
     save_file({"values": torch.zeros(1, 1, 2, 2)}, path, metadata={"attributions": header})
     with pytest.raises(InputError, match="not one of attributions"):

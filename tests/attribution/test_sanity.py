@@ -99,6 +99,7 @@ def test_a_transformers_attention_is_reached():
     assert {"layer.self_attn", "layer.self_attn.out_proj", "layer.linear1", "head"} <= names
 
 
+@pytest.mark.long
 def test_pictures(check):
     lines = check.plot()
     ax = lines.axes[0]
@@ -135,9 +136,9 @@ def test_a_method_named_twice_is_checked_once(net, batch):
 
 
 def test_it_says_in_a_line_what_was_found(check):
-    said = repr(check)
-    assert "\n" not in said and len(said) < 300
-    assert "edges 1" in said and "4 steps" in said
+    text = repr(check)
+    assert "\n" not in text and len(text) < 300
+    assert "edges 1" in text and "4 steps" in text
 
 
 def test_an_image_whose_maps_are_not_kept_is_named(check):
@@ -200,7 +201,7 @@ def test_a_randomised_parameter_keeps_its_mean_and_spread():
     assert abs(torch.corrcoef(torch.stack([before, norm.scale.detach()]))[0, 1]) < 0.1
 
 
-def test_likenesses_that_are_undefined_are_told(net, batch):
+def test_undefined_similarities_warn(net, batch):
     check = sanity_check(net, *batch, ["saliency", "constant"])
     steps = check.likeness.step.nunique() - 1
     with pytest.warns(UserWarning, match=rf"are NaN: constant \({6 * steps} of {6 * steps}\)"):
@@ -210,9 +211,9 @@ def test_likenesses_that_are_undefined_are_told(net, batch):
 
 def test_default_methods_that_refuse_the_model_are_left_out(batch):
     model = own_norm_net()
-    with pytest.warns(UserWarning, match="leaves out guided_backprop: .*no.* can be seen.*GELU") as told:
+    with pytest.warns(UserWarning, match="leaves out guided_backprop: .*no.* can be seen.*GELU") as caught:
         check = sanity_check(model, *batch)
-    assert len(told) == 1 and list(check.maps) == ["saliency", "integrated_gradients", "edges"]
+    assert len(caught) == 1 and list(check.maps) == ["saliency", "integrated_gradients", "edges"]
     with pytest.raises(InputError, match="guided_backprop changes the gradient at ReLUs"):
         sanity_check(model, *batch, ["saliency", "guided_backprop"])
     with pytest.raises(InputError, match="must return logits"):
@@ -267,6 +268,7 @@ WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("way", WAYS)
 def test_weights_that_are_computed_are_drawn_anew(batch, way, used):

@@ -132,6 +132,7 @@ def test_list(what):
     assert len(result.stdout.splitlines()) > 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_what_the_encoding_lacks_is_a_question_mark(encoding):
     done = subprocess.run(
@@ -186,17 +187,19 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr("saliency_lab.cli.doctor.find_spec", lambda name: None)
     result = call("doctor", "--data-root", tmp_path)
     assert result.exit_code == 0
-    told = ("torch", "cpu", "built in", "saliency-lab download mnist", "train/CLASS/*", "'.[distributed]'")
-    for word in (*told, "'.[notebook]'"):
+    words = ("torch", "cpu", "built in", "saliency-lab download mnist", "train/CLASS/*", "'.[distributed]'")
+    for word in (*words, "'.[notebook]'"):
         assert word in result.stdout
 
 
+@pytest.mark.long
 def test_train_of_several_seeds_makes_a_folder_each(tmp_path):
     result = call("train", "digits/standard", "--seeds", "0,1", "--out", tmp_path, *QUICK)
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-0", "seed-1"]
 
 
+@pytest.mark.long
 def test_the_default_folder_tells_changed_recipes_apart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for changes in ([], ["--set", "attack.eps=8/255", "--set", "seed=3"]):
@@ -209,6 +212,7 @@ def test_the_default_folder_tells_changed_recipes_apart(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.long
 def test_only_the_first_process_of_a_distributed_run_prints_the_result(models, monkeypatch):
     again = ("train", "digits/standard", "--out", models[0], *QUICK)
     assert "validation accuracy" in call(*again).stdout
@@ -218,6 +222,7 @@ def test_only_the_first_process_of_a_distributed_run_prints_the_result(models, m
     assert not result.stdout
 
 
+@pytest.mark.long
 def test_a_changed_recipe_is_another_model_and_a_seed_is_not(models, tmp_path):
     changed = ["--set", "objective.fraction=0.1"]
     for name, options in {"changed": changed, "seed": ["--seed", 1]}.items():
@@ -238,6 +243,7 @@ def test_a_changed_recipe_is_another_model_and_a_seed_is_not(models, tmp_path):
     ]
 
 
+@pytest.mark.long
 def test_attribute_writes_maps_and_a_picture(models, tmp_path):
     result = call(
         *("attribute", *models, "--method", "saliency", "--method", "integrated_gradients", "--images", 8),
@@ -298,6 +304,7 @@ def test_attack_takes_pixels_and_draws_a_picture(models, tmp_path):
     assert (tmp_path / "robustness-pgd.png").exists()
 
 
+@pytest.mark.long
 def test_audit_says_whether_to_believe_and_writes_json(models, tmp_path):
     result = call(
         *("audit", *models, "--eps", "0.05", "--images", 8, "--set", "pgd.steps=5"),
@@ -310,6 +317,7 @@ def test_audit_says_whether_to_believe_and_writes_json(models, tmp_path):
         assert f"{name}: {verdict['verdict']}" in result.stdout
 
 
+@pytest.mark.long
 def test_audit_of_several_seeds_is_one_each(models, tmp_path):
     assert call("train", "digits/standard", "--seed", 1, "--out", tmp_path / "one", *QUICK).exit_code == 0
     result = call(
@@ -356,6 +364,7 @@ def test_a_comparison_too_wide_for_the_terminal_has_a_paragraph_a_measure(
         assert numbers and set(numbers) <= set(narrow.split())
 
 
+@pytest.mark.long
 def test_study_plans_computes_and_verifies(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "first.toml").write_text(STUDY)
@@ -374,6 +383,7 @@ def test_study_plans_computes_and_verifies(tmp_path, monkeypatch):
     assert call("study", "first.toml", "--verify").exit_code == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["own_of_cli:Tiny", "own_of_cli:net"])
 def test_a_users_own_model_and_data_are_found_again(tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)
@@ -417,6 +427,7 @@ def data():
 """
 
 
+@pytest.mark.long
 def test_a_model_is_not_scored_on_other_images_than_it_was_trained_on(digits, models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -458,6 +469,7 @@ def test_a_network_of_the_zoo_finds_its_data_where_they_are_rounded_otherwise(di
         draw_images(loaded | load_models([Path("mnist/asgt")], "cpu"), None, None, 8, 0)
 
 
+@pytest.mark.long
 def test_an_image_folder_is_found_at_another_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draws = np.random.default_rng(0)
@@ -584,7 +596,7 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(models, tmp_path, monkeypatc
         assert word in result.stderr
 
 
-def test_collapse_is_said_and_no_model_is_left(tmp_path):
+def test_collapse_is_an_error_and_no_model_is_left(tmp_path):
     result = call(
         *(
             "train",
@@ -629,9 +641,9 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path):
     while not (tmp_path / "run/state.pt").exists() and time.monotonic() < until:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "interrupted; the same command again goes on" in told
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "interrupted; the same command again goes on" in output
     assert not (tmp_path / "run/model.safetensors").exists()
     again = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
@@ -688,8 +700,8 @@ def test_ctrl_c_stops_the_training_of_other_processes_too(tmp_path):
     while len(list(tmp_path.glob("runs/study/models/*/state.pt"))) < 2 and time.monotonic() < until:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "interrupted; the same command again goes on" in told and "Traceback" not in told
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "interrupted; the same command again goes on" in output and "Traceback" not in output
     assert len(list(tmp_path.glob("runs/study/models/*/"))) == 2
     assert not list(tmp_path.glob("runs/study/models/*/model.json"))

@@ -30,7 +30,7 @@ def test_a_list_is_written_as_json(what, tmp_path):
 
 
 @pytest.mark.parametrize("methods", [["--method", "fgsm,noise"], ["--method", "fgsm", "--method", "noise"]])
-def test_several_attacks_are_all_made(methods, tmp_path):
+def test_several_attacks_are_all_run(methods, tmp_path):
     shared = ("attack", "digits/at", "--eps", "0.05,0.1", "--images", 6, "--out", tmp_path)
     done = call(*shared, *methods, "--set", "fgsm.loss=margin", "--json", "-")
     assert done.exit_code == 0, done.output

@@ -90,6 +90,7 @@ def test_a_comparison_aggregates_five_seeds_in_the_direction_of_the_metric() -> 
         assert heights[-1] == 0 and (np.diff(heights) <= 0).all()
 
 
+@pytest.mark.long
 def test_four_seeds_are_too_few_to_aggregate() -> None:
     with pytest.raises(InputError, match="aggregates need 5 training seeds or more, and 'base' has 4"):
         _comparison(4).aggregate("complexity")

@@ -78,13 +78,13 @@ def test_a_claim_about_what_was_not_measured_is_an_error() -> None:
         judge(claim, _comparison())
 
 
-def test_what_a_question_names_is_said_also_where_nothing_answers() -> None:
+def test_what_a_question_names_is_shown_also_where_nothing_answers() -> None:
     claim = Claim(question="?", model="god", over="base", metric="sparseness")
     [asked] = answer([claim], _comparison())
     assert asked.problem and asked.missing == ["god"]
 
 
-def test_what_a_question_names_and_nothing_answers_is_said() -> None:
+def test_what_a_question_names_and_nothing_answers_is_shown() -> None:
     claim = Claim(question="?", model=["good", "god"], over="base", metric=["sparseness", "sparsness"])
     [asked] = answer([claim], _comparison())
     assert asked.missing == ["god", "sparsness"]

@@ -109,6 +109,7 @@ def test_an_estimate_is_computed_once(comparison: Comparison, monkeypatch: pytes
     assert measure.interval("b", 0.9).low > measure.interval("b", 0.95).low
 
 
+@pytest.mark.long
 def test_holm_is_over_all_map_scores_and_over_all_accuracies(comparison: Comparison) -> None:
     table = comparison.table()
     share = table["metric"].isin(["accuracy", "robust_accuracy"])
@@ -384,9 +385,9 @@ def test_what_failed_for_one_model_costs_the_others_nothing() -> None:
     comparison = Comparison(scores, pd.concat([fgsm, robustness[~of_c]]), baseline="a", level=0.99)
     clean = comparison.measure("accuracy").values
     assert list(clean) == ["a", "b", "c"]  # of fgsm or of pgd, whichever there is
-    for model, held in clean.items():
+    for model, values in clean.items():
         own = robustness.query(f"model == '{model}' and eps == 0")["robust"].to_numpy()
-        np.testing.assert_array_equal(held[0], own)
+        np.testing.assert_array_equal(values[0], own)
     axes = comparison.plot.robustness("pgd").axes[0]
     assert {line.get_label() for line in axes.lines} == {"a", "b"}
     assert any("99 % intervals" in text.get_text() for text in axes.texts)

@@ -46,6 +46,7 @@ def test_pairs_differ_where_their_ranks_are_farther_apart_than_the_critical_diff
     np.testing.assert_array_equal(found.pairs.to_numpy() < 0.05, apart > found.critical_difference)
 
 
+@pytest.mark.long
 def test_nemenyi_holds_the_family_wise_error() -> None:
     draws = np.random.default_rng(1)
     wrong = 0

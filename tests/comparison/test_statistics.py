@@ -63,6 +63,7 @@ def test_intervals_over_seeds_and_images_cover_the_mean(
     assert _coverage(draw, 7.0) >= 0.93
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("of_images", [0.0, 1.0])
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_the_test_of_a_difference_keeps_its_level_with_several_seeds(seeds: int, of_images: float) -> None:
@@ -175,6 +176,7 @@ def test_skewed_differences_of_mean_zero_are_rejected_by_the_rank_test_alone() -
     assert ranks / runs > 0.2
 
 
+@pytest.mark.long
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), max_size=12))
 @settings(max_examples=15, deadline=None)  # statsmodels collects garbage at every call
 def test_holm_is_that_of_statsmodels(p: list[float]) -> None:
@@ -198,6 +200,7 @@ def test_mcnemar_is_the_binomial_test_of_the_pairs_that_disagree(pairs: list[tup
     assert found.effect == pytest.approx((only_a - only_b) / len(pairs))
 
 
+@pytest.mark.long
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=30))
 @settings(max_examples=25, deadline=None)
 def test_rank_biserial_is_what_the_definition_says(differences: list[int]) -> None:

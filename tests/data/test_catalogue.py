@@ -141,7 +141,7 @@ def test_damaged_files_are_not_called_unfetched(tiny_mnist: tuple[Path, list[np.
         sl.load_dataset("mnist", root, download=True)
 
 
-def test_damage_that_torchvision_has_no_words_for_is_told(tiny_mnist: tuple[Path, list[np.ndarray]]) -> None:
+def test_damage_that_torchvision_misses_is_named(tiny_mnist: tuple[Path, list[np.ndarray]]) -> None:
     """A type that IDX has not, in a file of the right length: a bare AssertionError."""
     root, _ = tiny_mnist
     path = root / "MNIST" / "raw" / NAMES[1]

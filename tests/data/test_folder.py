@@ -246,13 +246,13 @@ def test_an_image_that_pillow_refuses_is_named(
 def test_an_encrypted_zip_is_named(pictures: tuple[Path, dict[str, np.ndarray]]) -> None:
     root, _ = pictures
     path = _zip(root, root.with_suffix(".zip"))
-    held = bytearray(path.read_bytes())
+    data = bytearray(path.read_bytes())
     for signature, flags in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
-        at = held.find(signature)
+        at = data.find(signature)
         while at != -1:
-            held[at + flags] |= 1
-            at = held.find(signature, at + 1)
-    path.write_bytes(held)
+            data[at + flags] |= 1
+            at = data.find(signature, at + 1)
+    path.write_bytes(data)
     with pytest.raises(DataNotFoundError, match=r"train/cat/0.png' .* encrypted"):
         sl.load_dataset("image_folder", path)
 

@@ -86,6 +86,7 @@ def test_apples_device_has_no_float64(device: torch.device, request: pytest.Fixt
         torch.ones(1, device=device).double()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", sl.list_methods().index)
 def test_maps(method: str, few: LabelledImages, same: Same):
     same(lambda net: sl.attribute(net, few.x, method, target=few.y).values)
@@ -99,6 +100,7 @@ def test_a_sanity_check(few: LabelledImages, same: Same):
     same(table)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("metric", "engine"),
     [(name, engine) for name in METRICS for engine in METRICS[name].engines],
@@ -130,6 +132,7 @@ def test_a_metric_of_ones_own_is_given_what_is_on_the_device(few: LabelledImages
     same(lambda net: sl.evaluate(net, *few, sl.attribute(net, few.x, "saliency", target=few.y), share))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", sl.list_attacks().index)
 def test_attacks(method: str, few: LabelledImages, same: Same):
     if method == "saturate":  # of colours, which the digits have not
@@ -160,6 +163,7 @@ def test_curves_over_attacks(few: LabelledImages, same: Same):
     same(lambda net: sl.minimal_epsilon(net, *few, steps=3, largest=0.3, tolerance=0.05))
 
 
+@pytest.mark.long
 def test_an_audit(few: LabelledImages, trained: nn.Module, device: torch.device):
     nets = trained, copy.deepcopy(trained).to(device)
     here, there = (sl.audit(net, *few, eps=0.1, steps=5).table() for net in nets)
@@ -173,13 +177,13 @@ def test_a_model_on_two_devices_is_refused(few: LabelledImages, device: torch.de
         sl.attribute(net, few.x, few.y)
 
 
-def test_another_default_device_is_told(few: LabelledImages, trained: nn.Module, device: torch.device):
+def test_another_default_device_is_refused(few: LabelledImages, trained: nn.Module, device: torch.device):
     with device, pytest.raises(InputError, match=r"leave the default alone and move the model: model\.to"):
         sl.attribute(trained, few.x, few.y)
 
 
 @pytest.mark.parametrize("name", ["xpu", "meta", "cuda:99", "gpu"])
-def test_a_device_that_is_not_here_is_told(name: str):
+def test_a_device_that_is_not_here_is_refused(name: str):
     with pytest.raises(InputError, match=f"device '{name}'"):
         named_device(name)
 
@@ -203,6 +207,7 @@ def test_a_store_does_not_ask_where_its_results_were_computed(
     assert (study.plan(["saliency"])["missing"] == 0).all()
 
 
+@pytest.mark.long
 def test_verbs_of_the_shell_run_models_on_the_device_named(device: torch.device, tmp_path: Path):
     tables = []
     for where in ("cpu", str(device)):
@@ -212,13 +217,14 @@ def test_verbs_of_the_shell_run_models_on_the_device_named(device: torch.device,
             ["score", "--metric", "pixel_flipping", "--method", "saliency"],
             ["attack", "--eps", "0.1", "--set", "pgd.steps=2"],
         ):
-            said = CliRunner().invoke(app, [*verb, *model])
-            assert said.exit_code == 0, said.output
+            result = CliRunner().invoke(app, [*verb, *model])
+            assert result.exit_code == 0, result.output
         assert _devices(out) == {where}
         tables.append(sl.Study.load(out).compare().table())
     assert tables[0].equals(tables[1])
 
 
+@pytest.mark.long
 def test_a_declared_study_trains_and_runs_on_the_device_named(
     device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -274,6 +280,7 @@ class _PretendAccelerator(Accelerator):
         return "pretend"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", _OBJECTIVES)
 def test_training(
     objective: str,

@@ -50,6 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["bit", *(pytest.param(how, marks=pytest.mark.slow) for how in DAMAGE[1:])])
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_training_run_is_named_and_trained_again(

@@ -62,6 +62,7 @@ def declared_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_declared_study_is_planned_run_and_then_read(declared_file: Path, tmp_path: Path) -> None:
     first = read_declaration(declared_file)
     store = tmp_path / "store"
@@ -120,7 +121,7 @@ def test_a_study_builds_on_a_bundled_one(tmp_path: Path) -> None:
         mine = read_declaration(tmp_path / name)
         assert (mine.seeds, mine.claims, mine.folder) == ([7], bundled.claims, tmp_path)
     (tmp_path / "mnist.toml").write_text('recipes = ["digits/at"]\ndata = { name = "digits" }\n')
-    (tmp_path / "mine.toml").write_text('extends = "mnist"\n')  # what is beside it goes first
+    (tmp_path / "mine.toml").write_text('extends = "mnist"\n')  # what is next to it goes first
     assert read_declaration(tmp_path / "mine.toml").data.name == "digits"
 
 
@@ -136,7 +137,7 @@ def test_a_store_knows_what_its_study_asks(declared_file: Path, tmp_path: Path) 
     assert Study.load(tmp_path / "store").purpose == loaded.purpose
     mine = {"mine": [load_model(tmp_path / f"net-{seed}") for seed in range(2)]}
     again = Study(mine, (loaded.x, loaded.y), store=tmp_path / "store").attribute("saliency")
-    again.gc()  # one that was not told what is asked leaves that as it is
+    again.gc()  # one that does not know the requests leaves that as it is
     assert Study.load(tmp_path / "store").purpose == loaded.purpose
 
 
@@ -259,7 +260,7 @@ def test_mistakes_in_the_file_are_named(
     assert not list((tmp_path / "store").glob("models/*"))  # nothing was trained first
 
 
-def test_recipes_of_one_name_are_told_apart_and_a_study_may_extend_another(tmp_path: Path) -> None:
+def test_recipes_of_one_name_are_distinguished_and_a_study_may_extend_another(tmp_path: Path) -> None:
     (tmp_path / "first.toml").write_text(
         """
         seeds = [0, 1]
@@ -366,7 +367,7 @@ def test_a_plan_counts_what_is_there_and_computes_nothing(
          "is not attacked at; there are: 0.1"),
     ],
 )  # fmt: skip
-def test_what_a_study_could_only_find_out_after_hours_is_told_first(
+def test_what_a_study_could_only_find_out_after_hours_is_refused_first(
     tmp_path: Path, text: str, message: str
 ) -> None:
     base = 'recipes = ["digits/standard"]\nmethods = ["saliency"]\nmetrics = ["sparseness"]\n'

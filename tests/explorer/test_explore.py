@@ -211,11 +211,11 @@ def test_a_live_map_is_the_one_that_attribute_makes_and_is_made_once(study, mode
     assert [len(x) for _, x, *_ in calls] == [4, 1]  # image 4 alone was missing
 
 
-def test_errors_are_shown_beside_the_maps_that_there_are(study):
+def test_errors_are_shown_next_to_the_maps_that_there_are(study):
     view = sl.explore(study)
     view.methods.value = ("saliency", "attention_rollout")
     assert "<b>plain / attention_rollout, other / attention_rollout</b>" in view.problems.value
-    assert view.problems.value.count("needs a vision transformer") == 1  # the same is said once
+    assert view.problems.value.count("needs a vision transformer") == 1  # the same message is shown once
     assert "traceback" not in view.problems.value
     assert "saliency" in view.picture.value and "rollout" not in view.picture.value
     view.methods.value = ("attention_rollout",)
@@ -268,7 +268,7 @@ def test_a_picture_is_bounded(sample, models):
     assert "40 shown" in view.status.value and "first 40 of the 120" in view.status.value
 
 
-def test_nothing_chosen_is_said(study):
+def test_nothing_chosen_shows_a_message(study):
     view = sl.explore(study)
     view.models.value = ()
     assert view.picture.value == "" and "pick a model" in view.status.value
@@ -285,7 +285,7 @@ def test_nothing_of_the_model_or_the_generators_is_changed(study, models):
     model.eval()
 
 
-def test_what_is_no_study_and_a_missing_ipywidgets_are_told(study, monkeypatch):
+def test_what_is_no_study_and_a_missing_ipywidgets_are_refused(study, monkeypatch):
     with pytest.raises(sl.SaliencyLabError, match="takes a study, not dict"):
         sl.explore({})
     monkeypatch.setitem(sys.modules, "ipywidgets", None)

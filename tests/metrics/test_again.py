@@ -124,6 +124,7 @@ def remaking(x: Tensor) -> dict[str, dict]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", per_image(1))
 @pytest.mark.parametrize("name", remaking(torch.empty(0)))
 def test_settings_given_one_an_image_stay_with_their_image(case, name):
@@ -139,7 +140,7 @@ def test_settings_given_one_an_image_stay_with_their_image(case, name):
 
 @pytest.mark.parametrize("case", per_image(1))
 @pytest.mark.parametrize("rows", [slice(1, 3), [4, 0], torch.tensor([2, 2]), 3, -1], ids=str)
-def test_a_part_of_the_maps_can_be_made_again_from_its_settings(case, rows):
+def test_a_part_of_the_maps_can_be_recomputed_from_its_settings(case, rows):
     model, (x, y) = Curved(), images(5)
     method, settings = per_image(5)[case]
     maps = sl.attribute(model, x, y, method, **settings)

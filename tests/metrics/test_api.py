@@ -47,6 +47,7 @@ def test_table_names_every_metric_and_what_it_means():
     assert table.loc["focus", "settings"].split(", ")[0] == "masks"  # must be given
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "engine"), ALONE)
 def test_score_does_not_move_with_batch_mates_or_their_order(scene, small, name, engine):
     """In float64, so that nothing but the metric can make a difference."""
@@ -65,6 +66,7 @@ def test_score_does_not_move_with_batch_mates_or_their_order(scene, small, name,
     np.testing.assert_allclose(alone, together, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "engine"), CASES)
 def test_nothing_of_the_caller_s_is_changed(scene, small, name, engine):
     model, x, y, maps = scene
@@ -85,6 +87,7 @@ def test_nothing_of_the_caller_s_is_changed(scene, small, name, engine):
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "engine"), ALONE)
 def test_a_bad_map_costs_only_its_own_score(scene, small, name, engine):
     model, x, y, maps = scene
@@ -124,6 +127,7 @@ def test_more_samples_than_a_block_holds(scene, small, name):
     assert scores.curve is None or len(scores.curve.values) == 150
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "engine"), CASES)
 def test_a_map_that_is_negative_everywhere_is_scored(scene, small, name, engine):
     model, x, y, maps = scene
@@ -136,6 +140,7 @@ def test_a_map_that_is_negative_everywhere_is_scored(scene, small, name, engine)
         assert (np.isnan(scores) == (name in positive_only)).all()
 
 
+@pytest.mark.long
 def test_many_gives_exactly_what_single_calls_give(scene, small):
     model, x, y, maps = scene
     methods = {"first": maps, "second": maps.flip(3)}
@@ -384,7 +389,7 @@ class TestBadInput:
         with pytest.raises(InputError, match=r"in 0 … 2, but label 1 is 7"):
             sl.evaluate(self.model, self.x, torch.tensor([0, 7]), self.maps, "pixel_flipping")
 
-    def test_model_of_probabilities_is_said(self):
+    def test_model_of_probabilities_is_refused(self):
         model = nn.Sequential(self.model, nn.Softmax(1))
         with pytest.raises(InputError, match="returns probabilities, not logits"):
             sl.evaluate(model, self.x, self.y, self.maps, "pixel_flipping", steps=4)
@@ -459,7 +464,7 @@ def test_a_bad_map_does_not_widen_sufficiency_s_threshold():
     np.testing.assert_array_equal(sl.evaluate(model, x, y, maps, "sufficiency")[:5], alone)
 
 
-def test_maps_of_an_own_function_are_made_again_by_it_also_under_the_name_of_another(scene, tmp_path):
+def test_maps_of_a_custom_function_are_recomputed_by_it_also_under_the_name_of_another(scene, tmp_path):
     model, x, y, _ = scene
 
     def saliency(model, x, classes):  # the name of a built-in, of which these maps have nothing
@@ -532,6 +537,7 @@ class _Cast(nn.Module):
         return self.held[0](x.to(self.type))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PASSES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_a_model_of_another_type_is_given_its_own(scene, small, name, dtype):
@@ -545,7 +551,7 @@ def test_a_model_of_another_type_is_given_its_own(scene, small, name, dtype):
 @pytest.mark.parametrize(
     "name", ["max_sensitivity", "relative_representation_stability", "mprt", "random_logit"]
 )
-def test_maps_of_a_model_of_another_type_are_made_again(scene, name, dtype):
+def test_maps_of_a_model_of_another_type_are_recomputed(scene, name, dtype):
     model, x, y, _ = scene
     settings = {"samples": 2} if METRICS[name].family == "robustness" else {}
     typed = model.to(dtype)
@@ -565,6 +571,7 @@ def test_maps_of_a_model_of_another_type_are_made_again(scene, name, dtype):
     assert np.isfinite(sl.evaluate(typed, x, y, blurred, name, **settings)).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "engine"), CASES)
 def test_images_in_double_for_a_model_in_single_are_scored(scene, small, name, engine):
     model, x, y, maps = scene
@@ -573,6 +580,7 @@ def test_images_in_double_for_a_model_in_single_are_scored(scene, small, name, e
     np.testing.assert_allclose(double, single, rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_scores_under_no_grad_and_inference_mode_are_those_outside(scene, small, mode):
     model, x, y, _ = scene
@@ -712,6 +720,7 @@ NOT_INVARIANT = {"infidelity", "completeness", "local_lipschitz_estimate"}
 """Metrics that compare the map with changes of the logits or of the image, so that its unit matters."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", METRICS)
 @pytest.mark.parametrize("factor", [10.0, 2.0**-40])
 def test_the_scale_of_the_map_does_not_matter(scene, small, name, factor):

@@ -149,6 +149,7 @@ ORDERED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "engine"), [(n, e) for n in ORDERED for e in METRICS[n].engines])
 def test_the_least_relevant_first_is_the_negated_map_s_most_relevant_first(scene, small, name, engine):
     model, x, y, maps = scene

@@ -66,6 +66,7 @@ def size_of(image):
     return len(file.getvalue())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sic", "aic"])
 def test_against_the_definition(smooth, name):
     model, x, y, maps = smooth

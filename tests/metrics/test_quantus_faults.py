@@ -1,4 +1,4 @@
-"""What Quantus 0.6 gets wrong, beside our value; when a fault is repaired, its test fails."""
+"""What Quantus 0.6 gets wrong, compared with our value; when a fault is repaired, its test fails."""
 
 from __future__ import annotations
 

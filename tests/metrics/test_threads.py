@@ -44,6 +44,7 @@ class Dropping(nn.Module):
         return self.model(self.drop(x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "engine"), CASES)
 def test_scores_from_threads_are_those_of_one_after_the_other(scene, small, name, engine):
     """One model in train mode, whose mode, gradients and the global generators are restored at the end."""

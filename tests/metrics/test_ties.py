@@ -44,6 +44,7 @@ def models():
     return nets
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in BOTH if name not in NEIGHBOURS])
 @settings(max_examples=15, deadline=None)
 @given(drawn=tied_maps())
@@ -60,6 +61,7 @@ def test_engines_agree_on_tied_maps(models, small, name, drawn):
     np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["occlusion", "input_x_gradient"])
 @pytest.mark.parametrize("name", [name for name in BOTH if name not in NEIGHBOURS])
 def test_engines_agree_on_the_maps_of_methods_that_tie(digits_sample, trained, small, method, name):

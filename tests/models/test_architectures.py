@@ -122,7 +122,7 @@ def test_torchvision_models_by_name() -> None:
         ({"name": "small_cnn", "input_shape": 28}, "input_shape must be"),
         (
             {"name": "small_cnn", "mean": "imagenet"},
-            "mean must be a number, or one a channel, not 'imagenet'",
+            "mean must be a number, or one per channel, not 'imagenet'",
         ),
         ({"name": "small_cnn", "input_shape": (28, 28)}, "input_shape must be"),
         ({"name": "lenet5", "input_shape": (1, 8, 8)}, "'lenet5' does not take images of 1×8×8"),

@@ -151,7 +151,7 @@ def test_a_users_own_module_with_shared_weights(tmp_path: Path) -> None:
         sl.load_model(tmp_path / "own", model=nn.Linear(2, 2))
 
 
-def test_what_is_no_module_to_load_into_and_no_tensor_to_save_is_said(tmp_path: Path) -> None:
+def test_what_is_no_module_to_load_into_and_no_tensor_to_save_is_refused(tmp_path: Path) -> None:
     sl.save_model(_Tied(), tmp_path / "own")
     with pytest.raises(InputError, match=r"the model must be a torch\.nn\.Module, not function"):
         sl.save_model(lambda x: x, tmp_path / "function")  # type: ignore[arg-type]
@@ -251,7 +251,7 @@ def test_a_model_comes_back_in_the_precision_it_was_saved_in(tmp_path: Path) -> 
     assert {tensor.dtype for tensor in single.parameters()} == {torch.float32}
 
 
-def test_a_name_or_folder_that_was_meant_is_told(tmp_path: Path) -> None:
+def test_a_name_or_folder_that_was_meant_is_suggested(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="did you mean 'digits/at'"):
         sl.load_model("digits/att")
     sl.save_model(sl.build_model("small_cnn", num_classes=2, input_shape=(1, 8, 8)), tmp_path / "seed-0")

@@ -52,7 +52,7 @@ def test_bad_tables_are_refused() -> None:
         robustness({"a": table(1.0).drop(columns="low")})
 
 
-def test_lines_that_end_together_have_a_legend_and_many_are_told_apart_by_dashes() -> None:
+def test_lines_that_end_together_have_a_legend_and_many_differ_by_dashes() -> None:
     together = {name: table(0.9, 0.3, 0.0) for name in ("a", "b")}
     (legend,) = robustness(together).legends
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
@@ -70,6 +70,7 @@ CURVE = tuple(np.array(part) for part in ([0.0, 0.5, 1.0], [1.0, 0.4, 0.1], [0.9
 INTERVALS = {model: (0.1 * i, 0.1 * i - 0.05, 0.1 * i + 0.05) for i, model in enumerate([*RECIPES, "_mine"])}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [3.25, 7.0])
 @pytest.mark.parametrize("models", [["standard", "at"], list(RECIPES), ["_mine", "at"]])
 @pytest.mark.parametrize(

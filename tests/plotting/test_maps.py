@@ -281,6 +281,7 @@ def test_predictions_with_probabilities_are_always_shown():
     _assert_nothing_cropped(fig)
 
 
+@pytest.mark.long
 def test_two_hundred_panels_are_laid_out_at_once(tmp_path):
     values = np.random.default_rng(0).normal(size=(40, 1, 8, 8))
     started = time.process_time()
@@ -288,6 +289,7 @@ def test_two_hundred_panels_are_laid_out_at_once(tmp_path):
     assert time.process_time() - started < 6  # 2 seconds here; the layout engine took 11
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
 def test_saved_figures_do_not_depend_on_the_callers_settings(tmp_path, kind):
     path = tmp_path / f"maps.{kind}"

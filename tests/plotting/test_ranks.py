@@ -26,6 +26,7 @@ def meets(box, first, second):
     return x0 <= box.x1 and x1 >= box.x0 and y0 <= box.y1 and y1 >= box.y0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [2, 3, 7, 16])
 @pytest.mark.parametrize("spread", [0.0, 0.01, 1.0])
 @pytest.mark.parametrize("critical", [0.3, 2.0, 20.0])

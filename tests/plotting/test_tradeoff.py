@@ -14,12 +14,12 @@ def _points(count: int) -> dict[str, tuple[tuple[float, float, float], tuple[flo
     return {f"model {i}": ((i, i - 0.1, i + 0.1), (0.5, 0.4, 0.6)) for i in range(count)}
 
 
-def test_every_point_is_named_once_beside_it_or_in_a_legend_if_they_are_many() -> None:
+def test_every_point_is_named_once_next_to_it_or_in_a_legend_if_they_are_many() -> None:
     for count in (NAMED, NAMED + 1):
         (ax,) = tradeoff(_points(count)).axes
-        beside = [text.get_text() for text in ax.texts]
+        placed = [text.get_text() for text in ax.texts]
         listed = [text.get_text() for legend in ax.figure.legends for text in legend.get_texts()]
-        assert beside + listed == list(_points(count))
+        assert placed + listed == list(_points(count))
         assert bool(listed) == (count > NAMED)
 
 

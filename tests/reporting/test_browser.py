@@ -33,6 +33,7 @@ def shown(page):
     )
 
 
+@pytest.mark.long
 def test_nothing_but_the_file_is_asked_for_and_nothing_is_complained_of(page, path):
     page.click("#scores thead th:nth-child(4) button")
     page.click("#theme")
@@ -40,9 +41,9 @@ def test_nothing_but_the_file_is_asked_for_and_nothing_is_complained_of(page, pa
     page.choose("#blend", "40")
     asked = [e["params"]["request"]["url"] for e in page.events if e["method"] == "Network.requestWillBeSent"]
     assert {url for url in asked if not url.startswith("data:")} == {path.as_uri()}
-    told = [e for e in page.events if e["method"] in ("Runtime.exceptionThrown", "Log.entryAdded")]
-    told += [e for e in page.events if e["method"] == "Runtime.consoleAPICalled"]
-    assert told == []
+    messages = [e for e in page.events if e["method"] in ("Runtime.exceptionThrown", "Log.entryAdded")]
+    messages += [e for e in page.events if e["method"] == "Runtime.consoleAPICalled"]
+    assert messages == []
 
 
 def test_the_policy_stops_what_the_page_does_not_hold(page):
@@ -160,8 +161,8 @@ def test_a_metric_sorts_the_images_best_or_worst_first(reported, page):
     ]
     order = rows.sort_values("score", kind="stable")["sample"].tolist()  # lower is better
     assert shown(page) == order[:12]
-    said = page.run("document.querySelector('#cards .mean').textContent")
-    assert float(said.removeprefix("mean ")) == pytest.approx(rows["score"].min(), rel=5e-3)
+    mean = page.run("document.querySelector('#cards .mean').textContent")
+    assert float(mean.removeprefix("mean ")) == pytest.approx(rows["score"].min(), rel=5e-3)
     page.choose("#order", "worst")
     assert shown(page)[0] == order[-1]
 
@@ -222,6 +223,7 @@ def test_the_large_map_goes_from_image_to_image_and_tells_its_values(reported, p
     assert page.run(title) == "saliency on plain: image 1, class 1"
 
 
+@pytest.mark.long
 def test_the_theme_is_the_systems_until_it_is_chosen(browser, path):
     ground = "getComputedStyle(document.body).backgroundColor"
     page = browser.open(path)
@@ -237,6 +239,7 @@ def test_the_theme_is_the_systems_until_it_is_chosen(browser, path):
     page.run("localStorage.clear()")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_no_page_is_wider_than_its_window(browser, path, width):
     page = browser.open(path, width=width)

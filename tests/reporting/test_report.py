@@ -85,6 +85,7 @@ def page(reported, tmp_path_factory):
     return Page(report(reported, tmp_path_factory.mktemp("page") / "report.html"))
 
 
+@pytest.mark.long
 def test_nothing_outside_the_file_is_referred_to(page):
     for tag, attributes, _ in page.elements:
         for name, value in attributes.items():
@@ -219,6 +220,7 @@ def test_a_quantised_map_is_half_a_step_away_at_most(maps):
     assert (found.scale > 0).all() and (high > 0).all() and (low == -high).all()
 
 
+@pytest.mark.long
 def test_the_same_study_gives_the_same_bytes_loaded_or_not(reported, tmp_path):
     first, second, third = (tmp_path / name for name in ("a.html", "b.html", "c.html"))
     report(reported, first)
@@ -281,6 +283,7 @@ def test_a_name_that_no_xml_may_hold_is_drawn_without_it():
     assert "\N{REPLACEMENT CHARACTER}[31mred\N{REPLACEMENT CHARACTER}" in Drawing().draw(figure, "a title")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("asked", "absent"),
     [
@@ -310,6 +313,7 @@ def test_a_part_that_is_missing_from_the_study_is_missing_from_the_page(
         assert np.abs(images / 255 - expected).max() <= 0.5 / 255 + 1e-6
 
 
+@pytest.mark.long
 def test_seeds_are_named_where_they_matter(make_reported, tmp_path):
     study = make_reported(seeds=2, n=6)
     page = Page(report(study, tmp_path / "report.html"))
@@ -329,6 +333,7 @@ def test_seeds_are_named_where_they_matter(make_reported, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_a_page_stays_small_and_says_what_it_left_out(make_reported, tmp_path, monkeypatch):
     """Four models, six methods, 64 images whose maps are noise, which nothing can compress."""
 
@@ -355,6 +360,7 @@ def test_a_page_stays_small_and_says_what_it_left_out(make_reported, tmp_path, m
     )
 
 
+@pytest.mark.long
 def test_the_explorer_holds_as_many_images_as_asked_and_one_at_least(reported, tmp_path, monkeypatch):
     page = Page(report(reported, tmp_path / "report.html", images=5))
     assert len(page.data["classes"]) == 5 and page.data["total"] == 15
@@ -380,10 +386,10 @@ def test_verdicts_say_what_differs_and_by_how_much(make_reported, tmp_path):
 
     study = Study({"wrong": constant(1), "right": constant(0)}, (x, y)).attack("pgd", eps=[0.1, 0.2], steps=1)
     page = Page(report(study, tmp_path / "report.html"))
-    said = " ".join(text for _, text in page.all("article"))
+    shown = " ".join(text for _, text in page.all("article"))
     assert (
         "Accuracy 100.0 %, higher than wrong by +100.0 points; 100.0 % under pgd at ε = 0.2, higher than "
-        "wrong by +100.0 points." in " ".join(said.replace("\xa0", " ").split())
+        "wrong by +100.0 points." in " ".join(shown.replace("\xa0", " ").split())
     )
     assert [row[5] for row in page.rows("accuracies")[1::2]] == ["+100.0 points [+86.0, +100.0]"] * 3
     page = Page(report(study, tmp_path / "report.html", baseline="right"))
@@ -415,9 +421,9 @@ def test_a_difference_that_the_seeds_do_not_bear_out_is_none(tmp_path):
     assert (table.loc[["wild", "sure"], "p_rank"] < 0.001).all() and table.loc["wild", "difference_low"] < 0
     assert table.loc["sure", "p_holm"] < 0.001 and table.loc["wild", "p_holm"] > 0.1
     page = Page(report(study, tmp_path / "report.html"))
-    said = [" ".join(text.split()) for _, text in page.all("article")]
-    assert "Of 1 map score, all not significantly different." in said[1]
-    assert "Of 1 map score, all different." in said[2]
+    shown = [" ".join(text.split()) for _, text in page.all("article")]
+    assert "Of 1 map score, all not significantly different." in shown[1]
+    assert "Of 1 map score, all different." in shown[2]
     (row,) = page.rows("glance")
     assert ["†" in entry for entry in row[1:]] == [False, False, True]
 
@@ -432,19 +438,19 @@ def test_undefined_scores_are_counted(make_reported, tmp_path):
     assert [row[-1] for row in page.rows("scores")] == ["5"] * 6
 
 
-def test_the_audit_is_told_beside_the_attack(reported, page):
+def test_the_audit_is_shown_next_to_the_attack(reported, page):
     audits = reported.audits.groupby("model", sort=False).first()
-    told = [
+    sentences = [
         " ".join(text.split()).replace("\xa0", " ") for a, text in page.all("p") if a.get("class") == "audit"
     ]
-    assert len(told) == 2
+    assert len(sentences) == 2
     for model, facts in audits.iterrows():
         sentence = (
             f"audit: {facts['verdict']} pgd at ε = 0.05 reports "
             f"{100 * facts['robust_accuracy']:.1f} % robust; the worst case over all attacks is "
             f"{100 * facts['worst_case']:.1f} %, on 4 images."
         )
-        assert sentence in told, (model, told)
+        assert sentence in sentences, (model, sentences)
     shares = audits[["robust_accuracy", "worst_case"]].to_numpy()
     assert [row[4:6] for row in page.rows("audits")] == [
         [f"{100 * each:.1f} %" for each in row] for row in shares
@@ -454,7 +460,7 @@ def test_the_audit_is_told_beside_the_attack(reported, page):
     assert [row[2] for row in page.rows("audit-0")] == [" ".join(text.split()) for text in checks["evidence"]]
 
 
-def test_every_cell_has_its_key_and_settings(reported, page):
+def test_every_result_has_its_key_and_settings(reported, page):
     rows = page.rows("results")
     assert [row[-1] for row in rows] == list(reported.results.values())
     settings = next(row[4] for row in rows if row[0] == "attack")
@@ -468,7 +474,7 @@ def test_where_numbers_come_from_is_read_from_the_headers(reported, monkeypatch)
     assert all(row[6].text == "cpu" for row in found.results.rows)
 
 
-def test_a_lost_cell_is_named(reported, tmp_path):
+def test_a_lost_result_is_named(reported, tmp_path):
     study = Study.load(Study.load(reported.store.folder).save(tmp_path / "copy").store.folder)
     key = next(key for place, key in study.results.items() if (place.kind, place.label) == ("maps", "edges"))
     study.store.path("maps", key).unlink()
@@ -478,7 +484,7 @@ def test_a_lost_cell_is_named(reported, tmp_path):
     assert ("plain", "edges") not in [(m["model"], m["method"]) for m in page.data["maps"]]
 
 
-def test_what_cannot_be_reported_is_said(reported, tmp_path):
+def test_what_cannot_be_reported_is_named(reported, tmp_path):
     x, y = torch.rand(2, 1, 6, 6), torch.tensor([0, 1])
     empty = Study({"a": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 2))}, (x, y))
     with pytest.raises(sl.SaliencyLabError, match="nothing to report yet"):
@@ -499,6 +505,7 @@ def test_classes_are_named_in_a_loaded_study_too(make_reported, tmp_path):
     assert page.data["classes"] == ["<owl>", "cat", "dog", "<owl>"]
 
 
+@pytest.mark.long
 def test_the_command_writes_the_page(reported, tmp_path):
     out = tmp_path / "page.html"
     done = CliRunner().invoke(
@@ -510,6 +517,7 @@ def test_the_command_writes_the_page(reported, tmp_path):
     assert done.exit_code == 2
 
 
+@pytest.mark.long
 def test_the_questions_of_a_study_are_answered_on_its_page(make_reported, tmp_path):
     study = make_reported(store=tmp_path / "store", eps=(0.2,))
     claims = [
@@ -532,10 +540,10 @@ def test_the_questions_of_a_study_are_answered_on_its_page(make_reported, tmp_pa
     ]
     assert "more" in [text for _, text in page.all("code")]
     assert "Differences are against other" in " ".join(page.all("main")[0][1].split())
-    said = {attributes.get("aria-label"): " ".join(text.split()) for attributes, text in page.all("article")}
+    shown = {attributes.get("aria-label"): " ".join(text.split()) for attributes, text in page.all("article")}
     # edges do not depend on the model, so there is nothing to compare
-    assert "other against plain: identical by sparseness (edges)." in said["Sparser <maps>?"]
-    assert "No answer: nothing that was measured" in said["Gone?"]
+    assert "other against plain: identical by sparseness (edges)." in shown["Sparser <maps>?"]
+    assert "No answer: nothing that was measured" in shown["Gone?"]
     (row,) = page.rows("question-1")
     assert row[:3] == ["other − plain", "sparseness (edges)", "identical"] and row[3] == row[4]
     assert "Differences tested together" not in page.text

@@ -54,6 +54,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_page_holds_the_numbers_of_the_study(written: Path) -> None:
     page = (written / "small.md").read_text(encoding="utf-8")
     study = Study.load(written / "store")
@@ -77,6 +78,7 @@ def test_the_page_holds_the_numbers_of_the_study(written: Path) -> None:
     assert "Not checked: transfer (no surrogate model was given)." in page
 
 
+@pytest.mark.long
 def test_its_figures_are_there_and_writing_it_again_changes_nothing(written: Path) -> None:
     page = (written / "small.md").read_text(encoding="utf-8")
     named = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)

@@ -84,6 +84,7 @@ def _tables(study: Study) -> list[pd.DataFrame]:
     return [study.scores, study.robustness, study.audits.drop(columns="evidence")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["bit", *(pytest.param(how, marks=pytest.mark.slow) for how in DAMAGE[1:])])
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_is_named_and_repaired_by_the_next_run(
@@ -150,6 +151,7 @@ def test_the_command_line_names_damage(finished: Path, tmp_path: Path) -> None:
     assert result.exit_code == 2 and "there is no folder" in result.output
 
 
+@pytest.mark.long
 def test_a_report_leaves_a_result_with_a_damaged_header_out(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "store")
     path = next((tmp_path / "store/cells/scores").rglob("*.safetensors"))

@@ -46,6 +46,7 @@ def _finish(study: Study) -> Study:
     return study.attack("pgd", eps=[0.05, 0.2], steps=2)
 
 
+@pytest.mark.long
 def test_results_are_the_same_whoever_computes_them(
     make_study: MakeStudy, tmp_path: Path, executor: Executor
 ) -> None:
@@ -102,6 +103,7 @@ class _WithHiddenBuffer(nn.Module):
         return self.scale * self.fc(x.flatten(1))
 
 
+@pytest.mark.long
 def test_a_worker_assembles_the_same_network(tmp_path: Path) -> None:
     net = _WithHiddenBuffer().eval()
     x = torch.rand(2, 1, 6, 6)

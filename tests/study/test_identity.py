@@ -116,7 +116,7 @@ def _encoder(**settings: Any) -> nn.Module:
         (lambda: _encoder(nhead=2, activation="relu"), lambda: _encoder(nhead=2, activation="gelu")),
     ],
 )
-def test_models_that_compute_differently_are_told_apart(
+def test_models_that_compute_differently_have_different_fingerprints(
     one: Callable[[], nn.Module], other: Callable[[], nn.Module]
 ) -> None:
     torch.manual_seed(0)
@@ -154,7 +154,7 @@ def test_a_model_that_knows_its_parent_has_a_fingerprint() -> None:
     assert model_fingerprint(tied()) == model_fingerprint(tied())
 
 
-def test_an_attribute_that_cannot_be_told_is_named() -> None:
+def test_an_attribute_that_cannot_be_hashed_is_named() -> None:
     with pytest.raises(InputError, match=r"the attribute 'lock' of the network's Net: .*call it '_lock'"):
         model_fingerprint(Net(lock=threading.Lock()))
 
@@ -199,7 +199,7 @@ def _typed(value: str, *, name: str = "shift", before: str = "gain = 1") -> Any:
         {"value": "1", "name": "move"},
     ],
 )
-def test_classes_without_source_are_told_apart_by_their_code(other: dict[str, str]) -> None:
+def test_classes_without_source_are_distinguished_by_their_code(other: dict[str, str]) -> None:
     assert canonical(_typed("1")(0)) == canonical(_typed("1")(0))
     assert canonical(_typed("1")(0)) != canonical(_typed("1")(1))
     assert canonical(_typed("1")(0)) != canonical(_typed(**other)(0))
@@ -229,8 +229,8 @@ class _Frozen:
     factor: float
 
 
-def _closed(held: object) -> Callable[[], object]:
-    return lambda: held
+def _closed(value: object) -> Callable[[], object]:
+    return lambda: value
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def _closed(held: object) -> Callable[[], object]:
         lambda factor: [np.sin, np.cos][int(factor) - 2],
     ],
 )
-def test_callables_are_told_apart_by_the_objects_they_hold(make: Callable[[float], object]) -> None:
+def test_callables_are_distinguished_by_the_objects_they_hold(make: Callable[[float], object]) -> None:
     assert canonical(make(2.0)) == canonical(make(2.0))
     assert canonical(make(2.0)) != canonical(make(3.0))
 
@@ -291,6 +291,7 @@ def _own(change: str = "") -> Any:
     return space["own"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "change",
     [
@@ -315,6 +316,7 @@ def test_a_function_counts_with_the_globals_that_it_uses(change: str) -> None:
     assert canonical(_own(change)) != canonical(_own())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "change",
     ["log = logging.getLogger('b')", "_cache.append(1)", "own(torch.ones(2, 2))", "unused = 2"],
@@ -323,7 +325,7 @@ def test_what_a_function_does_not_use_or_only_keeps_does_not_count(change: str) 
     assert canonical(_own(change)) == canonical(_own())
 
 
-def test_a_global_that_cannot_be_told_is_named() -> None:
+def test_a_global_that_cannot_be_hashed_is_named() -> None:
     with pytest.raises(InputError, match=r"the global 'CONFIG': .*begin its name with an underscore"):
         canonical(_own("CONFIG.lock = lock"))
 
@@ -379,6 +381,7 @@ def test_a_class_that_inherits_from_one_written_in_c_counts() -> None:
     assert canonical(_closed(fromkeys)) != canonical(_closed(vars(bytes)["fromhex"]))
 
 
+@pytest.mark.long
 def test_a_compiled_network_is_the_network_that_it_was_made_from(
     make_net: Callable[[int], nn.Module], tiny_sample: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
@@ -403,7 +406,7 @@ def test_a_quantised_network_is_refused(
         Study({"t": quantised}, tiny_sample)
 
 
-def test_what_cannot_be_told_is_refused() -> None:
+def test_what_cannot_be_hashed_is_refused() -> None:
     with pytest.raises(InputError, match=r"content of a _thread\.lock cannot be hashed"):
         canonical(_closed(threading.Lock()))
 
@@ -422,9 +425,10 @@ print(canonical(lambda x: net), model_fingerprint(net))
 """
 
 
+@pytest.mark.long
 def test_keys_are_the_same_in_another_process() -> None:
     """Also of sets, whose order is not."""
-    said = {
+    fingerprints = {
         subprocess.run(
             [sys.executable, "-c", ELSEWHERE],
             capture_output=True,
@@ -434,10 +438,10 @@ def test_keys_are_the_same_in_another_process() -> None:
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(said) == 1
+    assert len(fingerprints) == 1
 
 
-def test_many_objects_that_all_know_each_other_are_told_at_once() -> None:
+def test_many_objects_that_all_know_each_other_are_hashed_quickly() -> None:
     crowd = [_Plain(number) for number in range(30)]
     for each in crowd:
         each.others = crowd  # type: ignore[attr-defined]

@@ -54,6 +54,7 @@ def test_other_masks_are_other_results(
     assert len(list((tmp_path / "samples").iterdir())) == 2
 
 
+@pytest.mark.long
 def test_workers_read_the_masks_and_a_load_keeps_them(
     located: tuple[torch.Tensor, ...], make_net: MakeNet, tmp_path: Path
 ) -> None:
@@ -92,14 +93,14 @@ def test_errors_say_what_would_do(
 
 
 @pytest.mark.parametrize(
-    "bad, said",
+    "bad, message",
     [
         (torch.full((12, 1, 6, 6), 0.5), "masks must hold 0 and 1"),
         (torch.full((12, 1, 6, 6), torch.nan), "masks must hold 0 and 1"),
     ],
 )
-def test_bad_masks_are_refused(bad: object, said: str, tiny_sample: TinySample, make_net: MakeNet) -> None:
-    with pytest.raises(InputError, match=said):
+def test_bad_masks_are_refused(bad: object, message: str, tiny_sample: TinySample, make_net: MakeNet) -> None:
+    with pytest.raises(InputError, match=message):
         Study({"plain": make_net(0)}, (*tiny_sample, bad))  # type: ignore[arg-type]
 
 

@@ -390,12 +390,12 @@ def _multiply(x: torch.Tensor, *, factor: float = 1.0) -> torch.Tensor:
         lambda factor: [lambda model, x, classes: x * 2, lambda model, x, classes: x * 3][factor == 3],
     ],
 )
-def test_callables_that_differ_in_what_they_hold_are_told_apart(make: Callable[[float], object]) -> None:
+def test_callables_that_differ_in_what_they_hold_have_different_keys(make: Callable[[float], object]) -> None:
     assert canonical(make(2.0)) == canonical(make(2.0))
     assert canonical(make(2.0)) != canonical(make(3.0))
 
 
-def test_quantus_objects_are_told_apart_by_their_settings() -> None:
+def test_quantus_objects_are_distinguished_by_their_settings() -> None:
     quantus = pytest.importorskip("quantus")
     few, many = (quantus.Sparseness(abs=each, disable_warnings=True) for each in (True, False))
     assert canonical(few) == canonical(quantus.Sparseness(abs=True, disable_warnings=True))
@@ -452,5 +452,5 @@ def test_models_attacked_at_other_radii_are_compared_where_both_were(
     for name, eps in (("plain", [0.1, 0.2]), ("other", [0.1])):
         study = Study({name: make_net(0 if name == "plain" else 1)}, tiny_sample, store=tmp_path)
         study.attack("pgd", eps=eps, steps=1)
-    held = {measure.eps: set(measure.values) for measure in Study.load(tmp_path).compare().measures}
-    assert held == {0.0: {"plain", "other"}, 0.1: {"plain", "other"}, 0.2: {"plain"}}
+    models = {measure.eps: set(measure.values) for measure in Study.load(tmp_path).compare().measures}
+    assert models == {0.0: {"plain", "other"}, 0.1: {"plain", "other"}, 0.2: {"plain"}}

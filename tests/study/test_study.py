@@ -248,7 +248,7 @@ def test_metrics_that_ask_the_same_share_their_passes(make_study: MakeStudy) -> 
     assert passes({"pixel_flipping": {"steps": 4}, "deletion": {"steps": 4}}) < 1.6 * alone
 
 
-def test_one_metric_with_two_settings_and_a_failing_one_beside_it(make_study: MakeStudy) -> None:
+def test_one_metric_with_two_settings_and_a_failing_one_next_to_it(make_study: MakeStudy) -> None:
     study = make_study().attribute(METHODS)
     metrics = {
         "few": {"metric": "pixel_flipping", "steps": 3},
@@ -280,7 +280,7 @@ def test_maps_of_the_predicted_class_are_scored_for_it(make_study: MakeStudy, tm
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_users_own_function_is_made_again_by_metrics_that_need_it(make_study: MakeStudy) -> None:
+def test_a_custom_function_is_run_again_by_metrics_that_need_it(make_study: MakeStudy) -> None:
     def doubled(model: nn.Module, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         return 2 * x
 
@@ -436,7 +436,7 @@ def test_weights_that_changed_after_attribute_are_noticed(make_study: MakeStudy)
 
 
 @pytest.mark.parametrize("verb", ["attribute", "attack", "audit"])
-def test_what_was_made_of_weights_that_are_no_more_goes(
+def test_results_of_weights_that_no_longer_exist_are_removed(
     make_study: MakeStudy, tmp_path: Path, verb: str
 ) -> None:
     study = _run(make_study(tmp_path)).audit("fgsm", eps=0.1)
@@ -670,6 +670,7 @@ def _computed(output: str) -> int:
     return sum(int(line.split()[1]) for line in output.splitlines() if line.startswith("computed"))
 
 
+@pytest.mark.long
 def test_sigkill_loses_nothing_that_was_finished(tmp_path: Path) -> None:
     draws = np.random.default_rng()
     total, kept = 0, {}
@@ -693,6 +694,7 @@ def test_sigkill_loses_nothing_that_was_finished(tmp_path: Path) -> None:
     assert sl.verify(tmp_path).empty
 
 
+@pytest.mark.long
 def test_two_processes_compute_each_result_once(tmp_path: Path) -> None:
     both = [_start(tmp_path) for _ in range(2)]
     outputs = [process.communicate()[0] for process in both]
@@ -749,7 +751,7 @@ def test_radii_that_agree_to_four_digits_are_audits_of_their_own(
         assert set(stored["eps"]) == {8 / 255, 0.03137} and set(stored["attack"]) == {"fgsm"}
 
 
-def test_an_audit_without_settings_is_of_the_attack_that_was_made(
+def test_an_audit_without_settings_is_of_the_attack_that_was_run(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("compute_audit", "compute_attack"):  # only the keys matter here
@@ -772,6 +774,7 @@ def test_an_audit_without_settings_is_of_the_attack_that_was_made(
     )
 
 
+@pytest.mark.long
 def test_an_audit_in_a_later_run_is_of_the_attack_in_the_store(
     make_study: MakeStudy, tiny_sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
 ) -> None:

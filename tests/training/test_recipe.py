@@ -77,12 +77,12 @@ def test_overrides_that_are_no_mapping_are_refused():
             load_recipe("digits/standard", given)
 
 
-def test_a_short_name_is_told_what_ends_like_it():
+def test_a_short_name_gets_suggestions_that_end_like_it():
     with pytest.raises(UnknownNameError, match=r"did you mean .*'digits/at' or .*'mnist/at'"):
         load_recipe("at")
-    with pytest.raises(UnknownNameError, match=r"known: .* and \d+ more$") as told:
+    with pytest.raises(UnknownNameError, match=r"known: .* and \d+ more$") as caught:
         load_recipe("zzz")
-    assert len(str(told.value)) < 2000
+    assert len(str(caught.value)) < 2000
 
 
 def test_a_users_recipe_is_not_called_what_it_extends_is_called(tmp_path):

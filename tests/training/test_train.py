@@ -92,6 +92,7 @@ def test_a_model_changed_after_training_is_not_saved_as_the_recipes(images, tmp_
     assert same(weights(model), weights(sl.load_model(tmp_path)))
 
 
+@pytest.mark.long
 def test_it_learns_and_logs(images, tmp_path):
     model = sl.train(
         "digits/at",
@@ -114,6 +115,7 @@ class Stopped(Exception):
     """Stands for whatever ends a run between two steps."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", ["digits/standard", "digits/asgt"])
 @pytest.mark.parametrize("stop_at", [1, 4, 6])
 def test_a_run_stopped_at_any_step_resumes_to_the_same_weights(
@@ -162,6 +164,7 @@ sl.train("digits/sgt", sl.load_dataset("digits"), out=sys.argv[1],
 """
 
 
+@pytest.mark.long
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     """SIGKILL at random moments after a state was saved, three times; then to the end."""
     seed = time.time_ns()
@@ -248,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_within_the_epoch(images, tmp_pa
     assert not (tmp_path / "state.pt").exists()
 
 
-def test_weights_that_the_last_update_ruined_are_said(images, tmp_path):
+def test_weights_that_the_last_update_ruined_are_refused(images, tmp_path):
     ruined = TINY | {"training.epochs": 1, "training.batch_size": 64, "optimizer.learning_rate": 1e30}
     with pytest.raises(TrainingError, match=r"recipe 'digits/standard': .* NaN or infinite; lower optimizer"):
         sl.train("digits/standard", images, out=tmp_path, overrides=ruined | {"optimizer.name": "sgd"})
@@ -261,8 +264,8 @@ def test_labels_of_nearly_one_class_are_no_collapse(images):
     assert model.card.metrics["val_clean"] == 1.0
 
 
-def told(clean, *, constant=False):
-    """What the validation of an epoch may say."""
+def epoch(clean, *, constant=False):
+    """The validation of one epoch."""
     return Validation(clean, 0.0, 1.0 if constant else 0.4, 0.4, 0.0)
 
 
@@ -277,12 +280,12 @@ KEEP_THE_BEST = TINY | {"training.epochs": 6, "training.select": "clean"}
 
 def test_patience_counts_from_the_first_epoch_that_could_be_kept(images, tmp_path, monkeypatch):
     patient = KEEP_THE_BEST | {"training.patience": 1}
-    scripted(monkeypatch, [told(0.4, constant=True), told(0.6), told(0.5)])
+    scripted(monkeypatch, [epoch(0.4, constant=True), epoch(0.6), epoch(0.5)])
     assert sl.train("digits/standard", images, overrides=patient).card.metrics["val_clean"] == 0.6
-    scripted(monkeypatch, [told(0.4, constant=True)] * 2)
+    scripted(monkeypatch, [epoch(0.4, constant=True)] * 2)
     with pytest.raises(TrainingError, match=r"epoch 2: .* collapsed to a constant"):
         sl.train("digits/standard", images, out=tmp_path, overrides=patient)
-    scripted(monkeypatch, [told(0.4, constant=True)])
+    scripted(monkeypatch, [epoch(0.4, constant=True)])
     with pytest.raises(TrainingError, match=r"epoch 2: .* collapsed to a constant"):
         sl.train("digits/standard", images, out=tmp_path, overrides=patient)  # goes on after epoch 1
 
@@ -290,11 +293,11 @@ def test_patience_counts_from_the_first_epoch_that_could_be_kept(images, tmp_pat
 @pytest.mark.parametrize(
     ("epochs", "begin"),
     [
-        ([told(0.5), told(0.6), *[told(0.4, constant=True)] * 2], 3),
-        ([told(0.6), told(0.4, constant=True), *[told(0.5)] * 3, told(0.4, constant=True)], 6),
+        ([epoch(0.5), epoch(0.6), *[epoch(0.4, constant=True)] * 2], 3),
+        ([epoch(0.6), epoch(0.4, constant=True), *[epoch(0.5)] * 3, epoch(0.4, constant=True)], 6),
     ],
 )
-def test_a_collapse_after_a_good_epoch_stops_keeps_that_one_and_is_told(images, monkeypatch, epochs, begin):
+def test_a_collapse_after_a_good_epoch_stops_keeps_that_one_and_warns(images, monkeypatch, epochs, begin):
     scripted(monkeypatch, epochs)
     best = 1 + max(range(len(epochs)), key=lambda index: epochs[index].clean)
     with pytest.warns(UserWarning, match=f"collapsed .* in epoch {begin} .* epoch {best} is kept; lower opt"):
@@ -309,7 +312,7 @@ def test_the_attack_is_no_cure_where_the_objective_has_none(images, monkeypatch)
         "digits/noise": r"constant; set attack\.warmup",
         "digits/trades": r"constant; set attack\.warmup",
     }.items():
-        scripted(monkeypatch, [told(0.4, constant=True)] * 2)
+        scripted(monkeypatch, [epoch(0.4, constant=True)] * 2)
         with pytest.raises(TrainingError, match=cure):
             sl.train(recipe, images, overrides=TINY)
 
@@ -387,7 +390,7 @@ def test_an_objective_that_returns_no_scalars_is_named(images, terms):
 @pytest.mark.parametrize(
     "where", [{"accelerator": "cuda"}, {"accelerator": "foo"}, {"strategy": "foo"}, {"strategy": "fsdp"}]
 )
-def test_hardware_that_is_not_there_is_said(images, where):
+def test_hardware_that_is_not_there_is_refused(images, where):
     if where == {"accelerator": "cuda"} and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(InputError, match=next(iter(where.values()))):
@@ -401,7 +404,7 @@ def test_float16_needs_a_gpu(images):
         )
 
 
-def test_vanished_input_gradients_are_said(images):
+def test_vanished_input_gradients_warn(images):
     class Loud(nn.Module):
         """Logits so far apart that the softmax saturates."""
 
@@ -471,7 +474,7 @@ def linear(outputs, **kind):
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(9, 3))}, r"fails on images of the shape \(2, 1, 28"),
     ],
 )
-def test_what_cannot_be_trained_is_told_at_the_door(images, tmp_path, given, words):
+def test_what_cannot_be_trained_is_refused_before_training(images, tmp_path, given, words):
     with pytest.raises(InputError, match=words):
         sl.train("digits/standard", **{"data": images} | given, out=tmp_path / "run", overrides=TINY)
     assert not (tmp_path / "run").exists()
@@ -527,7 +530,7 @@ def needy(n): return tiny_images(n=n)
 """
 
 
-def test_what_a_users_module_holds_is_told_where_it_will_not_do(tmp_path, monkeypatch):
+def test_what_a_users_module_holds_is_named_where_it_will_not_do(tmp_path, monkeypatch):
     (tmp_path / "own_things_of_training.py").write_text(OWN_THINGS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.syspath_prepend(Path(__file__).parent)
@@ -560,22 +563,23 @@ except sl.SaliencyLabError as error:
 """
 
 
+@pytest.mark.long
 def test_a_second_process_does_not_touch_a_run_that_another_trains(images, tmp_path, monkeypatch):
     command = [sys.executable, "-c", ANOTHER, str(tmp_path / "run"), str(Path(__file__).parent)]
-    step, told = loop.Trainer._step, []
+    step, processes = loop.Trainer._step, []
 
     def interrupted(self, indices):
-        if not told:
+        if not processes:
             writing = tmp_path / "run/.state.pt.abc.pt"  # as `atomic_path` names what it writes
             writing.write_bytes(b"half")
-            told.append(subprocess.run(command, capture_output=True, text=True, timeout=120))
+            processes.append(subprocess.run(command, capture_output=True, text=True, timeout=120))
             assert writing.exists()
         return step(self, indices)
 
     monkeypatch.setattr(loop.Trainer, "_step", interrupted)
     first = weights(sl.train("digits/standard", images, out=tmp_path / "run", overrides=TINY))
-    assert told[0].returncode == 1
-    assert f"another process is training in '{tmp_path / 'run'}'" in told[0].stderr
+    assert processes[0].returncode == 1
+    assert f"another process is training in '{tmp_path / 'run'}'" in processes[0].stderr
     after = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert after.returncode == 0, after.stderr
     assert same(first, weights(sl.load_model(tmp_path / "run")))
@@ -694,6 +698,7 @@ sl.train("digits/asgt", tiny_images(), out=sys.argv[1], accelerator="cpu", devic
 """
 
 
+@pytest.mark.long
 def test_two_processes_give_what_one_gives_within_rounding(tmp_path):
     script = tmp_path / "train_on.py"
     script.write_text(TWO)

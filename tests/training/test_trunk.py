@@ -116,6 +116,7 @@ def trained(net, objective, settings, precision=torch.float32, steps=3):
 OBJECTIVES_WITH_SALIENCY = [("sgt", {}), ("asgt", {}), ("asgt", {"reference": "adversarial"})]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("objective", "settings"), OBJECTIVES_WITH_SALIENCY)
 @pytest.mark.parametrize("kind", NETS)
 def test_sharing_changes_no_bit_of_losses_gradients_and_weights(kind, objective, settings, monkeypatch):

@@ -263,7 +263,7 @@ class ResultIndex:
         """Delete every result in the store that is not recorded here; return the bytes freed."""
         folder = self.folder()
         if not self.results:
-            raise InputError("this study has no results yet, so all would be deleted; run its verbs first")
+            raise InputError("this study has no results yet, so all would be deleted; compute some first")
         damaged = folder.damaged_manifests()
         if damaged:
             raise InputError(

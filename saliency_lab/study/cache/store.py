@@ -109,8 +109,11 @@ class FolderStore:
             "digest": _digest(result, content),
         }
         data = serialise({name: tensor.contiguous() for name, tensor in content.tensors.items()}, header)
-        with self._explain_errors(), atomic_path(self.path(result.kind, result.key), durable=False) as beside:
-            beside.write_bytes(data)
+        with (
+            self._explain_errors(),
+            atomic_path(self.path(result.kind, result.key), durable=False) as temporary,
+        ):
+            temporary.write_bytes(data)
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
@@ -237,8 +240,8 @@ class FolderStore:
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
         }
-        with self._explain_errors(), atomic_path(path) as beside:
-            beside.write_bytes(serialise(copies, header))
+        with self._explain_errors(), atomic_path(path) as temporary:
+            temporary.write_bytes(serialise(copies, header))
 
 
 Store: TypeAlias = MemoryStore | FolderStore
