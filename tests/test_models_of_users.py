@@ -96,6 +96,13 @@ def test_every_entry_point_refuses_the_same_models(entry_point, kind):
         ENTRY_POINTS[entry_point](model)
 
 
+@pytest.mark.parametrize("metric", ["mprt", "efficient_mprt", "max_sensitivity", "random_logit"])
+def test_metrics_that_explain_again_refuse_a_model_of_two_inputs(metric):
+    build, message = REFUSED["two inputs"]
+    with pytest.raises(InputError, match=message):
+        sl.evaluate(build(), X, Y, torch.rand_like(X), metric)
+
+
 def test_probabilities_are_not_flattened_by_a_second_softmax():
     model = nn.Sequential(network(), nn.Softmax(1)).eval()
     with pytest.raises(InputError, match=r"returns probabilities, not logits.* remove its last softmax"):

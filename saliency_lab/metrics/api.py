@@ -18,6 +18,7 @@ from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.html import facts as html_facts
 from saliency_lab._common.inference import (
     check_classifier,
+    check_signature,
     chunk_rows,
     device_of,
     gradients_recorded,
@@ -404,6 +405,8 @@ def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> f
         getattr(job.settings, "output", None) for job in jobs if job.metric.forwards(job.settings, pixels)
     }
     if not read:
+        if any(job.metric.maps for job in jobs):
+            check_signature(model)
         return None
     few = x[:2]
     began = time.perf_counter()

@@ -18,7 +18,7 @@ _SHOWN = 20  # classes by name, in Jupyter
 class ModelCard(BaseModel):
     """What a model is and where it comes from.
 
-    A card is immutable. `save_model` fills in `mean`, `std`, `sha256`, `versions` and `created`.
+    A card is immutable. `save_model` fills in `mean`, `std`, `sha256`, `versions`, `machine` and `created`.
 
     Parameters
     ----------
@@ -54,6 +54,8 @@ class ModelCard(BaseModel):
         Digest of the weights file.
     versions : dict of str to str
         Versions of the packages.
+    machine : dict of str to str or int
+        Processor and threads: training on another processor can give other weights.
     created : str
         Date and time.
 
@@ -84,6 +86,7 @@ class ModelCard(BaseModel):
     metrics: dict[str, float | None] = {}
     sha256: str = ""
     versions: dict[str, str] = {}
+    machine: dict[str, str | int] = {}
     created: str = ""
 
     def _repr_html_(self) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, read_checked_json, write_checked_json
 from saliency_lab._common.inference import check_module, named_device
-from saliency_lab._common.provenance import versions
+from saliency_lab._common.provenance import machine, versions
 from saliency_lab.models.card import CUSTOM, ModelCard, card_of
 from saliency_lab.models.catalogue import build_model
 from saliency_lab.models.layers import Normalised
@@ -102,6 +102,7 @@ def _finished(card: ModelCard, model: nn.Module, weights: bytes) -> ModelCard:
     facts: dict[str, Any] = {
         "sha256": hashlib.sha256(weights).hexdigest(),
         "versions": versions(),
+        "machine": machine(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if isinstance(model, Normalised):
