@@ -13,7 +13,8 @@ class SharedState:
 
     A thread that saves state which another thread has already changed takes over the value that the other one
     found. On leaving it restores only what no other thread still relies on. So whichever thread is last puts
-    the original value back. Within one thread, blocks nest as usual.
+    the original value back. Within one thread, blocks nest as usual: an inner block restores what the outer
+    one set, also if it was entered while another thread relied on the same state.
 
     Examples
     --------
@@ -66,8 +67,9 @@ class SharedState:
         thread = threading.get_ident()
         with self._lock:
             saved = dict(read())
+            own = {key for holder, mine in self._entries if holder == thread for key in mine}
             for _, other in reversed(self._of_others(thread)):  # the oldest entry has the original value
-                saved |= {key: other[key] for key in saved.keys() & other.keys()}
+                saved |= {key: other[key] for key in (saved.keys() & other.keys()) - own}
             entry = (thread, saved)
             self._entries.append(entry)
         try:

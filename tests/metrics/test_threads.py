@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import quantus
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import saliency_lab as sl
@@ -120,3 +123,33 @@ def test_within_a_thread_blocks_nest():
             assert box["value"] == 2
         assert box["value"] == 1
     assert box["value"] == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=30))
+def test_in_any_order_of_threads_the_change_lasts_while_a_block_is_open(steps):
+    """Three threads enter and leave nested blocks; an inner block once undid the change for the outer one."""
+    box, state, running = {"training": True}, SharedState(), [0]
+    opened: dict[int, list[ExitStack]] = {thread: [] for thread in range(3)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "get_ident", lambda: running[0])
+
+        def leave(thread):
+            running[0] = thread
+            opened[thread].pop().close()
+            assert box["training"] is not any(opened.values())
+
+        for thread, enter in steps:
+            running[0] = thread
+            if enter:
+                block = ExitStack()
+                block.enter_context(
+                    state.changed(box.copy, lambda: box.update(training=False), box.__setitem__)
+                )
+                opened[thread].append(block)
+                assert box["training"] is False
+            elif opened[thread]:
+                leave(thread)
+        for thread in opened:
+            while opened[thread]:
+                leave(thread)
+    assert box["training"] is True
