@@ -10,6 +10,8 @@ import typer
 from saliency_lab.cli.executors import Address, ExecutorName, Workers, open_executor
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from saliency_lab.experiment.schema import Declaration
 
 EXIT_FAILED = 1
@@ -22,6 +24,24 @@ Verify = Annotated[bool, typer.Option("--verify", help="Only check every file of
 Page = Annotated[
     Path | None,
     typer.Option("--page", metavar="DIR", help="Write the study's page, claims, tables and figures, here."),
+]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="Redraw the page from results that --pack wrote, without data, training or networks; figures "
+        "that need images, maps or curves are left out.",
+    ),
+]
+Pack = Annotated[
+    Path | None,
+    typer.Option(
+        "--pack",
+        metavar="FILE.tar.xz",
+        help="Also write the results into one small file, without images, maps and networks, from which "
+        "--from redraws the page.",
+    ),
 ]
 StudyData = Annotated[
     str | None,
@@ -56,6 +76,8 @@ def study(
     ],
     out: Store = None,
     page: Page = None,
+    packed: From = None,
+    pack: Pack = None,
     data: StudyData = None,
     data_root: StudyRoot = None,
     device: StudyDevice = "auto",
@@ -76,7 +98,11 @@ def study(
     if _only_look(declared, store, device, plan, verify):
         return
     command = f"saliency-lab study {declaration.name} --page DIR{_said(data, data_root)}"
-    _carry_out(declared, store, declaration.stem, page, command, device, executor, workers, address)
+    if packed is not None:
+        _redraw(declared, packed, declaration.stem, page or Path(), command)
+        return
+    with open_executor(executor, workers, address) as pool:
+        _carry_out(declared, store, declaration.stem, page, pack, command, device, pool)
 
 
 def reproduce(
@@ -86,6 +112,8 @@ def reproduce(
     quick: Annotated[bool, typer.Option("--quick", help="The short form, minutes on two cores.")] = False,
     out: Store = None,
     page: Page = None,
+    packed: From = None,
+    pack: Pack = None,
     data: StudyData = None,
     data_root: StudyRoot = None,
     device: StudyDevice = "auto",
@@ -107,7 +135,11 @@ def reproduce(
         return
     short = " --quick" if name.endswith("-quick") else ""
     command = f"saliency-lab reproduce {name.removesuffix('-quick')}{short}{_said(data, data_root)}"
-    _carry_out(declared, store, name, page or store / "results", command, device, executor, workers, address)
+    if packed is not None:
+        _redraw(declared, packed, name, page or Path(), command)
+        return
+    with open_executor(executor, workers, address) as pool:
+        _carry_out(declared, store, name, page or store / "results", pack, command, device, pool)
 
 
 def _said(data: str | None, root: Path | None) -> str:
@@ -148,24 +180,35 @@ def _only_look(declared: Declaration, store: Path, device: str, plan: bool, veri
     return plan
 
 
+def _redraw(declared: Declaration, packed: Path, name: str, page: Path, command: str) -> None:
+    """Write a study's page from packed results."""
+    from tempfile import TemporaryDirectory
+
+    from saliency_lab.experiment.packing import unpack_results
+    from saliency_lab.reporting.markdown import write_page
+
+    with TemporaryDirectory() as scratch:
+        done, runs = unpack_results(declared, packed, Path(scratch))
+        print(write_page(declared, runs, done, done.compare(), page, name=name, command=command))
+
+
 def _carry_out(
     declared: Declaration,
     store: Path,
     name: str,
     page: Path | None,
+    pack: Path | None,
     command: str,
     device: str,
-    executor: str,
-    workers: int,
-    address: str | None,
+    executor: Executor | None,
 ) -> None:
     from saliency_lab.cli.output import print_comparison
     from saliency_lab.comparison.claims import answer
+    from saliency_lab.experiment.packing import pack_results
     from saliency_lab.experiment.run import run_declared
     from saliency_lab.reporting.markdown import write_page
 
-    with open_executor(executor, workers, address) as pool:
-        done, comparison, runs = run_declared(declared, store, executor=pool, device=device)
+    done, comparison, runs = run_declared(declared, store, executor=executor, device=device)
     print_comparison(comparison)
     for asked in answer(declared.claims, comparison):
         print(asked)
@@ -173,6 +216,8 @@ def _carry_out(
         print(path)
     if page is not None:
         print(write_page(declared, runs, done, comparison, page, name=name, command=command))
+    if pack is not None:
+        print(pack_results(store, runs, pack))
     if len(done.failures):
         print(done.failures[["model", "seed", "what", "error"]].to_string(index=False))
         raise typer.Exit(EXIT_FAILED)

@@ -29,9 +29,9 @@ from saliency_lab.data.images import Split, stratified_order
 from saliency_lab.data.located import LocatedSplit
 from saliency_lab.experiment.checkpoints import load_checkpoint
 from saliency_lab.experiment.schema import Declaration
-from saliency_lab.models import build_model
+from saliency_lab.models import ModelCard, build_model
 from saliency_lab.models.catalogue import ARCHITECTURES, is_custom
-from saliency_lab.models.checkpoint import CARD, check_checkpoint, zoo_names
+from saliency_lab.models.checkpoint import CARD, check_checkpoint, read_card, zoo_names
 from saliency_lab.study.cache.results import Failure
 from saliency_lab.study.cache.store import FolderStore, MemoryStore
 from saliency_lab.study.planning import PLAN_COLUMNS, plan_networks
@@ -60,6 +60,11 @@ class Run(NamedTuple):
     def finished(self) -> bool:
         """Whether the checkpoint of the trained network exists."""
         return (self.folder / CARD).exists()
+
+    @property
+    def card(self) -> ModelCard | None:
+        """The card of the trained network; None if the training failed."""
+        return read_card(self.folder) if self.finished else None
 
 
 def run_declared(
@@ -170,6 +175,21 @@ def _draw_sample(declared: Declaration, data: ImageData) -> StudySample:
 def training_runs(declared: Declaration, data: str, store: Path) -> list[Run]:
     """Every training run of a declaration; its folder is named by the content of what decides it."""
     runs = []
+    for model, recipe, seed, changes in declared_trainings(declared):
+        key = fingerprint({**recipe.portable(), "seed": seed}, data)
+        folder = store / "models" / f"{recipe.name.replace('/', '-')}-seed-{seed}-{key[:12]}"
+        runs.append(Run(model, recipe, seed, folder, changes))
+    return runs
+
+
+def declared_trainings(declared: Declaration) -> Iterator[tuple[str, Recipe, int, dict[str, Any]]]:
+    """Yield model, recipe, training seed and the model's own changes of each training run of a declaration.
+
+    Raises
+    ------
+    InputError
+        If a recipe is for other data than the study's, or its data are changed by an override.
+    """
     for model, trained in declared.recipes.items():
         name = trained.recipe
         source = declared.folder / name if name.endswith(".toml") else name
@@ -187,10 +207,7 @@ def training_runs(declared: Declaration, data: str, store: Path) -> list[Run]:
                 f'{{ "data.name" = "{declared.data.name}" }}'
             )
         for seed in declared.seeds if trained.seeds is None else trained.seeds:
-            key = fingerprint({**recipe.portable(), "seed": seed}, data)
-            folder = store / "models" / f"{recipe.name.replace('/', '-')}-seed-{seed}-{key[:12]}"
-            runs.append(Run(model, recipe, seed, folder, trained.overrides))
-    return runs
+            yield model, recipe, seed, trained.overrides
 
 
 def _compute(study: Study, declared: Declaration) -> None:
@@ -274,13 +291,17 @@ def _damage(run: Run) -> list[str]:
     """Say which files of a training run are damaged."""
     recipe = run.folder / RECIPE
     problems = check_run(run.folder) if recipe.exists() else {}
-    if recipe.exists() and recipe not in problems:
-        expected = json.loads(json.dumps(load_recipe(run.recipe, {"seed": run.seed}).portable()))
-        if read_identity(run.folder)["recipe"] != expected:
-            problems[recipe] = f"'{recipe}' is that of another run"
+    if recipe.exists() and recipe not in problems and not is_of(run.recipe, run.seed, run.folder):
+        problems[recipe] = f"'{recipe}' is that of another run"
     if run.finished:
         problems |= check_checkpoint(run.folder)
     return list(problems.values())
+
+
+def is_of(recipe: Recipe, seed: int, folder: Path) -> bool:
+    """Return whether the training run in a folder is that of a recipe and seed."""
+    expected = json.loads(json.dumps(load_recipe(recipe, {"seed": seed}).portable()))
+    return bool(read_identity(folder)["recipe"] == expected)
 
 
 def _accelerator(device: str) -> dict[str, Any]:

@@ -241,7 +241,9 @@ def test_collapse_is_an_error_and_leaves_no_model(images, tmp_path):
 
 def test_a_collapsed_model_is_kept_on_request(images, tmp_path):
     longer = TINY | {"attack.eps": 1.0, "training.epochs": 3, "training.collapse": "keep"}
-    with pytest.warns(UserWarning, match=r"predicts one class for .* collapsed to a constant; set attack\.warmup"):
+    with pytest.warns(
+        UserWarning, match=r"predicts one class for .* collapsed to a constant; set attack\.warmup"
+    ):
         model = sl.train("digits/at", images, out=tmp_path, overrides=longer)
     assert model.card.metrics["epochs"] == 3  # trained to the end, not given up after two epochs
     assert len(sl.load_model(tmp_path)(images.val.images.float() / 255).argmax(1).unique()) == 1
