@@ -25,7 +25,7 @@ _MOST_BYTES = 2**30
 """More than this is not unpacked."""
 
 
-def pack_results(store: str | Path, runs: Sequence[Run], path: str | Path) -> Path:
+def pack_results(study: Study, runs: Sequence[Run], path: str | Path) -> Path:
     """Write the results of a declared study into one file, `.tar.xz`, from which its page can be redrawn.
 
     The file holds scores, attacked predictions, audits, labels, and the cards and logs of the networks; it
@@ -33,8 +33,8 @@ def pack_results(store: str | Path, runs: Sequence[Run], path: str | Path) -> Pa
 
     Parameters
     ----------
-    store : path
-        The folder with the study's results.
+    study : Study
+        A study with a store.
     runs : sequence of Run
         Its training runs.
     path : path
@@ -48,11 +48,13 @@ def pack_results(store: str | Path, runs: Sequence[Run], path: str | Path) -> Pa
     Raises
     ------
     InputError
-        If there is no intact study in `store`.
+        If the study is in memory.
     """
+    if not isinstance(study.store, FolderStore):
+        raise InputError("this study is in memory; study.save('runs/first') gives it a folder to pack")
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        copy_without_images(FolderStore(store), FolderStore(folder))
+        copy_without_images(study.store, FolderStore(folder))
         for run in runs:
             own = folder / "models" / run.model / str(run.seed)
             own.mkdir(parents=True)
@@ -70,7 +72,9 @@ def pack_results(store: str | Path, runs: Sequence[Run], path: str | Path) -> Pa
     return Path(path)
 
 
-def unpack_results(declared: Declaration, path: str | Path, folder: Path) -> tuple[Study, list[Run]]:
+def unpack_results(
+    declared: Declaration, path: str | Path, folder: Path, *, trust: bool = False
+) -> tuple[Study, list[Run]]:
     """Read packed results into an empty folder; return the study, without its networks, and its runs.
 
     Parameters
@@ -81,6 +85,8 @@ def unpack_results(declared: Declaration, path: str | Path, folder: Path) -> tup
         The file that `pack_results` wrote.
     folder : Path
         Where to unpack it.
+    trust : bool
+        Whether code that the recipes of the study name as `module:attribute` may be imported.
 
     Raises
     ------
@@ -98,7 +104,7 @@ def unpack_results(declared: Declaration, path: str | Path, folder: Path) -> tup
         raise InputError(f"the packed results '{path}' cannot be read: {error}") from error
     study = Study.load(folder)
     runs = []
-    for model, recipe, seed, changes in declared_trainings(declared):
+    for model, recipe, seed, changes in declared_trainings(declared, trust=trust):
         own = folder / "models" / model / str(seed)
         if (own / RECIPE).exists() and not is_of(recipe, seed, own):
             raise InputError(

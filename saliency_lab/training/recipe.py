@@ -14,6 +14,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from saliency_lab._common.errors import InputError, RecipeError, unknown_name
 from saliency_lab._common.html import facts
+from saliency_lab._common.plugins import check_names
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab._common.toml_files import merge_tables, read_extended
 from saliency_lab.training.objectives import OBJECTIVES, Objective, Standard
@@ -204,7 +205,10 @@ def list_recipes() -> pd.DataFrame:
 
 
 def load_recipe(
-    source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None = None
+    source: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    trust: bool = False,
 ) -> Recipe:
     """Read and validate a recipe.
 
@@ -214,6 +218,8 @@ def load_recipe(
         A bundled name ("mnist/asgt"), the path of a TOML file, a whole recipe as a mapping, or a Recipe.
     overrides : mapping, optional
         Dotted keys and their values, such as ``{"attack.eps": "8/255"}``.
+    trust : bool
+        Whether to import code that a file names as `module:attribute`, which runs it.
 
     Returns
     -------
@@ -223,7 +229,8 @@ def load_recipe(
     Raises
     ------
     RecipeError
-        If a file is missing or no TOML, a key is unknown, or a value has a wrong type or is out of range.
+        If a file is missing or no TOML, a key is unknown, or a value has a wrong type or is out of range;
+        or if a file names code and is not trusted.
 
     Examples
     --------
@@ -235,7 +242,7 @@ def load_recipe(
         raise unknown_name("recipe", str(source), _bundled())
     try:
         table, where = _table(source, overrides)
-        return parse_settings(Recipe, table, of=where)
+        return parse_settings(Recipe, check_names(table, trust=trust), of=where)
     except InputError as error:
         raise RecipeError(str(error)) from None
 
