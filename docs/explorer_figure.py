@@ -41,11 +41,10 @@ def main() -> None:
         spec.parent.mkdir(parents=True)
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         spec.write_text(json.dumps({"argv": command, "display_name": "Python", "language": "python"}))
-        quiet = Path(
-            folder, "settings", "@jupyterlab", "apputils-extension", "notification.jupyterlab-settings"
-        )
+        settings = Path(folder, "settings", "@jupyterlab", "apputils-extension")
         settings.mkdir(parents=True)
-        quiet.write_text(json.dumps({"fetchNews": "false"}))
+        news = json.dumps({"fetchNews": "false"})
+        (settings / "notification.jupyterlab-settings").write_text(news)
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python", "language": "python"}
         nbformat.write(notebook, Path(folder, "explorer.ipynb"))
