@@ -10,9 +10,11 @@ import typer
 from saliency_lab.cli.options import (
     IMAGES,
     Checkpoints,
+    Compile,
     DataName,
     DataRoot,
     Device,
+    Dtype,
     Images,
     Json,
     Methods,
@@ -21,6 +23,7 @@ from saliency_lab.cli.options import (
     Store,
     named_settings,
     open_study,
+    pass_settings,
     requests_of,
     several,
 )
@@ -46,10 +49,13 @@ def score(
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006
     device: Device = "auto",
+    compile: Compile = None,
+    dtype: Dtype = None,
     out: Store = Path("runs/study"),
     json: Json = None,
 ) -> None:
     """Score the saliency maps of one or more models; print means with 95 % intervals, write tidy tables."""
+    from saliency_lab._common.execution import execution
     from saliency_lab.cli.output import Output
     from saliency_lab.study import Study
 
@@ -57,9 +63,10 @@ def score(
     methods, metrics = several(method), several(metric)
     given = named_settings(settings, [*methods, *metrics])
     maps, scores = requests_of("method", methods, given), requests_of("metric", metrics, given)
-    study = open_study(models, data, data_root, images, seed, out, device, methods=maps, metrics=scores)
-    study.attribute(maps)
-    study.score(scores)
+    with execution(**pass_settings(compile, dtype)):
+        study = open_study(models, data, data_root, images, seed, out, device, methods=maps, metrics=scores)
+        study.attribute(maps)
+        study.score(scores)
     comparison = study.compare()
     output.comparison(comparison)
     for path in Study.load(out).write_tables():  # with what other runs left there

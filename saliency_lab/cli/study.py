@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saliency_lab.cli.executors import Address, ExecutorName, Workers, open_executor
+from saliency_lab.cli.options import Compile, Dtype, pass_settings
 
 if TYPE_CHECKING:
     from saliency_lab.experiment.schema import Declaration
@@ -59,6 +60,8 @@ def study(
     data: StudyData = None,
     data_root: StudyRoot = None,
     device: StudyDevice = "auto",
+    compile: Compile = None,
+    dtype: Dtype = None,
     plan: Plan = False,
     verify: Verify = False,
     executor: ExecutorName = "serial",
@@ -72,6 +75,7 @@ def study(
     from saliency_lab.experiment.schema import read_declaration
 
     declared = _with_data(read_declaration(declaration), data, data_root)
+    declared = _with_passes(declared, compile, dtype)
     store = out or Path("runs") / declaration.stem
     if _only_look(declared, store, device, plan, verify):
         return
@@ -89,6 +93,8 @@ def reproduce(
     data: StudyData = None,
     data_root: StudyRoot = None,
     device: StudyDevice = "auto",
+    compile: Compile = None,
+    dtype: Dtype = None,
     plan: Plan = False,
     executor: ExecutorName = "serial",
     workers: Workers = 2,
@@ -102,6 +108,7 @@ def reproduce(
 
     name = f"{name}-quick" if quick else name
     declared = _with_data(read_declaration(bundled_study(name)), data, data_root)
+    declared = _with_passes(declared, compile, dtype)
     store = out or Path("runs") / name
     if _only_look(declared, store, device, plan, verify=False):
         return
@@ -128,6 +135,14 @@ def _with_data(declared: Declaration, name: str | None, root: Path | None) -> De
             "overrides": declared.overrides | recipes,
         }
     )
+
+
+def _with_passes(declared: Declaration, compile: str | None, dtype: str | None) -> Declaration:
+    from saliency_lab.experiment.schema import PassSettings
+
+    given = pass_settings(compile, dtype)
+    changed = (declared.execution or PassSettings()).model_copy(update=given)
+    return declared.model_copy(update={"execution": changed}) if given else declared
 
 
 def _only_look(declared: Declaration, store: Path, device: str, plan: bool, verify: bool) -> bool:

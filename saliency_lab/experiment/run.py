@@ -100,7 +100,8 @@ def run_declared(
         raise SaliencyLabError(
             f"no model of this study could be trained: {next(iter(failures.values())).error}"
         )
-    study = Study(models, sample, store=store, seed=declared.seed, executor=executor)
+    passes = {} if declared.execution is None else dict(declared.execution)
+    study = Study(models, sample, store=store, seed=declared.seed, executor=executor, **passes)
     for (model, seed), failure in failures.items():
         study.note_failure(model, seed, "training", failure)
     baseline = declared.baseline if declared.baseline in study.models else None

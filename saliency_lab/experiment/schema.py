@@ -10,6 +10,7 @@ import pandas as pd
 from pydantic import AfterValidator, Field, field_validator
 
 from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.execution import CompileMode
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab._common.toml_files import Table, read_extended
 from saliency_lab.comparison.claims import Purpose
@@ -48,6 +49,13 @@ class Trained(Settings):
     """In addition to those of the study, such as "objective.fraction" = 0.1."""
 
 
+class PassSettings(Settings):
+    """How passes that only evaluate a model run: the arguments of `sl.execution`."""
+
+    compile: CompileMode = "auto"
+    dtype: Literal["bfloat16"] | None = None
+
+
 class Declaration(Purpose):
     """A whole study. Paths are relative to the file."""
 
@@ -68,6 +76,8 @@ class Declaration(Purpose):
     """As `attacks`, with `images` and `budget` too; see `Study.audit`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the choice of images and of every draw."""
+    execution: PassSettings | None = None
+    """How passes that only evaluate a model run; by default as `sl.execution` says."""
     folder: Path = Path()
     """Of the file itself."""
 
