@@ -6,7 +6,7 @@ import inspect
 import re
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from weakref import WeakKeyDictionary
 
@@ -168,11 +168,30 @@ def check_classifier(model: nn.Module, x: Tensor) -> Tensor:
         torch.no_grad(),
     ):
         few = x[:2].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
-        began = time.perf_counter()
+        now = pass_clock(few.device)
+        began = now()
         logits = check_logits(run_without_graph(model, few), len(few)).cpu()
-        _note_seconds(model, few, time.perf_counter() - began)
+        _note_seconds(model, few, now() - began)
     warn_if_batch_coupled(model, few, logits)
     return logits
+
+
+def pass_clock(device: torch.device) -> Callable[[], float]:
+    """Return the clock of passes on a device, in seconds.
+
+    Of one thread on the CPU it is the processor time, which other processes do not change. On CUDA it waits
+    for the passes before.
+    """
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return time.thread_time
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def wait_and_read() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return wait_and_read
 
 
 _SECONDS: WeakKeyDictionary[nn.Module, dict[torch.Size, float]] = WeakKeyDictionary()
@@ -403,9 +422,10 @@ def depends_on_batch(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
     if len(x) < 2:
         return False
     with preserved_rng():
-        began = time.perf_counter()
+        now = pass_clock(device_of(model))
+        began = now()
         alone = predict(model, x[-1:])
-        _note_seconds(model, x[-1:], time.perf_counter() - began)
+        _note_seconds(model, x[-1:], now() - began)
         together = logits[-1].float().cpu()
         span = (together.amax() - together.amin()).clamp_min(torch.finfo(together.dtype).tiny)
         if not ((alone[0] - together).abs().amax() > 1e-3 * span):

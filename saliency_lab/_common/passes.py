@@ -31,6 +31,7 @@ from saliency_lab._common.inference import (
     device_of,
     dtype_of,
     is_batch_coupled,
+    pass_clock,
     predict,
     run_without_graph,
     seconds_per_image,
@@ -53,6 +54,7 @@ _SHARE = 0.06  # of the estimated work that measuring may take
 _ROUNDS = 3
 _HOPELESS = 1.25  # a form that took this much longer than the best in the first round is not timed again
 _WORTH_IT = 0.97  # a form is chosen if it takes at most this share of the time of the one before
+_SHORT = 0.02  # seconds that are timed at least
 _FIRST = 4  # images on which outputs are compared
 _COMPILED_SHARE = 0.7  # what a compiled pass is assumed to take at most of a folded one, before it is timed
 
@@ -351,10 +353,16 @@ class _Trial:
         return self.copies.fast[key]
 
     def seconds(self, form: _Form, rows: int) -> float:
-        """Time one pass of `rows` images, per image."""
+        """Time passes of `rows` images, per image."""
         images = _fitted(self.x, rows, self.few)
-        _synchronise(self.device)
-        began = time.perf_counter()
+        now = pass_clock(self.device)
+        began, done = now(), 0
+        while done == 0 or now() - began < _SHORT:
+            self._run(form, images)
+            done += rows
+        return (now() - began) / done
+
+    def _run(self, form: _Form, images: Tensor) -> None:
         if self.backward:
             with torch.enable_grad():
                 points = images.detach().requires_grad_(True)
@@ -362,15 +370,13 @@ class _Trial:
         else:
             with torch.no_grad():
                 form(images)
-        _synchronise(self.device)
-        return (time.perf_counter() - began) / rows
 
 
 def _measure(trial: _Trial, wanted: ExecutionSettings, work: float, forced: bool) -> PassPlan | None:
     """Time forms, then numbers of images; return the best plan, or None if measuring does not pay."""
     model, dtype = trial.model, wanted.dtype
     usual = _usual_rows(trial)
-    middle = min(usual, 8) if usual > 2 else 2
+    middle = min(usual, 16) if usual > 2 else 2
     own = PassPlan(middle, dtype=dtype)
     plans = [own]
     if any(isinstance(each, nn.modules.conv._ConvNd) for each in model.modules()):
@@ -409,24 +415,20 @@ def _usual_rows(trial: _Trial) -> int:
     return max(1, rows // 2) if trial.backward else rows
 
 
-def _best_rows(trial: _Trial, form: _Form, rows: int, seconds: float, until: float) -> tuple[int, float]:
-    """Halve the images per pass while that is faster, or else double them; return the best number."""
-    usual = _usual_rows(trial)
-    most = max(usual, 4 if trial.backward else 8)
-    for factor in (0.5, 2.0):
-        improved = False
-        while time.perf_counter() < until:
-            other = int(rows * factor)
-            if not 1 <= other <= most:
+def _best_rows(trial: _Trial, form: _Form, middle: int, seconds: float, until: float) -> tuple[int, float]:
+    """Double the images per pass while that is faster, and halve them; return the best number."""
+    most = max(_usual_rows(trial), 4 if trial.backward else 8)
+    times = {middle: seconds}
+    for factor in (2.0, 0.5):
+        rows = int(middle * factor)
+        while 1 <= rows <= most and time.perf_counter() < until:
+            times[rows] = min(trial.seconds(form, rows) for _ in range(_ROUNDS))
+            times[middle] = min(times[middle], trial.seconds(form, middle))
+            if times[rows] >= min(times.values()) * (2 - _WORTH_IT):
                 break
-            tried = min(trial.seconds(form, other) for _ in range(_ROUNDS))
-            again = min(seconds, *(trial.seconds(form, rows) for _ in range(2)))
-            if tried > _WORTH_IT * again:
-                break
-            rows, seconds, improved = other, tried, True
-        if improved:
-            break
-    return rows, seconds
+            rows = int(rows * factor)
+    best = min(times, key=lambda rows: times[rows])
+    return best, times[best]
 
 
 def _with_compilation(trial: _Trial, plan: PassPlan, wanted: ExecutionSettings, work: float) -> PassPlan:
@@ -521,11 +523,6 @@ def _plan_key(model: nn.Module, x: Tensor, backward: bool, wanted: ExecutionSett
     device = device_of(model)
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return fingerprint(structure, list(x.shape[1:]), kind, machine(), backward, wanted.compile, wanted.dtype)
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 _said: set[str] = set()
