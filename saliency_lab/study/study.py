@@ -354,7 +354,7 @@ class Study(StudyResults):
             If there is no study, or its images are missing or damaged.
         """
         study = cls.__new__(cls)
-        study._index, study.executor = load_index(store), None
+        study._index, study.executor, study._execution = load_index(store), None, None
         return study
 
     def save(self, folder: str | Path) -> Study:
