@@ -20,6 +20,7 @@ from saliency_lab.cli.options import (
     NamedSettings,
     Seed,
     Store,
+    Trust,
     attack_settings,
     open_study,
     pass_settings,
@@ -52,6 +53,7 @@ def attack(
     device: Device = "auto",
     compile: Compile = None,
     dtype: Dtype = None,
+    trust: Trust = False,
     out: Store = Path("runs/study"),
     json: Json = None,
 ) -> None:
@@ -67,7 +69,7 @@ def attack(
     chosen = attack_settings(settings, several(method))
     for name, own in chosen.items():  # a mistake is reported before any model runs
         read_attack(name, radii, settings=own)
-    study = open_study(models, data, data_root, images, seed, out, device)
+    study = open_study(models, data, data_root, images, seed, out, device, trust=trust)
     with execution(**pass_settings(compile, dtype)):
         for name, own in chosen.items():
             study.attack(name, eps=radii, **own)

@@ -21,6 +21,7 @@ from saliency_lab.cli.options import (
     NamedSettings,
     Seed,
     Store,
+    Trust,
     named_settings,
     open_study,
     pass_settings,
@@ -45,6 +46,7 @@ def attribute(
     device: Device = "auto",
     compile: Compile = None,
     dtype: Dtype = None,
+    trust: Trust = False,
     out: Store = Path("runs/study"),
     rows: Annotated[int, typer.Option(min=1, help="How many images the picture shows.")] = 6,
 ) -> None:
@@ -57,7 +59,7 @@ def attribute(
     methods = several(method)
     requests = requests_of("method", methods, named_settings(settings, methods))
     with execution(**pass_settings(compile, dtype)):
-        study = open_study(models, data, data_root, images, seed, out, device, methods=requests)
+        study = open_study(models, data, data_root, images, seed, out, device, trust=trust, methods=requests)
         study.attribute(requests)
     stems = distinct_stems({model: re.sub(r"[^\w.=,-]+", "_", model).strip("_") for model in study.models})
     for name in requests:

@@ -21,6 +21,7 @@ from saliency_lab.cli.options import (
     NamedSettings,
     Seed,
     Store,
+    Trust,
     named_settings,
     open_study,
     pass_settings,
@@ -51,6 +52,7 @@ def score(
     device: Device = "auto",
     compile: Compile = None,
     dtype: Dtype = None,
+    trust: Trust = False,
     out: Store = Path("runs/study"),
     json: Json = None,
 ) -> None:
@@ -64,7 +66,9 @@ def score(
     given = named_settings(settings, [*methods, *metrics])
     maps, scores = requests_of("method", methods, given), requests_of("metric", metrics, given)
     with execution(**pass_settings(compile, dtype)):
-        study = open_study(models, data, data_root, images, seed, out, device, methods=maps, metrics=scores)
+        study = open_study(
+            models, data, data_root, images, seed, out, device, trust=trust, methods=maps, metrics=scores
+        )
         study.attribute(maps)
         study.score(scores)
     comparison = study.compare()
