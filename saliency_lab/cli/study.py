@@ -159,9 +159,11 @@ def _carry_out(
     workers: int,
     address: str | None,
 ) -> None:
-    from saliency_lab.cli.output import print_comparison
+    from saliency_lab._common.files import write_table
+    from saliency_lab.cli.output import print_comparison, print_table
     from saliency_lab.comparison.claims import answer
-    from saliency_lab.experiment.run import run_declared
+    from saliency_lab.experiment.retraining import tabulate
+    from saliency_lab.experiment.run import retrain_declared, run_declared
     from saliency_lab.reporting.markdown import write_page
 
     with open_executor(executor, workers, address) as pool:
@@ -171,8 +173,19 @@ def _carry_out(
         print(asked)
     for path in done.write_tables():
         print(path)
+    retrained = retrain_declared(declared, store, device=device)
+    if retrained:
+        table = tabulate(retrained, declared.level)
+        print_table(table)
+        stem = store / "tables" / "retraining"
+        write_table(stem, table)
+        print(stem.with_suffix(".parquet"))
     if page is not None:
-        print(write_page(declared, runs, done, comparison, page, name=name, command=command))
+        print(
+            write_page(
+                declared, runs, done, comparison, page, name=name, command=command, retrained=retrained
+            )
+        )
     if len(done.failures):
         print(done.failures[["model", "seed", "what", "error"]].to_string(index=False))
         raise typer.Exit(EXIT_FAILED)

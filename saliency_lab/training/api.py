@@ -93,7 +93,7 @@ def train(
     named, data = data is None, data if data is not None else load_data(settled.data)
     if not len(data.train):
         raise InputError(f"data set '{data.name}' has no training images; it is there to be looked at")
-    own = model if model is not None else _own_model(settled, data)
+    own = model if model is not None else own_model(settled, data)
     classes = len(data.classes) if own is None else _check_own(own, data)
     identity = {
         "recipe": settled.portable(),
@@ -216,6 +216,16 @@ def _fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str,
     return fabric
 
 
+def fabric_device(device: str) -> dict[str, Any]:
+    """Return the arguments of `train` and Fabric for a device named as in torch.
+
+    >>> fabric_device("cuda:1"), fabric_device("auto")
+    ({'accelerator': 'cuda', 'devices': '1,'}, {'accelerator': 'auto', 'devices': 1})
+    """
+    kind, _, index = device.partition(":")
+    return {"accelerator": kind, "devices": f"{index}," if index and kind != "cpu" else 1}
+
+
 def load_data(spec: DataSource) -> ImageData:
     """Load what a `[data]` table names; every seed of a recipe sees the same validation split.
 
@@ -227,7 +237,7 @@ def load_data(spec: DataSource) -> ImageData:
     return load_dataset(spec.name, spec.root, val_fraction=spec.val_fraction, image_size=spec.image_size)
 
 
-def _own_model(recipe: Recipe, data: ImageData) -> nn.Module | None:
+def own_model(recipe: Recipe, data: ImageData) -> nn.Module | None:
     """Make the user's own module that the recipe names; None if it names a built-in architecture."""
     name = recipe.model.name
     if not is_custom(name):

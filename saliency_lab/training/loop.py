@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from saliency_lab._common.copying import copy_model
-from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
+from saliency_lab._common.errors import CheckpointError, CollapseError, InputError, TrainingError
 from saliency_lab._common.inference import translate_missing_derivatives
 from saliency_lab._common.memory import freed_memory_kept
 from saliency_lab._common.progress import no_progress, progress, watched
@@ -306,7 +306,7 @@ class Trainer:
         at.collapsed_before = at.collapsed_before + 1 if measured.collapsed else 0
         if at.collapsed_before and (last or at.collapsed_before > 1) and self.best_weights is None:
             message = collapse_message(measured, recipe, attacked=self.loss.attacked)
-            raise TrainingError(f"recipe '{recipe.name}', epoch {at.epoch + 1}: {message}")
+            raise CollapseError(f"recipe '{recipe.name}', epoch {at.epoch + 1}: {message}")
         select = recipe.training.select
         score = measured.robust if select == "robust" else measured.clean
         if select == "last":
