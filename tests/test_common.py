@@ -1,14 +1,18 @@
 """The conventions every package relies on: state put back, draws keyed by the sample, bad inputs refused."""
 
+import importlib
 import io
 import json
+import math
 import os
+import pkgutil
 import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 import saliency_lab as sl
@@ -173,6 +177,33 @@ def test_work_needs_no_stream_to_show_a_bar_on(monkeypatch, stream):
 def test_a_setting_that_must_be_given_says_what_it_is():
     with pytest.raises(InputError, match=r"'masks' must be given: `masks` \(N, 1, H, W\)"):
         parse_settings(METRICS["pointing_game"].settings, {}, of="metric 'pointing_game'")
+
+
+def _settings_models(base: type[Settings] = Settings) -> list[type[Settings]]:
+    return [each for cls in base.__subclasses__() for each in (cls, *_settings_models(cls))]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, [math.inf], (math.nan,)], ids=str)
+def test_no_setting_of_the_package_is_infinite_or_undefined(value):
+    """Step sizes, learning rates, weights and decay of attacks, recipes, methods and metrics alike."""
+    for module in pkgutil.walk_packages(sl.__path__, "saliency_lab."):
+        importlib.import_module(module.name)
+    checked = set()
+    for model in _settings_models():
+        for name, field in model.model_fields.items():
+            if model.__module__.startswith("saliency_lab.") and "float" in str(field.annotation):
+                with pytest.raises(ValidationError) as refused:
+                    model.model_validate({name: value})
+                assert name in {problem["loc"][0] for problem in refused.value.errors()}, (model, name)
+                checked.add(name)
+    assert {"learning_rate", "weight_decay", "step_size", "weight", "stdev"} <= checked
+
+
+def test_an_infinite_value_of_a_recipe_is_named():
+    with pytest.raises(sl.SaliencyLabError, match=r"'optimizer.learning_rate'.*finite number"):
+        sl.training.load_recipe("digits/standard", {"optimizer.learning_rate": math.inf})
+    with pytest.raises(sl.SaliencyLabError, match=r"finite number ≥ 0"):
+        sl.training.load_recipe("digits/at", {"attack.eps": math.inf})
 
 
 def test_settings_of_ones_own_need_no_docstring():

@@ -26,7 +26,9 @@ class Settings(BaseModel):
     Smoothing(stdev=0.2)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
 
 
 Epsilon = Annotated[float, BeforeValidator(parse_epsilon)]

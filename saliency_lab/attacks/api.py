@@ -323,6 +323,15 @@ def check_source(source: nn.Module, x: Tensor, classes: int, *, name: str) -> No
         raise InputError(f"{name} returns {found} classes, and the attacked model {classes}")
 
 
+def is_source(source: nn.Module, x: Tensor, classes: int) -> bool:
+    """Whether points of this model can be tried on another of so many classes; see `check_source`."""
+    try:
+        check_source(source, x, classes, name="the source")
+    except InputError:
+        return False
+    return True
+
+
 def _check_target(target: Tensor | None, y: Tensor, classes: int, method: AttackMethod) -> Tensor | None:
     if target is None:
         return None

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_seed, holds_several, parse_epsilon, parse_radii
+from saliency_lab._common.checks import check_seed, format_epsilon, holds_several, parse_epsilon, parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
 from saliency_lab._common.inference import predict
@@ -51,13 +51,14 @@ class RobustnessCurve:
     seconds: float
 
     def __repr__(self) -> str:
-        shares = ", ".join(f"{at:.4g}: {share:.1%}" for at, share in zip(self.at, self.accuracy, strict=True))
+        pairs = zip(self.at, self.accuracy, strict=True)
+        shares = ", ".join(f"{format_epsilon(at)}: {share:.1%}" for at, share in pairs)
         n = self.robust.shape[1]
         return f"RobustnessCurve({self.method}, {self.norm}, n={n}, {self.along} {{{shares}}})"
 
     def _repr_html_(self) -> str:
         rows = [
-            (f"{row[0]:.4g}", f"{row.accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]")
+            (f"{format_epsilon(row[0])}", f"{row.accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]")
             for row in self.table().itertuples(index=False)
         ]
         caption = f"{self.method} ({self.norm}) on {self.robust.shape[1]} images"

@@ -12,6 +12,7 @@ import torch
 from pydantic import create_model
 from torch import Tensor, nn
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import InputError, UnknownNameError
 from saliency_lab._common.own_code import check_callable
 from saliency_lab._common.registry import Extension, Registry, given_settings, settings_of
@@ -105,8 +106,8 @@ def custom_attack(extension: Extension) -> AttackMethod:
         away = (points - inside).abs().max().item()
         if not away <= 1e-5:
             raise InputError(
-                f"attack '{name}' left the {problem.norm} ball of radius {eps:.4g} around x, or [0, 1], "
-                f"by {away:.3g}; project its points (saliency_lab.attacks.ascent.project)"
+                f"attack '{name}' left the {problem.norm} ball of radius {format_epsilon(eps)} around x, or "
+                f"[0, 1], by {away:.3g}; project its points (saliency_lab.attacks.ascent.project)"
             )
         return AttackOutcome(inside, torch.ones(len(points), dtype=torch.long))
 

@@ -18,9 +18,9 @@ class CwSettings(AttackSettings):
     norm: Norm = "l2"
     steps: int = Field(default=100, ge=1)
     search_steps: int = Field(default=6, ge=1)
-    constant: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
-    learning_rate: float = Field(default=0.05, gt=0.0, allow_inf_nan=False)
-    confidence: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    constant: float = Field(default=1.0, gt=0.0)
+    learning_rate: float = Field(default=0.05, gt=0.0)
+    confidence: float = Field(default=0.0, ge=0.0)
 
 
 class EadSettings(AttackSettings):
@@ -29,10 +29,10 @@ class EadSettings(AttackSettings):
     norm: Norm = "l1"
     steps: int = Field(default=100, ge=1)
     search_steps: int = Field(default=6, ge=1)
-    constant: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
-    learning_rate: float = Field(default=0.02, gt=0.0, allow_inf_nan=False)
-    beta: float = Field(default=0.5, gt=0.0, allow_inf_nan=False)
-    confidence: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    constant: float = Field(default=1.0, gt=0.0)
+    learning_rate: float = Field(default=0.02, gt=0.0)
+    beta: float = Field(default=0.5, gt=0.0)
+    confidence: float = Field(default=0.0, ge=0.0)
 
 
 class DeepFoolSettings(AttackSettings):
@@ -41,7 +41,7 @@ class DeepFoolSettings(AttackSettings):
     norm: Norm = "l2"
     steps: int = Field(default=50, ge=1)
     classes: int = Field(default=10, ge=2)
-    overshoot: float = Field(default=0.02, ge=0.0, allow_inf_nan=False)
+    overshoot: float = Field(default=0.02, ge=0.0)
 
 
 class _Nearest:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import facts, side_by_side, strip
 from saliency_lab._common.proportions import wilson
@@ -102,7 +103,7 @@ class AttackResult:
     def __repr__(self) -> str:
         low, high = self.interval()
         return (
-            f"AttackResult({self.method}, {self.norm}, eps={self.eps:.4g}: robust accuracy "
+            f"AttackResult({self.method}, {self.norm}, eps={format_epsilon(self.eps)}: robust accuracy "
             f"{self.robust_accuracy:.1%} [{low:.1%}, {high:.1%}], clean {self.clean_accuracy:.1%}, "
             f"n={len(self)}, seed={self.seed}, {self.seconds:.1f} s)"
         )
@@ -113,7 +114,7 @@ class AttackResult:
             "robust accuracy": f"{self.robust_accuracy:.1%} [{low:.1%}, {high:.1%}]",
             "clean accuracy": f"{self.clean_accuracy:.1%}",
             "images": str(len(self)),
-            "ε": f"{self.eps:.4g} ({self.norm})",
+            "ε": f"{format_epsilon(self.eps)} ({self.norm})",
             "settings": as_keywords(self.settings),
             "passes per image": f"{self.queries.double().mean().item():.4g}",
             "seed": str(self.seed),
@@ -244,7 +245,7 @@ def robustbench_entry(result: AttackResult, *, dataset: str, **info: Any) -> dic
     if result.norm not in _THREATS:
         raise InputError(f"RobustBench has no leaderboard for {result.norm}; it has Linf, L2 and corruptions")
     pixels = result.eps * 255
-    whole = result.norm == "linf" and abs(pixels - round(pixels)) < 1e-6
+    whole = result.norm == "linf" and abs(pixels - round(pixels)) < 1e-6  # RobustBench writes 8/255
     robust = f"{100 * result.robust_accuracy:.2f}"
     measured = "autoattack_acc" if result.method == "autoattack" else "reported"
     return {

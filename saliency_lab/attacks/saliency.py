@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from saliency_lab._common.checks import check_images, check_seed, parse_epsilon
+from saliency_lab._common.checks import check_images, check_seed, format_epsilon, parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import facts, side_by_side, strip
 from saliency_lab._common.inference import (
@@ -94,7 +94,7 @@ class MapAttackResult:
 
     def __repr__(self) -> str:
         return (
-            f"MapAttackResult({self.goal}, {self.settings['norm']}, eps={self.eps:.4g}: top-"
+            f"MapAttackResult({self.goal}, {self.settings['norm']}, eps={format_epsilon(self.eps)}: top-"
             f"{self.settings['k']:.0%} overlap {self.overlap.mean():.1%}, centre moved "
             f"{self.shift.mean():.2f} pixels, n={len(self.overlap)}, seed={self.seed}, {self.seconds:.1f} s)"
         )
@@ -104,7 +104,7 @@ class MapAttackResult:
             f"overlap of the top {self.settings['k']:.0%}": f"{self.overlap.mean():.1%}",
             "centre moved": f"{self.shift.mean():.2f} pixels",
             "images": str(len(self.overlap)),
-            "ε": f"{self.eps:.4g} ({self.settings['norm']})",
+            "ε": f"{format_epsilon(self.eps)} ({self.settings['norm']})",
             "settings": as_keywords(self.settings),
             "seed": str(self.seed),
             "time": f"{self.seconds:.3g} s",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import parse_epsilon
+from saliency_lab._common.checks import format_epsilon, parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.settings import parse_settings
@@ -126,8 +126,8 @@ def worst_case(*results: AttackResult) -> AttackResult:
             raise InputError(f"'{other.method}' and '{first.method}' are not on the same model and samples")
         if (other.eps, other.norm) != (first.eps, first.norm):
             raise InputError(
-                f"'{other.method}' ({other.norm}, eps={other.eps:.4g}) and '{first.method}' "
-                f"({first.norm}, eps={first.eps:.4g}) differ in norm or ε; merge like with like"
+                f"'{other.method}' ({other.norm}, eps={format_epsilon(other.eps)}) and '{first.method}' "
+                f"({first.norm}, eps={format_epsilon(first.eps)}) differ in norm or ε; merge like with like"
             )
     robust = torch.stack([result.robust for result in results])
     loss = torch.stack([result.loss for result in results])

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 from torch import Tensor
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.html import facts, table
 from saliency_lab.attacks.result import AttackResult
 
@@ -62,7 +63,7 @@ class Audit:
     seconds: float
 
     def __repr__(self) -> str:
-        radius = f"eps={self.audited.eps:.4g} ({self.audited.norm})"
+        radius = f"eps={format_epsilon(self.audited.eps)} ({self.audited.norm})"
         return (
             f"Audit({self.verdict}: {self.audited.method} at {radius} "
             f"says {self.robust_accuracy:.1%} robust, the worst case is {self.worst_case:.1%}; {self.reason})"
@@ -75,7 +76,7 @@ class Audit:
             "worst case": f"{self.worst_case:.1%} robust against every attack that was run",
             "clean accuracy": f"{self.audited.clean_accuracy:.1%}",
             "images": str(len(self.audited)),
-            "ε": f"{self.audited.eps:.4g} ({self.audited.norm})",
+            "ε": f"{format_epsilon(self.audited.eps)} ({self.audited.norm})",
         }
         checks = [
             (check.name, f"{MARKS[check.verdict]} {check.verdict}", check.evidence) for check in self.checks

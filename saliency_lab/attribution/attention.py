@@ -15,11 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from saliency_lab._common.errors import InputError
-from saliency_lab._common.seeding import generator
-from saliency_lab._common.settings import Settings
-from saliency_lab.attribution.batch import Batch
-from saliency_lab.attribution.calls import (
+from saliency_lab._common.calls import (
     AVERAGE_POOL,
     CONTRACTIONS,
     ELEMENTWISE,
@@ -35,9 +31,14 @@ from saliency_lab.attribution.calls import (
     softmax_dim,
     track_modules,
 )
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.seeding import generator
+from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import Explained, Resolve, method
 from saliency_lab.attribution.fused_attention import FUSED, AttentionRule
-from saliency_lab.attribution.layer import Interpolation, enlarge, patch_grid
+from saliency_lab.attribution.layer import Interpolation, enlarge
+from saliency_lab.models.cam_layer import patch_grid
 
 SOFTMAX = calls("softmax")
 LEADS_TO_SOFTMAX = (

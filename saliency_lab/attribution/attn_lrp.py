@@ -10,9 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.autograd import Function
 
-from saliency_lab._common.settings import Settings
-from saliency_lab.attribution.batch import Batch
-from saliency_lab.attribution.calls import (
+from saliency_lab._common.calls import (
     PRODUCTS,
     Call,
     calls,
@@ -21,6 +19,8 @@ from saliency_lab.attribution.calls import (
     depending,
     softmax_dim,
 )
+from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.fused_attention import AttentionRule
 from saliency_lab.attribution.lrp import (

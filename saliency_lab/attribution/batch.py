@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from saliency_lab._common.calls import Rule
 from saliency_lab._common.checks import check_logits, refuse_probabilities
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows
 from saliency_lab._common.seeding import sample_seeds
-from saliency_lab.attribution.calls import Rule
 from saliency_lab.attribution.target import Target
 
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from saliency_lab._common.calls import Call, Rule, calls, check_visible
 from saliency_lab._common.inference import float64_device
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import Baseline, resolve_baseline
 from saliency_lab.attribution.batch import Batch, slope
-from saliency_lab.attribution.calls import Call, Rule, calls, check_visible
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.layer import (
     Interpolation,

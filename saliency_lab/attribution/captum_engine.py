@@ -14,13 +14,13 @@ from captum.attr._utils.attribution import Attribution, InternalAttribution
 from pydantic import create_model
 from torch import Tensor, nn
 
+from saliency_lab._common.calls import check_visible
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.registry import Extension
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import resolve_baseline
 from saliency_lab.attribution.batch import Batch
-from saliency_lab.attribution.calls import check_visible
 from saliency_lab.attribution.catalogue import CAPTUM, DESCRIBERS, Explained, Method
 from saliency_lab.attribution.layer import LayerSpec, enlarge, find_layer, layer_name, read_layer
 from saliency_lab.attribution.perturbation import window_and_stride

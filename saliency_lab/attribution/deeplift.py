@@ -10,12 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import float64_device
-from saliency_lab._common.settings import Settings
-from saliency_lab.attribution.baseline import Baseline, Baselines, fitting, resolve_baseline
-from saliency_lab.attribution.batch import Batch
-from saliency_lab.attribution.calls import (
+from saliency_lab._common.calls import (
     AVERAGE_POOL,
     CONTRACTIONS,
     DIVISIONS,
@@ -34,6 +29,11 @@ from saliency_lab.attribution.calls import (
     softmax_dim,
     trace,
 )
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import float64_device
+from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.baseline import Baseline, Baselines, fitting, resolve_baseline
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import Explained, method
 
 LINEAR = (

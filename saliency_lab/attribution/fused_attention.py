@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saliency_lab.attribution.calls import Call, Rule
+from saliency_lab._common.calls import Call, Rule
 
 
 class AttentionRule(Rule):

@@ -12,10 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from saliency_lab._common.errors import InputError, unknown_name
-from saliency_lab._common.settings import Settings
-from saliency_lab.attribution.batch import Batch, slope
-from saliency_lab.attribution.calls import (
+from saliency_lab._common.calls import (
     AVERAGE_POOL,
     CONTRACTIONS,
     DIVISIONS,
@@ -35,6 +32,9 @@ from saliency_lab.attribution.calls import (
     trace,
     track_modules,
 )
+from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.batch import Batch, slope
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.deeplift import covers
 from saliency_lab.attribution.fused_attention import FUSED

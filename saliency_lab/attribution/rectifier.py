@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from saliency_lab._common.settings import Settings
-from saliency_lab.attribution.batch import Batch
-from saliency_lab.attribution.calls import (
+from saliency_lab._common.calls import (
     ELEMENTWISE,
     RELU,
     Call,
@@ -20,6 +18,8 @@ from saliency_lab.attribution.calls import (
     refuse,
     trace,
 )
+from saliency_lab._common.settings import Settings
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import Explained, method
 
 

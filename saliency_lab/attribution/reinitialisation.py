@@ -12,11 +12,11 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from saliency_lab._common.calls import check_visible
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import check_signature, device_of, dtype_of, undisturbed
 from saliency_lab._common.seeding import preserved_rng
-from saliency_lab.attribution.calls import check_visible
 
 _POWER_ITERATIONS = 30  # after which the spectral norm of new weights is known to a few percent or better
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab.cli.options import DataRoot, key_values
 
@@ -91,7 +92,7 @@ def train(
         rank_zero_only(print)(  # each process of a distributed run comes here
             f"{folder}: validation accuracy {card.metrics['val_clean']:.1%} clean, "
             f"{card.metrics['val_robust']:.1%} under PGD-{settled.validation.steps} "
-            f"at ε = {settled.attack.eps:g}"
+            f"at ε = {format_epsilon(settled.attack.eps)}"
         )
 
 

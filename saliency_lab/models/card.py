@@ -39,7 +39,8 @@ class ModelCard(BaseModel):
     interpolation : str
         Interpolation of that resizing, such as "bilinear" or "bicubic".
     cam_layer : str, optional
-        Name of the layer that CAM methods use; by default they find it from the execution.
+        Name of the layer that CAM methods use for images of `input_shape`. It is a record: the methods read
+        it from the execution, or from the model's own `cam_layer` if it has one.
     weights : str, optional
         Where pretrained weights come from, such as "IMAGENET1K_V2" or a file.
     recipe : dict, optional

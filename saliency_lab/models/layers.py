@@ -45,8 +45,10 @@ class Normalised(nn.Module):
     ) -> None:
         super().__init__()
         check_module(net, "net")
-        self.register_buffer("mean", _by_channel("mean", mean))
-        self.register_buffer("std", _by_channel("std", std))
+        first = next(net.parameters(), None)
+        device = None if first is None else first.device
+        self.register_buffer("mean", _by_channel("mean", mean, device))
+        self.register_buffer("std", _by_channel("std", std, device))
         if not (torch.isfinite(self.mean).all() and torch.isfinite(self.std).all() and (self.std > 0).all()):
             raise InputError(f"mean must be finite and std finite and above 0, not mean={mean}, std={std}")
         self.net = net
@@ -145,10 +147,10 @@ class BinaryLogits(nn.Module):
         return torch.cat([-z, z], 1)
 
 
-def _by_channel(name: str, values: float | Sequence[float]) -> Tensor:
+def _by_channel(name: str, values: float | Sequence[float], device: torch.device | None) -> Tensor:
     """One value, or one per channel, as (1, 1, 1) or (C, 1, 1)."""
     try:
-        return torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+        return torch.as_tensor(values, dtype=torch.float32, device=device).reshape(-1, 1, 1)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name} must be a number, or one per channel, not {values!r}") from None
 

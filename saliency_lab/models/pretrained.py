@@ -6,6 +6,7 @@ from the library's own download (`weights="DEFAULT"`), or from a file that holds
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +18,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError, unknown_name
-from saliency_lab._common.inference import check_module
+from saliency_lab._common.inference import check_module, device_of, dtype_of
 from saliency_lab._common.plugins import import_library
 from saliency_lab._common.seeding import preserved_rng
+from saliency_lab.models.cam_layer import cam_layer_for_card
 from saliency_lab.models.card import CUSTOM, ModelCard
 from saliency_lab.models.catalogue import imagenet_model
-from saliency_lab.models.layers import Normalised
+from saliency_lab.models.layers import Normalised, Shape
 from saliency_lab.models.weights import (
     DEFAULT,
     explain_failed_download,
@@ -92,16 +94,22 @@ def load_pretrained(name: str, weights: str | Path | None) -> Normalised:
     with preserved_rng():  # torch's generator draws the initial weights, which are then replaced
         net, facts = _FAMILIES[family](inner, weights)
         assert facts.size is not None
-        shape = (facts.channels or 3, *facts.size)
         model = Normalised(net, facts.mean or 0.0, facts.std or 1.0).eval()
-        with torch.no_grad():
-            num_classes = model(torch.zeros(1, *shape)).shape[1]
+        num_classes, cam_layer = _run_once(model, (facts.channels or 3, *facts.size))
     if facts.classes is not None and len(facts.classes) != num_classes:
         facts = replace(facts, classes=None)
     # the network of the hub cannot be built from its name alone
     architecture = CUSTOM if family == "hf" else name
-    _put_card(model, facts, architecture=architecture, num_classes=num_classes)
+    _put_card(model, facts, architecture=architecture, num_classes=num_classes, cam_layer=cam_layer)
     return model
+
+
+def _run_once(model: nn.Module, shape: Shape) -> tuple[int, str | None]:
+    """Return the number of logits for an image of this shape, and the layer that CAM methods use for it."""
+    image = torch.zeros(1, *shape, device=device_of(model), dtype=dtype_of(model))
+    with torch.no_grad():
+        num_classes: int = model(image).shape[1]
+    return num_classes, cam_layer_for_card(model, image)
 
 
 def wrap(
@@ -127,7 +135,8 @@ def wrap(
     classes : sequence of str, optional
         Names of the classes, in the order of the logits; by default those that the network carries.
     size : int or (height, width), optional
-        Size of the images, for `load_images`.
+        Size of the images, for `load_images`. Where it is known, the network runs once on an image of this
+        size, and the card holds the number of its logits and the layer that CAM methods use.
     processor : image processor of transformers, optional
         Gives mean, standard deviation, size and interpolation.
     cam_layer : str, optional
@@ -142,8 +151,9 @@ def wrap(
     Raises
     ------
     InputError
-        If `module` is not a torch module or normalises already, an argument is out of range, or an image
-        classifier of transformers has neither a processor nor a mean and std.
+        If `module` is not a torch module or normalises already, an argument is out of range, the number of
+        `classes` is not that of the logits, or an image classifier of transformers has neither a processor
+        nor a mean and std.
 
     Examples
     --------
@@ -151,6 +161,8 @@ def wrap(
     >>> model = wrap(net, mean=0.5, std=0.25, classes=("cat", "dog"), size=32)
     >>> model.card.input_shape, model.card.classes
     ((3, 32, 32), ('cat', 'dog'))
+    >>> model.card.cam_layer
+    'net.0'
     """
     check_module(module, "module")
     if isinstance(module, Normalised):
@@ -183,8 +195,26 @@ def wrap(
             raise unknown_name(f"layer of {type(module).__name__}:", str(cam_layer), names)
         cam_layer = f"net.net.{cam_layer}" if transformer else f"net.{cam_layer}"
         model.cam_layer = cam_layer  # type: ignore[assignment]
-    _put_card(model, facts, num_classes=len(facts.classes) if facts.classes else None, cam_layer=cam_layer)
-    return model.eval()
+    model.eval()
+    num_classes = None
+    if facts.size is not None:
+        per_channel = max(len(model.mean), len(model.std))
+        candidates = [facts.channels] if facts.channels else [per_channel] if per_channel > 1 else [3, 1]
+        for channels in candidates:
+            with contextlib.suppress(Exception), preserved_rng():  # its first use will say what is wrong
+                height, width = facts.size
+                num_classes, cam_layer = _run_once(model, (channels, height, width))
+                facts = replace(facts, channels=channels)
+                break
+    if facts.classes is not None:
+        if num_classes not in (None, len(facts.classes)):
+            raise InputError(
+                f"classes names {len(facts.classes)} classes, but {type(module).__name__} returns "
+                f"{num_classes} logits; give one name per logit, in their order"
+            )
+        num_classes = len(facts.classes)
+    _put_card(model, facts, num_classes=num_classes, cam_layer=cam_layer)
+    return model
 
 
 def _put_card(model: Normalised, facts: Facts, **more: Any) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.fingerprints import canonical, fingerprint
-from saliency_lab._common.inference import device_of, predict_classes
+from saliency_lab._common.inference import check_classifier, device_of, predict_classes
 from saliency_lab._common.provenance import machine, versions
+from saliency_lab.attacks.api import is_source
 from saliency_lab.attacks.checklist import audit
 from saliency_lab.attacks.curve import robustness_curve
 from saliency_lab.attribution import Attributions, attribute
@@ -137,13 +138,27 @@ def compute_attack(model: nn.Module, sample: StudySample, request: Request, seed
     return Content({"robust": curve.robust}, info)
 
 
-def compute_audit(model: nn.Module, sample: StudySample, request: Request, seed: int) -> Content:
-    """Audit an attack at its ε; return the content of an "audit" result: `robust` against every attack."""
+def compute_audit(
+    model: nn.Module, sample: StudySample, request: Request, sources: Mapping[str, nn.Module], seed: int
+) -> Content:
+    """Audit an attack at its ε; return the content of an "audit" result: `robust` against every attack.
+
+    Points are transferred from those of the `sources` that return as many classes as the model.
+    """
     attack: Any = request.what
     (eps,) = request.eps
     few = sample.first(request.images)
+    classes = check_classifier(model, few.x).shape[1]
     outcome = audit(
-        model, few.x, few.y, attack, eps=eps, budget=request.budget, seed=seed, **request.settings
+        model,
+        few.x,
+        few.y,
+        attack,
+        eps=eps,
+        surrogates={name: net for name, net in sources.items() if is_source(net, few.x, classes)},
+        budget=request.budget,
+        seed=seed,
+        **request.settings,
     )
     info = {**canonical(outcome.to_dict()), "provenance": _provenance(model)}
     return Content({"robust": outcome.robust}, info)

@@ -83,10 +83,21 @@ def attack_result(model: str, images: str, request: Dependencies, eps: Sequence[
 
 
 def audit_result(
-    model: str, images: str, request: Dependencies, eps: float, budget: str, seed: int
+    model: str,
+    images: str,
+    request: Dependencies,
+    eps: float,
+    budget: str,
+    sources: Mapping[str, str],
+    seed: int,
 ) -> Result:
-    """Return the result of an audit of one attack at one ε."""
+    """Return the result of an audit of one attack at one ε.
+
+    `sources` are the names and fingerprints of the networks that points are transferred from.
+    """
     depends = {"model": model, "images": images, **request, "eps": [eps], "seed": seed}
+    if sources:
+        depends["sources"] = dict(sources)
     versions = cache_versions("audit")
     return Result("audit", {**depends, "versions": versions, "budget": budget, "checklist": 2})
 

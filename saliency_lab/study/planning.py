@@ -77,9 +77,10 @@ class _Clock:
             self.warm = True
         requests = {label: each for task in step.tasks for label, each in task.requests.items()}
         if step.verb == "attack":
-            return self._strongest("attack", requests, len(self.sample.x))
+            return self._strongest("attack", requests, len(self.sample.x), sources=0)
         if step.verb == "audit":
-            return self._strongest("audit", requests, step.request.images)
+            sources = len(step.tasks[0].sources)
+            return self._strongest("audit", requests, step.request.images, sources)
         share = len(self.sample.x) / len(self.few.x)
         if step.verb == "attribute":
             return share * self._time([self._maps_task(each) for each in requests.values()])
@@ -102,20 +103,21 @@ class _Clock:
         cut = self._cut(request, len(self.few.y))
         return StudyTask(results, {request.label: cut}, self.seed, "", sources)
 
-    def _task(self, kind: Kind, request: Request) -> StudyTask:
-        """Return a task whose result nobody reads."""
+    def _task(self, kind: Kind, request: Request, sources: int = 0) -> StudyTask:
+        """Return a task whose result nobody reads, with the network itself as every source."""
         result = Result(kind, {"label": request.label})
         place = Place(kind, request.label, "", "", 0)
-        return StudyTask({place: result}, {request.label: request}, self.seed, result.key)
+        others = tuple(("", 1 + i) for i in range(sources))
+        return StudyTask({place: result}, {request.label: request}, self.seed, result.key, sources=others)
 
-    def _strongest(self, kind: Kind, requests: Mapping[str, Request], images: int) -> float:
+    def _strongest(self, kind: Kind, requests: Mapping[str, Request], images: int, sources: int) -> float:
         """Return the seconds of attacks or audits of images that all withstand them."""
         withstands = _Withstands(self.net)
         sizes = sorted({min(size, images) for size in _ATTACKED})
         taken = []
         for size in sizes:
             sample = StudySample(self.sample.x[:size], torch.zeros_like(self.sample.y[:size]))
-            tasks = [self._task(kind, self._cut(each, size)) for each in requests.values()]
+            tasks = [self._task(kind, self._cut(each, size), sources) for each in requests.values()]
             taken.append(self._time(tasks, withstands, sample))
         each_more = (taken[-1] - taken[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else 0.0
         return taken[-1] + max(each_more, 0.0) * (images - sizes[-1])
@@ -138,7 +140,8 @@ class _Clock:
         """Return the seconds of carrying the tasks out; raise the first error if all results of one fail."""
         started = time.perf_counter()
         for task in tasks:
-            failures = list(perform(task, net or self.net, sample or self.few, self.store).values())
+            networks = dict.fromkeys((task.network, *task.sources), net or self.net)
+            failures = list(perform(task, networks, sample or self.few, self.store).values())
             if failures and len(failures) == len(task.results):
                 raise failures[0].exception or SaliencyLabError(failures[0].error)
         return time.perf_counter() - started

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import SaliencyLabError, unknown_name
 from saliency_lab._common.files import write_table
 from saliency_lab._common.fingerprints import model_fingerprint
@@ -331,8 +332,12 @@ class StudyResults:
 
     def _repr_html_(self) -> str:
         seeds = {name: sum(member.model == name for member in self.members) for name in self.models}
-        audited = self.audits.drop_duplicates(["model", "seed", "attack", "eps"]).itertuples()
-        audits = [f"{row.model}, {row.attack} at ε = {row.eps:.4g}: {row.verdict}" for row in audited]
+        audited = self.audits.drop_duplicates(["model", "seed", "attack", "eps"])
+        columns = [audited[name] for name in ("model", "attack", "eps", "verdict")]
+        audits = [
+            f"{model}, {attack} at ε = {format_epsilon(eps)}: {verdict}"
+            for model, attack, eps, verdict in zip(*columns, strict=True)
+        ]
         failed = len(self._index.failures)
         rows = {
             "models": ", ".join(f"{name} ({n} seeds)" if n > 1 else name for name, n in seeds.items()),

@@ -13,7 +13,7 @@ from saliency_lab._common.progress import progress
 from saliency_lab.study.cache.index import ResultIndex
 from saliency_lab.study.cache.results import Failure, Place
 from saliency_lab.study.cache.store import FolderStore, LockedError
-from saliency_lab.study.tasks import StudyTask, TaskInputs, perform
+from saliency_lab.study.tasks import Network, StudyTask, TaskInputs, perform
 from saliency_lab.study.workers import WorkerInputs, hand_over, perform_in_worker
 
 Failures = dict[Place, Failure]
@@ -84,7 +84,7 @@ def _perform_here(
     tasks: Sequence[StudyTask],
     inputs: TaskInputs,
     index: ResultIndex,
-    networks: Mapping[tuple[str, int], nn.Module],
+    networks: Mapping[Network, nn.Module],
 ) -> Iterator[tuple[StudyTask, Failures]]:
     """Carry the tasks out one after the other; those that other processes work on come last."""
     for blocking in (False, True):
@@ -93,7 +93,7 @@ def _perform_here(
             try:
                 with index.store.lock(task.lock, wait=blocking):
                     lacking = index.missing(task.results)  # another process may have finished some
-                    failed = perform(task.only(lacking), networks[task.network], inputs.sample, index.store)
+                    failed = perform(task.only(lacking), networks, inputs.sample, index.store)
             except LockedError:
                 locked.append(task)
                 continue
@@ -106,21 +106,23 @@ def _perform_by(
     tasks: Sequence[StudyTask],
     inputs: TaskInputs,
     store: FolderStore,
-    networks: Mapping[tuple[str, int], nn.Module],
+    networks: Mapping[Network, nn.Module],
 ) -> Iterator[tuple[StudyTask, Failures]]:
     """Carry the tasks out by an executor's workers; what it does not finish has failed."""
     store.write_sample(inputs.sample)
     sample = inputs.sample.fingerprint
     fingerprints = {(member.model, member.seed): model for member, model in inputs.networks.items()}
-    handed_over: dict[tuple[str, int], WorkerInputs] = {}
+    handed_over: dict[Network, WorkerInputs] = {}
     futures: dict[Future[Failures], StudyTask] = {}
     try:
         for task in tasks:
-            network = task.network
-            if network not in handed_over:
-                handed_over[network] = hand_over(store, sample, fingerprints[network], networks[network])
+            needed = (task.network, *task.sources)
+            for network in needed:
+                if network not in handed_over:
+                    handed_over[network] = hand_over(store, sample, fingerprints[network], networks[network])
             try:
-                futures[executor.submit(perform_in_worker, handed_over[network], task)] = task
+                inputs_of_task = {network: handed_over[network] for network in needed}
+                futures[executor.submit(perform_in_worker, inputs_of_task, task)] = task
             except Exception as error:  # each kind of executor has its own
                 yield task, _not_finished(task, error)
         for future in _completed(set(futures)):

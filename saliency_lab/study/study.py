@@ -215,7 +215,8 @@ class Study(StudyResults):
     ) -> Study:
         """Audit for every model whether the result of this attack can be trusted; see `sl.audit`.
 
-        Transfer from other models is skipped, because a verdict is about one network.
+        Attacks are also transferred from one network of every model of this study, of another seed for the
+        audited model itself, so an audit is repeated when such a network is added or changed.
 
         Parameters
         ----------

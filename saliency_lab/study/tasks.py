@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from torch import nn
 
@@ -26,6 +26,9 @@ from saliency_lab.study.keys import (
 from saliency_lab.study.requests import GridRequests, Request, attack_to_audit, describe_metric
 from saliency_lab.study.sample import Member, StudySample
 
+Network: TypeAlias = tuple[str, int]
+"""Model and training seed of a network."""
+
 
 @dataclass(frozen=True, eq=False)
 class StudyTask:
@@ -44,6 +47,8 @@ class StudyTask:
     """The name that keeps other processes from the same work."""
     maps: Mapping[str, tuple[Result, Request]] = field(default_factory=dict)
     """The maps to score, by the label of their method, and how they are computed."""
+    sources: tuple[Network, ...] = ()
+    """Other networks of the study, from which an audit transfers attacks."""
 
     @property
     def kind(self) -> Kind:
@@ -51,7 +56,7 @@ class StudyTask:
         return next(iter(self.results)).kind
 
     @property
-    def network(self) -> tuple[str, int]:
+    def network(self) -> Network:
         """Model and training seed of the network."""
         place = next(iter(self.results))
         return place.model, place.seed
@@ -145,10 +150,24 @@ def audit_tasks(inputs: TaskInputs, request: Request, attacks: Mapping[str, Requ
     for eps in request.eps:
         each = replace(request, label=audit_label(request.label, eps), eps=(eps,))
         for member, model in inputs.networks.items():
-            result = audit_result(model, images, depends, eps, request.budget, inputs.seed)
+            others = _transfer_sources(member, inputs.networks)
+            named = {str(other): inputs.networks[other] for other in others}
+            result = audit_result(model, images, depends, eps, request.budget, named, inputs.seed)
             place = Place("audit", each.label, "", member.model, member.seed)
-            tasks.append(StudyTask({place: result}, {each.label: each}, inputs.seed, result.key))
+            sources = tuple((other.model, other.seed) for other in others)
+            tasks.append(
+                StudyTask({place: result}, {each.label: each}, inputs.seed, result.key, sources=sources)
+            )
     return tasks
+
+
+def _transfer_sources(member: Member, networks: Iterable[Member]) -> list[Member]:
+    """Return the first other network of each model, of the member's own as well."""
+    first: dict[str, Member] = {}
+    for other in networks:
+        if other is not member:
+            first.setdefault(other.model, other)
+    return list(first.values())
 
 
 class PlanStep(NamedTuple):
@@ -178,16 +197,19 @@ def list_steps(inputs: TaskInputs, grid: GridRequests, index: ResultIndex) -> li
 # --- carrying a task out ------------------------------------------------------------------------------
 
 
-def perform(task: StudyTask, net: nn.Module, sample: StudySample, store: Store) -> dict[Place, Failure]:
+def perform(
+    task: StudyTask, networks: Mapping[Network, nn.Module], sample: StudySample, store: Store
+) -> dict[Place, Failure]:
     """Compute and store the results of a task; return what failed.
 
+    `networks` holds that of the task and its sources.
     If several results fail together, they are computed again in smaller parts, so that only the faulty one is
     lost. Errors of the store are raised.
     """
     if not task.results:
         return {}
     try:
-        contents = _compute(task, net, sample, store)
+        contents = _compute(task, networks, sample, store)
     except Exception as error:
         failure = Failure.of(error)
     else:
@@ -203,11 +225,14 @@ def perform(task: StudyTask, net: nn.Module, sample: StudySample, store: Store) 
         parts = [[place] for place in places]
     failures: dict[Place, Failure] = {}
     for part in parts:
-        failures |= perform(task.only(part), net, sample, store)
+        failures |= perform(task.only(part), networks, sample, store)
     return failures
 
 
-def _compute(task: StudyTask, net: nn.Module, sample: StudySample, store: Store) -> Mapping[Place, Content]:
+def _compute(
+    task: StudyTask, networks: Mapping[Network, nn.Module], sample: StudySample, store: Store
+) -> Mapping[Place, Content]:
+    net = networks[task.network]
     if task.kind == "scores":
         return _compute_scores(task, net, sample, store)
     (place,) = task.results
@@ -216,7 +241,8 @@ def _compute(task: StudyTask, net: nn.Module, sample: StudySample, store: Store)
         return {place: compute.compute_maps(net, sample, request, task.seed)}
     if task.kind == "attack":
         return {place: compute.compute_attack(net, sample, request, task.seed)}
-    return {place: compute.compute_audit(net, sample, request, task.seed)}
+    sources = {f"{model} (seed {seed})": networks[model, seed] for model, seed in task.sources}
+    return {place: compute.compute_audit(net, sample, request, sources, task.seed)}
 
 
 def _compute_scores(

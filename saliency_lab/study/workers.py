@@ -6,6 +6,7 @@ import copy
 import functools
 import multiprocessing
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +19,7 @@ from saliency_lab._common.progress import show_progress
 from saliency_lab.study.cache.results import Failure, Place
 from saliency_lab.study.cache.store import DamagedFileError, FolderStore, read_intact, read_weights
 from saliency_lab.study.sample import StudySample
-from saliency_lab.study.tasks import StudyTask, perform
+from saliency_lab.study.tasks import Network, StudyTask, perform
 
 WORKER_LOCK = threading.Lock()
 """Allows one task at a time per process: libraries draw from global random generators."""
@@ -42,7 +43,7 @@ def hand_over(store: FolderStore, sample: str, weights: str, net: nn.Module) -> 
     return WorkerInputs(str(store.folder.resolve()), sample, weights, skeleton, str(device_of(net)))
 
 
-def perform_in_worker(inputs: WorkerInputs, task: StudyTask) -> dict[Place, Failure]:
+def perform_in_worker(inputs: Mapping[Network, WorkerInputs], task: StudyTask) -> dict[Place, Failure]:
     """Carry a task out, unless another process has finished it; return what failed.
 
     Some executors return the places as plain tuples.
@@ -50,16 +51,17 @@ def perform_in_worker(inputs: WorkerInputs, task: StudyTask) -> dict[Place, Fail
     with WORKER_LOCK:
         if multiprocessing.parent_process() is not None:
             show_progress(False)
-        store = FolderStore(inputs.folder)
-        sample = _read_sample(inputs.folder, inputs.sample)
-        net = assemble(store, inputs)
+        where = next(iter(inputs.values()))
+        store = FolderStore(where.folder)
+        sample = _read_sample(where.folder, where.sample)
+        networks = {network: assemble(store, each) for network, each in inputs.items()}
         with store.lock(task.lock, wait=True):
             lacking = [
                 place
                 for place, result in task.results.items()
                 if read_intact(store, result.kind, result.key) is None
             ]
-            failures = perform(task.only(lacking), net, sample, store)
+            failures = perform(task.only(lacking), networks, sample, store)
     return {place: replace(failure, exception=None) for place, failure in failures.items()}
 
 

@@ -448,3 +448,17 @@ def test_a_single_logit_is_refused(case) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).double()
     with pytest.raises(sl.SaliencyLabError, match=r"one number per image, \(N, 1\); .*sl\.BinaryLogits"):
         sl.attack(model, case.x, torch.zeros(7, dtype=torch.long), eps=0.5)
+
+
+def test_a_radius_is_shown_as_it_is_written(case) -> None:
+    """Every object and message that names ε says 8/255 for "8/255"."""
+    found = sl.attack(case.model, case.x, case.y, "fgsm", eps="8/255")
+    curve = sl.robustness_curve(case.model, case.x, case.y, "fgsm", eps=(0, "8/255", 0.1))
+    report = sl.audit(case.model, case.x, case.y, "fgsm", eps="8/255")
+    moved = sl.attack_map(case.model, case.x, eps="8/255", steps=1)
+    for shown in (found, curve, report, moved):
+        assert "8/255" in repr(shown) and "0.03137" not in repr(shown)
+        assert "8/255" in shown._repr_html_()
+    assert "0.1: " in repr(curve)
+    with pytest.raises(sl.SaliencyLabError, match=r"eps=0\.1.*eps=8/255\)"):
+        sl.worst_case(found, sl.attack(case.model, case.x, case.y, "fgsm", eps=0.1))

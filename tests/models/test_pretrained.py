@@ -181,7 +181,11 @@ def test_wrap_normalises_and_writes_the_card() -> None:
     assert sl.attribute(model, x, method="grad_cam", target=0).settings["layer"] == "net.1"
     assert sl.attribute(model, x, target=1).class_names == ("dog", "dog")
     assert sl.wrap(timm.create_model("resnet10t")).card.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert sl.wrap(net, size=16).card.num_classes == 2
+    grey = sl.wrap(nn.Sequential(nn.Conv2d(1, 4, 3), *net[1:]), mean=0.5, size=16).card
+    assert (grey.input_shape, grey.cam_layer) == ((1, 16, 16), "net.1")
     for given, message in (
+        ({"classes": ["cat", "dog", "ant"], "size": 16}, "names 3 classes, but Sequential returns 2 logits"),
         ({"module": lambda x: x}, "module must be a torch.nn.Module"),
         ({"module": model}, "normalises inside already"),
         ({"cam_layer": "9"}, "unknown layer of Sequential"),
@@ -191,6 +195,30 @@ def test_wrap_normalises_and_writes_the_card() -> None:
     ):
         with pytest.raises(InputError, match=message):
             sl.wrap(**({"module": net} | given))
+
+
+@pytest.mark.parametrize("family", ["torchvision", "timm", "hf", "imagenet"])
+def test_the_card_holds_the_layer_that_grad_cam_uses(family: str, tmp_path: Path) -> None:
+    if family == "imagenet":
+        model = sl.load_model("imagenet/efficientnet_lite0")
+    elif family == "hf":
+        model = sl.wrap(_vit(), processor=_vit_processor())
+    else:
+        name = {"torchvision": "squeezenet1_1", "timm": "vit_tiny_patch16_224"}[family]
+        make = torchvision.models.get_model if family == "torchvision" else timm.create_model
+        torch.save(make(name, num_classes=3).state_dict(), tmp_path / "mine.pth")
+        model = sl.load_model(f"{family}/{name}", weights=tmp_path / "mine.pth")
+    x = torch.rand(1, *model.card.input_shape)
+    assert model.card.cam_layer == sl.attribute(model, x, method="grad_cam", target=0).settings["layer"]
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+    if family == "timm":  # not the patch embedding, which is the only convolution
+        assert model.card.cam_layer == "net.blocks.11.norm1"
+
+
+def test_a_network_without_positions_has_no_layer_on_its_card() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    assert sl.wrap(net, size=2).card.cam_layer is None
+    assert sl.wrap(torch.jit.trace(net, torch.rand(1, 3, 2, 2)), size=2).card.cam_layer is None
 
 
 class _Evil:

@@ -8,6 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -710,10 +711,15 @@ def test_an_audit_is_a_result_and_says_what_sl_audit_says(make_study: MakeStudy,
     assert set(table["eps"]) == {0.05, 0.1}
     assert set(table["n"]) == {6}
     member = study.members[0]
-    direct = sl.audit(member.net, study.x[:6], study.y[:6], eps=0.1, method="pgd", seed=study.seed, steps=4)
+    direct = sl.audit(
+        member.net, study.x[:6], study.y[:6], eps=0.1, method="pgd", seed=study.seed, steps=4,
+        surrogates={str(each): each.net for each in study.members[1:]},
+    )  # fmt: skip
+    assert len(study.members) > 1 and direct["transfer"].verdict != "skipped"
     own = table[(table["model"] == member.model) & (table["eps"] == 0.1)]
     assert own["check"].tolist() == [check.name for check in direct.checks]
     assert own["check_verdict"].tolist() == [check.verdict for check in direct.checks]
+    assert own["evidence"].tolist() == [check.evidence for check in direct.checks]
     assert set(own["verdict"]) == {direct.verdict}
     assert set(own["worst_case"]) == {direct.worst_case}
 
@@ -728,6 +734,36 @@ def test_an_audit_is_a_result_and_says_what_sl_audit_says(make_study: MakeStudy,
     assert "Audit of pgd, ε = 0.1, on 6 images" in str(study.compare())
     with pytest.raises(InputError, match=r"images must be a whole number in 1 … 12, .* not 13"):
         study.audit("pgd", eps=0.1, images=13)
+
+
+def test_an_audit_depends_on_the_networks_that_it_transfers_from(
+    make_net: Callable[[int], nn.Module],
+    tiny_sample: tuple[torch.Tensor, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nets = [make_net(seed) for seed in range(4)]
+    more = nn.Sequential(nn.Flatten(), nn.Linear(tiny_sample[0][0].numel(), 7))
+    given: list[list[str]] = []
+
+    def audit(*arguments: Any, surrogates: Any, **settings: Any) -> Any:
+        given.append(list(surrogates))
+        return sl.audit(*arguments, surrogates=surrogates, **settings)
+
+    monkeypatch.setattr(compute, "audit", audit)
+
+    def key(models: Any) -> str:
+        study = Study(models, tiny_sample).audit("fgsm", eps=0.1, images=2)
+        return study.results[next(place for place in study.results if place.kind == "audit")]
+
+    alone = key({"a": nets[0]})
+    pair = key({"a": nets[0], "b": nets[1]})
+    assert given == [[], ["b (seed 0)"], ["a (seed 0)"]]
+    assert len({alone, pair, key({"a": nets[0], "b": nets[2]}), key({"a": nets[:2]})}) == 4
+    assert given[-4:-2] == [["b (seed 0)"], ["a (seed 0)"]] and given[-2:] == [["a (seed 1)"], ["a (seed 0)"]]
+    assert key({"a": nets[0], "b": nets[1:3]}) == pair  # one network of each model
+    given.clear()
+    key({"a": nets[0], "others": more})
+    assert given == [[], []]  # of another number of classes
 
 
 def test_radii_that_agree_to_four_digits_are_audits_of_their_own(

@@ -1,0 +1,369 @@
+"""The layer whose map a CAM method explains, and how a layer's output lies over the image.
+
+Both are read from the execution: which module ran, with which shapes, and what the network did with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saliency_lab._common.calls import Call, Rule, calls, hidden_part, track_modules
+from saliency_lab._common.checks import check_logits
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.seeding import generator
+from saliency_lab.models.layers import declared_cam_layer
+
+SPATIAL = calls(
+    *("conv2d", "conv_transpose2d", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"),
+    *("batch_norm", "group_norm", "instance_norm", "interpolate"),
+)
+AVERAGE_POOL = calls("avg_pool2d", "adaptive_avg_pool2d")
+ALONG_CHANNELS = calls("linear", "layer_norm", "rms_norm")
+NORMALISATION = calls("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm")
+PERMUTE, CONCATENATE, SOFTMAX = calls("permute"), calls("cat", "concat", "concatenate"), calls("softmax")
+CONVOLUTION = calls("conv2d")
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How a layer's output holds a value for each position of the image.
+
+    A map (N, D, h, w), or (N, h, w, D) with `channels_last`; or tokens (N, T, D), of which the first `before`
+    and the last `after` belong to no position and the others are the positions of `grid`, row by row.
+    """
+
+    grid: tuple[int, int]
+    channels_last: bool = False
+    tokens: bool = False
+    before: int = 0
+    after: int = 0
+
+    def to_map(self, output: Tensor) -> Tensor:
+        """Return an output of the layer as a map (N, D, h, w)."""
+        if not self.tokens:
+            return output.permute(0, 3, 1, 2) if self.channels_last else output
+        patches = output[:, self.before : output.shape[1] - self.after]
+        return patches.transpose(1, 2).unflatten(2, self.grid)
+
+    @property
+    def channel_dim(self) -> int:
+        """The dimension of the output that counts channels."""
+        return -1 if self.tokens or self.channels_last else 1
+
+
+class Execution(Rule):
+    """Watches a forward pass for what tells how the layers' outputs are arranged.
+
+    The layout of maps follows from the last call that fixes it (a convolution works on channels first, a
+    linear layer on channels last, a permutation changes between them). Tokens without a position are those
+    that were joined to tokens that depend on the image and do not depend on it themselves.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.images = images
+        self.channels_last = False
+        self.grids: list[tuple[int, int]] = []
+        self.added: dict[int, tuple[int, int]] = {}  # total → tokens before and after those with a position
+
+    def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the call and note what it tells."""
+        output = func(*args, **kwargs)
+        if isinstance(output, Tensor) and output.requires_grad and output.ndim in (3, 4):
+            self.note(func, args, kwargs, output)
+        return output
+
+    def note(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """Keep what a call says about the arrangement of its output."""
+        if func in SPATIAL and output.ndim == 4:
+            self.channels_last = False
+            self.grids.append((output.shape[2], output.shape[3]))
+        elif func in ALONG_CHANNELS:
+            self.channels_last = True
+        elif func in PERMUTE and output.ndim == 4:
+            dims = args[1:] or (kwargs["dims"],)
+            order = tuple(dim % 4 for dim in (dims[0] if len(dims) == 1 else dims))
+            if order in ((0, 2, 3, 1), (0, 3, 1, 2)):
+                self.channels_last = order == (0, 2, 3, 1)
+        elif func in CONCATENATE and output.ndim == 3:
+            parts = args[0]
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+            depends = [part.requires_grad for part in parts]
+            if dim % 3 == 1 and not all(depends):
+                first, last = depends.index(True), len(parts) - depends[::-1].index(True)
+                self.added[output.shape[1]] = (
+                    sum(part.shape[1] for part in parts[:first]),
+                    sum(part.shape[1] for part in parts[last:]),
+                )
+
+    def arrangement(self, output: object, count: int) -> Arrangement | None:
+        """Return how the output of a layer for `count` images is arranged; None if it has no positions."""
+        if not isinstance(output, Tensor) or len(output) != count:
+            return None
+        if output.ndim == 4:
+            first, second, third = output.shape[1:]
+            last = self.channels_last
+            if last and not self._may_cover(
+                first, second
+            ):  # a view may have brought the channels to the front
+                last = not self._may_cover(second, third)
+                if last:
+                    return None
+            return Arrangement((first, second) if last else (second, third), channels_last=last)
+        if output.ndim != 3:
+            return None
+        total = output.shape[1]
+        for before, after in [self.added[total]] if total in self.added else [(0, 0), (1, 0)]:
+            grid = self._grid(total - before - after)
+            if grid is not None:
+                return Arrangement(grid, tokens=True, before=before, after=after)
+        return None
+
+    def _grid(self, count: int) -> tuple[int, int] | None:
+        seen = [grid for grid in reversed(self.grids) if math.prod(grid) == count]
+        return seen[0] if seen else patch_grid(count, self.images)
+
+    def _may_cover(self, rows: int, columns: int) -> bool:
+        """Whether strides, rounded either way, can take the image's height and width to this grid."""
+        height, width = self.images.shape[2:]
+        return (rows - 1) * width < (columns + 1) * height and (columns - 1) * height < (rows + 1) * width
+
+
+def patch_grid(count: int, x: Tensor) -> tuple[int, int] | None:
+    """Return rows and columns of `count` patches over images (n, C, H, W), or None if no grid has as many.
+
+    The grid has the proportions of the images, or those that square patches leave that do not fit evenly.
+    """
+    height, width = x.shape[2:]
+    common = math.gcd(height, width)
+    even = [(height // common * k, width // common * k) for k in range(1, common + 1)]
+    cut = [(height // side, width // side) for side in range(1, min(height, width) + 1)]
+    return next((grid for grid in even + cut if math.prod(grid) == count), None)
+
+
+# --- which layer ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of a module, from call `begin` to call `end`, and its output.
+
+    `output` is None if it is no tensor; `shape` is then that of the first tensor in it.
+    """
+
+    name: str
+    begin: int
+    end: int
+    output: Tensor | None
+    shape: tuple[int, ...] | None
+    arrangement: Arrangement | None
+    normalises: bool
+    pools: bool
+
+    @property
+    def has_positions(self) -> bool:
+        return self.arrangement is not None and math.prod(self.arrangement.grid) > 1
+
+
+class _Record(Execution):
+    """Records the runs of all modules, and where self-attention and convolutions are called."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__(image)
+        self.number = 0
+        self.running: list[tuple[str, nn.Module]] = []
+        self.begun: list[int] = []
+        self.runs: list[_Run] = []
+        self.attending: set[str] = set()
+        self.self_attention: list[tuple[int, list[str]]] = []
+        self.convolutions: list[int] = []
+        self.called: dict[str, set[Call]] = {}
+        self.copies: dict[int, tuple[Tensor, int, Tensor]] = {}  # by id: copy, its version, original
+
+    def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = super().call(func, args, kwargs)
+        self.number += 1
+        if isinstance(output, Tensor) and output.requires_grad:
+            self.called.setdefault(self.running[-1][0] if self.running else "", set()).add(func)
+            if func in CONVOLUTION and max(output.shape[2:]) > 1:
+                self.convolutions.append(self.number)
+        if (tokens := _attention_size(func, args, kwargs, output)) is not None:
+            names = [name for name, _ in self.running]
+            self.attending.update(names[-1:])
+            if tokens[0] == tokens[1] > 1:
+                self.self_attention.append((self.number, names))
+        return output
+
+    def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Note that a module begins."""
+        self.begun.append(self.number)
+
+    def leave(self, name: str, module: nn.Module, output: object) -> Tensor | None:
+        """Note that a module ends; return a copy of its output for the network to go on with.
+
+        An in-place operation that follows then leaves the recorded output alone.
+        """
+        called = self.called.get(name, set())
+        normal = bool(called & NORMALISATION) or "norm" in type(module).__name__.lower()
+        depends = isinstance(output, Tensor) and output.requires_grad
+        copied = self.copies.get(id(output))
+        if copied is not None and copied[0]._version != copied[1]:  # changed in place since
+            copied = None
+        original = copied[2] if copied else output if isinstance(output, Tensor) and depends else None
+        run = _Run(
+            name,
+            self.begun.pop(),
+            self.number,
+            original,
+            next((tuple(each.shape) for each in _tensors(output)), None),
+            self.arrangement(output, 1) if depends else None,
+            normalises=normal and not any(True for _ in module.children()),
+            pools=bool(called) and called <= AVERAGE_POOL,
+        )
+        self.runs.append(run)
+        if original is None or copied is not None:
+            return None
+        copy = original.clone()
+        self.copies[id(copy)] = (copy, copy._version, original)
+        return copy
+
+
+def _attention_size(
+    func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+) -> tuple[int, int] | None:
+    """Return how many tokens attend to how many in this call, if it is attention or the softmax of one."""
+    if func in (F.scaled_dot_product_attention, F.multi_head_attention_forward):
+        query = args[0] if args else kwargs["query"]
+        key = args[1] if len(args) > 1 else kwargs["key"]
+        dim = -2 if func is F.scaled_dot_product_attention else 0
+        return query.shape[dim], key.shape[dim]
+    if func in SOFTMAX and isinstance(output, Tensor) and output.ndim >= 3:
+        return output.shape[-2], output.shape[-1]
+    return None
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        yield from _tensors(list(output.values()))
+    elif isinstance(output, tuple | list):
+        for each in output:
+            yield from _tensors(each)
+
+
+def _record(model: nn.Module, image: Tensor) -> tuple[_Record, Tensor]:
+    """Run the model on one image, and return what happened and the logits."""
+    record = _Record(image)
+    handles = []
+    with track_modules(model, record.running):
+        try:
+            for name, module in model.named_modules():
+                handles.append(module.register_forward_pre_hook(record.enter))
+                handles.append(
+                    module.register_forward_hook(
+                        lambda module, _, output, name=name: record.leave(name, module, output)
+                    )
+                )
+            with torch.enable_grad(), record:
+                logits = model(image.detach().clone().requires_grad_(True) * 1.0)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return record, check_logits(logits, 1)
+
+
+def default_layer(model: nn.Module, image: Tensor) -> str:
+    """Return the name of the layer that CAM methods use unless one is given.
+
+    It is the layer that the model declares as its `cam_layer`; else, in a transformer, the first
+    normalisation of the last block; else the last module whose output has more than one position with a
+    gradient. Average pooling, parts of an attention module and modules that run several times are no
+    candidates. The choice depends on the model and on the shape of the image (1, C, H, W), not on its pixels.
+
+    Raises
+    ------
+    InputError
+        If no module's output has positions.
+    """
+    if (declared := declared_cam_layer(model)) is not None:
+        return declared
+    noise = torch.rand(image.shape, dtype=torch.float32, generator=generator(0, "default layer")).to(image)
+    record, logits = _record(model, noise)
+    times = Counter(run.name for run in record.runs)
+    once = [run for run in record.runs if times[run.name] == 1 and run.has_positions]
+    if not once:
+        raise InputError(
+            f"no module of {type(model).__name__} returns a map with more than one position for images of "
+            f"shape {tuple(image.shape[1:])}, and CAM methods need one; use larger images, or a method such "
+            "as 'saliency'"
+        )
+    norm = _first_norm_of_last_block(record, once)
+    graded = _with_gradient(once, logits) or once
+    outside = [run for run in graded if not any(run.name.startswith(f"{each}.") for each in record.attending)]
+    return (norm or _last(outside or graded)).name
+
+
+def cam_layer_for_card(model: nn.Module, image: Tensor) -> str | None:
+    """Return the name of the layer that CAM methods use for images of the shape of `image` (1, C, H, W).
+
+    None if there is no such layer, or a compiled part of the model hides its modules.
+    """
+    if hidden_part(model):
+        return None
+    try:
+        return default_layer(model, image)
+    except InputError:  # no output has positions; a CAM method says so if one is asked for
+        return None
+
+
+def _with_gradient(runs: list[_Run], logits: Tensor) -> list[_Run]:
+    """Return the runs at whose positions a random mixture of the logits has a gradient."""
+    if not logits.requires_grad:
+        return []
+    source = generator(0, "default layer")
+    weights = torch.randn(logits.shape, dtype=torch.float32, generator=source).to(logits)
+    outputs = [run.output for run in runs if run.output is not None]
+    gradients = torch.autograd.grad((weights * logits).sum(), outputs, allow_unused=True)
+    return [
+        run
+        for run, gradient in zip(runs, gradients, strict=True)
+        if gradient is not None and run.arrangement is not None and run.arrangement.to_map(gradient).any()
+    ]
+
+
+def _last(runs: list[_Run]) -> _Run:
+    """Return the last run; of nested modules that return the same tensor, the outermost."""
+    proper = [run for run in runs if not run.pools] or runs
+    same = [run for run in proper if run.output is proper[-1].output]
+    return [run for run in same if f"{same[0].name}.".startswith(f"{run.name}.")][-1]
+
+
+def _first_norm_of_last_block(record: _Record, runs: list[_Run]) -> _Run | None:
+    """Return the first normalisation of the last block with self-attention, if the network ends in blocks."""
+    if not record.self_attention:
+        return None
+    number, running = record.self_attention[-1]
+    earlier = {name for _, names in record.self_attention[:-1] for name in names}
+    blocks = {run.name: run for run in record.runs}
+    for name in reversed(running):
+        block = blocks[name]
+        if name in earlier:
+            return None  # it is more than one block
+        inside = [
+            run
+            for run in runs
+            if run.name.startswith(f"{name}.") and run.normalises and run.shape == block.shape
+        ]
+        if inside and (inside[0].begin < number or name != running[-1]):
+            follows = any(number > block.end for number in record.convolutions)
+            return None if follows else inside[0]
+    return None
