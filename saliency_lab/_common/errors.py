@@ -44,10 +44,6 @@ class TrainingError(SaliencyLabError):
     """Training cannot continue, or its result is unusable (NaN, a constant prediction)."""
 
 
-class CollapseError(TrainingError):
-    """Training ended with a network that predicts one class for all images."""
-
-
 _LISTED = 60  # names in an error; a registry has a list_…() of its own
 
 

@@ -13,6 +13,7 @@ from saliency_lab.cli.options import (
     Device,
     Json,
     Methods,
+    Trust,
     key_values,
     named_settings,
     requests_of,
@@ -66,6 +67,7 @@ def roar(
         typer.Option("--out", help="Folder of the results; by default runs/roar. Run again to go on."),
     ] = None,
     json: Json = None,
+    trust: Trust = False,
 ) -> None:
     """Retrain a recipe on images without the pixels that each method finds most important (ROAR).
 
@@ -94,6 +96,7 @@ def roar(
         out=folder,
         overrides=overrides,
         device=device,
+        trust=trust,
     )
     output.table(result.summary())
     picture = folder / f"{result.name.lower()}-{result.recipe.replace('/', '-')}.png"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_seed
-from saliency_lab._common.errors import CollapseError, InputError, unknown_name
+from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import named_device, predict_classes
 from saliency_lab._common.progress import progress
@@ -29,7 +29,8 @@ from saliency_lab.study.cache.store import FolderStore, MemoryStore, Store, read
 from saliency_lab.study.keys import method_dependencies
 from saliency_lab.study.requests import Request, Selection, read_methods
 from saliency_lab.training import Recipe, load_recipe, train
-from saliency_lab.training.api import fabric_device, load_data, own_model
+from saliency_lab.training.api import fabric_device, load_data, named_module
+from saliency_lab.training.health import CONSTANT_SHARE
 from saliency_lab.training.run import run_folder_name
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -84,6 +85,7 @@ def roar(
     overrides: Mapping[str, Any] | None = None,
     model: nn.Module | None = None,
     device: str = "auto",
+    trust: bool = False,
 ) -> RoarResult:
     """Remove and retrain (ROAR), or keep and retrain (KAR; Hooker et al., NeurIPS 2019).
 
@@ -121,6 +123,8 @@ def roar(
         Your own module, as for `train`.
     device : str
         Where networks are trained and run; "auto" is CUDA if there is a GPU, else the CPU.
+    trust : bool
+        Whether to import code that the file of the recipe names, as for `train`.
 
     Returns
     -------
@@ -137,7 +141,7 @@ def roar(
     Warns
     -----
     UserWarning
-        If a retrained network collapsed to one class; it counts as one that predicts the most frequent class.
+        If retrained networks predict one class for nearly all test images.
 
     Examples
     --------
@@ -157,6 +161,7 @@ def roar(
         seeds=seeds,
         overrides=overrides,
         model=model,
+        trust=trust,
     )
     named_device(device)
     if out is not None:
@@ -176,6 +181,7 @@ def make_plan(
     seeds: Sequence[int],
     overrides: Mapping[str, Any] | None = None,
     model: nn.Module | None = None,
+    trust: bool = False,
 ) -> RoarPlan:
     """Check the arguments of `roar`; nothing is trained.
 
@@ -188,13 +194,13 @@ def make_plan(
         raise InputError("the override 'seed' has no effect; give the training seeds by seeds=…")
     if order not in (MORF, LERF):
         raise unknown_name("order", str(order), [MORF, LERF])
-    settled = load_recipe(recipe, overrides)
+    settled = load_recipe(recipe, overrides, trust=trust)
     data = load_data(settled.data) if data is None else data
     if not isinstance(data, ImageData) or not len(data.train):
         raise InputError(
             "data must be a saliency_lab.ImageData with training images, as load_dataset returns it"
         )
-    own = model if model is not None else own_model(settled, data)
+    own = model if model is not None else named_module(settled, data)
     return RoarPlan(
         settled,
         data,
@@ -267,8 +273,8 @@ def run_plan(plan: RoarPlan, folder: Path, store: Store, device: str) -> RoarRes
                 bar.update()
     if count := sum(collapsed.values()):
         warnings.warn(
-            f"recipe '{plan.recipe.name}': {count} of the retrained networks predict one class for all "
-            "images; they count as predicting the most frequent class of the training images",
+            f"recipe '{plan.recipe.name}': {count} of the retrained networks predict one class for nearly "
+            "all test images; if that is too many, lower optimizer.learning_rate or the fractions",
             stacklevel=3,
         )
     shares = (0.0, *plan.fractions)
@@ -319,7 +325,7 @@ class _SeedRun:
             plan = self.plan
             custom = [] if plan.model is None else [plan.architecture]
             name = run_folder_name(plan.recipe, self.seed, plan.data.fingerprint, *custom)
-            self._net = self._train(plan.data, self.folder / "models" / name)
+            self._net = self._train(plan.recipe, plan.data, self.folder / "models" / name)
         return self._net
 
     def _retrain(self, method: Request, fraction: float, key: str) -> Content:
@@ -331,21 +337,20 @@ class _SeedRun:
             self._ranks = method.label, ranks
         changed = replace_pixels(plan.data, self._ranks[1], fraction, channel_means(plan.data))
         run = self.folder / "roar" / "runs" / key
-        try:
-            content = self._measure(self._train(changed, run), changed)
-        except CollapseError:
-            content = self._constant(changed)
+        kept = load_recipe(plan.recipe, {"training.collapse": "keep"})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about single networks
+            content = self._measure(self._train(kept, changed, run), changed)
         shutil.rmtree(run, ignore_errors=True)
         return content
 
-    def _train(self, data: ImageData, folder: Path) -> nn.Module:
-        plan = self.plan
+    def _train(self, recipe: Recipe, data: ImageData, folder: Path) -> nn.Module:
         net = train(
-            plan.recipe,
+            recipe,
             data,
             seed=self.seed,
             out=folder,
-            model=plan.model,
+            model=self.plan.model,
             **fabric_device(self.device),
         )
         return net.to(named_device(self.device))
@@ -358,11 +363,7 @@ class _SeedRun:
                 for rows in torch.arange(len(labels)).split(4096)
             ]
         )
-        return self._content(predicted == labels, collapsed=False)
-
-    def _constant(self, data: ImageData) -> Content:
-        return self._content(data.test.labels == data.train.labels.bincount().argmax(), collapsed=True)
-
-    def _content(self, correct: Tensor, *, collapsed: bool) -> Content:
+        constant = predicted.bincount().max() >= CONSTANT_SHARE * len(labels)
         provenance = {"device": str(named_device(self.device)), **machine(), "versions": versions()}
-        return Content({"correct": correct}, {"collapsed": collapsed, "provenance": provenance})
+        info = {"collapsed": bool(constant), "provenance": provenance}
+        return Content({"correct": predicted == labels}, info)

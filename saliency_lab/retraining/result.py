@@ -42,8 +42,8 @@ class RoarResult:
         For each method, bool (seeds, fractions, N): whether the network that was retrained for it predicts
         the label of each of the N test images.
     collapsed : mapping of str to ndarray
-        For each method, bool (seeds, fractions): whether the training ended with one class for all images.
-        Such a network counts as one that predicts the most frequent class of the training images.
+        For each method, bool (seeds, fractions): whether the network predicts one class for nearly all test
+        images.
 
     Examples
     --------
