@@ -22,6 +22,7 @@ from saliency_lab._common.inference import (
     chunk_rows,
     device_of,
     gradients_recorded,
+    in_float32,
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.registry import name_of
@@ -304,7 +305,7 @@ def run_jobs(
     seed, x, y = check_seed(seed), check_images(x).detach().cpu(), check_labels(y, len(x)).cpu()
     height, width = x.shape[2:]
     jobs = [replace(job, settings=settings_at_size(job.settings, height, width)) for job in jobs]
-    with gradients_recorded():
+    with gradients_recorded(), in_float32(model):
         return _run(model, x, y, attributions, jobs, seed)
 
 
