@@ -57,6 +57,7 @@ _PACKAGES = {
     "power": "comparison",
     "Study": "study",
     "verify": "study",
+    "roar": "retraining",
     "list_studies": "experiment",
     "register": "_common.registry",
     "Settings": "_common.settings",
@@ -101,6 +102,7 @@ if TYPE_CHECKING:
         wrap,
     )
     from saliency_lab.reporting import report
+    from saliency_lab.retraining import roar
     from saliency_lab.study import Study, verify
     from saliency_lab.training import list_recipes, load_recipe, train
 
@@ -145,6 +147,7 @@ __all__ = [
     "power",
     "register",
     "report",
+    "roar",
     "robustness_curve",
     "sanity_check",
     "save_model",

@@ -105,6 +105,55 @@ def _restore_flag(part: nn.Module | nn.Parameter, flag: bool) -> None:
         part.requires_grad_(flag)
 
 
+HALF = (torch.bfloat16, torch.float16)
+"""Types in which differences of outputs, squares of gradients and stabilisers round to zero."""
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Run a model of half precision in float32 inside, with the same weights; put its own tensors back.
+
+    Parameters and buffers stay the same objects. Models of other precisions are left as they are.
+
+    Raises
+    ------
+    InputError
+        If the model's forward computes in half precision whatever the type of its weights.
+    """
+    check_module(model)
+    given = dtype_of(model)
+    with _PRECISIONS.changed(lambda: _data(model), lambda: _widen(model), _put_back):
+        widened = given in HALF
+        try:
+            yield
+        except (RuntimeError, InputError) as error:
+            if widened and "the same dtype" in f"{error}":
+                raise InputError(
+                    f"{type(model).__name__} is run in float32 with its own weights, because {given} rounds "
+                    f"small differences away, but its forward converts to another type ({error}); take that "
+                    "out of it"
+                ) from error
+            raise
+
+
+_PRECISIONS = SharedState()
+
+
+def _data(model: nn.Module) -> dict[Tensor, Tensor]:
+    return {tensor: tensor.data for tensor in (*model.parameters(), *model.buffers())}
+
+
+def _widen(model: nn.Module) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in HALF:
+            tensor.data = tensor.data.float()
+
+
+def _put_back(tensor: Tensor, data: Tensor) -> None:
+    if tensor.dtype != data.dtype:
+        tensor.data = data
+
+
 @contextmanager
 def gradients_recorded() -> Iterator[None]:
     """Record gradients inside, in the model's own precision, whatever the caller's contexts are.

@@ -19,6 +19,7 @@ from saliency_lab._common.inference import (
     device_of,
     dtype_of,
     gradients_recorded,
+    in_float32,
     translate_shape_errors,
     undisturbed,
 )
@@ -115,6 +116,7 @@ def attribute(
     x, y, _ = read_sample(x, y)
     with (
         gradients_recorded(),
+        in_float32(model),
         translate_shape_errors(model, x),
         undisturbed(model),
         preserved_rng(seed),
@@ -217,7 +219,7 @@ def attribute_points(
     given = dict(settings)
     run = run_of(chosen, given.pop("engine", "fast"))
     parsed = parse_settings(chosen.settings, given, of=f"method '{name}'")
-    with gradients_recorded(), undisturbed(model), preserved_rng(seed):
+    with gradients_recorded(), in_float32(model), undisturbed(model), preserved_rng(seed):
         aim = Target(classes.cpu().clone(), None, int(classes.max()))
         points = points.detach()
         parsed = _resolved(chosen, parsed, model, points)

@@ -22,6 +22,7 @@ from saliency_lab._common.inference import (
     chunk_rows,
     device_of,
     gradients_recorded,
+    in_float32,
 )
 from saliency_lab._common.passes import Passes
 from saliency_lab._common.progress import progress
@@ -308,7 +309,7 @@ def run_jobs(
     seed, x, y = check_seed(seed), check_images(x).detach().cpu(), check_labels(y, len(x)).cpu()
     height, width = x.shape[2:]
     jobs = [replace(job, settings=settings_at_size(job.settings, height, width)) for job in jobs]
-    with gradients_recorded():
+    with gradients_recorded(), in_float32(model):
         return _run(model, x, y, attributions, jobs, seed)
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from torch import nn
+
 from saliency_lab._common.baseline import baseline_revision
 from saliency_lab._common.fingerprints import canonical
+from saliency_lab._common.inference import HALF, dtype_of
 from saliency_lab.attribution.catalogue import METHODS, key_settings
 from saliency_lab.metrics.catalogue import stored_settings
 from saliency_lab.study.cache.results import Result, cache_versions
@@ -62,6 +65,11 @@ def attack_dependencies(request: Request) -> Dependencies:
     if request.what in _REVISED_IN_LINF and given.get("norm", "linf") == "linf":
         depends["revision"] = 2
     return depends
+
+
+def precision_dependencies(net: nn.Module | None) -> Dependencies:
+    """Return what distinguishes maps of a half-precision network, which 0.1.0 computed in its precision."""
+    return {"computed in": "float32"} if net is not None and dtype_of(net) in HALF else {}
 
 
 def maps_result(model: str, images: str, request: Dependencies, seed: int) -> Result:

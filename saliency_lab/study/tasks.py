@@ -23,6 +23,7 @@ from saliency_lab.study.keys import (
     maps_result,
     method_dependencies,
     metric_dependencies,
+    precision_dependencies,
     scores_result,
 )
 from saliency_lab.study.requests import GridRequests, Request, attack_to_audit, describe_metric
@@ -86,7 +87,9 @@ def attribution_tasks(inputs: TaskInputs, requests: Sequence[Request]) -> list[S
     for request in requests:
         depends = method_dependencies(request)
         for member, model in inputs.networks.items():
-            result = maps_result(model, inputs.images, depends, inputs.seed)
+            result = maps_result(
+                model, inputs.images, {**depends, **precision_dependencies(member.module)}, inputs.seed
+            )
             place = Place("maps", request.label, "", member.model, member.seed)
             tasks.append(StudyTask({place: result}, {request.label: request}, inputs.seed, result.key))
     return tasks
@@ -99,7 +102,12 @@ def scoring_tasks(
     of_method = {label: method_dependencies(request) for label, request in methods.items()}
     maps = {
         member: {
-            label: (maps_result(model, inputs.images, depends, inputs.seed), methods[label])
+            label: (
+                maps_result(
+                    model, inputs.images, {**depends, **precision_dependencies(member.module)}, inputs.seed
+                ),
+                methods[label],
+            )
             for label, depends in of_method.items()
         }
         for member, model in inputs.networks.items()
