@@ -120,7 +120,7 @@ def test_the_help_knows_every_verb():
     listed = call("--help").stdout
     for command in app.registered_commands:
         assert (command.name or command.callback.__name__) in listed
-    assert len(app.registered_commands) == 14
+    assert len(app.registered_commands) == 15
 
 
 @pytest.mark.parametrize(
