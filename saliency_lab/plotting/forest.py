@@ -63,9 +63,9 @@ def forest(
         xlabel = f"{xlabel}, in points" if xlabel else "points"
     ax.set_xlabel(xlabel)
     for row, estimate in enumerate([*studies.values(), *pooled.values()]):
-        value, low, high = (_signed(scale * end, 1 if percent else None) for end in estimate)
+        written = [_signed(scale * end, 1 if percent else None) for end in estimate]
         ax.annotate(
-            f"{value} [{low}, {high}]",
+            f"{written[0]} [{written[1]}, {written[2]}]",
             (1, row),
             (8, 0),
             xycoords=("axes fraction", "data"),
