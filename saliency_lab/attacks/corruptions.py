@@ -45,7 +45,8 @@ def corrupt(x: Tensor, corruption: str, severity: int, *, seed: int = 0) -> Tens
     corruption : str
         One of "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "gaussian_blur",
         "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "fog", "brightness",
-        "contrast", "elastic_transform", "pixelate", "jpeg_compression" and "saturate" (the last for three channels).
+        "contrast", "elastic_transform", "pixelate", "jpeg_compression" and "saturate" (the last for three
+        channels).
     severity : {1, 2, 3, 4, 5}
     seed : int
         Draws depend on it and on each image alone.
