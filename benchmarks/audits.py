@@ -47,7 +47,8 @@ def examine(model: nn.Module, inner: nn.Module | None, x: Tensor, y: Tensor, **b
     if inner is None:
         lowest = report.worst_case
     else:
-        lowest = adaptive(model, inner, x, y, **ball)
+        draws = 8 if report["determinism"].numbers["random"] else 1
+        lowest = adaptive(model, inner, x, y, samples=draws, **ball)
     return {
         "verdict": report.verdict,
         "reported": report.robust_accuracy,
