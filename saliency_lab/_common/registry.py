@@ -286,7 +286,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         if isinstance(name, str) and name in self.built_in:
             return self.built_in[name]
-        found = self._extension(str(name))
+        found = self._extension(name if isinstance(name, str) else str(name))
         assert self.adapt is not None
         return self.adapt(found)
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.plugins import mark_names
 
 Table = dict[str, Any]
 
 
 def read_toml(path: Path, noun: str) -> Table:
-    """Read a TOML file, which messages call a `noun`.
+    """Read a TOML file, which messages call a `noun`; names of code in it are marked (see `check_names`).
 
     Raises
     ------
@@ -21,7 +22,8 @@ def read_toml(path: Path, noun: str) -> Table:
         If the file cannot be read or is not valid TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        table: Table = mark_names(tomllib.loads(path.read_text(encoding="utf-8")), path)
+        return table
     except OSError as error:
         raise InputError(f"cannot read the {noun} '{path}' ({error.strerror}); name a TOML file") from error
     except RecursionError as error:

@@ -18,6 +18,7 @@ from saliency_lab.cli.options import (
     NamedSettings,
     Seed,
     Store,
+    Trust,
     attack_settings,
     open_study,
     several,
@@ -47,6 +48,7 @@ def attack(
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006
     device: Device = "auto",
+    trust: Trust = False,
     out: Store = Path("runs/study"),
     json: Json = None,
 ) -> None:
@@ -61,7 +63,7 @@ def attack(
     chosen = attack_settings(settings, several(method))
     for name, own in chosen.items():  # a mistake is reported before any model runs
         read_attack(name, radii, settings=own)
-    study = open_study(models, data, data_root, images, seed, out, device)
+    study = open_study(models, data, data_root, images, seed, out, device, trust=trust)
     for name, own in chosen.items():
         study.attack(name, eps=radii, **own)
     comparison = study.compare()

@@ -19,6 +19,7 @@ from saliency_lab.cli.options import (
     NamedSettings,
     Seed,
     Store,
+    Trust,
     named_settings,
     open_study,
     requests_of,
@@ -40,6 +41,7 @@ def attribute(
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006
     device: Device = "auto",
+    trust: Trust = False,
     out: Store = Path("runs/study"),
     rows: Annotated[int, typer.Option(min=1, help="How many images the picture shows.")] = 6,
 ) -> None:
@@ -50,7 +52,7 @@ def attribute(
 
     methods = several(method)
     requests = requests_of("method", methods, named_settings(settings, methods))
-    study = open_study(models, data, data_root, images, seed, out, device, methods=requests)
+    study = open_study(models, data, data_root, images, seed, out, device, trust=trust, methods=requests)
     study.attribute(requests)
     stems = distinct_stems({model: re.sub(r"[^\w.=,-]+", "_", model).strip("_") for model in study.models})
     for name in requests:

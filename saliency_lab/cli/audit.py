@@ -16,6 +16,7 @@ from saliency_lab.cli.options import (
     Images,
     NamedSettings,
     Seed,
+    Trust,
     attack_settings,
     draw_images,
     load_models,
@@ -40,6 +41,7 @@ def audit(
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006 - typer copies it
     device: Device = "auto",
+    trust: Trust = False,
     out: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the audits here.")
     ] = None,
@@ -59,8 +61,8 @@ def audit(
 
     own = attack_settings(settings, [method])[method]
     parse_settings(METHODS.find(method).settings, own, of=f"attack '{method}'")  # no other keyword of `run`
-    loaded = load_models(models, device)
-    x, y = draw_images(loaded, data, data_root, images, seed)
+    loaded = load_models(models, device, trust=trust)
+    x, y = draw_images(loaded, data, data_root, images, seed, trust=trust)
     nets = {
         str(member) if len(loaded[member.model]) > 1 else member.model: member.net
         for member in read_members(loaded)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from saliency_lab.data import LabelledImages
+    from saliency_lab.models import ModelCard
     from saliency_lab.study import Study
 
 Checkpoints = Annotated[
@@ -70,6 +71,14 @@ Json = Annotated[
     Path | None,
     typer.Option(
         "--json", metavar="FILE", help="Write the table to this file as JSON too; with -, print JSON alone."
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Import code that a model's card, a study or a recipe names as module:attribute, which runs it; "
+        "what you type yourself needs no --trust.",
     ),
 ]
 
@@ -137,6 +146,7 @@ def open_study(
     store: Path,
     device: str,
     *,
+    trust: bool = False,
     methods: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Study:
@@ -155,8 +165,8 @@ def open_study(
     from saliency_lab.study.requests import read_grid
     from saliency_lab.study.sample import read_sample
 
-    models = load_models(checkpoints, device)
-    sample = read_sample(draw_images(models, data, root, images, seed))
+    models = load_models(checkpoints, device, trust=trust)
+    sample = read_sample(draw_images(models, data, root, images, seed, trust=trust))
     read_grid(sample, methods or {}, metrics or {})
     manifest = FolderStore(store).read_manifest()
     if manifest is not None and (manifest.images, manifest.seed) != (sample.images, seed):
@@ -167,17 +177,19 @@ def open_study(
     return Study(models, sample, store=store, seed=seed)
 
 
-def load_models(checkpoints: Sequence[Path], device: str) -> dict[str, list[nn.Module]]:
+def load_models(
+    checkpoints: Sequence[Path], device: str, *, trust: bool = False
+) -> dict[str, list[nn.Module]]:
     """Load checkpoints by the recipe they were trained by: several seeds of one recipe are one model.
 
     The name is the recipe's last part ("asgt" for "mnist/asgt") where that is unique. Where recipes of
     one name differ, the keys in which they do follow: "sgt (objective.fraction=0.1)"; so do the data, where
-    one recipe saw different images. A checkpoint that tells no recipe goes by its folder.
+    one recipe saw different images. A checkpoint without a recipe goes by its folder. Code that a card names
+    is imported with `trust` only.
     """
     from saliency_lab._common.fingerprints import fingerprint
     from saliency_lab._common.inference import named_device
-    from saliency_lab.experiment.checkpoints import load_checkpoint
-    from saliency_lab.models import card_of
+    from saliency_lab.models import card_of, load_model
 
     there = named_device(device)
     seen: dict[str, Path] = {}
@@ -185,16 +197,17 @@ def load_models(checkpoints: Sequence[Path], device: str) -> dict[str, list[nn.M
     runs: dict[tuple[str, int | None], Path] = {}
     groups: dict[str, list[nn.Module]] = {}
     for path in checkpoints:
-        model = load_checkpoint(path, there)
+        model = load_model(path, there, trust=trust)
         card = card_of(model)
         assert card is not None
-        if card.sha256 in seen:
+        if card.sha256 and card.sha256 in seen:
             raise InputError(
                 f"'{path}' holds the same weights as '{seen[card.sha256]}'; name each checkpoint once"
             )
         seen[card.sha256] = path
         recipe = {"name": path.as_posix(), **(card.recipe or {}), "description": "", "seed": None}
-        recipe["data"] = {**recipe.get("data", {}), "fingerprint": (card.data or "")[:8]}
+        recipe["name"] = str(recipe["name"])
+        recipe["data"] = {**_data_of(card), "fingerprint": (card.data or "")[:8]}
         key = fingerprint(recipe)
         recipes[key] = recipe
         twin = runs.setdefault((key, card.seed), path)
@@ -206,6 +219,12 @@ def load_models(checkpoints: Sequence[Path], device: str) -> dict[str, list[nn.M
         groups.setdefault(key, []).append(model)
     names = _names(list(recipes.values()))
     return dict(zip(names, groups.values(), strict=True))
+
+
+def _data_of(card: ModelCard | None) -> Mapping[str, Any]:
+    """Return the table [data] of the recipe on a card; empty if there is none."""
+    table = (card.recipe or {}).get("data") if card is not None else None
+    return table if isinstance(table, Mapping) else {}
 
 
 def _names(recipes: list[dict[str, Any]]) -> list[str]:
@@ -226,16 +245,23 @@ def _names(recipes: list[dict[str, Any]]) -> list[str]:
 
 
 def draw_images(
-    models: dict[str, list[nn.Module]], data: str | None, root: Path | None, images: int, seed: int
+    models: dict[str, list[nn.Module]],
+    data: str | None,
+    root: Path | None,
+    images: int,
+    seed: int,
+    *,
+    trust: bool = False,
 ) -> LabelledImages:
     """Draw test images of the named data set, or of the one that all models were trained on.
 
     Raises
     ------
     InputError
-        If no data set is named, and a model was trained on other images than those found by its recipe; or
-        the images have another shape than a model takes.
+        If no data set is named, and a model was trained on other images than those found by its recipe, or
+        its card names code and is not trusted; or the images have another shape than a model takes.
     """
+    from saliency_lab._common.plugins import check_names
     from saliency_lab._common.settings import parse_settings
     from saliency_lab.data.catalogue import DATASETS
     from saliency_lab.models import card_of, read_card
@@ -245,11 +271,12 @@ def draw_images(
 
     cards = {name: [card_of(net) for net in nets] for name, nets in models.items()}
     first = next(iter(cards.values()))[0]
-    table = (first.recipe or {}).get("data") if first is not None else None
-    if data is not None and data != (table or {}).get("name"):
-        table = {"name": data}
-    if table is None:
+    table = dict(_data_of(first))
+    if data is not None:
+        table = {**(table if table.get("name") == data else {}), "name": data}
+    if "name" not in table:
         raise InputError("the model does not say what it was trained on; name it with --data")
+    table = check_names(table, trust=trust, key="recipe.data")
     if data is None and ":" not in table["name"] and table["name"] not in DATASETS:
         raise InputError(
             f"the model '{next(iter(models))}' was trained on '{table['name']}', which is no data set known "
@@ -261,7 +288,7 @@ def draw_images(
     found = load_data(parse_settings(DataSpec, table | where, of="data"))
     if data is None:
         zoo = [read_card(name) for name in zoo_names()]  # made of the data sets of that name
-        same = {card.data for card in zoo if card.recipe and card.recipe["data"]["name"] == table["name"]}
+        same = {card.data for card in zoo if _data_of(card).get("name") == table["name"]}
         for name, each in cards.items():
             if any(card and card.data not in (None, found.fingerprint, *same) for card in each):
                 raise InputError(

@@ -19,6 +19,7 @@ from saliency_lab.cli.options import (
     NamedSettings,
     Seed,
     Store,
+    Trust,
     named_settings,
     open_study,
     requests_of,
@@ -46,6 +47,7 @@ def score(
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006
     device: Device = "auto",
+    trust: Trust = False,
     out: Store = Path("runs/study"),
     json: Json = None,
 ) -> None:
@@ -57,7 +59,9 @@ def score(
     methods, metrics = several(method), several(metric)
     given = named_settings(settings, [*methods, *metrics])
     maps, scores = requests_of("method", methods, given), requests_of("metric", metrics, given)
-    study = open_study(models, data, data_root, images, seed, out, device, methods=maps, metrics=scores)
+    study = open_study(
+        models, data, data_root, images, seed, out, device, trust=trust, methods=maps, metrics=scores
+    )
     study.attribute(maps)
     study.score(scores)
     comparison = study.compare()

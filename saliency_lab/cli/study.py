@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saliency_lab.cli.executors import Address, ExecutorName, Workers, open_executor
+from saliency_lab.cli.options import Trust
+from saliency_lab.cli.verify import print_problems
 
 if TYPE_CHECKING:
+    from saliency_lab.comparison import Comparison
+    from saliency_lab.experiment.run import Run
     from saliency_lab.experiment.schema import Declaration
+    from saliency_lab.study import Study
 
 EXIT_FAILED = 1
 
@@ -22,6 +27,24 @@ Verify = Annotated[bool, typer.Option("--verify", help="Only check every file of
 Page = Annotated[
     Path | None,
     typer.Option("--page", metavar="DIR", help="Write the study's page, claims, tables and figures, here."),
+]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="Redraw the page from results that --pack wrote, without data, training or networks; figures "
+        "that need images, maps or curves are left out.",
+    ),
+]
+Pack = Annotated[
+    Path | None,
+    typer.Option(
+        "--pack",
+        metavar="FILE.tar.xz",
+        help="Also write the results into one small file, without images, maps and networks, from which "
+        "--from redraws the page.",
+    ),
 ]
 StudyData = Annotated[
     str | None,
@@ -56,11 +79,14 @@ def study(
     ],
     out: Store = None,
     page: Page = None,
+    packed: From = None,
+    pack: Pack = None,
     data: StudyData = None,
     data_root: StudyRoot = None,
     device: StudyDevice = "auto",
     plan: Plan = False,
     verify: Verify = False,
+    trust: Trust = False,
     executor: ExecutorName = "serial",
     workers: Workers = 2,
     address: Address = None,
@@ -69,14 +95,23 @@ def study(
 
     Exits with 1 if some results failed; they are tried again the next time.
     """
+    from saliency_lab.experiment.run import run_declared
     from saliency_lab.experiment.schema import read_declaration
 
-    declared = _with_data(read_declaration(declaration), data, data_root)
     store = out or Path("runs") / declaration.stem
-    if _only_look(declared, store, device, plan, verify):
+    if verify:
+        print_problems(store)
+    declared = read_declaration(declaration, _changes(data, data_root), trust=trust)
+    if plan:
+        _print_plan(declared, store, device, trust=trust)
         return
     command = f"saliency-lab study {declaration.name} --page DIR{_said(data, data_root)}"
-    _carry_out(declared, store, declaration.stem, page, command, device, executor, workers, address)
+    if packed is not None:
+        _redraw(declared, packed, page or Path(), declaration.stem, command, trust=trust)
+        return
+    with open_executor(executor, workers, address) as pool:
+        results = run_declared(declared, store, executor=pool, device=device, trust=trust)
+    _print_results(declared, results, page, pack, declaration.stem, command)
 
 
 def reproduce(
@@ -86,6 +121,8 @@ def reproduce(
     quick: Annotated[bool, typer.Option("--quick", help="The short form, minutes on two cores.")] = False,
     out: Store = None,
     page: Page = None,
+    packed: From = None,
+    pack: Pack = None,
     data: StudyData = None,
     data_root: StudyRoot = None,
     device: StudyDevice = "auto",
@@ -98,16 +135,23 @@ def reproduce(
 
     It can be interrupted; the same command again goes on from what is finished.
     """
+    from saliency_lab.experiment.run import run_declared
     from saliency_lab.experiment.schema import bundled_study, read_declaration
 
     name = f"{name}-quick" if quick else name
-    declared = _with_data(read_declaration(bundled_study(name)), data, data_root)
+    declared = read_declaration(bundled_study(name), _changes(data, data_root))
     store = out or Path("runs") / name
-    if _only_look(declared, store, device, plan, verify=False):
+    if plan:
+        _print_plan(declared, store, device)
         return
     short = " --quick" if name.endswith("-quick") else ""
     command = f"saliency-lab reproduce {name.removesuffix('-quick')}{short}{_said(data, data_root)}"
-    _carry_out(declared, store, name, page or store / "results", command, device, executor, workers, address)
+    if packed is not None:
+        _redraw(declared, packed, page or Path(), name, command)
+        return
+    with open_executor(executor, workers, address) as pool:
+        results = run_declared(declared, store, executor=pool, device=device)
+    _print_results(declared, results, page or store / "results", pack, name, command)
 
 
 def _said(data: str | None, root: Path | None) -> str:
@@ -117,55 +161,57 @@ def _said(data: str | None, root: Path | None) -> str:
     return f" --data {data}" + ("" if root is None else f" --data-root {root.name}")
 
 
-def _with_data(declared: Declaration, name: str | None, root: Path | None) -> Declaration:
-    changes = {} if name is None else {"name": name}
+def _changes(name: str | None, root: Path | None) -> dict[str, dict[str, str]]:
+    """Return what the options of other data change in the file of a study."""
+    data = {} if name is None else {"name": name}
     if root is not None:
-        changes["root"] = str(root.resolve())
-    recipes = {} if name in (None, "image_folder") else {"data.name": name}  # whose own name may stay
-    return declared.model_copy(
-        update={
-            "data": declared.data.model_copy(update=changes),
-            "overrides": declared.overrides | recipes,
-        }
+        data["root"] = str(root.resolve())
+    recipes = {} if name is None or name == "image_folder" else {"data.name": name}  # whose own name may stay
+    return {key: table for key, table in (("data", data), ("overrides", recipes)) if table}
+
+
+def _print_plan(declared: Declaration, store: Path, device: str, *, trust: bool = False) -> None:
+    """Print what there is to do, and about how long it takes."""
+    from saliency_lab.experiment.run import plan_declared
+
+    table = plan_declared(declared, store, device=device, trust=trust)
+    print(table.to_string(index=False, na_rep="", float_format="{:.1f}".format))
+    print(
+        f"{table['missing'].sum()} of {table['results'].sum()} are missing in '{store}', "
+        f"about {table['seconds'].sum() / 60:.0f} minutes of work for one process, with attacks and "
+        "audits counted as if no image gave way"
     )
 
 
-def _only_look(declared: Declaration, store: Path, device: str, plan: bool, verify: bool) -> bool:
-    """Print the plan of a study or the check of its store; False if neither was asked for."""
-    from saliency_lab.cli.verify import print_problems
-    from saliency_lab.experiment.run import plan_declared
-
-    if verify:
-        print_problems(store)
-    if plan:
-        table = plan_declared(declared, store, device=device)
-        print(table.to_string(index=False, na_rep="", float_format="{:.1f}".format))
-        print(
-            f"{table['missing'].sum()} of {table['results'].sum()} are missing in '{store}', "
-            f"about {table['seconds'].sum() / 60:.0f} minutes of work for one process, with attacks and "
-            "audits counted as if no image gave way"
-        )
-    return plan
-
-
-def _carry_out(
-    declared: Declaration,
-    store: Path,
-    name: str,
-    page: Path | None,
-    command: str,
-    device: str,
-    executor: str,
-    workers: int,
-    address: str | None,
+def _redraw(
+    declared: Declaration, packed: Path, page: Path, name: str, command: str, *, trust: bool = False
 ) -> None:
-    from saliency_lab.cli.output import print_comparison
-    from saliency_lab.comparison.claims import answer
-    from saliency_lab.experiment.run import run_declared
+    """Write a study's page from packed results."""
+    from tempfile import TemporaryDirectory
+
+    from saliency_lab.experiment.packing import unpack_results
     from saliency_lab.reporting.markdown import write_page
 
-    with open_executor(executor, workers, address) as pool:
-        done, comparison, runs = run_declared(declared, store, executor=pool, device=device)
+    with TemporaryDirectory() as scratch:
+        done, runs = unpack_results(declared, packed, Path(scratch), trust=trust)
+        print(write_page(declared, runs, done, done.compare(), page, name=name, command=command))
+
+
+def _print_results(
+    declared: Declaration,
+    results: tuple[Study, Comparison, list[Run]],
+    page: Path | None,
+    pack: Path | None,
+    name: str,
+    command: str,
+) -> None:
+    """Print the comparison and the answers, and write the tables and the page of a study that was run."""
+    from saliency_lab.cli.output import print_comparison
+    from saliency_lab.comparison.claims import answer
+    from saliency_lab.experiment.packing import pack_results
+    from saliency_lab.reporting.markdown import write_page
+
+    done, comparison, runs = results
     print_comparison(comparison)
     for asked in answer(declared.claims, comparison):
         print(asked)
@@ -173,6 +219,8 @@ def _carry_out(
         print(path)
     if page is not None:
         print(write_page(declared, runs, done, comparison, page, name=name, command=command))
+    if pack is not None:
+        print(pack_results(done, runs, pack))
     if len(done.failures):
         print(done.failures[["model", "seed", "what", "error"]].to_string(index=False))
         raise typer.Exit(EXIT_FAILED)

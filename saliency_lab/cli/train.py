@@ -10,7 +10,7 @@ import typer
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import InputError
-from saliency_lab.cli.options import DataRoot, key_values
+from saliency_lab.cli.options import DataRoot, Trust, key_values
 
 LONGEST_NAME, SHORT_NAME = 255, 180
 """Bytes that a file system allows a name; bytes that are left of a longer one, before its hash."""
@@ -57,6 +57,7 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed; short for --set training.precision=…")
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Train a model by a recipe.
 
@@ -73,7 +74,7 @@ def train(
         overrides["data.root"] = str(data_root)
     if precision is not None:
         overrides["training.precision"] = precision
-    settled = load_recipe(recipe, overrides)
+    settled = load_recipe(recipe, overrides, trust=trust)
     for seed in [settled.seed] if seeds is None else _seeds(seeds):
         folder = out or Path("runs") / _folder_name(settled.name, overrides)
         if out is None or (seeds is not None and "," in seeds):

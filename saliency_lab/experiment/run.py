@@ -27,9 +27,8 @@ from saliency_lab.comparison.comparison import Comparison
 from saliency_lab.data import ImageData
 from saliency_lab.data.images import Split, stratified_order
 from saliency_lab.data.located import LocatedSplit
-from saliency_lab.experiment.checkpoints import load_checkpoint
 from saliency_lab.experiment.schema import Declaration
-from saliency_lab.models import build_model
+from saliency_lab.models import ModelCard, build_model, load_model, read_card
 from saliency_lab.models.catalogue import ARCHITECTURES, is_custom
 from saliency_lab.models.checkpoint import CARD, check_checkpoint, zoo_names
 from saliency_lab.study.cache.results import Failure
@@ -40,7 +39,7 @@ from saliency_lab.study.sample import Member, StudySample, read_members, read_sa
 from saliency_lab.study.study import Study
 from saliency_lab.study.workers import WORKER_LOCK
 from saliency_lab.training import Recipe, load_recipe, train
-from saliency_lab.training.api import load_data
+from saliency_lab.training.api import load_data, named_module
 from saliency_lab.training.run import RECIPE, check_run, read_identity
 
 logger = logging.getLogger(__name__)
@@ -61,6 +60,11 @@ class Run(NamedTuple):
         """Whether the checkpoint of the trained network exists."""
         return (self.folder / CARD).exists()
 
+    @property
+    def card(self) -> ModelCard | None:
+        """The card of the trained network; None if the training failed."""
+        return read_card(self.folder) if self.finished else None
+
 
 def run_declared(
     declared: Declaration,
@@ -68,13 +72,15 @@ def run_declared(
     *,
     executor: Executor | None = None,
     device: str = "auto",
+    trust: bool = False,
 ) -> tuple[Study, Comparison, list[Run]]:
     """Train what is missing, compute what is missing, and compare; everything is stored in `store`.
 
-    A training run that fails is a failure of the study, which continues without that network; so is what a
-    lost executor did not finish. Networks are trained and run on `device`; "auto" is a GPU of CUDA if there
-    is one, otherwise the CPU. An executor's workers decide that for what they train, and compute results on
-    the CPU unless a device is named.
+    A training run that fails is a failure of the study, which continues without that network; so is a
+    damaged checkpoint in [models], and what a lost executor did not finish. Networks are trained and run on
+    `device`; "auto" is a GPU of CUDA if there is one, otherwise the CPU. An executor's workers decide that
+    for what they train, and compute results on the CPU unless a device is named. Code that the files of
+    recipes and the cards of models name is imported with `trust` only.
 
     Raises
     ------
@@ -85,9 +91,9 @@ def run_declared(
     store = Path(store).resolve()  # a worker may have another working folder
     data = _load_data(declared)
     sample = _draw_sample(declared, data)
-    runs = training_runs(declared, data.fingerprint, store)
+    runs = training_runs(declared, data.fingerprint, store, trust=trust)
     declared.requests(sample)
-    finished = _finished_models(declared, data, there)
+    finished, damaged = _finished_models(declared, data, there, trust=trust)
     trained: dict[str, list[nn.Module]] = {}
     failures: dict[tuple[str, int], Failure] = {}
     for run, outcome in _train_all(runs, data, declared, executor, device):
@@ -97,15 +103,16 @@ def run_declared(
             trained.setdefault(run.model, []).append(outcome.to(there))
     models = trained | finished
     if not models:
-        raise SaliencyLabError(
-            f"no model of this study could be trained: {next(iter(failures.values())).error}"
-        )
+        first = next(iter((failures | damaged).values()))
+        raise SaliencyLabError(f"no model of this study could be trained or loaded: {first.error}")
     study = Study(models, sample, store=store, seed=declared.seed, executor=executor)
     for (model, seed), failure in failures.items():
         study.note_failure(model, seed, "training", failure)
+    for (model, seed), failure in damaged.items():
+        study.note_failure(model, seed, "loading", failure)
     baseline = declared.baseline if declared.baseline in study.models else None
     if baseline != declared.baseline:
-        warnings.warn(f"the baseline '{declared.baseline}' could not be trained", stacklevel=2)
+        warnings.warn(f"the baseline '{declared.baseline}' could not be trained or loaded", stacklevel=2)
     study.purpose = declared.purpose.model_copy(update={"baseline": baseline})
     try:
         _compute(study, declared)
@@ -116,11 +123,13 @@ def run_declared(
         for place, failure in error.failures.items():
             study.note_failure(place.model, place.seed, place.what, failure)
     else:
-        study.write_manifest(exclusive=True)
+        study.write_manifest(exclusive=not (failures or damaged))
     return study, study.compare(), runs
 
 
-def plan_declared(declared: Declaration, store: str | Path, *, device: str = "auto") -> pd.DataFrame:
+def plan_declared(
+    declared: Declaration, store: str | Path, *, device: str = "auto", trust: bool = False
+) -> pd.DataFrame:
     """List what there is to do, without doing it: see `Study.plan`; models that are to be trained come first.
 
     Times are measured on `device`, as in `run_declared`; that of a training run on its first steps.
@@ -128,15 +137,17 @@ def plan_declared(declared: Declaration, store: str | Path, *, device: str = "au
     there = named_device(device)
     data = _load_data(declared)
     sample = _draw_sample(declared, data)
-    runs = training_runs(declared, data.fingerprint, Path(store))
+    runs = training_runs(declared, data.fingerprint, Path(store), trust=trust)
     requests = declared.requests(sample)
-    trained = [_load_trained(run, there) for run in runs]
+    trained = [_load_trained(run, data, there) for run in runs]
     networks: dict[Member, str] = {}
     for run, net in zip(runs, trained, strict=True):
         weights = f"untrained {run.folder.name}" if net is None else model_fingerprint(net)
         networks[Member(run.model, run.seed, run.recipe.name, net)] = weights
-    finished = _finished_models(declared, data, there)
+    finished, _ = _finished_models(declared, data, there, trust=trust)
     networks |= {each: model_fingerprint(each.net) for each in (read_members(finished) if finished else [])}
+    if not networks:
+        raise SaliencyLabError("every checkpoint of this study is damaged, as the warnings say")
     rows = []
     for model in dict.fromkeys(run.model for run in runs):
         own = [net for run, net in zip(runs, trained, strict=True) if run.model == model]
@@ -167,9 +178,26 @@ def _draw_sample(declared: Declaration, data: ImageData) -> StudySample:
     return read_sample(draw(declared.data.images, declared.seed))
 
 
-def training_runs(declared: Declaration, data: str, store: Path) -> list[Run]:
+def training_runs(declared: Declaration, data: str, store: Path, *, trust: bool = False) -> list[Run]:
     """Every training run of a declaration; its folder is named by the content of what decides it."""
     runs = []
+    for model, recipe, seed, changes in declared_trainings(declared, trust=trust):
+        key = fingerprint({**recipe.portable(), "seed": seed}, data)
+        folder = store / "models" / f"{recipe.name.replace('/', '-')}-seed-{seed}-{key[:12]}"
+        runs.append(Run(model, recipe, seed, folder, changes))
+    return runs
+
+
+def declared_trainings(
+    declared: Declaration, *, trust: bool = False
+) -> Iterator[tuple[str, Recipe, int, dict[str, Any]]]:
+    """Yield model, recipe, training seed and the model's own changes of each training run of a declaration.
+
+    Raises
+    ------
+    InputError
+        If a recipe is for other data than the study's, or its data are changed by an override.
+    """
     for model, trained in declared.recipes.items():
         name = trained.recipe
         source = declared.folder / name if name.endswith(".toml") else name
@@ -179,7 +207,7 @@ def training_runs(declared: Declaration, data: str, store: Path) -> list[Run]:
                 raise InputError(f"'data.{key}' is the study's: set it in the table [data], not in overrides")
             if key != "root":
                 overrides[f"data.{key}"] = getattr(declared.data, key)
-        recipe = load_recipe(source, overrides)
+        recipe = load_recipe(source, overrides, trust=trust)
         if declared.data.name not in (recipe.data.name, "image_folder"):  # which may hold any
             raise InputError(
                 f"recipe '{recipe.name}' is for the data set '{recipe.data.name}', and the study's is "
@@ -187,10 +215,7 @@ def training_runs(declared: Declaration, data: str, store: Path) -> list[Run]:
                 f'{{ "data.name" = "{declared.data.name}" }}'
             )
         for seed in declared.seeds if trained.seeds is None else trained.seeds:
-            key = fingerprint({**recipe.portable(), "seed": seed}, data)
-            folder = store / "models" / f"{recipe.name.replace('/', '-')}-seed-{seed}-{key[:12]}"
-            runs.append(Run(model, recipe, seed, folder, trained.overrides))
-    return runs
+            yield model, recipe, seed, trained.overrides
 
 
 def _compute(study: Study, declared: Declaration) -> None:
@@ -274,13 +299,17 @@ def _damage(run: Run) -> list[str]:
     """Say which files of a training run are damaged."""
     recipe = run.folder / RECIPE
     problems = check_run(run.folder) if recipe.exists() else {}
-    if recipe.exists() and recipe not in problems:
-        expected = json.loads(json.dumps(load_recipe(run.recipe, {"seed": run.seed}).portable()))
-        if read_identity(run.folder)["recipe"] != expected:
-            problems[recipe] = f"'{recipe}' is that of another run"
+    if recipe.exists() and recipe not in problems and not is_of(run.recipe, run.seed, run.folder):
+        problems[recipe] = f"'{recipe}' is that of another run"
     if run.finished:
         problems |= check_checkpoint(run.folder)
     return list(problems.values())
+
+
+def is_of(recipe: Recipe, seed: int, folder: Path) -> bool:
+    """Return whether the training run in a folder is that of a recipe and seed."""
+    expected = json.loads(json.dumps(load_recipe(recipe, {"seed": seed}).portable()))
+    return bool(read_identity(folder)["recipe"] == expected)
 
 
 def _accelerator(device: str) -> dict[str, Any]:
@@ -293,9 +322,11 @@ def _accelerator(device: str) -> dict[str, Any]:
     return {"accelerator": kind, "devices": f"{index}," if index and kind != "cpu" else 1}
 
 
-def _load_trained(run: Run, device: torch.device) -> nn.Module | None:
+def _load_trained(run: Run, data: ImageData, device: torch.device) -> nn.Module | None:
     """Load the network of a finished run; None if it has to be trained."""
-    return load_checkpoint(run.folder, device) if run.finished and not _damage(run) else None
+    if not run.finished or _damage(run):
+        return None
+    return load_model(run.folder, device, model=named_module(run.recipe, data))
 
 
 def _untrained(run: Run, data: ImageData, device: torch.device) -> nn.Module:
@@ -311,20 +342,37 @@ def _is_own(source: str) -> bool:
 
 
 def _finished_models(
-    declared: Declaration, data: ImageData, device: torch.device
-) -> dict[str, list[nn.Module]]:
-    models = {}
+    declared: Declaration, data: ImageData, device: torch.device, *, trust: bool
+) -> tuple[dict[str, list[nn.Module]], dict[tuple[str, int], Failure]]:
+    """Load the networks of [models]; return them, and the failures of those whose checkpoint is damaged.
+
+    A failure is listed under the seed on the card or, if that is damaged, under the checkpoint's position.
+    """
+    models: dict[str, list[nn.Module]] = {}
+    damaged: dict[tuple[str, int], Failure] = {}
     for name, sources in declared.models.items():
         listed = [sources] if isinstance(sources, str) else sources
         if len(set(listed)) < len(listed):
             raise InputError(f"model '{name}' lists a checkpoint twice; each must be another seed")
-        models[name] = [
-            ARCHITECTURES[source](len(data.classes), data.input_shape).to(device)
-            if _is_own(source) and not (declared.folder / source).exists()
-            else load_checkpoint(_found(declared.folder, source), device)
-            for source in listed
-        ]
-    return models
+        if not listed:
+            raise InputError(f"model '{name}' lists no checkpoint; name one, or leave the model out")
+        for position, source in enumerate(listed):
+            path = _found(declared.folder, source)
+            if _is_own(source) and not path.exists():
+                own = ARCHITECTURES[source](len(data.classes), data.input_shape).to(device)
+                models.setdefault(name, []).append(own)
+                continue
+            try:
+                models.setdefault(name, []).append(load_model(path, device, trust=trust))
+            except CheckpointError as error:
+                if not path.exists() or not check_checkpoint(path):
+                    raise  # a mistake in the study, not damage
+                warnings.warn(f"{name}: {error}; the study continues without it", stacklevel=3)
+                seed = position
+                with contextlib.suppress(CheckpointError):
+                    seed = read_card(path).seed or position
+                damaged[name, seed] = Failure.of(error)
+    return {name: networks for name, networks in models.items() if networks}, damaged
 
 
 def _found(folder: Path, source: str) -> Path:

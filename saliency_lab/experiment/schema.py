@@ -10,6 +10,7 @@ import pandas as pd
 from pydantic import AfterValidator, Field, field_validator
 
 from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.plugins import check_names
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab._common.toml_files import Table, read_extended
 from saliency_lab.comparison.claims import Purpose
@@ -172,23 +173,23 @@ def bundled_study(name: str) -> Path:
     return known[name]
 
 
-def read_declaration(path: str | Path) -> Declaration:
+def read_declaration(
+    path: str | Path, changes: Mapping[str, Any] | None = None, *, trust: bool = False
+) -> Declaration:
     """Read a study's TOML file, merged over the study that it extends (`extends = "first"`), if any.
 
     The other study is a file next to it, or a bundled study. [data] and the overrides are merged key by key;
-    everything else replaces what the other study says.
+    everything else replaces what the other study says. `changes` is such a table too, merged over the file.
+    Code that a file names as `module:attribute` is accepted with `trust` only.
 
     Raises
     ------
     InputError
-        If it cannot be read, or has an unknown key or a value out of range.
+        If it cannot be read, has an unknown key or a value out of range, or names code and is not trusted.
     """
     path = Path(path)
-    declared = parse_settings(
-        Declaration,
-        read_extended(path, "study", find=_extended, merge=_merge),
-        of=f"study '{path}'",
-    )
+    table = _merge(read_extended(path, "study", find=_extended, merge=_merge), dict(changes or {}))
+    declared = parse_settings(Declaration, check_names(table, trust=trust), of=f"study '{path}'")
     if not declared.recipes and not declared.models:
         raise InputError(
             f"the study '{path}' names nothing to compare; give recipes = [...] or a table [models]"

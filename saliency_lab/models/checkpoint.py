@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, read_checked_json, write_checked_json
 from saliency_lab._common.inference import check_module, named_device
+from saliency_lab._common.plugins import NameFromFile, mark_names, names_code, untrusted
 from saliency_lab._common.provenance import machine, versions
 from saliency_lab.models.card import CUSTOM, ModelCard, card_of
-from saliency_lab.models.catalogue import build_model
+from saliency_lab.models.catalogue import ARCHITECTURES, build_model
 from saliency_lab.models.layers import Normalised
 from saliency_lab.models.pretrained import is_pretrained_name, load_pretrained
 from saliency_lab.models.robustbench import PREFIX as ROBUSTBENCH
@@ -140,6 +141,7 @@ def load_model(
     *,
     model: nn.Module | None = None,
     weights: str | Path | None = None,
+    trust: bool = False,
 ) -> nn.Module:
     """Load a checkpoint or a pretrained network; return it in eval mode, with its card as `model.card`.
 
@@ -164,6 +166,9 @@ def load_model(
         For a pretrained network: "DEFAULT" for those that its library calls so, which are downloaded once;
         the name of others of torchvision, such as "IMAGENET1K_V1"; or a file that holds its state dict, whose
         number of classes may differ. Files of torch.save are read with `weights_only=True`.
+    trust : bool
+        Whether to import the module that the card of a "custom" checkpoint names as `module:attribute`, which
+        runs its code. The card of any other checkpoint never imports anything.
 
     Returns
     -------
@@ -174,7 +179,7 @@ def load_model(
     ------
     CheckpointError
         If a file is missing, damaged or does not match its card, cannot be downloaded, or the weights are of
-        another architecture; `model` is then as it was.
+        another architecture, and `model` is then as it was; or if the card names code and is not trusted.
     InputError
         If the device is not here, `model` is not a torch module, there is no such network or there are no
         such weights, or the library of its family is not installed.
@@ -234,6 +239,8 @@ def load_model(
             "model again"
         ) from error
     if model is None:
+        model = _custom(card, card_path, trust=trust)
+    if model is None:
         model = _built(card, weights_path)
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in state:
@@ -281,9 +288,10 @@ def read_card(path: str | Path) -> ModelCard:
     return _parse_card(_weights_of(Path(path)).with_suffix(".json"))
 
 
-def check_checkpoint(folder: Path) -> dict[Path, str]:
-    """Check the two files of a checkpoint; return what is wrong with which of them."""
-    weights, card = folder / WEIGHTS, folder / CARD
+def check_checkpoint(path: Path) -> dict[Path, str]:
+    """Check the two files of a checkpoint, `path` as in `load_model`; return what is wrong with which."""
+    weights = _weights_of(path)
+    card = weights.with_suffix(".json")
     try:
         expected = _parse_card(card).sha256
     except CheckpointError as error:
@@ -293,7 +301,7 @@ def check_checkpoint(folder: Path) -> dict[Path, str]:
     if not weights.exists():
         return {weights: f"'{weights}' is missing"}
     if hashlib.sha256(weights.read_bytes()).hexdigest() != expected:
-        return {weights: f"'{weights}' is damaged: it is not the file that '{CARD}' describes"}
+        return {weights: f"'{weights}' is damaged: it is not the file that '{card.name}' describes"}
     return {}
 
 
@@ -334,7 +342,8 @@ def _weights_of(path: Path) -> Path:
 
 def _parse_card(path: Path) -> ModelCard:
     try:
-        return ModelCard.model_validate(read_checked_json(path, ModelCard.model_fields))
+        fields = read_checked_json(path, ModelCard.model_fields)
+        return ModelCard.model_validate(fields | {"recipe": mark_names(fields.get("recipe"), path)})
     except OSError as error:
         raise CheckpointError(
             f"no checkpoint's card at '{path}' ({error.strerror}); name the folder that holds it and the "
@@ -360,17 +369,27 @@ def _hint(folder: Path) -> str:
     return f"there is one in '{inside[0]}'; otherwise " if inside else ""
 
 
+def _custom(card: ModelCard, path: Path, *, trust: bool) -> nn.Module | None:
+    """Make the module that a card in the file `path` names as `module:attribute`; None if it names none."""
+    key, name = "architecture", card.architecture
+    trained = (card.recipe or {}).get("model")
+    if name == CUSTOM and isinstance(trained, Mapping):
+        key, name = "recipe.model.name", str(trained.get("name"))
+    if not names_code(name):
+        return None
+    if not trust:
+        raise CheckpointError(
+            f"{untrusted(NameFromFile(name, path), key)}; or import it yourself and pass the module: "
+            "load_model(…, model=my_module)"
+        )
+    return ARCHITECTURES[name](card.num_classes or 0, card.input_shape or (0, 0, 0))
+
+
 def _built(card: ModelCard, path: Path) -> nn.Module:
     if card.architecture == CUSTOM or card.num_classes is None or card.input_shape is None:
         raise CheckpointError(
             f"'{path}' holds the weights of a module of your own; pass that module: "
             "load_model(…, model=my_module)"
-        )
-    if ":" in card.architecture:
-        raise CheckpointError(
-            f"the card next to '{path}' names the architecture '{card.architecture}', and importing that "
-            "would run code that is not part of this package; if you trust it, import it yourself and pass "
-            "the module: load_model(…, model=my_module)"
         )
     try:
         return build_model(

@@ -197,13 +197,13 @@ def wrap(
         model.cam_layer = cam_layer  # type: ignore[assignment]
     model.eval()
     num_classes = None
-    if facts.size is not None:
+    shape = facts.size
+    if shape is not None:
         per_channel = max(len(model.mean), len(model.std))
         candidates = [facts.channels] if facts.channels else [per_channel] if per_channel > 1 else [3, 1]
         for channels in candidates:
             with contextlib.suppress(Exception), preserved_rng():  # its first use will say what is wrong
-                height, width = facts.size
-                num_classes, cam_layer = _run_once(model, (channels, height, width))
+                num_classes, cam_layer = _run_once(model, (channels, shape[0], shape[1]))
                 facts = replace(facts, channels=channels)
                 break
     if facts.classes is not None:
@@ -353,16 +353,16 @@ def _transformers(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
     classifier = transformers.AutoModelForImageClassification
     source = f"https://huggingface.co/{name}/tree/main"
     with explain_failed_download(f"hf/{name}", source, None, folder=True), tensors_only():
-        processor = transformers.AutoImageProcessor.from_pretrained(name)
-        config = transformers.AutoConfig.from_pretrained(name)
+        processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         if weights == DEFAULT:
-            net = classifier.from_pretrained(name)
+            net = classifier.from_pretrained(name, trust_remote_code=False)
     if weights != DEFAULT:
 
         def make(num_classes: int) -> nn.Module:
             if num_classes != config.num_labels:
                 config.num_labels = num_classes
-            network: nn.Module = classifier.from_config(config)
+            network: nn.Module = classifier.from_config(config, trust_remote_code=False)
             return network
 
         net = load_fitting(make, read_state(weights), f"hf/{name}", weights, usual=config.num_labels)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from torch import nn
 
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab._common.files import atomic_path, distinct_stems, writable_folder
@@ -52,7 +53,7 @@ def write_page(
     lines += [*_repeat(declared, study, command), *_questions(document)]
     lines += [*_accuracy(document), *_audits(document, study), *_scores(document)]
     lines += _figures(document, folder, name)
-    lines += [*_runs(runs, study), *_given(declared, study), *_missing(document)]
+    lines += [*_runs(runs), *_given(declared, study), *_missing(document)]
     lines += _provenance(document, declared, study)
     page = folder / f"{name}.md"
     with atomic_path(page) as temporary:
@@ -206,13 +207,12 @@ def _figures(document: Document, folder: Path, name: str) -> list[str]:
     return ["## Figures", "", *lines] if lines else []
 
 
-def _runs(runs: Sequence[Run], study: Study) -> list[str]:
+def _runs(runs: Sequence[Run]) -> list[str]:
     if not runs:
         return []
-    weights = {(member.model, member.seed): card_of(member.net) for member in study.members}
     rows = []
     for run in runs:
-        card = weights.get((run.model, run.seed))
+        card = run.card
         epochs = run.recipe.training.epochs
         changed = ", ".join(f"{key} = {value}" for key, value in run.changes.items())
         recipe = f"{run.recipe.name} ({changed})" if changed else run.recipe.name
@@ -261,13 +261,17 @@ def _given(declared: Declaration, study: Study) -> list[str]:
         listed = [sources] if isinstance(sources, str) else sources
         members = [member for member in study.members if member.model == name]
         for source, member in zip(listed, members, strict=True):
-            card = card_of(member.net)
-            kind = type(member.net).__name__ if card is None else card.architecture
+            card = None if member.module is None else card_of(member.module)
+            kind = card.architecture if card is not None else _class_name(member.module)
             weights = "" if card is None else f"`{card.sha256[:12]}`"
             rows.append([name, source, kind, str(member.seed), weights])
     if not rows:
         return []
     return ["## What was given", "", *pipe_table(["model", "source", "network", "seed", "weights"], rows), ""]
+
+
+def _class_name(module: nn.Module | None) -> str:
+    return "" if module is None else type(module).__name__
 
 
 def _missing(document: Document) -> list[str]:

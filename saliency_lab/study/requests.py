@@ -200,10 +200,14 @@ def read_audit(
     return replace(attacked, eps=radii, images=int(count), budget=budget)
 
 
-def stored_attack(label: str, what: Any, settings: Mapping[str, Any], eps: Sequence[float]) -> Request | None:
-    """Return the request of an attack that an earlier run stored; None for a function, which no store has."""
-    registered = isinstance(what, str) and what in ATTACKS.built_in
-    return Request(label, what, settings, tuple(eps)) if registered else None
+def stored_request(label: str, depends: Mapping[str, Any]) -> Request | None:
+    """Return the method or attack that a stored result depends on; None for a function."""
+    kind = "method" if "method" in depends else "attack"
+    registry: Registry[Any] = METHODS if kind == "method" else ATTACKS
+    what = depends[kind]
+    if not (isinstance(what, str) and what in registry.built_in):
+        return None
+    return Request(label, what, dict(depends["settings"]), tuple(depends.get("eps", ())))
 
 
 def attack_to_audit(audit: Request, attacks: Mapping[str, Request]) -> Request:

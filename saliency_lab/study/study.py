@@ -19,7 +19,6 @@ from saliency_lab._common.samples import Images
 from saliency_lab.study.cache.index import ResultIndex, load_index
 from saliency_lab.study.cache.results import Failure, Place
 from saliency_lab.study.cache.store import FolderStore, MemoryStore
-from saliency_lab.study.cache.verify import verify
 from saliency_lab.study.planning import make_plan
 from saliency_lab.study.reading import StudyResults
 from saliency_lab.study.requests import (
@@ -208,9 +207,9 @@ class Study(StudyResults):
         attack: str | Callable[..., Any] = "pgd",
         *,
         eps: float | str | Sequence[float | str],
+        label: str | None = None,
         images: int | None = None,
         budget: Budget = "quick",
-        label: str | None = None,
         **settings: Any,
     ) -> Study:
         """Audit for every model whether the result of this attack can be trusted; see `sl.audit`.
@@ -220,16 +219,12 @@ class Study(StudyResults):
 
         Parameters
         ----------
-        attack : str or callable
-            As for `Study.attack`.
-        eps : float, str, or sequence of these
-            As for `Study.attack`; every ε is audited separately.
+        attack, eps, label : as for `Study.attack`
+            Every ε is audited separately.
         images : int, optional
             Audit only the first images, because audits take long; all by default.
         budget : {"quick", "full"}
             Of the reference attacks, as for `sl.audit`.
-        label : str, optional
-            As for `Study.attack`.
         **settings
             Those of the attack. Without any, the attack with this label is audited with the settings that it
             had in this study, or in an earlier run on the same images and store.
@@ -259,10 +254,8 @@ class Study(StudyResults):
 
         Parameters
         ----------
-        methods : str, callable, sequence of these, or mapping of str to settings
-            As for `attribute`.
-        metrics : str, callable, sequence of these, or mapping of str to settings
-            As for `score`.
+        methods, metrics : str, callable, sequence of these, or mapping of str to settings
+            As for `attribute` and `score`.
         attacks, audits : mapping of str to settings, optional
             Label → settings of `attack` and `audit`, with `eps` among them, and `attack` where the label is
             not the name of one.
@@ -300,12 +293,10 @@ class Study(StudyResults):
 
         Parameters
         ----------
-        model : str
-            Name of the model.
-        seed : int
-            Training seed of the model.
+        model, seed : str, int
+            The model's name and training seed.
         what : str
-            What failed, such as "train".
+            What failed, such as "training".
         failure : Failure
             The error and its traceback.
         """
@@ -377,16 +368,6 @@ class Study(StudyResults):
         """
         self._index.merge(store)
         return self
-
-    def verify(self) -> pd.DataFrame:
-        """Check every file in the store; see `sl.verify`.
-
-        Returns
-        -------
-        DataFrame
-            One row per damaged or missing file: `kind`, `file` and `problem`.
-        """
-        return verify(self._index.folder().folder)
 
     def gc(self) -> int:
         """Delete every result in the store that is not one of this study.

@@ -43,6 +43,7 @@ def train(
     devices: int | str = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
+    trust: bool = False,
 ) -> nn.Module:
     """Train a model by a recipe and return it on the CPU, in eval mode.
 
@@ -64,6 +65,8 @@ def train(
         is trained.
     accelerator, devices, num_nodes, strategy : str, int or str, int, str
         As in `lightning_fabric.Fabric`; "auto" is CUDA if there is a GPU, else the CPU.
+    trust : bool
+        Whether to import code that the file of the recipe names as `module:attribute`, which runs it.
 
     Returns
     -------
@@ -73,7 +76,8 @@ def train(
     Raises
     ------
     RecipeError, DataNotFoundError, CheckpointError, InputError
-        If the recipe, the data, a checkpoint or an argument is wrong.
+        If the recipe, the data, a checkpoint or an argument is wrong, or the recipe's file names code and is
+        not trusted.
     TrainingError
         If the loss is not finite, or the model collapsed to a constant prediction.
 
@@ -88,12 +92,12 @@ def train(
     changes = check_overrides(overrides)
     if seed is not None:
         changes["seed"] = seed
-    settled = load_recipe(recipe, changes)
+    settled = load_recipe(recipe, changes, trust=trust)
     _check_given(settled, data, model, changes)
     named, data = data is None, data if data is not None else load_data(settled.data)
     if not len(data.train):
         raise InputError(f"data set '{data.name}' has no training images; it is there to be looked at")
-    own = model if model is not None else _own_model(settled, data)
+    own = model if model is not None else named_module(settled, data)
     classes = len(data.classes) if own is None else _check_own(own, data)
     identity = {
         "recipe": settled.portable(),
@@ -227,7 +231,7 @@ def load_data(spec: DataSource) -> ImageData:
     return load_dataset(spec.name, spec.root, val_fraction=spec.val_fraction, image_size=spec.image_size)
 
 
-def _own_model(recipe: Recipe, data: ImageData) -> nn.Module | None:
+def named_module(recipe: Recipe, data: ImageData) -> nn.Module | None:
     """Make the user's own module that the recipe names; None if it names a built-in architecture."""
     name = recipe.model.name
     if not is_custom(name):

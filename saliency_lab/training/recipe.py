@@ -14,6 +14,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from saliency_lab._common.errors import InputError, RecipeError, unknown_name
 from saliency_lab._common.html import facts
+from saliency_lab._common.plugins import check_names
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab._common.toml_files import merge_tables, read_extended
 from saliency_lab.training.objectives import OBJECTIVES, Objective, Standard
@@ -76,6 +77,10 @@ class TrainingSpec(Settings):
     """Keep the last epoch, or the best one by clean or robust validation accuracy."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many epochs without a better `select` accuracy."""
+    collapse: Literal["refuse", "keep"] = "refuse"
+    """What becomes of a model that predicts one class for nearly all validation images: `refuse` ends the
+    training with an error; `keep` trains to the end and keeps the model with a warning, for a comparison
+    that must not leave out failed runs."""
 
     @model_validator(mode="after")
     def _patience_needs_a_criterion(self) -> TrainingSpec:
@@ -90,6 +95,10 @@ class ValidationSpec(Settings):
     images: Annotated[int, Field(ge=1)] = 1000
     """The largest number of validation images, stratified by class."""
     steps: Annotated[int, Field(ge=1)] = 10
+
+
+_ADDED = {"training": ("collapse",)}
+"""Recipe keys that the first release did not have, by table."""
 
 
 class Recipe(Settings):
@@ -119,8 +128,18 @@ class Recipe(Settings):
         return parse_settings(kind, given, of=f"objective '{kind.name}'")
 
     def portable(self) -> dict[str, Any]:
-        """Return everything that determines the run as JSON values: all but the folder of the data."""
-        return self.model_dump(mode="json", exclude={"data": {"root"}})
+        """Return everything that determines the run as JSON values: all but the folder of the data.
+
+        A key that the first release did not have is left out at its default, which is what that release did.
+        So runs of that release are recognised.
+        """
+        table = self.model_dump(mode="json", exclude={"data": {"root"}})
+        for part, keys in _ADDED.items():
+            defaults = type(getattr(self, part)).model_fields
+            for key in keys:
+                if getattr(getattr(self, part), key) == defaults[key].default:
+                    del table[part][key]
+        return table
 
     def _repr_html_(self) -> str:
         rows = {"name": self.name, "description": self.description, "seed": str(self.seed)}
@@ -186,7 +205,10 @@ def list_recipes() -> pd.DataFrame:
 
 
 def load_recipe(
-    source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None = None
+    source: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    trust: bool = False,
 ) -> Recipe:
     """Read and validate a recipe.
 
@@ -196,6 +218,8 @@ def load_recipe(
         A bundled name ("mnist/asgt"), the path of a TOML file, a whole recipe as a mapping, or a Recipe.
     overrides : mapping, optional
         Dotted keys and their values, such as ``{"attack.eps": "8/255"}``.
+    trust : bool
+        Whether to import code that a file names as `module:attribute`, which runs it.
 
     Returns
     -------
@@ -205,7 +229,8 @@ def load_recipe(
     Raises
     ------
     RecipeError
-        If a file is missing or no TOML, a key is unknown, or a value has a wrong type or is out of range.
+        If a file is missing or no TOML, a key is unknown, or a value has a wrong type or is out of range;
+        or if a file names code and is not trusted.
 
     Examples
     --------
@@ -217,7 +242,7 @@ def load_recipe(
         raise unknown_name("recipe", str(source), _bundled())
     try:
         table, where = _table(source, overrides)
-        return parse_settings(Recipe, table, of=where)
+        return parse_settings(Recipe, check_names(table, trust=trust), of=where)
     except InputError as error:
         raise RecipeError(str(error)) from None
 

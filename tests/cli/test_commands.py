@@ -394,7 +394,11 @@ def test_a_users_own_model_and_data_are_found_again(tmp_path, monkeypatch, model
     fast = ["--set", "training.batch_size=8", "--set", "optimizer.learning_rate=0.05"]
     trained = call("train", "digits/standard", *own, "--out", "run", *QUICK, *fast)
     assert trained.exit_code == 0, trained.output
-    result = call("attack", "run", "--eps", 0.1, "--images", 8, "--set", "pgd.steps=2", "--json", "a.json")
+    attack = ("attack", "run", "--eps", 0.1, "--images", 8, "--set", "pgd.steps=2", "--json", "a.json")
+    refused = call(*attack)
+    assert refused.exit_code == 2
+    assert f"'{Path('run/model.json')}' names code to import, recipe.model.name = '{model}'" in refused.stderr
+    result = call(*attack, "--trust")
     assert result.exit_code == 0, result.output
     clean = next(row for row in json.loads(Path("a.json").read_text()) if row["metric"] == "accuracy")
     monkeypatch.delitem(sys.modules, "own_of_cli")
@@ -404,7 +408,7 @@ def test_a_users_own_model_and_data_are_found_again(tmp_path, monkeypatch, model
     weights = load_file("run/model.safetensors")
     logits = x.flatten(1) @ weights["1.weight"].T + weights["1.bias"]
     assert clean["mean"] == pytest.approx((logits.argmax(1) == y).double().mean().item())
-    overridden = call("attribute", "run", "--data", "mnist", "--data-root", tmp_path)
+    overridden = call("attribute", "run", "--data", "mnist", "--data-root", tmp_path, "--trust")
     assert overridden.exit_code == 2
     assert "mnist" in overridden.stderr
 

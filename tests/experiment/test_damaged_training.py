@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import saliency_lab as sl
-from saliency_lab._common.errors import CheckpointError
+from saliency_lab._common.errors import CheckpointError, SaliencyLabError
 from saliency_lab.data.folder import CACHE
 from saliency_lab.experiment.run import plan_declared, run_declared
 from saliency_lab.experiment.schema import read_declaration
@@ -91,6 +91,41 @@ def test_a_plan_counts_a_damaged_checkpoint_as_missing(finished: Path, tmp_path:
     weights.write_bytes(weights.read_bytes()[:-1])
     plan = plan_declared(read_declaration(finished / "study.toml"), tmp_path / "store")
     assert plan["missing"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_a_study_continues_without_a_damaged_checkpoint(tmp_path: Path, name: str, how: str) -> None:
+    for seed in range(3):
+        net = sl.build_model("small_cnn", seed=seed)
+        sl.save_model(net, tmp_path / f"net-{seed}", net.card.model_copy(update={"seed": seed}))
+    path = tmp_path / "study.toml"
+    path.write_text(
+        'models = { whole = "net-0", mixed = ["net-1", "net-2"], lost = "net-3" }\n' + TOML.partition("\n")[2]
+    )
+    path.write_text(path.read_text().replace('recipes = ["digits/standard"]\n', ""))
+    shutil.copytree(tmp_path / "net-2", tmp_path / "net-3")
+    draws = np.random.default_rng(0)
+    for folder in ("net-2", "net-3"):
+        _damage(tmp_path / folder / name, how, draws)
+    declared = read_declaration(path)
+    with pytest.warns(UserWarning, match=r"mixed: .*net-2.*; the study continues without it"):
+        study, comparison, _ = run_declared(declared, tmp_path / "store")
+    assert study.models == comparison.models == ["whole", "mixed"]
+    assert study.failures["model"].tolist() == ["mixed", "lost"]
+    assert study.failures["what"].tolist() == ["loading", "loading"]
+    assert study.failures["error"].str.contains(name).all()
+    with pytest.warns(UserWarning, match="the study continues without it"):
+        assert plan_declared(declared, tmp_path / "store")["missing"].sum() == 0
+    for folder in ("net-0", "net-1"):
+        _damage(tmp_path / folder / name, how, draws)
+    with pytest.raises(SaliencyLabError, match="trained or loaded"), pytest.warns(UserWarning):
+        run_declared(declared, tmp_path / "other")
+    with pytest.raises(SaliencyLabError, match="every checkpoint"), pytest.warns(UserWarning):
+        plan_declared(declared, tmp_path / "other")
+    shutil.rmtree(tmp_path / "net-0")  # a folder that is not there is a mistake in the study
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        run_declared(declared, tmp_path / "other")
 
 
 def test_a_damaged_state_is_not_resumed_from(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_checkpoints_folder_may_have_a_colon_as_train_names_them(tmp_path: Pat
     save_model(build_model("small_cnn", seed=0), tmp_path / folder)
     (tmp_path / "own.toml").write_text(TOML.replace('["net-0", "net-1"]', f'"{folder}"'))
     study, data = read_declaration(tmp_path / "own.toml"), sl.load_dataset("digits")
-    (net,) = declared._finished_models(study, data, torch.device("cpu"))["mine"]
+    (net,) = declared._finished_models(study, data, torch.device("cpu"), trust=False)[0]["mine"]
     assert net.card.architecture == "small_cnn"  # type: ignore[union-attr]
 
 
@@ -110,7 +110,7 @@ def test_a_study_of_a_users_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyP
         'overrides = { "training.epochs" = 1, "data.name" = "own_images:few" }\n'
         'data = { name = "own_images:few", images = 8 }\n'
     )
-    study, *_ = run_declared(read_declaration(path), tmp_path / "store")
+    study, *_ = run_declared(read_declaration(path, trust=True), tmp_path / "store")
     assert study.x.shape == (8, 1, 24, 24) and len(study.scores) == 16
 
 
@@ -220,9 +220,8 @@ def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: p
     assert broken.stem in text
     code, text = call("--executor", "nobody")
     assert code == 2
-    monkeypatch.setattr(
-        declared, "load_checkpoint", lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    )
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    monkeypatch.setattr(declared, "load_model", lambda *_, **__: plain)
     declared_file.write_text(
         declared_file.read_text().replace("saliency = {}", "saliency = {}\ngrad_cam = {}")
     )
@@ -240,7 +239,7 @@ def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: p
         (("[models]", "[models"), "is not valid TOML"),
         (('"digits/sgt"', '"digits/sgtt"'), "did you mean 'digits/sgt'"),
         (('baseline = "sgt"', 'baseline = "sgd"'), "did you mean 'sgt'"),
-        (("net-1", "net-9"), "no checkpoint's card at"),
+        (("net-1", "net-9"), "no checkpoint at"),
         (("smoothgrad", "smothgrad"), "did you mean 'smoothgrad'"),
         (('eps = [0.1, "16/255"]', ""), "attack 'few' needs its radii"),
         (("steps = 1", 'label = "x"'), "attack 'few' has its label already"),
@@ -322,7 +321,7 @@ def test_a_checkpoint_of_an_own_architecture_is_loaded_by_its_folder(
         data = { name = "digits", images = 6 }
         """
     )
-    study, *_ = run_declared(read_declaration(tmp_path / "study.toml"), tmp_path / "store")
+    study, *_ = run_declared(read_declaration(tmp_path / "study.toml"), tmp_path / "store", trust=True)
     assert torch.equal(study.members[0].net(study.x), trained(study.x))
 
 

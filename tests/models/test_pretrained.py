@@ -20,7 +20,6 @@ from torchvision.models import MobileNet_V3_Small_Weights
 
 import saliency_lab as sl
 from saliency_lab._common.errors import CheckpointError, InputError, UnknownNameError
-from saliency_lab.experiment.checkpoints import load_checkpoint
 from saliency_lab.models.weights import read_state
 
 SMALL = "mobilenet_v3_small"
@@ -382,7 +381,7 @@ def test_the_card_of_a_built_in_architecture_imports_nothing(
     card = model.card.model_copy(update={"recipe": {"model": {"name": "evil_module:net"}}})
     sl.save_model(model, tmp_path / "checkpoint", card)
     assert sl.load_model(tmp_path / "checkpoint").card.architecture == "small_cnn"
-    assert load_checkpoint(tmp_path / "checkpoint").card.architecture == "small_cnn"
+    assert sl.load_model(tmp_path / "checkpoint", trust=True).card.architecture == "small_cnn"
 
 
 def test_load_model_imports_nothing_that_a_card_names(
@@ -392,7 +391,7 @@ def test_load_model_imports_nothing_that_a_card_names(
     (tmp_path / "evil_module.py").write_text("raise RuntimeError('imported')")
     card = sl.ModelCard(architecture="evil_module:net", num_classes=2, input_shape=(1, 4, 4))
     sl.save_model(nn.Linear(2, 2), tmp_path / "checkpoint", card)
-    with pytest.raises(CheckpointError, match=r"names the architecture 'evil_module:net'.* if you trust it"):
+    with pytest.raises(CheckpointError, match=r"model\.json' names code.* architecture = 'evil_module:net'"):
         sl.load_model(tmp_path / "checkpoint")
 
 

@@ -239,6 +239,23 @@ def test_collapse_is_an_error_and_leaves_no_model(images, tmp_path):
     assert not (tmp_path / "model.safetensors").exists()
 
 
+def test_a_collapsed_model_is_kept_on_request(images, tmp_path):
+    longer = TINY | {"attack.eps": 1.0, "training.epochs": 3, "training.collapse": "keep"}
+    with pytest.warns(
+        UserWarning, match=r"predicts one class for .* collapsed to a constant; set attack\.warmup"
+    ):
+        model = sl.train("digits/at", images, out=tmp_path, overrides=longer)
+    assert model.card.metrics["epochs"] == 3  # trained to the end, not given up after two epochs
+    assert len(sl.load_model(tmp_path)(images.val.images.float() / 255).argmax(1).unique()) == 1
+
+
+def test_keys_added_since_the_first_release_leave_its_runs_as_they_were():
+    assert "collapse" not in sl.load_recipe("digits/at").portable()["training"]
+    kept = sl.load_recipe("digits/at", {"training.collapse": "keep"}).portable()
+    assert kept["training"]["collapse"] == "keep"
+    assert sl.load_recipe(kept).training.collapse == "keep"
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_within_the_epoch(images, tmp_path):
     with pytest.raises(TrainingError, match=r"'clean' became .* in epoch 1; lower optimizer\.learning_rate"):
         sl.train(
