@@ -12,6 +12,7 @@ are done are kept in `--json`, and are not audited again.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import time
@@ -128,19 +129,20 @@ def main() -> None:
     }
     base = zoo[f"{given.data}/standard"]
     builders = honest_networks(data, zoo) if "honest" in given.kinds else {}
-    honest = {name: make() for name, make in builders.items()}
+    honest = {name: functools.cache(make) for name, make in builders.items()}  # trained when first needed
     results = json.loads(given.json.read_text()) if given.json.is_file() else {}
     for images in given.images:
         x, y = data.test.sample(images, seed=0)
         for norm in given.norms:
             ball = {"eps": RADII[given.data][norm], "norm": norm}
-            networks = [("honest", name, net, None) for name, net in honest.items()]
+            networks = [("honest", name, make, None) for name, make in honest.items()]
             if "broken" in given.kinds:
-                networks += [("broken", name, make(base).eval(), base) for name, make in BROKEN.items()]
-            for kind, name, net, inner in networks:
+                defended = {name: functools.partial(make, base) for name, make in BROKEN.items()}
+                networks += [("broken", name, make, base) for name, make in defended.items()]
+            for kind, name, build, inner in networks:
                 key = f"{kind}|{name}|{norm}|{images}"
                 if key not in results:
-                    results[key] = examine(net, inner, x, y, **ball)
+                    results[key] = examine(build().eval(), inner, x, y, **ball)
                     given.json.write_text(json.dumps(results, indent=1))
                     print(key, results[key], flush=True)
     tables = write_tables(results, given.data)
