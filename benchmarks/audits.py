@@ -15,6 +15,7 @@ import argparse
 import functools
 import json
 import re
+import statistics
 import time
 import warnings
 from pathlib import Path
@@ -67,13 +68,14 @@ def exact(count: int, n: int) -> str:
 
 
 def write_tables(results: dict[str, dict[str, Any]], data: str) -> str:
-    """Rates and networks as Markdown."""
+    """Rates, the excess of the worst case over the adaptive attack, and the networks, as Markdown."""
     rows = [{**dict(zip(("kind", "name", "norm", "images"), key.split("|"), strict=True)), **each}
             for key, each in results.items()]  # fmt: skip
     settings = sorted({(r["norm"], int(r["images"])) for r in rows})
     lines = [
-        "| norm | images | false belief | false alarm | longest audit |",
-        "| --- | --- | --- | --- | --- |",
+        "| norm | images | broken and believed | honest and not believed | honest and called misleading "
+        "| median audit of an honest network |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for norm, images in settings:
         here = [r for r in rows if (r["norm"], int(r["images"])) == (norm, images)]
@@ -82,11 +84,13 @@ def write_tables(results: dict[str, dict[str, Any]], data: str) -> str:
             continue
         believed = sum(r["verdict"] == "believe" for r in broken)
         refused = sum(r["verdict"] != "believe" for r in honest)
-        slowest = max(r["seconds"] for r in honest)
+        misleading = sum(r["verdict"] == "do not believe" for r in honest)
+        typical = statistics.median(r["seconds"] for r in honest)
         lines.append(
             f"| {norm}, ε = {RADII[data][norm]} | {images} | {exact(believed, len(broken))} | "
-            f"{exact(refused, len(honest))} | {slowest:.1f} s |"
+            f"{exact(refused, len(honest))} | {exact(misleading, len(honest))} | {typical:.1f} s |"
         )
+    lines += ["", excess(rows)]
 
     def size(setting: tuple[str, int]) -> tuple[int, int]:
         return sum((r["norm"], int(r["images"])) == setting for r in rows), setting[1]
@@ -104,6 +108,22 @@ def write_tables(results: dict[str, dict[str, Any]], data: str) -> str:
         if (r["norm"], int(r["images"])) == (norm, images)
     ]
     return "\n".join(lines)
+
+
+def excess(rows: list[dict[str, Any]]) -> str:
+    """Say by how much the worst case of an audit lies above the adaptive attack."""
+    broken = [r for r in rows if r["kind"] == "broken"]
+    above: dict[str, list[float]] = {}
+    for r in broken:
+        if r["worst_case"] - r["adaptive"] > 0.025:
+            above.setdefault(r["name"], []).append(100 * (r["worst_case"] - r["adaptive"]))
+    count = sum(map(len, above.values()))
+    listed = "; ".join(f"{name} (by {max(points):.0f} points at most)" for name, points in above.items())
+    near = f"{len(broken) - count} of {len(broken)}"
+    return (
+        f"In {near} audits of broken defences the worst case is at most 2 points above the accuracy that the\n"
+        f"adaptive attack leaves. The others: {listed or 'none'}."
+    )
 
 
 def main() -> None:
