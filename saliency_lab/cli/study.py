@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saliency_lab.cli.executors import Address, ExecutorName, Workers, open_executor
-from saliency_lab.cli.options import Trust
+from saliency_lab.cli.options import Compile, Dtype, Trust, pass_settings
 from saliency_lab.cli.verify import print_problems
 
 if TYPE_CHECKING:
     from saliency_lab.comparison import Comparison
+    from saliency_lab.experiment.retraining import Retrained
     from saliency_lab.experiment.run import Run
     from saliency_lab.experiment.schema import Declaration
     from saliency_lab.study import Study
@@ -84,6 +85,8 @@ def study(
     data: StudyData = None,
     data_root: StudyRoot = None,
     device: StudyDevice = "auto",
+    compile: Compile = None,
+    dtype: Dtype = None,
     plan: Plan = False,
     verify: Verify = False,
     trust: Trust = False,
@@ -95,13 +98,14 @@ def study(
 
     Exits with 1 if some results failed; they are tried again the next time.
     """
-    from saliency_lab.experiment.run import run_declared
+    from saliency_lab.experiment.run import retrain_declared, run_declared
     from saliency_lab.experiment.schema import read_declaration
 
     store = out or Path("runs") / declaration.stem
     if verify:
         print_problems(store)
     declared = read_declaration(declaration, _changes(data, data_root), trust=trust)
+    declared = _with_passes(declared, compile, dtype)
     if plan:
         _print_plan(declared, store, device, trust=trust)
         return
@@ -111,7 +115,8 @@ def study(
         return
     with open_executor(executor, workers, address) as pool:
         results = run_declared(declared, store, executor=pool, device=device, trust=trust)
-    _print_results(declared, results, page, pack, declaration.stem, command)
+    retrained = retrain_declared(declared, store, device=device, trust=trust)
+    _print_results(declared, results, retrained, store, page, pack, declaration.stem, command)
 
 
 def reproduce(
@@ -126,6 +131,8 @@ def reproduce(
     data: StudyData = None,
     data_root: StudyRoot = None,
     device: StudyDevice = "auto",
+    compile: Compile = None,
+    dtype: Dtype = None,
     plan: Plan = False,
     executor: ExecutorName = "serial",
     workers: Workers = 2,
@@ -135,11 +142,12 @@ def reproduce(
 
     It can be interrupted; the same command again goes on from what is finished.
     """
-    from saliency_lab.experiment.run import run_declared
+    from saliency_lab.experiment.run import retrain_declared, run_declared
     from saliency_lab.experiment.schema import bundled_study, read_declaration
 
     name = f"{name}-quick" if quick else name
     declared = read_declaration(bundled_study(name), _changes(data, data_root))
+    declared = _with_passes(declared, compile, dtype)
     store = out or Path("runs") / name
     if plan:
         _print_plan(declared, store, device)
@@ -151,7 +159,8 @@ def reproduce(
         return
     with open_executor(executor, workers, address) as pool:
         results = run_declared(declared, store, executor=pool, device=device)
-    _print_results(declared, results, page or store / "results", pack, name, command)
+    retrained = retrain_declared(declared, store, device=device)
+    _print_results(declared, results, retrained, store, page or store / "results", pack, name, command)
 
 
 def _said(data: str | None, root: Path | None) -> str:
@@ -183,6 +192,14 @@ def _print_plan(declared: Declaration, store: Path, device: str, *, trust: bool 
     )
 
 
+def _with_passes(declared: Declaration, compile: str | None, dtype: str | None) -> Declaration:
+    from saliency_lab.experiment.schema import PassSettings
+
+    given = pass_settings(compile, dtype)
+    changed = (declared.execution or PassSettings()).model_copy(update=given)
+    return declared.model_copy(update={"execution": changed}) if given else declared
+
+
 def _redraw(
     declared: Declaration, packed: Path, page: Path, name: str, command: str, *, trust: bool = False
 ) -> None:
@@ -197,9 +214,24 @@ def _redraw(
         print(write_page(declared, runs, done, done.compare(), page, name=name, command=command))
 
 
+def _print_retrained(declared: Declaration, retrained: Retrained, store: Path) -> None:
+    """Print the results of ROAR and KAR, and write their table."""
+    from saliency_lab._common.files import write_table
+    from saliency_lab.cli.output import print_table
+    from saliency_lab.experiment.retraining import tabulate
+
+    table = tabulate(retrained, declared.level)
+    print_table(table)
+    stem = store / "tables" / "retraining"
+    write_table(stem, table)
+    print(stem.with_suffix(".parquet"))
+
+
 def _print_results(
     declared: Declaration,
     results: tuple[Study, Comparison, list[Run]],
+    retrained: Retrained,
+    store: Path,
     page: Path | None,
     pack: Path | None,
     name: str,
@@ -217,8 +249,14 @@ def _print_results(
         print(asked)
     for path in done.write_tables():
         print(path)
+    if retrained:
+        _print_retrained(declared, retrained, store)
     if page is not None:
-        print(write_page(declared, runs, done, comparison, page, name=name, command=command))
+        print(
+            write_page(
+                declared, runs, done, comparison, page, name=name, command=command, retrained=retrained
+            )
+        )
     if pack is not None:
         print(pack_results(done, runs, pack))
     if len(done.failures):

@@ -71,7 +71,7 @@ def test_the_page_is_redrawn_without_data_or_training(packed, tmp_path, monkeypa
     def never(*_):
         raise AssertionError("the data are not needed")
 
-    monkeypatch.setattr(declared_run, "_load_data", never)
+    monkeypatch.setattr(declared_run, "load_declared_data", never)
     command = [
         "study",
         f"{packed / 'noise.toml'}",
