@@ -121,8 +121,8 @@ def excess(rows: list[dict[str, Any]]) -> str:
     listed = "; ".join(f"{name} (by {max(points):.0f} points at most)" for name, points in above.items())
     near = f"{len(broken) - count} of {len(broken)}"
     return (
-        f"In {near} audits of broken defences the worst case is at most 2 points above the accuracy that the\n"
-        f"adaptive attack leaves. The others: {listed or 'none'}."
+        f"In {near} audits of broken defences the worst case is at most 2 points above the accuracy that\n"
+        f"the adaptive attack leaves. The others: {listed or 'none'}."
     )
 
 
