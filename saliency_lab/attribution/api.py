@@ -163,7 +163,7 @@ def attribute(
 
 
 def _class_names(model: nn.Module, aim: Target) -> tuple[str, ...]:
-    """What each map explains, by the class names of the model's card; empty if it has none."""
+    """Return what each map explains, by the class names of the model's card; empty if it has none."""
     card = card_of(model)
     names = () if card is None else card.classes or ()
     if aim.highest >= len(names):
@@ -253,7 +253,7 @@ def _passes(
     aim: Target,
     originals: Originals | None = None,
 ) -> Iterator[tuple[slice, Explained]]:
-    """What the method finds for the images `x`, pass by pass."""
+    """Return what the method finds for the images `x`, pass by pass."""
     device, dtype = device_of(model), dtype_of(model)
     precise = torch.promote_types(dtype, torch.float32)  # keys do not depend on the model's type
     size = pass_rows(x.shape, device, backward=True)
