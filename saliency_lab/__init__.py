@@ -34,6 +34,7 @@ _PACKAGES = {
     "list_datasets": "data",
     "load_dataset": "data",
     "load_images": "data",
+    "execution": "_common.execution",
     "evaluate": "metrics",
     "evaluate_detailed": "metrics",
     "evaluate_many": "metrics",
@@ -66,6 +67,7 @@ _PACKAGES = {
 
 if TYPE_CHECKING:
     from saliency_lab._common.errors import SaliencyLabError
+    from saliency_lab._common.execution import execution
     from saliency_lab._common.progress import show_progress
     from saliency_lab._common.registry import register
     from saliency_lab._common.settings import Settings
@@ -125,6 +127,7 @@ __all__ = [
     "evaluate",
     "evaluate_detailed",
     "evaluate_many",
+    "execution",
     "explore",
     "list_attacks",
     "list_datasets",

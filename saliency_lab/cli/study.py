@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saliency_lab.cli.executors import Address, ExecutorName, Workers, open_executor
-from saliency_lab.cli.options import Trust
+from saliency_lab.cli.options import Compile, Dtype, Trust, pass_settings
 from saliency_lab.cli.verify import print_problems
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def study(
     data: StudyData = None,
     data_root: StudyRoot = None,
     device: StudyDevice = "auto",
+    compile: Compile = None,
+    dtype: Dtype = None,
     plan: Plan = False,
     verify: Verify = False,
     trust: Trust = False,
@@ -103,6 +105,7 @@ def study(
     if verify:
         print_problems(store)
     declared = read_declaration(declaration, _changes(data, data_root), trust=trust)
+    declared = _with_passes(declared, compile, dtype)
     if plan:
         _print_plan(declared, store, device, trust=trust)
         return
@@ -128,6 +131,8 @@ def reproduce(
     data: StudyData = None,
     data_root: StudyRoot = None,
     device: StudyDevice = "auto",
+    compile: Compile = None,
+    dtype: Dtype = None,
     plan: Plan = False,
     executor: ExecutorName = "serial",
     workers: Workers = 2,
@@ -142,6 +147,7 @@ def reproduce(
 
     name = f"{name}-quick" if quick else name
     declared = read_declaration(bundled_study(name), _changes(data, data_root))
+    declared = _with_passes(declared, compile, dtype)
     store = out or Path("runs") / name
     if plan:
         _print_plan(declared, store, device)
@@ -184,6 +190,14 @@ def _print_plan(declared: Declaration, store: Path, device: str, *, trust: bool 
         f"about {table['seconds'].sum() / 60:.0f} minutes of work for one process, with attacks and "
         "audits counted as if no image gave way"
     )
+
+
+def _with_passes(declared: Declaration, compile: str | None, dtype: str | None) -> Declaration:
+    from saliency_lab.experiment.schema import PassSettings
+
+    given = pass_settings(compile, dtype)
+    changed = (declared.execution or PassSettings()).model_copy(update=given)
+    return declared.model_copy(update={"execution": changed}) if given else declared
 
 
 def _redraw(

@@ -10,6 +10,7 @@ import pandas as pd
 from pydantic import AfterValidator, Field, field_validator
 
 from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.execution import CompileMode
 from saliency_lab._common.plugins import check_names
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab._common.toml_files import Table, read_extended
@@ -50,6 +51,13 @@ class Trained(Settings):
     """In addition to those of the study, such as "objective.fraction" = 0.1."""
 
 
+class PassSettings(Settings):
+    """How passes that only evaluate a model run: the arguments of `sl.execution`."""
+
+    compile: CompileMode = "auto"
+    dtype: Literal["bfloat16"] | None = None
+
+
 class Retraining(Settings):
     """ROAR (table [roar]) or KAR (table [kar]) of the recipes of the study; see `sl.roar`."""
 
@@ -87,6 +95,8 @@ class Declaration(Purpose):
     """As `roar`, without their least important pixels."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the choice of images and of every draw."""
+    execution: PassSettings | None = None
+    """How passes that only evaluate a model run; by default as `sl.execution` says."""
     folder: Path = Path()
     """Of the file itself."""
 

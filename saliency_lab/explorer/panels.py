@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import SaliencyLabError
-from saliency_lab._common.inference import Predictions, predict_classes
+from saliency_lab._common.passes import Predictions, predict_classes
 from saliency_lab._common.progress import no_progress
 from saliency_lab.attacks import attack
 from saliency_lab.attribution import attribute, list_methods

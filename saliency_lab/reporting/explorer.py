@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import SaliencyLabError
-from saliency_lab._common.inference import Predictions, predict_classes
+from saliency_lab._common.passes import Predictions, predict_classes
 from saliency_lab.explorer.panels import NoMaps, PanelSource, StudyAttack
 from saliency_lab.plotting.painting import CLIP, blend_of, colours
 from saliency_lab.plotting.panels import is_photograph

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.fingerprints import model_fingerprint
-from saliency_lab._common.inference import named_device, predict_classes
+from saliency_lab._common.inference import named_device
+from saliency_lab._common.passes import predict_classes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import machine, versions
 from saliency_lab.data import ImageData

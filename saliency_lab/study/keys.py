@@ -32,7 +32,7 @@ def method_dependencies(request: Request) -> Dependencies:
         settings["target"] = target
     counted = key_settings(METHODS.find(request.what).settings, settings)
     depends = {"method": _identity(request), "settings": canonical(counted)}
-    return depends | _revision(request, settings)
+    return depends | _revision(request, settings) | _precision(request)
 
 
 def metric_dependencies(request: Request, sample: StudySample) -> Dependencies:
@@ -47,7 +47,7 @@ def metric_dependencies(request: Request, sample: StudySample) -> Dependencies:
     depends = {"metric": _identity(request), "engine": engine, "settings": canonical(stored)}
     if metric.revision:
         depends["definition"] = metric.revision
-    return depends | _revision(request, settings)
+    return depends | _revision(request, settings) | _precision(request)
 
 
 _NEUTRAL = {"samples": 1, "quantised": False}
@@ -113,6 +113,11 @@ def audit_result(
 def _identity(request: Request) -> Any:
     """Return the registered name of what is asked for, or the hash of the user's function."""
     return request.what if isinstance(request.what, str) else canonical(request.what)
+
+
+def _precision(request: Request) -> dict[str, Any]:
+    """Return the precision of the passes if it is not the model's; faster passes in that change no key."""
+    return {} if request.execution.dtype is None else {"dtype": request.execution.dtype}
 
 
 def _revision(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from saliency_lab._common.errors import SaliencyLabError, unknown_name
 from saliency_lab._common.files import write_table
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.html import facts, strip
-from saliency_lab._common.inference import Predictions, predict_classes
+from saliency_lab._common.passes import Predictions, predict_classes
 from saliency_lab.attribution import Attributions
 from saliency_lab.comparison.claims import Answered, Purpose, answer
 from saliency_lab.comparison.comparison import Comparison

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from saliency_lab._common.checks import parse_radii
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.execution import ExecutionSettings, current_execution
 from saliency_lab._common.registry import Registry, name_of
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.ascent import check_radius
@@ -44,6 +45,8 @@ class Request:
     """Of the reference attacks of an audit."""
     given: frozenset[str] = frozenset()
     """Names of the settings of an attack or audit that are not defaults."""
+    execution: ExecutionSettings = field(default_factory=current_execution)
+    """How its passes may run: as `sl.execution` said when it was read."""
 
 
 @dataclass(frozen=True, eq=False)

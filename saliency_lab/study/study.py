@@ -5,14 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
 from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.execution import CompileMode, make_execution, run_under
 from saliency_lab._common.files import writable_folder
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.samples import Images
@@ -65,6 +68,11 @@ class Study(StudyResults):
         Computes the missing results in other processes or on other machines, such as Dask's
         `client.get_executor()`. Results are the same. Workers read images and weights from the store, which
         all of them must be able to reach.
+    compile : "auto", True or False, optional
+        How passes that only evaluate a model run, as for `sl.execution`; by default as its innermost block
+        says when a method of the study is called. What was measured is stored with the study and used again.
+    dtype : "bfloat16" or torch.bfloat16, optional
+        As for `sl.execution`. Results under another dtype are stored separately.
 
     Raises
     ------
@@ -91,6 +99,8 @@ class Study(StudyResults):
         store: str | Path | None = None,
         seed: int = 0,
         executor: Executor | None = None,
+        compile: CompileMode | None = None,
+        dtype: str | torch.dtype | None = None,
     ) -> None:
         images, members, seed = read_sample(sample), read_members(models), check_seed(seed)
         if executor is not None and store is None:
@@ -103,6 +113,8 @@ class Study(StudyResults):
         self._index = ResultIndex(images, images.images, seed, members, where, weights)
         self._index.read_stored_attacks()
         self.executor = executor
+        given = compile is not None or dtype is not None
+        self._execution = make_execution("auto" if compile is None else compile, dtype) if given else None
 
     # --- what it computes -----------------------------------------------------------------------
 
@@ -128,7 +140,9 @@ class Study(StudyResults):
         InputError
             For an unknown method or setting, before anything is computed.
         """
-        requests, inputs, index = read_methods(methods), self._inputs(), self._index.snapshot()
+        with self._passes_allowed():
+            requests = read_methods(methods)
+        inputs, index = self._inputs(), self._index.snapshot()
         index.methods |= {request.label: request for request in requests}
         return self._run("attribute", attribution_tasks(inputs, requests), inputs, index)
 
@@ -154,7 +168,8 @@ class Study(StudyResults):
         inputs = self._inputs()
         if not self._index.methods:
             raise InputError("there are no maps to score yet; call study.attribute([...]) first")
-        requests = read_metrics(metrics, self.sample)
+        with self._passes_allowed():
+            requests = read_metrics(metrics, self.sample)
         tasks = scoring_tasks(inputs, requests, self._index.methods)
         _refuse_changed_maps(tasks, self._index)
         index = self._index.snapshot()
@@ -197,7 +212,8 @@ class Study(StudyResults):
         InputError
             For an unknown attack or setting, or a radius out of range.
         """
-        request, inputs = read_attack(attack, eps, label, settings), self._inputs()
+        with self._passes_allowed():
+            request, inputs = read_attack(attack, eps, label, settings), self._inputs()
         tasks, index = attack_tasks(inputs, request, self._index), self._index.snapshot()
         index.attacks[request.label] = request
         return self._run("attack", tasks, inputs, index)
@@ -239,7 +255,8 @@ class Study(StudyResults):
         InputError
             As `attack`; also if no ε is above 0, or for a wrong number of images.
         """
-        request = read_audit(attack, eps, self.sample, label, images, budget, settings)
+        with self._passes_allowed():
+            request = read_audit(attack, eps, self.sample, label, images, budget, settings)
         inputs, index = self._inputs(), self._index.snapshot()
         return self._run("audit", audit_tasks(inputs, request, index.attacks), inputs, index)
 
@@ -266,9 +283,14 @@ class Study(StudyResults):
             One row per step: how many `results` it has, how many are `missing`, and the `seconds` that these
             take here, measured on a few images and the first model; attacks as if no image gave way.
         """
-        grid = read_grid(self.sample, methods, metrics, attacks, audits)
+        with self._passes_allowed():
+            grid = read_grid(self.sample, methods, metrics, attacks, audits)
         steps = list_steps(self._inputs(), grid, self._index)
         return make_plan(steps, self._index, self.members[0].net)
+
+    def _passes_allowed(self) -> AbstractContextManager[None]:
+        """Read requests inside with the settings of this study, if it has any, of how passes run."""
+        return nullcontext() if self._execution is None else run_under(self._execution)
 
     def _inputs(self) -> TaskInputs:
         if self.sample.images != self._index.images:
@@ -324,7 +346,7 @@ class Study(StudyResults):
             If there is no study, or its images are missing or damaged.
         """
         study = cls.__new__(cls)
-        study._index, study.executor = load_index(store), None
+        study._index, study.executor, study._execution = load_index(store), None, None
         return study
 
     def save(self, folder: str | Path) -> Study:

@@ -8,7 +8,9 @@ from typing import NamedTuple, TypeAlias
 
 from torch import nn
 
+from saliency_lab._common.execution import run_under
 from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.passes import plans_kept_in
 from saliency_lab.study import compute
 from saliency_lab.study.cache.index import ResultIndex
 from saliency_lab.study.cache.manifest import audit_label
@@ -216,8 +218,10 @@ def perform(
     """
     if not task.results:
         return {}
+    chosen = next(iter(task.requests.values())).execution  # requests of one call have the same
     try:
-        contents = _compute(task, networks, sample, store)
+        with run_under(chosen), plans_kept_in(store.plans):
+            contents = _compute(task, networks, sample, store)
     except Exception as error:
         failure = Failure.of(error)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, MutableMapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,7 +19,9 @@ from torch import Tensor
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, left_behind
 from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.passes import PassPlan
 from saliency_lab.study.cache.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from saliency_lab.study.cache.plans import PlanFolder
 from saliency_lab.study.cache.results import Content, Kind, Result
 from saliency_lab.study.sample import StudySample
 
@@ -37,6 +39,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._results: dict[str, tuple[Result, Content]] = {}
+        self.plans: MutableMapping[str, PassPlan] = {}
 
     def has(self, kind: Kind, key: str) -> bool:
         """Say whether the result was written."""
@@ -76,6 +79,7 @@ class FolderStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.plans: MutableMapping[str, PassPlan] = PlanFolder(self.folder)
 
     def path(self, kind: Kind, key: str) -> Path:
         """Return the file of a result."""
