@@ -18,6 +18,7 @@ from saliency_lab._common.passes import Passes
 @pytest.fixture(autouse=True)
 def _any_work_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "LONG_WORK", 0.0)
+    monkeypatch.setattr(passes, "MANY_IMAGES", 0)
     monkeypatch.setattr(passes, "_SHARE", float("inf"))
     monkeypatch.setattr(passes, "compile_seconds", lambda model: float("inf"))
     monkeypatch.setattr(passes, "_plans", {})
