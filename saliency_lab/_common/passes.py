@@ -407,6 +407,8 @@ def _measure(trial: _Trial, wanted: ExecutionSettings, work: float, forced: bool
     """Time forms, then numbers of images; return the best plan, or None if measuring does not pay."""
     model, dtype = trial.model, wanted.dtype
     usual = _usual_rows(trial)
+    if wanted.compile is False:
+        return PassPlan(usual, dtype=dtype)
     middle = min(usual, 16) if usual > 2 else 2
     own = PassPlan(middle, dtype=dtype)
     plans = [own]
@@ -431,6 +433,10 @@ def _measure(trial: _Trial, wanted: ExecutionSettings, work: float, forced: bool
     if times[chosen] > _WORTH_IT * times[own]:
         chosen = own
     rows, seconds = _best_rows(trial, forms[chosen], middle, times[chosen], began + limit)
+    if rows != usual and time.perf_counter() < began + limit:
+        before = min(trial.seconds(forms[own], usual) for _ in range(2))
+        if _WORTH_IT * before < seconds:  # no better than without all this
+            chosen, rows, seconds = own, usual, before
     plan = replace(chosen, rows=rows, milliseconds=round(1000 * seconds, 3))
     return _with_compilation(trial, plan, wanted, work)
 
