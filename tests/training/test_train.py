@@ -164,7 +164,7 @@ sl.train("digits/sgt", sl.load_dataset("digits"), out=sys.argv[1],
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     """SIGKILL at random moments after a state was saved, three times; then to the end."""
     seed = time.time_ns()
@@ -715,7 +715,7 @@ sl.train("digits/asgt", tiny_images(), out=sys.argv[1], accelerator="cpu", devic
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives_within_rounding(tmp_path):
     script = tmp_path / "train_on.py"
     script.write_text(TWO)
