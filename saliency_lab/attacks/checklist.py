@@ -226,7 +226,7 @@ class _Panel:
         self.drawn: list[Tensor] = []  # points found by chance, and points found by gradients
         self.climbed = [audited.adversarial[self.rows]]
         self.norm: Norm = audited.norm
-        self.differs = False  # the straight-through gradient is another than the model's own
+        self.differs = False  # the straight-through gradient is another, or the own one cannot be checked
 
     @property
     def missed(self) -> Tensor:
@@ -298,7 +298,8 @@ class _Panel:
         far = (self.audited.adversarial[self.rows[:count]] + _JITTER * noise).clamp(0, 1)
         labels = self.y[:count]
         checks = [check_slope(self.model, points, labels, width=width) for points in (near, far)]
-        self.differs = self._straight_through_differs(near, labels)
+        coarse = any(bool(check.coarse.any()) for check in checks)  # too few digits for fine differences
+        self.differs = coarse or self._straight_through_differs(near, labels)
         finite = torch.stack([c.finite for c in checks])
         error = torch.stack([c.error for c in checks]).amax(0)
         agreement = torch.stack([c.agreement for c in checks]).amin(0)

@@ -213,3 +213,20 @@ def test_square_goes_on_where_logits_are_tied(norm) -> None:
     assert sl.attack(Coarse(), x, y, "square", eps=eps, norm=norm, queries=20).robust.all()
     found = sl.attack(Coarse(), x, y, "square", eps=100 * eps, norm=norm, queries=60)
     assert found.success.all() and found.queries.max() <= 62
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_square_goes_on_where_logits_are_not_finite(norm) -> None:
+    class Undefined(torch.nn.Module):
+        """No logits where a pixel is bright, and the wrong class where one is dark."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            bright, dark = x.amax((1, 2, 3)) > 0.505, x.amin((1, 2, 3)) < 0.495
+            logits = torch.stack([2 * torch.ones(len(x)), 4 * dark.to(x)], 1)
+            return logits.masked_fill(bright[:, None], torch.nan)
+
+    x, y = torch.full((2, 1, 8, 8), 0.5), torch.zeros(2, dtype=torch.long)
+    found = sl.attack(
+        Undefined(), x, y, "square", eps={"linf": 0.1, "l2": 1.0, "l1": 5.0}[norm], norm=norm, queries=20
+    )
+    assert not (found.success & (found.predictions == -1)).any() and found.clean_accuracy == 1
