@@ -1,0 +1,493 @@
+"""Wrong input, generated from the signatures of everything public: each mistake gets a clear message.
+
+One argument of a valid call is replaced at a time by values that are wrong for its kind. A clear message is a `SaliencyLabError`
+that names the argument. A public function, parameter, setting, recipe key or option that is not covered fails the test.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import importlib
+import inspect
+import io
+import re
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import saliency_lab as sl
+from saliency_lab._common.errors import SaliencyLabError
+from saliency_lab.attacks import robustbench_entry
+from saliency_lab.data import Split, data_root, make_mosaics
+from saliency_lab.metrics import meta_evaluate
+from saliency_lab.models import read_card
+from saliency_lab.study.cache.results import Failure
+from saliency_lab.training import parse_override
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 20
+"""No wrong input may keep the caller waiting for longer."""
+
+
+class Odd:
+    """An object of no kind that is expected anywhere."""
+
+    def __repr__(self) -> str:
+        return "Odd()"
+
+
+ODD = Odd()
+NAN, INF = float("nan"), float("inf")
+
+
+def _images(**changes: Any) -> dict[str, Any]:
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return {
+        "integers": (x * 255).byte(),
+        "one image": x[0],
+        "no image": x[:0],
+        "no pixel": x[:, :, :0],
+        "NaN": torch.where(x > 0.5, NAN, x),
+        "infinite": torch.where(x > 0.5, INF, x),
+        "above 1": x * 3,
+        "negative": x - 1,
+        "meta": x.to("meta"),
+        "sparse": x.to_sparse(),
+        "complex": x.to(torch.complex64),
+        "quantised": torch.quantize_per_tensor(x, 1 / 255, 0, torch.quint8),
+        "bool": x > 0.5,
+        "array": x.numpy().astype(object),
+        "strings": np.array([["a"]]),
+    }
+
+
+NOT_TEXT = [3, 2.5, True, ["a"], {"a": 1}, ODD, b"a", (), torch.zeros(2)]
+NOT_NUMBERS = ["x", "", True, [1.0], {"a": 1}, ODD, b"1", 1j, NAN, (), torch.zeros(2)]
+NOT_COUNTS = [*NOT_NUMBERS, 2.5, -1, -(10**30), INF, "2"]
+
+WRONG: dict[str, list[Any]] = {
+    "path": [3, 2.5, True, ["a"], {"a": 1}, ODD, b"a", (), torch.zeros(2), "", "a\0b", NAN, 1j],
+    "file": [3, 2.5, True, ["a"], {"a": 1}, ODD, b"a", (), "", "a\0b", NAN, Path("/"), "."],
+    "device": ["gpu", "", 2.5, ODD, [], {}, True, "cuda:99", "meta", "cpu:x", NAN],
+    "name": [*NOT_TEXT, "", "no such", "no:such", "a\0b", "no.such.module:thing"],
+    "label": [*NOT_TEXT, ""],
+    "choice": [*NOT_TEXT, "", "no such"],
+    "count": [0, *NOT_COUNTS],
+    "bounded": [0, *NOT_COUNTS, 10**9, 10**30],
+    "index": [*NOT_COUNTS],
+    "bounded index": [*NOT_COUNTS, 10**9],
+    "seed": [*NOT_COUNTS, 2**64],
+    "fraction": [0, 1, -0.1, 1.5, INF, -INF, *NOT_NUMBERS],
+    "share": [-0.1, 1.5, INF, -INF, *NOT_NUMBERS],
+    "number": [INF, -INF, *NOT_NUMBERS],
+    "numbers": ["x", True, {"a": 1}, ODD, b"1", 1j, NAN, ["x"], [NAN], [INF], [], torch.zeros(2, 2), [[0.5]]],
+    "radius": [-1, "x", "", "1/0", NAN, INF, True, ODD, {}, b"1", 1j, [], [[]], "nan", "-1/255", torch.zeros(2, 2)],
+    "radii": [-1, "x", "1/0", NAN, INF, True, ODD, b"1", 1j, [], ["x"], [-1.0], [NAN], [[0.1]], {"a": 1}, [True]],
+    "flag": [1, 0, "yes", "", 2.5, [], {}, ODD, b"a", NAN, torch.zeros(2)],
+    "mapping": [3, "x", ["a"], ODD, b"a", True, (), {3: 1}, {"": 1}, [("a", 1)], 2.5],
+    "callable": [3, "x", ["a"], ODD, True, {}, 2.5, b"a"],
+    "model": [3, "x", [], {}, ODD, True, nn.Linear, lambda x: x, torch.zeros(2), nn.ModuleDict(), nn.ModuleList(), b"a"],
+    "images": [3, 2.5, "x", "", [], (), {}, ODD, True, b"a", nn.Linear(1, 1), [1, 2, 3], *_images().values()],
+    "labels": [
+        3, "x", [], {}, ODD, True, b"a", torch.zeros(2), torch.zeros(3, dtype=torch.long), torch.tensor([0, 99]),
+        torch.tensor([0, -1]), torch.zeros(2, 3), torch.tensor([True, False]), torch.zeros(2, dtype=torch.complex64),
+        torch.zeros(2, dtype=torch.long, device="meta"), torch.zeros(2, dtype=torch.long).to_sparse(), ["a", "b"],
+    ],
+    "maps": [3, "x", [], {}, ODD, True, b"a", *(each for key, each in _images().items() if key not in (
+        "above 1", "negative", "NaN", "infinite", "integers", "bool"))],
+    "object": [3, "x", [], {}, ODD, True, b"a", 2.5, nn.Linear, torch.zeros(2)],
+    "names": [3, 2.5, True, {"a": 1}, ODD, b"a", [3], [""], [ODD], torch.zeros(2)],
+    "shape": [3, "x", [], {}, ODD, (1, 8), (1, 8, 8, 8), (0, 8, 8), (1, -8, 8), (1, 2.5, 8), (1, "8", 8), (1, 10**9, 10**9)],
+    "side": [0, *NOT_COUNTS, 10**30, (8,), (8, 0), (8, "8"), (8, 8, 8), (10**9, 10**9)],
+    "counts": [0, -1, 2.5, "x", True, NAN, INF, [], [0], [-1], [2.5], ["x"], {"a": 1}, ODD, 10**12, b"a"],
+    "counts from 0": [-1, 2.5, "x", True, NAN, INF, [], [-1], [2.5], ["x"], {"a": 1}, ODD, b"a"],
+    "devices": [0, -1, 2.5, "x", "", True, [1.5], {}, ODD, b"a", 10**30, NAN, ()],
+    "spread": [-0.1, INF, *NOT_NUMBERS],
+    "photographs": [3, 2.5, ODD, True, {}, [], (), "", "/nowhere", ["/nowhere"], [3], b"a", np.zeros(3), np.zeros((8, 8, 7), np.uint8)],
+    "recipe": [3, 2.5, True, ODD, [], "", "no such", "nowhere.toml", b"a", {}, {"data": 3}, {3: 4}, "a\0b"],
+    "weights": [3, 2.5, True, ODD, [], "", b"a", "DEFAULT"],
+    "pixels": [3, "x", [], {}, ODD, torch.zeros(2).to_sparse(), torch.zeros(2, device="meta")],
+    "selection": [3, 2.5, True, ODD, b"a", torch.zeros(2), "", "no such", "no:such", ["no such"], {"a": 1}, [3], [""]],
+    "data": [3, "x", [], {}, ODD, b"a", True],
+    "override": [3, "x", "", "=", ODD, [], b"a"],
+    "models": [3, "x", [], {}, ODD, True, {"": nn.Linear(1, 1)}, {"a": 3}, {"a": []}, {3: 4}, {"a": nn.Linear}, {"a": [3]}],
+    "sample": [3, "x", [], {}, ODD, True, torch.zeros(2, 1, 8, 8), (1, 2), (1,), (torch.zeros(2, 1, 8, 8), "x"), b"a"],
+    "indices": ["x", 2.5, ODD, {}, NAN, [99], [-99], ["a"], torch.zeros(2), [2.5], torch.tensor([99])],
+}  # fmt: skip
+
+
+@dataclass
+class Target:
+    """A public callable, the arguments of a valid call, and the kinds that the parameters' names do not say."""
+
+    label: str
+    call: Callable[..., Any]
+    given: dict[str, Any]
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+KIND_OF = {
+    "model": "model", "net": "model", "module": "model", "x": "images", "y": "labels", "eps": "radius", "seed": "seed",
+    "level": "fraction", "store": "path", "folder": "path", "path": "path", "out": "path", "root": "path",
+    "method": "name", "metric": "name", "attack": "name", "attributions": "maps", "images": "count", "val_fraction": "fraction",
+    "baseline": "name", "name": "label", "label": "label", "engine": "choice", "budget": "choice", "target": "choice",
+    "trust": "flag", "overrides": "mapping", "width": "number", "n": "count",
+}  # fmt: skip
+"""The kind of a parameter by its name."""
+
+SYNONYMS = {
+    "net": ["model", "module", "network", "Sequential", "ModuleList"],
+    "module": ["model", "module", "network", "Sequential", "ModuleList"],
+    "x": ["image", "photograph", "pixel", "tensor", "x must", "x:"],
+    "y": ["label", "class", "y must", "y:"],
+    "attributions": ["attribution", "map"],
+    "eps": ["eps", "radius", "radii"],
+    "method": ["method", "attack", "import", "given by"],
+    "methods": ["method", "import"],
+    "metric": ["metric", "import", "measure"],
+    "metrics": ["metric", "import"],
+    "model": ["model", "module", "network", "Sequential", "ModuleList", "Linear"],
+    "size": ["size", "GB"],
+    "image_size": ["image_size", "GB"],
+    "surrogates": ["surrogate"],
+    "attack": ["attack", "import", "method for"],
+    "attacks": ["attack"],
+    "audits": ["audit", "attack"],
+    "train": ["train", "data set", "label", "class"],
+    "val": ["val", "data set"],
+    "test": ["test", "data set"],
+    "text": ["key=value"],
+    "other": ["other", "map"],
+    "k": ["k must", "share"],
+    "models": ["model"],
+    "image": ["image"],
+    "classes": ["class"],
+    "store": ["store", "folder", "study"],
+    "folder": ["folder", "store"],
+    "path": ["path", "file", "folder", "checkpoint", "device"],
+    "out": ["out", "folder"],
+    "root": ["root", "folder", "file"],
+    "source": ["source", "file", "folder", "recipe", "image", "photograph", "path"],
+    "target": ["target", "class", "label"],
+    "sample": ["sample", "image", "label"],
+    "data": ["data"],
+    "name": ["name", "data set", "architecture", "model", "text", "label"],
+}
+"""Words, one of which a message must contain, for the arguments that it may call otherwise."""
+
+
+@dataclass
+class Case:
+    """One wrong value in an otherwise valid call."""
+
+    label: str
+    argument: str
+    value: Any
+    call: Callable[[], Any]
+
+    def __str__(self) -> str:
+        return f"{self.label}({self.argument}={_short(self.value)})"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor({tuple(value.shape)}, {value.dtype}, {value.layout}, {value.device})"
+    return re.sub(r" at 0x\w+", "", " ".join(repr(value).split()))[:70]
+
+
+class TooSlow(BaseException):
+    """A call took longer than `SECONDS`."""
+
+
+def _stop(*_: object) -> None:
+    raise TooSlow
+
+
+def outcome(case: Case) -> str:
+    """Return "clear", or what else came of the wrong value."""
+    signal.signal(signal.SIGALRM, _stop)
+    signal.alarm(SECONDS)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            case.call()
+    except SaliencyLabError as error:
+        words = SYNONYMS.get(case.argument, [case.argument, case.argument.rpartition(".")[2]])
+        named = any(word.casefold() in str(error).casefold() for word in words)
+        return "clear" if named else f"unnamed: {error}"
+    except TooSlow:
+        return "hang"
+    except BaseException as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    finally:
+        signal.alarm(0)
+        plt.close("all")
+    return "accepted"
+
+
+def _takes_none(parameter: inspect.Parameter) -> bool:
+    return (
+        parameter.default is None or "None" in str(parameter.annotation) or "Any" in str(parameter.annotation)
+    )
+
+
+def cases_of(target: Target) -> Iterator[Case]:
+    """Replace each argument by each value that is wrong for its kind."""
+    parameters = inspect.signature(target.call).parameters
+    free = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    missing = [name for name in target.given if name not in parameters and not free]
+    assert not missing, f"{target.label} has no {missing}"
+    for name, parameter in parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            kind = target.kinds.get(name, "settings")
+            if kind == "settings":
+                wrong = {**target.given, "no_such_setting": 1}
+                yield Case(target.label, "no_such_setting", 1, functools.partial(target.call, **wrong))
+            continue
+        kind = target.kinds.get(name) or KIND_OF.get(name)
+        assert kind is not None, f"say which kind of argument '{name}' of {target.label} is"
+        if kind == "free":
+            continue
+        values = list(WRONG[kind])
+        if not _takes_none(parameter):
+            values.append(None)
+        for value in values:
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                call = functools.partial(target.call, value)
+            elif parameter.kind is parameter.POSITIONAL_ONLY:
+                raise AssertionError(name)
+            else:
+                call = functools.partial(target.call, **{**target.given, name: value})
+            yield Case(target.label, name, value, call)
+
+
+CLASSES = 3
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
+
+
+def _data() -> sl.ImageData:
+    x = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    parts = [Split(x, torch.arange(24) % CLASSES) for _ in range(3)]
+    return sl.ImageData("tiny", *parts, ("a", "b", "c"))
+
+
+def _targets(folder: Path) -> list[Target]:
+    """Every public function and method, with a valid call of each that costs little."""
+    net, data = _net(), _data()
+    x, y = data.test.sample(2, 0)
+    common = {"model": net, "x": x, "y": y}
+    maps = sl.attribute(net, x, y)
+    attacked = sl.attack(net, x, y, eps=0.1, steps=1)
+    study = sl.Study({"a": net, "b": _net()}, data.test.sample(6, 0), store=folder / "store")
+    study.attribute(["saliency", "input_x_gradient"]).score(["sparseness", "complexity"])
+    study.attack("pgd", eps=[0.1, 0.2], steps=1)
+    comparison = study.compare()
+    sl.save_model(sl.build_model("small_cnn"), folder / "saved")
+    quick = {"training.epochs": 1, "validation.images": 4, "validation.steps": 1, "training.batch_size": 8}
+    selection = "name"
+    split, zoo = data.test, folder / "saved"
+    mosaics = sl.load_dataset("mosaic").test
+    pooled = sl.pool_differences({"a": (0.1, 0.0, 0.2), "b": (0.1, 0.0, 0.2)})
+    checked = sl.sanity_check(net, x, y, "saliency")
+    result = sl.robustness_curve(net, x, y, eps=[0.1], steps=1)
+    functions = [
+        Target("attack", sl.attack, {**common, "eps": 0.1}, {"target": "labels", "gradients_from": "model"}),
+        Target("attack_map", sl.attack_map, {"model": net, "x": x, "eps": 0.1, "steps": 1}, {"goal": "choice"}),
+        Target("attribute", sl.attribute, dict(common)),
+        Target("audit", sl.audit, {**common, "eps": 0.1}, {"surrogates": "mapping"}),
+        Target("build_model", sl.build_model, {"name": "small_cnn"}, {
+            "name": "name", "num_classes": "bounded", "input_shape": "shape", "mean": "numbers", "std": "numbers"}),
+        Target("corrupt", sl.corrupt, {"x": x, "corruption": "gaussian_noise", "severity": 1}, {
+            "corruption": "name", "severity": "bounded"}),
+        Target("evaluate", sl.evaluate, {**common, "attributions": maps, "metric": "sparseness"}),
+        Target("evaluate_detailed", sl.evaluate_detailed, {**common, "attributions": maps, "metric": "sparseness"}),
+        Target("evaluate_many", sl.evaluate_many, {**common, "attributions": {"a": maps}, "metrics": "sparseness"}, {
+            "attributions": "mapping", "metrics": selection}),
+        Target("meta_evaluate", meta_evaluate, {**common, "attributions": {"a": maps, "b": maps}, "metrics": "sparseness"}, {
+            "attributions": "mapping", "metrics": selection, "draws": "bounded"}),
+        Target("robustbench_entry", robustbench_entry, {"result": attacked, "dataset": "cifar10"}, {
+            "result": "object", "dataset": "label", "info": "free"}),
+        Target("explore", sl.explore, {"study": study}, {"study": "object"}),
+        Target("list_datasets", sl.list_datasets, {}),
+        Target("list_metrics", sl.list_metrics, {}, {"image_size": "side"}),
+        Target("load_dataset", sl.load_dataset, {"name": "digits"}, {
+            "name": "name", "download": "flag", "image_size": "side"}),
+        Target("load_images", sl.load_images, {"source": np.zeros((8, 8, 3), np.uint8), "size": 8}, {
+            "source": "photographs", "size": "side", "labels": "labels"}),
+        Target("load_model", sl.load_model, {"path": zoo}, {"device": "device", "weights": "weights"}),
+        Target("load_recipe", sl.load_recipe, {"source": "digits/standard"}, {"source": "recipe"}),
+        Target("minimal_epsilon", sl.minimal_epsilon, {**common, "steps": 1}, {
+            "largest": "radius", "tolerance": "radius"}),
+        Target("pool_comparisons", sl.pool_comparisons, {
+            "comparisons": {"a": comparison, "b": comparison}, "model": "a", "over": "b", "metric": "accuracy"}, {
+            "comparisons": "mapping", "model": "name", "over": "name"}),
+        Target("pool_differences", sl.pool_differences, {"differences": {"a": (0.1, 0.0, 0.2), "b": (0.1, 0.0, 0.2)}}, {
+            "differences": "mapping", "share": "flag"}),
+        Target("power", sl.power, {"runs": 2, "seeds": 2, "images": 10}, {
+            "difference": "numbers", "seeds": "counts", "images": "counts", "accuracy": "share",
+            "seed_spread": "spread", "correlation": "share", "comparisons": "index", "margin": "spread", "runs": "bounded"}),
+        Target("register", sl.register, {"kind": "metric", "name": "mine"}, {
+            "kind": "choice", "settings": "object", "better": "choice"}),
+        Target("report", sl.report, {"study": study, "path": folder / "report.html"}, {"study": "object", "path": "file"}),
+        Target("robustness_curve", sl.robustness_curve, {**common, "eps": [0.1], "steps": 1}, {"eps": "radii"}),
+        Target("sanity_check", sl.sanity_check, {**common, "methods": "saliency"}, {
+            "methods": selection, "settings": "mapping"}),
+        Target("save_model", sl.save_model, {"model": net, "folder": folder / "new"}, {"card": "object"}),
+        Target("show_progress", sl.show_progress, {"enabled": False}, {"enabled": "flag"}),
+        Target("steps_curve", sl.steps_curve, {**common, "eps": 0.1, "steps": [1]}, {"steps": "counts from 0"}),
+        Target("train", sl.train, {"recipe": "digits/standard", "data": data, "model": net, "overrides": quick}, {
+            "recipe": "recipe", "data": "object", "accelerator": "choice", "devices": "devices",
+            "num_nodes": "bounded", "strategy": "choice"}),
+        Target("transfer_attack", sl.transfer_attack, {**common, "source": net, "eps": 0.1, "steps": 1}, {"source": "model"}),
+        Target("verify", sl.verify, {"folder": folder / "store"}),
+        Target("worst_case", sl.worst_case, {}, {"results": "object"}),
+        Target("wrap", sl.wrap, {"module": net}, {
+            "mean": "numbers", "std": "numbers", "classes": "names", "size": "side", "processor": "free",
+            "cam_layer": "name"}),
+    ]  # fmt: skip
+    methods = [
+        Target("Normalised", sl.Normalised, {"net": net}, {"mean": "numbers", "std": "numbers"}),
+        Target("BinaryLogits", sl.BinaryLogits, {"net": net}, {"output": "index"}),
+        Target("ImageBatch", sl.ImageBatch, {"x": x, "y": None, "names": ("a", "b")}, {"names": "free"}),
+        Target("ImageData", sl.ImageData, {
+            "name": "a", "train": split, "val": split, "test": split, "classes": ("a", "b", "c")}, {
+            "train": "object", "val": "object", "test": "object", "classes": "names"}),
+        Target("ImageData.from_datasets", sl.ImageData.from_datasets, {
+            "train": TensorDataset(x, y), "test": TensorDataset(x, y), "val": TensorDataset(x, y)}, {
+            "train": "object", "test": "object", "val": "object", "classes": "names"}),
+        Target("Split", Split, {"images": split.images, "labels": split.labels}, {"images": "pixels", "labels": "data"}),
+        Target("Split.batch", split.batch, {"indices": [0]}, {"indices": "indices"}),
+        Target("Split.sample", split.sample, {"n": 2}, {"n": "bounded"}),
+        Target("Split.draw", split.draw, {"n": 2}, {"n": "bounded"}),
+        Target("Split.select", split.select, {"indices": torch.tensor([0])}, {"indices": "indices"}),
+        Target("LocatedSplit.located", mosaics.located, {"n": 2}, {"n": "bounded"}),
+        Target("LocatedSplit.select", mosaics.select, {"indices": torch.tensor([0])}, {"indices": "indices"}),
+        Target("make_mosaics", make_mosaics, {"data": data}, {"data": "object"}),
+        Target("data_root", data_root, {}),
+        Target("read_card", read_card, {"path": zoo}),
+        Target("parse_override", parse_override, {"text": "a=1"}, {"text": "override"}),
+        Target("Attributions.compare", maps.compare, {"other": maps}, {"other": "maps", "k": "fraction"}),
+        Target("Attributions.load", sl.Attributions.load, {"path": maps.save(folder / "maps.safetensors")}),
+        Target("Attributions.normalise", maps.normalise, {}, {"by": "choice"}),
+        Target("Attributions.reduce", maps.reduce, {}, {"channels": "choice", "sign": "choice"}),
+        Target("Attributions.save", maps.save, {"path": folder / "other.safetensors"}, {"path": "file"}),
+        Target("Attributions.show", maps.show, {"images": x}, {"images": "images"}),
+        Target("AttackResult.interval", attacked.interval, {}),
+        Target("PooledDifference.plot", pooled.plot, {}, {"title": "label"}),
+        Target("SanityCheck.plot", checked.plot, {}, {"measure": "name"}),
+        Target("SanityCheck.plot_maps", checked.plot_maps, {}, {"image": "bounded index"}),
+        Target("RobustnessCurve.table", result.table, {}),
+        Target("Study", sl.Study, {"models": {"a": net}, "sample": (x, y)}, {
+            "models": "models", "sample": "sample", "executor": "object"}),
+        Target("Study.attack", study.attack, {"eps": 0.1, "steps": 1}, {"eps": "radii"}),
+        Target("Study.attribute", study.attribute, {"methods": "saliency"}, {"methods": selection}),
+        Target("Study.audit", study.audit, {"eps": 0.1}, {"eps": "radii"}),
+        Target("Study.compare", study.compare, {}),
+        Target("Study.load", sl.Study.load, {"store": folder / "store"}),
+        Target("Study.merge", study.merge, {"store": folder / "store"}),
+        Target("Study.note_failure", study.note_failure, {
+            "model": "a", "seed": 0, "what": "train", "failure": Failure("a", "b")}, {
+            "model": "label", "what": "label", "failure": "object"}),
+        Target("Study.plan", study.plan, {"methods": "saliency"}, {
+            "methods": "selection", "metrics": "selection", "attacks": "mapping", "audits": "mapping"}),
+        Target("Study.read_curves", study.read_curves, {"model": "a", "method": "saliency", "metric": "sparseness"}, {
+            "model": "name"}),
+        Target("Study.read_maps", study.read_maps, {"model": "a", "method": "saliency"}, {"model": "name"}),
+        Target("Study.read_predictions", study.read_predictions, {"model": "a"}, {"model": "name"}),
+        Target("Study.save", study.save, {"folder": folder / "copy"}),
+        Target("Study.score", study.score, {"metrics": "sparseness"}, {"metrics": selection}),
+        Target("Study.write_manifest", study.write_manifest, {}, {"exclusive": "flag"}),
+        Target("Study.write_tables", study.write_tables, {}),
+        Target("Comparison", sl.Comparison, {
+            "scores": study.scores, "robustness": study.robustness, "baseline": "a"}, {
+            "scores": "object", "robustness": "object", "better": "mapping", "audits": "object", "pictures": "free"}),
+        Target("Comparison.aggregate", comparison.aggregate, {"metric": "sparseness", "method": "saliency"}),
+        Target("Comparison.measure", comparison.measure, {"metric": "sparseness", "method": "saliency"}),
+        Target("Comparison.ranking", comparison.ranking, {"metric": "sparseness"}, {"model": "name"}),
+        Target("Comparison.to_latex", comparison.to_latex, {}),
+    ]  # fmt: skip
+    plot, by = comparison.plot, {"metric": "sparseness"}
+    plots = [
+        Target("plot.curves", plot.curves, {"metric": "sparseness"}),
+        Target("plot.dots", plot.dots, by),
+        Target("plot.maps", plot.maps, {}, {"models": "names", "normalise": "flag"}),
+        Target("plot.profile", plot.profile, {**by, "method": "saliency"}),
+        Target("plot.ranking", plot.ranking, by, {"model": "name"}),
+        Target("plot.robustness", plot.robustness, {}),
+        Target("plot.slopes", plot.slopes, by),
+        Target("plot.tradeoff", plot.tradeoff, {"method": "saliency"}, {"x": "name", "y": "name"}),
+    ]
+    return functions + methods + plots
+
+
+def _public() -> dict[str, Any]:
+    """Every public function and class by name."""
+    names = {name: getattr(sl, name) for name in sl.__all__}
+    for package in ("attacks", "attribution", "comparison", "data", "metrics", "models", "training"):
+        module = importlib.import_module(f"saliency_lab.{package}")
+        names |= {name: getattr(module, name) for name in module.__all__}
+    return names
+
+
+WITHOUT_ARGUMENTS = {"card_of", "OBJECTIVES"}
+"""What has no arguments to check: an inner function that takes a module, and a registry."""
+
+
+def test_every_public_function_is_covered(targets: list[Target]) -> None:
+    covered = {target.label.partition(".")[0] for target in targets}
+    for name, item in _public().items():
+        if inspect.isfunction(item) and inspect.signature(item).parameters and name not in WITHOUT_ARGUMENTS:
+            assert name in covered, f"add a valid call of {name}"
+        if inspect.isclass(item) and name in covered:
+            for method, function in inspect.getmembers(item, callable):
+                inner = name in ("Study", "Comparison", "Attributions", "Split", "SanityCheck")
+                if (
+                    inner
+                    and not method.startswith("_")
+                    and inspect.signature(function).parameters.keys() - {"self"}
+                ):
+                    assert f"{name}.{method}" in {target.label for target in targets}, f"{name}.{method}"
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory: pytest.TempPathFactory) -> list[Target]:
+    folder = tmp_path_factory.mktemp("wrong")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return _targets(folder)
+
+
+def test_wrong_arguments_of_functions(targets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    import time
+
+    counts = collections.Counter()
+    start = time.time()
+    with Path("/tmp/trust_fuzz.txt").open("w") as out:
+        for target in targets:
+            t0 = time.time()
+            for case in cases_of(target):
+                found = outcome(case)
+                counts[found.partition(":")[0]] += 1
+                if found != "clear":
+                    print(repr(f"{case}  ->  {found}")[1:-1], file=out, flush=True)
+            print("#", target.label, round(time.time() - t0, 1), file=out)
+        print(counts, sum(counts.values()), time.time() - start, file=out)
