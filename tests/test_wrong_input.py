@@ -9,12 +9,16 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import enum
 import functools
 import importlib
 import inspect
 import io
+import pkgutil
 import re
 import signal
+import types
+import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,17 +29,24 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+from typer.main import get_command
+from typer.testing import CliRunner
 
+import saliency_lab
 import saliency_lab as sl
 from saliency_lab._common.errors import SaliencyLabError
+from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks import robustbench_entry
+from saliency_lab.cli.app import app
 from saliency_lab.data import Split, data_root, make_mosaics
 from saliency_lab.metrics import meta_evaluate
 from saliency_lab.models import read_card
 from saliency_lab.study.cache.results import Failure
 from saliency_lab.training import parse_override
+from saliency_lab.training.recipe import dotted, load_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -171,6 +182,7 @@ SYNONYMS = {
     "val": ["val", "data set"],
     "test": ["test", "data set"],
     "text": ["key=value"],
+    "objective.name": ["objective"],
     "other": ["other", "map"],
     "k": ["k must", "share"],
     "models": ["model"],
@@ -226,7 +238,7 @@ def outcome(case: Case) -> str:
             warnings.simplefilter("ignore")
             case.call()
     except SaliencyLabError as error:
-        words = SYNONYMS.get(case.argument, [case.argument, case.argument.rpartition(".")[2]])
+        words = [*SYNONYMS.get(case.argument, [case.argument.rpartition(".")[2]]), f"'{case.argument}'"]
         named = any(word.casefold() in str(error).casefold() for word in words)
         return "clear" if named else f"unnamed: {error}"
     except TooSlow:
@@ -475,19 +487,193 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> list[Target]:
         return _targets(folder)
 
 
-def test_wrong_arguments_of_functions(targets, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    import time
+# --- settings, recipe keys -------------------------------------------------------------------------------
 
-    counts = collections.Counter()
-    start = time.time()
-    with Path("/tmp/trust_fuzz.txt").open("w") as out:
-        for target in targets:
-            t0 = time.time()
-            for case in cases_of(target):
-                found = outcome(case)
-                counts[found.partition(":")[0]] += 1
-                if found != "clear":
-                    print(repr(f"{case}  ->  {found}")[1:-1], file=out, flush=True)
-            print("#", target.label, round(time.time() - t0, 1), file=out)
-        print(counts, sum(counts.values()), time.time() - start, file=out)
+UNLIKE: list[Any] = [ODD, NAN, INF, b"a", 1j, 10**30, -(10**30), [ODD], {"a": ODD}, object]
+"""What no setting takes."""
+
+
+def _wrong_for(annotation: Any) -> list[Any]:
+    """Return values that a setting of this type does not take."""
+    options = (
+        typing.get_args(annotation)
+        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        else ()
+    )
+    plain = [each for each in (options or (annotation,))]
+    wrong = [value for value in UNLIKE if not (value is object and "Callable" in str(annotation))]
+    if any(each is Any or each is dict or "Any" in str(each) for each in plain) and "Callable" not in str(
+        annotation
+    ):
+        return [each for each in (ODD, b"a") if "dict" in str(annotation)]
+    if plain == [int]:
+        wrong += [2.5, "x", "", True, None, [], (), {}, "2"]
+    elif plain == [float]:
+        wrong = [each for each in wrong if not isinstance(each, int)]
+        wrong += ["x", "", True, None, [], (), {}, [1.0], "1/0"]
+    elif plain == [bool]:
+        wrong += [1, 0, "yes", "", None, [], (), {}, 2.5]
+    elif plain == [str]:
+        wrong += [3, 2.5, True, None, [], (), {}, ["a"]]
+    elif all(typing.get_origin(each) is typing.Literal for each in plain):
+        wrong += ["no such", "", 3, None, True, [], (), {}, 2.5]
+    return wrong
+
+
+def _settings() -> Iterator[type[BaseModel]]:
+    """Every settings model of the package."""
+    for module in pkgutil.walk_packages(saliency_lab.__path__, "saliency_lab."):
+        if "__main__" not in module.name:
+            importlib.import_module(module.name)
+    waiting = [Settings]
+    while waiting:
+        model = waiting.pop()
+        waiting += model.__subclasses__()
+        stored = "study.cache" in model.__module__  # read from files that have a digest
+        if (
+            model.__module__.startswith("saliency_lab.")
+            and not stored
+            and model.model_fields
+            and not inspect.isabstract(model)
+        ):
+            yield model
+
+
+def _setting_cases() -> Iterator[Case]:
+    for model in [*dict.fromkeys(_settings()), sl.ModelCard]:
+        label = model.__name__
+        for name, field in model.model_fields.items():
+            wrong = _wrong_for(field.annotation)
+            wrong += [10**9] if field.annotation is int and name != "seed" else []
+            if "float" in str(field.annotation):
+                wrong = [each for each in wrong if not isinstance(each, int) or isinstance(each, bool)]
+            if model is sl.ModelCard:  # it is read from JSON, which has fewer types
+                wrong = (
+                    [ODD, 1j, [ODD], {"a": ODD}, object] if "Any" not in str(field.annotation) else [ODD, 1j]
+                )
+            for value in wrong:
+                yield Case(
+                    label, name, value, functools.partial(parse_settings, model, {name: value}, of=label)
+                )
+                if all(not each.is_required() for each in model.model_fields.values()):
+                    yield Case(f"{label} called", name, value, functools.partial(model, **{name: value}))
+
+
+def _recipe_cases() -> Iterator[Case]:
+    recipe = dotted(load_recipe("digits/asgt").model_dump())
+    for key, default in recipe.items():
+        kind = type(default) if default is not None else None
+        wrong = [ODD, b"a", 1j, [ODD], NAN, INF]
+        wrong += [10**30] if kind is int else []
+        wrong += {int: ["x", 2.5, True, None, []], float: ["x", True, None, []], str: [3, True, None, []],
+                  bool: [1, "yes", None, []]}.get(kind, [])  # fmt: skip
+        for value in wrong:
+            yield Case("load_recipe", key, value, functools.partial(load_recipe, "digits/asgt", {key: value}))
+        unknown = f"{key}x"
+        yield Case("load_recipe", unknown, 1, functools.partial(load_recipe, "digits/asgt", {unknown: 1}))
+
+
+# --- commands --------------------------------------------------------------------------------------------
+
+WORDS: dict[str, list[str]] = {
+    "integer": ["x", "", "2.5", "-1", "nan", "inf", "1e3", "0x1", "٣x", "1" * 5000],
+    "integer range": ["x", "", "2.5", "-1", "nan", "inf", "1e3", "1" * 5000],
+    "float": ["x", "", "nan", "inf", "-inf", "1,2", "1/0"],
+    "choice": ["nosuch", "", "3", "\u202e"],
+    "text": ["nosuch:thing", "no such", "", "3", "[1,", "a=b", "\u202e", "../..", "1" * 5000],
+    "path": ["/nowhere/at/all", "/dev/null", "", "nosuch", "1" * 5000],
+}
+
+VALID: dict[str, list[str]] = {
+    "attack": [
+        "saved",
+        "--data",
+        "digits",
+        "--eps",
+        "0.1",
+        "--images",
+        "2",
+        "--set",
+        "pgd.steps=1",
+        "--out",
+        "o",
+    ],
+    "attribute": ["saved", "--data", "digits", "--images", "2", "--out", "o"],
+    "score": ["saved", "--data", "digits", "--metric", "sparseness", "--images", "2", "--out", "o"],
+    "audit": ["saved", "--data", "digits", "--eps", "0.1", "--images", "2", "--set", "pgd.steps=1"],
+    "train": ["digits/standard", "--set", "training.epochs=1", "--out", "t"],
+    "study": ["study.toml", "--out", "o", "--plan"],
+    "reproduce": ["digits", "--out", "o", "--plan"],
+    "report": ["store"],
+    "verify": ["store"],
+    "list": ["methods"],
+    "download": ["digits"],
+    "doctor": [],
+    "power": ["--runs", "1", "--seeds", "2", "--images", "10"],
+    "demo": [],
+}
+"""A valid call of each command; only what is wrong in it is run."""
+
+HARMLESS = {
+    ("*", "--help"), ("*", "--trust"), ("*", "--install-completion"), ("*", "--show-completion"),
+}  # fmt: skip
+
+
+@dataclass
+class Refused(SaliencyLabError):
+    """What a command printed when it refused its input."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _invoke(words: list[str]) -> None:
+    result = CliRunner().invoke(app, words)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    if result.exit_code == 2:
+        raise Refused(re.sub(r"[\s│]+", " ", result.output))
+    if result.exit_code:
+        raise RuntimeError(f"exit code {result.exit_code}: {result.output[:200]}")
+
+
+def _kind_of(option: Any) -> str:
+    """Return the kind of words that an option takes, from its Python type."""
+    named = str(option)
+    if isinstance(option, type) and issubclass(option, enum.Enum):
+        return "choice"
+    return next((kind for word, kind in (("Path", "path"), ("int", "integer"), ("float", "float")) if word in named), "text")
+
+
+def _command_cases() -> Iterator[Case]:
+    commands = get_command(app).commands
+    assert commands.keys() == VALID.keys(), commands.keys() ^ VALID.keys()
+    for verb, command in commands.items():
+        hints = typing.get_type_hints(inspect.unwrap(command.callback))
+        for parameter in command.params:
+            names = parameter.opts
+            kind = _kind_of(hints[parameter.name])
+            if parameter.param_type_name == "argument":
+                for word in WORDS[kind]:
+                    words = [verb, word, *VALID[verb][1:]]
+                    yield Case(verb, parameter.name, word, functools.partial(_invoke, words))
+                continue
+            if parameter.is_flag:
+                yield Case(
+                    verb, names[0], "=1", functools.partial(_invoke, [verb, *VALID[verb], f"{names[0]}=1"])
+                )
+                continue
+            for word in WORDS[kind]:
+                before = list(VALID[verb])
+                if names[0] in before:
+                    at = before.index(names[0])
+                    del before[at : at + 2]
+                yield Case(verb, names[0], word, functools.partial(_invoke, [verb, *before, names[0], word]))
+        yield Case(
+            verb,
+            "--no-such-option",
+            "1",
+            functools.partial(_invoke, [verb, *VALID[verb], "--no-such-option", "1"]),
+        )

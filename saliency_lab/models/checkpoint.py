@@ -200,14 +200,16 @@ def load_model(
             f"load_model takes a name or a path; make a model of your {type(path).__name__} with "
             "saliency_lab.wrap(module, mean=…, std=…, classes=…)"
         )
+    name = path if isinstance(path, str) else ""  # "hf//folder", whose slashes a path would merge
     path = check_path(path)
+    name = name or path.as_posix()
     check_flag(trust, "trust")
     if weights is not None:
         weights = check_path(weights, "weights")
-    if model is None and path.as_posix().startswith(ROBUSTBENCH):
-        return load_robustbench(path.as_posix(), str(device))
-    if model is None and is_pretrained_name(path.as_posix()):
-        return load_pretrained(path.as_posix(), None if weights is None else str(weights)).to(device)
+    if model is None and name.startswith(ROBUSTBENCH):
+        return load_robustbench(name, str(device))
+    if model is None and is_pretrained_name(name):
+        return load_pretrained(name, None if weights is None else str(weights)).to(device)
     if weights is not None:
         raise InputError(
             f"weights goes with a pretrained network, such as 'torchvision/resnet50', not with '{path}'; the "
@@ -350,7 +352,8 @@ def _weights_of(path: Path) -> Path:
 def _parse_card(path: Path) -> ModelCard:
     try:
         fields = read_checked_json(path, ModelCard.model_fields)
-        return ModelCard.model_validate(fields | {"recipe": mark_names(fields.get("recipe"), path)})
+        known = {name: value for name, value in fields.items() if name in ModelCard.model_fields}
+        return ModelCard.model_validate(known | {"recipe": mark_names(fields.get("recipe"), path)})
     except OSError as error:
         raise CheckpointError(
             f"no checkpoint's card at '{path}' ({error.strerror}); name the folder that holds it and the "

@@ -234,7 +234,7 @@ def _put_card(model: Normalised, facts: Facts, **more: Any) -> None:
             std=std,
             classes=facts.classes,
             resize=facts.resize,
-            interpolation=facts.interpolation,  # type: ignore[arg-type]
+            interpolation=facts.interpolation,
             weights=facts.weights,
             **more,
         )
