@@ -28,9 +28,7 @@ from saliency_lab.metrics.meta import meta_evaluate
 ROWS: dict[str, dict[str, Any]] = {
     name: {"metric": name}
     for name in METRICS
-    if METRICS[name].family in ("faithfulness", "axiomatic", "complexity")
-    and METRICS[name].maps is None
-    and name not in ("sic", "aic")  # 13 interpolations per map take too long here
+    if METRICS[name].family in ("faithfulness", "axiomatic", "complexity") and METRICS[name].maps is None
 }
 ROWS["infidelity, larger patches"] = {"metric": "infidelity", "patch_sizes": ("1/3", "1/2")}
 ROWS["non_sensitivity, probabilities"] = {"metric": "non_sensitivity", "output": "probability"}

@@ -34,6 +34,7 @@ _PACKAGES = {
     "list_datasets": "data",
     "load_dataset": "data",
     "load_images": "data",
+    "execution": "_common.execution",
     "evaluate": "metrics",
     "evaluate_detailed": "metrics",
     "evaluate_many": "metrics",
@@ -56,6 +57,7 @@ _PACKAGES = {
     "power": "comparison",
     "Study": "study",
     "verify": "study",
+    "roar": "retraining",
     "list_studies": "experiment",
     "register": "_common.registry",
     "Settings": "_common.settings",
@@ -65,6 +67,7 @@ _PACKAGES = {
 
 if TYPE_CHECKING:
     from saliency_lab._common.errors import SaliencyLabError
+    from saliency_lab._common.execution import execution
     from saliency_lab._common.progress import show_progress
     from saliency_lab._common.registry import register
     from saliency_lab._common.settings import Settings
@@ -99,6 +102,7 @@ if TYPE_CHECKING:
         wrap,
     )
     from saliency_lab.reporting import report
+    from saliency_lab.retraining import roar
     from saliency_lab.study import Study, verify
     from saliency_lab.training import list_recipes, load_recipe, train
 
@@ -123,6 +127,7 @@ __all__ = [
     "evaluate",
     "evaluate_detailed",
     "evaluate_many",
+    "execution",
     "explore",
     "list_attacks",
     "list_datasets",
@@ -142,6 +147,7 @@ __all__ = [
     "power",
     "register",
     "report",
+    "roar",
     "robustness_curve",
     "sanity_check",
     "save_model",

@@ -644,7 +644,10 @@ def _kind_of(option: Any) -> str:
     named = str(option)
     if isinstance(option, type) and issubclass(option, enum.Enum):
         return "choice"
-    return next((kind for word, kind in (("Path", "path"), ("int", "integer"), ("float", "float")) if word in named), "text")
+    return next(
+        (kind for word, kind in (("Path", "path"), ("int", "integer"), ("float", "float")) if word in named),
+        "text",
+    )
 
 
 def _command_cases() -> Iterator[Case]:

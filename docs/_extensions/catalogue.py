@@ -28,7 +28,7 @@ from saliency_lab.attacks.saliency import MapAttackSettings
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.cli.app import app as command_line
 from saliency_lab.comparison.claims import Claim, Endpoint
-from saliency_lab.experiment.schema import Declaration, SampleSpec, Trained
+from saliency_lab.experiment.schema import Declaration, Retraining, SampleSpec, Trained
 from saliency_lab.metrics.catalogue import METRICS, settings_at_size
 from saliency_lab.models import ModelCard
 from saliency_lab.training import OBJECTIVES, Recipe
@@ -175,6 +175,7 @@ def study_file() -> Iterator[str]:
     tables = {
         "[data]": SampleSpec,
         "[recipes.NAME]": Trained,
+        "[roar]": Retraining,
         "[[claims]]": Claim,
         "[claims.primary]": Endpoint,
     }

@@ -102,12 +102,11 @@ def check_count(value: object, name: str, *, least: int = 1, most: int | None = 
     InputError
         If it is not.
     """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
-    if not whole or int(value) < least:  # type: ignore[call-overload]
-        raise InputError(f"{name} must be a whole number of at least {least}, not {shown(value)}")
-    count = int(value)  # type: ignore[call-overload]
-    if most is not None and count > most:
-        raise InputError(f"{name} must be at most {most:,}, not {shown(value)}")
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    count = int(value) if whole else least - 1  # type: ignore[call-overload]
+    if count < least or (most is not None and count > most):
+        span = f"of at least {least}" if most is None else f"from {least} to {most:,}"
+        raise InputError(f"{name} must be a whole number {span}, not {shown(value)}")
     return count
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from saliency_lab._common.checks import are_probabilities, check_logits
+from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.memory import raise_mmap_threshold
 from saliency_lab._common.seeding import preserved_rng
@@ -111,6 +111,55 @@ def _restore_flag(part: nn.Module | nn.Parameter, flag: bool) -> None:
         part.requires_grad_(flag)
 
 
+HALF = (torch.bfloat16, torch.float16)
+"""Types in which differences of outputs, squares of gradients and stabilisers round to zero."""
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Run a model of half precision in float32 inside, with the same weights; put its own tensors back.
+
+    Parameters and buffers stay the same objects. Models of other precisions are left as they are.
+
+    Raises
+    ------
+    InputError
+        If the model's forward computes in half precision whatever the type of its weights.
+    """
+    check_module(model)
+    given = dtype_of(model)
+    with _PRECISIONS.changed(lambda: _data(model), lambda: _widen(model), _put_back):
+        widened = given in HALF
+        try:
+            yield
+        except (RuntimeError, InputError) as error:
+            if widened and "the same dtype" in f"{error}":
+                raise InputError(
+                    f"{type(model).__name__} is run in float32 with its own weights, because {given} rounds "
+                    f"small differences away, but its forward converts to another type ({error}); take that "
+                    "out of it"
+                ) from error
+            raise
+
+
+_PRECISIONS = SharedState()
+
+
+def _data(model: nn.Module) -> dict[Tensor, Tensor]:
+    return {tensor: tensor.data for tensor in (*model.parameters(), *model.buffers())}
+
+
+def _widen(model: nn.Module) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in HALF:
+            tensor.data = tensor.data.float()
+
+
+def _put_back(tensor: Tensor, data: Tensor) -> None:
+    if tensor.dtype != data.dtype:
+        tensor.data = data
+
+
 @contextmanager
 def gradients_recorded() -> Iterator[None]:
     """Record gradients inside, in the model's own precision, whatever the caller's contexts are.
@@ -174,9 +223,48 @@ def check_classifier(model: nn.Module, x: Tensor) -> Tensor:
         torch.no_grad(),
     ):
         few = x[:2].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
+        now = pass_clock(few.device)
+        began = now()
         logits = check_logits(run_without_graph(model, few), len(few)).cpu()
+        _note_seconds(model, few, now() - began)
     warn_if_batch_coupled(model, few, logits)
     return logits
+
+
+def pass_clock(device: torch.device) -> Callable[[], float]:
+    """Return the clock of passes on a device, in seconds.
+
+    Of one thread on the CPU it is the processor time, which other processes do not change. On CUDA it waits
+    for the passes before.
+    """
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return time.thread_time
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def wait_and_read() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return wait_and_read
+
+
+_SECONDS: WeakKeyDictionary[nn.Module, dict[torch.Size, float]] = WeakKeyDictionary()
+
+
+def _note_seconds(model: nn.Module, images: Tensor, seconds: float) -> None:
+    """Remember the shortest time per image that a forward pass took."""
+    known = _SECONDS.setdefault(model, {})
+    shape = images.shape[1:]
+    known[shape] = min(known.get(shape, float("inf")), seconds / len(images))
+
+
+def seconds_per_image(model: nn.Module, shape: torch.Size) -> float | None:
+    """Return the shortest time per image (C, H, W) of the passes that checks made, or None before the first.
+
+    A first pass is slow, so this is an estimate from above.
+    """
+    return _SECONDS.get(model, {}).get(shape)
 
 
 @contextmanager
@@ -375,7 +463,12 @@ def run_without_graph(model: nn.Module, images: Tensor) -> Tensor:
         return output.detach() if isinstance(output, Tensor) else output
 
 
-_CHECKED_FOR_COUPLING: WeakSet[nn.Module] = WeakSet()
+_CHECKED_FOR_COUPLING: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def is_batch_coupled(model: nn.Module) -> bool:
+    """Whether a check found that the model's logits for an image depend on the rest of the batch."""
+    return _CHECKED_FOR_COUPLING.get(model, False)
 
 
 def depends_on_batch(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
@@ -388,7 +481,10 @@ def depends_on_batch(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
     if len(x) < 2:
         return False
     with preserved_rng():
+        now = pass_clock(device_of(model))
+        began = now()
         alone = predict(model, x[-1:])
+        _note_seconds(model, x[-1:], now() - began)
         together = logits[-1].float().cpu()
         span = (together.amax() - together.amin()).clamp_min(torch.finfo(together.dtype).tiny)
         if not ((alone[0] - together).abs().amax() > 1e-3 * span):
@@ -404,31 +500,12 @@ def warn_if_batch_coupled(model: nn.Module, x: Tensor, logits: Tensor) -> None:
     """Warn, once per model, if its logits for an image change with the other images of the batch."""
     if len(x) < 2 or model in _CHECKED_FOR_COUPLING:
         return
-    _CHECKED_FOR_COUPLING.add(model)
+    _CHECKED_FOR_COUPLING[model] = False
     if depends_on_batch(model, x, logits):
+        _CHECKED_FOR_COUPLING[model] = True
         warnings.warn(
             f"{type(model).__name__} returns other logits for an image alone than for the same image in a "
             "batch, so every result here depends on how images are grouped; let batch normalisation use its "
             "running statistics, and turn off adaptation at test time",
             stacklevel=3,
         )
-
-
-class Predictions(NamedTuple):
-    """Predicted classes (N,) and their probabilities (N,)."""
-
-    classes: list[int]
-    probabilities: list[float]
-
-
-def predict_classes(model: nn.Module, x: Tensor) -> Predictions:
-    """Return the class that a model predicts for each image (N, C, H, W), and its probability.
-
-    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-    >>> len(predict_classes(model, torch.rand(2, 1, 2, 2)).classes)
-    2
-    """
-    outputs = predict(model, x).double()
-    shares = outputs if are_probabilities(outputs) else outputs.softmax(1)
-    probabilities, classes = shares.max(1)
-    return Predictions(classes.tolist(), probabilities.tolist())

@@ -31,6 +31,7 @@ from saliency_lab._common.inference import (
     translate_shape_errors,
     undisturbed,
 )
+from saliency_lab._common.passes import Passes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng
@@ -187,11 +188,15 @@ def _run(
     found = x.detach().cpu().clone()
     queries = torch.zeros(len(x), dtype=torch.long)
     curve: Tensor | None = None
+    forwards, gradients = Passes(attacked, x, reduced=False), Passes(attacked, x, backward=True)
     with undisturbed(attacked), progress(label=method.name, total=len(rows)) as bar:
-        chunks = rows.split(chunk_rows(x.shape, device)) if len(rows) else ()  # of nothing, split makes one
+        if attacked is original:
+            _expect(forwards, gradients, method, settings, len(rows))
+        size = gradients.rows or chunk_rows(x.shape, device)
+        chunks = rows.split(size) if len(rows) else ()  # of nothing, split makes one
         for chunk in chunks:
             problem = AttackProblem(
-                model=attacked,
+                model=gradients.differentiable(),
                 x=x.detach()[chunk.to(x.device)].to(device),
                 y=y[chunk].to(device),
                 target=None if target is None else target[chunk].to(device),
@@ -199,6 +204,7 @@ def _run(
                 eps=radius[chunk].to(device),
                 norm=norm,
                 seed=seed,
+                forwards=forwards,
             )
             outcome = method.run(problem, settings)
             found[chunk] = outcome.points.cpu()
@@ -240,6 +246,20 @@ def _run(
         seed=seed,
         seconds=time.perf_counter() - begun,
     )
+
+
+_LEFT_ALONE_EARLY = 4  # an attack that stops at the first broken point makes far fewer passes than it may
+
+
+def _expect(
+    forwards: Passes, gradients: Passes, method: AttackMethod, settings: Settings, count: int
+) -> None:
+    """Say how many passes an attack on `count` images makes, as far as its settings tell."""
+    given = dict(settings)
+    if method.access == "logits" and "queries" in given:
+        forwards.expect(count * given["queries"] // _LEFT_ALONE_EARLY)
+    elif method.access == "gradient" and "steps" in given:
+        gradients.expect(count * given["steps"] * given.get("restarts", 1) // _LEFT_ALONE_EARLY)
 
 
 def _survives_rounding(

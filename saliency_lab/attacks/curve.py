@@ -16,7 +16,7 @@ from saliency_lab._common.arguments import check_counts
 from saliency_lab._common.checks import check_seed, format_epsilon, holds_several, parse_epsilon, parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
-from saliency_lab._common.inference import predict
+from saliency_lab._common.passes import predict_many
 from saliency_lab._common.proportions import wilson
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.settings import parse_settings
@@ -306,7 +306,7 @@ def minimal_epsilon(
     else:
         high_end = parse_epsilon(largest, name="largest")
     if (samples := getattr(parsed, "samples", 1)) > 1:
-        logits = predict(Expected(model, samples), x)
+        logits = predict_many(Expected(model, samples), x)
     first = run(model, x, y, chosen, parsed, eps=high_end, seed=seed, clean=logits)
     found = torch.where(first.robust, torch.inf, first.distance.double())
     found[~first.clean_correct] = 0.0
@@ -343,7 +343,7 @@ def _curve(
     parsed = [parse_settings(chosen.settings, given, of=chosen.name) for _, given in strengths]
     logits, y = check_batch(model, x, y)
     samples = {getattr(settings, "samples", 1) for settings in parsed}
-    logits = predict(Expected(model, *samples), x) if samples != {1} else logits
+    logits = predict_many(Expected(model, *samples), x) if samples != {1} else logits
     clean = alive = logits.argmax(1) == y
     nested = getattr(parsed[0], "norm", "linf") != "severity"  # a smaller ball lies in a larger one
     rows = []

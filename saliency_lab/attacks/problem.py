@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from saliency_lab._common.inference import run_without_graph
+from saliency_lab._common.passes import Passes
 from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.ascent import Norm
 
@@ -28,7 +29,8 @@ class AttackSettings(Settings):
 class AttackProblem:
     """Samples to attack: images x (N, C, H, W), labels y (N,), targets (N,) or none, one ε each (N,).
 
-    `logits` (N, K) are the model's on x; `seed` is that of every draw.
+    `logits` (N, K) are the model's on x; `seed` is that of every draw. `forwards` are the passes without a
+    graph, where they may run in a faster form of the model.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class AttackProblem:
     eps: Tensor
     norm: Norm
     seed: int
+    forwards: Passes | None = None
 
     def take(self, rows: Tensor) -> AttackProblem:
         """Return the problem of some of the rows (a mask or indices)."""
@@ -53,6 +56,8 @@ class AttackProblem:
 
     def judge(self, points: Tensor) -> Tensor:
         """Logits (N, K) of points, without a graph."""
+        if self.forwards is not None and self.forwards.plan is not None:
+            return self.forwards.logits(points)
         return run_without_graph(self.model, points)
 
     def broken(self, logits: Tensor) -> Tensor:

@@ -19,9 +19,11 @@ from saliency_lab._common.inference import (
     device_of,
     dtype_of,
     gradients_recorded,
+    in_float32,
     translate_shape_errors,
     undisturbed,
 )
+from saliency_lab._common.passes import Passes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import versions
 from saliency_lab._common.registry import given_settings
@@ -114,6 +116,7 @@ def attribute(
     x, y, _ = read_sample(x, y)
     with (
         gradients_recorded(),
+        in_float32(model),
         translate_shape_errors(model, x),
         undisturbed(model),
         preserved_rng(seed),
@@ -129,7 +132,9 @@ def attribute(
         parsed = _resolved(chosen, parsed, model, x)
         values = torch.empty(x.shape, dtype=torch.float32)
         totals = []
-        for rows, (maps, total) in _passes(name, run, parsed, seed, model, x, aim):
+        forwards, gradients = Passes(model, x), Passes(model, x, backward=True)
+        chunks = _chunks(name, run, parsed, seed, forwards, gradients, aim)
+        for rows, (maps, total) in chunks:
             values[rows] = maps
             if total is not None:
                 totals.append(total.cpu().double())
@@ -152,12 +157,20 @@ def attribute(
             "device": str(device_of(model)),
             "images": fingerprint(x.float()),
             "versions": versions(),
+            **_facts(forwards, gradients),
         },
         own=chosen.function is not None,
         function=chosen.function,
         class_names=_class_names(model, aim),
         probabilities=aim.probabilities,
     )
+
+
+def _facts(forwards: Passes, gradients: Passes) -> dict[str, Any]:
+    """Return how passes ran, where that was decided by measurement."""
+    found = {"forward": forwards.plan, "gradient": gradients.plan}
+    facts = {name: plan.facts() for name, plan in found.items() if plan is not None}
+    return {"passes": facts} if facts else {}
 
 
 def _class_names(model: nn.Module, aim: Target) -> tuple[str, ...]:
@@ -206,11 +219,13 @@ def attribute_points(
     given = dict(settings)
     run = run_of(chosen, given.pop("engine", "fast"))
     parsed = parse_settings(chosen.settings, given, of=f"method '{name}'")
-    with gradients_recorded(), undisturbed(model), preserved_rng(seed):
+    with gradients_recorded(), in_float32(model), undisturbed(model), preserved_rng(seed):
         aim = Target(classes.cpu().clone(), None, int(classes.max()))
         points = points.detach()
         parsed = _resolved(chosen, parsed, model, points)
-        parts = [maps for _, (maps, _) in _passes(name, run, parsed, seed, model, points, aim, originals)]
+        forwards, gradients = Passes(model, points), Passes(model, points, backward=True)
+        chunks = _chunks(name, run, parsed, seed, forwards, gradients, aim, originals)
+        parts = [maps for _, (maps, _) in chunks]
     maps = torch.cat([part.cpu() for part in parts])
     return maps.float() if chosen.function is None else maps
 
@@ -241,17 +256,18 @@ def _resolved(method: Method, parsed: Any, model: nn.Module, x: Tensor) -> Any:
     return method.resolve(model, x[:1].to(device_of(model), dtype_of(model)), parsed)
 
 
-def _passes(
+def _chunks(
     name: str,
     run: Callable[[Batch, Any], Explained],
     parsed: Any,
     seed: int,
-    model: nn.Module,
-    x: Tensor,
+    forwards: Passes,
+    gradients: Passes,
     aim: Target,
     originals: Originals | None = None,
 ) -> Iterator[tuple[slice, Explained]]:
-    """What the method finds for the images `x`, pass by pass."""
+    """What the method finds for the images of the passes, chunk by chunk."""
+    model, x = forwards.model, forwards.x
     device, dtype = device_of(model), dtype_of(model)
     precise = torch.promote_types(dtype, torch.float32)  # keys do not depend on the model's type
     size = pass_rows(x.shape, device, backward=True)
@@ -265,6 +281,18 @@ def _passes(
                 keys, index = originals.images[of].to(device, precise), originals.places[of]
             classes = aim.rows(start, rows.stop, device)
             with torch.no_grad():
-                explained = run(Batch(model, exact.to(dtype), keys, exact, classes, index, seed), parsed)
+                batch = Batch(
+                    model,
+                    exact.to(dtype),
+                    keys,
+                    exact,
+                    classes,
+                    index,
+                    seed,
+                    forwards,
+                    gradients,
+                    total=len(x),
+                )
+                explained = run(batch, parsed)
             yield rows, explained
             bar.update(len(exact))

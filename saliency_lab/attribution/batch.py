@@ -13,6 +13,7 @@ from saliency_lab._common.calls import Rule
 from saliency_lab._common.checks import check_logits, refuse_probabilities
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import chunk_rows
+from saliency_lab._common.passes import Passes
 from saliency_lab._common.seeding import sample_seeds
 from saliency_lab.attribution.target import Target
 
@@ -50,7 +51,8 @@ class Batch:
 
     `keys` (n, C, H, W) are the images that random draws are keyed by: the images themselves, or those that
     they are compared with. `exact` are the inputs `x` before they were converted to the model's type.
-    `index` are their places in the caller's images, for settings with one entry per image.
+    `index` are their places in the caller's images, for settings with one entry per image. `forwards` and
+    `gradients` run the passes of the call, and `total` is the number of images of the call.
     """
 
     model: nn.Module
@@ -60,6 +62,9 @@ class Batch:
     target: Target
     index: Tensor
     seed: int
+    forwards: Passes
+    gradients: Passes
+    total: int
 
     def seeds(self, purpose: str) -> list[int]:
         """Return one seed per image, from (seed, purpose, the key of the image)."""
@@ -86,7 +91,11 @@ class Batch:
 
     def _logits(self, x: Tensor) -> Tensor:
         count, shared = len(x), x.stride(0) == 0
-        output = self.model((x[:1] if shared else x).clone())  # a model may begin with an in-place operation
+        images = x[:1] if shared else x
+        if self.forwards.plan is not None and not torch.is_grad_enabled():
+            output = self.forwards.logits(images)
+        else:
+            output = self.model(images.clone())  # a model may begin with an in-place operation
         logits = check_logits(output, 1 if shared else count)
         return logits.expand(count, -1) if shared else logits
 
@@ -128,14 +137,42 @@ class Batch:
         InputError
             If the logits have no gradient at the image.
         """
+        if rule is None and self.gradients.plan is not None:
+            return self._fast_gradient(points, self.gradients.plan.rows)
         points = points.detach().requires_grad_(True)
         with torch.enable_grad(), rule or nullcontext():
             scores = self.at(points).score(points)
             total = scores.sum()
         return slope(total, points, self.model), scores.detach()
 
-    def draws(self, count: int, *, backward: bool = True) -> Iterator[range]:
-        """Cut `count` evaluations of every image into groups that fit one pass, forward or also back."""
-        step = max(1, pass_rows(self.x.shape, self.x.device, backward=backward) // len(self.x))
+    def _fast_gradient(self, points: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        net, target = self.gradients.differentiable(), self.at(points).target
+        slopes, values = [], []
+        for start in range(0, len(points), rows):
+            some = points[start : start + rows].detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = check_logits(net(some.clone()), len(some))
+                scores = target.rows(start, start + len(some), points.device).pick(logits)
+                total = scores.sum()
+            slopes.append(slope(total, some, self.model))
+            values.append(scores.detach())
+        return torch.cat(slopes), torch.cat(values)
+
+    def rows(self, *, backward: bool) -> int:
+        """Return how many images one pass has, forward or also back."""
+        found = (self.gradients if backward else self.forwards).rows
+        return found or pass_rows(self.x.shape, self.x.device, backward=backward)
+
+    def draws(
+        self, count: int, *, backward: bool = True, of: int | None = None, fast: bool = True
+    ) -> Iterator[range]:
+        """Cut `count` evaluations of every image into groups that fit one pass, forward or also back.
+
+        They are part of `of` evaluations per image, where a method makes them in blocks. With `fast`, they
+        may run in a faster form of the model; a method that looks inside the model gives False.
+        """
+        if fast:
+            (self.gradients if backward else self.forwards).expect((of or count) * self.total)
+        step = max(1, self.rows(backward=backward) // len(self.x))
         for start in range(0, count, step):
             yield range(start, min(count, start + step))

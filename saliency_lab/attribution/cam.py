@@ -165,7 +165,7 @@ def ablation_cam(batch: Batch, settings: LayerSettings) -> Explained:
     values = read_layer(batch, batch.x, settings.layer)
     channels = values.output.shape[values.arrangement.channel_dim]
     layer, falls = find_layer(batch.model, values.name), []
-    for group in batch.draws(channels, backward=False):
+    for group in batch.draws(channels, backward=False, fast=False):
         outputs = values.output.expand(len(group), *values.output.shape).clone()
         for channel, output in zip(group, outputs, strict=True):
             output.select(values.arrangement.channel_dim, channel).zero_()

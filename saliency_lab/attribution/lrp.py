@@ -123,11 +123,13 @@ def _signed(x: Tensor, positive: Tensor, negative: Tensor) -> Terms:
 class _Share(Function):
     """Output of a linear operation whose input gets relevance by its contributions.
 
-    `facts` are the output, the portions of the rule, the operation and ε.
+    `facts` are the output, a function that returns the portions of the rule, the operation and ε.
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, facts: tuple[Tensor, list[Portion], Operation, float]) -> Tensor:
+    def forward(
+        ctx: Any, a: Tensor, facts: tuple[Tensor, Callable[[], list[Portion]], Operation, float]
+    ) -> Tensor:
         output, *ctx.rest = facts
         return output
 
@@ -135,7 +137,7 @@ class _Share(Function):
     def backward(ctx: Any, *relevance: Tensor) -> tuple[Tensor, None]:
         portions, op, epsilon = ctx.rest
         shares = []
-        for portion in portions:
+        for portion in portions():
             inputs = [part.detach().requires_grad_(True) for part, _ in portion.terms]
             with torch.enable_grad():
                 parts = zip(inputs, portion.terms, strict=True)
@@ -228,7 +230,7 @@ class Propagation(Rule):
         self.running: list[tuple[str, nn.Module]] = []
         self.applied: set[str] = set()
         self.refused: set[Call] = set()
-        self.layer: tuple[Tensor, Tensor, Tensor, Tensor | None, Operation, LayerRule] | None = None
+        self.layer: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Operation, LayerRule] | None = None
         self.first = True
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -270,7 +272,7 @@ class Propagation(Rule):
         with torch.no_grad():
             output = op(a.detach())
         portion = Portion([(a.detach().clone(), None)], 0.0)
-        share: Tensor = _Share.apply(a, (output, [portion], lambda part, _: op(part), self.epsilon))
+        share: Tensor = _Share.apply(a, (output, lambda: [portion], lambda part, _: op(part), self.epsilon))
         return share
 
     def _parametric(
@@ -280,8 +282,9 @@ class Propagation(Rule):
         output = func(a.detach(), weight, bias, *args, **kwargs)
         rule = self._rule(func in CONVOLUTION)
         op = lambda part, w: func(part, w, None, *args, **kwargs)  # noqa: E731
-        shared = self._by_rule(a, output, weight, bias, op, rule)
-        self.layer = (shared, a, weight, bias, op, rule)
+        x = a.detach().clone()
+        shared = self._by_rule(a, x, output, weight, bias, op, rule)
+        self.layer = (shared, a, x, weight, bias, op, rule)
         return shared
 
     def _matrix_product(self, func: Call, left: Tensor, right: Tensor) -> Tensor:
@@ -290,7 +293,7 @@ class Propagation(Rule):
         op = func if a is left else lambda part, w: func(w, part)
         with torch.no_grad():
             output = func(left, right)
-        return self._by_rule(a, output, weight, None, op, self._rule(False))
+        return self._by_rule(a, a.detach().clone(), output, weight, None, op, self._rule(False))
 
     def _rule(self, convolution: bool) -> LayerRule:
         """The rule for the call that is made now: the innermost module's, or that of the composite."""
@@ -310,36 +313,59 @@ class Propagation(Rule):
         return self.composite.convolution if convolution else self.composite.linear
 
     def _by_rule(
-        self, a: Tensor, output: Tensor, weight: Tensor, bias: Tensor | None, op: Operation, rule: LayerRule
+        self,
+        a: Tensor,
+        x: Tensor,
+        output: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        op: Operation,
+        rule: LayerRule,
     ) -> Tensor:
-        """`output`, handing relevance back by `rule`."""
-        x = a.detach().clone()
+        """`output`, handing relevance back to `a` by `rule`; `x` is a copy of `a` that nothing changes."""
         b: Any = 0.0 if bias is None else bias.reshape(-1, *[1] * (weight.ndim - 2))
-        above, below = weight.clamp_min(0), weight.clamp_max(0)
-        b_above, b_below = (0.0, 0.0) if bias is None else (b.clamp_min(0), b.clamp_max(0))
-        portions = [Portion([(x, weight)], b)]
+        signs = output.sign() if rule == "gamma" else None  # the model may change the output in place
+        box = self._bounds(x) if rule == "box" else None
+        # of a layer whose normalisation follows, the merged layer's portions alone are asked for
+        portions = lambda: self._portions(x, weight, b, rule, signs, box)  # noqa: E731
+        share: Tensor = _Share.apply(a, (output, portions, op, self.epsilon))
+        return share
+
+    def _portions(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        b: Any,
+        rule: LayerRule,
+        signs: Tensor | None,
+        box: tuple[Tensor, Tensor] | None,
+    ) -> list[Portion]:
+        """The portions of a rule; `signs` are those of the output, `box` bounds the input."""
         if rule == "flat":
-            portions = [Portion([(torch.ones_like(x), torch.ones_like(weight))], 0.0)]
-        elif rule == "w_square":
-            portions = [Portion([(torch.ones_like(x), weight**2)], b**2)]
-        elif rule == "box":
-            low, high = self._bounds(x)
-            portions = [Portion([(x, weight), (low, -above), (high, -below)], 0.0)]
-        elif rule in ("alpha1_beta0", "excitation"):
-            portions = [Portion(_signed(x, above, below), 0.0 if rule == "excitation" else b_above)]
-        elif rule == "alpha2_beta1":
-            portions = [
+            return [Portion([(torch.ones_like(x), torch.ones_like(weight))], 0.0)]
+        if rule == "w_square":
+            return [Portion([(torch.ones_like(x), weight**2)], b**2)]
+        if rule == "epsilon":
+            return [Portion([(x, weight)], b)]
+        above, below = weight.clamp_min(0), weight.clamp_max(0)
+        b_above, b_below = (b.clamp_min(0), b.clamp_max(0)) if isinstance(b, Tensor) else (0.0, 0.0)
+        if rule == "box":
+            assert box is not None
+            return [Portion([(x, weight), (box[0], -above), (box[1], -below)], 0.0)]
+        if rule in ("alpha1_beta0", "excitation"):
+            return [Portion(_signed(x, above, below), 0.0 if rule == "excitation" else b_above)]
+        if rule == "alpha2_beta1":
+            return [
                 Portion(_signed(x, above, below), b_above, 2.0),
                 Portion(_signed(x, below, above), b_below, -1.0),
             ]
-        elif rule == "gamma":  # positive outputs favour what is positive, negative ones what is negative
-            favoured = [(each + self.gamma * part) for each, part in ((weight, above), (weight, below))]
-            portions = [
-                Portion(_signed(x, *favoured), b + self.gamma * b_above, (output > 0).to(x)),
-                Portion(_signed(x, *favoured[::-1]), b + self.gamma * b_below, (output < 0).to(x)),
-            ]
-        share: Tensor = _Share.apply(a, (output, portions, op, self.epsilon))
-        return share
+        # gamma: positive outputs favour what is positive, negative ones what is negative
+        assert signs is not None
+        favoured = [(each + self.gamma * part) for each, part in ((weight, above), (weight, below))]
+        return [
+            Portion(_signed(x, *favoured), b + self.gamma * b_above, (signs > 0).to(x)),
+            Portion(_signed(x, *favoured[::-1]), b + self.gamma * b_below, (signs < 0).to(x)),
+        ]
 
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The box of the first layer's input `x`, one for each of its rows."""
@@ -370,14 +396,14 @@ class Propagation(Rule):
         scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
         shift = (0.0 if bias is None else bias) - mean * scale
         if self.layer is not None and self.layer[0] is x:
-            _, a, kernel, offset, op, rule = self.layer
+            _, a, kept, kernel, offset, op, rule = self.layer
             merged = shift + (0.0 if offset is None else offset * scale)
             return self._by_rule(
-                a, output, kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1)), merged, op, rule
+                a, kept, output, kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1)), merged, op, rule
             )
         shape = (-1,) + (1,) * (x.ndim - 2)
         portion = Portion([(x.detach().clone(), scale.reshape(shape))], shift.reshape(shape))
-        alone: Tensor = _Share.apply(x, (output, [portion], torch.mul, self.epsilon))
+        alone: Tensor = _Share.apply(x, (output, lambda: [portion], torch.mul, self.epsilon))
         return alone
 
 

@@ -51,7 +51,7 @@ def _moments(batch: Batch, settings: NoiseSettings) -> tuple[Tensor, Tensor]:
         block = min(_BLOCK, settings.n - first)
         seeds = batch.seeds(f"noise {first}")
         noise = sample_normal(seeds, (block, *batch.x.shape[1:])).to(batch.x).transpose(0, 1)
-        for group in batch.draws(block):
+        for group in batch.draws(block, of=settings.n, fast=base.family == "gradient"):
             added = settings.stdev * noise[group.start : group.stop]
             points, keys = batch.x + added, batch.keys + added  # a sampled base draws anew for each copy
             noisy = batch.at(points.flatten(0, 1), keys.flatten(0, 1))

@@ -22,7 +22,7 @@ from saliency_lab._common.inference import float64_device
 from saliency_lab._common.seeding import generator, preserved_rng
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.baseline import Baseline, resolve_baseline
-from saliency_lab.attribution.batch import Batch, pass_rows
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import Added, Explained, method
 from saliency_lab.attribution.segments import Segments, find_segments
 
@@ -30,10 +30,13 @@ _BLOCK = 64  # masks of RISE made at a time
 _MOST_SEGMENTS = 12  # of exact Shapley values: 4,096 coalitions
 
 
-def scores_without(batch: Batch, base: Tensor, hidden: Tensor) -> Tensor:
-    """Scores (k, n) with parts of each image replaced by its baseline; `hidden` is bool (k, n or 1, H, W)."""
+def scores_without(batch: Batch, base: Tensor, hidden: Tensor, *, of: int | None = None) -> Tensor:
+    """Scores (k, n) with parts of each image replaced by its baseline; `hidden` is bool (k, n or 1, H, W).
+
+    They are part of `of` scores per image.
+    """
     rows = []
-    for group in batch.draws(len(hidden), backward=False):
+    for group in batch.draws(len(hidden), backward=False, of=of):
         mask = hidden[group.start : group.stop, :, None]
         points = torch.where(mask, base, batch.x)
         rows.append(batch.at(points.flatten(0, 1)).score(points.flatten(0, 1)).reshape(len(group), -1))
@@ -130,7 +133,8 @@ def feature_ablation(batch: Batch, settings: SegmentSettings) -> Explained:
     falls = []
     for group in batch.draws(count, backward=False):
         numbers = torch.arange(group.start, group.stop, device=segments.device)
-        falls.append(full - scores_without(batch, base, segments == numbers.reshape(-1, 1, 1, 1)))
+        without = scores_without(batch, base, segments == numbers.reshape(-1, 1, 1, 1), of=count)
+        falls.append(full - without)
     return _painted(torch.cat(falls).T, segments, batch.x), None
 
 
@@ -163,9 +167,9 @@ def shapley_value_sampling(batch: Batch, settings: ShapleySettings) -> Explained
         place.scatter_(1, orders, torch.arange(most, device=segments.device).expand_as(orders))
         joins = place.gather(1, segments.flatten(1)).reshape(segments.shape)  # when each pixel comes back
         before = empty
-        for group in batch.draws(most, backward=False):
+        for group in batch.draws(most, backward=False, of=settings.n * most):
             steps = torch.arange(group.start, group.stop, device=segments.device).reshape(-1, 1, 1, 1)
-            reached = scores_without(batch, base, joins > steps)
+            reached = scores_without(batch, base, joins > steps, of=settings.n * most)
             rises = reached - torch.cat([before[None], reached[:-1]])
             joining = orders[:, group.start : group.stop]
             present = joining < most  # an image may have fewer superpixels than the chunk's largest count
@@ -213,7 +217,7 @@ def shapley_values(batch: Batch, settings: ExactShapleySettings) -> Explained:
     rows = []
     for group in batch.draws(len(kept), backward=False):
         hidden = ~kept[group.start : group.stop].bool().to(segments.device)
-        rows.append(scores_without(batch, base, hidden[:, segments]))
+        rows.append(scores_without(batch, base, hidden[:, segments], of=len(kept)))
     scores = torch.cat(rows).to(float64_device(batch.x.device), torch.float64)
     size = kept.sum(1)
     weights = torch.tensor(
@@ -328,6 +332,7 @@ def _by_surrogate(
     """Captum's surrogate models, image by image: it fits one at a time and draws from global generators."""
     segments, base = find_segments(settings.segments, batch), resolve_baseline(settings.baseline, batch)
     maps = []
+    batch.forwards.expect(settings.n * batch.total)
     for row, seed in enumerate(batch.seeds("coalitions")):
         one, here = batch.only(row), segments[row : row + 1]
         if int(here.max()) == 0:  # one superpixel: nothing to compare, and Captum's sampling fails
@@ -341,7 +346,7 @@ def _by_surrogate(
                 baselines=base[row : row + 1],
                 feature_mask=here[:, None].expand_as(one.x),
                 n_samples=settings.n,
-                perturbations_per_eval=pass_rows(batch.x.shape, batch.x.device, backward=False),
+                perturbations_per_eval=batch.rows(backward=False),
             )
         maps.append(values)
     return torch.cat(maps)
@@ -377,7 +382,7 @@ def rise(batch: Batch, settings: RiseSettings) -> Explained:
     total = torch.zeros_like(batch.x[:, 0])
     for start in range(0, settings.n, _BLOCK):
         masks = _masks(batch, settings, start).to(batch.x)
-        for group in batch.draws(len(masks), backward=False):
+        for group in batch.draws(len(masks), backward=False, of=settings.n):
             shown = masks[group.start : group.stop, None, None]
             points = torch.lerp(base, batch.x, shown).flatten(0, 1)
             chances = batch.at(points).chance(points).reshape(len(group), -1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_labels, check_logits
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import predict
+from saliency_lab._common.passes import predict_many
 
 ClassSpec: TypeAlias = Literal["label", "prediction"] | int | Tensor
 TargetSpec: TypeAlias = ClassSpec | tuple[ClassSpec, ClassSpec]
@@ -73,7 +73,7 @@ def resolve_target(model: nn.Module, x: Tensor, y: Tensor | None, spec: TargetSp
     probabilities: list[Tensor | None] = []
     for each in pair:
         if isinstance(each, str) and each == "prediction":
-            logits = predict(model, x)
+            logits = predict_many(model, x)
             chosen.append(logits.argmax(1))
             probabilities.append(logits.softmax(1).amax(1))
         else:

@@ -10,9 +10,11 @@ import typer
 from saliency_lab.cli.options import (
     IMAGES,
     Checkpoints,
+    Compile,
     DataName,
     DataRoot,
     Device,
+    Dtype,
     Images,
     Json,
     NamedSettings,
@@ -21,6 +23,7 @@ from saliency_lab.cli.options import (
     Trust,
     attack_settings,
     open_study,
+    pass_settings,
     several,
 )
 
@@ -48,11 +51,14 @@ def attack(
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006
     device: Device = "auto",
+    compile: Compile = None,
+    dtype: Dtype = None,
     trust: Trust = False,
     out: Store = Path("runs/study"),
     json: Json = None,
 ) -> None:
     """Attack one or more models; print accuracy with 95 % intervals, write tables and pictures."""
+    from saliency_lab._common.execution import execution
     from saliency_lab.cli.output import Output
     from saliency_lab.plotting.style import save
     from saliency_lab.study import Study
@@ -64,8 +70,9 @@ def attack(
     for name, own in chosen.items():  # a mistake is reported before any model runs
         read_attack(name, radii, settings=own)
     study = open_study(models, data, data_root, images, seed, out, device, trust=trust)
-    for name, own in chosen.items():
-        study.attack(name, eps=radii, **own)
+    with execution(**pass_settings(compile, dtype)):
+        for name, own in chosen.items():
+            study.attack(name, eps=radii, **own)
     comparison = study.compare()
     output.comparison(comparison)
     for path in Study.load(out).write_tables():  # with what other runs left there

@@ -11,9 +11,11 @@ import typer
 from saliency_lab.cli.options import (
     IMAGES,
     Checkpoints,
+    Compile,
     DataName,
     DataRoot,
     Device,
+    Dtype,
     Images,
     Methods,
     NamedSettings,
@@ -22,6 +24,7 @@ from saliency_lab.cli.options import (
     Trust,
     named_settings,
     open_study,
+    pass_settings,
     requests_of,
     several,
 )
@@ -41,19 +44,23 @@ def attribute(
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006
     device: Device = "auto",
+    compile: Compile = None,
+    dtype: Dtype = None,
     trust: Trust = False,
     out: Store = Path("runs/study"),
     rows: Annotated[int, typer.Option(min=1, help="How many images the picture shows.")] = 6,
 ) -> None:
     """Compute saliency maps of one or more models; write the maps, and a picture for each method."""
+    from saliency_lab._common.execution import execution
     from saliency_lab._common.files import distinct_stems
     from saliency_lab.comparison.plots import maps_of
     from saliency_lab.plotting.style import save
 
     methods = several(method)
     requests = requests_of("method", methods, named_settings(settings, methods))
-    study = open_study(models, data, data_root, images, seed, out, device, trust=trust, methods=requests)
-    study.attribute(requests)
+    with execution(**pass_settings(compile, dtype)):
+        study = open_study(models, data, data_root, images, seed, out, device, trust=trust, methods=requests)
+        study.attribute(requests)
     stems = distinct_stems({model: re.sub(r"[^\w.=,-]+", "_", model).strip("_") for model in study.models})
     for name in requests:
         for model, by_method in study.maps.items():

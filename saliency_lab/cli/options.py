@@ -83,6 +83,37 @@ Trust = Annotated[
 ]
 
 
+Compile = Annotated[
+    str | None,
+    typer.Option(
+        "--compile",
+        help="Whether passes that only evaluate a model may run in a faster form: auto (where it pays), "
+        "true, or false (repeatable to the last bit).",
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="bfloat16: run these passes in lower precision; scores change slightly."),
+]
+
+
+def pass_settings(compile: str | None, dtype: str | None) -> dict[str, Any]:
+    """Return the arguments of `execution` for the options `--compile` and `--dtype` that were given.
+
+    >>> pass_settings("false", None)
+    {'compile': False}
+    """
+    from saliency_lab._common.execution import make_execution
+
+    given: dict[str, Any] = {}
+    if compile is not None:
+        given["compile"] = {"true": True, "false": False}.get(compile.lower(), compile)
+    if dtype is not None:
+        given["dtype"] = make_execution(dtype=dtype).dtype
+    make_execution(**given)
+    return given
+
+
 def several(values: Sequence[str]) -> list[str]:
     """Read an option of several values, which may be repeated, hold commas, or both.
 

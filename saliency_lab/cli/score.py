@@ -10,9 +10,11 @@ import typer
 from saliency_lab.cli.options import (
     IMAGES,
     Checkpoints,
+    Compile,
     DataName,
     DataRoot,
     Device,
+    Dtype,
     Images,
     Json,
     Methods,
@@ -22,6 +24,7 @@ from saliency_lab.cli.options import (
     Trust,
     named_settings,
     open_study,
+    pass_settings,
     requests_of,
     several,
 )
@@ -47,11 +50,14 @@ def score(
     seed: Seed = 0,
     settings: NamedSettings = [],  # noqa: B006
     device: Device = "auto",
+    compile: Compile = None,
+    dtype: Dtype = None,
     trust: Trust = False,
     out: Store = Path("runs/study"),
     json: Json = None,
 ) -> None:
     """Score the saliency maps of one or more models; print means with 95 % intervals, write tidy tables."""
+    from saliency_lab._common.execution import execution
     from saliency_lab.cli.output import Output
     from saliency_lab.study import Study
 
@@ -59,11 +65,12 @@ def score(
     methods, metrics = several(method), several(metric)
     given = named_settings(settings, [*methods, *metrics])
     maps, scores = requests_of("method", methods, given), requests_of("metric", metrics, given)
-    study = open_study(
-        models, data, data_root, images, seed, out, device, trust=trust, methods=maps, metrics=scores
-    )
-    study.attribute(maps)
-    study.score(scores)
+    with execution(**pass_settings(compile, dtype)):
+        study = open_study(
+            models, data, data_root, images, seed, out, device, trust=trust, methods=maps, metrics=scores
+        )
+        study.attribute(maps)
+        study.score(scores)
     comparison = study.compare()
     output.comparison(comparison)
     for path in Study.load(out).write_tables():  # with what other runs left there

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saliency_lab.cli.executors import Address, ExecutorName, Workers, open_executor
-from saliency_lab.cli.options import Trust
+from saliency_lab.cli.options import Compile, Dtype, Trust, pass_settings
 from saliency_lab.cli.verify import print_problems
 
 if TYPE_CHECKING:
     from saliency_lab.comparison import Comparison
+    from saliency_lab.experiment.retraining import Retrained
     from saliency_lab.experiment.run import Run
     from saliency_lab.experiment.schema import Declaration
     from saliency_lab.study import Study
@@ -27,6 +28,24 @@ Verify = Annotated[bool, typer.Option("--verify", help="Only check every file of
 Page = Annotated[
     Path | None,
     typer.Option("--page", metavar="DIR", help="Write the study's page, claims, tables and figures, here."),
+]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="Redraw the page from results that --pack wrote, without data, training or networks; figures "
+        "that need images, maps or curves are left out.",
+    ),
+]
+Pack = Annotated[
+    Path | None,
+    typer.Option(
+        "--pack",
+        metavar="FILE.tar.xz",
+        help="Also write the results into one small file, without images, maps and networks, from which "
+        "--from redraws the page.",
+    ),
 ]
 StudyData = Annotated[
     str | None,
@@ -61,9 +80,13 @@ def study(
     ],
     out: Store = None,
     page: Page = None,
+    packed: From = None,
+    pack: Pack = None,
     data: StudyData = None,
     data_root: StudyRoot = None,
     device: StudyDevice = "auto",
+    compile: Compile = None,
+    dtype: Dtype = None,
     plan: Plan = False,
     verify: Verify = False,
     trust: Trust = False,
@@ -75,20 +98,25 @@ def study(
 
     Exits with 1 if some results failed; they are tried again the next time.
     """
-    from saliency_lab.experiment.run import run_declared
+    from saliency_lab.experiment.run import retrain_declared, run_declared
     from saliency_lab.experiment.schema import read_declaration
 
     store = out or Path("runs") / declaration.stem
     if verify:
         print_problems(store)
     declared = read_declaration(declaration, _changes(data, data_root), trust=trust)
+    declared = _with_passes(declared, compile, dtype)
     if plan:
         _print_plan(declared, store, device, trust=trust)
         return
     command = f"saliency-lab study {declaration.name} --page DIR{_said(data, data_root)}"
+    if packed is not None:
+        _redraw(declared, packed, page or Path(), declaration.stem, command, trust=trust)
+        return
     with open_executor(executor, workers, address) as pool:
         results = run_declared(declared, store, executor=pool, device=device, trust=trust)
-    _print_results(declared, results, page, declaration.stem, command)
+    retrained = retrain_declared(declared, store, device=device, trust=trust)
+    _print_results(declared, results, retrained, store, page, pack, declaration.stem, command)
 
 
 def reproduce(
@@ -98,9 +126,13 @@ def reproduce(
     quick: Annotated[bool, typer.Option("--quick", help="The short form, minutes on two cores.")] = False,
     out: Store = None,
     page: Page = None,
+    packed: From = None,
+    pack: Pack = None,
     data: StudyData = None,
     data_root: StudyRoot = None,
     device: StudyDevice = "auto",
+    compile: Compile = None,
+    dtype: Dtype = None,
     plan: Plan = False,
     executor: ExecutorName = "serial",
     workers: Workers = 2,
@@ -110,20 +142,25 @@ def reproduce(
 
     It can be interrupted; the same command again goes on from what is finished.
     """
-    from saliency_lab.experiment.run import run_declared
+    from saliency_lab.experiment.run import retrain_declared, run_declared
     from saliency_lab.experiment.schema import bundled_study, read_declaration
 
     name = f"{name}-quick" if quick else name
     declared = read_declaration(bundled_study(name), _changes(data, data_root))
+    declared = _with_passes(declared, compile, dtype)
     store = out or Path("runs") / name
     if plan:
         _print_plan(declared, store, device)
         return
     short = " --quick" if name.endswith("-quick") else ""
     command = f"saliency-lab reproduce {name.removesuffix('-quick')}{short}{_said(data, data_root)}"
+    if packed is not None:
+        _redraw(declared, packed, page or Path(), name, command)
+        return
     with open_executor(executor, workers, address) as pool:
         results = run_declared(declared, store, executor=pool, device=device)
-    _print_results(declared, results, page or store / "results", name, command)
+    retrained = retrain_declared(declared, store, device=device)
+    _print_results(declared, results, retrained, store, page or store / "results", pack, name, command)
 
 
 def _said(data: str | None, root: Path | None) -> str:
@@ -155,16 +192,55 @@ def _print_plan(declared: Declaration, store: Path, device: str, *, trust: bool 
     )
 
 
+def _with_passes(declared: Declaration, compile: str | None, dtype: str | None) -> Declaration:
+    from saliency_lab.experiment.schema import PassSettings
+
+    given = pass_settings(compile, dtype)
+    changed = (declared.execution or PassSettings()).model_copy(update=given)
+    return declared.model_copy(update={"execution": changed}) if given else declared
+
+
+def _redraw(
+    declared: Declaration, packed: Path, page: Path, name: str, command: str, *, trust: bool = False
+) -> None:
+    """Write a study's page from packed results."""
+    from tempfile import TemporaryDirectory
+
+    from saliency_lab.experiment.packing import unpack_results
+    from saliency_lab.reporting.markdown import write_page
+
+    with TemporaryDirectory() as scratch:
+        done, runs = unpack_results(declared, packed, Path(scratch), trust=trust)
+        print(write_page(declared, runs, done, done.compare(), page, name=name, command=command))
+
+
+def _print_retrained(declared: Declaration, retrained: Retrained, store: Path) -> None:
+    """Print the results of ROAR and KAR, and write their table."""
+    from saliency_lab._common.files import write_table
+    from saliency_lab.cli.output import print_table
+    from saliency_lab.experiment.retraining import tabulate
+
+    table = tabulate(retrained, declared.level)
+    print_table(table)
+    stem = store / "tables" / "retraining"
+    write_table(stem, table)
+    print(stem.with_suffix(".parquet"))
+
+
 def _print_results(
     declared: Declaration,
     results: tuple[Study, Comparison, list[Run]],
+    retrained: Retrained,
+    store: Path,
     page: Path | None,
+    pack: Path | None,
     name: str,
     command: str,
 ) -> None:
     """Print the comparison and the answers, and write the tables and the page of a study that was run."""
     from saliency_lab.cli.output import print_comparison
     from saliency_lab.comparison.claims import answer
+    from saliency_lab.experiment.packing import pack_results
     from saliency_lab.reporting.markdown import write_page
 
     done, comparison, runs = results
@@ -173,8 +249,16 @@ def _print_results(
         print(asked)
     for path in done.write_tables():
         print(path)
+    if retrained:
+        _print_retrained(declared, retrained, store)
     if page is not None:
-        print(write_page(declared, runs, done, comparison, page, name=name, command=command))
+        print(
+            write_page(
+                declared, runs, done, comparison, page, name=name, command=command, retrained=retrained
+            )
+        )
+    if pack is not None:
+        print(pack_results(done, runs, pack))
     if len(done.failures):
         print(done.failures[["model", "seed", "what", "error"]].to_string(index=False))
         raise typer.Exit(EXIT_FAILED)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab.cli.options import DataRoot, Trust, key_values
 
@@ -65,6 +64,7 @@ def train(
     """
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
+    from saliency_lab._common.checks import format_epsilon
     from saliency_lab.models import card_of
     from saliency_lab.training import load_recipe
     from saliency_lab.training import train as run

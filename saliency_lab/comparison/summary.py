@@ -21,7 +21,7 @@ from saliency_lab.comparison.ranking import Ranking, agreement, rank
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from saliency_lab._common.inference import Predictions
+    from saliency_lab._common.passes import Predictions
     from saliency_lab.attribution import Attributions
 
 

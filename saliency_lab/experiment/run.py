@@ -20,17 +20,19 @@ from filelock import FileLock
 from torch import nn
 
 from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError, TrainingError
-from saliency_lab._common.fingerprints import fingerprint, model_fingerprint
+from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import named_device
 from saliency_lab._common.progress import no_progress
 from saliency_lab.comparison.comparison import Comparison
 from saliency_lab.data import ImageData
 from saliency_lab.data.images import Split, stratified_order
 from saliency_lab.data.located import LocatedSplit
+from saliency_lab.experiment.retraining import Retrained, retrain, retraining_plans, retraining_store
 from saliency_lab.experiment.schema import Declaration
-from saliency_lab.models import build_model, load_model, read_card
+from saliency_lab.models import ModelCard, build_model, load_model, read_card
 from saliency_lab.models.catalogue import ARCHITECTURES, is_custom
 from saliency_lab.models.checkpoint import CARD, check_checkpoint, zoo_names
+from saliency_lab.retraining.api import missing_networks
 from saliency_lab.study.cache.results import Failure
 from saliency_lab.study.cache.store import FolderStore, MemoryStore
 from saliency_lab.study.planning import PLAN_COLUMNS, plan_networks
@@ -39,8 +41,8 @@ from saliency_lab.study.sample import Member, StudySample, read_members, read_sa
 from saliency_lab.study.study import Study
 from saliency_lab.study.workers import WORKER_LOCK
 from saliency_lab.training import Recipe, load_recipe, train
-from saliency_lab.training.api import load_data, named_module
-from saliency_lab.training.run import RECIPE, check_run, read_identity
+from saliency_lab.training.api import fabric_device, load_data, named_module
+from saliency_lab.training.run import RECIPE, check_run, read_identity, run_folder_name
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,11 @@ class Run(NamedTuple):
     def finished(self) -> bool:
         """Whether the checkpoint of the trained network exists."""
         return (self.folder / CARD).exists()
+
+    @property
+    def card(self) -> ModelCard | None:
+        """The card of the trained network; None if the training failed."""
+        return read_card(self.folder) if self.finished else None
 
 
 def run_declared(
@@ -84,10 +91,11 @@ def run_declared(
     """
     there = named_device("cpu" if executor is not None and device == "auto" else device)
     store = Path(store).resolve()  # a worker may have another working folder
-    data = _load_data(declared)
+    data = load_declared_data(declared)
     sample = _draw_sample(declared, data)
     runs = training_runs(declared, data.fingerprint, store, trust=trust)
     declared.requests(sample)
+    retraining_plans(declared, data, _recipes(runs))
     finished, damaged = _finished_models(declared, data, there, trust=trust)
     trained: dict[str, list[nn.Module]] = {}
     failures: dict[tuple[str, int], Failure] = {}
@@ -100,7 +108,8 @@ def run_declared(
     if not models:
         first = next(iter((failures | damaged).values()))
         raise SaliencyLabError(f"no model of this study could be trained or loaded: {first.error}")
-    study = Study(models, sample, store=store, seed=declared.seed, executor=executor)
+    passes = {} if declared.execution is None else dict(declared.execution)
+    study = Study(models, sample, store=store, seed=declared.seed, executor=executor, **passes)
     for (model, seed), failure in failures.items():
         study.note_failure(model, seed, "training", failure)
     for (model, seed), failure in damaged.items():
@@ -122,6 +131,28 @@ def run_declared(
     return study, study.compare(), runs
 
 
+def retrain_declared(
+    declared: Declaration, store: str | Path, *, device: str = "auto", trust: bool = False
+) -> Retrained:
+    """Carry out the tables [roar] and [kar] of a declared study; return the results by table and model.
+
+    The networks that are explained are those of the study. Results are stored in the folder `roar` of the
+    store. A recipe whose training fails is left out, with a warning.
+    """
+    store = Path(store).resolve()
+    data = load_declared_data(declared)
+    runs = training_runs(declared, data.fingerprint, store, trust=trust)
+    return retrain(retraining_plans(declared, data, _recipes(runs)), store, device)
+
+
+def _recipes(runs: Sequence[Run]) -> dict[str, tuple[Recipe, list[int]]]:
+    """Return the recipe and the seeds of each model."""
+    recipes: dict[str, tuple[Recipe, list[int]]] = {}
+    for run in runs:
+        recipes.setdefault(run.model, (run.recipe, []))[1].append(run.seed)
+    return recipes
+
+
 def plan_declared(
     declared: Declaration, store: str | Path, *, device: str = "auto", trust: bool = False
 ) -> pd.DataFrame:
@@ -130,10 +161,11 @@ def plan_declared(
     Times are measured on `device`, as in `run_declared`; that of a training run on its first steps.
     """
     there = named_device(device)
-    data = _load_data(declared)
+    data = load_declared_data(declared)
     sample = _draw_sample(declared, data)
     runs = training_runs(declared, data.fingerprint, Path(store), trust=trust)
     requests = declared.requests(sample)
+    retraining = retraining_plans(declared, data, _recipes(runs))
     trained = [_load_trained(run, data, there) for run in runs]
     networks: dict[Member, str] = {}
     for run, net in zip(runs, trained, strict=True):
@@ -152,15 +184,22 @@ def plan_declared(
             recipe = next(run.recipe for run in runs if run.model == model)
             row["seconds"] = row["missing"] * _training_seconds(recipe, data, device)
         rows.append(row)
+    last = []
+    for (table, model), plan in retraining.items():
+        row = {"step": table, "what": model, "results": sum(1 for _ in plan.networks())}
+        row["missing"] = missing_networks(plan, retraining_store(Path(store)))
+        if row["missing"]:
+            row["seconds"] = row["missing"] * _training_seconds(plan.recipe, data, device)
+        last.append(row)
     known = next((member.module for member in networks if member.module is not None), None)
     timed = _untrained(runs[0], data, there) if known is None else known
     where = FolderStore(store) if Path(store).is_dir() else MemoryStore()  # a plan creates nothing
     steps = plan_networks(networks, sample, declared.seed, where, requests, timed)
-    return pd.concat([pd.DataFrame(rows), steps], ignore_index=True)[PLAN_COLUMNS]
+    return pd.concat([pd.DataFrame(rows), steps, pd.DataFrame(last)], ignore_index=True)[PLAN_COLUMNS]
 
 
-def _load_data(declared: Declaration) -> ImageData:
-    """Load the data set of a declaration."""
+def load_declared_data(declared: Declaration) -> ImageData:
+    """Load the data set of a declared study."""
     root = declared.data.root
     folder = None if root is None else str(declared.folder / root)
     return load_data(declared.data.model_copy(update={"root": folder}))
@@ -176,6 +215,22 @@ def _draw_sample(declared: Declaration, data: ImageData) -> StudySample:
 def training_runs(declared: Declaration, data: str, store: Path, *, trust: bool = False) -> list[Run]:
     """Every training run of a declaration; its folder is named by the content of what decides it."""
     runs = []
+    for model, recipe, seed, changes in declared_trainings(declared, trust=trust):
+        folder = store / "models" / run_folder_name(recipe, seed, data)
+        runs.append(Run(model, recipe, seed, folder, changes))
+    return runs
+
+
+def declared_trainings(
+    declared: Declaration, *, trust: bool = False
+) -> Iterator[tuple[str, Recipe, int, dict[str, Any]]]:
+    """Yield model, recipe, training seed and the model's own changes of each training run of a declaration.
+
+    Raises
+    ------
+    InputError
+        If a recipe is for other data than the study's, or its data are changed by an override.
+    """
     for model, trained in declared.recipes.items():
         name = trained.recipe
         source = declared.folder / name if name.endswith(".toml") else name
@@ -193,10 +248,7 @@ def training_runs(declared: Declaration, data: str, store: Path, *, trust: bool 
                 f'{{ "data.name" = "{declared.data.name}" }}'
             )
         for seed in declared.seeds if trained.seeds is None else trained.seeds:
-            key = fingerprint({**recipe.portable(), "seed": seed}, data)
-            folder = store / "models" / f"{recipe.name.replace('/', '-')}-seed-{seed}-{key[:12]}"
-            runs.append(Run(model, recipe, seed, folder, trained.overrides))
-    return runs
+            yield model, recipe, seed, trained.overrides
 
 
 def _compute(study: Study, declared: Declaration) -> None:
@@ -251,7 +303,7 @@ def _train_by(
 def _train_in_worker(run: Run, data: str, declared: Declaration, device: str) -> None:
     """Train one network in a worker, which reads the data itself."""
     with WORKER_LOCK:
-        read = _load_data(declared)
+        read = load_declared_data(declared)
         if read.fingerprint != data:
             raise InputError(f"a worker found other files of '{declared.data.name}'; all must see the same")
         _train(run, read, device)
@@ -273,30 +325,24 @@ def _train(run: Run, data: ImageData, device: str) -> nn.Module:
                 f"{'; '.join(problems)}; {run.model} (seed {run.seed}) is trained again", stacklevel=4
             )
             shutil.rmtree(run.folder)
-        return train(run.recipe, data, seed=run.seed, out=run.folder, **_accelerator(device))
+        return train(run.recipe, data, seed=run.seed, out=run.folder, **fabric_device(device))
 
 
 def _damage(run: Run) -> list[str]:
     """Say which files of a training run are damaged."""
     recipe = run.folder / RECIPE
     problems = check_run(run.folder) if recipe.exists() else {}
-    if recipe.exists() and recipe not in problems:
-        expected = json.loads(json.dumps(load_recipe(run.recipe, {"seed": run.seed}).portable()))
-        if read_identity(run.folder)["recipe"] != expected:
-            problems[recipe] = f"'{recipe}' is that of another run"
+    if recipe.exists() and recipe not in problems and not is_of(run.recipe, run.seed, run.folder):
+        problems[recipe] = f"'{recipe}' is that of another run"
     if run.finished:
         problems |= check_checkpoint(run.folder)
     return list(problems.values())
 
 
-def _accelerator(device: str) -> dict[str, Any]:
-    """A device in Fabric's terms.
-
-    >>> _accelerator("cuda:1"), _accelerator("auto")
-    ({'accelerator': 'cuda', 'devices': '1,'}, {'accelerator': 'auto', 'devices': 1})
-    """
-    kind, _, index = device.partition(":")
-    return {"accelerator": kind, "devices": f"{index}," if index and kind != "cpu" else 1}
+def is_of(recipe: Recipe, seed: int, folder: Path) -> bool:
+    """Return whether the training run in a folder is that of a recipe and seed."""
+    expected = json.loads(json.dumps(load_recipe(recipe, {"seed": seed}).portable()))
+    return bool(read_identity(folder)["recipe"] == expected)
 
 
 def _load_trained(run: Run, data: ImageData, device: torch.device) -> nn.Module | None:
@@ -373,7 +419,7 @@ def _training_seconds(recipe: Recipe, data: ImageData, device: str) -> float:
             few = data.train.select(order[: wanted * recipe.training.batch_size])
             started = time.perf_counter()
             with no_progress(), contextlib.suppress(TrainingError):  # so few steps may well end at a constant
-                train(short, replace(data, train=few), seed=0, **_accelerator(device))
+                train(short, replace(data, train=few), seed=0, **fabric_device(device))
             taken.append(time.perf_counter() - started)
             steps.append(len(few) // recipe.training.batch_size)
     finally:

@@ -10,11 +10,13 @@ import pandas as pd
 from pydantic import AfterValidator, Field, field_validator
 
 from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.execution import CompileMode
 from saliency_lab._common.plugins import check_names
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab._common.toml_files import Table, read_extended
 from saliency_lab.comparison.claims import Purpose
 from saliency_lab.comparison.measures import ACCURACY, ROBUST
+from saliency_lab.retraining.api import FRACTIONS
 from saliency_lab.study.requests import GridRequests, read_grid
 from saliency_lab.study.sample import StudySample
 from saliency_lab.training.recipe import DataSource, recipes_folder
@@ -49,6 +51,26 @@ class Trained(Settings):
     """In addition to those of the study, such as "objective.fraction" = 0.1."""
 
 
+class PassSettings(Settings):
+    """How passes that only evaluate a model run: the arguments of `sl.execution`."""
+
+    compile: CompileMode = "auto"
+    dtype: Literal["bfloat16"] | None = None
+
+
+class Retraining(Settings):
+    """ROAR (table [roar]) or KAR (table [kar]) of the recipes of the study; see `sl.roar`."""
+
+    methods: list[str] | NamedSettings = Field(default_factory=list)
+    """By default those of the study; `random` is always added."""
+    fractions: list[float] = Field(default_factory=lambda: list(FRACTIONS))
+    """Shares of the pixels that are replaced by the mean of their channel."""
+    absolute: bool = False
+    """Whether pixels are ranked by the magnitude of their attributions."""
+    recipes: list[str] = Field(default_factory=list)
+    """Names of models among [recipes]; all by default."""
+
+
 class Declaration(Purpose):
     """A whole study. Paths are relative to the file."""
 
@@ -67,8 +89,14 @@ class Declaration(Purpose):
     """Label → `eps` and settings, and `attack` where the label is not the name of one."""
     audits: NamedSettings = Field(default_factory=dict)
     """As `attacks`, with `images` and `budget` too; see `Study.audit`."""
+    roar: Retraining | None = None
+    """Retrains every recipe on images without their most important pixels, with each of its seeds."""
+    kar: Retraining | None = None
+    """As `roar`, without their least important pixels."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the choice of images and of every draw."""
+    execution: PassSettings | None = None
+    """How passes that only evaluate a model run; by default as `sl.execution` says."""
     folder: Path = Path()
     """Of the file itself."""
 

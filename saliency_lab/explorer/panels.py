@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import SaliencyLabError
-from saliency_lab._common.inference import Predictions, predict_classes
+from saliency_lab._common.passes import Predictions, predict_classes
 from saliency_lab._common.progress import no_progress
-from saliency_lab.attacks import attack, list_attacks
+from saliency_lab.attacks import attack
 from saliency_lab.attribution import attribute, list_methods
+from saliency_lab.attribution.catalogue import settings_of_rows
 
 if TYPE_CHECKING:
     from saliency_lab.study import Study
+    from saliency_lab.study.requests import Request
     from saliency_lab.study.sample import Member
 
 
@@ -99,7 +101,8 @@ class PanelSource:
             return x[list(rows)]
         missing = [row for row in rows if (member, attacked, row) not in self._images]
         if missing:
-            what, settings = self._attack_of(attacked.label)
+            request = self._request("attack", attacked.label)
+            what: Any = request.what
             with no_progress():
                 result = attack(
                     member.net,
@@ -108,33 +111,39 @@ class PanelSource:
                     what,
                     eps=attacked.eps,
                     seed=self._study.seed,
-                    **settings,
+                    **request.settings,
                 )
             for row, each in zip(missing, result.adversarial, strict=True):
                 self._images[member, attacked, row] = each
         return torch.stack([self._images[member, attacked, row] for row in rows])
 
-    def _attack_of(self, label: str) -> tuple[str, dict[str, Any]]:
-        """Return the name and the settings of an attack, as the study stored them.
+    def _request(self, kind: Literal["maps", "attack"], label: str) -> Request:
+        """Return a method or an attack of the study, with its settings.
 
         Raises
         ------
         SaliencyLabError
-            If it is a function, which a store does not contain.
+            If it is a function of another session, which a store does not contain.
         """
-        study = self._study
-        for place, key in study.results.items():
-            described = study.store.describe("attack", key) if place[:2] == ("attack", label) else None
-            if described is not None:
-                depends = described[0].depends
-                if depends["attack"] in list_attacks().index:
-                    return depends["attack"], dict(depends["settings"])
-        raise SaliencyLabError(f"the attack '{label}' cannot be repeated here; only listed attacks can")
+        request = self._study.read_request(kind, label)
+        if request is None:
+            noun, verb = ("method", "attribute") if kind == "maps" else ("attack", "attack")
+            raise SaliencyLabError(
+                f"the {noun} '{label}' is a function of another session; call study.{verb} with it again"
+            )
+        return request
 
     def _fetch(self, member: Member, method: str, rows: list[int], attacked: StudyAttack | None) -> Tensor:
         study = self._study
         if method in self.stored and attacked is None:
             return study.read_maps(member.model, method, member.seed).values[rows]
         x = self.images(member, rows, attacked)
+        what: Any = method
+        settings: Mapping[str, Any] = {}
+        if method in self.stored:
+            request = self._request("maps", method)
+            what, settings = request.what, request.settings
+            if isinstance(what, str):
+                settings = settings_of_rows(what, settings, torch.tensor(rows))
         with no_progress():
-            return attribute(member.net, x, study.y[rows], method, seed=study.seed).values
+            return attribute(member.net, x, study.y[rows], what, seed=study.seed, **settings).values

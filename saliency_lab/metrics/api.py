@@ -22,7 +22,9 @@ from saliency_lab._common.inference import (
     chunk_rows,
     device_of,
     gradients_recorded,
+    in_float32,
 )
+from saliency_lab._common.passes import Passes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.registry import name_of
 from saliency_lab._common.samples import Images, read_labelled
@@ -30,7 +32,7 @@ from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, as_keywords
 from saliency_lab.attribution import Attributions
 from saliency_lab.metrics.catalogue import Curve, Engine, MetricInput, MetricOutput
-from saliency_lab.metrics.cost import announce_long_work
+from saliency_lab.metrics.cost import announce_long_work, predicted_images
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.job import Job, make_job
 from saliency_lab.metrics.maps import check_maps, take_maps, unusable
@@ -55,6 +57,8 @@ class Scores:
         Wall time; passes shared with an earlier metric or method count there.
     curve : Curve or None
         The curve behind the scores, for metrics that integrate one; NaN for a map that cannot be scored.
+    provenance : mapping
+        How the forward passes ran, if that was decided by measurement: `{"passes": {"rows": 8, …}}`.
     """
 
     values: np.ndarray
@@ -65,6 +69,7 @@ class Scores:
     settings: Mapping[str, Any]
     seconds: float
     curve: Curve | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Scores({self.metric}: {', '.join(f'{key} {value}' for key, value in self._facts().items())})"
@@ -304,7 +309,7 @@ def run_jobs(
     seed, x, y = check_seed(seed), check_images(x).detach().cpu(), check_labels(y, len(x)).cpu()
     height, width = x.shape[2:]
     jobs = [replace(job, settings=settings_at_size(job.settings, height, width)) for job in jobs]
-    with gradients_recorded():
+    with gradients_recorded(), in_float32(model):
         return _run(model, x, y, attributions, jobs, seed)
 
 
@@ -319,15 +324,17 @@ def _run(
         _check_per_sample(job, len(x))
     tallies = {method: [_Tally() for _ in jobs] for method in maps}
     size = chunk_rows(x.shape, device_of(model))
-    blocks = [slice(start, start + size) for start in range(0, len(x), size)]
+    slices = [slice(start, start + size) for start in range(0, len(x), size)]
     by_block = [index for index, job in enumerate(jobs) if not job.metric.whole]
     whole = [index for index, job in enumerate(jobs) if job.metric.whole]
-    passes = [(rows, by_block) for rows in blocks if by_block] + [(slice(None), whole)] * bool(whole)
+    blocks = [(rows, by_block) for rows in slices if by_block] + [(slice(None), whole)] * bool(whole)
     with preserved_rng():
         seconds_per_image = _check_outputs(model, x, y, jobs)
         announce_long_work(model, x, attributions, jobs, seconds_per_image)
-        for rows, chosen in progress(passes, label="score"):
-            probe = Probe(model, x[rows], y[rows], seed=seed)
+        run = Passes(model, x)
+        run.expect(predicted_images(x, attributions, jobs))
+        for rows, chosen in progress(blocks, label="score"):
+            probe = Probe(model, x[rows], y[rows], seed=seed, passes=run)
             explainers = {
                 method: Explainer(given, x, y, seed).rows(rows) for method, given in attributions.items()
             }
@@ -339,7 +346,9 @@ def _run(
                     _score_block(job, probe, take_maps(values[rows], x[rows]), explainers[method], tally)
                     tally.seconds += time.perf_counter() - began
     return {
-        method: [_scores(job, tally, seed) for job, tally in zip(jobs, tallies[method], strict=True)]
+        method: [
+            _scores(job, tally, seed, run.facts()) for job, tally in zip(jobs, tallies[method], strict=True)
+        ]
         for method in maps
     }
 
@@ -454,11 +463,11 @@ def _isolated(job: Job, case: MetricInput) -> MetricOutput:
 
 def _only(case: MetricInput, row: int) -> MetricInput:
     probe, one = case.probe, slice(row, row + 1)
-    alone = Probe(probe.model, probe.images[one], probe.labels[one], seed=probe.seed)
+    alone = Probe(probe.model, probe.images[one], probe.labels[one], seed=probe.seed, passes=probe.passes)
     return MetricInput(alone, case.maps[one], _rows_of(case.settings, one), case.explainer.rows(one))
 
 
-def _scores(job: Job, tally: _Tally, seed: int) -> Scores:
+def _scores(job: Job, tally: _Tally, seed: int, provenance: Mapping[str, Any]) -> Scores:
     return Scores(
         values=np.concatenate(tally.values),
         reasons=tuple(tally.reasons),
@@ -468,6 +477,7 @@ def _scores(job: Job, tally: _Tally, seed: int) -> Scores:
         settings={key: _plain(value) for key, value in dict(job.settings).items()},
         seconds=tally.seconds,
         curve=_joined(tally.curves) if len(tally.curves) == len(tally.values) else None,
+        provenance=provenance,
     )
 
 

@@ -68,6 +68,13 @@ def estimate(
     return rows
 
 
+def predicted_images(x: Tensor, attributions: Mapping[str, Any], jobs: Sequence[Job]) -> int:
+    """Return how many images the jobs predict, from above: methods and metrics may share predictions."""
+    pixels = x.shape[2] * x.shape[3]
+    forwards = sum(job.metric.forwards(job.settings, pixels) for job in jobs if job.engine == "fast")
+    return len(x) * len(attributions) * forwards
+
+
 def _counts(model: nn.Module, x: Tensor, job: Job) -> tuple[int, int]:
     """Images predicted and maps made per sample."""
     forwards = job.metric.forwards(job.settings, x.shape[2] * x.shape[3])

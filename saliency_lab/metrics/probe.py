@@ -19,6 +19,7 @@ from saliency_lab._common.inference import (
     run_without_graph,
     undisturbed,
 )
+from saliency_lab._common.passes import Passes
 from saliency_lab._common.seeding import sample_seeds
 
 Output = Literal["probability", "logit"]
@@ -84,10 +85,13 @@ class Probe:
 
     Predictions are cached by the images they are for, so that methods and metrics that need the same
     share the forward passes. Images and their variants are on `device`, the model's; maps and predictions,
-    float64, are at `home`, which is the same wherever there is float64.
+    float64, are at `home`, which is the same wherever there is float64. `passes` are those of the call, which
+    may run in a faster form of the model.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int, passes: Passes | None = None
+    ) -> None:
         self.model = model
         self.device, self.dtype = device_of(model), dtype_of(model)
         self.home = float64_device(self.device)
@@ -96,8 +100,9 @@ class Probe:
         self.x = x.to(self.device)
         self.y = y.to(self.device)
         self.seed = seed
-        # so that the first layers' outputs stay in the allocator
-        self.chunk = max(1, chunk_rows(x.shape, self.device) // 2)
+        self.passes = Passes(model, x) if passes is None else passes
+        # half of a chunk, so that the first layers' outputs stay in the allocator
+        self.chunk = self.passes.rows or max(1, chunk_rows(x.shape, self.device) // 2)
         self._memory: dict[Any, Any] = {}
         self._layout = _plain if _is_wide(model) else None
 
@@ -123,7 +128,9 @@ class Probe:
         """Logits (n, K) of images on the model's device, in one pass, in the model's own type."""
         images = images.to(self.dtype)
         with undisturbed(self.model), torch.inference_mode(False):
-            if self._layout is None:
+            if self.passes.plan is not None:
+                out = self.passes.logits(images)
+            elif self._layout is None:
                 try:
                     out = run_without_graph(self.model, channels_last(images.clone()))
                     self._layout = channels_last

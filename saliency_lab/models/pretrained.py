@@ -204,13 +204,13 @@ def wrap(
         model.cam_layer = cam_layer  # type: ignore[assignment]
     model.eval()
     num_classes = None
-    if facts.size is not None:
+    shape = facts.size
+    if shape is not None:
         per_channel = max(len(model.mean), len(model.std))
         candidates = [facts.channels] if facts.channels else [per_channel] if per_channel > 1 else [3, 1]
         for channels in candidates:
             with contextlib.suppress(Exception), preserved_rng():  # its first use will say what is wrong
-                height, width = facts.size
-                num_classes, cam_layer = _run_once(model, (channels, height, width))
+                num_classes, cam_layer = _run_once(model, (channels, shape[0], shape[1]))
                 facts = replace(facts, channels=channels)
                 break
     if facts.classes is not None:

@@ -38,6 +38,7 @@ def robustness(
     along: str = "eps",
     title: str | None = None,
     xlabel: str | None = None,
+    ylabel: str = "accuracy under attack",
     note: str | None = None,
     width: float = CHART_WIDTH,
     among: Sequence[str] | None = None,
@@ -53,11 +54,13 @@ def robustness(
     seeds : mapping of str to sequence of (place, accuracy), optional
         One small mark per training seed, where a model has no common mean.
     along : str
-        The column on the horizontal axis: "eps", or "steps".
+        The column on the horizontal axis, such as "eps", "steps" or "fraction".
     title, note : str, optional
         Above the panel; the note, in small letters, explains the bands.
     xlabel : str, optional
         In place of the axis label of `along`.
+    ylabel : str
+        Label of the vertical axis.
     width : float
         Inches.
     among : sequence of str, optional
@@ -101,7 +104,7 @@ def robustness(
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.grid(axis="y")
     names = {"eps": "perturbation size ε (image range 0 to 1)", "steps": "steps of the attack"}
-    ax.set(xlabel=xlabel or names.get(along, along), ylabel="accuracy under attack")
+    ax.set(xlabel=xlabel or names.get(along, along), ylabel=ylabel)
     counts = {int(table["n"].iloc[0]) for table in tables.values() if "n" in table}
     head(ax, title, note or (f"{counts.pop()} images" if len(counts) == 1 else None))
     ends = {name: float(table["accuracy"].iloc[-1]) for name, table in tables.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.plotting.style import CHART_WIDTH, INK, chart, head, styled
@@ -56,8 +56,32 @@ def forest(
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
+    scale = 100 if percent else 1
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_formatter(lambda value, _: _signed(scale * value))
     if percent:
-        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" points"))
+        xlabel = f"{xlabel}, in points" if xlabel else "points"
     ax.set_xlabel(xlabel)
+    for row, estimate in enumerate([*studies.values(), *pooled.values()]):
+        written = [_signed(scale * end, 1 if percent else None) for end in estimate]
+        ax.annotate(
+            f"{written[0]} [{written[1]}, {written[2]}]",
+            (1, row),
+            (8, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            annotation_clip=False,
+        )
     head(ax, title, note)
     return fig
+
+
+def _signed(value: float, decimals: int | None = None) -> str:
+    """Write a number with a sign, a true minus, and so many decimals or three digits.
+
+    >>> _signed(-2.5), _signed(0.0), _signed(3.04, 1)
+    ('−2.5', '0', '+3.0')
+    """
+    text = f"{value:+.3g}" if decimals is None else f"{value:+.{decimals}f}"
+    return "0" if text in ("+0", "-0") else text.replace("-", "−")

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import SaliencyLabError
+from saliency_lab._common.passes import Predictions, predict_classes
+from saliency_lab.explorer.panels import NoMaps, PanelSource, StudyAttack
 from saliency_lab.plotting.painting import CLIP, blend_of, colours
 from saliency_lab.plotting.panels import is_photograph
 from saliency_lab.reporting.bundle import as_bytes, as_jpeg, average, pack, quantise, scale_of
@@ -22,6 +25,10 @@ BUDGET = 12_000_000
 
 FACTORS = (1, 2, 4)
 """Maps of photographs are averaged over blocks of so many pixels a side if the page would be too large."""
+
+
+Planes = dict[tuple[str, str], np.ndarray]
+"""Maps (N, H, W), summed over channels, by model and method."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +45,45 @@ class ExplorerData:
     missing: list[tuple[str, str, str]]
 
 
-def explorer(study: Study, better: Mapping[str, str], images: int) -> ExplorerData | None:
+@dataclass(frozen=True)
+class AttackedImages:
+    """The first images as an attack changes them: images (N, C, H, W) and predictions by model, and maps."""
+
+    attack: StudyAttack
+    images: dict[str, Tensor]
+    predictions: dict[str, Predictions]
+    planes: Planes
+
+
+def explorer(
+    study: Study, better: Mapping[str, str], images: int, attacked: StudyAttack | None = None
+) -> ExplorerData | None:
     """Collect the first images with the maps of each model's first seed; None if there are no maps.
 
-    There are `images` at most, and fewer where the page would be too large.
+    There are `images` at most, and fewer where the page would be too large. With `attacked`, also the images
+    as this attack changes them, with the maps and predictions for these.
     """
     shown = min(images, len(study.x))
     planes, missing = _read(study, shown)
     if not planes:
         return None
+    changed = None
+    if attacked is not None:
+        changed, failed = _attack(study, attacked, list(planes), shown)
+        missing += failed
+    signs = _signs(planes, {} if changed is None else changed.planes)
     factors = FACTORS if is_photograph(study.x.shape) else FACTORS[:1]
     for factor in factors:
-        averaged = {key: average(values, factor) for key, values in planes.items()}
-        packed = _pack(study, averaged, shown)
+        averaged, averaged_changed = (
+            {key: average(values, factor) for key, values in group.items()}
+            for group in (planes, {} if changed is None else changed.planes)
+        )
+        packed = _pack(study, averaged, changed, averaged_changed, signs, shown)
         if _size(packed) <= BUDGET:
             break
     while _size(packed) > BUDGET and shown > 1:
         shown = max(1, min(shown - 1, int(shown * BUDGET / _size(packed))))
-        packed = _pack(study, averaged, shown)
+        packed = _pack(study, averaged, changed, averaged_changed, signs, shown)
     models = study.models
     methods = list(dict.fromkeys(method for _, method in planes))
     first = {member.model: member.seed for member in reversed(study.members)}
@@ -72,8 +100,8 @@ def explorer(study: Study, better: Mapping[str, str], images: int) -> ExplorerDa
         "methods": methods,
         "clip": CLIP,
         "blend": round(100 * blend_of(None, study.x.shape)),
-        "limits": _limits(averaged, methods, shown),
-        "predictions": _predictions(study, models, shown),
+        "limits": _limits(averaged, signs, methods, shown),
+        "predictions": [_predictions(study, study.read_predictions(model), shown) for model in models],
         "metrics": _scores(study.scores, first, models, methods, better, shown),
         "attacks": _attacks(study.robustness, first, models, shown),
         "colours": {"signed": _lookup(True), "magnitude": _lookup(False)},
@@ -81,7 +109,7 @@ def explorer(study: Study, better: Mapping[str, str], images: int) -> ExplorerDa
     return ExplorerData(data, shown, factor, missing)
 
 
-def _read(study: Study, shown: int) -> tuple[dict[tuple[str, str], np.ndarray], list[tuple[str, str, str]]]:
+def _read(study: Study, shown: int) -> tuple[Planes, list[tuple[str, str, str]]]:
     """Read maps (N, H, W) by (model, method), summed over channels, and list what could not be read."""
     planes, missing = {}, []
     for model, by_method in study.maps.items():
@@ -95,8 +123,59 @@ def _read(study: Study, shown: int) -> tuple[dict[tuple[str, str], np.ndarray], 
     return planes, missing
 
 
-def _pack(study: Study, planes: Mapping[tuple[str, str], np.ndarray], shown: int) -> dict[str, Any]:
-    signs = _signs(planes)
+def _attack(
+    study: Study, attacked: StudyAttack, wanted: Sequence[tuple[str, str]], shown: int
+) -> tuple[AttackedImages, list[tuple[str, str, str]]]:
+    """Attack the first images on each model, and explain them by each method that the model has maps of."""
+    source, rows = PanelSource(study), range(shown)
+    images, predictions, planes, missing = {}, {}, {}, []
+    for model in dict.fromkeys(model for model, _ in wanted):
+        member = next(each for each in study.members if each.model == model)
+        images[model] = source.images(member, rows, attacked)
+        predictions[model] = predict_classes(member.net, images[model])
+        for method in (method for each, method in wanted if each == model):
+            panel = source.read(member, method, rows, attacked)
+            if isinstance(panel, NoMaps):
+                missing.append((model, f"{method} of the attacked images", panel.message))
+            else:
+                planes[model, method] = panel.maps.sum(1).numpy()
+    return AttackedImages(attacked, images, predictions, planes), missing
+
+
+def _pack(
+    study: Study,
+    planes: Planes,
+    changed: AttackedImages | None,
+    changed_planes: Planes,
+    signs: Mapping[str, bool],
+    shown: int,
+) -> dict[str, Any]:
+    packed = {"images": _pack_images(study.x[:shown]), "maps": _pack_maps(planes, signs, shown)}
+    if changed is None:
+        return {**packed, "attacked": None}
+    models = study.models
+    attacked = {
+        "name": str(changed.attack),
+        "attack": changed.attack.label,
+        "eps": changed.attack.eps,
+        "images": [
+            _pack_images(changed.images[model][:shown]) if model in changed.images else None
+            for model in models
+        ],
+        "maps": _pack_maps(changed_planes, signs, shown),
+        "predictions": [_predictions(study, changed.predictions.get(model), shown) for model in models],
+    }
+    return {**packed, "attacked": attacked}
+
+
+def _pack_images(x: Tensor) -> dict[str, Any]:
+    pixels = as_bytes(x.numpy())
+    return (
+        {"files": [as_jpeg(each) for each in pixels]} if is_photograph(x.shape) else {"pixels": pack(pixels)}
+    )
+
+
+def _pack_maps(planes: Planes, signs: Mapping[str, bool], shown: int) -> list[dict[str, Any]]:
     maps = []
     for (model, method), values in planes.items():
         levels, scale = quantise(values[:shown])
@@ -112,31 +191,31 @@ def _pack(study: Study, planes: Mapping[tuple[str, str], np.ndarray], shown: int
                 "high": _rounded(high),
             }
         )
-    pixels = as_bytes(study.x[:shown].numpy())
-    photographs = is_photograph(study.x.shape)
-    images = {"files": [as_jpeg(each) for each in pixels]} if photographs else {"pixels": pack(pixels)}
-    return {"images": images, "maps": maps}
+    return maps
 
 
-def _signs(planes: Mapping[tuple[str, str], np.ndarray]) -> dict[str, bool]:
+def _signs(*groups: Planes) -> dict[str, bool]:
     """Whether the maps of each method have a sign: some value of some model is negative."""
     signs: dict[str, bool] = {}
-    for (_, method), values in planes.items():
+    for (_, method), values in (item for planes in groups for item in planes.items()):
         signs[method] = signs.get(method, False) or bool((values < 0).any())
     return signs
 
 
 def _size(packed: Mapping[str, Any]) -> int:
-    images = packed["images"]
-    size = sum(map(len, images["files"])) if "files" in images else len(images["pixels"])
-    return size + sum(len(each["levels"]) for each in packed["maps"])
+    """Count the characters of all images and maps."""
+    groups = [packed, packed["attacked"]] if packed["attacked"] else [packed]
+    size = 0
+    for group in groups:
+        images = group["images"] if isinstance(group["images"], list) else [group["images"]]
+        for each in filter(None, images):
+            size += sum(map(len, each["files"])) if "files" in each else len(each["pixels"])
+        size += sum(len(each["levels"]) for each in group["maps"])
+    return size
 
 
-def _limits(
-    planes: Mapping[tuple[str, str], np.ndarray], methods: Sequence[str], shown: int
-) -> dict[str, Any]:
+def _limits(planes: Planes, signs: Mapping[str, bool], methods: Sequence[str], shown: int) -> dict[str, Any]:
     """Return the ends of shared colour scales: over all maps with a sign, all without, and each method's."""
-    signs = _signs(planes)
 
     def over(chosen: list[np.ndarray], signed: bool) -> list[float]:
         if not chosen:
@@ -155,22 +234,15 @@ def _limits(
     return {**grouped, "methods": [over(chosen, signs[method]) for method, chosen in by_method.items()]}
 
 
-def _predictions(study: Study, models: Sequence[str], shown: int) -> list[dict[str, Any] | None]:
-    """Return for each model the class that its first seed predicts for each image, and its probability."""
+def _predictions(study: Study, predictions: Predictions | None, shown: int) -> dict[str, Any] | None:
+    """Return the class that a model predicts for each image, by name, and its probability."""
+    if predictions is None:
+        return None
     names = dict(enumerate(study.classes))
-    found: list[dict[str, Any] | None] = []
-    for model in models:
-        predictions = study.read_predictions(model)
-        if predictions is None:
-            found.append(None)
-            continue
-        found.append(
-            {
-                "classes": [names.get(label, str(label)) for label in predictions.classes[:shown]],
-                "probabilities": [round(float(p), 4) for p in predictions.probabilities[:shown]],
-            }
-        )
-    return found
+    return {
+        "classes": [names.get(label, str(label)) for label in predictions.classes[:shown]],
+        "probabilities": [round(float(p), 4) for p in predictions.probabilities[:shown]],
+    }
 
 
 def _scores(

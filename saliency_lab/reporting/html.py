@@ -21,8 +21,10 @@ from saliency_lab._common.arguments import (
     check_instance,
     check_path,
 )
+from saliency_lab._common.checks import format_epsilon, parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
+from saliency_lab.explorer.panels import StudyAttack
 from saliency_lab.plotting.style import looks
 from saliency_lab.reporting.document import read_document
 from saliency_lab.reporting.explorer import explorer
@@ -40,6 +42,7 @@ def report(
     baseline: str | None = None,
     level: float | None = None,
     images: int = 64,
+    attacked: tuple[str, float | str] | None = None,
 ) -> Path:
     """Write a report on a study as one HTML file that needs nothing else: no network, no server.
 
@@ -57,6 +60,10 @@ def report(
         Level of the confidence intervals, in (0, 1), as for `Study.compare`.
     images : int
         The number of images in the explorer, the first ones; fewer where the page would be too large.
+    attacked : (str, float or str), optional
+        An attack of the study and one of its ε > 0, such as ("pgd", "8/255"). The explorer then also shows
+        the images as this attack changes them, with each model's predictions and maps for them. They are
+        computed on the networks, so the study needs these.
 
     Returns
     -------
@@ -66,7 +73,10 @@ def report(
     Raises
     ------
     InputError
-        If nothing has been attributed, scored or attacked, or `baseline`, `level` or `images` is wrong.
+        If nothing has been attributed, scored or attacked; `baseline`, `level`, `images` or `attacked` is
+        wrong; or `attacked` is given and the networks are not loaded.
+    SaliencyLabError
+        If `attacked` names an attack that is a function of another session.
 
     Examples
     --------
@@ -88,18 +98,49 @@ def report(
         check_choice(baseline, study.models, "baseline")
     if level is not None:
         check_fraction(level, "level")
-    html = _render(study, baseline, level, images)
+    html = _render(study, baseline, level, images, _attack_of(study, attacked))
     with atomic_path(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return path
 
 
-def _render(study: Study, baseline: str | None, level: float | None, images: int) -> str:
+def _attack_of(study: Study, attacked: tuple[str, float | str] | None) -> StudyAttack | None:
+    """Return the attack of the study that is asked for.
+
+    Raises
+    ------
+    InputError
+        If the study has no such attack at this ε, no maps, or no networks.
+    """
+    if attacked is None:
+        return None
+    rows = study.robustness[["attack", "eps"]].drop_duplicates()
+    known = [StudyAttack(label, eps) for label, eps in rows.itertuples(index=False) if eps > 0]
+    label, eps = attacked if isinstance(attacked, tuple | list) and len(attacked) == 2 else (attacked, None)
+    radius = None if eps is None else parse_epsilon(eps)
+    found = next((each for each in known if each.label == label and each.eps == radius), None)
+    if found is None:
+        listed = ", ".join(f'("{each.label}", "{format_epsilon(each.eps)}")' for each in known)
+        raise InputError(
+            f"attacked must be an attack of this study and its ε, one of {listed or 'none'}, not "
+            f"{attacked!r}; study.attack adds others"
+        )
+    if any(member.module is None for member in study.members):
+        raise InputError(
+            "attacked images are computed on the networks, and this study was loaded without them; build it "
+            "with them: sl.Study(models, sample, store=…)"
+        )
+    return found
+
+
+def _render(
+    study: Study, baseline: str | None, level: float | None, images: int, attacked: StudyAttack | None
+) -> str:
     comparison = None
     if len(study.scores) or len(study.robustness):
         comparison = study.compare(baseline, level=level)
     better = {m.metric: m.better for m in comparison.measures} if comparison else {}
-    found = explorer(study, better, images)
+    found = explorer(study, better, images, attacked)
     document = read_document(study, comparison, unread=found.missing if found else None)
     if comparison is None and found is None and not document.audits:
         raise InputError(

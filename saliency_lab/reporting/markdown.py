@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from torch import nn
 
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab._common.files import atomic_path, distinct_stems, writable_folder
@@ -15,8 +17,9 @@ from saliency_lab._common.provenance import versions
 from saliency_lab._common.text import markdown_text
 from saliency_lab.attacks.checklist import BUDGETS
 from saliency_lab.comparison.comparison import Comparison
-from saliency_lab.comparison.format import one_line, radius, write_value
+from saliency_lab.comparison.format import one_line, p_value, radius, write_value
 from saliency_lab.comparison.tables import leading, mark_in_markdown, pipe_table
+from saliency_lab.experiment.retraining import Retrained, tabulate
 from saliency_lab.experiment.run import Run
 from saliency_lab.models import card_of
 from saliency_lab.plotting.style import save
@@ -41,10 +44,12 @@ def write_page(
     *,
     name: str,
     command: str,
+    retrained: Retrained | None = None,
 ) -> Path:
     """Write `NAME.md` and its figures (`NAME-*.svg`, `NAME-*.png`) into `folder`; return the page.
 
-    Every number on it is of this study; `command` is the command that the page gives for repeating it.
+    Every number on it is of this study; `command` is the command that the page gives for repeating it, and
+    `retrained` are the results of its tables [roar] and [kar].
     """
     folder = writable_folder(folder)
     document = read_document(study, comparison, title=name)
@@ -52,7 +57,8 @@ def write_page(
     lines += [*_repeat(declared, study, command), *_questions(document)]
     lines += [*_accuracy(document), *_audits(document, study), *_scores(document)]
     lines += _figures(document, folder, name)
-    lines += [*_runs(runs, study), *_given(declared, study), *_missing(document)]
+    lines += _retrained(retrained or {}, declared.level, folder, name)
+    lines += [*_runs(runs), *_given(declared, study), *_missing(document)]
     lines += _provenance(document, declared, study)
     page = folder / f"{name}.md"
     with atomic_path(page) as temporary:
@@ -206,13 +212,43 @@ def _figures(document: Document, folder: Path, name: str) -> list[str]:
     return ["## Figures", "", *lines] if lines else []
 
 
-def _runs(runs: Sequence[Run], study: Study) -> list[str]:
+def _retrained(results: Retrained, level: float, folder: Path, name: str) -> list[str]:
+    """Write the section about ROAR and KAR, with a figure for each model."""
+    if not results:
+        return []
+    head = ["procedure", "model", "method", "area", "difference from random", "p"]
+    rows = []
+    row: Any
+    for row in tabulate(results, level).itertuples():
+        area = f"{row.area:.3f} ({row.low:.3f} … {row.high:.3f})"
+        gap = f"{row.difference:+.3f} ({row.difference_low:+.3f} … {row.difference_high:+.3f})"
+        control = math.isnan(row.difference)
+        tail = ["", ""] if control else [gap, p_value(row.p)]
+        rows.append([row.procedure, row.model, row.method, area, *tail])
+    stems = distinct_stems(
+        {f"{table}-{model}": re.sub(r"[^0-9A-Za-z_.-]+", "-", f"{table}-{model}") for table, model in results}
+    )
+    pictures = []
+    for (table, model), result in results.items():
+        file = f"{name}-{stems[f'{table}-{model}']}.svg"
+        save(result.plot(title=f"{result.name}, {model}"), folder / file)
+        pictures += [f"![{result.name} of {markdown_text(model)}]({file})", ""]
+    note = (
+        "The recipes were trained again, from new weights, on images whose most (ROAR) or least (KAR) "
+        "important pixels were replaced by the mean of their channel (Hooker et al., NeurIPS 2019). The area "
+        "is that under the accuracy on test images that were changed in the same way, over the fraction of "
+        "the pixels that was replaced. A method is better than `random` if its area is smaller (ROAR) or "
+        f"larger (KAR). Intervals are at {100 * level:g} %."
+    )
+    return ["## Retraining", "", note, "", *pipe_table(head, rows), "", *pictures]
+
+
+def _runs(runs: Sequence[Run]) -> list[str]:
     if not runs:
         return []
-    weights = {(member.model, member.seed): card_of(member.net) for member in study.members}
     rows = []
     for run in runs:
-        card = weights.get((run.model, run.seed))
+        card = run.card
         epochs = run.recipe.training.epochs
         changed = ", ".join(f"{key} = {value}" for key, value in run.changes.items())
         recipe = f"{run.recipe.name} ({changed})" if changed else run.recipe.name
@@ -261,13 +297,17 @@ def _given(declared: Declaration, study: Study) -> list[str]:
         listed = [sources] if isinstance(sources, str) else sources
         members = [member for member in study.members if member.model == name]
         for source, member in zip(listed, members, strict=True):
-            card = card_of(member.net)
-            kind = type(member.net).__name__ if card is None else card.architecture
+            card = None if member.module is None else card_of(member.module)
+            kind = card.architecture if card is not None else _class_name(member.module)
             weights = "" if card is None else f"`{card.sha256[:12]}`"
             rows.append([name, source, kind, str(member.seed), weights])
     if not rows:
         return []
     return ["## What was given", "", *pipe_table(["model", "source", "network", "seed", "weights"], rows), ""]
+
+
+def _class_name(module: nn.Module | None) -> str:
+    return "" if module is None else type(module).__name__
 
 
 def _missing(document: Document) -> list[str]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.fingerprints import canonical, fingerprint
-from saliency_lab._common.inference import check_classifier, device_of, predict_classes
+from saliency_lab._common.inference import check_classifier, device_of
+from saliency_lab._common.passes import predict_classes
 from saliency_lab._common.provenance import machine, versions
 from saliency_lab.attacks.api import is_source
 from saliency_lab.attacks.checklist import audit
@@ -118,7 +119,7 @@ def _scores_content(scores: Scores, model: nn.Module) -> Content:
         "undefined": scores.undefined,
         "engine": scores.engine,
         "seconds": scores.seconds,
-        "provenance": _provenance(model),
+        "provenance": {**_provenance(model), **canonical(dict(scores.provenance))},
     }
     return Content(tensors, info)
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from torch import nn
+
 from saliency_lab._common.baseline import baseline_revision
 from saliency_lab._common.fingerprints import canonical
+from saliency_lab._common.inference import HALF, dtype_of
 from saliency_lab.attribution.catalogue import METHODS, key_settings
 from saliency_lab.metrics.catalogue import stored_settings
 from saliency_lab.study.cache.results import Result, cache_versions
@@ -29,7 +32,7 @@ def method_dependencies(request: Request) -> Dependencies:
         settings["target"] = target
     counted = key_settings(METHODS.find(request.what).settings, settings)
     depends = {"method": _identity(request), "settings": canonical(counted)}
-    return depends | _revision(request, settings)
+    return depends | _revision(request, settings) | _precision(request)
 
 
 def metric_dependencies(request: Request, sample: StudySample) -> Dependencies:
@@ -44,7 +47,7 @@ def metric_dependencies(request: Request, sample: StudySample) -> Dependencies:
     depends = {"metric": _identity(request), "engine": engine, "settings": canonical(stored)}
     if metric.revision:
         depends["definition"] = metric.revision
-    return depends | _revision(request, settings)
+    return depends | _revision(request, settings) | _precision(request)
 
 
 _NEUTRAL = {"samples": 1, "quantised": False}
@@ -62,6 +65,11 @@ def attack_dependencies(request: Request) -> Dependencies:
     if request.what in _REVISED_IN_LINF and given.get("norm", "linf") == "linf":
         depends["revision"] = 2
     return depends
+
+
+def precision_dependencies(net: nn.Module | None) -> Dependencies:
+    """Return what distinguishes maps of a half-precision network, which 0.1.0 computed in its precision."""
+    return {"computed in": "float32"} if net is not None and dtype_of(net) in HALF else {}
 
 
 def maps_result(model: str, images: str, request: Dependencies, seed: int) -> Result:
@@ -105,6 +113,11 @@ def audit_result(
 def _identity(request: Request) -> Any:
     """Return the registered name of what is asked for, or the hash of the user's function."""
     return request.what if isinstance(request.what, str) else canonical(request.what)
+
+
+def _precision(request: Request) -> dict[str, Any]:
+    """Return the precision of the passes if it is not the model's; faster passes in that change no key."""
+    return {} if request.execution.dtype is None else {"dtype": request.execution.dtype}
 
 
 def _revision(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:

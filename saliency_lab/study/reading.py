@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from saliency_lab._common.errors import InputError, SaliencyLabError, unknown_na
 from saliency_lab._common.files import write_table
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.html import facts, strip
-from saliency_lab._common.inference import Predictions, predict_classes
+from saliency_lab._common.passes import Predictions, predict_classes
 from saliency_lab.attribution import Attributions
 from saliency_lab.comparison.claims import Answered, Purpose, answer
 from saliency_lab.comparison.comparison import Comparison
@@ -25,6 +26,7 @@ from saliency_lab.study.cache.manifest import audited_attack
 from saliency_lab.study.cache.results import Content, Place
 from saliency_lab.study.cache.store import Store, read_intact
 from saliency_lab.study.keys import maps_result, method_dependencies
+from saliency_lab.study.requests import Request, stored_request
 from saliency_lab.study.sample import Member, StudySample
 from saliency_lab.study.schema import AUDITS, FAILURES, ROBUSTNESS, SCORES, tidy
 
@@ -203,6 +205,32 @@ class StudyResults:
         if not contents or len(curves) < len(contents) or any(tensors["at"].ndim > 1 for tensors in curves):
             return None
         return np.stack([tensors["curve"].numpy() for tensors in curves]), curves[0]["at"].numpy()
+
+    def read_request(self, kind: Literal["maps", "attack"], label: str) -> Request | None:
+        """Return the method or attack behind a label of this study, with its settings.
+
+        Parameters
+        ----------
+        kind : {"maps", "attack"}
+            Whether `label` is that of a method or of an attack.
+        label : str
+            Label of the method or attack in this study.
+
+        Returns
+        -------
+        Request or None
+            `what`, a registered name or the user's function, and its `settings`. None if it was a function of
+            another session, which a store does not contain.
+        """
+        index = self._index
+        known = (index.methods if kind == "maps" else index.attacks).get(label)
+        if known is not None:
+            return known
+        for place, key in index.results.items():
+            described = self.store.describe(kind, key) if place[:2] == (kind, label) else None
+            if described is not None:
+                return stored_request(label, described[0].depends)
+        return None
 
     @property
     def scores(self) -> pd.DataFrame:

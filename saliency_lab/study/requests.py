@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from saliency_lab._common.checks import parse_radii
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.execution import ExecutionSettings, current_execution
 from saliency_lab._common.registry import Registry, name_of
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.ascent import check_radius
@@ -44,6 +45,8 @@ class Request:
     """Of the reference attacks of an audit."""
     given: frozenset[str] = frozenset()
     """Names of the settings of an attack or audit that are not defaults."""
+    execution: ExecutionSettings = field(default_factory=current_execution)
+    """How its passes may run: as `sl.execution` said when it was read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,10 +208,14 @@ def read_audit(
     return replace(attacked, eps=radii, images=int(count), budget=budget)
 
 
-def stored_attack(label: str, what: Any, settings: Mapping[str, Any], eps: Sequence[float]) -> Request | None:
-    """Return the request of an attack that an earlier run stored; None for a function, which no store has."""
-    registered = isinstance(what, str) and what in ATTACKS.built_in
-    return Request(label, what, settings, tuple(eps)) if registered else None
+def stored_request(label: str, depends: Mapping[str, Any]) -> Request | None:
+    """Return the method or attack that a stored result depends on; None for a function."""
+    kind = "method" if "method" in depends else "attack"
+    registry: Registry[Any] = METHODS if kind == "method" else ATTACKS
+    what = depends[kind]
+    if not (isinstance(what, str) and what in registry.built_in):
+        return None
+    return Request(label, what, dict(depends["settings"]), tuple(depends.get("eps", ())))
 
 
 def attack_to_audit(audit: Request, attacks: Mapping[str, Request]) -> Request:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from saliency_lab._common import samples
@@ -22,6 +23,8 @@ class StudySample:
     x: Tensor
     y: Tensor
     masks: Tensor | None = None
+    hashes: tuple[str, str] | None = None
+    """`images` and `fingerprint` of a sample whose images were left out; `x` has a shape, and no values."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -32,16 +35,22 @@ class StudySample:
     @property
     def images(self) -> str:
         """Hash of images and labels, on which every result of a study depends."""
-        return fingerprint(self.x, self.y)
+        return fingerprint(self.x, self.y) if self.hashes is None else self.hashes[0]
 
     @property
     def fingerprint(self) -> str:
         """Hash of images, labels and masks."""
-        return fingerprint(*self.tensors.values())
+        return fingerprint(*self.tensors.values()) if self.hashes is None else self.hashes[1]
+
+    def without_images(self) -> StudySample:
+        """Return the labels alone, with the images' shape and hashes."""
+        shape_only = torch.empty(self.x.shape, device="meta")
+        return StudySample(shape_only, self.y, hashes=(self.images, self.fingerprint))
 
     def first(self, count: int) -> StudySample:
         """Return the first `count` images with their labels and masks."""
-        return replace(self, **{name: tensor[:count] for name, tensor in self.tensors.items()})
+        masks = None if self.masks is None else self.masks[:count]
+        return StudySample(self.x[:count], self.y[:count], masks)
 
 
 def read_sample(given: samples.Images | StudySample) -> StudySample:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
 from saliency_lab._common.arguments import check_flag, check_instance, check_path, check_text
 from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.execution import CompileMode, make_execution, run_under
 from saliency_lab._common.files import writable_folder
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.samples import Images
 from saliency_lab.study.cache.index import ResultIndex, load_index
 from saliency_lab.study.cache.results import Failure, Place
 from saliency_lab.study.cache.store import FolderStore, MemoryStore
-from saliency_lab.study.cache.verify import verify
 from saliency_lab.study.planning import make_plan
 from saliency_lab.study.reading import StudyResults
 from saliency_lab.study.requests import (
@@ -67,6 +69,11 @@ class Study(StudyResults):
         Computes the missing results in other processes or on other machines, such as Dask's
         `client.get_executor()`. Results are the same. Workers read images and weights from the store, which
         all of them must be able to reach.
+    compile : "auto", True or False, optional
+        How passes that only evaluate a model run, as for `sl.execution`; by default as its innermost block
+        says when a method of the study is called. What was measured is stored with the study and used again.
+    dtype : "bfloat16" or torch.bfloat16, optional
+        As for `sl.execution`. Results under another dtype are stored separately.
 
     Raises
     ------
@@ -93,6 +100,8 @@ class Study(StudyResults):
         store: str | Path | None = None,
         seed: int = 0,
         executor: Executor | None = None,
+        compile: CompileMode | None = None,
+        dtype: str | torch.dtype | None = None,
     ) -> None:
         images, members, seed = read_sample(sample), read_members(models), check_seed(seed)
         store = None if store is None else check_path(store, "store")
@@ -108,6 +117,8 @@ class Study(StudyResults):
         self._index = ResultIndex(images, images.images, seed, members, where, weights)
         self._index.read_stored_attacks()
         self.executor = executor
+        given = compile is not None or dtype is not None
+        self._execution = make_execution("auto" if compile is None else compile, dtype) if given else None
 
     # --- what it computes -----------------------------------------------------------------------
 
@@ -133,7 +144,9 @@ class Study(StudyResults):
         InputError
             For an unknown method or setting, before anything is computed.
         """
-        requests, inputs, index = read_methods(methods), self._inputs(), self._index.snapshot()
+        with self._passes_allowed():
+            requests = read_methods(methods)
+        inputs, index = self._inputs(), self._index.snapshot()
         index.methods |= {request.label: request for request in requests}
         return self._run("attribute", attribution_tasks(inputs, requests), inputs, index)
 
@@ -159,7 +172,8 @@ class Study(StudyResults):
         inputs = self._inputs()
         if not self._index.methods:
             raise InputError("there are no maps to score yet; call study.attribute([...]) first")
-        requests = read_metrics(metrics, self.sample)
+        with self._passes_allowed():
+            requests = read_metrics(metrics, self.sample)
         tasks = scoring_tasks(inputs, requests, self._index.methods)
         _refuse_changed_maps(tasks, self._index)
         index = self._index.snapshot()
@@ -202,7 +216,8 @@ class Study(StudyResults):
         InputError
             For an unknown attack or setting, or a radius out of range.
         """
-        request, inputs = read_attack(attack, eps, label, settings), self._inputs()
+        with self._passes_allowed():
+            request, inputs = read_attack(attack, eps, label, settings), self._inputs()
         tasks, index = attack_tasks(inputs, request, self._index), self._index.snapshot()
         index.attacks[request.label] = request
         return self._run("attack", tasks, inputs, index)
@@ -212,9 +227,9 @@ class Study(StudyResults):
         attack: str | Callable[..., Any] = "pgd",
         *,
         eps: float | str | Sequence[float | str],
+        label: str | None = None,
         images: int | None = None,
         budget: Budget = "quick",
-        label: str | None = None,
         **settings: Any,
     ) -> Study:
         """Audit for every model whether the result of this attack can be trusted; see `sl.audit`.
@@ -224,16 +239,12 @@ class Study(StudyResults):
 
         Parameters
         ----------
-        attack : str or callable
-            As for `Study.attack`.
-        eps : float, str, or sequence of these
-            As for `Study.attack`; every ε is audited separately.
+        attack, eps, label : as for `Study.attack`
+            Every ε is audited separately.
         images : int, optional
             Audit only the first images, because audits take long; all by default.
         budget : {"quick", "full"}
             Of the reference attacks, as for `sl.audit`.
-        label : str, optional
-            As for `Study.attack`.
         **settings
             Those of the attack. Without any, the attack with this label is audited with the settings that it
             had in this study, or in an earlier run on the same images and store.
@@ -248,7 +259,8 @@ class Study(StudyResults):
         InputError
             As `attack`; also if no ε is above 0, or for a wrong number of images.
         """
-        request = read_audit(attack, eps, self.sample, label, images, budget, settings)
+        with self._passes_allowed():
+            request = read_audit(attack, eps, self.sample, label, images, budget, settings)
         inputs, index = self._inputs(), self._index.snapshot()
         return self._run("audit", audit_tasks(inputs, request, index.attacks), inputs, index)
 
@@ -263,10 +275,8 @@ class Study(StudyResults):
 
         Parameters
         ----------
-        methods : str, callable, sequence of these, or mapping of str to settings
-            As for `attribute`.
-        metrics : str, callable, sequence of these, or mapping of str to settings
-            As for `score`.
+        methods, metrics : str, callable, sequence of these, or mapping of str to settings
+            As for `attribute` and `score`.
         attacks, audits : mapping of str to settings, optional
             Label → settings of `attack` and `audit`, with `eps` among them, and `attack` where the label is
             not the name of one.
@@ -277,9 +287,14 @@ class Study(StudyResults):
             One row per step: how many `results` it has, how many are `missing`, and the `seconds` that these
             take here, measured on a few images and the first model; attacks as if no image gave way.
         """
-        grid = read_grid(self.sample, methods, metrics, attacks, audits)
+        with self._passes_allowed():
+            grid = read_grid(self.sample, methods, metrics, attacks, audits)
         steps = list_steps(self._inputs(), grid, self._index)
         return make_plan(steps, self._index, self.members[0].net)
+
+    def _passes_allowed(self) -> AbstractContextManager[None]:
+        """Read requests inside with the settings of this study, if it has any, of how passes run."""
+        return nullcontext() if self._execution is None else run_under(self._execution)
 
     def _inputs(self) -> TaskInputs:
         if self.sample.images != self._index.images:
@@ -304,12 +319,10 @@ class Study(StudyResults):
 
         Parameters
         ----------
-        model : str
-            Name of the model.
-        seed : int
-            Training seed of the model.
+        model, seed : str, int
+            The model's name and training seed.
         what : str
-            What failed, such as "train".
+            What failed, such as "training".
         failure : Failure
             The error and its traceback.
         """
@@ -340,7 +353,7 @@ class Study(StudyResults):
             If there is no study, or its images are missing or damaged.
         """
         study = cls.__new__(cls)
-        study._index, study.executor = load_index(store), None
+        study._index, study.executor, study._execution = load_index(store), None, None
         return study
 
     def save(self, folder: str | Path) -> Study:
@@ -384,16 +397,6 @@ class Study(StudyResults):
         """
         self._index.merge(store)
         return self
-
-    def verify(self) -> pd.DataFrame:
-        """Check every file in the store; see `sl.verify`.
-
-        Returns
-        -------
-        DataFrame
-            One row per damaged or missing file: `kind`, `file` and `problem`.
-        """
-        return verify(self._index.folder().folder)
 
     def gc(self) -> int:
         """Delete every result in the store that is not one of this study.

@@ -8,7 +8,9 @@ from typing import NamedTuple, TypeAlias
 
 from torch import nn
 
+from saliency_lab._common.execution import run_under
 from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.passes import plans_kept_in
 from saliency_lab.study import compute
 from saliency_lab.study.cache.index import ResultIndex
 from saliency_lab.study.cache.manifest import audit_label
@@ -21,6 +23,7 @@ from saliency_lab.study.keys import (
     maps_result,
     method_dependencies,
     metric_dependencies,
+    precision_dependencies,
     scores_result,
 )
 from saliency_lab.study.requests import GridRequests, Request, attack_to_audit, describe_metric
@@ -84,7 +87,9 @@ def attribution_tasks(inputs: TaskInputs, requests: Sequence[Request]) -> list[S
     for request in requests:
         depends = method_dependencies(request)
         for member, model in inputs.networks.items():
-            result = maps_result(model, inputs.images, depends, inputs.seed)
+            result = maps_result(
+                model, inputs.images, {**depends, **precision_dependencies(member.module)}, inputs.seed
+            )
             place = Place("maps", request.label, "", member.model, member.seed)
             tasks.append(StudyTask({place: result}, {request.label: request}, inputs.seed, result.key))
     return tasks
@@ -97,7 +102,12 @@ def scoring_tasks(
     of_method = {label: method_dependencies(request) for label, request in methods.items()}
     maps = {
         member: {
-            label: (maps_result(model, inputs.images, depends, inputs.seed), methods[label])
+            label: (
+                maps_result(
+                    model, inputs.images, {**depends, **precision_dependencies(member.module)}, inputs.seed
+                ),
+                methods[label],
+            )
             for label, depends in of_method.items()
         }
         for member, model in inputs.networks.items()
@@ -208,8 +218,10 @@ def perform(
     """
     if not task.results:
         return {}
+    chosen = next(iter(task.requests.values())).execution  # requests of one call have the same
     try:
-        contents = _compute(task, networks, sample, store)
+        with run_under(chosen), plans_kept_in(store.plans):
+            contents = _compute(task, networks, sample, store)
     except Exception as error:
         failure = Failure.of(error)
     else:

@@ -232,6 +232,16 @@ def _fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str,
     return fabric
 
 
+def fabric_device(device: str) -> dict[str, Any]:
+    """Return the arguments of `train` and Fabric for a device named as in torch.
+
+    >>> fabric_device("cuda:1"), fabric_device("auto")
+    ({'accelerator': 'cuda', 'devices': '1,'}, {'accelerator': 'auto', 'devices': 1})
+    """
+    kind, _, index = device.partition(":")
+    return {"accelerator": kind, "devices": f"{index}," if index and kind != "cpu" else 1}
+
+
 def load_data(spec: DataSource) -> ImageData:
     """Load what a `[data]` table names; every seed of a recipe sees the same validation split.
 

@@ -177,7 +177,7 @@ class Trainer:
             progress(label=recipe.name, total=epochs * self.batches) as bar,
         ):
             bar.update(at.epoch * self.batches + at.batch)
-            while at.epoch < epochs and at.collapsed_before < 2 and not self._out_of_patience():
+            while at.epoch < epochs and not self._gives_up() and not self._out_of_patience():
                 for _ in self._epoch():
                     bar.update()
                 self._finish_epoch()
@@ -304,18 +304,23 @@ class Trainer:
             self.run.mirror_to_tensorboard(row)
         last = at.epoch + 1 == recipe.training.epochs
         at.collapsed_before = at.collapsed_before + 1 if measured.collapsed else 0
-        if at.collapsed_before and (last or at.collapsed_before > 1) and self.best_weights is None:
+        keep = recipe.training.collapse == "keep"
+        if at.collapsed_before and (last or self._gives_up()) and self.best_weights is None and not keep:
             message = collapse_message(measured, recipe, attacked=self.loss.attacked)
             raise TrainingError(f"recipe '{recipe.name}', epoch {at.epoch + 1}: {message}")
         select = recipe.training.select
         score = measured.robust if select == "robust" else measured.clean
         if select == "last":
             at.kept = asdict(measured)
-        elif score > at.best and not measured.collapsed:
+        elif score > at.best and (keep or not measured.collapsed):
             at.kept, at.best, at.best_epoch = asdict(measured), score, at.epoch
             self.best_weights = _cpu_copy(self.judged)
         at.epoch, at.batch, at.seconds, at.sums = at.epoch + 1, 0, 0.0, {}
         self._save()
+
+    def _gives_up(self) -> bool:
+        """Whether two epochs in succession ended in a constant prediction, unless such a model is kept."""
+        return self.position.collapsed_before > 1 and self.recipe.training.collapse == "refuse"
 
     def _out_of_patience(self) -> bool:
         at, patience = self.position, self.recipe.training.patience
@@ -328,6 +333,9 @@ class Trainer:
         at = self.position
         if not at.collapsed_before:
             return []
+        kept = Validation(**at.kept)
+        if kept.collapsed:
+            return [collapse_message(kept, self.recipe, attacked=self.loss.attacked)]
         cure = collapse_cure(self.recipe, attacked=self.loss.attacked)
         return [
             f"the model collapsed to a constant prediction in epoch {at.epoch - at.collapsed_before + 1} and "

@@ -78,6 +78,10 @@ class TrainingSpec(Settings):
     """Keep the last epoch, or the best one by clean or robust validation accuracy."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many epochs without a better `select` accuracy."""
+    collapse: Literal["refuse", "keep"] = "refuse"
+    """What becomes of a model that predicts one class for nearly all validation images: `refuse` ends the
+    training with an error; `keep` trains to the end and keeps the model with a warning, for a comparison
+    that must not leave out failed runs."""
 
     @model_validator(mode="after")
     def _patience_needs_a_criterion(self) -> TrainingSpec:
@@ -92,6 +96,10 @@ class ValidationSpec(Settings):
     images: Annotated[int, Field(ge=1)] = 1000
     """The largest number of validation images, stratified by class."""
     steps: Annotated[int, Field(ge=1)] = 10
+
+
+_ADDED = {"training": ("collapse",)}
+"""Recipe keys that the first release did not have, by table."""
 
 
 class Recipe(Settings):
@@ -121,8 +129,18 @@ class Recipe(Settings):
         return parse_settings(kind, given, of=f"objective '{kind.name}'")
 
     def portable(self) -> dict[str, Any]:
-        """Return everything that determines the run as JSON values: all but the folder of the data."""
-        return self.model_dump(mode="json", exclude={"data": {"root"}})
+        """Return everything that determines the run as JSON values: all but the folder of the data.
+
+        A key that the first release did not have is left out at its default, which is what that release did.
+        So runs of that release are recognised.
+        """
+        table = self.model_dump(mode="json", exclude={"data": {"root"}})
+        for part, keys in _ADDED.items():
+            defaults = type(getattr(self, part)).model_fields
+            for key in keys:
+                if getattr(getattr(self, part), key) == defaults[key].default:
+                    del table[part][key]
+        return table
 
     def _repr_html_(self) -> str:
         rows = {"name": self.name, "description": self.description, "seed": str(self.seed)}

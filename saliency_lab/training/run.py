@@ -17,7 +17,9 @@ from filelock import FileLock, Timeout
 
 from saliency_lab._common.errors import CheckpointError, InputError
 from saliency_lab._common.files import atomic_path, read_checked_json, writable_folder, write_checked_json
+from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab.models.checkpoint import CARD, WEIGHTS
+from saliency_lab.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -161,6 +163,15 @@ def _read_state(path: Path) -> bytes:
     if header + b"\n" != _state_header(content):
         raise ValueError("it does not match its digest")
     return content
+
+
+def run_folder_name(recipe: Recipe, seed: int, *content: str) -> str:
+    """Return the name of the folder of a run: recipe and seed, and a hash of what decides the result.
+
+    `content` are the fingerprints of the data and, where there is one, of the custom network.
+    """
+    key = fingerprint({**recipe.portable(), "seed": seed}, *content)
+    return f"{recipe.name.replace('/', '-')}-seed-{seed}-{key[:12]}"
 
 
 def read_identity(folder: Path) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def test_the_help_knows_every_verb():
     listed = call("--help").stdout
     for command in app.registered_commands:
         assert (command.name or command.callback.__name__) in listed
-    assert len(app.registered_commands) == 14
+    assert len(app.registered_commands) == 15
 
 
 @pytest.mark.parametrize(
@@ -619,7 +619,7 @@ def test_collapse_is_an_error_and_no_model_is_left(tmp_path):
     assert not (tmp_path / "model.safetensors").exists()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path):
     command = [
         *(
@@ -684,7 +684,7 @@ def test_workers_end_with_a_process_that_was_killed(tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_ctrl_c_stops_the_training_of_other_processes_too(tmp_path):
     text = STUDY.replace('epochs" = 1', 'epochs" = 400')
     (tmp_path / "study.toml").write_text(f"seeds = [0, 1, 2, 3, 4, 5]{text}")

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 import saliency_lab as sl
+from saliency_lab.explorer.panels import PanelSource, StudyAttack
 from saliency_lab.models import ModelCard
 from saliency_lab.plotting.painting import tiles
 
@@ -335,16 +336,39 @@ def test_an_attack_shows_attacked_images_with_their_maps_and_predictions(study, 
     assert not view.problems.value
 
 
-def test_an_attack_by_a_function_says_that_it_cannot_be_repeated(models, sample):
-    def still(model, x, y, eps):
-        return x
+def test_an_attack_and_a_method_by_functions_are_repeated_in_their_session_only(models, sample, tmp_path):
+    def darker(model, x, y, eps):
+        return (x - eps).clamp(0, 1)
 
-    study = sl.Study(models, sample).attribute("saliency").attack(still, eps=0.1)
+    def ink(model, x, classes):
+        return 1 - x
+
+    study = sl.Study(models, sample, store=tmp_path).attribute(["saliency", ink]).attack(darker, eps=0.1)
     view = sl.explore(study)
+    view.methods.value = ("ink",)
+    view.images.value = (0,)
     view.attack.value = view.attack.options[1][1]
-    assert "cannot be repeated" in view.problems.value and view.picture.value == ""
+    assert not view.problems.value
+    panel = view._panels.read(study.members[0], "ink", [0], view.attack.value)
+    assert torch.equal(panel.maps, 1 - (sample[0][:1] - 0.1).clamp(0, 1))
+    view = sl.explore(sl.Study(models, sample).merge(tmp_path))
+    view.attack.value = view.attack.options[1][1]
+    assert "is a function of another session" in view.problems.value and view.picture.value == ""
     view.attack.value = ""
     assert view.picture.value and not view.problems.value
+
+
+def test_maps_of_attacked_images_have_the_settings_of_the_study(models, sample, tmp_path):
+    methods = {"smooth": {"method": "smoothgrad", "n": 3, "stdev": 0.3, "target": "prediction"}}
+    made = sl.Study(models, sample, store=tmp_path).attribute(methods).attack("fgsm", eps=0.1)
+    attacked = StudyAttack("fgsm", 0.1)
+    x = sl.attack(models["plain"], *sample, "fgsm", eps=0.1).adversarial[:2]
+    expected = sl.attribute(
+        models["plain"], x, method="smoothgrad", n=3, stdev=0.3, target="prediction"
+    ).values
+    for study in (made, sl.Study(models, sample).merge(tmp_path)):
+        panel = PanelSource(study).read(study.members[0], "smooth", [0, 1], attacked)
+        assert torch.equal(panel.maps, expected)
 
 
 def test_a_photograph_is_overlaid_and_its_tiles_have_two_pixels_per_point():

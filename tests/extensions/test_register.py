@@ -245,7 +245,7 @@ def _run(environment: dict[str, str], folder: Path, *words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_installed_package_is_found_in_python_in_the_shell_and_in_a_study(installed, tmp_path):
     code = """
 import json, saliency_lab as sl

@@ -115,7 +115,7 @@ def test_torchvision_models_by_name() -> None:
     ("given", "message"),
     [
         ({"name": "smallcnn"}, "did you mean 'small_cnn'"),
-        ({"name": "small_cnn", "num_classes": 1}, "num_classes must be a whole number of at least 2"),
+        ({"name": "small_cnn", "num_classes": 1}, "num_classes must be a whole number from 2"),
         ({"name": "small_cnn", "num_classes": "10"}, "not '10'"),
         ({"name": "small_cnn", "num_classes": 2.5}, "not 2.5"),
         ({"name": None}, "name must be the name of an architecture"),

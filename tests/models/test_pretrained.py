@@ -188,7 +188,7 @@ def test_wrap_normalises_and_writes_the_card() -> None:
         ({"module": lambda x: x}, "module must be a torch.nn.Module"),
         ({"module": model}, "normalises inside already"),
         ({"cam_layer": "9"}, "unknown cam_layer of Sequential"),
-        ({"size": "large"}, "cannot hold size='large'"),
+        ({"size": "large"}, "size must be a whole number from 1"),
         ({"classes": [1, 2]}, "cannot hold .* classes="),
         ({"std": 0}, "std finite and above 0"),
     ):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import saliency_lab as sl
 from saliency_lab.reporting import report
 
 
@@ -145,6 +146,31 @@ def test_images_are_filtered_by_class_and_by_what_the_attack_changed(reported, p
     assert shown(page) == [i for i in range(15) if changed["plain"][i]]
     page.choose("#outcome", "wrong")
     assert shown(page) == [i for i in range(15) if not robust["plain", 0.0][i]]
+
+
+def test_attacked_images_their_predictions_and_maps_are_shown_on_request(reported, browser, tmp_path):
+    page = browser.open(report(reported, tmp_path / "attacked.html", attacked=("pgd", 0.2)))
+    net = reported.members[0].net
+    right = int((net(reported.x).argmax(1) == reported.y).nonzero()[0])  # an attack leaves the others alone
+    page.run("document.getElementById('picker').open = true")
+    page.click(f".thumbs button:nth-child({right + 1})")
+    before, original = pixels(page), pixels(page, "#cards .original canvas")
+    page.choose("#shown", "attacked")
+    heads = "[...document.querySelector('#cards table').querySelectorAll('tbody th')].map(e => e.textContent)"
+    assert page.run(heads) == ["attacked image", "saliency", "input x gradient"]
+    assert pixels(page, "#cards .original canvas") == original != pixels(page, "#cards td .tile canvas")
+    assert pixels(page, "#cards button.tile canvas") != before
+    one = reported.x[[right]], reported.y[[right]]
+    x = sl.attack(net, *one, "pgd", eps=0.2, steps=2, seed=reported.seed).adversarial
+    share, label = net(x).softmax(1).max(1)
+    mark = "✓" if label == reported.y[right] else "✗"
+    states = page.run("[...document.querySelectorAll('#cards thead .state')].map(e => e.textContent)")
+    assert states[1] == f"→ {mark} {label.item()}, {100 * share.item():.0f} %"
+    page.click("#cards button.tile")
+    assert "attacked by pgd, ε = 0.2" in page.run("document.getElementById('zoom-title').textContent")
+    page.press("Escape", 27)
+    page.choose("#shown", "original")
+    assert pixels(page) == before
 
 
 def test_a_metric_sorts_the_images_best_or_worst_first(reported, page):

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import saliency_lab as sl
+from saliency_lab._common.errors import InputError
 from saliency_lab.cli.app import app
 from saliency_lab.comparison.claims import Claim, Purpose
 from saliency_lab.models.checkpoint import ModelCard
@@ -238,6 +239,36 @@ def test_predictions_are_stored_with_the_maps_and_shown_without_an_attack(make_r
             shares, classes = net(study.x).softmax(1).max(1)
             assert found["classes"] == [str(k) for k in classes.tolist()]
             assert found["probabilities"] == pytest.approx(shares.tolist(), abs=1e-4)
+
+
+def test_attacked_images_are_on_the_page_when_asked_for(reported, tmp_path):
+    page = Page(report(reported, tmp_path / "attacked.html", attacked=("pgd", "0.2")))
+    attacked = page.data["attacked"]
+    assert (attacked["name"], attacked["eps"]) == ("pgd, ε = 0.2", 0.2)
+    for index, model in enumerate(reported.models):
+        net = reported.members[index].net
+        x = sl.attack(net, reported.x, reported.y, "pgd", eps=0.2, steps=2, seed=reported.seed).adversarial
+        pixels = bundle.unpack(attacked["images"][index]["pixels"], (15, 6, 6), np.uint8)
+        assert np.abs(pixels / 255 - x[:, 0].numpy()).max() <= 0.5 / 255 + 1e-6
+        shares = net(x).softmax(1).detach()
+        predictions = attacked["predictions"][index]
+        assert predictions["classes"] == [str(k) for k in shares.argmax(1).tolist()]
+        np.testing.assert_allclose(predictions["probabilities"], shares.amax(1), atol=5e-5)
+        entry = next(m for m in attacked["maps"] if (m["model"], m["method"]) == (model, "saliency"))
+        levels = bundle.unpack(entry["levels"], (15, 6, 6), np.int8)
+        maps = sl.attribute(net, x, reported.y, "saliency").values.sum(1).numpy()
+        step = np.abs(maps).max((1, 2), keepdims=True) / bundle.STEPS
+        assert (np.abs(levels * step - maps) <= 0.51 * step).all()
+    assert Page(report(reported, tmp_path / "plain.html")).data["attacked"] is None
+
+
+def test_what_attacked_cannot_be_is_named(reported, tmp_path):
+    for wrong in ("pgd", ("pgd", 0.3), ("fgsm", 0.2), ("pgd", 0.0)):
+        with pytest.raises(InputError, match=r'one of \("pgd", "0.05"\), \("pgd", "0.2"\), not'):
+            report(reported, tmp_path / "page.html", attacked=wrong)
+    with pytest.raises(InputError, match="loaded without them"):
+        report(Study.load(reported.store.folder), tmp_path / "page.html", attacked=("pgd", 0.2))
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_nothing_is_left_changed(reported, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import saliency_lab as sl
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab.study import Study
 from saliency_lab.study.cache.store import FolderStore
@@ -57,7 +58,7 @@ def test_results_are_the_same_whoever_computes_them(
     pd.testing.assert_frame_equal(there.scores, here.scores)
     pd.testing.assert_frame_equal(there.robustness, here.robustness)
     assert torch.equal(there.maps["other"]["random"].values, here.maps["other"]["random"].values)
-    assert there.verify().empty
+    assert sl.verify(there.store.folder).empty
 
 
 def test_a_method_that_raises_in_a_worker_is_recorded(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import saliency_lab as sl
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import write_checked_json
 from saliency_lab._common.fingerprints import canonical
@@ -63,7 +64,7 @@ def test_a_store_that_cannot_be_written_can_be_read(
     monkeypatch.setattr("tempfile.mkstemp", refused)
     loaded = Study.load(tmp_path)
     pd.testing.assert_frame_equal(loaded.scores, study.scores)
-    assert loaded.verify().empty
+    assert sl.verify(loaded.store.folder).empty
     assert torch.equal(loaded.maps["plain"]["saliency"].values, study.maps["plain"]["saliency"].values)
     with pytest.raises(InputError, match="cannot write to the folder"):
         make_study(tmp_path)
@@ -85,7 +86,7 @@ def test_a_study_in_memory_can_be_saved(make_study: MakeStudy, tmp_path: Path) -
     study = _finish(make_study())
     assert study.save(tmp_path) is study
     pd.testing.assert_frame_equal(Study.load(tmp_path).scores, study.scores)
-    assert study.score("effective_complexity").verify().empty
+    assert sl.verify(study.score("effective_complexity").store.folder).empty
 
 
 def test_two_machines_are_merged(
@@ -198,13 +199,13 @@ def test_results_of_other_images_come_along_but_stay_out_of_the_tables(
 @pytest.mark.parametrize("seed", range(6))
 def test_verify_finds_any_changed_byte(make_study: MakeStudy, tmp_path: Path, seed: int) -> None:
     study = make_study(tmp_path).attribute("saliency").score("sparseness")
-    assert study.verify().empty
+    assert sl.verify(study.store.folder).empty
     draws = np.random.default_rng(seed)
     path = _files(tmp_path)[draws.integers(4)]
     content = bytearray(path.read_bytes())
     content[draws.integers(len(content))] ^= 1 << draws.integers(8)
     path.write_bytes(content)
-    assert study.verify()["file"].tolist() == [path.relative_to(tmp_path).as_posix()]
+    assert sl.verify(study.store.folder)["file"].tolist() == [path.relative_to(tmp_path).as_posix()]
 
 
 def test_gc_keeps_this_study_and_nothing_else(make_study: MakeStudy, tmp_path: Path) -> None:

@@ -671,7 +671,7 @@ def _computed(output: str) -> int:
     return sum(int(line.split()[1]) for line in output.splitlines() if line.startswith("computed"))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_sigkill_loses_nothing_that_was_finished(tmp_path: Path) -> None:
     draws = np.random.default_rng()
     total, kept = 0, {}
@@ -695,7 +695,7 @@ def test_sigkill_loses_nothing_that_was_finished(tmp_path: Path) -> None:
     assert sl.verify(tmp_path).empty
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_processes_compute_each_result_once(tmp_path: Path) -> None:
     both = [_start(tmp_path) for _ in range(2)]
     outputs = [process.communicate()[0] for process in both]

@@ -164,7 +164,7 @@ sl.train("digits/sgt", sl.load_dataset("digits"), out=sys.argv[1],
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     """SIGKILL at random moments after a state was saved, three times; then to the end."""
     seed = time.time_ns()
@@ -237,6 +237,23 @@ def test_collapse_is_an_error_and_leaves_no_model(images, tmp_path):
         )
     assert "recipe 'digits/at', epoch 2" in str(caught.value)
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_collapsed_model_is_kept_on_request(images, tmp_path):
+    longer = TINY | {"attack.eps": 1.0, "training.epochs": 3, "training.collapse": "keep"}
+    with pytest.warns(
+        UserWarning, match=r"predicts one class for .* collapsed to a constant; set attack\.warmup"
+    ):
+        model = sl.train("digits/at", images, out=tmp_path, overrides=longer)
+    assert model.card.metrics["epochs"] == 3  # trained to the end, not given up after two epochs
+    assert len(sl.load_model(tmp_path)(images.val.images.float() / 255).argmax(1).unique()) == 1
+
+
+def test_keys_added_since_the_first_release_leave_its_runs_as_they_were():
+    assert "collapse" not in sl.load_recipe("digits/at").portable()["training"]
+    kept = sl.load_recipe("digits/at", {"training.collapse": "keep"}).portable()
+    assert kept["training"]["collapse"] == "keep"
+    assert sl.load_recipe(kept).training.collapse == "keep"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_within_the_epoch(images, tmp_path):
@@ -698,7 +715,7 @@ sl.train("digits/asgt", tiny_images(), out=sys.argv[1], accelerator="cpu", devic
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives_within_rounding(tmp_path):
     script = tmp_path / "train_on.py"
     script.write_text(TWO)

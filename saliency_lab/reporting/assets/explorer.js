@@ -32,10 +32,10 @@ if (source) {
     picture.onerror = failed;
     picture.src = `data:image/jpeg;base64,${file}`;
   });
-  const readImages = async () => {
-    if (data.images.files) return Promise.all(data.images.files.map(decode));
+  const readImages = async (source) => {
+    if (source.files) return Promise.all(source.files.map(decode));
     const depth = channels === 3 ? 3 : 1;
-    const packed = await inflate(data.images.pixels);
+    const packed = await inflate(source.pixels);
     return data.classes.map((_, image) => {
       const out = new Uint8ClampedArray(4 * pixels).fill(255);
       for (let pixel = 0; pixel < pixels; pixel++) {
@@ -61,10 +61,18 @@ if (source) {
 
   const swatch = (model) => document.querySelector(`#controls [name=model][value="${model}"] ~ .swatch`).cloneNode(true);
   const colours = { signed: bytes(data.colours.signed), magnitude: bytes(data.colours.magnitude) };
-  const maps = new Map(data.maps.map((each) => [`${each.model}\n${each.method}`, each]));
+  const byName = (list) => new Map(list.map((each) => [`${each.model}\n${each.method}`, each]));
+  const maps = byName(data.maps);
+  const attackedMaps = byName(data.attacked?.maps ?? []);
   let images = null;
+  let attackedImages = null; // by model; decoded when they are asked for
+  const readAttacked = async () => {
+    attackedImages ??= await Promise.all(data.attacked.images.map((source) => source && readImages(source)));
+  };
 
-  const mapOf = (model, method) => maps.get(`${data.models[model]}\n${data.methods[method]}`);
+  const mapOf = (model, method, ask) =>
+    (ask.attacked ? attackedMaps : maps).get(`${data.models[model]}\n${data.methods[method]}`);
+  const imageOf = (model, image, ask) => (ask.attacked ? attackedImages[model]?.[image] : images[image]);
   const levelsOf = async (map) => {
     map.decoded ??= inflate(map.levels).then((found) => new Int8Array(found.buffer));
     return map.decoded;
@@ -82,6 +90,7 @@ if (source) {
     scale: value("scale"),
     kind: value("values"),
     label: value("class"),
+    attacked: value("shown") === "attacked",
     attack: value("attack") === "" ? null : data.attacks[value("attack")],
     outcome: value("outcome"),
     metric: value("metric") === "" ? null : data.metrics[value("metric")],
@@ -128,9 +137,8 @@ if (source) {
 
   // --- painting ------------------------------------------------------------------------------
 
-  const paintImage = (canvas, image) => {
-    const context = canvas.getContext("2d");
-    context.putImageData(new ImageData(Uint8ClampedArray.from(images[image]), width, height), 0, 0);
+  const paintImage = (canvas, values) => {
+    canvas.getContext("2d").putImageData(new ImageData(Uint8ClampedArray.from(values), width, height), 0, 0);
   };
   const limitsOf = (ask, map, image) => {
     if (ask.scale === "all") return map.signed ? data.limits.signed : data.limits.magnitude;
@@ -138,7 +146,7 @@ if (source) {
     return [map.low[image], map.high[image]];
   };
   const placeOf = (y, x) => Math.floor(y / down) * columns + Math.floor(x / across);
-  const paintMap = async (canvas, map, image, ask) => {
+  const paintMap = async (canvas, map, model, image, ask) => {
     const levels = await levelsOf(map);
     const context = canvas.getContext("2d");
     const out = context.createImageData(width, height);
@@ -148,6 +156,7 @@ if (source) {
     let [low, high] = limitsOf(ask, map, image);
     if (map.signed && !signed) low = 0;
     const first = image * rows * columns;
+    const shown = imageOf(model, image, ask);
     for (let y = 0; y < height; y++) {
       for (let x = 0; x < width; x++) {
         const level = levels[first + placeOf(y, x)];
@@ -157,7 +166,6 @@ if (source) {
         const strength = signed ? Math.abs(2 * share - 1) : share;
         const cover = level === -128 ? 1 : 1 - ask.blend * (ask.blend === 1 ? 1 : 1 - strength);
         const at = 4 * (y * width + x);
-        const shown = images[image];
         const grey = (shown[at] + shown[at + 1] + shown[at + 2]) / 3;
         for (let channel = 0; channel < 3; channel++) {
           // at the end of the slider the image itself, in its colours; before it, a grey one below the map
@@ -198,44 +206,58 @@ if (source) {
   // --- cards ---------------------------------------------------------------------------------
 
   let tiles = [];
-  const prediction = (model, image) => {
-    const found = data.predictions[model];
+  const prediction = (model, image, attacked) => {
+    const found = (attacked ? data.attacked : data).predictions[model];
     if (!found) return null;
     const right = found.classes[image] === data.classes[image];
     const share = `${(100 * found.probabilities[image]).toFixed(0)} %`;
     return { right, text: `${right ? "✓" : "✗"} ${found.classes[image]}, ${share}` };
   };
-  const predicted = (model, image) => {
-    const found = prediction(model, image);
+  const predicted = (model, image, attacked = false) => {
+    const found = prediction(model, image, attacked);
     if (!found) return [];
-    const label = `predicts ${found.text.slice(2)}, which is ${found.right ? "right" : "wrong"}`;
-    return [make("span", { className: `state ${found.right ? "right" : "missed"}`, textContent: found.text, title: label })];
+    const when = attacked ? `attacked by ${data.attacked.name}: ` : "";
+    const title = `${when}predicts ${found.text.slice(2)}, which is ${found.right ? "right" : "wrong"}`;
+    const textContent = `${attacked ? "→ " : ""}${found.text}`;
+    return [make("span", { className: `state ${found.right ? "right" : "missed"}`, textContent, title })];
   };
   const MARKS = { wrong: "wrong already", changed: "changed", right: "holds" };
 
   const tile = (model, method, image, ask) => {
-    const map = mapOf(model, method);
+    const map = mapOf(model, method, ask);
     if (!map) return make("td", { className: "none", textContent: "none" });
     const canvas = make("canvas", { width, height });
     const name = `${words(data.methods[method])}, ${data.models[model]}, image ${image}`;
     const button = make("button", { type: "button", className: "tile", ariaLabel: `Enlarge: ${name}` }, canvas);
     button.addEventListener("click", () => zoom(model, method, image));
-    tiles.push({ canvas, map, image });
+    tiles.push({ canvas, map, model, image });
     const cell = make("td", {}, button);
-    if (ask.metric) {
+    if (ask.metric && !ask.attacked) {
       cell.append(make("span", { className: "score", textContent: number(scoreOf(ask.metric, model, method, image)) }));
     }
     return cell;
   };
+  const attackedRow = (image, ask) => {
+    const cells = ask.models.map((model) => {
+      const values = imageOf(model, image, ask);
+      if (!values) return make("td", { className: "none", textContent: "none" });
+      const label = `Image ${image}, attacked on ${data.models[model]}`;
+      const canvas = make("canvas", { width, height, role: "img", ariaLabel: label });
+      paintImage(canvas, values);
+      return make("td", {}, make("span", { className: "tile" }, canvas));
+    });
+    return make("tr", {}, make("th", { scope: "row", textContent: "attacked image" }), ...cells);
+  };
   const card = (image, ask) => {
     const label = `Image ${image}, class ${data.classes[image]}`;
     const picture = make("canvas", { width, height, role: "img", ariaLabel: label });
-    paintImage(picture, image);
+    paintImage(picture, images[image]);
     const head = make("tr", {}, make("td"));
     for (const model of ask.models) {
-      const mark = state(ask.attack?.eps ? ask.attack : null, model, image);
+      const mark = ask.attacked ? "" : state(ask.attack?.eps ? ask.attack : null, model, image);
       const heading = make("th", { scope: "col" }, 
         make("span", {}, swatch(model), make("span", { textContent: data.models[model] })), ...predicted(model, image));
+      if (ask.attacked) heading.append(...predicted(model, image, true));
       if (mark) heading.append(make("span", { className: `state ${mark}`, textContent: MARKS[mark] }));
       head.append(heading);
     }
@@ -243,6 +265,7 @@ if (source) {
       make("tr", {}, make("th", { scope: "row", textContent: words(data.methods[method]) }),
         ...ask.models.map((model) => tile(model, method, image, ask))),
     );
+    if (ask.attacked) rows.unshift(attackedRow(image, ask));
     const table = make("table", {}, make("caption", { className: "hidden", textContent: `Maps of image ${image}` }),
       make("thead", {}, head), make("tbody", {}, ...rows));
     const title = make("h3", {}, make("span", { className: "more", textContent: `#${image}` }), ` ${data.classes[image]}`);
@@ -257,10 +280,12 @@ if (source) {
   const repaint = () => {
     const ask = asked();
     paintBar(ask);
-    return Promise.all(tiles.map(({ canvas, map, image }) => paintMap(canvas, map, image, ask)));
+    return Promise.all(tiles.map(({ canvas, map, model, image }) => paintMap(canvas, map, model, image, ask)));
   };
-  const rebuild = () => {
+  const rebuild = async () => {
+    if (asked().attacked) await readAttacked();
     const ask = asked();
+    if (ask.attacked && !attackedImages) return; // a later call draws
     const fitting = chooseImages(ask);
     tiles = [];
     cards.replaceChildren(...fitting.slice(0, limit).map((image) => card(image, ask)));
@@ -275,18 +300,19 @@ if (source) {
   const dialog = byId("zoom");
   const zoom = (model, method, image) => {
     const ask = asked();
-    const map = mapOf(model, method);
-    const picture = make("canvas", { width, height, role: "img", ariaLabel: "The image" });
+    const map = mapOf(model, method, ask);
+    const attackedBy = ask.attacked ? `, attacked by ${data.attacked.name}` : "";
+    const picture = make("canvas", { width, height, role: "img", ariaLabel: `The image${attackedBy}` });
     const large = make("canvas", { width, height, role: "img", ariaLabel: "The map" });
-    paintImage(picture, image);
-    paintMap(large, map, image, ask);
-    const scores = data.metrics.map(
+    paintImage(picture, imageOf(model, image, ask));
+    paintMap(large, map, model, image, ask);
+    const scores = (ask.attacked ? [] : data.metrics).map(
       (metric) => `${words(metric.name)} ${number(scoreOf(metric, model, method, image))}`,
     );
     byId("zoom-title").textContent =
-      `${words(data.methods[method])} on ${data.models[model]}: image ${image}, class ${data.classes[image]}`;
+      `${words(data.methods[method])} on ${data.models[model]}: image ${image}, class ${data.classes[image]}${attackedBy}`;
     dialog.querySelector(".zoomed").replaceChildren(picture, large);
-    const found = prediction(model, image);
+    const found = prediction(model, image, ask.attacked);
     const predictedText = found ? [`predicts ${found.text.slice(2)} (${found.right ? "right" : "wrong"})`] : [];
     byId("zoom-text").textContent = [...predictedText, `largest magnitude ${number(map.scale[image])}`, ...scores].join(" · ");
     large.addEventListener("pointermove", async (event) => {
@@ -320,7 +346,7 @@ if (source) {
   const addThumbs = () => {
     for (let image = 0; image < count; image++) {
       const canvas = make("canvas", { width, height });
-      paintImage(canvas, image);
+      paintImage(canvas, images[image]);
       const button = make("button", { type: "button", ariaLabel: `Image ${image}, class ${data.classes[image]}` }, canvas);
       button.addEventListener("click", () => {
         if (!picked.delete(image)) picked.add(image);
@@ -349,13 +375,13 @@ if (source) {
     limit = PAGE;
     rebuild();
   });
-  byId("further").addEventListener("click", () => {
+  byId("further").addEventListener("click", async () => {
     const before = cards.children.length;
     limit += PAGE;
-    rebuild();
+    await rebuild();
     cards.children[before]?.querySelector("button")?.focus();
   });
-  readImages().then((found) => {
+  readImages(data.images).then((found) => {
     images = found;
     form.hidden = byId("bar").hidden = false;
     addThumbs();

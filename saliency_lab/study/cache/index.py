@@ -14,7 +14,7 @@ from saliency_lab.models import card_of
 from saliency_lab.study.cache.manifest import MANIFEST, Manifest, ManifestMember
 from saliency_lab.study.cache.results import Content, Failure, Kind, Place, Result
 from saliency_lab.study.cache.store import FolderStore, Store, existing_folder, read_intact
-from saliency_lab.study.requests import Request, stored_attack
+from saliency_lab.study.requests import Request, stored_request
 from saliency_lab.study.sample import Member, StudySample
 
 
@@ -161,9 +161,7 @@ class ResultIndex:
         for place, key in manifest.places.items():
             described = self.store.describe("attack", key) if place.kind == "attack" else None
             if described is not None:
-                depends = described[0].depends
-                settings = depends["settings"]
-                request = stored_attack(place.label, depends["attack"], settings, depends["eps"])
+                request = stored_request(place.label, described[0].depends)
                 if request is not None:
                     self.attacks[place.label] = request
 

@@ -14,13 +14,14 @@ import saliency_lab
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.provenance import versions
 
-Kind = Literal["maps", "scores", "attack", "audit"]
+Kind = Literal["maps", "scores", "attack", "audit", "retraining"]
 
 _PACKAGES: dict[Kind, tuple[str, ...]] = {
     "maps": ("torch", "captum", "numpy", "scikit-image"),
     "scores": ("torch", "quantus", "numpy", "scikit-image"),
     "attack": ("torch", "pyautoattack"),
     "audit": ("torch", "pyautoattack"),
+    "retraining": ("torch", "captum", "numpy", "scikit-image"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, MutableMapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor
 
@@ -21,7 +20,9 @@ from saliency_lab._common.arguments import check_path
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, left_behind
 from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.passes import PassPlan
 from saliency_lab.study.cache.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from saliency_lab.study.cache.plans import PlanFolder
 from saliency_lab.study.cache.results import Content, Kind, Result
 from saliency_lab.study.sample import StudySample
 
@@ -39,6 +40,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._results: dict[str, tuple[Result, Content]] = {}
+        self.plans: MutableMapping[str, PassPlan] = {}
 
     def has(self, kind: Kind, key: str) -> bool:
         """Say whether the result was written."""
@@ -78,6 +80,7 @@ class FolderStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.plans: MutableMapping[str, PassPlan] = PlanFolder(self.folder)
 
     def path(self, kind: Kind, key: str) -> Path:
         """Return the file of a result."""
@@ -207,16 +210,25 @@ class FolderStore:
     def read_sample(self, name: str) -> StudySample | None:
         """Return the images with this fingerprint, or None if they are missing or damaged."""
         try:
-            sample = StudySample(**load_file(self.sample_path(name)))
-        except (OSError, SafetensorError, TypeError):
+            tensors, header = _load(self.sample_path(name))
+            if "shape" in header:
+                return _packed_sample(name, tensors, header)
+            sample = StudySample(tensors["x"], tensors["y"], tensors.get("masks"))
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError):
             return None
         return sample if sample.fingerprint == name else None
 
     def write_sample(self, sample: StudySample) -> None:
         """Store images under their fingerprint; damaged ones are replaced."""
         name = sample.fingerprint
-        if self.read_sample(name) is None:
-            self._write(self.sample_path(name), sample.tensors)
+        if self.read_sample(name) is not None:
+            return
+        tensors, header = dict(sample.tensors), None
+        if sample.hashes is not None:
+            shape = json.dumps(list(tensors.pop("x").shape))
+            header = {"shape": shape, "images": sample.images}
+            header["digest"] = fingerprint(name, header, tensors["y"])
+        self._write(self.sample_path(name), tensors, header)
 
     def sample_path(self, name: str) -> Path:
         """Return the file of the images with this fingerprint."""
@@ -258,6 +270,21 @@ def existing_folder(path: str | Path) -> Path:
     return path
 
 
+def _packed_sample(name: str, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> StudySample | None:
+    """Read a sample whose images were left out; None if it is damaged."""
+    known = {key: header[key] for key in ("shape", "images")}
+    if header["digest"] != fingerprint(name, known, tensors["y"]):
+        return None
+    shape_only = torch.empty(json.loads(known["shape"]), device="meta")
+    return StudySample(shape_only, tensors["y"], hashes=(known["images"], name))
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and the header of a file."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
 def read_intact(store: Store, kind: Kind, key: str) -> Content | None:
     """Return the content of a result, or None if it has to be computed; a warning names a damaged one."""
     try:
@@ -270,9 +297,7 @@ def read_intact(store: Store, kind: Kind, key: str) -> Content | None:
 def read_result(path: Path) -> tuple[Result, Content]:
     """Read a result's file and check it against its name and digest; raise DamagedFileError otherwise."""
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, header = _load(path)
         result = Result(**json.loads(header["cell"]))
         content = Content(tensors, json.loads(header["info"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -287,9 +312,7 @@ def read_result(path: Path) -> tuple[Result, Content]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read weights and check them against their name and digest; raise DamagedFileError otherwise."""
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, header = _load(path)
     except (OSError, SafetensorError) as error:
         raise DamagedFileError(f"the weights '{path}' are missing or damaged ({error})") from error
     if "digest" not in header:

@@ -64,11 +64,12 @@ def verify(folder: str | Path) -> pd.DataFrame:
 def _store(store: FolderStore) -> Problems:
     """Check the files of a store, and that those are there which its manifest lists."""
     expected: dict[str, set[Path]] = {"samples": set(), "weights": set()}
+    path = store.folder / MANIFEST
     try:
         manifest = read_manifest(store.folder)
     except (OSError, ValueError) as error:
-        path = store.folder / MANIFEST
-        yield "manifest", path, f"the list of results '{path}' is missing or damaged ({error})"
+        if path.exists() or any(each.parent.parent.name != "retraining" for each in store.files()):
+            yield "manifest", path, f"the list of results '{path}' is missing or damaged ({error})"
     else:
         expected["samples"].add(store.sample_path(manifest.sample or manifest.images))
         expected["weights"] |= {store.weights_path(name) for name in manifest.weights}

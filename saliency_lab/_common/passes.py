@@ -1,0 +1,535 @@
+"""The passes of one call: how many images each has, and in which form of the model they run.
+
+For short work a pass is the model's own, of `chunk_rows` images. For long work a few forms are timed on the
+first images, and the fastest one whose logits equal the model's own is used: batch normalisation folded or
+not, either memory layout, compiled or not, several numbers of images. The choice is a `PassPlan`, which
+later calls with a model of the same structure use again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from saliency_lab._common.checks import are_probabilities
+from saliency_lab._common.compiling import CompileError, compile_seconds, compiled
+from saliency_lab._common.execution import ExecutionSettings, current_execution
+from saliency_lab._common.folding import copy_for_evaluation, fold_batch_norm
+from saliency_lab._common.hashing import fingerprint
+from saliency_lab._common.inference import (
+    chunk_rows,
+    device_of,
+    dtype_of,
+    is_batch_coupled,
+    pass_clock,
+    predict,
+    run_without_graph,
+    seconds_per_image,
+    undisturbed,
+    without_autocast,
+)
+from saliency_lab._common.progress import announce
+from saliency_lab._common.provenance import machine
+from saliency_lab._common.seeding import preserved_rng
+
+Layout = Literal["contiguous", "channels_last"]
+
+TOLERANCE = 1e-5
+"""Largest difference of logits from the model's own, relative to the largest logit, or to 1."""
+
+LONG_WORK = 2.0
+"""Seconds of estimated work from which "auto" looks for a faster form."""
+
+_SHARE = 0.06  # of the estimated work that measuring may take
+_ROUNDS = 3
+_HOPELESS = 1.25  # a form that took this much longer than the best in the first round is not timed again
+_WORTH_IT = 0.97  # a form is chosen if it takes at most this share of the time of the one before
+_SHORT = 0.02  # seconds that are timed at least
+_FIRST = 4  # images on which outputs are compared
+_COMPILED_SHARE = 0.7  # what a compiled pass is assumed to take at most of a folded one, before it is timed
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """How passes run: images per pass, layout, whether folded and compiled, and the precision."""
+
+    rows: int
+    layout: Layout = "contiguous"
+    folded: bool = False
+    compiled: bool = False
+    dtype: str | None = None
+    milliseconds: float = 0.0
+    """Per image, when it was measured."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        return asdict(self)
+
+
+_plans: dict[str, PassPlan] = {}
+_book: ContextVar[MutableMapping[str, PassPlan] | None] = ContextVar("plans", default=None)
+_lock = threading.RLock()
+
+
+@contextmanager
+def plans_kept_in(book: MutableMapping[str, PassPlan]) -> Iterator[None]:
+    """Look plans up in `book` inside, and add those that are made, so that later runs use the same."""
+    token = _book.set(book)
+    try:
+        yield
+    finally:
+        _book.reset(token)
+
+
+class Passes:
+    """The passes of one call over images like `x`, forward only or also back to the input.
+
+    `expect` decides how they run, and must be called while the model is in eval mode; before that, and where
+    nothing faster is found, they run as the model's own.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, *, backward: bool = False, reduced: bool = True) -> None:
+        """Take the model, the images (N, C, H, W) of the call, and whether a lower precision is allowed."""
+        self.model, self.backward, self.reduced = model, backward, reduced and not backward
+        self.x = x
+        self.plan: PassPlan | None = None
+        self._form: _Form | None = None
+        self._weights: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def rows(self) -> int | None:
+        """How many images a pass has; None if that is not decided here."""
+        return None if self.plan is None else self.plan.rows
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a result records of its passes; nothing if they are the model's own."""
+        return {} if self.plan is None else {"passes": self.plan.facts()}
+
+    def expect(self, count: int) -> None:
+        """Decide how `count` images run, in this call and from now on."""
+        wanted = current_execution()
+        if not self.reduced:
+            wanted = replace(wanted, dtype=None)
+        if self._form is not None or (wanted.compile is False and wanted.dtype is None):
+            return
+        forced = wanted.compile is True or wanted.dtype is not None
+        speed = seconds_per_image(self.model, self.x.shape[1:])
+        work = count * (speed or 0.0) * (_BACKWARD_COST if self.backward else 1)
+        if not forced and work < LONG_WORK:
+            return
+        if not _may_copy(self.model):
+            if wanted.dtype is not None:
+                _say(
+                    self.model, "runs in its own precision: it has hooks, or is compiled, scripted or wrapped"
+                )
+            return
+        with _lock, preserved_rng(), undisturbed(self.model), torch.inference_mode(False):
+            self._decide(wanted, work, forced)
+
+    def _decide(self, wanted: ExecutionSettings, work: float, forced: bool) -> None:
+        book, key = _book.get(), _plan_key(self.model, self.x, self.backward, wanted)
+        book = _plans if book is None else book
+        trial = _Trial(self.model, self.x, self.backward)
+        plan = book.get(key)
+        if plan is None:
+            plan = _measure(trial, wanted, work, forced)
+            if plan is None:
+                return
+            book[key] = plan
+        if plan.compiled and not forced and work < 3 * compile_seconds(self.model):
+            plan = replace(plan, compiled=False)
+        form = trial.form(plan)
+        if form is None and plan.compiled:
+            plan = replace(plan, compiled=False)
+            form = trial.form(plan)
+        if form is None:
+            return
+        self.plan, self._form, self._weights = plan, form, _weights(self.model)
+
+    def usable(self) -> bool:
+        """Whether the form stands for the model now: its weights are as before, and nobody looks inside."""
+        return (
+            self._form is not None
+            and _weights(self.model) == self._weights
+            and not _has_hooks(self.model)
+            and not torch._C._len_torch_function_stack()
+            and not torch._C._len_torch_dispatch_stack()
+        )
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return what the model returns for images on its device, without a graph."""
+        form = self._form
+        if form is None or not self.usable() or images.shape[1:] != self.x.shape[1:]:
+            return run_without_graph(self.model, images.clone())
+        with torch.no_grad():
+            return torch.cat([form(chunk) for chunk in images.split(form.plan.rows)])
+
+    def differentiable(self) -> nn.Module:
+        """Return the module whose logits and gradients stand for the model's, or the model itself."""
+        return self._form if self._form is not None and self.usable() else self.model
+
+
+def predict_many(model: nn.Module, x: Tensor) -> Tensor:
+    """Compute the logits (N, K) of `x` (N, C, H, W), by faster passes where that pays.
+
+    Raises
+    ------
+    InputError
+        If the model does not return one row of logits per image.
+    """
+    passes = Passes(model, x, reduced=False)
+    passes.expect(len(x))
+    if passes.plan is None:
+        return predict(model, x)
+    device, dtype = device_of(model), dtype_of(model, x.dtype)
+    with without_autocast(), undisturbed(model), torch.inference_mode(False), torch.no_grad():
+        chunks = x.split(chunk_rows(x.shape, device))
+        return torch.cat([passes.logits(chunk.to(device, dtype)).float().cpu() for chunk in chunks])
+
+
+class Predictions(NamedTuple):
+    """Predicted classes (N,) and their probabilities (N,)."""
+
+    classes: list[int]
+    probabilities: list[float]
+
+
+def predict_classes(model: nn.Module, x: Tensor) -> Predictions:
+    """Return the class that a model predicts for each image (N, C, H, W), and its probability.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    >>> len(predict_classes(model, torch.rand(2, 1, 2, 2)).classes)
+    2
+    """
+    outputs = predict_many(model, x).double()
+    shares = outputs if are_probabilities(outputs) else outputs.softmax(1)
+    probabilities, classes = shares.max(1)
+    return Predictions(classes.tolist(), probabilities.tolist())
+
+
+_BACKWARD_COST = 3.0  # a pass forward and back to the input, in forward passes, before it is timed
+
+
+class _Form(nn.Module):
+    """A model in another form, with the layout and precision of its plan."""
+
+    def __init__(self, net: nn.Module, plan: PassPlan, fast: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self.net, self.plan, self._fast = net, plan, fast
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, K)."""
+        images = _arranged(images, self.plan.layout)
+        if self.plan.dtype is not None:
+            images = images.to(getattr(torch, self.plan.dtype))
+        if self._fast is not None and len(images) == self.plan.rows and not torch.is_grad_enabled():
+            output = self._fast(images)
+        else:
+            output = self.net(images)
+        return output.float() if self.plan.dtype is not None else output
+
+
+def _arranged(images: Tensor, layout: Layout) -> Tensor:
+    """Copy images in a memory layout; one channel is in both at once, and then the strides say which."""
+    if layout == "contiguous":
+        return images.clone(memory_format=torch.contiguous_format)
+    _, channels, height, width = images.shape
+    if channels == 1:
+        return images.clone(memory_format=torch.contiguous_format).as_strided(
+            images.shape, (height * width, 1, width, 1)
+        )
+    return images.clone(memory_format=torch.channels_last)
+
+
+class _Copies:
+    """Copies of a model in other forms, and the weights that they were made of."""
+
+    def __init__(self, weights: tuple[Any, ...]) -> None:
+        self.weights = weights
+        self.nets: dict[tuple[bool, Layout, str | None], nn.Module | None] = {}
+        self.fast: dict[PassPlan, Callable[[Tensor], Tensor] | None] = {}
+
+
+_copies: WeakKeyDictionary[nn.Module, _Copies] = WeakKeyDictionary()
+
+
+class _Trial:
+    """Makes forms of a model, and compares and times them on the first images."""
+
+    def __init__(self, model: nn.Module, x: Tensor, backward: bool) -> None:
+        self.model, self.backward = model, backward
+        self.x, self.device = x, device_of(model)
+        self.few = x[:_FIRST].to(self.device, dtype_of(model, x.dtype))
+        digest = (_weights(model), _digest(model))
+        found = _copies.get(model)
+        if found is None or found.weights != digest:
+            found = _copies[model] = _Copies(digest)
+        self.copies = found
+        self.expected = self._outputs(model)
+
+    def _outputs(self, net: nn.Module) -> tuple[Tensor, Tensor] | None:
+        """Logits of the first images, together and the last one alone; None if the model fails."""
+        try:
+            both = run_without_graph(net, self.few.clone()), run_without_graph(net, self.few[-1:].clone())
+        except Exception:  # whatever a model raises on a layout or in a copy, the model itself is used
+            return None
+        if not all(isinstance(output, Tensor) and output.ndim == 2 for output in both):
+            return None
+        return both[0].float(), both[1].float()
+
+    def form(self, plan: PassPlan) -> _Form | None:
+        """Return the form of a plan, or None if it cannot be made or its logits are not the model's."""
+        net = self._net(plan)
+        if net is None:
+            return None
+        fast = None
+        if plan.compiled:
+            fast = self._fast(net, plan)
+            if fast is None:
+                return None
+        form = _Form(net, plan, fast)
+        return form if self.agrees(form) else None
+
+    def agrees(self, form: _Form) -> bool:
+        """Whether the logits of the first images are the model's own."""
+        found = self._outputs(form)
+        if self.expected is None or found is None:
+            return False
+        if form.plan.dtype is not None:
+            return bool(found[0].isfinite().all())
+        pairs = list(zip(found, self.expected, strict=True))
+        if form._fast is not None:
+            images = _fitted(self.x, form.plan.rows, self.few)
+            with torch.no_grad():
+                pairs.append((form(images), run_without_graph(self.model, images)))
+        return all(same_logits(*pair) for pair in pairs) and same_logits(found[0][-1:], self.expected[1])
+
+    def _net(self, plan: PassPlan) -> nn.Module | None:
+        if not plan.folded and plan.dtype is None and not plan.compiled:
+            return self.model
+        key = (plan.folded, plan.layout, plan.dtype)
+        if key not in self.copies.nets:
+            self.copies.nets[key] = self._copy(plan)
+        return self.copies.nets[key]
+
+    def _copy(self, plan: PassPlan) -> nn.Module | None:
+        try:
+            net = copy_for_evaluation(self.model)
+            before = _plain_attributes(net)
+            run_without_graph(net, self.few[:1].clone())
+            if _plain_attributes(net) != before:
+                return None  # it counts its passes, or keeps what it saw: a copy would do so instead of it
+            if plan.folded and not fold_batch_norm(net, self.few[:1].clone(), run_without_graph):
+                return None
+            if plan.dtype is not None:
+                net = net.to(getattr(torch, plan.dtype))
+            if plan.layout == "channels_last":
+                net = net.to(memory_format=torch.channels_last)
+        except Exception:  # a model that cannot be copied or folded is used as it is
+            return None
+        return net
+
+    def _fast(self, net: nn.Module, plan: PassPlan) -> Callable[[Tensor], Tensor] | None:
+        key = replace(plan, milliseconds=0.0)
+        if key not in self.copies.fast:
+            example = _arranged(_fitted(self.x, plan.rows, self.few), plan.layout)
+            if plan.dtype is not None:
+                example = example.to(getattr(torch, plan.dtype))
+            try:
+                self.copies.fast[key] = compiled(net, example)
+            except CompileError as error:
+                _say(self.model, f"is not compiled: {error}")
+                self.copies.fast[key] = None
+        return self.copies.fast[key]
+
+    def seconds(self, form: _Form, rows: int) -> float:
+        """Time passes of `rows` images, per image."""
+        images = _fitted(self.x, rows, self.few)
+        now = pass_clock(self.device)
+        began, done = now(), 0
+        while done == 0 or now() - began < _SHORT:
+            self._run(form, images)
+            done += rows
+        return (now() - began) / done
+
+    def _run(self, form: _Form, images: Tensor) -> None:
+        if self.backward:
+            with torch.enable_grad():
+                points = images.detach().requires_grad_(True)
+                torch.autograd.grad(form(points).amax(1).sum(), points)
+        else:
+            with torch.no_grad():
+                form(images)
+
+
+def _measure(trial: _Trial, wanted: ExecutionSettings, work: float, forced: bool) -> PassPlan | None:
+    """Time forms, then numbers of images; return the best plan, or None if measuring does not pay."""
+    model, dtype = trial.model, wanted.dtype
+    usual = _usual_rows(trial)
+    middle = min(usual, 16) if usual > 2 else 2
+    own = PassPlan(middle, dtype=dtype)
+    plans = [own]
+    if any(isinstance(each, nn.modules.conv._ConvNd) for each in model.modules()):
+        plans.append(replace(own, layout="channels_last"))
+        plans += [replace(each, folded=True) for each in plans]
+    began, limit = time.perf_counter(), float("inf") if forced else _SHARE * work
+    if 2 * len(plans) * middle * _seconds_of_one(trial) > limit:
+        return None
+    forms = {plan: form for plan in plans if (form := trial.form(plan)) is not None}
+    if dtype is not None and not forms:
+        _say(model, f"runs in its own precision: it does not compute in {dtype}")
+        return None
+    if own not in forms:
+        return None
+    times = {plan: trial.seconds(form, middle) for plan, form in forms.items()}
+    left = [plan for plan in forms if plan == own or times[plan] <= _HOPELESS * min(times.values())]
+    for _ in range(_ROUNDS - 1):
+        for plan in left:
+            times[plan] = min(times[plan], trial.seconds(forms[plan], middle))
+    chosen = min(left, key=lambda plan: times[plan])
+    if times[chosen] > _WORTH_IT * times[own]:
+        chosen = own
+    rows, seconds = _best_rows(trial, forms[chosen], middle, times[chosen], began + limit)
+    plan = replace(chosen, rows=rows, milliseconds=round(1000 * seconds, 3))
+    return _with_compilation(trial, plan, wanted, work)
+
+
+def _seconds_of_one(trial: _Trial) -> float:
+    """Seconds of a pass per image, as far as they are known."""
+    known = seconds_per_image(trial.model, trial.x.shape[1:]) or 0.0
+    return known * (_BACKWARD_COST if trial.backward else 1)
+
+
+def _usual_rows(trial: _Trial) -> int:
+    rows = chunk_rows(trial.x.shape, trial.device)
+    return max(1, rows // 2) if trial.backward else rows
+
+
+def _best_rows(trial: _Trial, form: _Form, middle: int, seconds: float, until: float) -> tuple[int, float]:
+    """Double the images per pass while that is faster, and halve them; return the best number."""
+    most = max(_usual_rows(trial), 4 if trial.backward else 8)
+    times = {middle: seconds}
+    for factor in (2.0, 0.5):
+        rows = int(middle * factor)
+        while 1 <= rows <= most and time.perf_counter() < until:
+            times[rows] = min(trial.seconds(form, rows) for _ in range(_ROUNDS))
+            times[middle] = min(times[middle], trial.seconds(form, middle))
+            if times[rows] >= min(times.values()) * (2 - _WORTH_IT):
+                break
+            rows = int(rows * factor)
+    best = min(times, key=lambda rows: times[rows])
+    return best, times[best]
+
+
+def _with_compilation(trial: _Trial, plan: PassPlan, wanted: ExecutionSettings, work: float) -> PassPlan:
+    """Return the plan compiled, if that is asked for or pays, and is faster."""
+    if trial.backward or wanted.compile is False:
+        return plan
+    gain = (1 - _COMPILED_SHARE) * work
+    if wanted.compile != True and gain < 2 * compile_seconds(trial.model):  # noqa: E712 - "auto" is true too
+        return plan
+    options = [replace(plan, compiled=True, layout="contiguous")]
+    folded = replace(options[0], folded=True)
+    for option in (folded, options[0]):
+        form = trial.form(option)
+        if form is None:
+            continue
+        plain = trial.form(plan)
+        assert plain is not None
+        times = [(trial.seconds(form, plan.rows), trial.seconds(plain, plan.rows)) for _ in range(_ROUNDS)]
+        mine, other = (min(column) for column in zip(*times, strict=True))
+        if mine < _WORTH_IT * other:
+            return replace(option, milliseconds=round(1000 * mine, 3))
+        break
+    return plan
+
+
+def same_logits(found: Tensor, expected: Tensor) -> bool:
+    """Whether logits are equal up to `TOLERANCE`; NaN equals NaN."""
+    if found.shape != expected.shape:
+        return False
+    size = expected[expected.isfinite()].abs()
+    scale = max(1.0, float(size.max())) if len(size) else 1.0
+    return torch.allclose(found, expected.to(found.dtype), rtol=0.0, atol=TOLERANCE * scale, equal_nan=True)
+
+
+def _fitted(x: Tensor, rows: int, few: Tensor) -> Tensor:
+    """The first `rows` images, repeated where there are fewer, where the model is."""
+    index = torch.arange(rows) % len(x)
+    return x[index.to(x.device)].to(few.device, few.dtype)
+
+
+def _may_copy(model: nn.Module) -> bool:
+    """Whether a copy can stand for the model, as far as that can be seen without running it."""
+    if is_batch_coupled(model) or _has_hooks(model) or dtype_of(model) != torch.float32:
+        return False
+    return not any(
+        isinstance(module, torch.jit.ScriptModule | DataParallel | DistributedDataParallel)
+        or hasattr(module, "_orig_mod")
+        or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _has_hooks(model: nn.Module) -> bool:
+    """Whether somebody looks into the model as it runs."""
+    if nn.modules.module._has_any_global_hook():
+        return True
+    return any(getattr(module, name) for module in model.modules() for name in _HOOKS)
+
+
+def _weights(model: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Where the parameters and buffers are, and how often each was changed in place."""
+    return tuple((each.data_ptr(), each._version) for each in (*model.parameters(), *model.buffers()))
+
+
+def _digest(model: nn.Module) -> tuple[int, ...]:
+    """What the parameters and buffers hold, so that a change through `.data` is seen too."""
+    tensors = [each.detach() for each in (*model.parameters(), *model.buffers()) if each.is_floating_point()]
+    return tuple(int(torch.hash_tensor(each).view(torch.int64)) for each in tensors if each.numel())
+
+
+def _plain_attributes(model: nn.Module) -> list[Any]:
+    """Numbers, text and sizes of containers among the attributes of all modules."""
+    found: list[Any] = []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, int | float | str | bool | None.__class__):
+                found.append((name, value))
+            elif isinstance(value, list | dict | set | tuple):
+                found.append((name, len(value)))
+    return found + [(name, float(each.double().sum())) for name, each in model.named_buffers()]
+
+
+def _plan_key(model: nn.Module, x: Tensor, backward: bool, wanted: ExecutionSettings) -> str:
+    """The hash of what the speed of passes depends on: structure, shape, device, threads and settings."""
+    structure = [
+        (name, type(module).__qualname__, [(*each.shape,) for each in module.parameters(recurse=False)])
+        for name, module in model.named_modules()
+    ]
+    device = device_of(model)
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return fingerprint(structure, list(x.shape[1:]), kind, machine(), backward, wanted.compile, wanted.dtype)
+
+
+_said: set[str] = set()
+
+
+def _say(model: nn.Module, message: str) -> None:
+    line = f"{type(model).__name__} {message}"
+    if line not in _said:
+        _said.add(line)
+        announce(line)

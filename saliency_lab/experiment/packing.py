@@ -1,0 +1,124 @@
+"""Packed results: everything that a page is made of, in one small file, without images and networks."""
+
+from __future__ import annotations
+
+import lzma
+import shutil
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+from saliency_lab._common.errors import InputError
+from saliency_lab._common.files import atomic_path
+from saliency_lab.experiment.run import Run, declared_trainings, is_of
+from saliency_lab.experiment.schema import Declaration
+from saliency_lab.models.checkpoint import CARD
+from saliency_lab.study.cache.packing import copy_without_images
+from saliency_lab.study.cache.store import FolderStore
+from saliency_lab.study.study import Study
+from saliency_lab.training.run import LOG, RECIPE
+
+_FILES = (RECIPE, CARD, LOG)
+"""Files of a training run that a page is made of."""
+_MOST_BYTES = 2**30
+"""More than this is not unpacked."""
+
+
+def pack_results(study: Study, runs: Sequence[Run], path: str | Path) -> Path:
+    """Write the results of a declared study into one file, `.tar.xz`, from which its page can be redrawn.
+
+    The file holds scores, attacked predictions, audits, labels, and the cards and logs of the networks; it
+    holds no images, maps, curves or weights.
+
+    Parameters
+    ----------
+    study : Study
+        A study with a store.
+    runs : sequence of Run
+        Its training runs.
+    path : path
+        The file to write.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    InputError
+        If the study is in memory.
+    """
+    if not isinstance(study.store, FolderStore):
+        raise InputError("this study is in memory; study.save('runs/first') gives it a folder to pack")
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        copy_without_images(study.store, FolderStore(folder))
+        for run in runs:
+            own = folder / "models" / run.model / str(run.seed)
+            own.mkdir(parents=True)
+            for name in _FILES:
+                if (run.folder / name).exists():
+                    shutil.copyfile(run.folder / name, own / name)
+        shutil.rmtree(folder / "locks", ignore_errors=True)
+        files = sorted(each for each in folder.rglob("*") if each.is_file())
+        with atomic_path(Path(path)) as temporary, tarfile.open(temporary, "w:xz", preset=9) as archive:
+            for file in files:
+                entry = tarfile.TarInfo(file.relative_to(folder).as_posix())
+                entry.size = file.stat().st_size
+                with file.open("rb") as content:
+                    archive.addfile(entry, content)
+    return Path(path)
+
+
+def unpack_results(
+    declared: Declaration, path: str | Path, folder: Path, *, trust: bool = False
+) -> tuple[Study, list[Run]]:
+    """Read packed results into an empty folder; return the study, without its networks, and its runs.
+
+    Parameters
+    ----------
+    declared : Declaration
+        The study that the results are of.
+    path : path
+        The file that `pack_results` wrote.
+    folder : Path
+        Where to unpack it.
+    trust : bool
+        Whether code that the recipes of the study name as `module:attribute` may be imported.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged or not such a file, or if the results are those of another study, or
+        of recipes that have changed since.
+    """
+    try:
+        with tarfile.open(path, "r:xz") as archive:
+            entries = archive.getmembers()
+            if sum(entry.size for entry in entries) > _MOST_BYTES or not all(map(_is_plain, entries)):
+                raise InputError(f"'{path}' is no file of packed results")
+            archive.extractall(folder, entries, filter="data")
+    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
+        raise InputError(f"the packed results '{path}' cannot be read: {error}") from error
+    study = Study.load(folder)
+    runs = []
+    for model, recipe, seed, changes in declared_trainings(declared, trust=trust):
+        own = folder / "models" / model / str(seed)
+        if (own / RECIPE).exists() and not is_of(recipe, seed, own):
+            raise InputError(
+                f"'{path}' has a network of '{model}' (seed {seed}) that was trained by another recipe than "
+                "the study declares; the recipe or the study's file has changed since it was packed"
+            )
+        runs.append(Run(model, recipe, seed, own, changes))
+    known = {*declared.recipes, *declared.models}
+    if not set(study.models) <= known or study.purpose.claims != declared.claims:
+        raise InputError(f"'{path}' has the results of another study, or of this one before its file changed")
+    return study, runs
+
+
+def _is_plain(entry: tarfile.TarInfo) -> bool:
+    """Return whether an entry is an ordinary file below the folder that it is unpacked into."""
+    name = PurePosixPath(entry.name)
+    return entry.isfile() and not name.is_absolute() and ".." not in name.parts

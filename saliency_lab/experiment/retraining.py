@@ -1,0 +1,87 @@
+"""ROAR and KAR of the recipes of a declared study."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from saliency_lab._common.errors import CheckpointError, InputError, TrainingError, unknown_name
+from saliency_lab.data import ImageData
+from saliency_lab.experiment.schema import Declaration
+from saliency_lab.metrics.catalogue import LERF, MORF
+from saliency_lab.retraining.api import RoarPlan, make_plan, run_plan
+from saliency_lab.retraining.result import RoarResult
+from saliency_lab.study.cache.store import FolderStore
+from saliency_lab.training import Recipe
+
+ORDERS = {"roar": MORF, "kar": LERF}
+"""The tables of a study file, and which pixels each replaces first."""
+
+Retrained = dict[tuple[str, str], RoarResult]
+"""Results by table and model."""
+
+
+def retraining_plans(
+    declared: Declaration, data: ImageData, recipes: Mapping[str, tuple[Recipe, Sequence[int]]]
+) -> dict[tuple[str, str], RoarPlan]:
+    """Return what the tables [roar] and [kar] ask for, by table and model; nothing is trained.
+
+    `recipes` are the recipe and the training seeds of each model.
+
+    Raises
+    ------
+    InputError
+        If a table names no method, an unknown model or method, or a wrong setting.
+    """
+    plans = {}
+    for table, order in ORDERS.items():
+        spec = getattr(declared, table)
+        if spec is None:
+            continue
+        methods = spec.methods or declared.methods
+        if not methods:
+            raise InputError(f'[{table}] needs methods, such as methods = ["saliency"]; the study has none')
+        for model in spec.recipes or recipes:
+            if model not in recipes:
+                raise unknown_name(f"recipe in [{table}]:", model, recipes)
+            recipe, seeds = recipes[model]
+            plans[table, model] = make_plan(
+                recipe,
+                data,
+                methods,
+                fractions=spec.fractions,
+                order=order,
+                absolute=spec.absolute,
+                seeds=seeds,
+            )
+    return plans
+
+
+def retrain(plans: Mapping[tuple[str, str], RoarPlan], store: Path, device: str) -> Retrained:
+    """Train what is missing; a recipe whose training fails is left out, with a warning."""
+    results: Retrained = {}
+    for (table, model), plan in plans.items():
+        try:
+            results[table, model] = run_plan(plan, store, retraining_store(store), device)
+        except (TrainingError, CheckpointError) as error:
+            warnings.warn(f"[{table}] of {model} is left out: {error}", stacklevel=3)
+    return results
+
+
+def retraining_store(store: Path) -> FolderStore:
+    """Return where the results are stored, given the store of the study."""
+    return FolderStore(store / "roar")
+
+
+def tabulate(results: Retrained, level: float) -> pd.DataFrame:
+    """Return the summaries of all results: one row per procedure, model and method."""
+    tables = []
+    for (_, model), result in results.items():
+        summary = result.summary(level).reset_index()
+        summary.insert(0, "procedure", result.name)
+        summary.insert(1, "model", model)
+        tables.append(summary)
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,370 @@
+"""`roar`, the public entry point: attribute, replace pixels, retrain, and measure the accuracy."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saliency_lab._common.checks import check_seed
+from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.fingerprints import model_fingerprint
+from saliency_lab._common.inference import named_device
+from saliency_lab._common.passes import predict_classes
+from saliency_lab._common.progress import progress
+from saliency_lab._common.provenance import machine, versions
+from saliency_lab.data import ImageData
+from saliency_lab.metrics.catalogue import LERF, MORF, Order
+from saliency_lab.retraining.replacement import channel_means, pixel_ranks, replace_pixels
+from saliency_lab.retraining.result import CONTROL, RoarResult
+from saliency_lab.study.cache.results import Content, Result, cache_versions
+from saliency_lab.study.cache.store import FolderStore, MemoryStore, Store, read_intact
+from saliency_lab.study.keys import method_dependencies
+from saliency_lab.study.requests import Request, Selection, read_methods
+from saliency_lab.training import Recipe, load_recipe, train
+from saliency_lab.training.api import fabric_device, load_data, named_module
+from saliency_lab.training.health import CONSTANT_SHARE
+from saliency_lab.training.run import run_folder_name
+
+FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True, eq=False)
+class RoarPlan:
+    """What is retrained: a recipe on data without the pixels that each method ranks first."""
+
+    recipe: Recipe
+    data: ImageData
+    model: nn.Module | None
+    architecture: str
+    """The name of a built-in architecture, or the fingerprint of a custom network."""
+    methods: Mapping[str, Request]
+    fractions: tuple[float, ...]
+    order: Order
+    absolute: bool
+    seeds: tuple[int, ...]
+
+    def result(self, seed: int, method: Request | None = None, fraction: float = 0.0) -> Result:
+        """Return what the accuracy of one network depends on; without a method, of that on whole images."""
+        depends: dict[str, Any] = {
+            "recipe": {**self.recipe.portable(), "seed": seed},
+            "data": self.data.fingerprint,
+            "architecture": self.architecture,
+            "versions": cache_versions("retraining"),
+        }
+        if method is not None:
+            ranking = {**method_dependencies(method), "order": self.order, "absolute": self.absolute}
+            depends |= {"ranking": ranking, "fraction": fraction}
+        return Result("retraining", depends)
+
+    def networks(self) -> Iterator[tuple[int, Request | None, float]]:
+        """Yield seed, method and fraction of every network; that on whole images first."""
+        for seed in self.seeds:
+            yield seed, None, 0.0
+            for method in self.methods.values():
+                yield from ((seed, method, fraction) for fraction in self.fractions)
+
+
+def roar(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    data: ImageData | None = None,
+    methods: Selection = ("saliency", "integrated_gradients"),
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    order: Order = "most_relevant_first",
+    absolute: bool = False,
+    seeds: Sequence[int] = (0, 1, 2),
+    out: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    model: nn.Module | None = None,
+    device: str = "auto",
+    trust: bool = False,
+) -> RoarResult:
+    """Remove and retrain (ROAR), or keep and retrain (KAR; Hooker et al., NeurIPS 2019).
+
+    For each seed, a network is trained by the recipe, and each method attributes its predictions on the
+    training, validation and test images. In every image the given fraction of the pixels is replaced by the
+    mean of the channel over the training images: those of the highest attribution (ROAR), or of the lowest
+    (KAR). A new network is trained on the result, from new weights of the same seed, and its accuracy is
+    measured on test images that were changed in the same way. Pixels that `random` ranks are the control,
+    which is always included.
+
+    Parameters
+    ----------
+    recipe : str, path, mapping or Recipe
+        As for `train`.
+    data : ImageData, optional
+        The images; by default what the recipe names.
+    methods : str, callable, sequence of these, or mapping of str to settings
+        As for `Study.attribute`. Unless they set `target`, maps explain the predicted class: a map of the
+        label would show the label of a test image by the shape of what is missing.
+    fractions : sequence of float
+        Shares of the pixels that are replaced, above 0 and below 1.
+    order : {"most_relevant_first", "least_relevant_first"}
+        Which pixels are replaced first: "most_relevant_first" is ROAR, "least_relevant_first" is KAR.
+    absolute : bool
+        Whether pixels are ranked by the magnitude of their attributions instead of the signed value.
+    seeds : sequence of int
+        Training seeds; everything is repeated with each of them.
+    out : path, optional
+        Folder in which the result of each network is stored. The same call, run again, trains only the
+        networks that are missing, and an interrupted training goes on. Several processes may share it.
+        Retrained networks themselves are not kept.
+    overrides : mapping, optional
+        Dotted recipe keys, as for `train`.
+    model : nn.Module, optional
+        Your own module, as for `train`.
+    device : str
+        Where networks are trained and run; "auto" is CUDA if there is a GPU, else the CPU.
+    trust : bool
+        Whether to import code that the file of the recipe names, as for `train`.
+
+    Returns
+    -------
+    RoarResult
+        `summary()` compares each method with the control; `table()` and `plot()` show the accuracies.
+
+    Raises
+    ------
+    InputError, RecipeError, DataNotFoundError
+        If an argument, the recipe or the data is wrong, before anything is trained.
+    TrainingError
+        If the loss of a training is not finite, or a network collapses on whole images.
+
+    Warns
+    -----
+    UserWarning
+        If retrained networks predict one class for nearly all test images.
+
+    Examples
+    --------
+    >>> import saliency_lab as sl
+    >>> quick = {"training.epochs": 1, "validation.images": 16, "validation.steps": 1}
+    >>> result = sl.roar("digits/standard", methods="saliency", fractions=[0.5], seeds=[0], overrides=quick)
+    >>> result.summary().index.sort_values().tolist()
+    ['random', 'saliency']
+    """
+    plan = make_plan(
+        recipe,
+        data,
+        methods,
+        fractions=fractions,
+        order=order,
+        absolute=absolute,
+        seeds=seeds,
+        overrides=overrides,
+        model=model,
+        trust=trust,
+    )
+    named_device(device)
+    if out is not None:
+        return run_plan(plan, Path(out), FolderStore(Path(out) / "roar"), device)
+    with tempfile.TemporaryDirectory() as folder:
+        return run_plan(plan, Path(folder), MemoryStore(), device)
+
+
+def make_plan(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    data: ImageData | None,
+    methods: Selection,
+    *,
+    fractions: Sequence[float],
+    order: Order,
+    absolute: bool,
+    seeds: Sequence[int],
+    overrides: Mapping[str, Any] | None = None,
+    model: nn.Module | None = None,
+    trust: bool = False,
+) -> RoarPlan:
+    """Check the arguments of `roar`; nothing is trained.
+
+    Raises
+    ------
+    InputError
+        If one of them is wrong.
+    """
+    if "seed" in (overrides or {}):
+        raise InputError("the override 'seed' has no effect; give the training seeds by seeds=…")
+    if order not in (MORF, LERF):
+        raise unknown_name("order", str(order), [MORF, LERF])
+    settled = load_recipe(recipe, overrides, trust=trust)
+    data = load_data(settled.data) if data is None else data
+    if not isinstance(data, ImageData) or not len(data.train):
+        raise InputError(
+            "data must be a saliency_lab.ImageData with training images, as load_dataset returns it"
+        )
+    own = model if model is not None else named_module(settled, data)
+    return RoarPlan(
+        settled,
+        data,
+        model,
+        settled.model.name if own is None else model_fingerprint(own),
+        _requests(methods),
+        check_fractions(fractions),
+        order,
+        bool(absolute),
+        _check_seeds(seeds),
+    )
+
+
+def _requests(methods: Selection) -> dict[str, Request]:
+    """Read the methods, which explain predictions unless they say otherwise, and add the control."""
+    requests = {request.label: request for request in read_methods(methods)}
+    control = requests.pop(CONTROL, None)
+    if control is not None and control.what != CONTROL:
+        raise InputError(f"the label '{CONTROL}' is that of the control; give your method another label")
+    requests[CONTROL] = control or read_methods(CONTROL)[0]
+    return {
+        label: replace(request, settings={"target": "prediction", **request.settings})
+        for label, request in requests.items()
+    }
+
+
+def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
+    """Return the fractions in ascending order.
+
+    Raises
+    ------
+    InputError
+        If there are none, or one is not a number above 0 and below 1.
+    """
+    given = list(fractions) if isinstance(fractions, Sequence | np.ndarray) else []
+    numbers = [each for each in given if isinstance(each, float | np.floating) and 0 < each < 1]
+    if not given or len(numbers) < len(given):
+        raise InputError(
+            f"fractions must be numbers above 0 and below 1, such as (0.1, 0.5), not {fractions!r}"
+        )
+    return tuple(sorted({float(each) for each in numbers}))
+
+
+def _check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    given = [check_seed(seed) for seed in ([seeds] if isinstance(seeds, int) else seeds)]
+    if not given or len(set(given)) < len(given):
+        raise InputError(f"seeds must be one or more different whole numbers, not {seeds!r}")
+    return tuple(given)
+
+
+def missing_networks(plan: RoarPlan, store: Store) -> int:
+    """Return how many networks are still to be trained."""
+    keys = {plan.result(*network).key for network in plan.networks()}
+    return sum(not store.has("retraining", key) for key in keys)
+
+
+def run_plan(plan: RoarPlan, folder: Path, store: Store, device: str) -> RoarResult:
+    """Train what is missing in `store`, with the training runs in `folder`, and collect the result."""
+    correct: dict[tuple[int, str, float], Tensor] = {}
+    collapsed: dict[tuple[int, str, float], bool] = {}
+    with progress(label="retraining", total=sum(1 for _ in plan.networks())) as bar:
+        for seed in plan.seeds:
+            run = _SeedRun(plan, seed, folder, store, device)
+            for method, fraction in [(None, 0.0), *_product(plan)]:
+                content = run.content(method, fraction)
+                labels = plan.methods if method is None else [method.label]
+                for label in labels:
+                    correct[seed, label, fraction] = content.tensors["correct"]
+                    collapsed[seed, label, fraction] = content.info["collapsed"]
+                bar.update()
+    if count := sum(collapsed.values()):
+        warnings.warn(
+            f"recipe '{plan.recipe.name}': {count} of the retrained networks predict one class for nearly "
+            "all test images; if that is too many, lower optimizer.learning_rate or the fractions",
+            stacklevel=3,
+        )
+    shares = (0.0, *plan.fractions)
+
+    def collect(values: Mapping[tuple[int, str, float], Any], method: str) -> np.ndarray:
+        return np.array([[np.asarray(values[seed, method, each]) for each in shares] for seed in plan.seeds])
+
+    return RoarResult(
+        recipe=plan.recipe.name,
+        order=plan.order,
+        fractions=shares,
+        seeds=plan.seeds,
+        correct={method: collect(correct, method) for method in plan.methods},
+        collapsed={method: collect(collapsed, method) for method in plan.methods},
+    )
+
+
+def _product(plan: RoarPlan) -> list[tuple[Request, float]]:
+    return [(method, fraction) for method in plan.methods.values() for fraction in plan.fractions]
+
+
+class _SeedRun:
+    """One training seed; the network and the ranks of a method are made when they are needed."""
+
+    def __init__(self, plan: RoarPlan, seed: int, folder: Path, store: Store, device: str) -> None:
+        self.plan, self.seed, self.folder, self.store, self.device = plan, seed, folder, store, device
+        self._net: nn.Module | None = None
+        self._ranks: tuple[str, dict[str, Tensor]] | None = None
+
+    def content(self, method: Request | None, fraction: float) -> Content:
+        """Return whether each test image is classified correctly, from the store or by training."""
+        result = self.plan.result(self.seed, method, fraction)
+        if (content := read_intact(self.store, result.kind, result.key)) is not None:
+            return content
+        with self.store.lock(result.key, wait=True):
+            content = read_intact(self.store, result.kind, result.key)  # of another process
+            if content is None:
+                content = self._base() if method is None else self._retrain(method, fraction, result.key)
+                self.store.write(result, content)
+        return content
+
+    def _base(self) -> Content:
+        return self._measure(self._trained(), self.plan.data)
+
+    def _trained(self) -> nn.Module:
+        """Return the network that is explained, trained on whole images."""
+        if self._net is None:
+            plan = self.plan
+            custom = [] if plan.model is None else [plan.architecture]
+            name = run_folder_name(plan.recipe, self.seed, plan.data.fingerprint, *custom)
+            self._net = self._train(plan.recipe, plan.data, self.folder / "models" / name)
+        return self._net
+
+    def _retrain(self, method: Request, fraction: float, key: str) -> Content:
+        plan = self.plan
+        if self._ranks is None or self._ranks[0] != method.label:
+            ranks = pixel_ranks(
+                self._trained(), plan.data, method, order=plan.order, absolute=plan.absolute, seed=self.seed
+            )
+            self._ranks = method.label, ranks
+        changed = replace_pixels(plan.data, self._ranks[1], fraction, channel_means(plan.data))
+        run = self.folder / "roar" / "runs" / key
+        kept = load_recipe(plan.recipe, {"training.collapse": "keep"})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about single networks
+            content = self._measure(self._train(kept, changed, run), changed)
+        shutil.rmtree(run, ignore_errors=True)
+        return content
+
+    def _train(self, recipe: Recipe, data: ImageData, folder: Path) -> nn.Module:
+        net = train(
+            recipe,
+            data,
+            seed=self.seed,
+            out=folder,
+            model=self.plan.model,
+            **fabric_device(self.device),
+        )
+        return net.to(named_device(self.device))
+
+    def _measure(self, net: nn.Module, data: ImageData) -> Content:
+        labels = data.test.labels
+        predicted = torch.cat(
+            [
+                torch.tensor(predict_classes(net, data.test.batch(rows).x).classes)
+                for rows in torch.arange(len(labels)).split(4096)
+            ]
+        )
+        constant = predicted.bincount().max() >= CONSTANT_SHARE * len(labels)
+        provenance = {"device": str(named_device(self.device)), **machine(), "versions": versions()}
+        info = {"collapsed": bool(constant), "provenance": provenance}
+        return Content({"correct": predicted == labels}, info)

@@ -1,0 +1,162 @@
+"""Packed results: the page of a study is redrawn from one small file, without data, images or networks."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from saliency_lab._common.errors import InputError
+from saliency_lab.cli.app import app
+from saliency_lab.experiment import run as declared_run
+from saliency_lab.experiment.packing import unpack_results
+from saliency_lab.experiment.schema import read_declaration
+from saliency_lab.study import Study
+
+TOML = """
+recipes = { plain = "digits/standard", noisy = "digits/noise" }
+overrides = { "training.epochs" = 1 }
+seeds = [0, 1]
+methods = ["saliency"]
+metrics = ["pixel_flipping"]
+
+[data]
+name = "digits"
+images = 12
+
+[attacks.pgd]
+eps = [0.1, 0.2]
+steps = 1
+
+[[claims]]
+question = "Does noise help?"
+model = "noisy"
+over = "plain"
+metric = "robust_accuracy"
+"""
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A study's file, its page and its packed results."""
+    folder = tmp_path_factory.mktemp("packed")
+    (folder / "noise.toml").write_text(TOML)
+    command = [
+        "study",
+        f"{folder / 'noise.toml'}",
+        "--out",
+        f"{folder / 'store'}",
+        "--page",
+        f"{folder / 'page'}",
+    ]
+    done = CliRunner().invoke(app, [*command, "--pack", f"{folder / 'noise.tar.xz'}"])
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def without_figures(page: Path) -> str:
+    """The page without its figures, and without the settings of the maps, which are not packed."""
+    text = page.read_text()
+    return re.sub(r"(?m)^(!\[.*|\*.*\*|\| method \|.*|## Figures)\n+|^- processor.*\n", "", text)
+
+
+@pytest.mark.long
+def test_the_page_is_redrawn_without_data_or_training(packed, tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError("the data are not needed")
+
+    monkeypatch.setattr(declared_run, "load_declared_data", never)
+    command = [
+        "study",
+        f"{packed / 'noise.toml'}",
+        "--from",
+        f"{packed / 'noise.tar.xz'}",
+        "--page",
+        f"{tmp_path}",
+    ]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert without_figures(tmp_path / "noise.md") == without_figures(packed / "page" / "noise.md")
+    drawn = {path.name for path in tmp_path.glob("*.svg")}
+    assert "noise-robustness-pgd.svg" in drawn
+    assert not [name for name in drawn if "curves" in name]
+
+
+@pytest.mark.long
+def test_tables_are_equal_and_nothing_of_an_image_is_packed(packed, tmp_path):
+    study, runs = unpack_results(read_declaration(packed / "noise.toml"), packed / "noise.tar.xz", tmp_path)
+    original = Study.load(packed / "store")
+    for table in ("scores", "robustness", "audits"):
+        pd.testing.assert_frame_equal(getattr(study, table), getattr(original, table))
+    assert study.labels == original.labels
+    cards = [json.loads(path.read_text()) for path in (packed / "store").glob("models/*/model.json")]
+    assert {run.card.sha256 for run in runs} == {card["sha256"] for card in cards}
+    with tarfile.open(packed / "noise.tar.xz") as archive:
+        names = archive.getnames()
+    assert not [name for name in names if "/maps/" in name or name.endswith("model.safetensors")]
+    assert study.x.is_meta and study.x.shape == original.x.shape
+    assert (packed / "noise.tar.xz").stat().st_size < 40_000
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            '"training.epochs" = 1',
+            '"training.epochs" = 2',
+            "'plain' .seed 0. that was trained by another",
+        ),
+        ("Does noise help?", "Does it?", "results of another study, or of this one before"),
+        ("noisy", "loud", "results of another study, or of this one before"),
+    ],
+)
+def test_results_of_another_study_are_refused(packed, tmp_path, old, new, message):
+    (tmp_path / "other.toml").write_text(TOML.replace(old, new))
+    (tmp_path / "unpacked").mkdir()
+    with pytest.raises(InputError, match=message):
+        unpack_results(
+            read_declaration(tmp_path / "other.toml"), packed / "noise.tar.xz", tmp_path / "unpacked"
+        )
+
+
+@pytest.mark.long
+def test_a_damaged_file_is_refused(packed, tmp_path):
+    declared = read_declaration(packed / "noise.toml")
+    content = bytearray((packed / "noise.tar.xz").read_bytes())
+    content[len(content) // 2] ^= 1
+    for name, damaged in {"bit": content, "half": content[: len(content) // 2], "empty": b""}.items():
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(InputError, match="cannot be read"):
+            unpack_results(declared, tmp_path / name, tmp_path / f"{name}-unpacked")
+    with pytest.raises(InputError, match="cannot be read"):
+        unpack_results(declared, tmp_path / "missing", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"name": "../outside"},
+        {"name": "/outside"},
+        {"name": "link", "type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
+    ],
+)
+def test_a_hostile_file_writes_nothing(tmp_path, entry):
+    study = tmp_path / "noise.toml"
+    study.write_text(TOML)
+    with tarfile.open(tmp_path / "hostile.tar.xz", "w:xz") as archive:
+        info = tarfile.TarInfo()
+        for key, value in entry.items():
+            setattr(info, key, value)
+        archive.addfile(info, io.BytesIO(b""))
+    target = tmp_path / "deep" / "target"
+    target.mkdir(parents=True)
+    with pytest.raises(InputError, match="no file of packed results"):
+        unpack_results(read_declaration(study), tmp_path / "hostile.tar.xz", target)
+    assert not list(target.iterdir()) and not (tmp_path / "deep" / "outside").exists()

@@ -1,0 +1,346 @@
+"""ROAR and KAR on a data set whose evidence is one known block of pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import saliency_lab as sl
+from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab.cli.app import app
+from saliency_lab.data import ImageData
+from saliency_lab.data.images import Split
+from saliency_lab.experiment.run import plan_declared, retrain_declared, run_declared
+from saliency_lab.experiment.schema import read_declaration
+from saliency_lab.metrics.catalogue import LERF, MORF
+from saliency_lab.retraining import RoarResult, api
+from saliency_lab.retraining.replacement import channel_means, pixel_ranks, replace_pixels
+from saliency_lab.study.requests import read_methods
+
+SIDE = 6
+BLOCK = torch.zeros(1, SIDE, SIDE)
+BLOCK[:, 1:3, 1:4] = 1.0  # 6 of 36 pixels
+RECIPE = {
+    "name": "tiny",
+    "data": {"name": "blocks"},
+    "optimizer": {"learning_rate": 0.05},
+    "training": {"epochs": 4, "batch_size": 32},
+    "validation": {"images": 8, "steps": 1},
+}
+
+
+def _split(count: int, seed: int, channels: int = 1) -> Split:
+    """Images of noise; the block is bright in class 1."""
+    source = torch.Generator().manual_seed(seed)
+    images = 0.5 * torch.rand(count, channels, SIDE, SIDE, generator=source)
+    labels = torch.arange(count) % 2
+    return Split(images + 0.5 * BLOCK * labels[:, None, None, None], labels)
+
+
+@pytest.fixture(scope="module")
+def blocks() -> ImageData:
+    return ImageData("blocks", _split(128, 0), _split(20, 1), _split(60, 2), ("dark", "bright"))
+
+
+@pytest.fixture
+def linear() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 2))
+
+
+def truth(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+    return BLOCK.expand_as(x).clone()
+
+
+def around(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+    return 1 - BLOCK.expand_as(x)
+
+
+METHODS = {"truth": truth, "around": around}
+
+
+@pytest.fixture
+def fitted(monkeypatch) -> list[Path]:
+    """Replaces training by least squares; the list holds the folder of each network that was fitted."""
+    folders: list[Path] = []
+
+    def fit(recipe, data, *, seed, out, model, **device):
+        x, y = data.train.all()
+        inputs = torch.cat([x.flatten(1), torch.ones(len(x), 1)], 1).double()
+        ridge = inputs.T @ inputs + 0.1 * torch.eye(SIDE**2 + 1)
+        solution = torch.linalg.solve(ridge, inputs.T @ (2.0 * y - 1).double())
+        weights, bias = solution[:-1], solution[-1]
+        net = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 2))
+        with torch.no_grad():
+            net[1].weight.copy_(torch.stack([-weights, weights]))
+            net[1].bias.copy_(torch.stack([-bias, bias]))
+        folders.append(out)
+        return net.eval()
+
+    monkeypatch.setattr(api, "train", fit)
+    return folders
+
+
+@pytest.mark.long
+def test_roar_and_kar_rank_the_true_map_before_the_control_before_a_wrong_one(blocks, linear, tmp_path):
+    given = {"fractions": [0.2, 0.8], "seeds": [0], "model": linear, "out": tmp_path}
+    roar = sl.roar(RECIPE, blocks, METHODS, **given)
+    kar = sl.roar(RECIPE, blocks, METHODS, order=LERF, **given)
+    assert (roar.name, kar.name) == ("ROAR", "KAR")
+    table = roar.table().set_index(["method", "fraction"])["accuracy"]
+    assert table["truth", 0.0] == table["random", 0.0] > 0.95
+    assert table["truth", 0.2] < 0.7, "without the block, classes cannot be told apart"
+    assert table["around", 0.8] > 0.95, "the block is left"
+    assert roar.summary().index.tolist() == ["truth", "random", "around"]
+    assert roar.summary().loc["truth", "difference"] < 0 < kar.summary().loc["truth", "difference"]
+    assert kar.summary().index.tolist() == ["truth", "random", "around"]
+    assert {len(roar.networks()), len(kar.networks())} == {3 * 3}
+
+
+def test_a_second_call_reads_and_an_interrupted_one_goes_on(blocks, linear, tmp_path, monkeypatch, fitted):
+    given = {"fractions": [0.3], "seeds": [0, 1], "model": linear, "out": tmp_path}
+    fit = api.train
+
+    def interrupted(*args, **kwargs):
+        if len(fitted) == 3:
+            raise KeyboardInterrupt
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(api, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sl.roar(RECIPE, blocks, {"truth": truth}, **given)
+    monkeypatch.setattr(api, "train", fit)
+    first = sl.roar(RECIPE, blocks, {"truth": truth}, **given)
+    assert len(set(fitted)) == len(fitted) == 2 * 3, "each network is trained once"
+    second = sl.roar(RECIPE, blocks, {"truth": truth}, **given)
+    assert len(fitted) == 2 * 3
+    assert first.table().equals(second.table())
+    assert sl.verify(tmp_path).empty
+    more = sl.roar(RECIPE, blocks, {"truth": truth}, **given | {"fractions": [0.3, 0.6]})
+    assert len(set(fitted)) == 2 * 5, "a further fraction trains its own networks alone"
+    assert (more.correct["truth"][:, :2] == first.correct["truth"]).all()
+    damaged = next((tmp_path / "roar").rglob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert len(sl.verify(tmp_path)) == 1
+    with pytest.warns(UserWarning, match="damaged.*computed again"):
+        again = sl.roar(RECIPE, blocks, {"truth": truth}, **given | {"fractions": [0.3, 0.6]})
+    assert again.table().equals(more.table())
+
+
+@pytest.mark.long
+def test_without_a_folder_the_result_is_the_same(blocks, linear, tmp_path):
+    given = {"fractions": [0.5], "seeds": [3], "model": linear}
+    stored = sl.roar(RECIPE, blocks, "saliency", out=tmp_path, **given)
+    assert sl.roar(RECIPE, blocks, "saliency", **given).table().equals(stored.table())
+    assert not list((tmp_path / "roar" / "runs").iterdir()), "retrained networks are not kept"
+    assert set(stored.correct) == {"saliency", "random"}
+
+
+@pytest.mark.parametrize("order", [MORF, LERF])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_exactly_the_first_pixels_are_replaced_by_the_mean_of_their_channel(order, dtype):
+    images = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = (255 * images).to(torch.uint8) if dtype == torch.uint8 else images
+    split = Split(images, torch.tensor([0, 1, 0, 1, 0]))
+    data = ImageData("rgb", split, split, split, ("a", "b"))
+
+    def columns(model, x, classes):  # ties within a column; the last column is the most important
+        return torch.arange(4.0).expand_as(x).clone()
+
+    request = read_methods({"columns": columns})[0]
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    ranks = pixel_ranks(net, data, request, order=order, absolute=False, seed=0)
+    changed = replace_pixels(data, ranks, 6 / 16, channel_means(data))
+    gone = torch.zeros(4, 4, dtype=torch.bool)
+    first, second = (3, 2) if order == MORF else (0, 1)
+    gone[:, first], gone[:2, second] = True, True  # ties in the order of the pixels
+    expected = images.double().mean((0, 2, 3))
+    expected = expected.round().to(dtype) if dtype == torch.uint8 else expected.float()
+    for part in (changed.train, changed.val, changed.test):
+        assert part.images.dtype == dtype
+        assert (part.images[:, :, ~gone] == images[:, :, ~gone]).all()
+        assert (part.images[:, :, gone] == expected[None, :, None]).all()
+    assert (data.train.images == images).all(), "the data are left as they were"
+
+
+def test_magnitudes_rank_if_asked_for(blocks, linear):
+    request = read_methods({"negative": lambda model, x, classes: -BLOCK.expand_as(x)})[0]
+    signed, absolute = (
+        pixel_ranks(linear, blocks, request, order=MORF, absolute=each, seed=0)["test"]
+        for each in (False, True)
+    )
+    inside = BLOCK.flatten().bool()
+    assert absolute[:, inside].max() == 5
+    assert signed[:, inside].min() == 30
+
+
+def test_maps_explain_predictions_so_that_labels_of_test_images_do_not_show(blocks, linear, fitted):
+    seen = []
+
+    def spy(model, x, classes):
+        seen.append((classes, model(x).argmax(1)))
+        return truth(model, x, classes)
+
+    sl.roar(RECIPE, blocks, {"spy": spy}, fractions=[0.5], seeds=[0], model=linear)
+    assert all((classes == predicted).all() for classes, predicted in seen)
+
+
+@pytest.mark.long
+def test_a_network_that_learns_nothing_counts_and_is_reported(blocks, linear):
+    given = {"fractions": [0.99], "seeds": [0], "model": linear}
+    with pytest.warns(UserWarning, match="of the retrained networks predict one class"):
+        result = sl.roar(RECIPE, blocks, {"truth": truth}, overrides={"training.epochs": 1}, **given)
+    networks = result.networks().query("collapsed and fraction > 0")
+    assert len(networks) and (networks["accuracy"] == 0.5).all()
+
+
+def test_areas_and_intervals_come_from_every_image_and_seed():
+    correct = np.zeros((3, 3, 40), dtype=bool)
+    correct[:, 0], correct[:, 1, :20], correct[0, 2, :10] = True, True, True
+    none = np.zeros((3, 3), dtype=bool)
+    control = np.ones_like(correct)
+    result = RoarResult(
+        "tiny",
+        MORF,
+        (0.0, 0.5, 1.0),
+        (0, 1, 2),
+        {"a": correct, "random": control},
+        {"a": none, "random": none},
+    )
+    area = (0.5 * (1 + 0.5) / 2) + 0.5 * (0.5 + 1 / 12) / 2
+    row = result.summary().loc["a"]
+    assert row["area"] == pytest.approx(area) and row["difference"] == pytest.approx(area - 1)
+    assert row["low"] < row["area"] < row["high"]
+    assert row["difference_high"] < 0 and row["p"] < 0.05
+    by_fraction = result.table().set_index(["method", "fraction"])
+    assert by_fraction.loc[("a", 0.5), "difference"] == -0.5
+    assert by_fraction.loc[("a", 0.0), "difference"] != by_fraction.loc[("a", 0.0), "difference"]  # NaN
+    assert len(result.plot().axes[0].lines) == 2
+    assert "area, a" in result._repr_html_() and "ROAR" in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fractions": [0.5, 1.0]}, "above 0 and below 1"),
+        ({"fractions": []}, "above 0 and below 1"),
+        ({"fractions": "0.5"}, "above 0 and below 1"),
+        ({"order": "morf"}, "unknown order"),
+        ({"seeds": [0, 0]}, "different whole numbers"),
+        ({"seeds": []}, "different whole numbers"),
+        ({"seeds": [-1]}, "seed"),
+        ({"methods": "salience"}, "did you mean 'saliency'"),
+        ({"methods": {"random": "saliency"}}, "is that of the control"),
+        ({"overrides": {"seed": 3}}, "seeds="),
+        ({"overrides": {"training.epoch": 3}}, "did you mean 'epochs'"),
+        ({"device": "gpu"}, "unknown device"),
+        ({"data": "digits"}, "ImageData"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_trained(blocks, monkeypatch, changes, message):
+    monkeypatch.setattr(api, "train", lambda *a, **k: pytest.fail("a network was trained"))
+    given = {"data": blocks, "methods": "saliency"} | changes
+    with pytest.raises(InputError, match=message):
+        sl.roar(RECIPE, given.pop("data"), given.pop("methods"), **given)
+
+
+def test_maps_that_are_not_finite_are_an_error(blocks, linear, fitted):
+    def broken(model, x, classes):
+        return torch.full_like(x, torch.nan)
+
+    with (
+        pytest.warns(UserWarning, match="not finite"),
+        pytest.raises(SaliencyLabError, match=r"'broken': .* so they rank no pixels"),
+    ):
+        sl.roar(RECIPE, blocks, {"broken": broken}, fractions=[0.5], seeds=[0], model=linear)
+
+
+QUICK = {"training.epochs": 1, "training.batch_size": 256, "validation.images": 16, "validation.steps": 1}
+
+
+@pytest.mark.long
+def test_in_the_shell(tmp_path):
+    settings = [part for key, value in QUICK.items() for part in ("--set", f"{key}={value}")]
+    shown = CliRunner().invoke(
+        app,
+        [
+            "roar",
+            "digits/standard",
+            "--method",
+            "saliency",
+            "--fractions",
+            "0.5",
+            "--seeds",
+            "0",
+            "--keep",
+            "--out",
+            str(tmp_path / "out"),
+            "--json",
+            str(tmp_path / "table.json"),
+            *settings,
+        ],
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "random" in shown.output and (tmp_path / "out" / "kar-digits-standard.png").stat().st_size > 1000
+    assert (tmp_path / "table.json").read_text().count('"saliency"') == 2
+
+
+STUDY = """
+recipes = ["digits/standard"]
+seeds = [0]
+methods = ["saliency"]
+metrics = ["sparseness"]
+
+[data]
+name = "digits"
+images = 8
+
+[overrides]
+"training.epochs" = 1
+"training.batch_size" = 256
+"validation.images" = 16
+"validation.steps" = 1
+
+[roar]
+fractions = [0.5]
+"""
+
+
+@pytest.mark.long
+def test_in_a_study_file(tmp_path: Path):
+    path, store = tmp_path / "first.toml", tmp_path / "store"
+    path.write_text(STUDY, encoding="utf-8")
+    declared = read_declaration(path)
+    plan = plan_declared(declared, store).set_index("step")
+    assert plan.loc["roar", ["results", "missing"]].tolist() == [3, 3] and plan.loc["roar", "seconds"] > 0
+    shown = CliRunner().invoke(
+        app, ["study", str(path), "--out", str(store), "--page", str(tmp_path / "page")]
+    )
+    assert shown.exit_code == 0, shown.output
+    page = (tmp_path / "page" / "first.md").read_text(encoding="utf-8")
+    assert "## Retraining" in page and "![ROAR of standard](first-roar-standard.svg)" in page
+    assert (tmp_path / "page" / "first-roar-standard.svg").exists()
+    assert (store / "tables" / "retraining.csv").exists()
+    assert plan_declared(declared, store)["missing"].sum() == 0
+    study, *_ = run_declared(declared, store)
+    result = retrain_declared(declared, store)["roar", "standard"]
+    assert set(result.correct) == {"saliency", "random"} and result.seeds == (0,)
+    study.gc()
+    assert plan_declared(declared, store)["missing"].sum() == 0, "gc leaves the retrained networks"
+    assert len(list((store / "models").glob("*/model.json"))) == 1, "the study's network is the one explained"
+
+
+def test_a_study_file_is_checked_before_anything_is_trained(tmp_path: Path):
+    path = tmp_path / "first.toml"
+    path.write_text(STUDY + 'recipes = ["sgt"]\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"recipe in \[roar\]: 'sgt'"):
+        run_declared(read_declaration(path), tmp_path / "store")
+    path.write_text(STUDY.replace("[0.5]", "[5]"), encoding="utf-8")
+    with pytest.raises(InputError, match="above 0 and below 1"):
+        run_declared(read_declaration(path), tmp_path / "store")

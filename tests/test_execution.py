@@ -1,0 +1,441 @@
+"""Faster passes: they return what the model returns, leave it alone, and are used only where that holds."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import saliency_lab as sl
+from saliency_lab._common import passes
+from saliency_lab._common.folding import copy_for_evaluation, fold_batch_norm
+from saliency_lab._common.passes import Passes
+
+
+@pytest.fixture(autouse=True)
+def _any_work_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "LONG_WORK", 0.0)
+    monkeypatch.setattr(passes, "_SHARE", float("inf"))
+    monkeypatch.setattr(passes, "compile_seconds", lambda model: float("inf"))
+    monkeypatch.setattr(passes, "_plans", {})
+    monkeypatch.setattr(passes, "seconds_per_image", lambda model, shape: 1e-3)
+
+
+def lively(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Give batch normalisations statistics that are not those of a fresh network."""
+    torch.manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            nn.init.normal_(module.running_mean, 0.0, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0.0, 0.2)
+    return net.eval()
+
+
+class Residual(nn.Module):
+    """A small residual network, whose normalisations can be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second, self.norm2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        x = self.norm(self.first(x)).relu_()
+        x = (x + self.norm2(self.second(x))).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def folded_logits(net: nn.Module, x: Tensor) -> tuple[int, Tensor]:
+    twin = copy_for_evaluation(net)
+    count = fold_batch_norm(twin, x[:1], lambda model, image: model(image))
+    with torch.no_grad():
+        return count, twin(x)
+
+
+def exact(net: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return copy.deepcopy(net).double()(x.double())
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "expected"),
+    [
+        (Residual, 8, 3),
+        (lambda: sl.build_model("resnet8", input_shape=(3, 16, 16)), 16, None),
+        (lambda: torchvision.models.resnet18(num_classes=5), 64, 20),
+        (lambda: torchvision.models.mobilenet_v2(num_classes=5), 64, 52),
+        (lambda: nn.Sequential(sl.Normalised(Residual(), (0.5,) * 3, (0.2,) * 3)), 8, 3),
+    ],
+)
+def test_folding_keeps_the_logits(build, size, expected):
+    net, x = lively(build()), torch.rand(3, 3, size, size)
+    count, logits = folded_logits(net, x)
+    assert count == (expected or count) > 0
+    reference = exact(net, x)
+    assert (logits - reference).abs().max() <= 1e-5 * max(1, reference.abs().max())
+
+
+def test_folding_reads_timm_normalisations_with_their_activation():
+    timm = pytest.importorskip("timm")
+    net = lively(timm.create_model("efficientnet_lite0", num_classes=4))
+    x = torch.rand(2, 3, 64, 64)
+    count, logits = folded_logits(net, x)
+    assert count > 40
+    reference = exact(net, x)
+    assert (logits - reference).abs().max() <= 1e-5 * max(1, reference.abs().max())
+
+
+def test_frozen_and_transposed_layers_fold():
+    frozen = torchvision.ops.FrozenBatchNorm2d(4)
+    frozen.running_mean.normal_(), frozen.running_var.uniform_(0.5, 2), frozen.weight.uniform_(0.5, 2)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        frozen,
+        nn.ConvTranspose2d(4, 6, 2, groups=2),
+        nn.BatchNorm2d(6, affine=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 5),
+        nn.BatchNorm1d(5, affine=False),
+    )
+    net[3].running_mean.normal_(), net[3].running_var.uniform_(0.5, 2)
+    net[7].running_mean.normal_(), net[7].running_var.uniform_(0.5, 2)
+    net, x = net.eval(), torch.rand(2, 3, 6, 6)
+    count, logits = folded_logits(net, x)
+    assert count == 3
+    torch.testing.assert_close(logits.double(), exact(net, x), rtol=1e-5, atol=1e-5)
+
+
+class Twice(nn.Module):
+    """What cannot be folded: a layer that runs twice, a shared weight, an output that is also read raw."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv, self.norm = kind, nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.other = nn.Conv2d(3, 3, 3, padding=1)
+        if kind == "shared":
+            self.other.weight = self.conv.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        raw = self.conv(x)
+        out = self.norm(raw)
+        if self.kind == "twice":
+            out = self.norm(self.conv(out))
+        if self.kind == "shared":
+            out = self.other(out)
+        if self.kind == "changed":
+            raw = self.conv(x)
+            raw.mul_(2)
+            out = self.norm(raw)
+        if self.kind == "raw":
+            out = out + raw
+        return out.mean((2, 3))
+
+
+@pytest.mark.parametrize("kind", ["twice", "shared", "changed"])
+def test_layers_that_cannot_be_folded_are_left(kind):
+    net, x = lively(Twice(kind)), torch.rand(2, 3, 8, 8)
+    count, logits = folded_logits(net, x)
+    assert count == 0
+    assert torch.equal(logits, net(x))
+
+
+def decided(net: nn.Module, x: Tensor, *, backward: bool = False, mode: object = "auto") -> Passes:
+    found = Passes(net, x, backward=backward)
+    with sl.execution(compile=mode):
+        found.expect(10_000)
+    return found
+
+
+def test_an_output_that_is_also_read_before_the_normalisation_is_not_folded():
+    x = torch.rand(4, 3, 8, 8)
+    net = lively(Twice("raw"))
+    assert folded_logits(net, x)[0] == 1  # which the comparison of the logits refuses
+    found = decided(net, x)
+    assert found.plan is not None and not found.plan.folded
+    torch.testing.assert_close(found.logits(x), net(x).detach(), rtol=1e-6, atol=1e-6)
+
+
+def force(monkeypatch: pytest.MonkeyPatch, **wanted: object) -> None:
+    """Let the form with these properties be the fastest."""
+
+    def seconds(self, form, rows):
+        return 1e-3 if all(getattr(form.plan, key) == value for key, value in wanted.items()) else 1.0
+
+    monkeypatch.setattr(passes._Trial, "seconds", seconds)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_logits_and_gradients_of_the_fast_form_are_those_of_the_model(monkeypatch, layout):
+    force(monkeypatch, folded=True, layout=layout)
+    net, x = lively(Residual()), torch.rand(37, 3, 8, 8)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    found = decided(net, x)
+    assert found.plan.folded and found.plan.layout == layout
+    assert (found.logits(x) - exact(net, x)).abs().max() <= 1e-5
+    back = decided(net, x, backward=True)
+    assert back.plan.folded
+    points = x.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(back.differentiable()(points)[:, 1].sum(), points)
+    inputs = x.double().requires_grad_(True)
+    (reference,) = torch.autograd.grad(copy.deepcopy(net).double()(inputs)[:, 1].sum(), inputs)
+    assert (gradient - reference).abs().max() <= 1e-5
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert not any(module.training for module in net.modules())
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert isinstance(net.norm, nn.BatchNorm2d)
+
+
+def test_changed_weights_are_seen(monkeypatch):
+    force(monkeypatch, folded=True)
+    net, x = lively(Residual()), torch.rand(4, 3, 8, 8)
+    found = decided(net, x)
+    with torch.no_grad():
+        net.first.weight.mul_(2)  # in the middle of a call
+    torch.testing.assert_close(found.logits(x), net(x).detach())
+    again = decided(net, x)
+    torch.testing.assert_close(again.logits(x), net(x).detach(), rtol=1e-5, atol=1e-5)
+    assert again.plan.folded
+    net.norm.running_mean.data += 1  # behind torch's back, between two calls
+    torch.testing.assert_close(decided(net, x).logits(x), net(x).detach(), rtol=1e-5, atol=1e-5)
+    net.head[2] = nn.Tanh()  # a change that no weight shows
+    torch.testing.assert_close(decided(net, x).logits(x), net(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+class Counting(Residual):
+    """Counts its passes, as a wrapper that charges per query does."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        self.calls += 1
+        return super().forward(x)
+
+
+class Noisy(Residual):
+    """Is random in eval mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        return super().forward(x + 0.1 * torch.rand_like(x))
+
+
+class Defended(Residual):
+    """Moves the image along its own gradient first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        with torch.enable_grad():
+            points = x.detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad(super().forward(points).logsumexp(1).sum(), points)
+        return super().forward(x + 0.1 * slope.sign())
+
+
+def hooked() -> nn.Module:
+    net = Residual()
+    net.norm.register_forward_hook(lambda module, given, output: output * 2)
+    return net
+
+
+@pytest.mark.parametrize("build", [Counting, Noisy, hooked, lambda: nn.DataParallel(Residual())])
+def test_models_that_a_copy_cannot_stand_for_run_as_they_are(monkeypatch, build):
+    force(monkeypatch, folded=True)
+    net, x = lively(build()), torch.rand(4, 3, 8, 8)
+    found = decided(net, x)
+    assert found.plan is None or not found.plan.folded
+    before = getattr(net, "calls", 0)
+    found.logits(x)
+    assert getattr(net, "calls", 0) > before or not isinstance(net, Counting)
+
+
+def test_a_model_that_differentiates_in_its_pass_keeps_its_logits(monkeypatch):
+    force(monkeypatch, folded=True)
+    net, x = lively(Defended()), torch.rand(4, 3, 8, 8)
+    torch.testing.assert_close(decided(net, x).logits(x), net(x).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_nobody_who_looks_inside_is_bypassed(monkeypatch):
+    force(monkeypatch, folded=True)
+    net, x = lively(Residual()), torch.rand(4, 3, 8, 8)
+    found, seen = decided(net, x), []
+    handle = net.second.register_forward_hook(lambda *_: seen.append(1))
+    found.logits(x)
+    handle.remove()
+    assert seen == [1]
+    found.logits(x)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_scores_and_maps_do_not_change(monkeypatch, layout):
+    net, x, y = lively(Residual()), torch.rand(5, 3, 8, 8), torch.tensor([0, 1, 2, 3, 0])
+    with torch.no_grad():
+        net.head[3].weight *= 4  # so that a removal changes the logits by more than their rounding
+    calls = {
+        "occlusion": {"window": 4},
+        "feature_ablation": {"segments": 5},
+        "rise": {"n": 20},
+        "kernel_shap": {"n": 20, "segments": 5},
+        "shapley_value_sampling": {"n": 2, "segments": 5},
+        "smoothgrad": {"n": 4},
+        "integrated_gradients": {"steps": 8},
+    }
+    metrics = ["faithfulness_correlation", "pixel_flipping", "insertion", "road", "infidelity", "selectivity"]
+
+    def everything() -> tuple[dict, dict]:
+        maps = {name: sl.attribute(net, x, y, name, **given) for name, given in calls.items()}
+        fixed = {"m": torch.arange(x.numel(), dtype=torch.float32).reshape(x.shape).sin()}
+        return maps, sl.evaluate_many(net, x, y, fixed, metrics)["m"]
+
+    with sl.execution(compile=False):
+        maps, scores = everything()
+    assert all("passes" not in each.provenance for each in maps.values())
+    force(monkeypatch, folded=True, layout=layout)
+    fast_maps, fast_scores = everything()
+    for name, each in fast_maps.items():
+        facts = each.provenance["passes"]
+        assert next(iter(facts.values()))["folded"], name
+        assert (each.values - maps[name].values).abs().max() <= 1e-5 * max(1, maps[name].values.abs().max())
+    for name, each in fast_scores.items():
+        assert each.provenance["passes"]["folded"] and each.provenance["passes"]["layout"] == layout
+        assert abs(each.values - scores[name].values).max() <= 1e-5, name
+
+
+def test_the_number_of_images_per_pass_is_measured_and_used_again(monkeypatch):
+    net, x = lively(Residual()), torch.rand(6, 3, 8, 8)
+    asked = []
+
+    def seconds(self, form, rows):
+        asked.append(rows)
+        return abs(rows - 32) + 1.0
+
+    monkeypatch.setattr(passes._Trial, "seconds", seconds)
+    assert decided(net, x).plan.rows == 32
+    asked.clear()
+    other = lively(Residual(), seed=3)  # the same structure
+    assert decided(other, x).plan.rows == 32 and not asked
+    book: dict = {}
+    with passes.plans_kept_in(book):
+        decided(net, x)
+    assert asked and len(book) == 1
+
+
+def test_bfloat16_is_opt_in_and_only_evaluates():
+    net, x, y = lively(Residual()), torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    maps = torch.rand_like(x)
+    own = sl.evaluate(net, x, y, maps, "faithfulness_correlation", runs=10)
+    with sl.execution(dtype=torch.bfloat16):
+        low = sl.evaluate_detailed(net, x, y, maps, "faithfulness_correlation", runs=10)
+        saliency = sl.attribute(net, x, y, "saliency")
+    assert low.provenance["passes"]["dtype"] == "bfloat16"
+    assert abs(low.values - own).max() > 0
+    assert torch.equal(saliency.values, sl.attribute(net, x, y, "saliency").values)
+
+
+@pytest.mark.parametrize("given", [{"compile": "yes"}, {"compile": 1.5}, {"dtype": "int8"}, {"dtype": 16}])
+def test_other_settings_are_refused(given):
+    with pytest.raises(sl.SaliencyLabError, match="must be"), sl.execution(**given):
+        pass
+
+
+def test_blocks_nest_and_end_after_an_exception():
+    from saliency_lab._common.execution import current_execution
+
+    with sl.execution(compile=False):
+        with pytest.raises(ZeroDivisionError), sl.execution(dtype="bfloat16"):
+            raise ZeroDivisionError
+        assert current_execution().compile is False and current_execution().dtype is None
+    assert current_execution().compile == "auto"
+
+
+def test_without_a_compiler_the_model_runs_uncompiled_and_one_line_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("saliency_lab._common.compiling.compiler", lambda: None)
+    monkeypatch.setattr(passes, "_said", set())
+    said = []
+    monkeypatch.setattr(passes, "announce", said.append)
+    net, x = lively(Residual()), torch.rand(4, 3, 8, 8)
+    found = decided(net, x, mode=True)
+    assert not found.plan.compiled
+    assert len(said) == 1 and "compiler" in said[0]
+
+
+@pytest.mark.slow
+def test_compiled_logits_are_those_of_the_model(monkeypatch):
+    force(monkeypatch, compiled=True)
+    net, x = lively(Residual()), torch.rand(9, 3, 8, 8)
+    found = decided(net, x, mode=True)
+    assert found.plan.compiled and found.plan.rows == 8
+    assert (found.logits(x) - exact(net, x)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(("name", "given"), [("square", {"queries": 8}), ("pgd", {"steps": 4})])
+def test_attacks_find_the_same_points(monkeypatch, name, given):
+    net, x = lively(Residual()), torch.rand(6, 3, 8, 8)
+    y = net(x).argmax(1)
+    with sl.execution(compile=False):
+        own = sl.attack(net, x, y, name, eps=0.05, **given)
+    force(monkeypatch, folded=True)
+    seen = []
+    whole = passes._Form.forward
+    monkeypatch.setattr(passes._Form, "forward", lambda self, x: seen.append(len(x)) or whole(self, x))
+    fast = sl.attack(net, x, y, name, eps=0.05, **given)
+    assert sum(seen) > 6 * 4
+    assert (fast.adversarial - own.adversarial).abs().max() <= 1e-6
+    assert torch.equal(fast.robust, own.robust)
+
+
+def test_predictions_of_many_images(monkeypatch):
+    force(monkeypatch, folded=True)
+    net, x = lively(Residual()), torch.rand(150, 3, 8, 8)
+    with torch.no_grad():
+        reference = net(x)
+    torch.testing.assert_close(passes.predict_many(net, x), reference, rtol=1e-5, atol=1e-5)
+
+
+def test_a_study_stores_how_passes_ran_and_goes_on_with_that(monkeypatch, tmp_path):
+    net, x, y = lively(Residual()), torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    force(monkeypatch, folded=True, layout="channels_last")
+    sl.Study({"net": net}, (x, y), store=tmp_path).attribute({"occlusion": {"window": 4}})
+    assert list((tmp_path / "passes").glob("*.json"))
+
+    def measured(*given):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(passes._Trial, "seconds", measured)
+    study = sl.Study({"net": net}, (x, y), store=tmp_path)
+    study.attribute({"occlusion": {"window": 4}, "ablation": {"method": "feature_ablation", "segments": 4}})
+    facts = study.read_maps("net", "ablation").provenance["passes"]["forward"]
+    assert facts["folded"] and facts["layout"] == "channels_last"
+    for path in (tmp_path / "passes").glob("*.json"):
+        path.write_text("{")  # damaged: it is measured again
+    force(monkeypatch, folded=False)
+    study.attribute({"wide": {"method": "occlusion", "window": 6}})
+    assert not study.read_maps("net", "wide").provenance["passes"]["forward"]["folded"]
+
+
+def test_only_a_lower_precision_changes_the_keys_of_a_study(monkeypatch, tmp_path):
+    net, x, y = lively(Residual()), torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    force(monkeypatch, folded=True)
+
+    def keys(**given) -> set[str]:
+        study = sl.Study({"net": net}, (x, y), store=tmp_path, **given)
+        study.attribute({"occlusion": {"window": 4}}).score("pixel_flipping")
+        return {path.stem for path in (tmp_path / "cells").rglob("*.safetensors")}
+
+    first = keys()
+    assert len(first) == 2
+    assert keys(compile=False) == first
+    with sl.execution(compile=False):
+        assert keys() == first
+    assert len(keys(dtype="bfloat16")) == 4
+    with sl.execution(dtype="bfloat16"):
+        assert len(keys()) == 4
