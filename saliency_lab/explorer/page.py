@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 PIXELS_PER_EM = 32
 """Pixels of a tile per em of its width: two for each one of the page, for screens of high density."""
 
+_NO_WIDER = "contain:inline-size"
+"""Keeps an element as wide as the notebook's column, whatever its content."""
+
 _PAD, _LINE = "padding:0.15em 0.3em", "line-height:1.4"
-_ROW = f"{_PAD};font-weight:normal;text-align:right;max-width:9em;overflow-wrap:anywhere"
+_ROW = f"{_PAD};font-weight:normal;text-align:right;min-width:5em;max-width:9em;overflow-wrap:anywhere"
 
 
 def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], size: float) -> str:
@@ -31,12 +34,13 @@ def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], size: 
         f'<th scope="col" style="{_PAD};max-width:{size}em;vertical-align:bottom">{_breakable(name)}</th>'
         for name in head
     )
+    titles = [escape(title).replace(" · ", "<br>") for title, _ in rows]
     body = "".join(
-        f'<tr><th scope="row" style="{_ROW}">{escape(title)}</th>{"".join(entries)}</tr>'
-        for title, entries in rows
+        f'<tr><th scope="row" style="{_ROW}">{title}</th>{"".join(entries)}</tr>'
+        for title, (_, entries) in zip(titles, rows, strict=True)
     )
     table = f"<table style='{_LINE}'><thead><tr><td></td>{top}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div style="overflow-x:auto">{table}</div>'
+    return f'<div style="overflow-x:auto;{_NO_WIDER}">{table}</div>'
 
 
 def tile(pixels: np.ndarray, alt: str, size: float, below: str = "") -> str:
@@ -52,7 +56,7 @@ def legend(low: str, high: str, of: str, signed: bool) -> str:
     """Return a colour scale, its ends, and what it is of."""
     alt = "blue to white to red" if signed else "dark blue to green to yellow"
     bar = picture(scale_bar(signed), alt, "width:12em;max-width:40%;height:0.9em;vertical-align:middle")
-    return f"<div>{escape(low)} {bar} {escape(high)} {escape(of)}</div>"
+    return f"<div style='{_NO_WIDER}'>{escape(low)} {bar} {escape(high)} {escape(of)}</div>"
 
 
 def _breakable(name: str) -> str:

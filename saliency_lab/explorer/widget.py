@@ -95,7 +95,7 @@ class Explorer(widgets.VBox):
         )
         right = widgets.VBox(
             [self.status, self.problems, self.picture],
-            layout=widgets.Layout(flex="4 1 20em", min_width="0", overflow="auto"),
+            layout=widgets.Layout(flex="4 1 20em", min_width="0", overflow="auto", padding="0 0 0 0.5em"),
         )
         wrapped = widgets.Layout(flex_flow="row wrap", width="100%", min_width="0")
         super().__init__([widgets.Box([left, right], layout=wrapped)])
@@ -241,7 +241,7 @@ class Explorer(widgets.VBox):
         return names[label] if label < len(names) else str(label)
 
 
-_WIDE = widgets.Layout(width="100%", min_width="0")
+_WIDE = widgets.Layout(width="auto", min_width="0")  # as wide as the column, less the widget's own margin
 
 
 def _dropdown(description: str, options: list[tuple[str, Any]]) -> widgets.Dropdown:

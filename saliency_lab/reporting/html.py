@@ -171,7 +171,13 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
     return environment.get_template("page.html").render(context)
+
+
+def _breakable(name: str) -> Markup:
+    """Return a name that may break after an underscore."""
+    return Markup(str(escape(name)).replace("_", "_<wbr>"))
 
 
 @dataclass(frozen=True)

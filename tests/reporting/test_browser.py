@@ -273,6 +273,20 @@ def test_no_page_is_wider_than_its_window(browser, path, width):
     assert page.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
 
 
+def test_long_names_of_many_models_do_not_overlap(make_reported, browser, tmp_path):
+    names = [f"a_recipe_of_a_long_name_{k}" for k in range(4)]
+    study = make_reported(names, n=4, methods=("saliency",), metrics=("sparseness",), eps=(0.1,))
+    page = browser.open(report(study, tmp_path / "long.html"), width=1000)
+    for heading in ("#cards thead th", "#glance thead th", ".card .name"):
+        edges = page.run(
+            f"[...document.querySelectorAll('{heading}')].slice(0, 5).map(e => {{"
+            "const all = document.createRange(); all.selectNodeContents(e);"
+            "return [all.getBoundingClientRect(), e.getBoundingClientRect()]; })"
+            ".filter(([text]) => text.width).map(([text, box]) => text.right - box.right)"
+        )
+        assert edges and max(edges) <= 1, heading
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_text_stands_out_from_its_ground(browser, path, dark):
     """The contrast of WCAG 2 AA: 4.5, and 3 for large text and the data's colours."""

@@ -46,6 +46,7 @@ if (source) {
       return out;
     });
   };
+  const breakable = (name) => name.split(/(?<=_)/).flatMap((part) => [part, make("wbr")]);
   const words = (name) => name.replaceAll("_", " ");
   const bytes = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   const inflate = async (text) => {
@@ -256,7 +257,7 @@ if (source) {
     for (const model of ask.models) {
       const mark = ask.attacked ? "" : state(ask.attack?.eps ? ask.attack : null, model, image);
       const heading = make("th", { scope: "col" }, 
-        make("span", {}, swatch(model), make("span", { textContent: data.models[model] })), ...predicted(model, image));
+        make("span", {}, swatch(model), make("span", {}, ...breakable(data.models[model]))), ...predicted(model, image));
       if (ask.attacked) heading.append(...predicted(model, image, true));
       if (mark) heading.append(make("span", { className: `state ${mark}`, textContent: MARKS[mark] }));
       head.append(heading);
