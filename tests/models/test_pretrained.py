@@ -189,7 +189,7 @@ def test_wrap_normalises_and_writes_the_card() -> None:
         ({"module": model}, "normalises inside already"),
         ({"cam_layer": "9"}, "unknown cam_layer of Sequential"),
         ({"size": "large"}, "size must be a whole number from 1"),
-        ({"classes": [1, 2]}, "cannot hold .* classes="),
+        ({"classes": [1, 2]}, "classes, each of them, must be text"),
         ({"std": 0}, "std finite and above 0"),
     ):
         with pytest.raises(InputError, match=message):
