@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -353,6 +354,143 @@ class Loud(Defence):
         return 100 * self.inner(x)
 
 
+class RandomActivation(Defence):
+    """A pixel survives with a chance that grows with its value (Dhillon et al., ICLR 2018)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = torch.rand_like(x) < 0.6 + 0.4 * x.detach()
+        logits: Tensor = self.inner(x * kept / (0.6 + 0.4 * x.detach()))
+        return logits
+
+
+class _KeepLargest(nn.Module):
+    """k-winners-take-all in place of a ReLU (Xiao et al., ICLR 2020)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        least = flat.topk(max(1, flat.shape[1] // 5), 1).values[:, -1]
+        return x * (x >= least.reshape(-1, *[1] * (x.ndim - 1)))
+
+
+class LargestActivations(Defence):
+    """Every ReLU lets only the largest fifth of the values pass."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(copy.deepcopy(inner))
+        for module in list(self.inner.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.ReLU):
+                    setattr(module, name, _KeepLargest())
+
+
+class LargeOffset(Defence):
+    """A constant so large that float32 rounds the logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + 2e6
+
+
+class DetachedBranch(Defence):
+    """Nearly all of the logits carry no gradient; a random linear map supplies one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x).detach()
+        weights = torch.randn(x[0].numel(), logits.shape[1], generator=torch.Generator().manual_seed(0))
+        return logits + 1e-3 * x.flatten(1) @ weights
+
+
+class HiddenRandomness(Defence):
+    """Noise from a generator of its own, which no seed of torch reaches."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(inner)
+        self.source = np.random.default_rng(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.from_numpy(self.source.normal(0, 0.2, x.shape)).to(x)
+        logits: Tensor = self.inner(x + noise)
+        return logits
+
+
+class SquashedLogits(Defence):
+    """A steep sigmoid of every logit."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(20 * self.inner(x))
+
+
+class ScaledByTheImage(Defence):
+    """Logits fade where the image has fine structure, and the loss rises fastest along that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rough = (x - F.avg_pool2d(x, 3, 1, 1)).abs().flatten(1).mean(1, keepdim=True)
+        return self.inner(x) * torch.exp(-60 * rough)
+
+
+class FadesOffTheData(Defence):
+    """Logits shrink towards zero where pixels are no multiples of 1/255."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = x * 255
+        off = (levels - levels.round()).abs().flatten(1).mean(1, keepdim=True)
+        return self.inner(x) * torch.exp(-400 * off)
+
+
+class Vote(Defence):
+    """Shifted copies of the image vote for their class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifts = [(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1)]
+        with torch.no_grad():
+            votes = [F.one_hot(self.inner(x.roll(by, (2, 3))).argmax(1), 10) for by in shifts]
+        tie: Tensor = 1e-3 * self.inner(x).detach().softmax(1)
+        return torch.stack(votes).sum(0).to(x) + tie
+
+
+class Dithered(Defence):
+    """The input is rounded to eight levels after random noise of one level."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(((x * 7 + torch.rand_like(x) - 0.5).round() / 7).clamp(0, 1))
+        return logits
+
+
+class Bytes(Defence):
+    """The input passes through eight-bit integers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner((x * 255).round().byte().to(x.dtype) / 255)
+        return logits
+
+
+class Median(Defence):
+    """A median of 3×3 pixels of the rounded image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = F.pad(x, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)
+        logits: Tensor = self.inner((windows.median(4).values * 15).round() / 15)
+        return logits
+
+
+class NearestCode(Defence):
+    """Every 2×2 patch is replaced by the nearest of a few codes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = torch.rand(64, 4, generator=torch.Generator().manual_seed(0)).round()
+        codes = torch.cat([codes, torch.linspace(0, 1, 9)[:, None].expand(9, 4)])
+        patches = F.unfold(x, 2, stride=2).transpose(1, 2)
+        coded = codes[torch.cdist(patches, codes.expand(len(x), -1, -1)).argmin(2)]
+        logits: Tensor = self.inner(F.fold(coded.transpose(1, 2), x.shape[2:], 2, stride=2))
+        return logits
+
+
+class ColdSoftmax(Defence):
+    """Log-probabilities at a very low temperature, cut off at -50."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.inner(x) / 0.02).log_softmax(1).clamp_min(-50)
+
+
 def _zero(share: float) -> Callable[[nn.Module], nn.Module]:
     return lambda net: ChangedGradient(net, change=lambda g: g * _mask(g.shape[1:], share))
 
@@ -403,6 +541,31 @@ BROKEN: dict[str, Callable[[nn.Module], nn.Module]] = {
     "oscillating input": OscillatingInput,
     "counts calls": CountsCalls,
     "loud logits": Loud,
+    "noisy gradient": lambda net: ChangedGradient(
+        net, change=lambda g: g + 20 * g.std() * torch.randn_like(g)
+    ),
+    "random signs of the gradient": lambda net: ChangedGradient(
+        net, change=lambda g: g * (2 * torch.rand_like(g).round() - 1)
+    ),
+    "largest gradients only": lambda net: ChangedGradient(
+        net,
+        change=lambda g: g * (g.abs() >= g.abs().flatten(1).topk(20, 1).values[:, -1].reshape(-1, 1, 1, 1)),
+    ),
+    "clipped gradient": lambda net: ChangedGradient(net, change=lambda g: (g * 1e30).clamp(0, 1)),
+    "random activations": RandomActivation,
+    "largest activations": LargestActivations,
+    "large offset": LargeOffset,
+    "detached branch": DetachedBranch,
+    "hidden randomness": HiddenRandomness,
+    "squashed logits": SquashedLogits,
+    "scaled by the image": ScaledByTheImage,
+    "fades off the data": FadesOffTheData,
+    "vote": Vote,
+    "dithered": Dithered,
+    "bytes": Bytes,
+    "median": Median,
+    "nearest code": NearestCode,
+    "cold softmax": ColdSoftmax,
 }
 
 
@@ -504,6 +667,129 @@ class Blurred(Defence):
         return logits
 
 
+class Residual(nn.Module):
+    """A residual network without normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, 2, 1)
+        self.blocks = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        for block in self.blocks:
+            x = x + 0.5 * block(x).relu()
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+class Mixer(nn.Module):
+    """Linear maps over patches and over channels in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, 32, 7, 7)
+        self.tokens = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(2)
+        )
+        self.channels = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)) for _ in range(2)
+        )
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2)
+        for tokens, channels in zip(self.tokens, self.channels, strict=True):
+            x = x + tokens(x)
+            x = x + channels(x.transpose(1, 2)).transpose(1, 2)
+        logits: Tensor = self.head(x.mean(2))
+        return logits
+
+
+class Rows(nn.Module):
+    """A recurrent network that reads the image row by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.GRU(28, 48, batch_first=True)
+        self.head = nn.Linear(48, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(x.squeeze(1))[0][:, -1])
+        return logits
+
+
+class Prototypes(nn.Module):
+    """Minus the squared distance of an embedding to one prototype per class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 16))
+        self.centres = nn.Parameter(torch.randn(10, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.cdist(self.embed(x), self.centres).square()
+
+
+class Standardised(Defence):
+    """Every image is brought to mean 0 and standard deviation 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, spread = x.mean((1, 2, 3), keepdim=True), x.std((1, 2, 3), keepdim=True)
+        logits: Tensor = self.inner((x - mean) / (spread + 1e-3))
+        return logits
+
+
+class FixedNoise(Defence):
+    """The mean of the log-probabilities over eight draws of noise that never change."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        draws = torch.randn(8, *x.shape[1:], generator=torch.Generator().manual_seed(0))
+        return torch.stack([self.inner(x + 0.1 * draw).log_softmax(1) for draw in draws]).mean(0)
+
+
+class Bfloat16(Defence):
+    """The network computes in bfloat16, and images and logits are float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits: Tensor = self.inner(x)
+        return logits.float()
+
+
+class Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(2 * x)
+
+
+def quantised_weights(net: nn.Module, levels: int) -> nn.Module:
+    """Return a copy whose weights have a few levels per layer."""
+    net = copy.deepcopy(net)
+    with torch.no_grad():
+        for weight in net.parameters():
+            unit = weight.abs().max().clamp_min(1e-8) / levels
+            weight.copy_((weight / unit).round() * unit)
+    return net
+
+
+def distilled(net: nn.Module, teacher: nn.Module, data: Any, temperature: float) -> nn.Module:
+    """Train a network on the probabilities of another one at a temperature (Papernot et al., S&P 2016)."""
+    order = torch.Generator().manual_seed(0)
+    optimiser = torch.optim.Adam(net.parameters(), lr=2e-3)
+    net.train()
+    for _ in range(4):
+        for rows in torch.randperm(min(6000, len(data.train)), generator=order).split(64):
+            x, _ = data.train.batch(rows)
+            with torch.no_grad():
+                wanted = (teacher(x) / temperature).softmax(1)
+            optimiser.zero_grad()
+            F.cross_entropy(net(x) / temperature, wanted).backward()
+            optimiser.step()
+    net.zero_grad()
+    return net.eval()
+
+
 def honest_networks(data: Any, zoo: Mapping[str, nn.Module]) -> dict[str, Callable[[], nn.Module]]:
     """Honest networks by name, each built when it is asked for; `zoo` holds trained ones."""
 
@@ -537,6 +823,22 @@ def honest_networks(data: Any, zoo: Mapping[str, nn.Module]) -> dict[str, Callab
         "convolutional, adversarial": trained(lambda: _convolutional(nn.ReLU), eps=0.1, epochs=6),
         "adversarial, smooth": trained(lambda: _convolutional(nn.Softplus), eps=0.1, epochs=6),
         "transformer": trained(Patches, epochs=8),
+        "residual, no normalisation": trained(Residual, epochs=8),
+        "mixer": trained(Mixer, epochs=6),
+        "recurrent": trained(Rows, epochs=8),
+        "prototypes": trained(Prototypes),
+        "perceptron, sine": trained(perceptron(Sine), rate=5e-4),
+        "convolutional, layer scale": trained(lambda: _convolutional(nn.LeakyReLU), rate=1e-3, epochs=2),
+        "tiny margin, adversarial": trained(perceptron(nn.ReLU), eps=0.2, epochs=2),
+        "weights of seven levels": lambda: quantised_weights(nets[1], 3).eval(),
+        "distilled": lambda: distilled(
+            _seeded(0, lambda: _convolutional(nn.ReLU)), nets[0], data, temperature=20.0
+        ),
+        "standardised images": lambda: fit(
+            Standardised(_seeded(0, lambda: _convolutional(nn.ReLU))), data, epochs=3
+        ),
+        "fixed noise": lambda: FixedNoise(nets[1]).eval(),
+        "bfloat16 inside": lambda: Bfloat16(nets[1]).eval(),
         "scaled down": lambda: Scaled(nets[0], scale=0.01).eval(),
         "scaled up": lambda: Scaled(nets[1], scale=10.0).eval(),
         "clamped": lambda: Clamped(nets[1]).eval(),

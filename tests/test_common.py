@@ -122,6 +122,7 @@ def test_bad_images_are_named(images, words):
         (torch.tensor([-1, 0]), "label 0 is -1"),
         (torch.tensor([0.0, 1.0]), r"y\.long\(\)"),
         (torch.tensor([0]), r"shape \(2,\)"),
+        ("pgd", "not the text 'pgd'; name a method by keyword, method='pgd'"),
     ],
 )
 def test_bad_labels_are_named(labels, words):

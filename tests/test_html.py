@@ -145,12 +145,22 @@ def test_pictures_carry_their_data_and_say_what_they_are(shown):
     }.get(name, 0)
     assert len(images) == expected and (images or name != "broken")
     for image in images:
-        assert len(image["alt"]) > 10 and image["src"].startswith("data:image/png;base64,")
-        assert max(decoded(image["src"]).size) <= (64 + 3) * 8
+        assert len(image["alt"]) > 10 and image["src"].startswith(
+            ("data:image/png;base64,", "data:image/webp;base64,")
+        )
+        assert max(decoded(image["src"]).size) <= 2 * (64 + 3) * 8
 
 
 def decoded(src):
     return Image.open(io.BytesIO(base64.b64decode(src.split(",")[1])))
+
+
+def test_thumbnails_of_photographs_have_two_pixels_per_css_pixel():
+    (image,) = Page(strip(torch.rand(3, 3, 224, 224), "three photographs")).images
+    assert decoded(image["src"]).size == (3 * 128 + 2 * 6, 128)
+    assert "height:64px" in image["style"] and "image-rendering:auto" in image["style"]
+    (image,) = Page(strip(torch.rand(3, 1, 28, 28), "three digits")).images
+    assert decoded(image["src"]).size[1] == 28 and "image-rendering:pixelated" in image["style"]
 
 
 def test_a_strip_holds_the_images_in_a_row():

@@ -25,7 +25,7 @@ Call = Callable[..., Any]
 
 
 def calls(*names: str) -> frozenset[Call]:
-    """What goes by these names in torch, torch.nn.functional and Tensor, in place or not."""
+    """Return what goes by these names in torch, torch.nn.functional and Tensor, in place or not."""
     places = (torch, F, Tensor)
     spelt = [spelling for name in names for spelling in (name, f"{name}_")]
     return frozenset(getattr(place, name) for place in places for name in spelt if hasattr(place, name))
@@ -113,7 +113,7 @@ class Rule(TorchFunctionMode):
 
 
 def is_in_place(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call of an elementwise function changes its argument."""
+    """Return whether a call of an elementwise function changes its argument."""
     name = getattr(func, "__name__", "")
     return bool(kwargs.get("inplace", False)) or (name.endswith("_") and not name.endswith("__"))
 
@@ -126,7 +126,7 @@ def deliver(result: Tensor, func: Call, args: tuple[Any, ...], kwargs: dict[str,
 def _spelt_alike(
     func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """`args` and `kwargs` as a rule reads them."""
+    """Return `args` and `kwargs` as a rule reads them."""
     for place, name in enumerate(("input", "other")):
         if len(args) == place and name in kwargs and "condition" not in kwargs:  # torch.where begins with it
             args = (*args, kwargs.pop(name))
@@ -138,7 +138,7 @@ def _spelt_alike(
 
 @cache
 def _place_of_inplace(func: Call) -> int:
-    """Where a function of torch.nn.functional takes `inplace`, its last argument; 0 if it does not."""
+    """Return where a function of torch.nn.functional takes `inplace`, its last argument; 0 if it does not."""
     if getattr(func, "__module__", None) != F.__name__:
         return 0
     names = list(inspect.signature(func).parameters)
@@ -146,7 +146,7 @@ def _place_of_inplace(func: Call) -> int:
 
 
 def softmax_dim(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The dimension of a softmax or log Σ exp with these arguments; torch's implicit one if none is given."""
+    """Return the dimension of a softmax or log Σ exp; torch's implicit one if the arguments name none."""
     dim = kwargs["dim"] if "dim" in kwargs else args[1] if len(args) > 1 else None
     if dim is None:
         return 0 if args[0].ndim in (0, 1, 3) else 1
@@ -154,7 +154,7 @@ def softmax_dim(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def depending(*parts: Any) -> list[Tensor]:
-    """Tensors that depend on the image, which are the only ones that take a gradient, in nested arguments."""
+    """Return the tensors in nested arguments that depend on the image: those that take a gradient."""
     found = []
     for part in parts:
         if isinstance(part, Tensor):
@@ -219,7 +219,7 @@ def describe_module(running: list[tuple[str, nn.Module]]) -> str:
 
 
 def trace(model: nn.Module, image: Tensor, question: Question) -> list[tuple[str, Call]]:
-    """Module and function of each call, in a pass on `image` (1, C, H, W), that `question` says yes to."""
+    """Return module and function of the calls in a pass on `image` (1, C, H, W) that `question` accepts."""
     recorder = _Recorder(question)
     with track_modules(model, recorder.running), torch.enable_grad():
         point = image.detach().clone().requires_grad_(True) * 1.0  # no leaf: a model may change it in place

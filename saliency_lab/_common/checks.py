@@ -173,6 +173,11 @@ def check_labels(y: Tensor, count: int, num_classes: int | None = None) -> Tenso
         If its length is not `count`, it is not integral, or a label is outside 0 … num_classes − 1.
     """
     if not isinstance(y, Tensor):
+        if isinstance(y, str):
+            raise InputError(
+                f"labels must be a torch tensor, not the text {y!r}; name a method by keyword, method={y!r}, "
+                "and a metric by metric=…"
+            )
         raise InputError(f"labels must be a torch tensor, not {type(y).__name__}; use torch.as_tensor")
     check_dense(y, "labels")
     if y.ndim == 2 and len(y) == count:

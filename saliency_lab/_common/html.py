@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 _LEFT = 'style="text-align:left;vertical-align:top"'
 _SIDE = 64
-"""Pixels: a thumbnail's height on the page. Larger images are reduced to it, so that a page stays small."""
+"""A thumbnail's height on the page, in CSS pixels."""
+
+_DENSITY = 2
+"""Pixels per CSS pixel, for screens of high density; larger images are reduced to this."""
 
 
 def facts(title: str, rows: Mapping[str, str]) -> str:
@@ -45,16 +48,21 @@ def caption(text: str) -> str:
     return f'<caption style="text-align:left">{escape(text)}</caption>'
 
 
-def picture(pixels: np.ndarray, alt: str, style: str = "") -> str:
-    """Return pixels, uint8 (H, W, 3 or 4), as an image that carries its data; enlarged, they stay squares."""
+def picture(pixels: np.ndarray, alt: str, style: str = "", *, lossy: bool = False) -> str:
+    """Return pixels, uint8 (H, W, 3 or 4), as an image that carries its data; enlarged, they stay squares.
+
+    With `lossy`, it is a WebP file, which keeps photographs small, and the browser smooths it.
+    """
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
+    form = "webp" if lossy else "png"
+    Image.fromarray(pixels).save(buffer, format=form, quality=85)
     data = b64encode(buffer.getvalue()).decode()
+    rendering = "auto" if lossy else "pixelated"
     return (
-        f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}" '
-        f'style="max-width:100%;image-rendering:pixelated;{style}"/>'
+        f'<img alt="{escape(alt)}" src="data:image/{form};base64,{data}" '
+        f'style="max-width:100%;image-rendering:{rendering};{style}"/>'
     )
 
 
@@ -74,7 +82,7 @@ def strip(images: Tensor | np.ndarray, alt: str) -> str:
     """Return images (N, C, H, W) in [0, 1] in one row of thumbnails; C is 3, or is averaged to grey."""
     array = np.asarray(images, dtype=np.float64).clip(0, 1)
     array = array if array.shape[1] == 3 else array.mean(1, keepdims=True).repeat(3, axis=1)
-    drawn = shrunk((255 * array).round().astype(np.uint8).transpose(0, 2, 3, 1), _SIDE)
+    drawn = shrunk((255 * array).round().astype(np.uint8).transpose(0, 2, 3, 1), _DENSITY * _SIDE)
     gap = max(1, drawn.shape[1] // 20)
     opaque = np.pad(drawn, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255)
     spaced = np.pad(opaque, ((0, 0), (0, 0), (0, gap), (0, 0)))  # nothing, and that transparent
@@ -82,6 +90,7 @@ def strip(images: Tensor | np.ndarray, alt: str) -> str:
         np.concatenate(list(spaced), axis=1)[:, :-gap],
         alt,
         f"height:{_SIDE}px;object-fit:contain;object-position:left",
+        lossy=drawn.shape[1] > _SIDE,
     )
 
 

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng, sample_seeds, sample_uniform
 from saliency_lab._common.settings import Settings, parse_settings
-from saliency_lab.attacks.api import attack, check_batch, check_source, run
+from saliency_lab.attacks.api import attack, check_batch, check_source, is_source, run
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.curve import whole_range
 from saliency_lab.attacks.losses import margin
@@ -67,6 +67,9 @@ class Budget:
     targets: int
     queries: int
 
+
+STAND_INS = "other gradients"
+"""Name of the check that takes gradients from elsewhere."""
 
 _DRAWS = 8  # passes over which the reference attacks average a random model
 _CHECKED = 64  # surviving samples whose gradient is compared with finite differences
@@ -160,8 +163,13 @@ def audit(
         is_random = random.numbers["random"] > 0
         samples = max(getattr(parsed, "samples", 1), _DRAWS) if is_random else 1
         panel = _Panel(model, x, y, audited, BUDGETS[budget], others, seed, samples)
+
+        def misleads() -> bool:
+            return any(check.verdict == "fail" and check.about == "model" for check in checks)
+
         stages: tuple[Callable[[], list[Check]], ...] = (
             panel.slope,
+            lambda: [panel.stand_ins(suspicious=True)] if misleads() else [],
             lambda: [panel.single_step(chosen)],
             lambda: [panel.converged(chosen, parsed)],
             lambda: [panel.random()],
@@ -173,9 +181,8 @@ def audit(
         )
         for stage in progress(stages, label="audit"):
             checks += stage()
-        checks += [
-            panel.stand_ins(suspicious=any(c.verdict == "fail" and c.about == "model" for c in checks))
-        ]
+        if STAND_INS not in [check.name for check in checks]:
+            checks += [panel.stand_ins(suspicious=misleads())]
         checks += [panel.strength()]
     verdict, reason = summarise(checks, len(x))
     return Audit(
@@ -187,6 +194,13 @@ def audit(
         budget=budget,
         seconds=time.perf_counter() - begun,
     )
+
+
+class Tried(NamedTuple):
+    """What one attack did to the survivors: mask of those that it broke, and points (N, C, H, W)."""
+
+    success: Tensor
+    points: Tensor
 
 
 class _Panel:
@@ -214,7 +228,7 @@ class _Panel:
         self.drawn: list[Tensor] = []  # points found by chance, and points found by gradients
         self.climbed = [audited.adversarial[self.rows]]
         self.norm: Norm = audited.norm
-        self.differs = False  # the straight-through gradient is another than the model's own
+        self.differs = False  # the straight-through gradient is another, or the own one cannot be checked
 
     @property
     def missed(self) -> Tensor:
@@ -227,20 +241,28 @@ class _Panel:
         robust[self.rows[self.missed]] = False
         return robust
 
-    def breaks(self, method: str, seed: int | None = None, **settings: Any) -> AttackResult | None:
-        """Run a method on the survivors and note what it breaks; None if nobody survived."""
-        if not len(self.rows):
-            return None
+    @property
+    def left(self) -> Tensor:
+        """Indices of survivors that no stand-in has broken."""
+        return (~self.by_stand_in).nonzero().flatten()
+
+    def breaks(self, method: str, seed: int | None = None, **settings: Any) -> Tried:
+        """Run a method on the survivors that are left, and note what it breaks."""
+        success, points = torch.zeros_like(self.by_stand_in), self.x.clone()
+        left = self.left
+        if not len(left):
+            return Tried(success, points)
         seed = self.seed if seed is None else seed
         settings = {"norm": self.norm, "samples": self.samples, **settings}
-        found = attack(self.model, self.x, self.y, method, eps=self.audited.eps, seed=seed, **settings)
-        blind = method in ("square", "noise", "random_direction")
-        if blind:
-            self.without_gradient = self.without_gradient | found.success
+        x, y = self.x[left], self.y[left]
+        found = attack(self.model, x, y, method, eps=self.audited.eps, seed=seed, **settings)
+        success[left], points[left] = found.success, found.adversarial
+        if METHODS[method].access == "logits":
+            self.without_gradient = self.without_gradient | success
         else:
-            self.by_gradient = self.by_gradient | found.success
+            self.by_gradient = self.by_gradient | success
         self.note(found, settings)
-        return found
+        return Tried(success, points)
 
     def note(self, found: AttackResult, settings: Mapping[str, Any]) -> None:
         """Remember how many survivors an attack breaks, under the call that repeats it."""
@@ -248,11 +270,11 @@ class _Panel:
         call = ", ".join([repr(found.method), *(f"{key}={value!r}" for key, value in own.items())])
         self.strongest[call] = int(found.success.sum())
 
-    def compare(self, name: str, who: str, found: list[AttackResult | None]) -> Check:
+    def compare(self, name: str, who: str, found: list[Tried]) -> Check:
         """Judge a check by the share of all samples that the audited attack missed and `found` broke."""
         if not len(self.rows):
             return Check(name, "pass", "no sample survived the audited attack", {"missed": 0.0})
-        broken = torch.stack([result.success for result in found if result is not None]).any(0)
+        broken = torch.stack([each.success for each in found]).any(0)
         return self.judge(name, who, broken, "attack")
 
     def judge(self, name: str, who: str, broken: Tensor, about: About) -> Check:
@@ -278,7 +300,8 @@ class _Panel:
         far = (self.audited.adversarial[self.rows[:count]] + _JITTER * noise).clamp(0, 1)
         labels = self.y[:count]
         checks = [check_slope(self.model, points, labels, width=width) for points in (near, far)]
-        self.differs = self._straight_through_differs(near, labels)
+        coarse = any(bool(check.coarse.any()) for check in checks)  # too few digits for fine differences
+        self.differs = coarse or self._straight_through_differs(near, labels)
         finite = torch.stack([c.finite for c in checks])
         error = torch.stack([c.error for c in checks]).amax(0)
         agreement = torch.stack([c.agreement for c in checks]).amin(0)
@@ -324,7 +347,7 @@ class _Panel:
 
     def stand_ins(self, *, suspicious: bool) -> Check:
         """Attacks that take the gradient from elsewhere break no more than those with the model's own."""
-        name = "other gradients"
+        name = STAND_INS
         if not len(self.rows):
             return Check(name, "pass", "no sample survived the audited attack", {"missed": 0.0})
         beyond = int((self.without_gradient & ~self.by_gradient).sum())
@@ -332,47 +355,70 @@ class _Panel:
             return Check(name, "skipped", "the model's own gradient describes it", {})
         radius = self.audited.eps if self.norm == "linf" else self.audited.eps / math.sqrt(self.x[0].numel())
         through = StraightThrough(self.model)
-        sources: dict[str, nn.Module] = {
+        inner = {f"an inner network ({i})": network for i, network in enumerate(self._inner_networks(), 1)}
+        whole: dict[str, nn.Module] = {
             "a straight-through backward pass": through,
             "the identity in place of what precedes an inner network": StraightThrough(
                 self.model, identity=True
             ),
-            "gradients averaged over noise": Smoothed(through, radius / 2, 8),
+            **inner,
         }
-        with undisturbed(self.model):
-            inner = inner_networks(self.model, self.x[:1].to(device_of(self.model)))
-        sources |= {f"an inner network ({i})": net for i, net in enumerate(inner[:3], 1)}
-        sources["finite differences (SPSA)"] = FiniteDifferences(self.model, 24, max(radius / 2, 0.01))
-        broken: dict[str, int] = {}
-        for label, source in sources.items():
-            left = (~self.by_stand_in).nonzero().flatten()
+        noisy: dict[str, nn.Module] = {
+            "gradients averaged over noise": Smoothed(through, radius / 2, 8),
+            "finite differences (SPSA)": FiniteDifferences(self.model, 24, max(radius / 2, 0.01)),
+        }
+        steps = self.budget.steps
+        tries = [
+            *((label, source, "margin", steps, False) for label, source in whole.items()),
+            *((label, source, "ce", steps, False) for label, source in whole.items()),
+            *(
+                (label, source, loss, steps, True)
+                for loss in ("ce", "margin")
+                for label, source in inner.items()
+            ),
+            *((label, source, "margin", steps // 2, False) for label, source in noisy.items()),
+        ]
+        broken = dict.fromkeys([*whole, *noisy], 0)
+        for label, source, loss, count, moved in tries:
+            left = (~self.by_stand_in & ~self.by_gradient).nonzero().flatten()
             if not len(left):
                 break
-            steps = self.budget.steps // 2 if "averaged" in label or "SPSA" in label else self.budget.steps
-            settings: dict[str, Any] = {"norm": self.norm, "samples": self.samples}
-            found = attack(
-                self.model, self.x[left], self.y[left], "pgd", eps=self.audited.eps, seed=self.seed,
-                gradients_from=source, loss="margin", steps=steps, **settings,
-            )  # fmt: skip
-            mask = torch.zeros_like(self.by_stand_in)
-            mask[left] = found.success
-            self.by_stand_in = self.by_stand_in | mask
-            broken[label] = int(found.success.sum())
+            found = self._with_gradients_of(source, left, loss=loss, steps=count, transfer=moved)
+            self.by_stand_in[left] |= found.success
+            broken[label] += int(found.success.sum())
         best = max(broken, key=lambda label: broken[label])
         extra = self.by_stand_in & ~self.by_gradient
         check = self.judge(name, f"with {best} among {len(broken)}", extra, "model")
         return replace(
             check,
             evidence=f"PGD with gradients from elsewhere (best: {best}) leaves "
-            f"{(~self.by_stand_in).sum().item() / len(self.audited):.1%} accuracy; it breaks "
-            f"{int(extra.sum())} samples that the model's own gradient does not",
+            f"{(~self.by_stand_in & ~self.by_gradient).sum().item() / len(self.audited):.1%} accuracy; it "
+            f"breaks {int(extra.sum())} samples that the model's own gradient did not",
         )
+
+    def _inner_networks(self) -> list[nn.Module]:
+        """Return up to three inner networks that attacks can run on."""
+        with undisturbed(self.model):
+            found = inner_networks(self.model, self.x[:1].to(device_of(self.model)))
+        classes = predict(self.model, self.x[:1]).shape[1]
+        return [network for network in found if is_source(network, self.x, classes)][:3]
+
+    def _with_gradients_of(
+        self, source: nn.Module, left: Tensor, *, loss: str, steps: int, transfer: bool
+    ) -> AttackResult:
+        """Attack survivors along the gradient of `source`; the model judges every step, or the last one."""
+        settings: dict[str, Any] = {"norm": self.norm, "samples": self.samples, "loss": loss, "steps": steps}
+        settings |= {"eps": self.audited.eps, "seed": self.seed}
+        x, y = self.x[left], self.y[left]
+        if transfer:
+            return transfer_attack(self.model, source, x, y, "pgd", **settings)
+        return attack(self.model, x, y, "pgd", gradients_from=source, **settings)
 
     def strength(self) -> Check:
         """All attacks together break no more than the audited one."""
         check = self.judge("strongest attack", "all attacks together", self.missed, "attack")
         best = max(self.strongest, key=lambda call: self.strongest[call], default="")
-        if check.verdict == "fail" and best:
+        if check.verdict == "fail" and best and self.strongest[best]:
             evidence = f"{check.evidence}; the strongest single one is attack({best})"
             check = replace(check, evidence=evidence)
         bound = upper_bound(int(self.missed.sum()), len(self.audited))
@@ -412,7 +458,7 @@ class _Panel:
     def random(self) -> Check:
         """No random point breaks what the attack did not."""
         found = [self.breaks(method, draws=20) for method in ("noise", "random_direction")]
-        self.drawn += [result.adversarial for result in found if result is not None]
+        self.drawn += [each.points for each in found]
         return self.compare("random points", "20 noise and 20 direction draws", found)
 
     def surface(self) -> Check:
@@ -421,22 +467,24 @@ class _Panel:
         Measured by the margin, in units of the range of the image's logits: it is what every attack raises
         in the end, whatever its own loss, and it does not know the scale of the logits.
         """
-        if not len(self.rows):
-            return Check("loss surface", "pass", "no sample survived the audited attack", {})
-        logits = predict(self.model, self.x)
+        left = self.left
+        if not len(left):
+            return Check("loss surface", "pass", "no sample is left", {})
+        x, y = self.x[left], self.y[left]
+        logits = predict(self.model, x)
         unit = (logits.amax(1) - logits.amin(1)).clamp_min(torch.finfo(logits.dtype).tiny)
 
         def highest(points: list[Tensor]) -> Tensor:
-            return torch.stack([margin(predict(self.model, each), self.y) / unit for each in points]).amax(0)
+            return torch.stack([margin(predict(self.model, each[left]), y) / unit for each in points]).amax(0)
 
-        start, chance, climbed = margin(logits, self.y) / unit, highest(self.drawn), highest(self.climbed)
+        start, chance, climbed = margin(logits, y) / unit, highest(self.drawn), highest(self.climbed)
         above = (chance > climbed + _TIE).double().mean().item()
         moved = (chance - start).abs().maximum((climbed - start).abs())
         flat = (moved <= _TIE).double().mean().item()
         worst = max(int((chance > climbed + _TIE).sum()), int((moved <= _TIE).sum()))
-        verdict = exceeds(worst, len(self.rows), FAULTY)
+        verdict = exceeds(worst, len(left), FAULTY)
         evidence = (
-            f"of {len(self.rows)} surviving samples, a random direction raises the margin further than "
+            f"of {len(left)} surviving samples, a random direction raises the margin further than "
             f"{self.audited.method} and PGD on rescaled logits do for {above:.1%}, and nothing moves it for "
             f"{flat:.1%}"
         )
@@ -472,7 +520,7 @@ class _Panel:
         """Losses that the scale of the logits cannot hide from break no more."""
         steps = self.budget.steps
         found = [self.breaks("pgd", loss=loss, steps=steps) for loss in ("scaled_ce", "margin")]
-        self.climbed += [result.adversarial for result in found if result is not None]
+        self.climbed += [each.points for each in found]
         return self.compare("rescaled logits", "PGD on rescaled logits and on the margin", found)
 
     def reference(self, classes: int) -> list[Check]:
@@ -489,12 +537,12 @@ class _Panel:
             self.compare("AutoAttack", "APGD, FAB-T and Square", strong),
         ]
 
-    def blind(self, name: str, who: str, found: list[AttackResult | None]) -> Check:
+    def blind(self, name: str, who: str, found: list[Tried]) -> Check:
         """Attacks that see no gradient break no more than all that see it; else the model misleads."""
         check = self.compare(name, who, found)
         if not len(self.rows):
             return check
-        broken = torch.stack([result.success for result in found if result is not None]).any(0)
+        broken = torch.stack([each.success for each in found]).any(0)
         beyond = self.judge(name, f"{who}, beyond all gradient attacks", broken & ~self.by_gradient, "model")
         return beyond if beyond.verdict == "fail" else check
 
@@ -502,14 +550,14 @@ class _Panel:
         """Points found on other models break no more."""
         if not self.surrogates:
             return Check("transfer", "skipped", "no surrogate model was given", {})
-        found: list[AttackResult | None] = []
-        for source in self.surrogates.values() if len(self.rows) else ():
-            settings: dict[str, Any] = {"norm": self.norm, "samples": self.samples}
-            moved = transfer_attack(
-                self.model, source, self.x, self.y, eps=self.audited.eps, seed=self.seed, **settings
-            )
-            self.without_gradient = self.without_gradient | moved.success
-            found.append(moved)
+        found: list[Tried] = []
+        for source in self.surrogates.values():
+            success, left = torch.zeros_like(self.by_stand_in), self.left
+            if len(left):
+                moved = self._with_gradients_of(source, left, loss="ce", steps=40, transfer=True)
+                success[left] = moved.success
+            self.without_gradient = self.without_gradient | success
+            found.append(Tried(success, self.x))
         return self.blind("transfer", f"PGD on {', '.join(map(str, self.surrogates))}", found)
 
 

@@ -31,7 +31,7 @@ class EadSettings(AttackSettings):
     search_steps: int = Field(default=6, ge=1)
     constant: float = Field(default=1.0, gt=0.0)
     learning_rate: float = Field(default=0.02, gt=0.0)
-    beta: float = Field(default=0.5, gt=0.0)
+    beta: float = Field(default=2.0, gt=0.0)
     confidence: float = Field(default=0.0, ge=0.0)
 
 

@@ -156,7 +156,21 @@ _NORMS: dict[Norm, Literal["Linf", "L2", "L1"]] = {"linf": "Linf", "l2": "L2", "
 
 
 class _SharedDraws(SquareAttack):
-    """Square whose sign draws are one row for all samples: none depends on who else is in the batch."""
+    """Square whose sign draws are one row for all samples: none depends on who else is in the batch.
+
+    Where the label's logit ties with another one, the predicted class decides whether the margin counts as
+    broken: the library calls it broken, and fails with an error if that is so for all samples at the start.
+    Logits that are not finite count as right, at a loss that any other point improves on.
+    """
+
+    def margin_and_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        margin, loss = super().margin_and_loss(x, y)
+        tied = margin == 0
+        if tied.any():
+            held = self.predict(x[tied]).argmax(1) == y[tied]
+            margin[tied] = torch.where(held, 1.0, -1.0) * torch.finfo(margin.dtype).tiny
+        lost = ~(margin.isfinite() & loss.isfinite())
+        return margin.masked_fill(lost, 1.0), loss.masked_fill(lost, 1e6)
 
     def random_choice(self, shape: list[int]) -> Tensor:
         row = [1, *shape[1:]] if len(shape) == 4 else shape

@@ -24,7 +24,7 @@ class SlopeCheck:
     ----------
     error : Tensor
         ‖measured − predicted‖ / max(‖measured‖, ‖predicted‖) over the directions, at the better of the two
-        widths of `FINE`; 0 where both are below the resolution of float32.
+        widths of `FINE`; 0 where both are below the resolution of the logits.
     agreement : Tensor
         Cosine between measured and predicted changes at the width of the ball.
     zero : Tensor of bool
@@ -33,6 +33,8 @@ class SlopeCheck:
         The logits are finite.
     changed : Tensor of bool
         The logits differ when gradients are recorded, under the same random draws.
+    coarse : Tensor of bool
+        The logits have the few digits of bfloat16 or float16, in which small differences cannot be seen.
     """
 
     error: Tensor
@@ -40,6 +42,7 @@ class SlopeCheck:
     zero: Tensor
     finite: Tensor
     changed: Tensor
+    coarse: Tensor
 
 
 def check_slope(model: nn.Module, points: Tensor, y: Tensor, *, width: float, seed: int = 0) -> SlopeCheck:
@@ -93,7 +96,8 @@ def _check(model: nn.Module, points: Tensor, y: Tensor, width: float, seed: int)
         return torch.stack(columns, 1).nan_to_num(0, 0, 0)
 
     predicted = predicted.cpu().double()
-    resolution = 16 * torch.finfo(plain.dtype).eps * plain.abs().nan_to_num().amax(1).cpu().double()
+    unit = _unit(plain)
+    resolution = 16 * unit * plain.abs().nan_to_num().amax(1).cpu().double()
     errors = []
     for h in FINE:
         seen = measured(h)
@@ -110,7 +114,20 @@ def _check(model: nn.Module, points: Tensor, y: Tensor, width: float, seed: int)
         ~(slope.abs().flatten(1).amax(1) > 0),
         plain.isfinite().all(1),
         changed,
+        torch.full((len(points),), unit > torch.finfo(plain.dtype).eps),
     )
+
+
+def _unit(logits: Tensor) -> float:
+    """Relative spacing of the numbers that the logits hold: that of the smallest type which represents them.
+
+    >>> _unit(torch.tensor([[1.0, 3.0]])) == torch.finfo(torch.bfloat16).eps
+    True
+    """
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(logits.to(dtype).to(logits.dtype), logits):
+            return torch.finfo(dtype).eps
+    return torch.finfo(logits.dtype).eps
 
 
 def _directions(shape: torch.Size, seed: int) -> Tensor:

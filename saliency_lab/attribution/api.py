@@ -174,7 +174,7 @@ def _facts(forwards: Passes, gradients: Passes) -> dict[str, Any]:
 
 
 def _class_names(model: nn.Module, aim: Target) -> tuple[str, ...]:
-    """What each map explains, by the class names of the model's card; empty if it has none."""
+    """Return what each map explains, by the class names of the model's card; empty if it has none."""
     card = card_of(model)
     names = () if card is None else card.classes or ()
     if aim.highest >= len(names):
@@ -266,7 +266,7 @@ def _chunks(
     aim: Target,
     originals: Originals | None = None,
 ) -> Iterator[tuple[slice, Explained]]:
-    """What the method finds for the images of the passes, chunk by chunk."""
+    """Yield what the method finds for the images of the passes, chunk by chunk."""
     model, x = forwards.model, forwards.x
     device, dtype = device_of(model), dtype_of(model)
     precise = torch.promote_types(dtype, torch.float32)  # keys do not depend on the model's type

@@ -141,7 +141,7 @@ class _Watch(AttentionRule):
 
 
 def _mixes(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> bool:
-    """Whether a convolution or pooling looks at more than one position at a time."""
+    """Return whether a convolution or pooling looks at more than one position at a time."""
     if func in MAX_POOL | AVERAGE_POOL:
         return output.shape != args[0].shape and output.ndim > 2
     weight = args[1] if len(args) > 1 else kwargs["weight"]
@@ -149,12 +149,12 @@ def _mixes(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Te
 
 
 def _refusal(name: str, cause: str) -> InputError:
-    """The error that names the method, the cause, and what works instead."""
+    """Return the error that names the method, the cause, and what works instead."""
     return InputError(f"{name} {cause}; use 'integrated_gradients', 'saliency' or 'rise' on this network")
 
 
 def _watched(name: str, model: nn.Module, points: Tensor) -> tuple[list[_Attention], Tensor]:
-    """Attentions of a run on `points`, and the logits, with their graph.
+    """Return attentions of a run on `points`, and the logits, with their graph.
 
     Raises
     ------
@@ -211,7 +211,7 @@ def _heads(weights: Tensor, count: int) -> Tensor:
 
 
 def _reached(outputs: Tensor, at: Tensor, start: Tensor) -> Tensor:
-    """Which entries of `at` the entries of `outputs` depend on in which `start` is NaN.
+    """Return which entries of `at` the entries of `outputs` depend on in which `start` is NaN.
 
     NaN · 0 is NaN, so this is dependence by the structure of the network, whatever its weights are.
     """
@@ -220,7 +220,7 @@ def _reached(outputs: Tensor, at: Tensor, start: Tensor) -> Tensor:
 
 
 def _tokens(reached: Tensor, dim: int) -> Tensor:
-    """Which tokens (T,) have any entry that is true."""
+    """Return which tokens (T,) have any entry that is true."""
     return reached.movedim(dim, 0).flatten(1).any(1)
 
 
@@ -248,7 +248,7 @@ def _check_between(name: str, seen: list[_Attention]) -> None:
 
 
 def _image_tokens(name: str, model: nn.Module, image: Tensor) -> Tensor:
-    """Which tokens (T,) depend on the image: all but class, distillation and register tokens.
+    """Return which tokens (T,) depend on the image: all but class, distillation and register tokens.
 
     The score of a token for itself in the first attention is compared between three images, of which the
     second differs from the first in one quarter, and the third in the rest.
@@ -309,7 +309,7 @@ def _count_prefix(name: str, model: nn.Module, image: Tensor, given: int | None)
 def _on_image(
     name: str, batch: Batch, flow: Tensor, seen: list[_Attention], logits: Tensor, settings: RelevanceSettings
 ) -> Tensor:
-    """Mean over the tokens that the head reads of their rows of `flow` (n, T, T), on the grid of patches."""
+    """Average the rows of `flow` (n, T, T) of the tokens that the head reads, on the grid of patches."""
     last = seen[-1].output
     assert last is not None and settings.prefix_tokens is not None
     read = _tokens(_reached(logits, last, torch.full_like(logits, torch.nan)), seen[-1].token_dim)
@@ -342,7 +342,7 @@ class RolloutSettings(RelevanceSettings):
 
 
 def _resolve(name: str) -> Resolve:
-    """The function that fills in the number of prefix tokens, for the method `name`."""
+    """Return the function that fills in the number of prefix tokens, for the method `name`."""
 
     def resolve(model: nn.Module, image: Tensor, settings: Any) -> Any:
         prefix = _count_prefix(name, model, image, settings.prefix_tokens)

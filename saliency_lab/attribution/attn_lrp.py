@@ -102,7 +102,7 @@ class _AttentionPropagation(AttentionRule, Propagation):
         return super().call(func, args, kwargs)
 
     def _product(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A product of two activations; refused where they are not two plain arguments."""
+        """Compute a product of two activations; it is refused where they are not two plain arguments."""
         places = [place for place, each in enumerate(args) if isinstance(each, Tensor) and each.requires_grad]
         if len(places) != 2:
             return Propagation.call(self, func, args, kwargs)
@@ -117,7 +117,7 @@ class _AttentionPropagation(AttentionRule, Propagation):
         return deliver(product, func, args, kwargs) if func in PRODUCTS else product
 
     def _add_constant(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], a: Tensor) -> Tensor:
-        """Sum of an activation and a constant, which takes its part as a bias does."""
+        """Add a constant to an activation; it takes its part as a bias does."""
         exact = a.clone()  # `a` may be changed in place
 
         def total(part: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class _AttentionPropagation(AttentionRule, Propagation):
         return deliver(self.share(exact, total), func, args, kwargs)
 
     def _normalise(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """A normalisation by the ε rule, with what it divides by taken as a constant."""
+        """Compute a normalisation by the ε rule, with what it divides by taken as a constant."""
         freeze = next(freeze for functions, freeze in FROZEN.items() if func in functions)
         with torch.no_grad():
             op = freeze(args[0].detach(), *args[1:], **kwargs)

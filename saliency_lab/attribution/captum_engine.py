@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,10 +14,22 @@ import captum.attr as ca
 import torch
 from captum._utils.models.linear_model import SkLearnLasso
 from captum.attr._utils.attribution import Attribution, InternalAttribution
+from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, GammaRule
 from pydantic import create_model
 from torch import Tensor, nn
+from torch.overrides import resolve_name
 
-from saliency_lab._common.calls import check_visible
+from saliency_lab._common.calls import (
+    SHAPES,
+    Call,
+    Rule,
+    calls,
+    check_visible,
+    depending,
+    describe_module,
+    track_modules,
+)
+from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.registry import Extension
 from saliency_lab._common.seeding import preserved_rng
@@ -38,6 +53,7 @@ _RANDOM = (
     ca.ShapleyValueSampling,
     ca.NoiseTunnel,
 )
+_BATCH_NORM = calls("batch_norm")
 _ACROSS_IMAGES = (ca.FeaturePermutation, ca.LayerFeaturePermutation)
 _BATCH_OF_BASELINES = (
     ca.GradientShap,
@@ -341,6 +357,126 @@ def _noise(statistic: str) -> Callable[[Batch, Any], Tensor]:
     return compute
 
 
+# --- layer-wise relevance propagation ----------------------------------------------------------------
+
+_RELAYED = nn.Flatten | nn.Unflatten | nn.Identity
+"""Modules that move values, for which Captum has no rule of its own; its ε rule moves relevance back."""
+_NEXT_TO_NOTHING = 1e-30
+_LRP_LAYERS = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_LRP_MODULES = (*_LRP_LAYERS, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU, nn.Tanh, nn.Dropout)
+
+
+class _ModuleCalls(Rule):
+    """Notes the modules in which operations on the image run, in the order of the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[tuple[str, nn.Module]] = []
+        self.found: list[tuple[str, nn.Module, Call]] = []
+
+    def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = func(*args, **kwargs)
+        if depending(args, kwargs) and depending(output):
+            self.found.append((*self.running[-1], func))
+        return output
+
+
+def _lrp(batch: Batch, settings: Any) -> Tensor:
+    """Compute Captum's LRP, where its rules are those of `settings` on this network."""
+    if settings.rules:
+        raise InputError("engine='captum' has the presets of lrp, not rules by module; use engine='fast'")
+    if settings.preset not in _LRP_RULES:
+        raise InputError(
+            f"Captum's LRP does not have the rules of preset='{settings.preset}'; engine='captum' is for "
+            f"{', '.join(_LRP_RULES)}"
+        )
+    convolution, linear = (make(settings) for make in _LRP_RULES[settings.preset])
+    convolution.STABILITY_FACTOR = linear.STABILITY_FACTOR = settings.epsilon
+    model = copy_model(batch.model)
+    _check_lrp_modules(model, batch.x[:1])
+    _check_lrp_rules(model, batch.x, settings, convolution, linear)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.rule = copy(convolution)
+        elif isinstance(module, nn.Linear):
+            module.rule = copy(linear)
+        elif isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d):
+            module.rule = EpsilonRule(settings.epsilon)
+        elif isinstance(module, nn.MaxPool2d | _RELAYED):  # they divide by what they multiply with
+            module.rule = EpsilonRule(_NEXT_TO_NOTHING)
+    with torch.enable_grad():
+        return _call(ca.LRP(model), replace(batch, model=model))
+
+
+def _positive(settings: Any) -> Any:
+    return Alpha1_Beta0_Rule(set_bias_to_zero=settings.preset == "excitation_backprop")
+
+
+_LRP_RULES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "epsilon": (lambda s: EpsilonRule(s.epsilon), lambda s: EpsilonRule(s.epsilon)),
+    "gamma": (lambda s: GammaRule(s.gamma), lambda s: EpsilonRule(s.epsilon)),
+    "epsilon_plus": (_positive, lambda s: EpsilonRule(s.epsilon)),
+    "alpha1_beta0": (_positive, _positive),
+    "excitation_backprop": (_positive, _positive),
+}
+"""Captum's rules for convolutions and for linear layers, by preset."""
+
+
+def _check_lrp_modules(model: nn.Module, image: Tensor) -> None:
+    """Refuse networks of which Captum's hooks do not see every operation, or give it another rule."""
+    watch = _ModuleCalls()
+    with torch.enable_grad(), track_modules(model, watch.running):
+        point = image.clone().requires_grad_(True) * 1.0  # no leaf: a model may change it in place
+        with watch:
+            model(point)
+    for name, module, func in watch.found:
+        if not isinstance(module, _LRP_MODULES) and func not in SHAPES:
+            where = describe_module([(name, module)])
+            reason = (
+                "has a rule of its own for batch normalisation, which is merged with the layer before it here"
+                if func in _BATCH_NORM
+                else f"does not see or has no rule for {resolve_name(func)}, which is called in {where}"
+            )
+            raise InputError(f"Captum's LRP {reason}; use engine='fast'")
+    names = [name for name, module, _ in watch.found if isinstance(module, _LRP_LAYERS)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(
+            f"Captum's LRP takes each layer once, and '{twice[0]}' runs again; use engine='fast'"
+        )
+
+
+def _check_lrp_rules(model: nn.Module, x: Tensor, settings: Any, convolution: Any, linear: Any) -> None:
+    """Refuse layers for which Captum's γ and α1β0 rules are others than those here."""
+    signed: list[str] = []
+
+    def look(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if bool((inputs[0] < 0).any()):
+            signed.append(name)
+
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+        and not isinstance(convolution if isinstance(module, nn.Conv2d) else linear, EpsilonRule)
+    }
+    handles = [module.register_forward_pre_hook(partial(look, name)) for name, module in layers.items()]
+    with torch.no_grad():
+        model(x.clone())
+    for handle in handles:
+        handle.remove()
+    if signed:
+        raise InputError(
+            f"Captum's rules of preset='{settings.preset}' are for layers with non-negative inputs, and "
+            f"'{signed[0]}' has negative ones; use engine='fast'"
+        )
+    for name, module in layers.items():
+        if settings.preset != "excitation_backprop" and module.bias is not None and bool(module.bias.any()):
+            raise InputError(
+                f"Captum's rules of preset='{settings.preset}' keep biases as they are, and here they are "
+                f"treated as weights, so that maps differ ('{name}' has a bias); use engine='fast'"
+            )
+
+
 CAPTUM |= {
     "saliency": _plain(ca.Saliency, abs=False),
     "input_x_gradient": _plain(ca.InputXGradient),
@@ -353,6 +489,7 @@ CAPTUM |= {
     "deconvolution": _plain(ca.Deconvolution),
     "deep_lift": _deep_lift,
     "deep_lift_shap": _deep_lift_shap,
+    "lrp": _lrp,
     "grad_cam": _layer_grad_cam,
     "guided_grad_cam": _guided_grad_cam,
     "layer_conductance": _conductance,

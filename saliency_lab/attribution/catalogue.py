@@ -105,7 +105,7 @@ class PerImage:
     ndim: int
 
     def holds(self, value: object) -> bool:
-        """Whether `value` is such a tensor."""
+        """Return whether `value` is such a tensor."""
         return isinstance(value, Tensor) and value.ndim == self.ndim and len(value) > 1
 
 

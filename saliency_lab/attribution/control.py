@@ -14,13 +14,13 @@ from saliency_lab.attribution.catalogue import Explained, method
 
 @method("random", family="control", passes="none", reference="control")
 def random(batch: Batch, settings: Settings) -> Explained:
-    """Standard normal noise, drawn by seed and image."""
+    """Return standard normal noise, drawn by seed and image."""
     return sample_normal(sample_seeds(batch.exact, batch.seed, "random map"), batch.x.shape[1:]), None
 
 
 @method("edges", family="control", passes="none", reference="Adebayo et al., NeurIPS 2018")
 def edges(batch: Batch, settings: Settings) -> Explained:
-    """Sobel's edge strength of each channel, as scikit-image computes it; ≥ 0."""
+    """Return Sobel's edge strength of each channel, as scikit-image computes it; ≥ 0."""
     images = batch.exact.float().cpu().numpy()
     found = np.stack([[sobel(channel) for channel in image] for image in images])
     return torch.from_numpy(found), None
@@ -28,11 +28,11 @@ def edges(batch: Batch, settings: Settings) -> Explained:
 
 @method("input", family="control", passes="none", reference="control")
 def image(batch: Batch, settings: Settings) -> Explained:
-    """The image itself."""
+    """Return the image itself."""
     return batch.exact, None
 
 
 @method("constant", family="control", passes="none", reference="control")
 def constant(batch: Batch, settings: Settings) -> Explained:
-    """One everywhere: every pixel is as important as any other."""
+    """Return 1 everywhere: every pixel is as important as any other."""
     return torch.ones_like(batch.x), None

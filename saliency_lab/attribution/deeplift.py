@@ -56,7 +56,7 @@ RECORDED = ONE_TO_ONE | MAX_POOL | EXPONENTIAL
 
 
 def covers(func: Call, args: tuple[Any, ...], inputs: list[Tensor]) -> bool:
-    """Whether the multipliers pass this call: it is linear in `inputs`, or there is a rule for it."""
+    """Return whether the multipliers pass this call: it is linear in `inputs`, or there is a rule for it."""
     if func in ONE_TO_ONE or func in DIVISIONS or func in EXPONENTIAL:
         return len(inputs) == 1 and inputs[0] is args[0]
     return func in LINEAR or func in MAX_POOL or (func in BY_CONSTANT and len(inputs) == 1)
@@ -183,7 +183,7 @@ class _Replay(Rule):
     def _exponential(
         self, func: Call, x: Tensor, other: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
-        """Softmax, its logarithm or log Σ exp, as exp, sum, logarithm and difference one after the other."""
+        """Compute softmax, its logarithm or log Σ exp as exp, sum, logarithm and difference in turn."""
         dim = softmax_dim((x, *args), kwargs)
         with torch.no_grad():
             output = func(x.detach(), *args, **kwargs)
@@ -233,14 +233,14 @@ def _softmax_ratio(x: Tensor, other: Tensor, dim: int) -> Tensor:
 
 
 def _derivative(func: Call, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Derivative of an elementwise function at `x`."""
+    """Return the derivative of an elementwise function at `x`."""
     with torch.enable_grad():
         point = x.clone().requires_grad_(True)
         return torch.autograd.grad(func(point, *args, **kwargs).sum(), point)[0]
 
 
 def _out_of_place(func: Call) -> Call:
-    """The same function without the trailing underscore."""
+    """Return the same function without the trailing underscore."""
     name = func.__name__
     if not name.endswith("_") or name.endswith("__"):
         return func

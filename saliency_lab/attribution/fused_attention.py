@@ -56,7 +56,7 @@ def _scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """What torch documents for `torch.nn.functional.scaled_dot_product_attention`."""
+    """Compute what torch documents for `torch.nn.functional.scaled_dot_product_attention`."""
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = (each.repeat_interleave(groups, -3) for each in (key, value))
@@ -67,7 +67,7 @@ def _scaled_dot_product_attention(
 
 
 def _additive(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask as numbers to add to the scores; where a boolean mask is true, the key is hidden."""
+    """Return a mask as numbers to add to the scores; where a boolean mask is true, the key is hidden."""
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)
@@ -100,7 +100,7 @@ def _multi_head_attention_forward(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """What torch documents for `torch.nn.functional.multi_head_attention_forward`; (L, N, E) or (L, E)."""
+    """Compute what torch documents for `torch.nn.functional.multi_head_attention_forward`."""
     batched = query.ndim == 3
     if not batched:
         query, key, value = (each.unsqueeze(1) for each in (query, key, value))

@@ -33,7 +33,7 @@ def saliency(batch: Batch, settings: Settings) -> Explained:
     reference="Shrikumar et al., arXiv:1605.01713, 2016",
 )
 def input_x_gradient(batch: Batch, settings: Settings) -> Explained:
-    """The gradient times the image, x · ∂f/∂x."""
+    """Return the gradient times the image, x · ∂f/∂x."""
     return batch.x * batch.gradient(batch.x)[0], None
 
 
@@ -41,7 +41,7 @@ Quadrature = Literal["gauss_legendre", "trapezoid", "middle", "left", "right"]
 
 
 def quadrature(rule: Quadrature, steps: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1], float64, (steps,) each; the weights sum to 1."""
+    """Return nodes and weights on [0, 1], float64, (steps,) each; the weights sum to 1."""
     if rule == "gauss_legendre":
         roots, lengths = np.polynomial.legendre.leggauss(steps)
         return torch.from_numpy((roots + 1) / 2), torch.from_numpy(lengths / 2)

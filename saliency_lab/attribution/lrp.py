@@ -115,7 +115,7 @@ class Portion:
 
 
 def _signed(x: Tensor, positive: Tensor, negative: Tensor) -> Terms:
-    """Terms that weigh the positive inputs by `positive` and the negative inputs by `negative`."""
+    """Return terms that weigh the positive inputs by `positive` and the negative inputs by `negative`."""
     terms = [(x.clamp_min(0), positive)]
     return [*terms, (x.clamp_max(0), negative)] if (x < 0).any() else terms
 
@@ -190,7 +190,7 @@ class _FirstInput(Rule):
 
 
 def input_box(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Lowest and highest input (1, …) of the first layer, for images in [0, 1].
+    """Return the lowest and highest input (1, …) of the first layer, for images in [0, 1].
 
     What precedes the layer, such as a normalisation, is run on a black and on a white image.
     """
@@ -263,7 +263,7 @@ class Propagation(Rule):
         return output
 
     def split(self, a: Tensor, b: Tensor) -> Tensor:
-        """A + b, each of which gets relevance by its part of the sum."""
+        """Return a + b, each of which gets relevance by its part of the sum."""
         total: Tensor = _Split.apply(a, b, self.epsilon)
         return total
 
@@ -278,7 +278,7 @@ class Propagation(Rule):
     def _parametric(
         self, func: Call, a: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """A convolution or a linear layer, by the rule for it."""
+        """Compute a convolution or a linear layer by the rule for it."""
         output = func(a.detach(), weight, bias, *args, **kwargs)
         rule = self._rule(func in CONVOLUTION)
         op = lambda part, w: func(part, w, None, *args, **kwargs)  # noqa: E731
@@ -288,7 +288,7 @@ class Propagation(Rule):
         return shared
 
     def _matrix_product(self, func: Call, left: Tensor, right: Tensor) -> Tensor:
-        """The product of an activation and constant weights: a linear layer written by hand."""
+        """Compute the product of an activation and constant weights: a linear layer written by hand."""
         a, weight = (left, right) if left.requires_grad else (right, left)
         op = func if a is left else lambda part, w: func(w, part)
         with torch.no_grad():
@@ -296,7 +296,7 @@ class Propagation(Rule):
         return self._by_rule(a, a.detach().clone(), output, weight, None, op, self._rule(False))
 
     def _rule(self, convolution: bool) -> LayerRule:
-        """The rule for the call that is made now: the innermost module's, or that of the composite."""
+        """Return the rule for the call that is made now: the innermost module's, or that of the composite."""
         first, self.first = self.first, False
         for name, _ in reversed(self.running):
             if name in self.rules:
@@ -322,7 +322,7 @@ class Propagation(Rule):
         op: Operation,
         rule: LayerRule,
     ) -> Tensor:
-        """`output`, handing relevance back to `a` by `rule`; `x` is a copy of `a` that nothing changes."""
+        """Return `output`, which hands relevance back to `a` by `rule`; `x` is an unchanging copy of `a`."""
         b: Any = 0.0 if bias is None else bias.reshape(-1, *[1] * (weight.ndim - 2))
         signs = output.sign() if rule == "gamma" else None  # the model may change the output in place
         box = self._bounds(x) if rule == "box" else None
@@ -368,7 +368,7 @@ class Propagation(Rule):
         ]
 
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The box of the first layer's input `x`, one for each of its rows."""
+        """Return the box of the first layer's input `x`, one for each of its rows."""
         assert self.box is not None
         low, high = self.box
         slack = 1e-4 * (high - low).abs().max()

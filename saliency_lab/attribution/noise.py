@@ -41,7 +41,7 @@ def resolve_base(model: nn.Module, image: Tensor, settings: NoiseSettings) -> No
 
 
 def _moments(batch: Batch, settings: NoiseSettings) -> tuple[Tensor, Tensor]:
-    """Mean and (population) variance of the base method's maps, by Welford's updates."""
+    """Return the mean and (population) variance of the base method's maps, by Welford's updates."""
     base = METHODS[settings.base]
     if base.family == "noise":
         raise InputError(f"a noise tunnel cannot have the noise tunnel '{settings.base}' as its base")
@@ -72,7 +72,7 @@ def _moments(batch: Batch, settings: NoiseSettings) -> tuple[Tensor, Tensor]:
     resolve=resolve_base,
 )
 def smoothgrad(batch: Batch, settings: NoiseSettings) -> Explained:
-    """Mean of the base method's maps at x + 𝒩(0, stdev²)."""
+    """Return the mean of the base method's maps at x + 𝒩(0, stdev²)."""
     return _moments(batch, settings)[0], None
 
 
@@ -85,7 +85,7 @@ def smoothgrad(batch: Batch, settings: NoiseSettings) -> Explained:
     resolve=resolve_base,
 )
 def smoothgrad_sq(batch: Batch, settings: NoiseSettings) -> Explained:
-    """Mean of the squares of the base method's maps at x + 𝒩(0, stdev²)."""
+    """Return the mean of the squares of the base method's maps at x + 𝒩(0, stdev²)."""
     mean, variance = _moments(batch, settings)
     return mean**2 + variance, None
 
@@ -99,5 +99,5 @@ def smoothgrad_sq(batch: Batch, settings: NoiseSettings) -> Explained:
     resolve=resolve_base,
 )
 def vargrad(batch: Batch, settings: NoiseSettings) -> Explained:
-    """Variance of the base method's maps at x + 𝒩(0, stdev²)."""
+    """Return the variance of the base method's maps at x + 𝒩(0, stdev²)."""
     return _moments(batch, settings)[1], None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from pydantic import Field
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import find_objects, gaussian_filter
+from scipy.sparse import csr_array
 from skimage.morphology import dilation, disk
 from skimage.segmentation import felzenszwalb
 from torch import Tensor
@@ -153,35 +154,50 @@ def xrai(batch: Batch, settings: XraiSettings) -> Explained:
 
 
 def regions(image: np.ndarray, scales: list[float]) -> list[np.ndarray]:
-    """Return overlapping regions of an image (C, H, W), each a bool array (H, W)."""
+    """Return overlapping regions of an image (C, H, W), each as the indices of its pixels, ascending."""
     pixels = image.transpose(1, 2, 0)
     side, area = max(pixels.shape[:2]), pixels.shape[0] * pixels.shape[1]
     border, least = round(5 * side / 299), max(2, round(150 * area / 299**2))
     found = []
     for scale in scales:
         labels = felzenszwalb(pixels, scale=scale, sigma=0.8, min_size=least, channel_axis=-1)
-        masks = [labels == label for label in np.unique(labels)]
-        found += [dilation(mask, disk(border)) if border else mask for mask in masks]
+        boxes = find_objects(labels + 1)
+        found += [_grown(labels, label, box, border) for label, box in enumerate(boxes) if box is not None]
     return found
 
 
-def grow_regions(values: np.ndarray, masks: list[np.ndarray], least: float) -> np.ndarray:
+def _grown(labels: np.ndarray, label: int, box: tuple[slice, slice], border: int) -> np.ndarray:
+    """Return the indices of the pixels of a segment within `box`, and of those up to `border` away."""
+    starts = [max(0, each.start - border) for each in box]
+    window = labels[starts[0] : box[0].stop + border, starts[1] : box[1].stop + border] == label
+    rows, columns = np.nonzero(dilation(window, disk(border)) if border else window)
+    indices: np.ndarray = (rows + starts[0]) * labels.shape[1] + columns + starts[1]
+    return indices
+
+
+def grow_regions(values: np.ndarray, found: list[np.ndarray], least: float) -> np.ndarray:
     """Return the mean attribution (H, W) with which each pixel joins; pixels of no region share their mean.
 
+    A region, given by the indices of its pixels, joins if it adds at least `least` of them.
+
     >>> values = np.array([[3.0, 1.0, 0.0, 0.0]])
-    >>> grow_regions(values, [np.array([[True, True, False, False]])], 1)
+    >>> grow_regions(values, [np.array([0, 1])], 1)
     array([[2., 2., 0., 0.]])
     """
-    joined, left = np.zeros_like(values), np.ones(values.shape, dtype=bool)
-    remaining = list(masks)
-    while remaining:
-        remaining = [mask for mask in remaining if (mask & left).sum() >= max(1, least)]
-        if not remaining:
+    flat = values.ravel()
+    ends = np.cumsum([0] + [len(each) for each in found])
+    columns = np.concatenate([*found, np.empty(0, np.intp)])
+    member = csr_array((np.ones(len(columns)), columns, ends), shape=(len(found), flat.size))
+    joined, left = np.zeros(flat.size), np.ones(flat.size)
+    while True:
+        counts = member @ left
+        allowed = counts >= max(1, least)
+        if not allowed.any():
             break
-        gains = [values[mask & left].mean() for mask in remaining]
-        best = remaining.pop(int(np.argmax(gains)))
-        joined[best & left] = max(gains)
-        left &= ~best
+        gains = np.where(allowed, member @ (left * flat) / np.maximum(counts, 1), -np.inf)
+        best = int(np.argmax(gains))
+        joined[found[best][left[found[best]] > 0]] = gains[best]
+        left[found[best]] = 0
     if left.any():
-        joined[left] = values[left].mean()
-    return joined
+        joined[left > 0] = flat[left > 0].mean()
+    return joined.reshape(values.shape)

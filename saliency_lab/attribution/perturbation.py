@@ -63,7 +63,7 @@ class OcclusionSettings(Settings):
     settings=OcclusionSettings,
 )
 def occlusion(batch: Batch, settings: OcclusionSettings) -> Explained:
-    """Fall of the score with a window hidden, mean over the windows that cover the pixel."""
+    """Return the fall of the score with a window hidden, mean over the windows that cover the pixel."""
     base, (height, width) = resolve_baseline(settings.baseline, batch), batch.x.shape[2:]
     window, stride = window_and_stride(settings, batch.x)
     corners = [
@@ -107,7 +107,7 @@ def _square(top: int, left: int, size: int) -> tuple[EllipsisType, slice, slice]
 
 
 def _starts(size: int, window: int, stride: int) -> range:
-    """Where windows begin, so that the last one reaches the edge (and may be cut by it)."""
+    """Return where windows begin, so that the last one reaches the edge (and may be cut by it)."""
     return range(0, max(1, size - window + stride), stride)
 
 
@@ -126,7 +126,7 @@ class SegmentSettings(Settings):
     settings=SegmentSettings,
 )
 def feature_ablation(batch: Batch, settings: SegmentSettings) -> Explained:
-    """Fall of the score with a superpixel hidden; every pixel of it gets that value."""
+    """Return the fall of the score with a superpixel hidden; every pixel of it gets that value."""
     segments, base = find_segments(settings.segments, batch), resolve_baseline(settings.baseline, batch)
     count = int(segments.max()) + 1
     full = batch.score(batch.x)
@@ -152,7 +152,7 @@ class ShapleySettings(SegmentSettings):
     settings=ShapleySettings,
 )
 def shapley_value_sampling(batch: Batch, settings: ShapleySettings) -> Explained:
-    """Mean rise of the score as a superpixel joins those before it; every pixel of it gets that value."""
+    """Return the mean rise of the score as a superpixel joins those before it, at each of its pixels."""
     segments, base = find_segments(settings.segments, batch), resolve_baseline(settings.baseline, batch)
     counts = segments.flatten(1).amax(1) + 1
     most, empty = int(counts.max()), batch.score(base)
@@ -179,7 +179,7 @@ def shapley_value_sampling(batch: Batch, settings: ShapleySettings) -> Explained
 
 
 def _painted(values: Tensor, segments: Tensor, x: Tensor) -> Tensor:
-    """Values (n, K) of superpixels at their pixels, the same in every channel."""
+    """Return values (n, K) of superpixels at their pixels, the same in every channel."""
     flat = values.gather(1, segments.flatten(1)).reshape(segments.shape)
     return flat[:, None].expand_as(x).clone()
 
@@ -198,7 +198,7 @@ class ExactShapleySettings(SegmentSettings):
     settings=ExactShapleySettings,
 )
 def shapley_values(batch: Batch, settings: ExactShapleySettings) -> Explained:
-    """Exact Shapley values of at most 12 superpixels, from all coalitions of them.
+    """Return exact Shapley values of at most 12 superpixels, from all coalitions of them.
 
     Raises
     ------
@@ -254,7 +254,7 @@ class KernelShapSettings(SegmentSettings):
     settings=KernelShapSettings,
 )
 def kernel_shap(batch: Batch, settings: KernelShapSettings) -> Explained:
-    """Shapley values of superpixels by Captum's weighted regression; every pixel of one gets its value."""
+    """Return Shapley values of superpixels by Captum's weighted regression, at each of their pixels."""
     if settings.kernel is None:
         return _by_surrogate(batch, settings, KernelShap), None
     similarity = _weighted_by(settings.kernel)
@@ -304,7 +304,7 @@ class LimeSettings(SegmentSettings):
     settings=LimeSettings,
 )
 def lime(batch: Batch, settings: LimeSettings) -> Explained:
-    """Coefficients of Captum's local lasso over superpixels; every pixel of one gets its superpixel's."""
+    """Return the coefficients of Captum's local lasso over superpixels, at each of their pixels."""
 
     if callable(settings.kernel):
         similarity = _weighted_by(settings.kernel)
@@ -329,7 +329,7 @@ def _by_surrogate(
     settings: KernelShapSettings | LimeSettings,
     explainer: Callable[[Callable[[Tensor], Tensor]], Lime],
 ) -> Tensor:
-    """Captum's surrogate models, image by image: it fits one at a time and draws from global generators."""
+    """Fit Captum's surrogate models image by image, as it draws from global generators."""
     segments, base = find_segments(settings.segments, batch), resolve_baseline(settings.baseline, batch)
     maps = []
     batch.forwards.expect(settings.n * batch.total)
@@ -373,7 +373,7 @@ class RiseSettings(Settings):
     settings=RiseSettings,
 )
 def rise(batch: Batch, settings: RiseSettings) -> Explained:
-    """Mean of random masks weighted by the class's softmax probability under each.
+    """Return the mean of random masks weighted by the class's softmax probability under each.
 
     The masks depend on the seed and the image's size only, so that all images see the same ones.
     Every channel holds the same value.
@@ -391,7 +391,7 @@ def rise(batch: Batch, settings: RiseSettings) -> Explained:
 
 
 def _masks(batch: Batch, settings: RiseSettings, start: int) -> Tensor:
-    """Masks `start` … of one block, (k, H, W) in [0, 1]."""
+    """Return masks `start` … of one block, (k, H, W) in [0, 1]."""
     count = min(_BLOCK, settings.n - start)
     height, width = batch.x.shape[2:]
     source = generator(batch.seed, "rise", start, height, width)

@@ -103,5 +103,5 @@ def deconvolution(batch: Batch, settings: Settings) -> Explained:
 
 
 def guided_gradient(batch: Batch) -> Tensor:
-    """Guided back-propagation's map, for `guided_grad_cam`."""
+    """Return guided back-propagation's map, for `guided_grad_cam`."""
     return rectified_gradient(batch, "guided_grad_cam", guided=True)

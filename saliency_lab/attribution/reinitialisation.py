@@ -34,14 +34,14 @@ def check_randomisable(model: nn.Module) -> None:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module has parameters of its own, be they reparametrised."""
+    """Return whether a module has parameters of its own, be they reparametrised."""
     if isinstance(module, parametrize.ParametrizationList):
         return False  # belongs to the module whose weights it computes
     return parametrize.is_parametrized(module) or any(True for _ in module.parameters(recurse=False))
 
 
 def layers_from_output(model: nn.Module, image: Tensor) -> list[tuple[str, list[tuple[str, nn.Module]]]]:
-    """Layers with parameters, last executed first: a name, and its modules (a layer and its normalisation).
+    """Return layers with parameters, last executed first: a name, and a layer with its normalisation.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def layers_from_output(model: nn.Module, image: Tensor) -> list[tuple[str, list[
 
 
 def outputs_of(model: nn.Module, image: Tensor) -> object:
-    """What the model returns for one image."""
+    """Return what the model returns for one image."""
     with undisturbed(model), torch.no_grad():
         return model(image[:1].detach().to(device_of(model), dtype_of(model), copy=True))
 
@@ -182,14 +182,14 @@ def _draw(module: nn.Module) -> None:
 
 
 def _hooks(module: nn.Module) -> Iterator[WeightNorm | SpectralNorm]:
-    """The older hooks that compute a weight before each forward pass."""
+    """Return the older hooks that compute a weight before each forward pass."""
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm | SpectralNorm):
             yield hook
 
 
 def _without_reparametrisation(module: nn.Module) -> nn.Module:
-    """A copy of the module with ordinary parameters in place of those that are computed."""
+    """Return a copy of the module with ordinary parameters in place of those that are computed."""
     plain = copy_model(module)
     for hook in list(_hooks(plain)):
         remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm

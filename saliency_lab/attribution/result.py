@@ -103,7 +103,7 @@ class Attributions:
         return iter(self.values)
 
     def __getitem__(self, rows: int | slice | list[int] | np.ndarray | Tensor) -> Attributions:
-        """The maps of some of the images; an int gives one image's, still (1, C, H, W).
+        """Return the maps of some of the images; an int gives one image's, still (1, C, H, W).
 
         Settings given one an image, such as a baseline (N, C, H, W), are cut to those images too.
 
@@ -426,7 +426,7 @@ def _fingerprinted(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold; a tensor becomes its shape and fingerprint, another object its repr."""
+    """Return what JSON can hold; a tensor becomes its shape and fingerprint, another object its repr."""
     if isinstance(value, Tensor):
         return f"tensor {tuple(value.shape)} {fingerprint(value)[:12]}"
     if isinstance(value, Mapping):

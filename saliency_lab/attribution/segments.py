@@ -39,7 +39,7 @@ channel, to integers (H, W).
 
 
 def find_segments(spec: int | Tensor | Callable[[np.ndarray], np.ndarray], batch: Batch) -> Tensor:
-    """Superpixels of each image, int64 (n, H, W) on its device, numbered 0 … K − 1 without gaps.
+    """Return superpixels of each image, int64 (n, H, W) on its device, numbered 0 … K − 1 without gaps.
 
     SLIC (Achanta et al., PAMI 2012), see `superpixels`; each image alone, so its own pixels decide.
     """
@@ -78,7 +78,7 @@ _STIFFER = (1, 3, 10, 30, 100)  # times the usual compactness; at the last the s
 
 
 def superpixels(image: np.ndarray, count: int) -> np.ndarray:
-    """About `count` superpixels of an image (C, H, W) of floats: integers (H, W), 0 … K − 1 without gaps.
+    """Return about `count` superpixels of an image (C, H, W): integers (H, W), 0 … K − 1 without gaps.
 
     SLIC as in scikit-image: three channels as RGB, others by their mean. Where noise lets it find fewer than
     half of them, its compactness is raised, up to a hundredfold, until there are as many.

@@ -31,7 +31,7 @@ class GradientShapSettings(Settings):
     settings=GradientShapSettings,
 )
 def gradient_shap(batch: Batch, settings: GradientShapSettings) -> Explained:
-    """Mean of (x − b) · ∂f/∂x(b + α (x − b)), α uniform; sums to f(x) − mean f(b) as n grows."""
+    """Return the mean of (x − b) · ∂f/∂x(b + α (x − b)), α uniform; sums to f(x) − mean f(b) as n grows."""
     baselines = fitting(settings.baselines, batch)
     sources = [torch.Generator().manual_seed(seed) for seed in batch.seeds("expected")]
     size = (len(sources), settings.n)

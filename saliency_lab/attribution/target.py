@@ -47,12 +47,12 @@ class Target:
         return score
 
     def repeat(self, times: int) -> Target:
-        """The same samples `times` over: all of them, then all of them again."""
+        """Return the same samples `times` over: all of them, then all of them again."""
         against = None if self.against is None else self.against.repeat(times)
         return replace(self, classes=self.classes.repeat(times), against=against)
 
     def rows(self, start: int, stop: int, device: torch.device) -> Target:
-        """Samples start … stop − 1, on a device."""
+        """Return samples start … stop − 1, on a device."""
         against = None if self.against is None else self.against[start:stop].to(device)
         return replace(self, classes=self.classes[start:stop].to(device), against=against)
 
@@ -84,7 +84,7 @@ def resolve_target(model: nn.Module, x: Tensor, y: Tensor | None, spec: TargetSp
 
 
 def describe_target(spec: TargetSpec) -> str:
-    """One line for reprs and files.
+    """Return one line for reprs and files.
 
     >>> describe_target(("label", 3))
     'label − class 3'

@@ -354,7 +354,7 @@ def _run(
 
 
 def _explained(given: Any) -> Tensor | None:
-    """The class that each map explains, if the maps state one each."""
+    """Return the class that each map explains, if the maps state one each."""
     return given.classes if isinstance(given, Attributions) and given.classes.ndim == 1 else None
 
 

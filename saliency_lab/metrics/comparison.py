@@ -28,7 +28,7 @@ class Sufficiency(Settings):
 
 
 def _usable(case: MetricInput) -> Tensor:
-    """Whether each map (N,) can be scored."""
+    """Return whether each map (N,) can be scored."""
     return case.maps.flatten(1).any(1).cpu()
 
 
@@ -44,7 +44,7 @@ def _consistency(case: MetricInput) -> MetricOutput:
     usable, predicted = _usable(case), case.probe.predicted
 
     def others(groups: Tensor) -> Tensor:
-        """How many other usable maps are in the group of each."""
+        """Return how many other usable maps are in the group of each."""
         counts = groups[usable].bincount(minlength=int(groups.max()) + 1)
         return (counts[groups] - 1).where(usable, 0)
 

@@ -22,7 +22,7 @@ class Threshold(Settings):
 
 
 def gini(values: Tensor) -> Tensor:
-    """Gini index (N,) of rows (N, K) of non-negative values: 0 if all are equal, 1 − 1/K for a single one.
+    """Return the Gini index (N,) of non-negative rows (N, K): 0 if all are equal, 1 − 1/K for a single one.
 
     >>> gini(torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 2.0]]))
     tensor([0.0000, 0.7500])
@@ -33,7 +33,7 @@ def gini(values: Tensor) -> Tensor:
 
 
 def _unit_maximum(case: MetricInput) -> Tensor:
-    """Magnitudes (N, H·W), each map's largest 1."""
+    """Return magnitudes (N, H·W), each map's largest 1."""
     scores = pixel_scores(case.maps, absolute=True)
     return scores / scores.amax(1, keepdim=True)
 

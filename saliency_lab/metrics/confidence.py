@@ -48,7 +48,7 @@ def masked_images(case: MetricInput) -> Tensor:
 
 
 def _answers(case: MetricInput) -> tuple[Tensor, Tensor]:
-    """Outputs (N,) for the image and for what the map leaves of it; NaN for a map that marks nothing."""
+    """Return outputs (N,) for the image and what the map leaves of it; NaN if the map marks nothing."""
     probe, settings = case.probe, case.settings
     images = masked_images(case)
     before = probe.clean.read(settings.output)[:, 0]

@@ -76,7 +76,7 @@ def predicted_images(x: Tensor, attributions: Mapping[str, Any], jobs: Sequence[
 
 
 def _counts(model: nn.Module, x: Tensor, job: Job) -> tuple[int, int]:
-    """Images predicted and maps made per sample."""
+    """Return images predicted and maps made per sample."""
     forwards = job.metric.forwards(job.settings, x.shape[2] * x.shape[3])
     if job.metric.maps is None:
         return forwards, 0

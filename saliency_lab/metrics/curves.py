@@ -170,7 +170,7 @@ def _patch_ranks(case: MetricInput) -> tuple[Tensor, Tensor]:
 
 
 def _patch_curve(case: MetricInput, limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """The answer (N, K) and the number of patches removed (K,)."""
+    """Return the answer (N, K) and the number of patches removed (K,)."""
     probe, settings = case.probe, case.settings
     ranks, units = _patch_ranks(case)
     count = ranks.shape[1] if limit is None else min(limit, ranks.shape[1])
@@ -219,7 +219,7 @@ def _region_perturbation_quantus(case: MetricInput) -> MetricOutput:
 
 
 def segmentation(probe: Probe, segments: int) -> Tensor:
-    """Superpixel of each pixel, int64 (N, H·W), numbered from 0: those that attribution methods use."""
+    """Return the superpixel of each pixel, int64 (N, H·W), as attribution methods make them."""
 
     def segment() -> Tensor:
         rows = [superpixels(image, segments) for image in probe.images.double().cpu().numpy()]

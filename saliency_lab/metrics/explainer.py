@@ -90,7 +90,7 @@ class Explainer:
         return maps.double().reshape(points.shape)
 
     def _method(self) -> tuple[Any, Mapping[str, Any]]:
-        """The method that made the given maps, and its settings."""
+        """Return the method that made the given maps, and its settings."""
         source = self.source
         if source is None:
             raise InputError(
@@ -118,7 +118,7 @@ class Explainer:
 
 
 def _as_method(explain: Explain) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-    """`explain` as a method of `attribute`: its maps may be one value per pixel, or an array."""
+    """Return `explain` as a method of `attribute`: its maps may be one value per pixel, or an array."""
 
     def explained(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
         return take_maps(explain(model, x, classes), x, of="what explain returns")

@@ -113,7 +113,7 @@ def random_subsets(probe: Probe, runs: int, size: int) -> Tensor:
 
 
 def without(probe: Probe, subsets: Tensor, baseline: Baseline) -> ProbePredictions:
-    """ProbePredictions (N, runs) with each subset (N, runs, size) replaced by the baseline."""
+    """Return ProbePredictions (N, runs) with each subset (N, runs, size) replaced by the baseline."""
     subsets = subsets.to(probe.device)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def without(probe: Probe, subsets: Tensor, baseline: Baseline) -> ProbePredictio
 
 
 def _subset_correlation(case: MetricInput, runs: int, size: int) -> Tensor:
-    """Pearson's r (N,) of sums and drops over random subsets of one size."""
+    """Return Pearson's r (N,) of sums and drops over random subsets of one size."""
     probe, settings = case.probe, case.settings
     subsets = random_subsets(probe, runs, size)
     answers = probe.remember(
@@ -170,7 +170,7 @@ def _sensitivity_n(case: MetricInput) -> MetricOutput:
 
 
 def _groups(case: MetricInput, absolute: bool) -> tuple[Tensor, Tensor]:
-    """The group (N, H·W) that each pixel is in, and the sum of the scores in each (N, K)."""
+    """Return the group (N, H·W) that each pixel is in, and the sum of the scores in each (N, K)."""
     scores = pixel_scores(case.maps, absolute=absolute)
     cut = cuts(case.probe.pixels, case.settings.steps).to(case.probe.home)
     group = torch.bucketize(descending_ranks(scores), cut, right=True) - 1
@@ -200,7 +200,7 @@ def _faithfulness_estimate_quantus(case: MetricInput) -> MetricOutput:
 
 
 def random_fills(probe: Probe, samples: int) -> Tensor:
-    """Uniform images (N, samples, C, H, W), keyed by (seed, image)."""
+    """Return uniform images (N, samples, C, H, W), keyed by (seed, image)."""
     return probe.remember(
         ("fills", samples),
         lambda: sample_uniform(probe.seeds("fills"), (samples, *probe.x.shape[1:])).to(probe.x),
@@ -261,7 +261,7 @@ def _infidelity(case: MetricInput) -> MetricOutput:
 
 
 def without_units(probe: Probe, units: Tensor, baseline: Baseline) -> ProbePredictions:
-    """ProbePredictions (N, U) with each unit of `units` (H·W,) alone replaced by the baseline; remembered."""
+    """Predict (N, U) with each unit of `units` (H·W,) alone replaced by the baseline, and remember it."""
     return probe.remember(
         ("units", fingerprint(units), baseline),
         lambda: _alone(probe, units.expand(len(probe), -1), baseline),
@@ -269,7 +269,7 @@ def without_units(probe: Probe, units: Tensor, baseline: Baseline) -> ProbePredi
 
 
 def _alone(probe: Probe, units: Tensor, baseline: Baseline) -> ProbePredictions:
-    """ProbePredictions (N, U) with each unit of `units` (N, H·W) alone replaced by the baseline.
+    """Return ProbePredictions (N, U) with each unit of `units` (N, H·W) alone replaced by the baseline.
 
     Where that changes nothing (black pixels made black), the answer is the one on the image itself.
     """

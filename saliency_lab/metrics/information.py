@@ -82,12 +82,12 @@ def _check(probe: Probe) -> None:
 
 
 def _eight_bit(probe: Probe) -> np.ndarray:
-    """Images (N, H, W, C), uint8."""
+    """Return images (N, H, W, C), uint8."""
     return (probe.images.double() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _seen(probe: Probe, share: float) -> np.ndarray:
-    """Pixels (N, H, W) that are known in the blurred image, keyed by (seed, image)."""
+    """Return pixels (N, H, W) that are known in the blurred image, keyed by (seed, image)."""
     count = int(share * probe.pixels)
     draws = sample_uniform(probe.seeds("seen pixels"), (probe.pixels,))
     known = torch.zeros(len(probe), probe.pixels, dtype=torch.bool)
@@ -96,7 +96,7 @@ def _seen(probe: Probe, share: float) -> np.ndarray:
 
 
 def shown_counts(pixels: int, thresholds: tuple[float, ...]) -> list[int]:
-    """How many of the pixels are at or above the quantile 1 − t of their scores, for each t; without ties.
+    """Return how many pixels are at or above the quantile 1 − t of their scores, for each t; without ties.
 
     >>> shown_counts(101, (0.05, 0.5))
     [6, 51]
@@ -105,7 +105,7 @@ def shown_counts(pixels: int, thresholds: tuple[float, ...]) -> list[int]:
 
 
 def _ask(probe: Probe, images: np.ndarray) -> ProbePredictions:
-    """ProbePredictions (N, K) on 8-bit images (N, K, H, W, C)."""
+    """Return ProbePredictions (N, K) on 8-bit images (N, K, H, W, C)."""
     variants = torch.as_tensor(images).permute(0, 1, 4, 2, 3)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def _ask(probe: Probe, images: np.ndarray) -> ProbePredictions:
 
 
 def _ends(probe: Probe, share: float) -> tuple[np.ndarray, ProbePredictions]:
-    """File sizes (N, 2) of the blurred and the whole image, and the predictions on them."""
+    """Return file sizes (N, 2) of the blurred and the whole image, and the predictions on them."""
 
     def compute() -> tuple[np.ndarray, ProbePredictions]:
         whole = _eight_bit(probe)
@@ -127,7 +127,7 @@ def _ends(probe: Probe, share: float) -> tuple[np.ndarray, ProbePredictions]:
 
 
 def _shown(case: MetricInput) -> tuple[np.ndarray, ProbePredictions]:
-    """File sizes (N, K) of the images with the map's top pixels shown, and the predictions on them."""
+    """Return file sizes (N, K) of the images with the map's top pixels shown, and the predictions on them."""
     probe, settings = case.probe, case.settings
     key = ("information", fingerprint(case.maps), settings.thresholds, settings.seen, settings.absolute)
     return probe.remember(key, lambda: _compute_shown(case))

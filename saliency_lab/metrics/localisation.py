@@ -51,7 +51,7 @@ class TopK(Masks):
 
 
 def _inside(case: MetricInput) -> Tensor:
-    """The masks as bool (N, H·W).
+    """Return the masks as bool (N, H·W).
 
     Raises
     ------
@@ -76,7 +76,7 @@ def _pointing_game(case: MetricInput) -> Tensor:
 
 
 def _within_reach(case: MetricInput) -> Tensor:
-    """Pixels (N, H·W) at a distance of at most `tolerance` from the mask."""
+    """Return pixels (N, H·W) at a distance of at most `tolerance` from the mask."""
     inside = _inside(case)
     if case.settings.tolerance == 0:
         return inside
@@ -104,7 +104,7 @@ def _positive_mass(case: MetricInput) -> Tensor:
 
 
 def _hits(case: MetricInput, counts: Tensor) -> Tensor:
-    """Share (N,) of the `counts` (N,) highest pixels that lie inside."""
+    """Return the share (N,) of the `counts` (N,) highest pixels that lie inside."""
     top = descending_ranks(_scores(case)) < counts[:, None]
     return (top & _inside(case)).sum(1) / counts
 
@@ -119,7 +119,7 @@ def _top_k(case: MetricInput) -> Tensor:
 
 
 def _auc(case: MetricInput) -> Tensor:
-    """Probability that a pixel inside outranks one outside, ties half (Mann and Whitney)."""
+    """Return the probability that a pixel inside outranks one outside, ties half (Mann and Whitney)."""
     inside = _inside(case)
     ranks = mean_ranks(_scores(case)).to(inside.device)
     hits = inside.sum(1).double()
@@ -145,7 +145,7 @@ def _register(
     *,
     undefined: str = "the mask is empty, or the map has no value to share",
 ) -> None:
-    """A metric of `masks`; no score for an empty mask, or a map without a value to share."""
+    """Return a metric of `masks`; no score for an empty mask, or a map without a value to share."""
 
     def scored(case: MetricInput, run: Callable[[MetricInput], Tensor]) -> MetricOutput:
         defined = _inside(case).any(1)

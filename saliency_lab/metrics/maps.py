@@ -63,7 +63,7 @@ def take_maps(attributions: Any, x: Tensor, *, of: str = "attributions") -> Tens
 
 
 def unusable(maps: Tensor, needs: Needs, *, absolute: bool = False) -> list[str | None]:
-    """Why each map (N, C, H, W), or with `absolute` its magnitudes, cannot be scored; None where they can."""
+    """Return why each map (N, C, H, W), or its magnitudes, cannot be scored; None where it can."""
     flat = maps.flatten(1)
     finite = torch.isfinite(flat).all(1).tolist()
     nonzero = flat.any(1).tolist()
@@ -84,5 +84,5 @@ def unusable(maps: Tensor, needs: Needs, *, absolute: bool = False) -> list[str 
 
 
 def pixel_scores(maps: Tensor, *, absolute: bool) -> Tensor:
-    """A pixel's share (N, H·W): the sum over its channels of the values, or of their magnitudes."""
+    """Return a pixel's share (N, H·W): the sum over its channels of the values, or of their magnitudes."""
     return (maps.abs() if absolute else maps).sum(1).flatten(1)

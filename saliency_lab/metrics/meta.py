@@ -146,7 +146,7 @@ def _p(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def _order(before: np.ndarray, after: np.ndarray, *, minor: bool) -> np.ndarray:
-    """Share of (method, sample) whose rank stays, or whose score worsens; one per metric.
+    """Return the share of (method, sample) whose rank stays, or whose score worsens; one per metric.
 
     Methods are ranked among those that have a score both before and after.
     """
@@ -180,7 +180,7 @@ def _shuffled(attributions: Attributions, x: Tensor, seed: int, draw: int) -> Te
 def _other_model(
     model: nn.Module, x: Tensor, attributions: Mapping[str, Attributions], spread: float, seed: int, draw: int
 ) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The network with each weight multiplied by a normal factor, and its maps."""
+    """Return the network with each weight multiplied by a normal factor, and its maps."""
     network = copy_model(model)
     source = generator(seed, "meta weights", spread, draw)
     with torch.no_grad():

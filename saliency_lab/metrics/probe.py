@@ -56,7 +56,7 @@ class ProbePredictions:
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """`images` in the memory order that convolutions prefer.
+    """Return `images` in the memory order that convolutions prefer.
 
     One channel is in both orders at once; then the strides say which, and nothing is copied.
     """
@@ -72,7 +72,7 @@ def _plain(images: Tensor) -> Tensor:
 
 
 def _is_wide(model: nn.Module) -> bool:
-    """Whether a convolution has more than 128 channels.
+    """Return whether a convolution has more than 128 channels.
 
     On the CPU `channels_last` is up to 1.5 times faster for narrow ones, as fast for wide ones on large maps,
     and up to 1.8 times slower for wide ones on maps of 4×4, in which networks for small images end.
@@ -121,7 +121,7 @@ class Probe:
         return cast(T, self._memory[key])
 
     def seeds(self, purpose: str) -> list[int]:
-        """One seed per image, from (seed, purpose, the image)."""
+        """Return one seed per image, from (seed, purpose, the image)."""
         return self.remember(("seeds", purpose), lambda: sample_seeds(self.images, self.seed, purpose))
 
     def logits(self, images: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class Probe:
         source: Tensor | None = None,
         base: ProbePredictions | None = None,
     ) -> ProbePredictions:
-        """ProbePredictions (N, count) on variants of each image.
+        """Return ProbePredictions (N, count) on variants of each image.
 
         `build(i, j)` returns variant `j[k]` of image `i[k]` for each k; passes are full chunks over
         images × variants, all images' first variant first: variants of a kind are built together.
@@ -193,13 +193,13 @@ class Probe:
         )
 
     def empty(self, baseline: Baseline) -> ProbePredictions:
-        """ProbePredictions (N, 1) on the baselines themselves."""
+        """Return ProbePredictions (N, 1) on the baselines themselves."""
         return self.remember(("empty", baseline), lambda: self.ask(1, lambda i, j: self.fill(baseline)[i]))
 
     def fill(self, baseline: Baseline) -> Tensor:
-        """What removed pixels become, (N, C, H, W)."""
+        """Return what removed pixels become, (N, C, H, W)."""
         return self.remember(("fill", baseline), lambda: named_baseline(baseline, self.x, self.seeds))
 
     def touched(self, baseline: Baseline) -> Tensor:
-        """Which pixels (N, H·W) are not what they would become; removing the others changes nothing."""
+        """Return which pixels (N, H·W) change when they are removed."""
         return self.remember(("touched", baseline), lambda: (self.x != self.fill(baseline)).any(1).flatten(1))

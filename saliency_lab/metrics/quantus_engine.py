@@ -70,7 +70,7 @@ class MaskSpace:
         return torch.where(mask > 0, self.probe.x, fill)
 
     def predict(self, masks: np.ndarray) -> np.ndarray:
-        """Outputs (N, K), float64; those of the image itself where a mask changes nothing in it."""
+        """Return outputs (N, K), float64; those of the image itself where a mask changes nothing in it."""
         images = self.images(masks)
         out = self._outputs(images)
         same = (images == self.probe.x).flatten(1).all(1).cpu()
@@ -163,13 +163,13 @@ class ImputedSpace(MaskSpace):
         return arr
 
     def images(self, masks: np.ndarray) -> Tensor:
-        """The images imputed since the last call."""
+        """Return the images imputed since the last call."""
         filled, self._filled = torch.stack(self._filled), []
         return filled
 
 
 def equal_steps(pixels: int, steps: int) -> int:
-    """How many pixels a step holds; Quantus takes equal steps only.
+    """Return how many pixels a step holds; Quantus takes equal steps only.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def equal_steps(pixels: int, steps: int) -> int:
 
 
 def quantus_failure(error: Exception) -> str:
-    """Why a sample has no score, when Quantus raised."""
+    """Return why a sample has no score, when Quantus raised."""
     return f"Quantus cannot score it: {type(error).__name__}: {error}"
 
 

@@ -51,7 +51,7 @@ class OtherClass(Explaining):
 
 
 def randomised(model: nn.Module, order: Order, seed: int, image: Tensor | None = None) -> Iterator[nn.Module]:
-    """Copies of the network with one more layer re-initialised each (with `independent`: only one).
+    """Return copies of the network with one more layer re-initialised each (with `independent`: only one).
 
     A layer is a module with parameters of its own (a convolution, an attention, the owner of a class token);
     its draw is keyed by (seed, its name). With an image (1, C, H, W), the outputs are verified to change.
@@ -92,7 +92,7 @@ def _is_layer(name: str, module: nn.Module) -> bool:
 
 
 def _likeness_to_randomised(case: MetricInput, start: Tensor, noisy: Tensor | None) -> MetricOutput:
-    """Mean similarity (N,) of the map to the maps of the randomised networks."""
+    """Return the mean similarity (N,) of the map to the maps of the randomised networks."""
     settings = case.settings
     like = likeness_to(start.abs() if settings.absolute else start, settings.similarity)
     rows = []
@@ -103,7 +103,7 @@ def _likeness_to_randomised(case: MetricInput, start: Tensor, noisy: Tensor | No
 
 
 def likeness_to(first: Tensor, similarity: Similarity) -> Callable[[Tensor], Tensor]:
-    """A function that returns the similarity (N,) of other maps to `first` (N, C, H, W)."""
+    """Return a function that returns the similarity (N,) of other maps to `first` (N, C, H, W)."""
     if similarity == "ssim":
         return lambda maps: ssim(first, maps)
     ranks = mean_ranks(first.flatten(1))
@@ -127,7 +127,7 @@ def _smooth_mprt(case: MetricInput) -> MetricOutput:
 
 
 def noisy_copies(probe: Probe, samples: int, noise: float) -> Tensor:
-    """Copies (N, samples, C, H, W) with Gaussian noise, clipped to [0, 1], keyed by (seed, image)."""
+    """Return copies (N, samples, C, H, W) with Gaussian noise, clipped to [0, 1], keyed by (seed, image)."""
 
     def draw() -> Tensor:
         x = probe.images[:, None]
@@ -139,7 +139,7 @@ def noisy_copies(probe: Probe, samples: int, noise: float) -> Tensor:
 
 
 def histogram_entropy(maps: Tensor, bins: int) -> Tensor:
-    """Entropy (N,) in nats of each map's histogram between its own smallest and largest value.
+    """Return the entropy (N,) in nats of each map's histogram between its own smallest and largest value.
 
     NaN for a map that is constant or not finite, which has no such histogram.
     """

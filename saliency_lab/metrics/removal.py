@@ -11,7 +11,7 @@ from saliency_lab.metrics.probe import Baseline, Probe, ProbePredictions
 
 
 def cuts(units: int, steps: int) -> Tensor:
-    """How many units are gone after each of `steps` equal parts, from 0 to all, int32 (steps + 1,).
+    """Return how many units are gone after each of `steps` equal parts, from 0 to all, int32 (steps + 1,).
 
     >>> cuts(10, 4)
     tensor([ 0,  2,  5,  8, 10], dtype=torch.int32)
@@ -22,7 +22,7 @@ def cuts(units: int, steps: int) -> Tensor:
 def removal(
     probe: Probe, ranks: Tensor, cut: Tensor, baseline: Baseline, *, insert: bool = False
 ) -> ProbePredictions:
-    """ProbePredictions (N, K) with the pixels of rank below cut k replaced by the baseline.
+    """Return ProbePredictions (N, K) with the pixels of rank below cut k replaced by the baseline.
 
     `ranks` (N, H·W) and `cut` (K,), or (N, K) with one row per sample, are int32; cuts rise from 0. With
     `insert`, the pixels of rank at or above the cut are replaced instead: the image is rebuilt from the
@@ -52,7 +52,7 @@ def removal(
 
 
 def _latest_change(ranks: Tensor, cut: Tensor, touched: Tensor) -> Tensor:
-    """For each cut (N, K), the last one up to it that removes a touched pixel; 0 if none does."""
+    """Return, for each cut (N, K), the last one up to it that removes a touched pixel; 0 if none does."""
     step = torch.searchsorted(cut.contiguous(), ranks, right=True)  # the first cut that removes the pixel
     changes = torch.zeros(len(cut), cut.shape[1] + 1, dtype=torch.long, device=cut.device)
     changes.scatter_(1, step.where(touched, 0), step.where(touched, 0))
@@ -60,7 +60,7 @@ def _latest_change(ranks: Tensor, cut: Tensor, touched: Tensor) -> Tensor:
 
 
 def patches(shape: torch.Size, size: int) -> Tensor:
-    """Which patch of `size`×`size` each pixel is in, int64 (H·W,), row by row.
+    """Return which patch of `size`×`size` each pixel is in, int64 (H·W,), row by row.
 
     Where `size` does not divide the image, the outer patches are cut off by half the rest on each side.
 
@@ -75,7 +75,7 @@ def patches(shape: torch.Size, size: int) -> Tensor:
 
 
 def patch_count(pixels: int, size: int) -> int:
-    """How many patches of `size`×`size` a square image of so many pixels has.
+    """Return how many patches of `size`×`size` a square image of so many pixels has.
 
     >>> patch_count(28 * 28, 4), patch_count(28 * 28, 5)
     (49, 36)
@@ -84,14 +84,14 @@ def patch_count(pixels: int, size: int) -> int:
 
 
 def unit_sums(scores: Tensor, units: Tensor) -> Tensor:
-    """Sum (N, U) of the pixel scores (N, H·W) over each unit; `units` is (H·W,) or (N, H·W)."""
+    """Return the sum (N, U) of the pixel scores (N, H·W) over each unit; `units` is (H·W,) or (N, H·W)."""
     units = units.to(scores.device).expand_as(scores)
     sums = torch.zeros(len(scores), int(units.max()) + 1, dtype=scores.dtype, device=scores.device)
     return sums.scatter_add_(1, units, scores)
 
 
 def area(values: Tensor, at: Tensor) -> Tensor:
-    """Trapezoid area (N,) under curves (N, K) over `at` (K,) or (N, K), divided by the range of `at`."""
+    """Return the trapezoid area (N,) under curves (N, K) over `at`, divided by the range of `at`."""
     at = at.expand_as(values)
     return torch.trapezoid(values, at, dim=1) / (at[:, -1] - at[:, 0])
 

@@ -59,7 +59,7 @@ class RoadCombined(Settings):
 
 
 def _laid(images: Tensor) -> Tensor:
-    """Rows (R, (H + 1)·(W + 1)) of images (R, H, W): a zero after each line, a line of them at the end."""
+    """Lay images (R, H, W) out as rows: a zero after each line, and a line of zeros at the end."""
     return torch.nn.functional.pad(images, (0, 1, 0, 1)).flatten(1)
 
 
@@ -83,7 +83,7 @@ class _Around:
         self._sum = torch.empty_like(self._middle)
 
     def sum(self) -> Tensor:
-        """Sum over the 3×3 windows, weighted 4 in the centre, 2 at the sides and 1 at the corners.
+        """Return the sum over the 3×3 windows, weighted 4 in the centre, 2 at the sides and 1 at the corners.
 
         Beyond the edge is zero.
         Valid until the next call.
@@ -141,12 +141,12 @@ def interpolate(images: Tensor, gone: Tensor) -> Tensor:
 
 
 def removed_counts(pixels: int, percentages: tuple[float, ...]) -> Tensor:
-    """How many pixels each percentage is, rounded down but at least one stays, int32 (K,)."""
+    """Return how many pixels each percentage is, rounded down but at least one stays, int32 (K,)."""
     return torch.tensor([min(int(pixels * p / 100), pixels - 1) for p in percentages], dtype=torch.int32)
 
 
 def imputation_noise(probe: Probe, noise: float) -> Tensor:
-    """Gaussian noise (N, C, H, W), keyed by (seed, image)."""
+    """Return Gaussian noise (N, C, H, W), keyed by (seed, image)."""
     return probe.remember(
         ("imputation noise", noise),
         lambda: noise * sample_normal(probe.seeds("imputation noise"), probe.x.shape[1:]).to(probe.x),
@@ -154,7 +154,7 @@ def imputation_noise(probe: Probe, noise: float) -> Tensor:
 
 
 def imputed(probe: Probe, ranks: Tensor, counts: Tensor, noise: float) -> ProbePredictions:
-    """ProbePredictions (N, K) with the pixels of rank below count k imputed."""
+    """Return ProbePredictions (N, K) with the pixels of rank below count k imputed."""
     draws, ranks = imputation_noise(probe, noise), ranks.to(probe.device)
 
     def build(i: Tensor, j: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class AttackedTopK(AttackedRanks):
 
 
 def neighbours(probe: Probe, samples: int, radius: float) -> Tensor:
-    """Neighbours (N, samples, C, H, W) on the CPU, keyed by (seed, image)."""
+    """Return neighbours (N, samples, C, H, W) on the CPU, keyed by (seed, image)."""
 
     def draw() -> Tensor:
         noise = sample_uniform(probe.seeds("neighbours"), (samples, *probe.x.shape[1:])).to(probe.images)
@@ -94,7 +94,7 @@ def neighbour_maps(case: MetricInput) -> Tensor:
 
 
 def _lengths(values: Tensor) -> Tensor:
-    """Euclidean lengths (N, S) of (N, S, ...)."""
+    """Return Euclidean lengths (N, S) of (N, S, ...)."""
     return values.double().flatten(2).norm(dim=2)
 
 
@@ -120,7 +120,7 @@ def relative(change: Tensor, value: Tensor, zero: Tensor | float = TINY) -> Tens
 
 
 def _relative_stability(case: MetricInput, changes: Callable[[MetricInput, Tensor], Tensor]) -> MetricOutput:
-    """Largest ratio of the map's relative change to `changes` (N, S), over neighbours of the same class."""
+    """Return the largest ratio of the map's relative change to `changes` (N, S), within the same class."""
     maps = case.maps.cpu()[:, None]
     zero = TINY * maps.abs().amax((1, 2, 3, 4), keepdim=True)  # so that the map's scale does not matter
     above = _lengths(relative(maps - neighbour_maps(case), maps, zero))
@@ -170,7 +170,7 @@ def _representation_change(case: MetricInput, points: Tensor) -> Tensor:
 
 
 def _representations(case: MetricInput, points: Tensor) -> Tensor:
-    """Input (N, 1 + S, D) of the model's last linear layer."""
+    """Return the input (N, 1 + S, D) of the model's last linear layer."""
     probe = case.probe
     layers = [module for module in probe.model.modules() if isinstance(module, nn.Linear)]
     if not layers:
@@ -195,7 +195,7 @@ def _representations(case: MetricInput, points: Tensor) -> Tensor:
 
 
 def _quantus_neighbours(name: str, case: MetricInput, **settings: object) -> MetricOutput:
-    """Quantus's metric on the same neighbours and their maps."""
+    """Return Quantus's metric on the same neighbours and their maps."""
     space = quantus.Neighbourhood(
         case.probe,
         neighbours(case.probe, case.settings.samples, case.settings.radius),
@@ -227,7 +227,7 @@ def _continuity(case: MetricInput) -> MetricOutput:
 
 
 def _shifted(images: Tensor, shift: int) -> Tensor:
-    """Images moved across by `shift` pixels, black behind them."""
+    """Return images moved across by `shift` pixels, black behind them."""
     width = images.shape[3]
     size = min(abs(shift), width)
     out = torch.zeros_like(images)
@@ -253,7 +253,7 @@ def _under_attack(case: MetricInput, compare: Callable[[Tensor, Tensor], Tensor]
 
 
 def _by_pixel(case: MetricInput, compare: Callable[[Tensor, Tensor], Tensor]) -> MetricOutput:
-    """`compare` the pixel scores of the two maps, as maps (N, 1, H, W)."""
+    """Compare the pixel scores of the two maps by `compare`, as maps (N, 1, H, W)."""
 
     def scores(maps: Tensor) -> Tensor:
         size = (1, *maps.shape[2:])

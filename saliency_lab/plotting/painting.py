@@ -106,14 +106,14 @@ def layers(
 
 
 def _plane(name: str, values: Any, signed: bool | None, smooth: float) -> np.ndarray:
-    """One value per pixel, (N, H, W)."""
+    """Return one value per pixel, (N, H, W)."""
     array = check_batch(f"maps '{name}'", values)
     plane = np.abs(array).sum(1) if signed is False else array.sum(1)
     return gaussian_filter(plane, (0, smooth, smooth)) if smooth else plane
 
 
 def _signs(maps: Mapping[str, Any], planes: Mapping[str, np.ndarray], signed: bool | None) -> dict[str, bool]:
-    """Whether each column has a sign; columns of one method have it together."""
+    """Return whether each column has a sign; columns of one method have it together."""
     if signed is not None:
         return dict.fromkeys(planes, signed)
     methods = {name: getattr(values, "method", name) for name, values in maps.items()}
@@ -132,7 +132,7 @@ def _comparable(maps: Mapping[str, Any], planes: Mapping[str, np.ndarray], clip:
 
 
 def _percentile(planes: np.ndarray, axes: tuple[int, ...], clip: float) -> np.ndarray:
-    """The magnitude at which a scale ends, over these axes; positive unless all values are zero."""
+    """Return the magnitude at which a scale ends, over these axes; positive unless all values are zero."""
     magnitudes = np.where(np.isfinite(planes), np.abs(planes), 0)
     limits = np.percentile(magnitudes, clip, axis=axes, keepdims=True)
     return np.asarray(np.where(limits > 0, limits, magnitudes.max(axis=axes, keepdims=True)))
@@ -155,12 +155,12 @@ def limits(
 
 
 def colours(signed: bool) -> Colormap:
-    """The colours of a scale with a sign, or without."""
+    """Return the colours of a scale with a sign, or without."""
     return mpl.colormaps[DIVERGING if signed else SEQUENTIAL].with_extremes(bad=_UNDEFINED)
 
 
 def blend_of(blend: float | None, shape: Sequence[int]) -> float:
-    """How far the image shows through: by default not at all, and 0.7 for a photograph.
+    """Return how far the image shows through: by default not at all, and 0.7 for a photograph.
 
     Raises
     ------
@@ -175,7 +175,7 @@ def blend_of(blend: float | None, shape: Sequence[int]) -> float:
 
 
 def paint(layer: Layer, row: int, picture: np.ndarray | None, blend: float) -> np.ndarray:
-    """Colours (H, W, 3) in [0, 1] of one map, over its picture (H, W) or (H, W, 3)."""
+    """Return colours (H, W, 3) in [0, 1] of one map, over its picture (H, W) or (H, W, 3)."""
     plane, low, high = layer.planes[row], layer.low[row], layer.high[row]
     place = ((plane - low) / (high - low)).clip(0, 1)
     painted = colours(layer.signed)(np.ma.masked_invalid(place))[..., :3]
@@ -232,7 +232,7 @@ def as_pixels(images: Any) -> np.ndarray:
 
 
 def scale_bar(signed: bool = True) -> np.ndarray:
-    """The colours of a scale from its lowest to its highest value, uint8 (1, 101, 3)."""
+    """Return the colours of a scale from its lowest to its highest value, uint8 (1, 101, 3)."""
     return _bytes(colours(signed)(np.linspace(0, 1, 101))[None, :, :3])
 
 

@@ -45,7 +45,7 @@ class Panels:
 
 
 def is_photograph(shape: Sequence[int]) -> bool:
-    """Whether an image (…, H, W) is larger than 64 pixels."""
+    """Return whether an image (…, H, W) is larger than 64 pixels."""
     return max(shape[-2:]) > PHOTOGRAPH
 
 

@@ -88,7 +88,7 @@ def _write(ax: Axes, text: str, at: tuple[float, float], *, ha: str = "left", fo
 
 
 def _groups(ranks: list[float], critical: float) -> list[tuple[int, int]]:
-    """Longest runs of ascending ranks that span no more than `critical`.
+    """Return the longest runs of ascending ranks that span no more than `critical`.
 
     >>> _groups([1.0, 1.5, 2.0, 3.5], 0.6)
     [(0, 1), (1, 2)]
@@ -102,7 +102,7 @@ def _groups(ranks: list[float], critical: float) -> list[tuple[int, int]]:
 
 
 def _levels(groups: list[tuple[int, int]]) -> list[int]:
-    """Rows for the bars, so that no two in one row touch.
+    """Return rows for the bars, so that no two in one row touch.
 
     >>> _levels([(0, 2), (1, 3), (4, 5)])
     [0, 1, 0]

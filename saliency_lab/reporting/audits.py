@@ -91,7 +91,11 @@ def overview(audits: Sequence[Audited]) -> Table:
         Column("attack", filtered=True),
         Column("ε", "number", filtered=True),
         Column("reported", "number", help="accuracy under the attack"),
-        Column("worst case", "number", help="accuracy under every attack of the audit: the number to report"),
+        Column(
+            "worst case",
+            "number",
+            help="accuracy under every attack of the audit: an upper bound of the true robust accuracy",
+        ),
         Column("n", "number", help="images"),
         Column("verdict", filtered=True),
         Column("reason"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -9,7 +10,8 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from torch import nn
 
 from saliency_lab._common.errors import SaliencyLabError
-from saliency_lab._common.progress import progress
+from saliency_lab._common.progress import announce, progress
+from saliency_lab.metrics.cost import LONG, duration
 from saliency_lab.study.cache.index import ResultIndex
 from saliency_lab.study.cache.results import Failure, Place
 from saliency_lab.study.cache.store import FolderStore, LockedError
@@ -44,11 +46,14 @@ def run_tasks(
         failures |= without_maps
         if len(missing) > len(without_maps):
             todo.append(task.only([place for place in missing if place not in without_maps]))
+    started = time.perf_counter()
     with progress(label=verb, total=len(todo)) as bar:
-        for task, failed in _perform_all(todo, inputs, index, executor):
+        for done, (task, failed) in enumerate(_perform_all(todo, inputs, index, executor), 1):
             index.missing({place: result for place, result in task.results.items() if place not in failed})
             failures |= failed
             bar.update()
+            if done == 1:
+                _announce_long_work(verb, time.perf_counter() - started, len(todo) - 1)
     for place, failure in failures.items():
         index.fail(place, failure)
     total = sum(len(task.results) for task in tasks)
@@ -63,6 +68,15 @@ def run_tasks(
             f"{len(failures)} of {total} results failed and the others are finished; study.failures says why "
             f"(the first: {first.error})",
             stacklevel=4,
+        )
+
+
+def _announce_long_work(verb: str, first: float, left: int) -> None:
+    """Show about how long the tasks that are left take, if that is more than a minute."""
+    if first * left > LONG:
+        announce(
+            f"study, {verb}: {left} tasks are left, which take {duration(first * left)} if each takes as "
+            f"long as the first ({duration(first)}); the plan of the study estimates every step"
         )
 
 

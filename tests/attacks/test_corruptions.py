@@ -30,7 +30,9 @@ def test_severities_in_range_and_reproducible(name, photo) -> None:
         assert torch.equal(corrupt(images[1:], name, severity, seed=1), moved[1:])
 
 
-@pytest.mark.parametrize("name", ["gaussian_noise", "gaussian_blur", "contrast", "fog", "jpeg_compression"])
+@pytest.mark.parametrize(
+    "name", ["gaussian_noise", "gaussian_blur", "contrast", "fog", "jpeg_compression", "snow"]
+)
 def test_a_higher_severity_moves_an_image_further(name, photo) -> None:
     sizes = [(corrupt(photo, name, severity) - photo).norm().item() for severity in range(1, 6)]
     assert sizes == sorted(sizes)
@@ -47,6 +49,9 @@ def test_closed_forms() -> None:
     assert noise.std().item() == pytest.approx(0.06, rel=0.05)
     impulse = corrupt(torch.full((1, 1, 60, 60), 0.5), "impulse_noise", 5)
     assert (impulse != 0.5).double().mean().item() == pytest.approx(0.07, rel=0.25)
+    for name in ("snow", "frost"):  # brighter everywhere, by the published weights
+        dark = corrupt(torch.zeros(1, 3, 48, 48), name, 2)
+        assert dark.amin() >= (0.05 if name == "snow" else 0.3 * 0.2) and dark.std() > 0.01
     large = torch.full((1, 1, 70, 70), 0.5)
     assert (corrupt(large, "gaussian_noise", 2) - 0.5).std().item() == pytest.approx(0.12, rel=0.05)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import saliency_lab as sl
-from benchmarks.defences import BROKEN, fit, honest_networks
+from benchmarks.defences import BROKEN, Bfloat16, fit, honest_networks
 from saliency_lab._common.inference import predict
 from saliency_lab.attacks.checklist import exceeds, upper_bound
 from saliency_lab.attacks.slope import check_slope
@@ -109,6 +109,20 @@ def test_a_masked_gradient_does_not_match_differences_and_its_repair_does(share,
     assert check_slope(masked, x, y, width=0.02).error.median() > 0.4
     assert check_slope(StraightThrough(masked), x, y, width=0.02).error.max() < 0.1
     assert inner_networks(masked, x[:1]) == [net]
+
+
+@pytest.mark.long
+def test_a_network_in_bfloat16_is_believed_and_a_masked_one_is_not(net, batch) -> None:
+    """Its logits have three digits, so fine differences say nothing of its gradient."""
+    x, y = batch[0][:40], batch[1][:40]
+    coarse = Bfloat16(net).eval()
+    assert check_slope(coarse, x, y, width=0.02).coarse.all()
+    assert not check_slope(net, x, y, width=0.02).coarse.any()
+    report = sl.audit(coarse, x, y, eps=0.03)
+    assert report["gradient check"].verdict == report["other gradients"].verdict == "pass"
+    assert report.verdict == "believe", report.table().to_string()
+    masked = Bfloat16(BROKEN["zero 70 % of the gradient"](net)).eval()
+    assert sl.audit(masked, x, y, eps=0.03).verdict == "do not believe"
 
 
 def test_nonfinite_outputs_are_no_success(net, batch) -> None:

@@ -195,3 +195,38 @@ def test_too_few_classes_are_refused(batch) -> None:
         with pytest.raises(sl.SaliencyLabError, match="4 classes or more"):
             sl.attack(model, x, y, method, eps=0.1)
     assert sl.attack(model, x, y, "fab_t", eps=0.5, steps=3).method == "fab_t"
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_square_goes_on_where_logits_are_tied(norm) -> None:
+    """A tie of the label with a later class is still right, and with an earlier one wrong."""
+
+    class Coarse(torch.nn.Module):
+        """Two logits of whole numbers, which are equal unless a pixel is bright."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            bright = (x.amax((1, 2, 3)) > 0.53).to(x.dtype)
+            return torch.stack([torch.ones_like(bright), 1 + bright], 1)
+
+    x, y = torch.full((3, 1, 8, 8), 0.5), torch.zeros(3, dtype=torch.long)
+    eps = {"linf": 0.001, "l2": 0.01, "l1": 0.05}[norm]
+    assert sl.attack(Coarse(), x, y, "square", eps=eps, norm=norm, queries=20).robust.all()
+    found = sl.attack(Coarse(), x, y, "square", eps=100 * eps, norm=norm, queries=60)
+    assert found.success.all() and found.queries.max() <= 62
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_square_goes_on_where_logits_are_not_finite(norm) -> None:
+    class Undefined(torch.nn.Module):
+        """No logits where a pixel is bright, and the wrong class where one is dark."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            bright, dark = x.amax((1, 2, 3)) > 0.505, x.amin((1, 2, 3)) < 0.495
+            logits = torch.stack([2 * torch.ones(len(x)), 4 * dark.to(x)], 1)
+            return logits.masked_fill(bright[:, None], torch.nan)
+
+    x, y = torch.full((2, 1, 8, 8), 0.5), torch.zeros(2, dtype=torch.long)
+    found = sl.attack(
+        Undefined(), x, y, "square", eps={"linf": 0.1, "l2": 1.0, "l1": 5.0}[norm], norm=norm, queries=20
+    )
+    assert not (found.success & (found.predictions == -1)).any() and found.clean_accuracy == 1

@@ -211,3 +211,94 @@ def test_a_model_of_parts(batch):
     model = nn.Sequential(nn.Flatten(), nn.Linear(144, 5)).eval()
     with pytest.raises(InputError, match="no module of Sequential returns a map"):
         attribute(model, x, y, ca.InternalInfluence)
+
+
+def relu_net(bias: bool) -> nn.Sequential:
+    """A network of modules that Captum's LRP knows."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers: list[nn.Module] = [nn.Conv2d(1, 6, 3, padding=1, bias=bias), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(6, 8, 3, bias=bias), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+        layers += [nn.Dropout(), nn.Linear(32, 10, bias=bias), nn.ReLU(), nn.Linear(10, 5, bias=bias)]
+        return nn.Sequential(*layers).double().eval()
+
+
+LRP_PRESETS = ["epsilon", "gamma", "epsilon_plus", "alpha1_beta0", "excitation_backprop"]
+
+
+@pytest.mark.parametrize("preset", LRP_PRESETS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_lrp_by_captum_is_ours_where_the_rule_is_the_same(preset, bias, batch):
+    """Captum's positive rules keep biases as they are, and ours treat them as weights."""
+    net, settings = relu_net(bias), {"method": "lrp", "preset": preset, "epsilon": 1e-3}
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    if bias and preset not in ("epsilon", "excitation_backprop"):
+        with pytest.raises(InputError, match=r"keep biases as they are.*'0' has a bias.*engine='fast'"):
+            attribute(net, *batch, engine="captum", **settings)
+        return
+    ours, theirs = (attribute(net, *batch, engine=engine, **settings).values for engine in ("fast", "captum"))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6 * float(ours.abs().max()))
+    assert ours.abs().max() > 0
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not any(hasattr(module, "rule") for module in net.modules())
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Conv2d(1, 1, 3, padding=1), nn.Linear(144, 5)
+
+    def forward(self, x):
+        return self.head(self.layer(self.layer(x)).flatten(1))
+
+
+class Residual(Twice):
+    def forward(self, x):
+        return self.head((self.layer(x) + x).flatten(1))
+
+
+class Functional(Twice):
+    def forward(self, x):
+        return self.head(torch.relu(self.layer(x)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "reason"),
+    [
+        (Twice, {}, "takes each layer once, and 'layer' runs again"),
+        (Residual, {}, r"no rule for torch.Tensor.add, which is called in the model \(Residual\)"),
+        (Functional, {}, r"no rule for torch.relu, which is called in the model \(Functional\)"),
+        (lambda: nn.Sequential(nn.BatchNorm2d(1), nn.Flatten()), {}, "own for batch normalisation"),
+        (lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.GELU(), nn.Flatten(), nn.Linear(144, 5)), {}, "gelu"),
+        (lambda: relu_net(False), {"preset": "epsilon_plus_flat"}, "is for epsilon, gamma, epsilon_plus"),
+        (lambda: relu_net(False), {"rules": {"0": "flat"}}, "not rules by module"),
+        (lambda: relu_net(False), {"target": (0, 1)}, "not a contrast"),
+        (
+            lambda: nn.Sequential(
+                nn.Tanh(), nn.Conv2d(1, 1, 1, bias=False), nn.Tanh(), *relu_net(False).float()
+            ),
+            {"preset": "gamma"},
+            "non-negative inputs, and '3' has negative ones",
+        ),
+    ],
+)
+def test_lrp_by_captum_is_refused_where_the_rule_is_another(make, settings, reason, batch):
+    model = make().eval()
+    if isinstance(model, nn.Sequential) and isinstance(model[0], nn.Tanh):
+        with torch.no_grad():
+            model[1].weight.fill_(-1.0)
+    given = {"method": "lrp", "preset": "epsilon", "target": 1} | settings
+    with pytest.raises(InputError, match=reason):
+        attribute(model, batch[0], engine="captum", **given)
+
+
+def test_lrp_by_captum_on_a_network_of_torchvision():
+    from torchvision.models import squeezenet1_1
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = squeezenet1_1(weights=None, num_classes=5).double().eval()
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    given = {"target": 1, "method": "lrp", "preset": "epsilon"}
+    ours, theirs = (attribute(net, x, engine=engine, **given).values for engine in ("fast", "captum"))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6 * float(ours.abs().max()))

@@ -10,9 +10,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.attribution import list_methods
+from saliency_lab.attribution import attribute, list_methods
 
 pytestmark = pytest.mark.slow
 
@@ -58,3 +60,44 @@ def test_the_alternatives_that_refusals_name_work_everywhere():
     """Each refusal names one of these, which no network refuses."""
     for network in networks.NETWORKS.values():
         assert all(network.cause(each) is None for each in ("integrated_gradients", "saliency", "rise"))
+
+
+GAMES = {"shapley_values": {}, "shapley_value_sampling": {"n": 1}, "kernel_shap": {"n": 12}}
+"""Methods whose superpixels share f(x) − f(baseline)."""
+PRESETS = ("epsilon", "gamma", "alpha1_beta0", "epsilon_plus", "epsilon_alpha2_beta1", "excitation_backprop")
+
+
+def without_biases(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(bias := getattr(module, "bias", None), Tensor):
+            bias.data.zero_()
+        if isinstance(mean := getattr(module, "running_mean", None), Tensor):
+            mean.zero_()
+    return model
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_what_is_promised_to_sum_up_does(name):
+    """In float64. Paths are so short that the integral has next to no error, whatever the network."""
+    network = networks.NETWORKS[name]
+    model, image = network.prepared()
+    model, image = model.double(), image.double()
+    short = {"steps": 4, "baseline": image[0] * (1 - 1e-7)}
+    paths = {"integrated_gradients": short, "guided_ig": short, "blur_ig": {"steps": 4, "sigma": 0.175}}
+    for method, settings in paths.items():
+        maps = attribute(model, image, method=method, target=1, **settings)
+        assert maps.completeness_error.max() < 1e-3, method
+    half = network.side // 2
+    quarters = (torch.arange(network.side) >= half).long()
+    quarters = 2 * quarters[:, None] + quarters
+    with torch.no_grad():
+        gap = (model(image) - model(torch.zeros_like(image)))[0, 1]
+    for method, settings in GAMES.items():
+        values = attribute(model, image, method=method, target=1, segments=quarters, **settings).values[0, 0]
+        assert values[::half, ::half][:2, :2].sum() == pytest.approx(float(gap), rel=1e-3), method
+    if network.cause("lrp") is None:
+        model = without_biases(model)
+        score = float(model(image)[0, 1])
+        for preset in PRESETS:
+            maps = attribute(model, image, method="lrp", target=1, preset=preset, epsilon=1e-12)
+            assert float(maps.values.double().sum()) == pytest.approx(score, rel=1e-3), preset

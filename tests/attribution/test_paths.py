@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from skimage.morphology import dilation, disk
+from skimage.segmentation import felzenszwalb
 from torch import Tensor, nn
 
 from saliency_lab.attribution import attribute
@@ -88,9 +90,26 @@ def test_regions_join_by_their_mean_attribution():
     """By hand: {0, 1} first (mean 3), then the new pixels 2, 3 of {1, 2, 3} (mean 1); 4 is left."""
     values = np.array([[4.0, 2.0, 2.0, 0.0, -1.0]])
     masks = [np.array([[0, 1, 1, 1, 0]]), np.array([[1, 1, 0, 0, 0]]), np.array([[0, 0, 0, 1, 0]])]
-    joined = grow_regions(values, [mask.astype(bool) for mask in masks], 1)
+    joined = grow_regions(values, [np.flatnonzero(mask) for mask in masks], 1)
     np.testing.assert_array_equal(joined, [[3.0, 3.0, 1.0, 1.0, -1.0]])
     np.testing.assert_array_equal(grow_regions(values, [], 1), np.full((1, 5), 1.4))
+
+
+def test_regions_are_felzenszwalbs_segments_grown_by_a_border():
+    image = np.random.default_rng(0).random((3, 61, 90)).astype(np.float32)  # a border of 2 pixels
+    found = regions(image, [50.0, 200.0])
+    expected = []
+    for scale in (50.0, 200.0):
+        pixels = image.transpose(1, 2, 0)
+        least = round(150 * 61 * 90 / 299**2)
+        labels = felzenszwalb(pixels, scale=scale, sigma=0.8, min_size=least, channel_axis=-1)
+        expected += [
+            np.flatnonzero(dilation(np.pad(labels == label, 9), disk(2))[9:-9, 9:-9])
+            for label in range(labels.max() + 1)
+        ]
+    assert len(found) == len(expected) > 10
+    for region, grown in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(region, grown)
 
 
 def test_xrai_finds_the_square_that_the_network_reads():

@@ -149,3 +149,17 @@ def test_infidelity_of_redundant_evidence_prefers_a_map_of_less_to_the_true_one(
     )
     assert small[0] > 2 * small[1]
     assert whole[0] < whole[1]
+
+
+def test_infidelity_depends_on_the_length_of_the_map(planted):
+    """The gradient is three times as long as the truth, and errs about as much as a map of zeros."""
+    net, x, y, maps = planted
+    length = maps["gradient"].flatten(1).norm(dim=1) / maps["truth"].flatten(1).norm(dim=1)
+    scaled = maps["gradient"] / length[:, None, None, None]
+    zeros, long, short, noise = (
+        sl.evaluate(net, x, y, given, "infidelity", patch_sizes=(3,)).mean()
+        for given in (torch.zeros_like(x), maps["gradient"], scaled, maps["random"])
+    )
+    assert 2.5 < float(length.mean()) < 4
+    assert short < 0.7 * zeros < zeros < noise < 1.15 * zeros
+    assert 0.85 * zeros < long < 1.25 * zeros

@@ -21,7 +21,7 @@ import saliency_lab as sl
 from saliency_lab._common.errors import InputError, SaliencyLabError, UnknownNameError
 from saliency_lab._common.fingerprints import canonical, fingerprint, model_fingerprint
 from saliency_lab.metrics import api as evaluation
-from saliency_lab.study import Study, compute, keys
+from saliency_lab.study import Study, compute, keys, running
 from saliency_lab.study.cache.results import Content, cache_versions
 from saliency_lab.study.requests import Request
 
@@ -861,3 +861,20 @@ def test_curves_are_read_where_they_are_kept(make_study: MakeStudy, tmp_path: Pa
     for wrong in (("plane", "saliency", "pixel_flipping"), ("plain", "saliency", "pixelflipping")):
         with pytest.raises(UnknownNameError, match="did you mean"):
             stored.read_curves(*wrong)
+
+
+def test_long_work_is_estimated_after_its_first_task(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sl.show_progress(True)
+    try:
+        make_study().attribute(METHODS)
+        assert "tasks are left" not in capsys.readouterr().err
+        monkeypatch.setattr(running, "LONG", 1e-9)
+        study = make_study().attribute(METHODS)
+        left = len(METHODS) * len(study.members) - 1
+        assert f"study, attribute: {left} tasks are left, which take" in capsys.readouterr().err
+        study.attribute(METHODS)  # nothing is missing
+        assert "tasks are left" not in capsys.readouterr().err
+    finally:
+        sl.show_progress(False)
