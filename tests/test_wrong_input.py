@@ -3,6 +3,7 @@
 One argument of a valid call is replaced at a time by values that are wrong for its kind. A clear message is a
 `SaliencyLabError` that names the argument. A public function or a parameter that is not covered fails the test.
 """
+# ruff: noqa: E501 - tables of values and of calls
 
 from __future__ import annotations
 
@@ -129,6 +130,7 @@ WRONG: dict[str, list[Any]] = {
     "counts from 0": [-1, 2.5, "x", True, NAN, INF, [], [-1], [2.5], ["x"], {"a": 1}, ODD, b"a"],
     "devices": [0, -1, 2.5, "x", "", True, [1.5], {}, ODD, b"a", 10**30, NAN, ()],
     "compile": [3, 2.5, ["a"], {"a": 1}, ODD, b"a", (), "", "no such"],
+    "precision": [3, 2.5, True, ["a"], {"a": 1}, ODD, b"a", (), "", "no such"],
     "shares": ["x", 2.5, -1, True, [], [-0.1], [1.5], [NAN], ["x"], {"a": 1}, ODD, b"a"],
     "seeds": ["x", 2.5, -1, [], [-1], [2.5], ["x"], {"a": 1}, ODD, b"a", [0, 0], [2**64]],
     "spread": [-0.1, INF, *NOT_NUMBERS],
@@ -161,7 +163,7 @@ KIND_OF = {
     "method": "name", "metric": "name", "attack": "name", "attributions": "maps", "images": "count", "val_fraction": "fraction",
     "baseline": "name", "name": "label", "label": "label", "engine": "choice", "budget": "choice", "target": "choice",
     "trust": "flag", "overrides": "mapping", "width": "number", "n": "count",
-    "compile": "compile", "dtype": "choice",
+    "compile": "compile", "dtype": "precision",
 }  # fmt: skip
 """The kind of a parameter by its name."""
 
@@ -245,8 +247,13 @@ def outcome(case: Case) -> str:
             case.call()
     except SaliencyLabError as error:
         words = [*SYNONYMS.get(case.argument, [case.argument.rpartition(".")[2]]), f"'{case.argument}'"]
-        if case.argument.startswith("--") or case.argument.isupper():  # an option: what was typed is quoted
-            words += [str(case.value)[:100], case.argument.strip("-")]
+        if case.label in VALID:  # a command: what was typed is quoted
+            words += [
+                str(case.value)[:100],
+                str(case.value).rpartition("/")[0] or case.argument,
+                case.argument.strip("-"),
+            ]
+            words += [case.argument.strip("-").replace("-", "_")]
         named = any(word.casefold() in str(error).casefold() for word in words)
         return "clear" if named else f"unnamed: {error}"
     except TooSlow:
@@ -309,6 +316,11 @@ def _data() -> sl.ImageData:
     return sl.ImageData("tiny", *parts, ("a", "b", "c"))
 
 
+def _execute(*, compile: Any = "auto", dtype: Any = None) -> None:
+    with sl.execution(compile=compile, dtype=dtype):
+        pass
+
+
 def _targets(folder: Path) -> list[Target]:
     """Every public function and method, with a valid call of each that costs little."""
     net, data = _net(), _data()
@@ -345,6 +357,7 @@ def _targets(folder: Path) -> list[Target]:
             "attributions": "mapping", "metrics": selection, "draws": "bounded"}),
         Target("robustbench_entry", robustbench_entry, {"result": attacked, "dataset": "cifar10"}, {
             "result": "object", "dataset": "label", "info": "free"}),
+        Target("execution", _execute, {"compile": False}, {"compile": "compile", "dtype": "precision"}),
         Target("explore", sl.explore, {"study": study}, {"study": "object"}),
         Target("list_datasets", sl.list_datasets, {}),
         Target("list_metrics", sl.list_metrics, {}, {"image_size": "side"}),
@@ -438,6 +451,8 @@ def _targets(folder: Path) -> list[Target]:
             "model": "name"}),
         Target("Study.read_maps", study.read_maps, {"model": "a", "method": "saliency"}, {"model": "name"}),
         Target("Study.read_predictions", study.read_predictions, {"model": "a"}, {"model": "name"}),
+        Target("Study.read_request", study.read_request, {"kind": "maps", "label": "saliency"}, {
+            "kind": "free", "label": "free"}),
         Target("Study.save", study.save, {"folder": folder / "copy"}),
         Target("Study.score", study.score, {"metrics": "sparseness"}, {"metrics": selection}),
         Target("Study.write_manifest", study.write_manifest, {}, {"exclusive": "flag"}),
@@ -514,7 +529,7 @@ def _wrong_for(annotation: Any) -> list[Any]:
         if typing.get_origin(annotation) in (typing.Union, types.UnionType)
         else ()
     )
-    plain = [each for each in (options or (annotation,))]
+    plain = list(options or (annotation,))
     wrong = [value for value in UNLIKE if not (value is object and "Callable" in str(annotation))]
     if any(each is Any or each is dict or "Any" in str(each) for each in plain) and "Callable" not in str(
         annotation
@@ -620,7 +635,7 @@ VALID: dict[str, list[str]] = {
 NOT_REFUSED = {
     ("study", "--page"), ("reproduce", "--page"), ("study", "--address"), ("reproduce", "--address"),
     ("study", "--workers"), ("reproduce", "--workers"), ("study", "--executor"), ("reproduce", "--executor"),
-    ("doctor", "--data-root"), ("power", "STUDY"), ("*", "--data-root"), ("study", "--out"), ("reproduce", "--out"),
+    ("*", "--from"), ("*", "--pack"), ("doctor", "--data-root"), ("power", "STUDY"), ("*", "--data-root"), ("study", "--out"), ("reproduce", "--out"),
 }  # fmt: skip
 """Options that these valid calls do not use: --plan writes no page, and embedded data need no folder."""
 
