@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from saliency_lab._common.calls import Call, Rule, calls, hidden_part, track_modules
 from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import undisturbed
 from saliency_lab._common.seeding import generator
 from saliency_lab.models.layers import declared_cam_layer
 
@@ -287,7 +288,8 @@ def default_layer(model: nn.Module, image: Tensor) -> str:
     It is the layer that the model declares as its `cam_layer`; else, in a transformer, the first
     normalisation of the last block; else the last module whose output has more than one position with a
     gradient. Average pooling, parts of an attention module and modules that run several times are no
-    candidates. The choice depends on the model and on the shape of the image (1, C, H, W), not on its pixels.
+    candidates. The model's parameters must take no gradient, as inside `undisturbed`. The choice depends
+    on the model and on the shape of the image (1, C, H, W), not on its pixels.
 
     Raises
     ------
@@ -320,7 +322,8 @@ def cam_layer_for_card(model: nn.Module, image: Tensor) -> str | None:
     if hidden_part(model):
         return None
     try:
-        return default_layer(model, image)
+        with undisturbed(model):  # its parameters take no gradient, so that what does depends on the image
+            return default_layer(model, image)
     except InputError:  # no output has positions; a CAM method says so if one is asked for
         return None
 

@@ -215,6 +215,11 @@ def wrap(
                 break
     if facts.classes is not None:
         if num_classes not in (None, len(facts.classes)):
+            if num_classes == 1:
+                raise InputError(
+                    f"{type(module).__name__} returns one logit per image; wrap it as one of two classes: "
+                    "sl.wrap(sl.BinaryLogits(module), …)"
+                )
             raise InputError(
                 f"classes names {len(facts.classes)} classes, but {type(module).__name__} returns "
                 f"{num_classes} logits; give one name per logit, in their order"

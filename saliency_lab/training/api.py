@@ -18,6 +18,7 @@ from saliency_lab._common.arguments import check_count, check_flag, check_path, 
 from saliency_lab._common.checks import check_seed
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab._common.execution import execution
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import check_input_kept, predict
 from saliency_lab._common.seeding import derive_seed, preserved_rng
@@ -205,7 +206,8 @@ def _check_own(model: nn.Module, data: ImageData) -> int:
 
 
 def _fit(fabric: Fabric, recipe: Recipe, data: ImageData, net: nn.Module, run: RunFolder | None) -> Fitted:
-    return Trainer(fabric, recipe, data, net, run).fit()
+    with execution(compile=False):  # nothing is measured, so that training is repeatable to the last bit
+        return Trainer(fabric, recipe, data, net, run).fit()
 
 
 def _fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:

@@ -183,7 +183,9 @@ def test_wrap_normalises_and_writes_the_card() -> None:
     assert sl.wrap(net, size=16).card.num_classes == 2
     grey = sl.wrap(nn.Sequential(nn.Conv2d(1, 4, 3), *net[1:]), mean=0.5, size=16).card
     assert (grey.input_shape, grey.cam_layer) == ((1, 16, 16), "net.1")
+    single = nn.Sequential(*net[:4], nn.Linear(4, 1))
     for given, message in (
+        ({"module": single, "classes": ["no", "yes"], "size": 16}, r"sl\.wrap\(sl\.BinaryLogits"),
         ({"classes": ["cat", "dog", "ant"], "size": 16}, "names 3 classes, but Sequential returns 2 logits"),
         ({"module": lambda x: x}, "module must be a torch.nn.Module"),
         ({"module": model}, "normalises inside already"),
@@ -196,12 +198,15 @@ def test_wrap_normalises_and_writes_the_card() -> None:
             sl.wrap(**({"module": net} | given))
 
 
-@pytest.mark.parametrize("family", ["torchvision", "timm", "hf", "imagenet"])
+@pytest.mark.parametrize("family", ["torchvision", "timm", "hf", "deit", "imagenet"])
 def test_the_card_holds_the_layer_that_grad_cam_uses(family: str, tmp_path: Path) -> None:
     if family == "imagenet":
         model = sl.load_model("imagenet/efficientnet_lite0")
     elif family == "hf":
         model = sl.wrap(_vit(), processor=_vit_processor())
+    elif family == "deit":  # two tokens of it have no position
+        config = transformers.DeiTConfig(image_size=32, patch_size=8, num_labels=3, **VIT)
+        model = sl.wrap(transformers.DeiTForImageClassification(config), mean=0.5, std=0.5)
     else:
         name = {"torchvision": "squeezenet1_1", "timm": "vit_tiny_patch16_224"}[family]
         make = torchvision.models.get_model if family == "torchvision" else timm.create_model
@@ -212,6 +217,8 @@ def test_the_card_holds_the_layer_that_grad_cam_uses(family: str, tmp_path: Path
     assert not any(parameter.grad is not None for parameter in model.parameters())
     if family == "timm":  # not the patch embedding, which is the only convolution
         assert model.card.cam_layer == "net.blocks.11.norm1"
+    if family == "deit":
+        assert model.card.cam_layer.endswith("1.layernorm_before")
 
 
 def test_a_network_without_positions_has_no_layer_on_its_card() -> None:
@@ -350,7 +357,7 @@ def test_the_cat_the_espresso_and_the_rocket_are_recognised() -> None:
     assert model.card.input_shape == data.input_shape
 
 
-@pytest.mark.parametrize("family", ["torchvision", "timm", "hf", "imagenet"])
+@pytest.mark.parametrize("family", ["torchvision", "timm", "hf", "deit", "imagenet"])
 def test_a_pretrained_network_can_be_saved_and_loaded(family: str, hub_file: Path, tmp_path: Path) -> None:
     if family == "torchvision":
         model = sl.load_model(f"torchvision/{SMALL}", weights=hub_file)
