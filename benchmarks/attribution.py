@@ -1,4 +1,4 @@
-"""Every method compared with the bare passes it needs, and with Captum called with the same settings.
+"""Every method compared with the bare passes it needs, and with Captum (LRP: zennit) with the same settings.
 
     python benchmarks/attribution.py [--quick] [--json FILE] [--only METHOD ...] [--memory]
 
@@ -25,6 +25,9 @@ from typing import Any
 import captum.attr as ca
 import torch
 from torch import Tensor, nn
+from zennit.attribution import Gradient
+from zennit.canonizers import SequentialMergeBatchNorm
+from zennit.composites import EpsilonPlus
 
 import saliency_lab as sl
 from saliency_lab.models.layers import declared_cam_layer
@@ -38,18 +41,19 @@ TARGETS = {
     "deconvolution": 1.05,
     "occlusion": 1.1,
     "rise": 1.1,
-    "deep_lift": 1.3,
+    "deep_lift": 1.2,
+    "lrp": 1.3,
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """Our settings; the passes per image: forward alone, forward and backward; Captum's call."""
+    """Our settings; the passes per image: forward alone, forward and backward; the peer's call."""
 
     settings: dict[str, Any]
     forwards: int
     backwards: int
-    captum: Callable[[nn.Module, Tensor, Tensor], Tensor] | None
+    peer: Callable[[nn.Module, Tensor, Tensor], Tensor] | None
 
 
 def cases(x: Tensor, quick: bool) -> dict[str, Case]:
@@ -74,6 +78,11 @@ def cases(x: Tensor, quick: bool) -> dict[str, Case]:
             x, (channels, window, window), (channels, window, window), target=y
         )
 
+    def relevance(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        composite = EpsilonPlus(canonizers=[SequentialMergeBatchNorm()])
+        with Gradient(model, composite) as attributor:
+            return attributor(x, torch.eye(10)[y])[1]
+
     return {
         "saliency": Case({}, 0, 1, lambda m, x, y: ca.Saliency(m).attribute(x, target=y, abs=False)),
         "input_x_gradient": Case({}, 0, 1, lambda m, x, y: ca.InputXGradient(m).attribute(x, target=y)),
@@ -87,7 +96,7 @@ def cases(x: Tensor, quick: bool) -> dict[str, Case]:
         "guided_backprop": Case({}, 0, 1, lambda m, x, y: ca.GuidedBackprop(m).attribute(x, target=y)),
         "deconvolution": Case({}, 0, 1, lambda m, x, y: ca.Deconvolution(m).attribute(x, target=y)),
         "deep_lift": Case({}, 0, 1, lambda m, x, y: ca.DeepLift(m).attribute(x, target=y)),
-        "lrp": Case({}, 0, 1, None),
+        "lrp": Case({}, 1, 1, relevance),
         "grad_cam": Case({}, 0, 1, grad_cam),
         "occlusion": Case({"window": window, "stride": window}, 1 + windows, 0, occlude),
         "feature_ablation": Case(
@@ -133,15 +142,15 @@ def compare(model: nn.Module, name: str, case: Case, x: Tensor, y: Tensor, round
         rows: min(seconds(lambda r=rows: bare(model, x, y, *passes, r)) for _ in range(2)) for rows in sizes
     }
     best = min(tried, key=lambda rows: tried[rows])
-    peer, peer_runs = case.captum, True
-    times: dict[str, list[float]] = {"ours": [], "floor": [], "captum": []}
+    peer, peer_runs = case.peer, True
+    times: dict[str, list[float]] = {"ours": [], "floor": [], "peer": []}
     sl.attribute(model, x, y, name, **case.settings)
     for _ in range(rounds):
         times["floor"].append(seconds(lambda: bare(model, x, y, *passes, best)))
         times["ours"].append(seconds(lambda: sl.attribute(model, x, y, name, **case.settings)))
         if peer is not None and peer_runs:
             try:
-                times["captum"].append(seconds(lambda: peer(model, x.clone(), y)))
+                times["peer"].append(seconds(lambda: peer(model, x.clone(), y)))
             except Exception:
                 peer_runs = False
     floor = times["floor"]
@@ -154,7 +163,7 @@ def compare(model: nn.Module, name: str, case: Case, x: Tensor, y: Tensor, round
         "method": name,
         "floor_ms_per_image": 1000 * statistics.median(floor) / len(x),
         "ours": ratio["ours"],
-        "captum": ratio.get("captum"),
+        "peer": ratio.get("peer"),
         "target": TARGETS.get(name),
     }
 
@@ -195,7 +204,7 @@ def main() -> int:
     networks.append(("resnet18", (3, 32, 32), 2 if options.quick else 8))
     table = []
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} rounds\n")
-    print(f"{'network':10} {'method':24} {'floor ms/image':>14} {'ours':>6} {'captum':>7} {'target':>7}")
+    print(f"{'network':10} {'method':24} {'floor ms/image':>14} {'ours':>6} {'peer':>7} {'target':>7}")
     for network, shape, count in networks:
         model = sl.build_model(network, input_shape=shape)
         source = torch.Generator().manual_seed(0)
@@ -206,7 +215,7 @@ def main() -> int:
             row = {"network": network, "images": count} | compare(model, name, case, x, y, rounds)
             table.append(row)
             floor = row["floor_ms_per_image"]
-            shown = [f"{row[key]:.2f}" if row[key] else "–" for key in ("ours", "captum", "target")]
+            shown = [f"{row[key]:.2f}" if row[key] else "–" for key in ("ours", "peer", "target")]
             print(
                 f"{network:10} {name:24} {floor:14.3f} {shown[0]:>6} {shown[1]:>7} {shown[2]:>7}",
                 flush=True,

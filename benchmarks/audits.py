@@ -29,6 +29,7 @@ import saliency_lab as sl
 from benchmarks.defences import BROKEN, honest_networks
 
 RADII = {"mnist": {"linf": 0.1, "l2": 1.5}, "digits": {"linf": 0.05, "l2": 0.7}}
+CAUSE = 0.05  # a refusal has a cause if other attacks lower the accuracy by this much
 START, END = "<!-- audits: begin -->", "<!-- audits: end -->"
 
 
@@ -73,7 +74,7 @@ def write_tables(results: dict[str, dict[str, Any]], data: str) -> str:
             for key, each in results.items()]  # fmt: skip
     settings = sorted({(r["norm"], int(r["images"])) for r in rows})
     lines = [
-        "| norm | images | broken and believed | honest and not believed | honest and called misleading "
+        "| norm | images | broken and believed | honest and not believed | of these without cause "
         "| median audit of an honest network |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
@@ -83,12 +84,12 @@ def write_tables(results: dict[str, dict[str, Any]], data: str) -> str:
         if not (broken and honest):
             continue
         believed = sum(r["verdict"] == "believe" for r in broken)
-        refused = sum(r["verdict"] != "believe" for r in honest)
-        misleading = sum(r["verdict"] == "do not believe" for r in honest)
+        refused = [r for r in honest if r["verdict"] != "believe"]
+        wrongly = sum(r["reported"] - r["worst_case"] < CAUSE for r in refused)
         typical = statistics.median(r["seconds"] for r in honest)
         lines.append(
             f"| {norm}, ε = {RADII[data][norm]} | {images} | {exact(believed, len(broken))} | "
-            f"{exact(refused, len(honest))} | {exact(misleading, len(honest))} | {typical:.1f} s |"
+            f"{exact(len(refused), len(honest))} | {exact(wrongly, len(honest))} | {typical:.1f} s |"
         )
     lines += ["", excess(rows)]
 
@@ -124,6 +125,13 @@ def excess(rows: list[dict[str, Any]]) -> str:
         f"In {near} audits of broken defences the worst case is at most 2 points above the accuracy that\n"
         f"the adaptive attack leaves. The others: {listed or 'none'}."
     )
+
+
+def write_page(path: Path, tables: str) -> None:
+    """Put the tables between the two marks of a page."""
+    page = path.read_text(encoding="utf-8")
+    fresh = f"{START}\n\n{tables}\n\n{END}"
+    path.write_text(re.sub(f"{START}.*{END}", lambda _: fresh, page, flags=re.S), encoding="utf-8")
 
 
 def main() -> None:
@@ -168,9 +176,7 @@ def main() -> None:
     tables = write_tables(results, given.data)
     print(tables)
     if given.docs:
-        page = given.docs.read_text(encoding="utf-8")
-        fresh = f"{START}\n\n{tables}\n\n{END}"
-        given.docs.write_text(re.sub(f"{START}.*{END}", lambda _: fresh, page, flags=re.S), encoding="utf-8")
+        write_page(given.docs, tables)
 
 
 if __name__ == "__main__":

@@ -384,10 +384,10 @@ class LargestActivations(Defence):
 
 
 class LargeOffset(Defence):
-    """A constant so large that float32 rounds the logits."""
+    """A constant so large that float32 rounds the logits to whole numbers; the gradient is right."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) + 2e6
+        return self.inner(x) + 1e7
 
 
 class DetachedBranch(Defence):
@@ -554,7 +554,6 @@ BROKEN: dict[str, Callable[[nn.Module], nn.Module]] = {
     "clipped gradient": lambda net: ChangedGradient(net, change=lambda g: (g * 1e30).clamp(0, 1)),
     "random activations": RandomActivation,
     "largest activations": LargestActivations,
-    "large offset": LargeOffset,
     "detached branch": DetachedBranch,
     "hidden randomness": HiddenRandomness,
     "squashed logits": SquashedLogits,
@@ -839,6 +838,7 @@ def honest_networks(data: Any, zoo: Mapping[str, nn.Module]) -> dict[str, Callab
         ),
         "fixed noise": lambda: FixedNoise(nets[1]).eval(),
         "bfloat16 inside": lambda: Bfloat16(nets[1]).eval(),
+        "large offset": lambda: LargeOffset(nets[0]).eval(),
         "scaled down": lambda: Scaled(nets[0], scale=0.01).eval(),
         "scaled up": lambda: Scaled(nets[1], scale=10.0).eval(),
         "clamped": lambda: Clamped(nets[1]).eval(),

@@ -13,12 +13,16 @@ import saliency_lab as sl
 from saliency_lab._common import passes
 from saliency_lab._common.folding import copy_for_evaluation, fold_batch_norm
 from saliency_lab._common.passes import Passes
+from saliency_lab.data import ImageData
+from saliency_lab.data.images import Split
 
 
 @pytest.fixture(autouse=True)
 def _any_work_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "LONG_WORK", 0.0)
+    monkeypatch.setattr(passes, "MANY_IMAGES", 0)
     monkeypatch.setattr(passes, "_SHARE", float("inf"))
+    monkeypatch.setattr(passes, "_SHORT", 0.0)
     monkeypatch.setattr(passes, "compile_seconds", lambda model: float("inf"))
     monkeypatch.setattr(passes, "_plans", {})
     monkeypatch.setattr(passes, "seconds_per_image", lambda model, shape: 1e-3)
@@ -69,8 +73,8 @@ def exact(net: nn.Module, x: Tensor) -> Tensor:
     [
         (Residual, 8, 3),
         (lambda: sl.build_model("resnet8", input_shape=(3, 16, 16)), 16, None),
-        (lambda: torchvision.models.resnet18(num_classes=5), 64, 20),
-        (lambda: torchvision.models.mobilenet_v2(num_classes=5), 64, 52),
+        pytest.param(lambda: torchvision.models.resnet18(num_classes=5), 64, 20, marks=pytest.mark.long),
+        pytest.param(lambda: torchvision.models.mobilenet_v2(num_classes=5), 64, 52, marks=pytest.mark.long),
         (lambda: nn.Sequential(sl.Normalised(Residual(), (0.5,) * 3, (0.2,) * 3)), 8, 3),
     ],
 )
@@ -82,6 +86,7 @@ def test_folding_keeps_the_logits(build, size, expected):
     assert (logits - reference).abs().max() <= 1e-5 * max(1, reference.abs().max())
 
 
+@pytest.mark.long
 def test_folding_reads_timm_normalisations_with_their_activation():
     timm = pytest.importorskip("timm")
     net = lively(timm.create_model("efficientnet_lite0", num_classes=4))
@@ -275,6 +280,7 @@ def test_nobody_who_looks_inside_is_bypassed(monkeypatch):
     assert seen == [1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_scores_and_maps_do_not_change(monkeypatch, layout):
     net, x, y = lively(Residual()), torch.rand(5, 3, 8, 8), torch.tensor([0, 1, 2, 3, 0])
@@ -439,3 +445,32 @@ def test_only_a_lower_precision_changes_the_keys_of_a_study(monkeypatch, tmp_pat
     assert len(keys(dtype="bfloat16")) == 4
     with sl.execution(dtype="bfloat16"):
         assert len(keys()) == 4
+
+
+def test_training_never_measures(monkeypatch):
+    def refuse(*given):
+        raise AssertionError("training measured")
+
+    def split(count: int) -> Split:
+        return Split(torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8), torch.arange(count) % 2)
+
+    monkeypatch.setattr(passes, "_measure", refuse)
+    data = ImageData("noise", split(32), split(8), split(8), ("even", "odd"))
+    overrides = {"training.epochs": 1, "training.batch_size": 16, "validation.steps": 2}
+    overrides["training.collapse"] = "keep"
+    net = sl.train("digits/standard", data, overrides=overrides)
+    x = data.test.sample(8, seed=0)[0]
+    with pytest.raises(AssertionError, match="measured"):
+        sl.attack(net, x, net(x).argmax(1), eps=0.1, steps=2)
+
+
+def test_passes_as_they_are_in_a_lower_precision_are_not_measured(monkeypatch):
+    def refuse(*given):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(passes._Trial, "seconds", refuse)
+    net, x = lively(Residual()), torch.rand(4, 3, 8, 8)
+    found = Passes(net, x)
+    with sl.execution(compile=False, dtype="bfloat16"):
+        found.expect(10)
+    assert found.plan == passes.PassPlan(128, dtype="bfloat16")

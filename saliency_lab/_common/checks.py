@@ -31,6 +31,7 @@ def check_images(x: Tensor) -> Tensor:
         )
     if not isinstance(x, Tensor):
         raise InputError(f"images must be a torch tensor, not {type(x).__name__}; {_batch_of(x)}")
+    check_dense(x, "images")
     if x.ndim != 4 or 0 in x.shape:
         raise InputError(
             f"images must have the shape (N, C, H, W) with N ≥ 1, not {tuple(x.shape)}; "
@@ -52,6 +53,22 @@ def check_images(x: Tensor) -> Tensor:
             "normalise inside (saliency_lab.wrap makes such a model of one that does not)"
         )
     return x
+
+
+def check_dense(tensor: Tensor, name: str) -> None:
+    """Refuse a tensor without data (of the device "meta"), a sparse or nested one, and a quantised one.
+
+    Raises
+    ------
+    InputError
+        Says what to do; the message begins with `name`.
+    """
+    if tensor.is_meta:
+        raise InputError(f"{name} are a tensor of the device 'meta', which has no data; make it on the CPU")
+    if tensor.is_quantized:
+        raise InputError(f"{name} are a quantised tensor, {tensor.dtype}; use .dequantize()")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        raise InputError(f"{name} must be a dense tensor, not {tensor.layout}; use .to_dense()")
 
 
 def _batch_of(x: object) -> str:
@@ -162,6 +179,7 @@ def check_labels(y: Tensor, count: int, num_classes: int | None = None) -> Tenso
                 "and a metric by metric=…"
             )
         raise InputError(f"labels must be a torch tensor, not {type(y).__name__}; use torch.as_tensor")
+    check_dense(y, "labels")
     if y.ndim == 2 and len(y) == count:
         raise InputError(
             f"labels must be one class per image, ({count},), not {tuple(y.shape)}; for one-hot labels use "
@@ -192,6 +210,8 @@ def parse_epsilon(value: float | str, *, name: str = "eps") -> float:
     saliency_lab._common.errors.InputError: eps must be a finite number ≥ 0 such as 0.1 or "8/255", not -0.1
     """
     problem = InputError(f'{name} must be a finite number ≥ 0 such as 0.1 or "8/255", not {value!r}')
+    if isinstance(value, bool | bytes) or getattr(value, "ndim", 0) != 0:
+        raise problem
     try:
         if isinstance(value, str):
             above, _, below = value.partition("/")
@@ -200,7 +220,7 @@ def parse_epsilon(value: float | str, *, name: str = "eps") -> float:
             number = float(value)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         raise problem from None
-    if isinstance(value, bool) or not 0 <= number < float("inf"):
+    if not 0 <= number < float("inf"):
         raise problem
     return number
 
@@ -227,6 +247,8 @@ def parse_radii(eps: float | str | Iterable[float | str]) -> list[float]:
     >>> parse_radii([0.2, 0, "51/255"]), parse_radii(0.1)
     ([0.0, 0.2], [0.1])
     """
+    if isinstance(eps, bytes | Mapping):
+        raise InputError(f'eps must be one radius or several, such as 0.1 or ["8/255", 0.1], not {eps!r}')
     given: list[Any] = list(eps) if holds_several(eps) else [eps]
     radii = sorted({parse_epsilon(value) for value in given})
     if not radii:
@@ -246,6 +268,8 @@ def holds_several(eps: object) -> TypeGuard[Iterable[float | str]]:
 def check_masks(masks: Tensor, x: Tensor) -> Tensor:
     """Return a boolean copy of the masks (N, 1, H, W) of images (N, C, H, W)."""
     shape = (len(x), 1, *x.shape[2:])
+    if isinstance(masks, Tensor):
+        check_dense(masks, "masks")
     if not isinstance(masks, Tensor) or tuple(masks.shape) != shape:
         actual = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
         raise InputError(

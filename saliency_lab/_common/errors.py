@@ -47,13 +47,16 @@ class TrainingError(SaliencyLabError):
 _LISTED = 60  # names in an error; a registry has a list_…() of its own
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """Build the error for a misspelt name.
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
+    """Build the error for a misspelt name, or for something that is no name.
 
     >>> str(unknown_name("metric", "pixelflipping", ["pixel_flipping", "sparseness"]))
     "unknown metric 'pixelflipping'; did you mean 'pixel_flipping'?"
     """
-    names = sorted(known)
+    names = sorted(map(str, known))
+    if not isinstance(name, str):
+        listed = ", ".join(names[:_LISTED])
+        return UnknownNameError(f"{kind.rstrip(':')} must be a name, not {name!r:.80}; known: {listed}")
     near = [each for each in names if each.endswith(f"/{name}")]  # "mnist/at" for "at"
     near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:

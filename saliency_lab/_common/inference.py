@@ -32,7 +32,13 @@ def check_module(model: object, name: str = "the model") -> None:
         If it is not; the message calls it `name`.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"{name} must be a torch.nn.Module, not {type(model).__name__}")
+        what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise InputError(f"{name} must be a torch.nn.Module, not {what}")
+    if isinstance(model, nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict):
+        raise InputError(
+            f"{name} must be a network, not a {type(model).__name__}, which only holds modules and computes "
+            "nothing; give one module, or wrap them in nn.Sequential"
+        )
 
 
 def check_ready(model: nn.Module) -> None:
@@ -360,6 +366,10 @@ def named_device(name: str | torch.device) -> torch.device:
     InputError
         If torch knows no such device, or it is not here.
     """
+    if not isinstance(name, str | torch.device):
+        raise InputError(
+            f"device must be a name, such as 'cpu' or 'cuda', or a torch.device, not {name!r:.80}"
+        )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

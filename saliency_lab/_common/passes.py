@@ -50,12 +50,15 @@ TOLERANCE = 1e-5
 LONG_WORK = 2.0
 """Seconds of estimated work from which "auto" looks for a faster form."""
 
+MANY_IMAGES = 150
+"""Images from which it does: making a form that is known and comparing its logits takes passes of a few."""
+
 _SHARE = 0.06  # of the estimated work that measuring may take
 _ROUNDS = 3
 _HOPELESS = 1.25  # a form that took this much longer than the best in the first round is not timed again
 _WORTH_IT = 0.97  # a form is chosen if it takes at most this share of the time of the one before
 _SHORT = 0.02  # seconds that are timed at least
-_FIRST = 4  # images on which outputs are compared
+_FIRST = 2  # images on which outputs are compared
 _COMPILED_SHARE = 0.7  # what a compiled pass is assumed to take at most of a folded one, before it is timed
 
 
@@ -105,6 +108,7 @@ class Passes:
         self.plan: PassPlan | None = None
         self._form: _Form | None = None
         self._weights: tuple[tuple[int, int], ...] = ()
+        self._expected = 0
 
     @property
     def rows(self) -> int | None:
@@ -122,10 +126,13 @@ class Passes:
             wanted = replace(wanted, dtype=None)
         if self._form is not None or (wanted.compile is False and wanted.dtype is None):
             return
+        if count <= self._expected:  # nothing was found for as many
+            return
+        self._expected = count
         forced = wanted.compile is True or wanted.dtype is not None
         speed = seconds_per_image(self.model, self.x.shape[1:])
         work = count * (speed or 0.0) * (_BACKWARD_COST if self.backward else 1)
-        if not forced and work < LONG_WORK:
+        if not forced and (work < LONG_WORK or count < MANY_IMAGES):
             return
         if not _may_copy(self.model):
             if wanted.dtype is not None:
@@ -146,7 +153,11 @@ class Passes:
             if plan is None:
                 return
             book[key] = plan
-        if plan.compiled and not forced and work < 3 * compile_seconds(self.model):
+        if (
+            plan.compiled
+            and not (forced or trial.is_compiled(plan))
+            and work < 3 * compile_seconds(self.model)
+        ):
             plan = replace(plan, compiled=False)
         form = trial.form(plan)
         if form is None and plan.compiled:
@@ -154,6 +165,7 @@ class Passes:
             form = trial.form(plan)
         if form is None:
             return
+        trial.keep(plan)
         self.plan, self._form, self._weights = plan, form, _weights(self.model)
 
     def usable(self) -> bool:
@@ -258,6 +270,7 @@ class _Copies:
         self.weights = weights
         self.nets: dict[tuple[bool, Layout, str | None], nn.Module | None] = {}
         self.fast: dict[PassPlan, Callable[[Tensor], Tensor] | None] = {}
+        self.used: set[PassPlan] = set()
 
 
 _copies: WeakKeyDictionary[nn.Module, _Copies] = WeakKeyDictionary()
@@ -275,17 +288,33 @@ class _Trial:
         if found is None or found.weights != digest:
             found = _copies[model] = _Copies(digest)
         self.copies = found
-        self.expected = self._outputs(model)
+        self._own: dict[bool, Tensor | None] = {}
 
-    def _outputs(self, net: nn.Module) -> tuple[Tensor, Tensor] | None:
-        """Logits of the first images, together and the last one alone; None if the model fails."""
+    def _outputs(self, net: nn.Module, alone: bool) -> Tensor | None:
+        """Logits of the first images, or of one of them alone; None if the model fails."""
         try:
-            both = run_without_graph(net, self.few.clone()), run_without_graph(net, self.few[-1:].clone())
+            output = run_without_graph(net, (self.few[-1:] if alone else self.few).clone())
         except Exception:  # whatever a model raises on a layout or in a copy, the model itself is used
             return None
-        if not all(isinstance(output, Tensor) and output.ndim == 2 for output in both):
-            return None
-        return both[0].float(), both[1].float()
+        return output.float() if isinstance(output, Tensor) and output.ndim == 2 else None
+
+    def _expected(self, alone: bool) -> Tensor | None:
+        """What the model itself returns."""
+        if alone not in self._own:
+            self._own[alone] = self._outputs(self.model, alone)
+        return self._own[alone]
+
+    def keep(self, plan: PassPlan) -> None:
+        """Remember that a plan is used, and drop copies in forms that none is."""
+        used = self.copies.used
+        used.add(replace(plan, milliseconds=0.0))
+        nets = {(each.folded, each.layout, each.dtype) for each in used}
+        self.copies.nets = {key: net for key, net in self.copies.nets.items() if key in nets or net is None}
+        self.copies.fast = {key: run for key, run in self.copies.fast.items() if key in used or run is None}
+
+    def is_compiled(self, plan: PassPlan) -> bool:
+        """Whether the plan's form was compiled before."""
+        return self.copies.fast.get(replace(plan, milliseconds=0.0)) is not None
 
     def form(self, plan: PassPlan) -> _Form | None:
         """Return the form of a plan, or None if it cannot be made or its logits are not the model's."""
@@ -302,17 +331,19 @@ class _Trial:
 
     def agrees(self, form: _Form) -> bool:
         """Whether the logits of the first images are the model's own."""
-        found = self._outputs(form)
-        if self.expected is None or found is None:
-            return False
         if form.plan.dtype is not None:
-            return bool(found[0].isfinite().all())
-        pairs = list(zip(found, self.expected, strict=True))
-        if form._fast is not None:
-            images = _fitted(self.x, form.plan.rows, self.few)
-            with torch.no_grad():
-                pairs.append((form(images), run_without_graph(self.model, images)))
-        return all(same_logits(*pair) for pair in pairs) and same_logits(found[0][-1:], self.expected[1])
+            found = self._outputs(form, alone=False)
+            return found is not None and bool(found.isfinite().all())
+        known = replace(form.plan, milliseconds=0.0) in self.copies.used  # then one image tells a change
+        for alone in (True,) if known else (True, False):
+            found, expected = self._outputs(form, alone), self._expected(alone)
+            if found is None or expected is None or not same_logits(found, expected):
+                return False
+        if form._fast is None or known:
+            return True
+        images = _fitted(self.x, form.plan.rows, self.few)
+        with torch.no_grad():
+            return same_logits(form(images), run_without_graph(self.model, images.clone()))
 
     def _net(self, plan: PassPlan) -> nn.Module | None:
         if not plan.folded and plan.dtype is None and not plan.compiled:
@@ -376,6 +407,8 @@ def _measure(trial: _Trial, wanted: ExecutionSettings, work: float, forced: bool
     """Time forms, then numbers of images; return the best plan, or None if measuring does not pay."""
     model, dtype = trial.model, wanted.dtype
     usual = _usual_rows(trial)
+    if wanted.compile is False:
+        return PassPlan(usual, dtype=dtype)
     middle = min(usual, 16) if usual > 2 else 2
     own = PassPlan(middle, dtype=dtype)
     plans = [own]
@@ -400,6 +433,10 @@ def _measure(trial: _Trial, wanted: ExecutionSettings, work: float, forced: bool
     if times[chosen] > _WORTH_IT * times[own]:
         chosen = own
     rows, seconds = _best_rows(trial, forms[chosen], middle, times[chosen], began + limit)
+    if rows != usual and time.perf_counter() < began + limit:
+        before = min(trial.seconds(forms[own], usual) for _ in range(2))
+        if _WORTH_IT * before < seconds:  # no better than without all this
+            chosen, rows, seconds = own, usual, before
     plan = replace(chosen, rows=rows, milliseconds=round(1000 * seconds, 3))
     return _with_compilation(trial, plan, wanted, work)
 

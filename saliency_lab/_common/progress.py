@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from saliency_lab._common.arguments import check_flag
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -35,7 +37,7 @@ def show_progress(enabled: bool) -> None:
     >>> show_progress(False)
     """
     global _enabled
-    _enabled = enabled
+    _enabled = check_flag(enabled, "enabled")
 
 
 @contextmanager

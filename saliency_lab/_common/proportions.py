@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saliency_lab._common.errors import InputError
+from saliency_lab._common.arguments import check_fraction
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -28,8 +28,7 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
     >>> low, round(high, 3)
     (0.0, 0.278)
     """
-    if not 0 < level < 1:
-        raise InputError(f"level must lie between 0 and 1, such as 0.95, not {level!r}")
+    check_fraction(level, "level")
     from statsmodels.stats.proportion import proportion_confint  # here, because importing it takes a second
 
     low, high = proportion_confint(successes, n, alpha=1 - level, method="wilson")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
+from types import NoneType
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import ConfigDict, create_model
 
+from saliency_lab._common.arguments import check_callable, check_choice, shown
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.plugins import import_object
 from saliency_lab._common.settings import Settings
@@ -115,9 +117,8 @@ def register(
     ...
     saliency_lab...UnknownNameError: unknown setting of metric 'top': 'powr'; did you mean 'power'?
     """
-    if kind not in KINDS:
-        raise unknown_name("kind of object:", str(kind), KINDS)
-    if name is not None and (not isinstance(name, str) or not name or ":" in name):
+    check_choice(kind, KINDS, "kind")
+    if name is not None and (not isinstance(name, str) or not name.strip() or ":" in name):
         raise InputError(f"name must be text without a colon, not {name!r}")
     if better is not None and (kind != "metric" or better not in ("higher", "lower", "neither")):
         raise InputError(f'better is "higher", "lower" or "neither", and for metrics only; not {better!r}')
@@ -127,6 +128,7 @@ def register(
         )
 
     def decorate(item: F) -> F:
+        _check_item(item, kind)
         label = name or name_of(item)
         if kind == "objective":  # a recipe is written with the name by which its objective is found again
             item.name = label  # type: ignore[attr-defined]
@@ -139,6 +141,20 @@ def register(
         return item
 
     return decorate
+
+
+def _check_item(item: object, kind: Kind) -> None:
+    """Refuse what cannot be used as this kind of object; its own package checks the rest when it is used."""
+    if kind in ("method", "metric", "attack"):
+        check_callable(item, f"a {kind}", "a function")
+    elif kind == "objective":
+        check_callable(item, "an objective", "a subclass of saliency_lab.training.Objective")
+    elif not callable(item) and isinstance(
+        item, str | bytes | int | float | complex | list | tuple | Mapping | NoneType
+    ):
+        raise InputError(
+            f"a {kind} must be an object of that kind or a function that makes one, not {shown(item)}"
+        )
 
 
 def name_of(item: object) -> str:

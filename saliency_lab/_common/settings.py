@@ -5,18 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from inspect import isabstract
 from reprlib import Repr
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from saliency_lab._common.checks import parse_epsilon
+from saliency_lab._common.checks import check_seed, parse_epsilon
 from saliency_lab._common.errors import InputError, unknown_name
 
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
-class Settings(BaseModel):
+LARGEST_COUNT = 10**8
+"""The largest whole number that a setting may be, other than a seed."""
+
+
+class ClearErrors(ModelMetaclass):
+    """Make a call of the class raise an `InputError` that names the field, in place of pydantic's error."""
+
+    def __call__(cls, *given: Any, **fields: Any) -> Any:
+        """Make an instance."""
+        model = cast("type[BaseModel]", cls)
+        if not given:
+            _check_keys(model, fields, cls.__name__)
+        try:
+            return super().__call__(*given, **fields)
+        except ValidationError as error:
+            raise InputError(f"{cls.__name__}: {_describe(error, model)}") from None
+
+
+class Settings(BaseModel, metaclass=ClearErrors):
     """Base of every settings model: its fields are the keyword settings that are accepted.
 
-    Settings are immutable. An unknown key is an error, and so is a value of another type than the field's.
+    Settings are immutable. An unknown key is an error, and so is a value of another type than the field's, a
+    number that is not finite, and a count above 10⁸.
 
     Examples
     --------
@@ -29,6 +52,19 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="after", check_fields=False)
+    @classmethod
+    def _not_too_large(cls, value: Any, field: ValidationInfo) -> Any:
+        """Refuse a count for which neither time nor memory would suffice."""
+        if field.field_name == "seed" and value is not None:
+            return check_seed(value)
+        if isinstance(value, int) and abs(value) > LARGEST_COUNT:
+            raise ValueError(
+                f"must be at most {LARGEST_COUNT:,}, not {value:,}: so many numbers of 4 bytes take "
+                f"{4 * abs(value) / 1e9:,.0f} GB of memory"
+            )
+        return value
 
 
 Epsilon = Annotated[float, BeforeValidator(parse_epsilon)]
@@ -47,6 +83,9 @@ PositiveEpsilon = Annotated[float, BeforeValidator(_parse_positive)]
 
 S = TypeVar("S", bound=BaseModel)
 
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
 
 def parse_settings(model: type[S], given: Mapping[str, Any], *, of: str) -> S:
     """Validate `given` against a settings model; `of` names what they belong to, for the error.
@@ -56,6 +95,8 @@ def parse_settings(model: type[S], given: Mapping[str, Any], *, of: str) -> S:
     InputError
         Names the key, what was given, and what would do.
     """
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise InputError(f"{of}: settings must be names with values, not {_SHORT.repr(given)}")
     _check_keys(model, given, of)
     try:
         return model.model_validate(dict(given))
@@ -88,7 +129,10 @@ def as_keywords(settings: Mapping[str, Any]) -> str:
 
 def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> None:
     """Refuse unknown keys, also in nested tables, with the nearest known one."""
+    aliases = {field.alias for field in model.model_fields.values()}
     for key, value in given.items():
+        if key in aliases:
+            continue
         if key not in model.model_fields:
             if model.model_config.get("extra") == "allow":
                 continue
@@ -98,10 +142,6 @@ def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> No
             continue
         if not isabstract(inner):  # an abstract one picks its class by a name in the table
             _check_keys(inner, value, f"{of}, table [{key}]")
-
-
-_SHORT = Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
 
 
 def _describe(error: ValidationError, model: type[BaseModel]) -> str:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from saliency_lab._common.arguments import check_choice, check_mapping
 from saliency_lab._common.checks import are_probabilities, parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import (
@@ -138,8 +139,9 @@ def audit(
     True
     """
     begun = time.perf_counter()
-    if budget not in BUDGETS:
-        raise InputError(f"unknown budget '{budget}'; known: {', '.join(BUDGETS)}")
+    check_choice(budget, BUDGETS, "budget")
+    if surrogates is not None:
+        surrogates = check_mapping(surrogates, "surrogates", '{"other": other_model}')
     chosen = METHODS.find(method)
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
     radius = parse_epsilon(eps)

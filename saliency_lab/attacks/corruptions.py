@@ -16,8 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from saliency_lab._common.arguments import check_choice, check_count
 from saliency_lab._common.checks import check_images
-from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import sample_seeds
 from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.problem import AttackOutcome, AttackProblem
@@ -68,10 +69,8 @@ def corrupt(x: Tensor, corruption: str, severity: int, *, seed: int = 0) -> Tens
     0.8
     """
     check_images(x)
-    if corruption not in CORRUPTIONS:
-        raise unknown_name("corruption", str(corruption), CORRUPTIONS)
-    if isinstance(severity, bool) or severity not in SEVERITIES:
-        raise InputError(f"severity must be 1, 2, 3, 4 or 5, not {severity!r}")
+    check_choice(corruption, CORRUPTIONS, "corruption")
+    check_count(severity, "severity", most=max(SEVERITIES))
     if corruption == "saturate" and x.shape[1] != 3:
         raise InputError("'saturate' needs images of three channels; use 'brightness' or 'contrast'")
     function, small, large = CORRUPTIONS[corruption]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Literal
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from saliency_lab._common.arguments import check_counts
 from saliency_lab._common.checks import check_seed, format_epsilon, holds_several, parse_epsilon, parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
@@ -229,12 +229,7 @@ def steps_curve(
             "autoattack is four attacks, one of which has no steps, so a curve over its steps says little; "
             "use 'apgd_ce' or 'apgd_t'"
         )
-    given = list(steps) if isinstance(steps, Iterable) else [None]
-    if not all(isinstance(count, Integral) and count >= 0 for count in given):
-        raise InputError(f"steps must hold integers ≥ 0, such as (1, 10, 100), not {steps!r}")
-    counts = sorted({int(count) for count in given})
-    if not counts:
-        raise InputError("steps must hold at least one number, such as (1, 10, 100)")
+    counts = sorted(set(check_counts(steps, "steps", least=0)))
     x, y = read_labelled(x, y)
     radius = parse_epsilon(eps)
     strengths = [(radius if count else 0.0, {**settings, "steps": max(count, 1)}) for count in counts]

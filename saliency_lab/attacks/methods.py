@@ -83,7 +83,7 @@ def custom_attack(extension: Extension) -> AttackMethod:
     """
     function, name = extension.item, extension.name
     if not callable(function):
-        raise InputError(f"an attack must be a name or a function, not {type(function).__name__}")
+        raise InputError(f"method must be the name of an attack or a function, not {type(function).__name__}")
     check_callable(function, "attack", "model, x, y, eps")
     own = settings_of(extension, 4)
     fields: dict[str, Any] = {

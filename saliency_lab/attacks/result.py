@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from saliency_lab._common.arguments import check_instance, check_text
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import facts, side_by_side, strip
@@ -242,6 +243,8 @@ def robustbench_entry(result: AttackResult, *, dataset: str, **info: Any) -> dic
     >>> robustbench_entry(found, dataset="cifar10", name="Linear")["clean_acc"]
     '100.00'
     """
+    check_instance(result, AttackResult, "result", "an AttackResult, as saliency_lab.attack returns it")
+    check_text(dataset, "dataset")
     if result.norm not in _THREATS:
         raise InputError(f"RobustBench has no leaderboard for {result.norm}; it has Linf, L2 and corruptions")
     pixels = result.eps * 255

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import format_epsilon, parse_epsilon
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import check_module
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.api import run
@@ -70,6 +71,7 @@ def transfer_attack(
     >>> result.robust_accuracy <= result.clean_accuracy
     True
     """
+    check_module(source, "source")
     x, y = read_labelled(x, y)
     chosen = METHODS.find(method)
     if "early_stop" in chosen.settings.model_fields:

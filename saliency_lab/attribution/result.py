@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from saliency_lab._common.arguments import check_count, check_number, check_path
+from saliency_lab._common.checks import check_dense, check_images
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
 from saliency_lab._common.fingerprints import fingerprint
@@ -258,7 +260,19 @@ class Attributions:
             One row per sample: `rank_correlation` (Spearman's, of the signed values), `ssim` and
             `top_k_overlap` (of the k·P largest values).
         """
-        theirs = other.values if isinstance(other, Attributions) else torch.as_tensor(other)
+        if check_number(k, "k", low=0, high=1) == 0:
+            raise InputError("k must be above 0")
+        values = other.values if isinstance(other, Attributions) else other
+        if not isinstance(values, Tensor | np.ndarray):
+            raise InputError(f"other must be Attributions, a tensor or an array, not {type(other).__name__}")
+        if isinstance(values, Tensor):
+            check_dense(values, "other")
+        try:
+            theirs = torch.as_tensor(values)
+        except TypeError:
+            raise InputError(f"other must hold real numbers, not {values.dtype}") from None
+        if theirs.is_complex():
+            raise InputError(f"other must hold real numbers, not {theirs.dtype}")
         return pd.DataFrame(
             {
                 "rank_correlation": rank_correlation(self.values, theirs).numpy(),
@@ -287,11 +301,14 @@ class Attributions:
         """
         from saliency_lab.plotting.maps import grid
 
+        check_count(n, "n")
+        if images is not None:
+            images = check_images(read_sample(images).x)
         labels = list(self.class_names[:n]) or [str(row.tolist()) for row in self.classes[:n]]
         if self.probabilities is not None:
             chances = self.probabilities[:n].tolist()
             labels = [f"{label}, {chance:.0%}" for label, chance in zip(labels, chances, strict=True)]
-        shown = None if images is None else read_sample(images).x[:n]
+        shown = None if images is None else images[:n]
         return grid(shown, {self.method: self.values[:n]}, labels=labels)
 
     def save(self, path: str | Path) -> Path:
@@ -307,7 +324,9 @@ class Attributions:
         Path
             The file that was written.
         """
-        path = Path(path)
+        path = check_path(path)
+        if path.is_dir():
+            raise InputError(f"path must be a file, such as '{path / 'maps.safetensors'}', not a folder")
         tensors = {"values": self.values.contiguous(), "classes": self.classes.contiguous()}
         if self.total is not None:
             tensors["total"] = self.total.contiguous()
@@ -347,6 +366,7 @@ class Attributions:
         InputError
             If the file is missing, damaged, or something else.
         """
+        path = check_path(path)
         try:
             with safe_open(path, framework="pt") as file:
                 header = json.loads(file.metadata()["attributions"])

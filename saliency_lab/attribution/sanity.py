@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from saliency_lab._common.arguments import check_choice, check_count, check_mapping
 from saliency_lab._common.checks import check_images
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
@@ -121,7 +122,7 @@ class SanityCheck:
         """
         from saliency_lab.plotting.sanity import cascade
 
-        return cascade(self.likeness, measure)
+        return cascade(self.likeness, check_choice(measure, MEASURES, "measure"))
 
     def plot_maps(self, image: int = 0) -> Figure:
         """Draw the maps of one image, one row per method and one column per step, with one scale per panel.
@@ -144,8 +145,7 @@ class SanityCheck:
         from saliency_lab.plotting.maps import grid
 
         kept = min(maps.shape[1] for maps in self.maps.values())
-        if not -kept <= image < kept:
-            raise InputError(f"the maps of the first {kept} images are kept: 0 … {kept - 1}, not {image}")
+        image = check_count(image, "image", least=0, most=kept - 1)
         layers = self.likeness.drop_duplicates("step").sort_values("step").layer
         columns = {
             layer: torch.stack([maps[step, image] for maps in self.maps.values()])
@@ -216,7 +216,7 @@ def sanity_check(
     check_classifier(model, x)
     by_default = methods is None
     methods = DEFAULTS if methods is None else _names(methods)
-    chosen = settings or {}
+    chosen = check_mapping({} if settings is None else settings, "settings", '{"smoothgrad": {"n": 10}}')
     if stray := set(chosen) - set(methods):
         raise InputError(f"settings are given for methods that are not checked: {', '.join(sorted(stray))}")
     twin = copy_model(model)
@@ -252,7 +252,7 @@ def sanity_check(
 
 def _names(methods: str | Sequence[str]) -> list[str]:
     """Return the names of the methods without repetitions, after checking that each exists."""
-    several = methods if isinstance(methods, Iterable) else []
+    several = methods if isinstance(methods, Iterable) and not isinstance(methods, Mapping | bytes) else []
     names = list(dict.fromkeys([methods] if isinstance(methods, str) else several))
     if not names:
         raise InputError(

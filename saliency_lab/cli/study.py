@@ -209,6 +209,8 @@ def _redraw(
     from saliency_lab.experiment.packing import unpack_results
     from saliency_lab.reporting.markdown import write_page
 
+    if declared.roar is not None or declared.kar is not None:
+        print("The results of [roar] and [kar] are not packed, so the page is without them.")
     with TemporaryDirectory() as scratch:
         done, runs = unpack_results(declared, packed, Path(scratch), trust=trust)
         print(write_page(declared, runs, done, done.compare(), page, name=name, command=command))

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.arguments import (
+    check_choice,
+    check_fraction,
+    check_instance,
+    check_mapping,
+    check_text,
+)
+from saliency_lab._common.checks import check_seed
+from saliency_lab._common.errors import InputError
 from saliency_lab.comparison import tables
 from saliency_lab.comparison.measures import ACCURACY, ROBUST, Measure
 from saliency_lab.comparison.ranking import Ranking
@@ -90,14 +98,18 @@ class Comparison:
         audits: pd.DataFrame | None = None,
         pictures: Pictures | None = None,
     ) -> None:
+        for name, table in (("scores", scores), ("robustness", robustness), ("audits", audits)):
+            if table is not None or name != "audits":
+                check_instance(table, pd.DataFrame, name, "a pandas.DataFrame, as study.scores is")
         if not len(scores) and not len(robustness):
             raise InputError("there is nothing to compare yet; call study.score or study.attack first")
-        if not 0 < level < 1:
-            raise InputError(f"level must be above 0 and below 1, such as 0.95, not {level}")
+        check_fraction(level, "level")
+        check_seed(seed)
+        if better is not None:
+            better = check_mapping(better, "better", '{"my_metric": "higher"}')
         self.scores, self.robustness = scores, robustness
         self.models: list[str] = list(dict.fromkeys([*scores["model"], *robustness["model"]]))
-        if baseline not in self.models:
-            raise unknown_name("baseline:", baseline, self.models)
+        check_choice(baseline, self.models, "baseline")
         self.baseline, self.level, self.seed = baseline, level, seed
         self._better = dict(better or {})
         self.audits = pd.DataFrame() if audits is None else audits
@@ -291,7 +303,7 @@ class Comparison:
         str
             A `table` environment with one row per measure and one column per model.
         """
-        return tables.as_latex(self.summary, label)
+        return tables.as_latex(self.summary, check_text(label, "label"))
 
 
 def _arrays(table: pd.DataFrame, keys: list[str], column: str) -> dict[Any, dict[str, np.ndarray]]:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.arguments import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_names,
+    check_number,
+    check_text,
+)
+from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab.comparison import aggregate, statistics
 from saliency_lab.comparison.measures import ACCURACY, ROBUST
@@ -78,14 +86,18 @@ class ComparisonPlots:
         InputError
             If there is no such method or model, or the comparison was made from tables alone.
         """
+        check_count(n, "n")
+        check_flag(normalise, "normalise")
         summary = self._summary
-        for model in models or ():
-            if model not in summary.models:
-                raise unknown_name("model of this comparison:", model, summary.models)
+        if models is not None:
+            check_names(models, "models", summary.models)
         pictures = summary.pictures
         if pictures is None:
             raise InputError("this comparison was made from tables and has no maps; use study.compare()")
-        method = method or next((m.method for m in summary.measures if not m.share), None)
+        scored = list(dict.fromkeys(m.method for m in summary.measures if not m.share))
+        if method is not None:
+            check_text(method, "method")
+        method = method or next(iter(scored), None)
         if method is None:
             raise InputError(
                 "nothing has been attributed and scored yet; call study.attribute and study.score"
@@ -94,13 +106,12 @@ class ComparisonPlots:
 
     def robustness(self, attack: str | None = None, *, width: float = CHART_WIDTH) -> Figure:
         """Draw accuracy against ε, one line and band per attacked model; by default for the first attack."""
+        check_number(width, "width", low=1, high=100)
         summary = self._summary
         attacks = list(dict.fromkeys(m.method for m in summary.measures if m.metric == ROBUST))
         if not attacks:
             raise InputError("nothing has been attacked yet; call study.attack('pgd', eps=[0.1, 0.2])")
-        attack = attack or attacks[0]
-        if attack not in attacks:
-            raise unknown_name("attack of this study:", attack, attacks)
+        attack = attacks[0] if attack is None else check_choice(attack, attacks, "attack of this study")
         table = summary.table
         clean = table[table["metric"] == ACCURACY]
         attacked = table[(table["metric"] == ROBUST) & (table["method"] == attack)]
@@ -148,7 +159,12 @@ class ComparisonPlots:
         attack, eps
             Of "robust_accuracy"; the first, and the largest ε, unless others are named.
         """
+        check_number(width, "width", low=1, high=100)
         summary = self._summary
+        for axis, name in (("x", x), ("y", y)):
+            check_choice(name, list(dict.fromkeys(m.metric for m in summary.measures)), axis)
+        if attack is not None:
+            check_text(attack, "attack")
         of = {ROBUST: (attack, eps), ACCURACY: (None, None)}
         measures = [summary.measure(name, *of.get(name, (method, None))) for name in (x, y)]
         models = [model for model in summary.models if all(model in m.values for m in measures)]
@@ -174,6 +190,7 @@ class ComparisonPlots:
 
     def dots(self, metric: str, *, width: float = CHART_WIDTH) -> Figure:
         """Draw one measure of every model, by method (by ε for "robust_accuracy"): dots with intervals."""
+        check_number(width, "width", low=1, high=100)
         measure = self._summary.measure(metric)
         return dots.dots(
             self._estimates(metric),
@@ -188,6 +205,8 @@ class ComparisonPlots:
 
     def slopes(self, metric: str, *, width: float | None = None) -> Figure:
         """Draw one measure from model to model: one line per method (per ε for "robust_accuracy")."""
+        if width is not None:
+            check_number(width, "width", low=1, high=100)
         measure = self._summary.measure(metric)
         return slopes.slopes(
             self._estimates(metric),
@@ -207,6 +226,7 @@ class ComparisonPlots:
         InputError
             If the metric keeps no curves, or the comparison was made from tables alone.
         """
+        check_number(width, "width", low=1, high=100)
         summary = self._summary
         measure = summary.measure(metric, method)
         if summary.pictures is None:
@@ -242,6 +262,7 @@ class ComparisonPlots:
         InputError
             If a model has fewer than five training seeds.
         """
+        check_number(width, "width", low=1, high=100)
         summary = self._summary
         scores = summary.seed_scores(metric, method)
         ends = [float(edge(values)) for values in scores.values() for edge in (np.min, np.max)]

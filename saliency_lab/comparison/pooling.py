@@ -12,14 +12,24 @@ import pandas as pd
 from scipy import special
 from statsmodels.stats.meta_analysis import combine_effects
 
+from saliency_lab._common.arguments import (
+    check_choice,
+    check_flag,
+    check_fraction,
+    check_instance,
+    check_mapping,
+    check_numbers,
+    check_text,
+    shown,
+)
 from saliency_lab._common.errors import InputError
+from saliency_lab.comparison.comparison import Comparison
 from saliency_lab.comparison.format import estimate, one_line, p_value
 from saliency_lab.comparison.statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from saliency_lab.comparison.comparison import Comparison
 
 FIXED, RANDOM = POOLED = "fixed effect", "random effects"
 """Names of the pooled rows."""
@@ -83,6 +93,9 @@ class PooledDifference:
             One row per study, then the fixed and random effects.
         """
         from saliency_lab.plotting.forest import forest
+
+        if title is not None:
+            check_text(title, "title")
 
         rows = {str(name): _interval(row) for name, row in self.table.iterrows()}
         return forest(
@@ -149,8 +162,15 @@ def pool_comparisons(
     >>> pooled.table.index.tolist()
     ['mnist', 'svhn', 'fixed effect', 'random effects']
     """
+    given = check_mapping(comparisons, "comparisons", '{"mnist": study.compare()}')
+    for name, comparison in given.items():
+        check_instance(comparison, Comparison, f"comparisons, that of '{name}',", "a saliency_lab.Comparison")
+        for role, each in (("model", model), ("over", over)):
+            check_choice(each, comparison.models, f"{role} of '{name}'")
     intervals, p, levels, shares = {}, {}, set(), set()
-    for name, comparison in comparisons.items():
+    for name, comparison in given.items():
+        if isinstance(eps, Mapping) and name not in eps:
+            raise InputError(f"eps has no radius for the study '{name}'")
         measure = comparison.measure(metric, method, eps[name] if isinstance(eps, Mapping) else eps)
         for each in (model, over):
             if each not in measure.values:
@@ -201,8 +221,16 @@ def pool_differences(
     >>> round(float(pooled.table.loc["fixed effect", "difference"]), 4)
     -0.0408
     """
+    check_fraction(level, "level")
+    check_flag(share, "share")
+    differences = check_mapping(differences, "differences", '{"mnist": (-0.06, -0.10, -0.02)}')
     if len(differences) < 2:
-        raise InputError(f"pooling needs at least two studies, not {len(differences)}")
+        raise InputError(f"pooling needs the differences of at least two studies, not {len(differences)}")
+    for name, each in differences.items():
+        if len(check_numbers(each, f"differences, that of '{name}',")) != 3:
+            raise InputError(
+                f"differences, that of '{name}', must be (difference, low, high), not {shown(each)}"
+            )
     table = pd.DataFrame(differences, index=["difference", "low", "high"]).T
     width = (table["high"] - table["low"]).to_numpy(float)
     if not (np.isfinite(width) & (width > 0)).all():

@@ -9,7 +9,16 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from saliency_lab._common.arguments import (
+    check_count,
+    check_counts,
+    check_fraction,
+    check_number,
+    check_numbers,
+)
+from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.limits import check_memory
 from saliency_lab.comparison import statistics
 
 
@@ -75,14 +84,30 @@ def power(
     >>> table.columns.tolist()
     ['seeds', 'images', 'difference', 'detected', 'half_width']
     """
-    grid = _listed(seeds), _listed(images), _listed(difference)
-    _check(grid, accuracy, seed_spread, correlation, comparisons, margin, level, runs)
+    grid = (
+        check_counts(seeds, "seeds", most=10_000),
+        check_counts(images, "images", least=2, most=10_000_000),
+        check_numbers(difference, "difference"),
+    )
+    check_number(seed_spread, "seed_spread", low=0)
+    check_number(correlation, "correlation", low=0, high=1)
+    check_count(comparisons, "comparisons")
+    check_fraction(level, "level")
+    check_count(runs, "runs", most=10_000_000)
+    check_seed(seed)
+    if accuracy is not None:
+        check_number(accuracy, "accuracy", low=0, high=1)
+        for each in grid[2]:
+            check_number(accuracy + each, "accuracy + difference", low=0, high=1)
+    if margin is not None and check_number(margin, "margin", low=0) == 0:
+        raise InputError("margin must be above 0")
+    check_memory((max(grid[0]), max(grid[1])), 8, "the values of seeds × images")
     draws = np.random.default_rng(seed)
     rows = []
     for count, size, true in product(*grid):
         found, widths, equivalent = 0, [], 0
         for _ in range(runs):
-            a, b = _draw(draws, int(count), int(size), true, accuracy, seed_spread, correlation)
+            a, b = _draw(draws, count, size, true, accuracy, seed_spread, correlation)
             estimate = (
                 statistics.difference_estimate(a, b)
                 if accuracy is None
@@ -95,7 +120,7 @@ def power(
             _, low, high = estimate.interval(level)
             widths.append((high - low) / 2)
             equivalent += margin is not None and estimate.p_equivalence(margin) < 1 - level
-        row = {"seeds": int(count), "images": int(size), "difference": true, "detected": found / runs}
+        row = {"seeds": count, "images": size, "difference": true, "detected": found / runs}
         row["half_width"] = float(np.mean(widths))
         rows.append(row if margin is None else row | {"equivalent": equivalent / runs})
     return pd.DataFrame(rows)
@@ -121,36 +146,3 @@ def _draw(
         else:
             models.append(values < special.ndtri(np.clip(accuracy + means, 0.0, 1.0)))
     return models
-
-
-def _listed(given: float | Sequence[float]) -> list[float]:
-    return [given] if isinstance(given, (int, float)) else list(given)
-
-
-def _check(
-    grid: tuple[list[float], list[float], list[float]],
-    accuracy: float | None,
-    seed_spread: float,
-    correlation: float,
-    comparisons: int,
-    margin: float | None,
-    level: float,
-    runs: int,
-) -> None:
-    seeds, images, differences = grid
-    problems = {
-        "seeds must be whole numbers from 1": any(each < 1 or each != int(each) for each in seeds),
-        "images must be whole numbers from 2": any(each < 2 or each != int(each) for each in images),
-        "accuracy must lie between 0 and 1": accuracy is not None and not 0 <= accuracy <= 1,
-        "accuracy + difference must lie between 0 and 1": accuracy is not None
-        and any(not 0 <= accuracy + each <= 1 for each in differences),
-        "seed_spread must be 0 or more": not seed_spread >= 0,
-        "correlation must lie between 0 and 1": not 0 <= correlation <= 1,
-        "comparisons must be 1 or more": comparisons < 1,
-        "margin must be above 0": margin is not None and not margin > 0,
-        "level must be above 0 and below 1, such as 0.95": not 0 < level < 1,
-        "runs must be 1 or more": runs < 1,
-    }
-    for problem, present in problems.items():
-        if present:
-            raise InputError(problem)

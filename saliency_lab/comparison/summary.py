@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from saliency_lab._common.arguments import check_choice
 from saliency_lab._common.checks import format_epsilon, parse_epsilon
-from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab.comparison import aggregate, statistics
 from saliency_lab.comparison.measures import ROBUST, SHARES, Measure
@@ -83,16 +84,15 @@ class Summary:
     def measure(self, metric: str, method: str | None = None, eps: float | str | None = None) -> Measure:
         """Return one measure: by default of the first method, and of the largest ε."""
         known = list(dict.fromkeys(m.metric for m in self.measures))
-        if metric not in known:
-            raise unknown_name("measure of this comparison:", metric, known)
+        check_choice(metric, known, "metric of this comparison")
         found = [m for m in self.measures if m.metric == metric]
         labels = list(dict.fromkeys(m.method for m in found))
-        if method is not None and method not in labels:
-            raise unknown_name(f"method for {metric}:", method, labels)
+        if method is not None:
+            check_choice(method, labels, f"method for {metric}")
         found = [m for m in found if m.method == (labels[0] if method is None else method)]
-        if metric != ROBUST or eps is None:
+        radius = None if eps is None else parse_epsilon(eps)
+        if metric != ROBUST or radius is None:
             return found[-1]
-        radius = parse_epsilon(eps)
         near = [m for m in found if np.isclose(m.eps, radius)]
         if not near:
             raise InputError(
@@ -206,7 +206,9 @@ class Summary:
         InputError
             If the metric has no direction, or there are fewer than three methods.
         """
-        model = self.baseline if model is None else model
+        model = (
+            self.baseline if model is None else check_choice(model, self.models, "model of this comparison")
+        )
         self.measure(metric)  # names an unknown one
         found = [m for m in self.measures if m.metric == metric and model in m.values and not m.share]
         if not found:

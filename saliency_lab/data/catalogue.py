@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saliency_lab._common.arguments import check_flag, check_fraction, check_path
+from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.registry import Extension, Registry
 from saliency_lab.data.digits import read_digits
@@ -154,7 +156,7 @@ DATASETS.add(
 
 def data_root(root: str | Path | None = None) -> Path:
     """Return the folder of the data: the argument, else the variable SALIENCY_LAB_DATA, else "data"."""
-    return Path(root if root is not None else os.environ.get("SALIENCY_LAB_DATA") or "data").expanduser()
+    return check_path(root if root is not None else os.environ.get("SALIENCY_LAB_DATA") or "data", "root")
 
 
 def load_dataset(
@@ -203,13 +205,16 @@ def load_dataset(
     >>> load_dataset("digits")
     ImageData('digits', train 1294, val 144, test 359 images (1, 28, 28), 10 classes)
     """
+    check_flag(download, "download")
+    check_fraction(val_fraction, "val_fraction")
+    check_seed(seed)
+    where = data_root(root)
     entry = DATASETS.find(name)
     if entry.load is not None:
         defaults = {"root": None, "download": False, "val_fraction": 0.1, "seed": 0, "image_size": None}
         asked = dict(zip(defaults, (root, download, val_fraction, seed, image_size), strict=True))
         return entry.load({key: value for key, value in asked.items() if value != defaults[key]})
     assert isinstance(name, str)
-    where = data_root(root)
     if entry.read is None:
         train, val, test, classes = read_image_folder(where, image_size)
         if val is not None:

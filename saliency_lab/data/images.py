@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from saliency_lab._common.arguments import check_fraction, check_instance, check_text, shown
+from saliency_lab._common.checks import check_dense, check_seed
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.html import facts, side_by_side, strip
@@ -33,6 +35,29 @@ class LabelledImages(NamedTuple):
         return facts("sample", {"images": f"{len(self.x)} × {tuple(self.x.shape[1:])}"}) + strip(
             shown, f"the first {len(shown)} images"
         )
+
+
+def check_indices(indices: object, count: int) -> Tensor:
+    """Return `indices` as int64 (N,) if they are positions among `count` images, or a mask of them.
+
+    Raises
+    ------
+    InputError
+        If they are not.
+    """
+    problem = InputError(f"indices must be positions from 0 to {count - 1}, not {shown(indices)}")
+    try:
+        positions = torch.as_tensor(indices)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise problem from None
+    if positions.dtype == torch.bool and positions.shape == (count,):
+        positions = positions.nonzero()[:, 0]
+    if positions.numel() == 0:
+        return positions.reshape(-1).long()
+    whole = not (positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool)
+    if not whole or positions.ndim > 1 or not bool(((positions >= -count) & (positions < count)).all()):
+        raise problem
+    return positions.long()
 
 
 def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
@@ -66,6 +91,11 @@ class Split:
     images: Tensor
     labels: Tensor
 
+    def __post_init__(self) -> None:
+        for name, tensor in (("images", self.images), ("labels", self.labels)):
+            check_instance(tensor, Tensor, name, "a torch tensor")
+            check_dense(tensor, name)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -89,6 +119,8 @@ class Split:
         LabelledImages
             Images float32 (N, C, H, W) in [0, 1] and labels int64 (N,); unpacks as `x, y`.
         """
+        if not isinstance(indices, int | slice):  # an iterator over the split ends by an IndexError
+            indices = check_indices(indices, len(self))
         images = self.images[indices]
         x = images.float().div_(255) if images.dtype == torch.uint8 else images.clone()
         return LabelledImages(x, self.labels[indices].clone())
@@ -145,7 +177,8 @@ class Split:
         InputError
             If n < 1 or the split holds fewer than n images.
         """
-        if not isinstance(n, int | np.integer) or not 1 <= n <= len(self):
+        check_seed(seed)
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= len(self):
             raise InputError(
                 f"n must be a whole number in 1 … {len(self)}, the number of images in this split, not {n!r}"
             )
@@ -164,6 +197,7 @@ class Split:
         Split
             The images and labels at these positions, in this order.
         """
+        indices = check_indices(indices, len(self))
         return Split(self.images[indices], self.labels[indices])
 
 
@@ -204,6 +238,15 @@ class ImageData:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        check_text(self.name, "name")
+        for part, split in self._splits().items():
+            check_instance(split, Split, part, "a saliency_lab.data.Split of images and labels")
+        if isinstance(self.classes, str) or not isinstance(self.classes, Sequence) or not self.classes:
+            raise InputError(
+                f"classes must be the names of the classes, such as ('cat', 'dog'), not {shown(self.classes)}"
+            )
+        for each in self.classes:
+            check_text(each, "classes, each of them,")
         untrained = len(self.train) == 0 and len(self.val) == 0
         splits = {"test": self.test} if untrained else self._splits()
         for part, split in splits.items():
@@ -271,8 +314,13 @@ class ImageData:
         >>> ImageData.from_datasets(pairs, pairs, name="noise")
         ImageData('noise', train 36, val 4, test 40 images (1, 8, 8), 2 classes)
         """
+        check_text(name, "name")
+        check_fraction(val_fraction, "val_fraction")
+        check_seed(seed)
         train_split = _read(train, f"{name}, train")
         test_split = _read(test, f"{name}, test")
+        if classes is not None and (isinstance(classes, str | Mapping) or not isinstance(classes, Iterable)):
+            raise InputError(f"classes must be names, such as ('cat', 'dog'), not {shown(classes)}")
         if classes is None:
             classes = [str(label) for label in range(int(train_split.labels.max()) + 1)]
         if val is None:
@@ -329,8 +377,7 @@ def split_off_validation(
     name: str, train: Split, test: Split, classes: Sequence[str], val_fraction: float, seed: int
 ) -> ImageData:
     """Cut a stratified validation split of `val_fraction` from the training images."""
-    if not 0 < val_fraction < 1:
-        raise InputError(f"val_fraction must be above 0 and below 1, such as 0.1, not {val_fraction}")
+    check_fraction(val_fraction, "val_fraction")
     count = max(1, round(val_fraction * len(train)))
     order = stratified_order(train.labels, seed, "validation")
     kept, held_out = order[count:].sort().values, order[:count].sort().values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saliency_lab._common.checks import check_labels
+from saliency_lab._common.arguments import check_path, shown
+from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import DataNotFoundError, InputError, unknown_name
 from saliency_lab._common.html import facts, strip
 from saliency_lab._common.limits import check_memory
@@ -63,6 +64,11 @@ class ImageBatch:
     x: Tensor
     y: Tensor | None
     names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_images(self.x)
+        if self.y is not None:
+            check_labels(self.y, len(self.x))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -214,13 +220,15 @@ def _check_size(size: Any) -> tuple[int, int] | None:
 def _list(source: Any) -> list[Any]:
     """The single images that a source holds."""
     if isinstance(source, str | os.PathLike):
-        path = Path(source).expanduser()
+        path = check_path(source, "source")
+        if not path.exists() and not path.is_symlink():
+            raise DataNotFoundError(f"there is no file or folder '{path}' to load images from")
         return _list_folder(path) if path.is_dir() else [path]
     if isinstance(source, np.ndarray | Tensor):
         return list(source) if source.ndim == 4 else [source]
     if hasattr(source, "getbands") or not isinstance(source, Iterable):
         return [source]
-    return [Path(item).expanduser() if isinstance(item, str | os.PathLike) else item for item in source]
+    return [check_path(item, "source") if isinstance(item, str | os.PathLike) else item for item in source]
 
 
 def _list_folder(folder: Path) -> list[Path]:
@@ -304,6 +312,8 @@ def _labels(labels: Any, count: int, card: Any) -> Tensor | None:
         return None
     classes = tuple(getattr(card, "classes", None) or ())
     if not isinstance(labels, Tensor):
+        if isinstance(labels, str | bytes | Mapping) or not isinstance(labels, Iterable):
+            raise InputError(f"labels must be one number or name of a class per image, not {shown(labels)}")
         numbers = []
         for label in labels:
             if isinstance(label, str):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from saliency_lab.data.images import Split
+from saliency_lab.data.images import Split, check_indices
 
 
 class LocatedSample(NamedTuple):
@@ -26,6 +26,7 @@ class LocatedSplit(Split):
 
     def select(self, indices: Tensor) -> LocatedSplit:
         """Return the split of the images at `indices`."""
+        indices = check_indices(indices, len(self))
         return LocatedSplit(self.images[indices], self.labels[indices], self.masks[indices])
 
     def located(self, n: int, seed: int = 0) -> LocatedSample:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saliency_lab._common.arguments import check_instance
+from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import generator
 from saliency_lab.data.images import ImageData, Split
@@ -33,6 +35,8 @@ def make_mosaics(data: ImageData, *, seed: int = 0) -> ImageData:
     >>> mosaics.input_shape, mosaics.classes
     ((1, 56, 56), ('0', '1', '2', '3', '4'))
     """
+    check_instance(data, ImageData, "data", "a saliency_lab.ImageData, as load_dataset returns it")
+    check_seed(seed)
     targets = len(data.classes) // 2
     if targets < 2:
         raise InputError(f"mosaics need at least four classes, and '{data.name}' has {len(data.classes)}")

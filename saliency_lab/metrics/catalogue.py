@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from saliency_lab._common.errors import InputError
+from saliency_lab._common.arguments import check_count
 from saliency_lab._common.registry import Registry
 from saliency_lab._common.settings import Settings, list_settings
 from saliency_lab.metrics.explainer import Explainer
@@ -199,8 +199,7 @@ def list_metrics(image_size: int = 28) -> pd.DataFrame:
     """
     import pandas as pd
 
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-        raise InputError(f"image_size must be a side in pixels such as 224, not {image_size!r}")
+    image_size = check_count(image_size, "image_size", most=100_000)
     rows = []
     for name in METRICS:
         metric = METRICS[name]

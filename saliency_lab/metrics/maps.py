@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saliency_lab._common.checks import check_dense
 from saliency_lab._common.errors import InputError
 
 Needs = Literal["finite", "nonzero", "varying", "ranking"]
@@ -33,6 +34,8 @@ def check_maps(attributions: Any, x: Tensor, *, of: str = "attributions") -> Ten
             f"{of} must be Attributions, a tensor or an array of the images' shape, "
             f"not {type(attributions).__name__}"
         )
+    if isinstance(values, Tensor):
+        check_dense(values, of)
     try:
         maps = torch.as_tensor(values).detach().cpu()
     except TypeError:

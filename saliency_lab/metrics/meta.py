@@ -14,9 +14,11 @@ import torch
 from scipy.stats import wilcoxon
 from torch import Tensor, nn
 
+from saliency_lab._common.arguments import check_count, check_mapping
+from saliency_lab._common.checks import check_images, check_seed
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import gradients_recorded
+from saliency_lab._common.inference import check_module, gradients_recorded
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import generator, sample_normal, sample_seeds, sample_uniform
 from saliency_lab.attribution import Attributions
@@ -71,8 +73,14 @@ def meta_evaluate(
     """
     import pandas as pd
 
+    attributions = check_mapping(attributions, "attributions", '{"saliency": maps, "smoothgrad": other_maps}')
+    check_count(draws, "draws", most=10_000)
+    check_seed(seed)
+    check_module(model)
+    x, y = read_labelled(x, y)
+    check_images(x)
     if len(attributions) < 2:
-        raise InputError("meta_evaluate ranks methods, so it needs the maps of two or more")
+        raise InputError("meta_evaluate ranks methods, so attributions must hold the maps of two or more")
     requests = {
         label: (METRICS.find(metric), settings) for label, (metric, settings) in read_metrics(metrics).items()
     }
@@ -85,7 +93,6 @@ def meta_evaluate(
                 "judged by what perturbing the latter alone does to it; leave it out"
             )
     signs = {label: 1 if _better(*request) == "higher" else -1 for label, request in requests.items()}
-    x, y = read_labelled(x, y)
     clean = _scores(model, x, y, attributions, metrics, signs, seed)
     columns: dict[str, list[np.ndarray]] = {}
     for draw in range(draws):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -10,12 +10,13 @@ from torch import nn
 
 from saliency_lab._common.html import facts
 from saliency_lab._common.pictures import Interpolation
+from saliency_lab._common.settings import ClearErrors
 
 CUSTOM = "custom"
 _SHOWN = 20  # classes by name, in Jupyter
 
 
-class ModelCard(BaseModel):
+class ModelCard(BaseModel, metaclass=ClearErrors):
     """What a model is and where it comes from.
 
     A card is immutable. `save_model` fills in `mean`, `std`, `sha256`, `versions`, `machine` and `created`.
@@ -69,7 +70,7 @@ class ModelCard(BaseModel):
     'custom'
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str = CUSTOM
     num_classes: int | None = None
@@ -89,6 +90,29 @@ class ModelCard(BaseModel):
     versions: dict[str, str] = {}
     machine: dict[str, str | int] = {}
     created: str = ""
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> ModelCard:
+        """Return a copy with other values of some fields, which are validated.
+
+        Parameters
+        ----------
+        update : mapping, optional
+            Fields and their new values.
+        deep : bool
+            Whether the values are copied too.
+
+        Returns
+        -------
+        ModelCard
+            The copy.
+
+        Raises
+        ------
+        InputError
+            If there is no such field, or a value does not fit.
+        """
+        own = super().model_copy(deep=deep)
+        return ModelCard(**{**{name: getattr(own, name) for name in own.model_fields_set}, **(update or {})})
 
     def _repr_html_(self) -> str:
         shape = "" if self.input_shape is None else " × ".join(map(str, self.input_shape))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import nn
 
+from saliency_lab._common.arguments import check_callable, check_count, check_text, shown
+from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.limits import check_memory
 from saliency_lab._common.plugins import import_library
 from saliency_lab._common.registry import Extension, Registry
 from saliency_lab._common.seeding import derive_seed, preserved_rng
@@ -124,14 +126,21 @@ def build_model(
     >>> sum(p.numel() for p in model.parameters())
     166406
     """
-    if not isinstance(num_classes, int | np.integer) or num_classes < 2:
-        raise InputError(f"num_classes must be a whole number of at least 2, not {num_classes!r}")
-    sizes = list(input_shape) if isinstance(input_shape, Iterable) else []
-    if len(sizes) != 3 or not all(isinstance(size, int | np.integer) and size >= 1 for size in sizes):
+    if isinstance(name, str):
+        check_text(name, "name")
+    else:
+        check_callable(name, "name", "the name of an architecture, or a module or function of your own")
+    num_classes = check_count(num_classes, "num_classes", least=2, most=2**31 - 1)
+    sizes = (
+        list(input_shape) if isinstance(input_shape, Sequence) and not isinstance(input_shape, str) else []
+    )
+    if len(sizes) != 3:
         raise InputError(
-            f"input_shape must be (channels, height, width), such as (1, 28, 28), not {input_shape!r}"
+            f"input_shape must be (channels, height, width), such as (1, 28, 28), not {shown(input_shape)}"
         )
-    channels, height, width = (int(size) for size in sizes)
+    channels, height, width = (check_count(size, "input_shape, each side,") for size in sizes)
+    check_seed(seed)
+    check_memory((channels, height, width), 4, f"images of the input_shape {channels}×{height}×{width}")
     with preserved_rng(derive_seed(seed, "weights", name)):
         try:
             if isinstance(name, str) and name.startswith(LIBRARIES):
@@ -141,7 +150,10 @@ def build_model(
                 with torch.no_grad():
                     net.eval()(torch.zeros(1, channels, height, width))
             else:
-                net = ARCHITECTURES.find(name)(num_classes, (channels, height, width))
+                build = ARCHITECTURES.find(name)
+                if isinstance(name, str) and name in ARCHITECTURES.built_in:
+                    _check_weights(build, num_classes, (channels, height, width))
+                net = build(num_classes, (channels, height, width))
         except (RuntimeError, AssertionError) as error:
             raise InputError(
                 f"architecture '{name}' does not take images of {channels}×{height}×{width}: {error}"
@@ -158,6 +170,19 @@ def build_model(
             raise InputError(f"{label} must be one value, or {channels}, one per channel; got {len(values)}")
     model.card = card  # type: ignore[assignment]
     return model.eval()
+
+
+_SMALL = 10**5
+"""Up to so many classes and pixels, a built-in architecture is small."""
+
+
+def _check_weights(build: Builder, num_classes: int, input_shape: Shape) -> None:
+    """Refuse a built-in architecture whose weights would take too much memory."""
+    if max(num_classes, input_shape[1] * input_shape[2]) <= _SMALL:
+        return
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in build(num_classes, input_shape).parameters())
+    check_memory((count,), 4, f"the weights for {num_classes:,} classes (num_classes) and this input_shape")
 
 
 def _torchvision_model(name: str, num_classes: int, input_shape: Shape) -> nn.Module:

@@ -18,6 +18,7 @@ from safetensors.torch import load as parse_weights
 from safetensors.torch import save as serialise_weights
 from torch import Tensor, nn
 
+from saliency_lab._common.arguments import check_flag, check_instance, check_path
 from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, read_checked_json, write_checked_json
 from saliency_lab._common.inference import check_module, named_device
@@ -68,7 +69,9 @@ def save_model(model: nn.Module, folder: str | Path, card: ModelCard | None = No
     True
     """
     check_module(model)
-    folder = Path(folder)
+    folder = check_path(folder, "folder")
+    if card is not None:
+        check_instance(card, ModelCard, "card", "a saliency_lab.ModelCard")
     weights = _weights(model)
     card = _finished(card or _own_card(model, weights), model, weights)
     with atomic_path(folder / WEIGHTS) as temporary:
@@ -197,10 +200,16 @@ def load_model(
             f"load_model takes a name or a path; make a model of your {type(path).__name__} with "
             "saliency_lab.wrap(module, mean=…, std=…, classes=…)"
         )
-    if model is None and str(path).startswith(ROBUSTBENCH):
-        return load_robustbench(str(path), str(device))
-    if model is None and is_pretrained_name(str(path)):
-        return load_pretrained(str(path), weights).to(device)
+    name = path if isinstance(path, str) else ""  # "hf//folder", whose slashes a path would merge
+    path = check_path(path)
+    name = name or path.as_posix()
+    check_flag(trust, "trust")
+    if weights is not None:
+        weights = check_path(weights, "weights")
+    if model is None and name.startswith(ROBUSTBENCH):
+        return load_robustbench(name, str(device))
+    if model is None and is_pretrained_name(name):
+        return load_pretrained(name, None if weights is None else str(weights)).to(device)
     if weights is not None:
         raise InputError(
             f"weights goes with a pretrained network, such as 'torchvision/resnet50', not with '{path}'; the "
@@ -211,15 +220,15 @@ def load_model(
         raise InputError(
             f"model must be a torch.nn.Module to load the weights into, not {what}; make one first"
         )
-    if Path(path).suffix in PICKLED:
-        return _load_into(model, Path(path)).to(device).eval()
-    weights_path = _weights_of(Path(path))
+    if path.suffix in PICKLED:
+        return _load_into(model, path).to(device).eval()
+    weights_path = _weights_of(path)
     card_path = weights_path.with_suffix(".json")
     try:
         content = weights_path.read_bytes()
     except OSError as error:
         raise CheckpointError(
-            f"no checkpoint at '{weights_path}' ({error.strerror}); {_hint(Path(path))}name the folder that "
+            f"no checkpoint at '{weights_path}' ({error.strerror}); {_hint(path)}name the folder that "
             f"holds {WEIGHTS}, train the model first, or name one of list_zoo()"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
@@ -285,7 +294,7 @@ def read_card(path: str | Path) -> ModelCard:
     CheckpointError
         If the card is missing or damaged.
     """
-    return _parse_card(_weights_of(Path(path)).with_suffix(".json"))
+    return _parse_card(_weights_of(check_path(path)).with_suffix(".json"))
 
 
 def check_checkpoint(path: Path) -> dict[Path, str]:
@@ -343,7 +352,8 @@ def _weights_of(path: Path) -> Path:
 def _parse_card(path: Path) -> ModelCard:
     try:
         fields = read_checked_json(path, ModelCard.model_fields)
-        return ModelCard.model_validate(fields | {"recipe": mark_names(fields.get("recipe"), path)})
+        known = {name: value for name, value in fields.items() if name in ModelCard.model_fields}
+        return ModelCard.model_validate(known | {"recipe": mark_names(fields.get("recipe"), path)})
     except OSError as error:
         raise CheckpointError(
             f"no checkpoint's card at '{path}' ({error.strerror}); name the folder that holds it and the "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from saliency_lab._common.arguments import check_count, check_numbers
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.inference import check_module
 
@@ -47,6 +48,8 @@ class Normalised(nn.Module):
         check_module(net, "net")
         first = next(net.parameters(), None)
         device = None if first is None else first.device
+        for name, values in (("mean", mean), ("std", std)):
+            check_numbers(values.squeeze() if isinstance(values, Tensor) else values, name)
         self.register_buffer("mean", _by_channel("mean", mean, device))
         self.register_buffer("std", _by_channel("std", std, device))
         if not (torch.isfinite(self.mean).all() and torch.isfinite(self.std).all() and (self.std > 0).all()):
@@ -112,8 +115,8 @@ class BinaryLogits(nn.Module):
     def __init__(self, net: nn.Module, output: int | None = None) -> None:
         super().__init__()
         check_module(net, "net")
-        if output is not None and (isinstance(output, bool) or not isinstance(output, int) or output < 0):
-            raise InputError(f"output must be the number of a column, from 0, not {output!r}")
+        if output is not None:
+            check_count(output, "output", least=0, most=2**31 - 1)
         self.net, self.output = net, output
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from saliency_lab._common.arguments import check_choice, check_counts, check_text, shown
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.inference import check_module, device_of, dtype_of
 from saliency_lab._common.plugins import import_library
@@ -181,8 +182,15 @@ def wrap(
     elif hasattr(module, "pretrained_cfg"):
         facts = _facts_of_timm(module)
     if size is not None:
-        facts = replace(facts, size=(size, size) if isinstance(size, int) else size, resize=None)
+        sides = check_counts(size, "size", most=100_000)
+        if len(sides) != (1 if isinstance(size, int) else 2):
+            raise InputError(f"size must be one side or (height, width) in pixels, not {shown(size)}")
+        facts = replace(facts, size=(sides[0], sides[-1]), resize=None)
     if classes is not None:
+        if isinstance(classes, str | Mapping) or not isinstance(classes, Iterable):
+            raise InputError(f"classes must be names, such as ('cat', 'dog'), not {shown(classes)}")
+        for each in classes:
+            check_text(each, "classes, each of them,")
         facts = replace(facts, classes=tuple(classes))
     model = Normalised(
         Logits(module) if transformer else module,
@@ -191,8 +199,7 @@ def wrap(
     )
     if cam_layer is not None:
         names = [name for name, _ in module.named_modules() if name]
-        if cam_layer not in names:
-            raise unknown_name(f"layer of {type(module).__name__}:", str(cam_layer), names)
+        check_choice(cam_layer, names, f"cam_layer of {type(module).__name__}")
         cam_layer = f"net.net.{cam_layer}" if transformer else f"net.{cam_layer}"
         model.cam_layer = cam_layer  # type: ignore[assignment]
     model.eval()
@@ -232,7 +239,7 @@ def _put_card(model: Normalised, facts: Facts, **more: Any) -> None:
             std=std,
             classes=facts.classes,
             resize=facts.resize,
-            interpolation=facts.interpolation,  # type: ignore[arg-type]
+            interpolation=facts.interpolation,
             weights=facts.weights,
             **more,
         )

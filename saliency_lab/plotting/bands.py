@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.plotting.style import CHART_WIDTH, chart, head, legend, looks, shade, styled
@@ -64,6 +64,8 @@ def bands(
         )  # fmt: skip
     ax.grid(True)
     ax.margins(x=0)
+    if all((np.mod(at, 1) == 0).all() for at, *_ in curves.values()):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if share:
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set(xlabel=xlabel, ylabel=ylabel)

@@ -35,6 +35,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 
+from saliency_lab._common.arguments import check_path
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
 
@@ -288,7 +289,7 @@ def save(fig: Figure, path: str | Path) -> Path:
     InputError
         If the suffix is another one, or the folder cannot be written.
     """
-    path = Path(path)
+    path = check_path(path)
     stamps: dict[str, dict[str, Any]] = {
         ".png": {"Software": None},
         ".pdf": {"CreationDate": None, "Producer": None},

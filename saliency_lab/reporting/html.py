@@ -14,6 +14,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 import saliency_lab
+from saliency_lab._common.arguments import (
+    check_choice,
+    check_count,
+    check_fraction,
+    check_instance,
+    check_path,
+)
 from saliency_lab._common.checks import format_epsilon, parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
@@ -82,10 +89,16 @@ def report(
     ...     sl.report(study.attribute("saliency"), f"{folder}/report.html").name
     'report.html'
     """
-    if images < 1:
-        raise InputError(f"images must be at least 1, not {images}")
+    check_instance(study, Study, "study", "a saliency_lab.Study")
+    images = check_count(images, "images")
+    path = check_path(path)
+    if path.is_dir():
+        raise InputError(f"path must be the file of the page, such as '{path / 'report.html'}', not a folder")
+    if baseline is not None:
+        check_choice(baseline, study.models, "baseline")
+    if level is not None:
+        check_fraction(level, "level")
     html = _render(study, baseline, level, images, _attack_of(study, attacked))
-    path = Path(path)
     with atomic_path(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return path

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -22,6 +23,7 @@ from saliency_lab.comparison.tables import leading, mark_in_markdown, pipe_table
 from saliency_lab.experiment.retraining import Retrained, tabulate
 from saliency_lab.experiment.run import Run
 from saliency_lab.models import card_of
+from saliency_lab.plotting.bands import bands
 from saliency_lab.plotting.style import save
 from saliency_lab.reporting.audits import Audited
 from saliency_lab.reporting.document import Document, read_document
@@ -58,7 +60,8 @@ def write_page(
     lines += [*_accuracy(document), *_audits(document, study), *_scores(document)]
     lines += _figures(document, folder, name)
     lines += _retrained(retrained or {}, declared.level, folder, name)
-    lines += [*_runs(runs), *_given(declared, study), *_missing(document)]
+    lines += [*_runs(runs), *_learning(runs, document.models, folder, name)]
+    lines += [*_given(declared, study), *_missing(document)]
     lines += _provenance(document, declared, study)
     page = folder / f"{name}.md"
     with atomic_path(page) as temporary:
@@ -265,6 +268,31 @@ def _runs(runs: Sequence[Run]) -> list[str]:
         "what else the machine did. `weights` begins their SHA-256."
     )
     return ["## What was trained", "", *pipe_table(head, rows), "", note, "", *_recipes(runs)]
+
+
+def _learning(runs: Sequence[Run], models: Sequence[str], folder: Path, name: str) -> list[str]:
+    """Draw the validation accuracies of each epoch; nothing for trainings of one epoch."""
+    logs: dict[str, list[pd.DataFrame]] = {}
+    for run in runs:
+        if run.finished and (run.folder / LOG).exists():
+            logs.setdefault(run.model, []).append(pd.read_csv(run.folder / LOG))
+    lines: list[str] = []
+    for column, what in (("val_clean", "unattacked"), ("val_robust", "under PGD at the recipe's ε")):
+        drawn = {}
+        for model, own in logs.items():
+            epochs = min(len(log) for log in own)
+            values = np.array([log[column][:epochs] for log in own])
+            if epochs > 1:
+                at = own[0]["epoch"][:epochs].to_numpy(float)
+                drawn[model] = (at, values.mean(0), values.min(0), values.max(0))
+        if drawn:
+            file = f"{name}-learning-{column.removeprefix('val_')}.svg"
+            note = "bands: all training seeds"
+            figure = bands(drawn, xlabel="epoch", ylabel=f"accuracy {what}", note=note, among=models)
+            save(figure, folder / file)
+            caption = f"Accuracy on validation images after each epoch, {what}"
+            lines += [f"![{caption}]({file})", "", f"*{caption}.*", ""]
+    return lines
 
 
 def _recipes(runs: Sequence[Run]) -> list[str]:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_seed
-from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.arguments import check_choice, check_counts, check_flag, check_path
+from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import model_fingerprint
-from saliency_lab._common.inference import named_device
+from saliency_lab._common.inference import check_module, named_device
 from saliency_lab._common.passes import predict_classes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import machine, versions
@@ -32,6 +32,7 @@ from saliency_lab.study.requests import Request, Selection, read_methods
 from saliency_lab.training import Recipe, load_recipe, train
 from saliency_lab.training.api import fabric_device, load_data, named_module
 from saliency_lab.training.health import CONSTANT_SHARE
+from saliency_lab.training.recipe import check_overrides
 from saliency_lab.training.run import run_folder_name
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -166,7 +167,8 @@ def roar(
     )
     named_device(device)
     if out is not None:
-        return run_plan(plan, Path(out), FolderStore(Path(out) / "roar"), device)
+        out = check_path(out, "out")
+        return run_plan(plan, out, FolderStore(out / "roar"), device)
     with tempfile.TemporaryDirectory() as folder:
         return run_plan(plan, Path(folder), MemoryStore(), device)
 
@@ -191,10 +193,13 @@ def make_plan(
     InputError
         If one of them is wrong.
     """
-    if "seed" in (overrides or {}):
+    overrides = check_overrides(overrides)
+    check_flag(absolute, "absolute")
+    if model is not None:
+        check_module(model, "model")
+    if "seed" in overrides:
         raise InputError("the override 'seed' has no effect; give the training seeds by seeds=…")
-    if order not in (MORF, LERF):
-        raise unknown_name("order", str(order), [MORF, LERF])
+    check_choice(order, (MORF, LERF), "order")
     settled = load_recipe(recipe, overrides, trust=trust)
     data = load_data(settled.data) if data is None else data
     if not isinstance(data, ImageData) or not len(data.train):
@@ -210,7 +215,7 @@ def make_plan(
         _requests(methods),
         check_fractions(fractions),
         order,
-        bool(absolute),
+        absolute,
         _check_seeds(seeds),
     )
 
@@ -246,8 +251,8 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
 
 
 def _check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
-    given = [check_seed(seed) for seed in ([seeds] if isinstance(seeds, int) else seeds)]
-    if not given or len(set(given)) < len(given):
+    given = check_counts(seeds, "seeds", least=0, most=2**63 - 1)
+    if len(set(given)) < len(given):
         raise InputError(f"seeds must be one or more different whole numbers, not {seeds!r}")
     return tuple(given)
 

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from saliency_lab._common.checks import format_epsilon
-from saliency_lab._common.errors import SaliencyLabError, unknown_name
+from saliency_lab._common.arguments import check_choice, check_path
+from saliency_lab._common.checks import check_seed, format_epsilon
+from saliency_lab._common.errors import InputError, SaliencyLabError, unknown_name
 from saliency_lab._common.files import write_table
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.html import facts, strip
@@ -128,8 +129,7 @@ class StudyResults:
         SaliencyLabError
             If the maps do not exist, and cannot be computed.
         """
-        if method not in self._index.labels("maps"):
-            raise unknown_name("method of this study:", method, self._index.labels("maps"))
+        check_choice(method, self._index.labels("maps"), "method of this study")
         member = self._member(model, seed)
         key = self._index.key("maps", method, member)
         if key is None:
@@ -195,8 +195,7 @@ class StudyResults:
             ("method", method, index.labels("scores")),
             ("metric", metric, index.metrics),
         ):
-            if name not in known:
-                raise unknown_name(f"{kind} of this study:", name, known)
+            check_choice(name, known, f"{kind} of this study")
         contents = [
             read_intact(self.store, "scores", key)
             for place, key in index.results.items()
@@ -303,10 +302,12 @@ class StudyResults:
             one model with other settings than to another (in another process, or before a merge).
         """
         refuse_different_settings(self.results.items(), self.store)
+        if baseline is None:
+            baseline = self.purpose.baseline or self.models[0]
         return Comparison(
             self.scores,
             self.robustness,
-            baseline=baseline or self.purpose.baseline or self.models[0],
+            baseline=baseline,
             level=self.purpose.level if level is None else level,
             seed=self.seed,
             better=self._index.better,
@@ -343,7 +344,7 @@ class StudyResults:
         InputError
             If something was done to two models with different settings, which the tables do not show.
         """
-        folder = self._index.folder().folder / "tables" if folder is None else Path(folder)
+        folder = self._index.folder().folder / "tables" if folder is None else check_path(folder, "folder")
         refuse_different_settings(self.results.items(), self.store)
         tables = {"scores": self.scores, "robustness": self.robustness, "audits": self.audits}
         written = {folder / f"{name}.parquet": table for name, table in tables.items() if len(table)}
@@ -386,10 +387,13 @@ class StudyResults:
 
     def _member(self, model: str, seed: int | None = None) -> Member:
         """Return a network by model and training seed; without a seed, the first of the model."""
+        check_choice(model, self.models, "model of this study")
+        if seed is not None:
+            check_seed(seed)
         for member in self.members:
             if member.model == model and seed in (None, member.seed):
                 return member
-        raise unknown_name("model of this study:", model if seed is None else f"{model} {seed}", self.models)
+        raise InputError(f"model '{model}' of this study has no network of the training seed {seed}")
 
     def _compute_maps_again(self, member: Member, method: str, key: str) -> Content:
         index = self._index

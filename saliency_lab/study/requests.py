@@ -68,11 +68,16 @@ def read_grid(
 ) -> GridRequests:
     """Read and validate everything that is asked of a study, without any network."""
     return GridRequests(
-        read_methods(methods) if methods else (),
-        read_metrics(metrics, sample) if metrics else (),
+        () if _is_empty(methods) else read_methods(methods),
+        () if _is_empty(metrics) else read_metrics(metrics, sample),
         [read_attack(**each) for each in _attack_arguments(attacks, "eps")],
         [read_audit(**each, sample=sample) for each in _attack_arguments(audits, "eps", "images", "budget")],
     )
+
+
+def _is_empty(given: Selection) -> bool:
+    """Return whether nothing is asked for: an empty sequence or mapping."""
+    return isinstance(given, list | tuple | Mapping) and not given
 
 
 def read_methods(given: Selection) -> list[Request]:
@@ -229,7 +234,8 @@ def _attack_arguments(given: Mapping[str, Mapping[str, Any]] | None, *names: str
         return []
     if not isinstance(given, Mapping):
         raise InputError(
-            f'attacks must be label → settings, such as {{"pgd": {{"eps": [0.1, 0.2]}}}}, not {given!r}'
+            'attacks and audits must be label → settings, such as {"pgd": {"eps": [0.1, 0.2]}}, '
+            f"not {given!r:.80}"
         )
     calls = []
     for label, each in given.items():
@@ -247,7 +253,7 @@ def _read_selection(given: Selection, kind: str) -> list[tuple[str, Any, dict[st
     """Return label, what is meant and its settings as given; `kind` is "method" or "metric"."""
     if isinstance(given, str) or callable(given):
         given = [given]
-    if not isinstance(given, Mapping | Sequence):
+    if not isinstance(given, Mapping | Sequence) or isinstance(given, bytes):
         raise InputError(f"{kind}s must be a name, a function, several, or label → settings, not {given!r}")
     if not isinstance(given, Mapping):
         by_label: dict[str, Any] = {}

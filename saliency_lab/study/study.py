@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from saliency_lab._common.arguments import check_flag, check_instance, check_path, check_text
 from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.execution import CompileMode, make_execution, run_under
@@ -103,6 +104,9 @@ class Study(StudyResults):
         dtype: str | torch.dtype | None = None,
     ) -> None:
         images, members, seed = read_sample(sample), read_members(models), check_seed(seed)
+        store = None if store is None else check_path(store, "store")
+        if executor is not None:
+            check_instance(executor, Executor, "executor", "a concurrent.futures.Executor")
         if executor is not None and store is None:
             raise InputError(
                 "an executor's workers meet in the store: Study(..., store='runs/first', executor=…)"
@@ -322,7 +326,10 @@ class Study(StudyResults):
         failure : Failure
             The error and its traceback.
         """
-        self._index.failures[model, seed, what] = failure
+        check_text(model, "model")
+        check_text(what, "what")
+        check_instance(failure, Failure, "failure", "a Failure, as Failure.of(error) makes it")
+        self._index.failures[model, check_seed(seed), what] = failure
 
     # --- its store ------------------------------------------------------------------------------
 
@@ -362,7 +369,7 @@ class Study(StudyResults):
         Study
             This study.
         """
-        self._index.move_to(FolderStore(writable_folder(folder)))
+        self._index.move_to(FolderStore(writable_folder(check_path(folder, "folder"))))
         return self
 
     def merge(self, store: str | Path) -> Study:
@@ -415,7 +422,7 @@ class Study(StudyResults):
             List the results of this study alone. By default, those that others listed for the same images
             stay. Results stay in the store either way; `gc` deletes them.
         """
-        self._index.write_manifest(exclusive=exclusive)
+        self._index.write_manifest(exclusive=check_flag(exclusive, "exclusive"))
 
 
 def _warn_of_copies(members: Sequence[Member], weights: Mapping[tuple[str, int], str]) -> None:

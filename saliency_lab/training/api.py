@@ -14,8 +14,11 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from saliency_lab._common.arguments import check_count, check_flag, check_path, check_text
+from saliency_lab._common.checks import check_seed
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab._common.execution import execution
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import check_input_kept, predict
 from saliency_lab._common.seeding import derive_seed, preserved_rng
@@ -29,6 +32,9 @@ from saliency_lab.training.recipe import DataSource, Recipe, check_overrides, lo
 from saliency_lab.training.run import RunFolder
 
 logger = logging.getLogger(__name__)
+
+MOST_PROCESSES = 10_000
+"""The largest number of devices, and of nodes, that `train` accepts."""
 
 
 def train(
@@ -91,7 +97,14 @@ def train(
     """
     changes = check_overrides(overrides)
     if seed is not None:
-        changes["seed"] = seed
+        changes["seed"] = check_seed(seed)
+    out = None if out is None else check_path(out, "out")
+    for name, text in (("accelerator", accelerator), ("strategy", strategy)):
+        check_text(text, name)
+    if not isinstance(devices, str):
+        check_count(devices, "devices", most=MOST_PROCESSES)
+    check_count(num_nodes, "num_nodes", most=MOST_PROCESSES)
+    check_flag(trust, "trust")
     settled = load_recipe(recipe, changes, trust=trust)
     _check_given(settled, data, model, changes)
     named, data = data is None, data if data is not None else load_data(settled.data)
@@ -193,7 +206,8 @@ def _check_own(model: nn.Module, data: ImageData) -> int:
 
 
 def _fit(fabric: Fabric, recipe: Recipe, data: ImageData, net: nn.Module, run: RunFolder | None) -> Fitted:
-    return Trainer(fabric, recipe, data, net, run).fit()
+    with execution(compile=False):  # nothing is measured, so that training is repeatable to the last bit
+        return Trainer(fabric, recipe, data, net, run).fit()
 
 
 def _fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from saliency_lab._common.errors import InputError, RecipeError, unknown_name
+from saliency_lab._common.arguments import check_flag, check_mapping, check_path, check_text
+from saliency_lab._common.errors import InputError, RecipeError, UnknownNameError, unknown_name
 from saliency_lab._common.html import facts
 from saliency_lab._common.plugins import check_names
 from saliency_lab._common.settings import Settings, parse_settings
@@ -237,9 +238,16 @@ def load_recipe(
     >>> load_recipe("mnist/asgt", {"attack.eps": "8/255"}).objective.name
     'asgt'
     """
-    is_name = not isinstance(source, Recipe | Mapping) and Path(source).suffix != ".toml"
-    if is_name and str(source) not in _bundled():
-        raise unknown_name("recipe", str(source), _bundled())
+    check_flag(trust, "trust")
+    try:
+        if not isinstance(source, Recipe | Mapping):
+            source = check_path(source, "recipe")
+            if source.suffix != ".toml" and source.as_posix() not in _bundled():
+                raise unknown_name("recipe", source.as_posix(), _bundled())
+    except UnknownNameError:
+        raise
+    except InputError as error:
+        raise RecipeError(f"{error}; list_recipes() names the bundled recipes") from None
     try:
         table, where = _table(source, overrides)
         return parse_settings(Recipe, check_names(table, trust=trust), of=where)
@@ -256,11 +264,12 @@ def _table(
         if not any(key.split(".")[0] == "objective" for key in overrides or {}):
             table["objective"] = source.objective  # its class may have no name
     elif isinstance(source, Mapping):
-        table, where = dict(source), "recipe"
-    elif str(source) in _bundled():
-        below, above = _bundled()[str(source)]
-        table, where = _merge(_read(below), _read(above)), f"recipe '{source}'"
-        table["name"] = str(source)
+        table, where = check_mapping(source, "recipe", '{"data": {"name": "mnist"}}'), "recipe"
+    elif Path(source).as_posix() in _bundled():
+        name = Path(source).as_posix()
+        below, above = _bundled()[name]
+        table, where = _merge(_read(below), _read(above)), f"recipe '{name}'"
+        table["name"] = name
     else:
         table, where = _read(Path(source)), f"recipe '{source}'"
         table.setdefault("name", Path(source).stem)
@@ -312,11 +321,10 @@ def check_overrides(overrides: object) -> dict[str, Any]:
     """Return a copy of the overrides as a dictionary; empty for None."""
     if overrides is None:
         return {}
-    if not isinstance(overrides, Mapping):
-        raise RecipeError(
-            f'overrides must map dotted keys to values, such as {{"attack.eps": "8/255"}}, not {overrides!r}'
-        )
-    return dict(overrides)
+    try:
+        return check_mapping(overrides, "overrides", '{"attack.eps": "8/255"}')
+    except InputError as error:
+        raise RecipeError(str(error)) from None
 
 
 def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -358,10 +366,12 @@ def parse_override(text: str) -> tuple[str, Any]:
     >>> parse_override("attack.eps=8/255"), parse_override("training.epochs=3")
     (('attack.eps', '8/255'), ('training.epochs', 3))
     """
-    key, equals, value = text.partition("=")
+    key, equals, value = check_text(text, "key=value").partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"'{text}' is not key=value, such as attack.eps=8/255")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise RecipeError(f"the value of '{key.strip()}' cannot be read: {error}") from None

@@ -77,8 +77,8 @@ def test_a_corruption_is_an_attack_by_name(photo) -> None:
     ("name", "severity", "message"),
     [
         ("fogg", 1, "did you mean 'fog'"),
-        ("fog", 6, "1, 2, 3, 4 or 5"),
-        ("fog", 0, "1, 2, 3, 4 or 5"),
+        ("fog", 6, "severity must be a whole number from 1 to 5"),
+        ("fog", 0, "severity must be a whole number from 1 to 5"),
         ("saturate", 1, "three channels"),
     ],
 )

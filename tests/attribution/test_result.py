@@ -170,7 +170,7 @@ def test_repr_and_show(maps):
         (lambda m: m.reduce(sign="abs"), "sign must be one of signed, absolute, positive"),
         (lambda m: m.normalise("l1"), "by must be one of"),
         (lambda m: m.compare(m[:2]), "must share one shape"),
-        (lambda m: m.compare(m, k=0), "k must be a fraction"),
+        (lambda m: m.compare(m, k=0), "k must be above 0"),
     ],
 )
 def test_bad_words_are_named(maps, call, message):

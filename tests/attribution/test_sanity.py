@@ -142,7 +142,7 @@ def test_it_says_in_a_line_what_was_found(check):
 
 
 def test_an_image_whose_maps_are_not_kept_is_named(check):
-    with pytest.raises(InputError, match="first 4 images are kept: 0 … 3, not 7"):
+    with pytest.raises(InputError, match="image must be a whole number from 0 to 3, not 7"):
         check.plot_maps(7)
 
 

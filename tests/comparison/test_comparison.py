@@ -311,7 +311,7 @@ def test_one_of_the_two_tables_is_enough(part: str) -> None:
 def test_mistakes_are_named(comparison: Comparison) -> None:
     with pytest.raises(InputError, match="unknown baseline: 'd'"):
         Comparison(_scores(), _robustness(), baseline="d")
-    with pytest.raises(InputError, match="level must be above 0"):
+    with pytest.raises(InputError, match="level must be a number between 0 and 1"):
         Comparison(_scores(), _robustness(), baseline="a", level=95)
     with pytest.raises(InputError, match="did you mean 'sparseness'"):
         comparison.plot.tradeoff("robust_accuracy", "sparsness")
@@ -357,7 +357,7 @@ def test_maps_are_those_of_the_study(make_study: Callable[..., Study]) -> None:
     assert {"plain", "other"} <= set(titles)
     plot = study.compare("plain").plot
     assert "plain" not in [ax.get_title() for ax in plot.maps(n=3, models=["other"]).axes]
-    with pytest.raises(InputError, match="unknown model of this comparison: 'othr'"):
+    with pytest.raises(InputError, match="unknown one of models: 'othr'"):
         plot.maps(models=["othr"])
 
 

@@ -88,12 +88,12 @@ def test_comparisons_are_pooled_by_their_own_intervals() -> None:
         assert found.tolist() == row[["difference", "difference_low", "difference_high"]].tolist()
         assert pooled.table.loc[name, "p"] == row["p"]
     assert sl.pool_comparisons is pool_comparisons
-    with pytest.raises(InputError, match="the study 'one' has no sparseness of 'gone'"):
+    with pytest.raises(InputError, match="unknown model of 'one': 'gone'"):
         pool_comparisons(comparisons, "gone", "base", "sparseness")
 
 
 def test_what_cannot_be_pooled_is_refused() -> None:
     with pytest.raises(InputError, match="at least two studies, not 1"):
         pool_differences({"a": (0.1, 0.0, 0.2)})
-    with pytest.raises(InputError, match="the difference of 'b' has no interval"):
+    with pytest.raises(InputError, match="differences, that of 'b', must be a finite number"):
         pool_differences(STUDIES | {"b": (0.1, math.nan, math.nan)})

@@ -57,7 +57,7 @@ def test_one_seed_is_mcnemars_test() -> None:
         ({"seeds": 0}, "seeds must be"),
         ({"images": 1}, "images must be"),
         ({"difference": 0.3}, "accuracy \\+ difference"),
-        ({"accuracy": 85}, "accuracy must lie"),
+        ({"accuracy": 85}, "accuracy must be a finite number in"),
         ({"seed_spread": -1}, "seed_spread must"),
         ({"margin": 0}, "margin must"),
         ({"level": 95}, "level must"),

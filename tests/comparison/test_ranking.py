@@ -152,9 +152,9 @@ def test_bands_of_shares_stay_shares(digits_sample: LabelledImages) -> None:
 
 
 def test_what_cannot_be_ranked_says_why(ranked: Comparison) -> None:
-    with pytest.raises(InputError, match="unknown measure"):
+    with pytest.raises(InputError, match="unknown metric"):
         ranked.ranking("gini")
-    with pytest.raises(InputError, match="there are no maps of 'nobody' scored by"):
+    with pytest.raises(InputError, match="unknown model of this comparison: 'nobody'"):
         ranked.ranking("sparseness", "nobody")
     with pytest.raises(InputError, match="has no curve"):
         ranked.plot.curves("sparseness")

@@ -165,7 +165,7 @@ def test_an_error_of_the_users_own_data_set_is_shown_as_it_is() -> None:
 def test_tensors_stay_what_they_are_and_a_given_validation_set_is_used() -> None:
     images = torch.rand(20, 3, 4, 4)
     pairs = TensorDataset(images, torch.arange(20) % 4)
-    data = ImageData.from_datasets(pairs, pairs, pairs, classes="abcd")
+    data = ImageData.from_datasets(pairs, pairs, pairs, classes=tuple("abcd"))
     assert torch.equal(data.train.all().x, images)
     assert len(data.val) == 20
     assert data.classes == ("a", "b", "c", "d")

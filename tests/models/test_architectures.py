@@ -115,14 +115,14 @@ def test_torchvision_models_by_name() -> None:
     ("given", "message"),
     [
         ({"name": "smallcnn"}, "did you mean 'small_cnn'"),
-        ({"name": "small_cnn", "num_classes": 1}, "num_classes must be a whole number of at least 2"),
+        ({"name": "small_cnn", "num_classes": 1}, "num_classes must be a whole number from 2"),
         ({"name": "small_cnn", "num_classes": "10"}, "not '10'"),
         ({"name": "small_cnn", "num_classes": 2.5}, "not 2.5"),
-        ({"name": None}, "must be a torch module or make one, not NoneType"),
+        ({"name": None}, "name must be the name of an architecture"),
         ({"name": "small_cnn", "input_shape": 28}, "input_shape must be"),
         (
             {"name": "small_cnn", "mean": "imagenet"},
-            "mean must be a number, or one per channel, not 'imagenet'",
+            "mean must be a finite number, not 'imagenet'",
         ),
         ({"name": "small_cnn", "input_shape": (28, 28)}, "input_shape must be"),
         ({"name": "lenet5", "input_shape": (1, 8, 8)}, "'lenet5' does not take images of 1×8×8"),

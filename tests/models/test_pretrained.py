@@ -189,9 +189,9 @@ def test_wrap_normalises_and_writes_the_card() -> None:
         ({"classes": ["cat", "dog", "ant"], "size": 16}, "names 3 classes, but Sequential returns 2 logits"),
         ({"module": lambda x: x}, "module must be a torch.nn.Module"),
         ({"module": model}, "normalises inside already"),
-        ({"cam_layer": "9"}, "unknown layer of Sequential"),
-        ({"size": "large"}, "cannot hold size='large'"),
-        ({"classes": [1, 2]}, "cannot hold .* classes="),
+        ({"cam_layer": "9"}, "unknown cam_layer of Sequential"),
+        ({"size": "large"}, "size must be a whole number from 1"),
+        ({"classes": [1, 2]}, "classes, each of them, must be text"),
         ({"std": 0}, "std finite and above 0"),
     ):
         with pytest.raises(InputError, match=message):

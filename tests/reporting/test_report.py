@@ -520,7 +520,7 @@ def test_what_cannot_be_reported_is_named(reported, tmp_path):
     empty = Study({"a": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 2))}, (x, y))
     with pytest.raises(sl.SaliencyLabError, match="nothing to report yet"):
         report(empty, tmp_path / "report.html")
-    with pytest.raises(sl.SaliencyLabError, match="images must be at least 1"):
+    with pytest.raises(sl.SaliencyLabError, match="images must be a whole number of at least 1"):
         report(reported, tmp_path / "report.html", images=0)
     with pytest.raises(sl.SaliencyLabError, match="did you mean 'plain'"):
         report(reported, tmp_path / "report.html", baseline="plane")

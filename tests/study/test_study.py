@@ -551,7 +551,7 @@ def test_images_that_take_gradients_are_looked_at_alone(
         (lambda s: s.score("sparseness"), "no maps to score yet"),
         (lambda s: s.attribute("saliency").score("sparsness"), "did you mean 'sparseness'"),
         (lambda s: s.attack(["pgd", "fgsm"], eps=0.1), "attack must be one name"),
-        (lambda s: s.plan(attacks="pgd"), "attacks must be label → settings"),
+        (lambda s: s.plan(attacks="pgd"), "attacks and audits must be label → settings"),
         (lambda s: s.plan(attacks={"pgd": {"eps": 0.1, "images": 3}}), "unknown setting .* 'images'"),
         (
             lambda s: s.plan(audits={"pgd": {"eps": 0.1, "images": 99}}),

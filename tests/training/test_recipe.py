@@ -71,9 +71,9 @@ def test_overrides_that_exclude_each_other_are_named(overrides):
 
 def test_overrides_that_are_no_mapping_are_refused():
     for given in (["attack.eps=0.1"], []):
-        with pytest.raises(RecipeError, match="overrides must map dotted keys to values"):
+        with pytest.raises(RecipeError, match="overrides must be a mapping, such as"):
             sl.train("digits/standard", overrides=given)
-        with pytest.raises(RecipeError, match="overrides must map dotted keys to values"):
+        with pytest.raises(RecipeError, match="overrides must be a mapping, such as"):
             load_recipe("digits/standard", given)
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from saliency_lab._common.arguments import check_path
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, left_behind
 from saliency_lab._common.fingerprints import fingerprint
@@ -261,11 +262,12 @@ Store: TypeAlias = MemoryStore | FolderStore
 
 def existing_folder(path: str | Path) -> Path:
     """Return the path of a store that is to be read, which must be a folder."""
-    if not Path(path).is_dir():
+    path = check_path(path, "store")
+    if not path.is_dir():
         raise InputError(
             f"there is no store at '{path}'; name the folder that was given as Study(..., store=…)"
         )
-    return Path(path)
+    return path
 
 
 def _packed_sample(name: str, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> StudySample | None:

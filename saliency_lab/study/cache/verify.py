@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from saliency_lab._common.arguments import check_path
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import check_tables
 from saliency_lab.data.folder import CACHE, read_cache
@@ -47,7 +48,7 @@ def verify(folder: str | Path) -> pd.DataFrame:
     ...     len(verify(empty))
     0
     """
-    root = Path(folder)
+    root = check_path(folder, "folder")
     if not root.is_dir():
         raise InputError(
             f"there is no folder '{root}'; name a study's store, or the folder of a training run"
