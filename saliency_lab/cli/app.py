@@ -6,12 +6,14 @@ import io
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 import saliency_lab
+from saliency_lab._common.arguments import check_path
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab.cli import (
     attack,
@@ -39,7 +41,10 @@ def _print_warning(message: Warning | str, category: type[Warning], *_: Any) -> 
 
 
 class Command(TyperCommand):
-    """A subcommand that refuses an option given twice, where only the last value would count."""
+    """A subcommand in whose paths `~` is the home folder.
+
+    It refuses an option given twice, where only the last value would count.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments.
@@ -58,7 +63,12 @@ class Command(TyperCommand):
             if given > 1:
                 problem = f"it is given {given} times and takes one value"
                 raise typer.BadParameter(problem, ctx=ctx, param=option)  # type: ignore[arg-type]
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        for option in self.params:
+            given = ctx.params.get(option.name)
+            if isinstance(given, Path):
+                ctx.params[option.name] = check_path(given, option.opts[-1])
+        return rest
 
 
 class Commands(TyperGroup):

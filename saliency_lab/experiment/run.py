@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from saliency_lab._common.arguments import check_path
 from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError, TrainingError
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import named_device
@@ -201,7 +202,7 @@ def plan_declared(
 def load_declared_data(declared: Declaration) -> ImageData:
     """Load the data set of a declared study."""
     root = declared.data.root
-    folder = None if root is None else str(declared.folder / root)
+    folder = None if root is None else str(declared.folder / check_path(root, "data.root"))
     return load_data(declared.data.model_copy(update={"root": folder}))
 
 
@@ -233,7 +234,7 @@ def declared_trainings(
     """
     for model, trained in declared.recipes.items():
         name = trained.recipe
-        source = declared.folder / name if name.endswith(".toml") else name
+        source = declared.folder / check_path(name) if name.endswith(".toml") else name
         overrides = declared.overrides | trained.overrides
         for key in ("image_size", "val_fraction", "root"):
             if f"data.{key}" in overrides:
@@ -400,7 +401,7 @@ def _finished_models(
 
 def _found(folder: Path, source: str) -> Path:
     """Return the folder of a checkpoint, relative to the study's file; a name of the zoo stays as it is."""
-    path = folder / source
+    path = folder / check_path(source)
     return path if path.exists() or source not in zoo_names() else Path(source)
 
 

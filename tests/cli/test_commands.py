@@ -709,3 +709,14 @@ def test_ctrl_c_stops_the_training_of_other_processes_too(tmp_path):
     assert "interrupted; the same command again goes on" in output and "Traceback" not in output
     assert len(list(tmp_path.glob("runs/study/models/*/"))) == 2
     assert not list(tmp_path.glob("runs/study/models/*/model.json"))
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch):
+    """Also where the shell does not expand it, as after `--out=`."""
+    monkeypatch.setenv("HOME", f"{tmp_path}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "store").mkdir()
+    assert CliRunner().invoke(app, ["verify", "~/store"]).exit_code == 0
+    missing = CliRunner().invoke(app, ["report", "~/missing", "--out=~/page.html"])
+    assert missing.exit_code == 2 and f"{tmp_path}/missing" in missing.output
+    assert not (tmp_path / "~").exists()

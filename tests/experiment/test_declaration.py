@@ -389,3 +389,17 @@ def test_a_study_may_name_networks_that_come_with_the_package(tmp_path: Path) ->
     )
     study, *_ = run_declared(read_declaration(tmp_path / "study.toml"), tmp_path / "store")
     assert study.members[0].recipe == "digits/at"
+
+
+def test_a_tilde_in_a_study_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", f"{tmp_path / 'home'}")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "mine.toml").write_text('extends = "digits/standard"\n[training]\nepochs = 3\n')
+    study = tmp_path / "study.toml"
+    study.write_text('recipes = { mine = "~/mine.toml" }\n[data]\nname = "digits"\nroot = "~/data"\n')
+    read = read_declaration(study)
+    assert training_runs(read, "data", tmp_path)[0].recipe.training.epochs == 3
+    asked: list[str | None] = []
+    monkeypatch.setattr(declared, "load_data", lambda spec: asked.append(spec.root))
+    declared.load_declared_data(read)
+    assert asked == [f"{tmp_path / 'home' / 'data'}"]
