@@ -150,7 +150,7 @@ def test_one_label_of_several():
         sl.BinaryLogits(net, output=4)(X)
     with pytest.raises(InputError, match=r"one logit per image.* returned \(5, 4\)"):
         sl.BinaryLogits(net)(X)
-    with pytest.raises(InputError, match="output must be the number of a column"):
+    with pytest.raises(InputError, match="output must be a whole number from 0"):
         sl.BinaryLogits(net, output=-1)
 
 

@@ -36,7 +36,7 @@ def test_blocks_nest_and_parameters_stay_the_same_objects(net):
 def test_shared_weights_stay_shared_and_other_types_stay_as_they_are():
     first = nn.Linear(4, 4).half()
     second = nn.Linear(4, 4).double()
-    model = nn.ModuleList([first, first, second])
+    model = nn.Sequential(first, first, second)
     third = nn.Linear(4, 4).half()
     third.weight = first.weight
     model.append(third)

@@ -107,7 +107,7 @@ def test_pictures(check):
     assert names == [name.replace("_", " ") for name in check.maps]
     assert ax.get_xticklabels()[0].get_text() == "trained"
     assert len(check.plot_maps().axes) == 5 * 5 + 1
-    with pytest.raises(InputError, match="measure must be one of"):
+    with pytest.raises(InputError, match="unknown measure"):
         check.plot("likeness")
 
 

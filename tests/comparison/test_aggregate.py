@@ -94,5 +94,5 @@ def test_a_comparison_aggregates_five_seeds_in_the_direction_of_the_metric() -> 
 def test_four_seeds_are_too_few_to_aggregate() -> None:
     with pytest.raises(InputError, match="aggregates need 5 training seeds or more, and 'base' has 4"):
         _comparison(4).aggregate("complexity")
-    with pytest.raises(InputError, match="unknown measure"):
+    with pytest.raises(InputError, match="unknown metric of this comparison"):
         _comparison(5).aggregate("sparseness")

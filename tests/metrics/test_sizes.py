@@ -132,7 +132,7 @@ class TestEstimate:
 
 @pytest.mark.parametrize("bad", [0, -3, 2.5, "224", True])
 def test_an_image_size_is_a_side_in_pixels(bad):
-    with pytest.raises(InputError, match="image_size must be a side in pixels"):
+    with pytest.raises(InputError, match="image_size must be a whole number from 1"):
         sl.list_metrics(image_size=bad)
 
 

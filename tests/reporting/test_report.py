@@ -28,7 +28,7 @@ from saliency_lab.reporting.vector import Drawing
 from saliency_lab.study import Study
 from saliency_lab.study.cache import store
 
-VOID = {"meta", "link", "input", "br", "img"}
+VOID = {"meta", "link", "input", "br", "img", "wbr"}
 NASTY = ["<script>alert(1)</script>", "a & \"b\" 'c'", "modèle_ε → 模型", "</title><b>"]
 
 

@@ -233,7 +233,7 @@ def test_areas_and_intervals_come_from_every_image_and_seed():
         ({"fractions": "0.5"}, "above 0 and below 1"),
         ({"order": "morf"}, "unknown order"),
         ({"seeds": [0, 0]}, "different whole numbers"),
-        ({"seeds": []}, "different whole numbers"),
+        ({"seeds": []}, "at least one whole number"),
         ({"seeds": [-1]}, "seed"),
         ({"methods": "salience"}, "did you mean 'saliency'"),
         ({"methods": {"random": "saliency"}}, "is that of the control"),
