@@ -27,6 +27,7 @@ from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab._common.toml_files import read_toml
 from saliency_lab.attacks import transfer_attack
 from saliency_lab.attribution import attribute
+from saliency_lab.experiment.schema import read_declaration
 from saliency_lab.metrics.catalogue import METRICS
 
 
@@ -213,6 +214,30 @@ def test_settings_of_ones_own_need_no_docstring():
 
     with pytest.raises(InputError, match=r"^objective 'mine:Own': 'strength' must be given$"):
         parse_settings(Own, {}, of="objective 'mine:Own'")
+
+
+DEEP, HUGE = "[" * 3000 + "]" * 3000, "9" * 5000
+
+
+@pytest.mark.parametrize(("value", "message"), [(DEEP, "nested too deeply"), (HUGE, "5000 digits")])
+def test_values_that_no_parser_takes_are_errors_that_name_the_file(tmp_path, value, message):
+    toml = tmp_path / "mine.toml"
+    toml.write_text(f"a = {value}\n")
+    for read in (sl.load_recipe, read_declaration):
+        with pytest.raises(InputError, match=f"mine.toml' is .*{message}"):
+            read(toml)
+    sl.save_model(sl.load_model("digits/standard"), tmp_path / "net")
+    (tmp_path / "net" / "model.json").write_text(f'{{"seed": {value}}}')
+    with pytest.raises(sl.SaliencyLabError, match=f"model.json' is damaged .*{message}"):
+        sl.load_model(tmp_path / "net")
+    images = torch.rand(2, 1, 28, 28), torch.tensor([0, 1])
+    sl.Study({"net": sl.load_model("digits/standard")}, images, store=tmp_path / "store").attribute(
+        "saliency"
+    )
+    (tmp_path / "store" / "study.json").write_text(f'{{"seed": {value}}}')
+    with pytest.raises(InputError, match=r"no readable study\.json"):
+        sl.Study.load(tmp_path / "store")
+    assert "study.json" in sl.verify(tmp_path / "store")["file"].tolist()
 
 
 @pytest.mark.parametrize("spec", ["./my.py:Net", "models/my:Net", ":Net", "my:", ".my:Net", "my.py"])

@@ -225,7 +225,7 @@ def check_classifier(model: nn.Module, x: Tensor) -> Tensor:
         few = x[:2].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
         now = pass_clock(few.device)
         began = now()
-        logits = check_logits(run_without_graph(model, few), len(few)).cpu()
+        logits = check_logits(run_without_graph(model, few.clone()), len(few)).cpu()
         _note_seconds(model, few, now() - began)
     warn_if_batch_coupled(model, few, logits)
     return logits
