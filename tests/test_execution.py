@@ -379,8 +379,9 @@ def test_compiled_logits_are_those_of_the_model(monkeypatch):
     force(monkeypatch, compiled=True)
     net, x = lively(Residual()), torch.rand(9, 3, 8, 8)
     found = decided(net, x, mode=True)
-    assert found.plan.compiled and found.plan.rows == 8
-    assert (found.logits(x) - exact(net, x)).abs().max() <= 1e-5
+    assert found.plan.compiled
+    for count in (9, 1, 4):
+        assert (found.logits(x[:count]) - exact(net, x[:count])).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize(("name", "given"), [("square", {"queries": 8}), ("pgd", {"steps": 4})])

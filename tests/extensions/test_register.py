@@ -299,7 +299,7 @@ print(json.dumps([sorted(table.index) for table in lists]))
     )
     (tmp_path / "squeezed.toml").write_text(RECIPE)
     (tmp_path / "study.toml").write_text(STUDY)
-    _run(installed, tmp_path, *shell, "study", "study.toml", "--out", "store")
+    _run(installed, tmp_path, *shell, "study", "study.toml", "--trust", "--out", "store")
     _run(installed, tmp_path, *shell, "report", "store")
     page = (tmp_path / "store" / "report.html").read_text(encoding="utf-8")
     assert "blurred gradient" in page and "centre" in page and "bright" in page
