@@ -288,11 +288,7 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     y = check_labels(y, len(x)).cpu()
     with preserved_rng():
         check_model(model, x)
-        logits = predict(model, x)
-    finite = logits.isfinite().all(1)
-    if not finite.all():
-        first = int((~finite).nonzero()[0])
-        raise InputError(f"the model's logits for image {first} are not finite; it cannot be attacked")
+        logits = finite_logits(model, x)
     if are_probabilities(logits):
         warnings.warn(
             "the model returns probabilities, not logits: where it is sure its gradient vanishes, and an "
@@ -300,6 +296,22 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
             stacklevel=2,
         )
     return logits, check_labels(y, len(x), logits.shape[1])
+
+
+def finite_logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Compute the logits (N, K), on the CPU.
+
+    Raises
+    ------
+    InputError
+        If they are not finite: such a model cannot be attacked.
+    """
+    logits = predict(model, x)
+    finite = logits.isfinite().all(1)
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        raise InputError(f"the model's logits for image {first} are not finite; it cannot be attacked")
+    return logits
 
 
 def check_model(model: nn.Module, x: Tensor) -> None:

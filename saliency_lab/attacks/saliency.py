@@ -25,7 +25,6 @@ from saliency_lab._common.inference import (
     chunk_rows,
     device_of,
     gradients_recorded,
-    predict,
     translate_missing_derivatives,
     undisturbed,
 )
@@ -34,7 +33,7 @@ from saliency_lab._common.ranks import largest
 from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Epsilon, Settings, as_keywords, parse_settings
-from saliency_lab.attacks.api import check_model
+from saliency_lab.attacks.api import check_model, finite_logits
 from saliency_lab.attacks.ascent import check_radius, norm_of, project, steepest
 from saliency_lab.attacks.draws import ball_point
 from saliency_lab.attacks.gradient import step_lengths
@@ -220,7 +219,7 @@ def attack_map(
     images = x.detach().cpu()
     with preserved_rng(derive_seed(seed, "attack_map")), gradients_recorded():
         check_model(model, x)
-        classes = predict(model, images).argmax(1)
+        classes = finite_logits(model, images).argmax(1)
     device = device_of(model)
     with (
         preserved_rng(derive_seed(seed, "attack_map")),

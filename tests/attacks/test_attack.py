@@ -343,6 +343,8 @@ def test_logits_that_are_not_finite_are_refused(case) -> None:
     case.model[5].bias.data[0] = torch.nan
     with pytest.raises(sl.SaliencyLabError, match="not finite"):
         sl.attack(case.model, case.x, case.y, eps=0.1)
+    with pytest.raises(sl.SaliencyLabError, match="not finite"):
+        sl.attack_map(case.model, case.x, eps=0.1)
 
 
 def test_list_attacks_names_every_method_and_its_settings() -> None:
