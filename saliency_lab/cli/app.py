@@ -13,7 +13,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import saliency_lab
-from saliency_lab._common.arguments import check_path
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab.cli import (
     attack,
@@ -66,7 +65,9 @@ class Command(TyperCommand):
         rest = super().parse_args(ctx, args)
         for option in self.params:
             given = ctx.params.get(option.name)
-            if isinstance(given, Path):
+            if isinstance(given, Path) and f"{given}".startswith("~"):
+                from saliency_lab._common.arguments import check_path
+
                 ctx.params[option.name] = check_path(given, option.opts[-1])
         return rest
 
