@@ -118,9 +118,7 @@ def check_counts(values: object, name: str, *, least: int = 1, most: int | None 
     InputError
         If one of them is none, or there is none.
     """
-    given = [values] if _is_scalar(values) else list(_items(values, name))
-    if not given:
-        raise InputError(f"{name} must hold at least one whole number")
+    given = _one_or_several(values, name, "whole number")
     return [check_count(value, name, least=least, most=most) for value in given]
 
 
@@ -154,10 +152,16 @@ def check_numbers(
     InputError
         If one of them is none, or there is none.
     """
+    given = _one_or_several(values, name, "number")
+    return [check_number(value, name, low=low, high=high) for value in given]
+
+
+def _one_or_several(values: object, name: str, kind: str) -> list[Any]:
+    """Return one value or several as a list; an error if there is none."""
     given = [values] if _is_scalar(values) else list(_items(values, name))
     if not given:
-        raise InputError(f"{name} must hold at least one number")
-    return [check_number(value, name, low=low, high=high) for value in given]
+        raise InputError(f"{name} must hold at least one {kind}")
+    return given
 
 
 def check_fraction(value: object, name: str) -> float:

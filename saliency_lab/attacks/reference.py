@@ -167,8 +167,8 @@ class _SharedDraws(SquareAttack):
         margin, loss = super().margin_and_loss(x, y)
         tied = margin == 0
         if tied.any():
-            held = self.predict(x[tied]).argmax(1) == y[tied]
-            margin[tied] = torch.where(held, 1.0, -1.0) * torch.finfo(margin.dtype).tiny
+            correct = self.predict(x[tied]).argmax(1) == y[tied]
+            margin[tied] = torch.where(correct, 1.0, -1.0) * torch.finfo(margin.dtype).tiny
         lost = ~(margin.isfinite() & loss.isfinite())
         return margin.masked_fill(lost, 1.0), loss.masked_fill(lost, 1e6)
 

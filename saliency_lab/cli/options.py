@@ -25,6 +25,14 @@ Checkpoints = Annotated[
         show_default=False,
     ),
 ]
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A bundled recipe (`saliency-lab list recipes`) or a TOML file.",
+        show_default=False,
+    ),
+]
 DataName = Annotated[
     str | None,
     typer.Option(

@@ -13,6 +13,7 @@ from saliency_lab.cli.options import (
     Device,
     Json,
     Methods,
+    RecipeName,
     Trust,
     key_values,
     named_settings,
@@ -27,14 +28,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def roar(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A bundled recipe (`saliency-lab list recipes`) or a TOML file.",
-            show_default=False,
-        ),
-    ],
+    recipe: RecipeName,
     method: Methods = ["saliency", "integrated_gradients"],  # noqa: B006 - typer copies it
     fractions: Annotated[
         str, typer.Option(help="Shares of the pixels that are replaced by the mean of their channel.")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.cli.options import DataRoot, Trust, key_values
+from saliency_lab.cli.options import DataRoot, RecipeName, Trust, key_values
 
 LONGEST_NAME, SHORT_NAME = 255, 180
 """Bytes that a file system allows a name; bytes that are left of a longer one, before its hash."""
@@ -21,14 +21,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A bundled recipe (`saliency-lab list recipes`) or a TOML file.",
-            show_default=False,
-        ),
-    ],
+    recipe: RecipeName,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -95,7 +95,7 @@ def test_roar_and_kar_rank_the_true_map_before_the_control_before_a_wrong_one(bl
     assert (roar.name, kar.name) == ("ROAR", "KAR")
     table = roar.table().set_index(["method", "fraction"])["accuracy"]
     assert table["truth", 0.0] == table["random", 0.0] > 0.95
-    assert table["truth", 0.2] < 0.7, "without the block, classes cannot be told apart"
+    assert table["truth", 0.2] < 0.7, "no network can classify images without the block"
     assert table["around", 0.8] > 0.95, "the block is left"
     assert roar.summary().index.tolist() == ["truth", "random", "around"]
     assert roar.summary().loc["truth", "difference"] < 0 < kar.summary().loc["truth", "difference"]
