@@ -287,7 +287,7 @@ def _learning(runs: Sequence[Run], models: Sequence[str], folder: Path, name: st
                 drawn[model] = (at, values.mean(0), values.min(0), values.max(0))
         if drawn:
             file = f"{name}-learning-{column.removeprefix('val_')}.svg"
-            note = "bands: all training seeds"
+            note = "bands: all training seeds" if any(len(own) > 1 for own in logs.values()) else None
             figure = bands(drawn, xlabel="epoch", ylabel=f"accuracy {what}", note=note, among=models)
             save(figure, folder / file)
             caption = f"Accuracy on validation images after each epoch, {what}"
