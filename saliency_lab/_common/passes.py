@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -555,9 +556,12 @@ def _weights(model: nn.Module) -> tuple[tuple[int, int], ...]:
 
 
 def weights_digest(model: nn.Module) -> tuple[int, ...]:
-    """Return a hash of each parameter and buffer, so that a change through `.data` is seen too."""
+    """Return a checksum of each parameter and buffer, so that a change through `.data` is seen too.
+
+    `torch.hash_tensor` will not do: it adds up bits modulo 2, so that twice the weights often have its value.
+    """
     tensors = [each.detach() for each in (*model.parameters(), *model.buffers()) if each.is_floating_point()]
-    return tuple(int(torch.hash_tensor(each).view(torch.int64)) for each in tensors if each.numel())
+    return tuple(zlib.crc32(each.cpu().contiguous().flatten().view(torch.uint8).numpy()) for each in tensors)
 
 
 def _plain_attributes(model: nn.Module) -> list[Any]:

@@ -471,16 +471,17 @@ def test_layers_of_a_convolutional_network_are_drawn_by_their_own_initialisation
 def test_a_model_is_verified_to_change_once_for_the_same_weights(order):
     model, seen = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), []
     model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    first = [copy.deepcopy(each.state_dict()) for each in randomised(model, order, 0, torch.rand(1, 1, 4, 4))]
+    image = torch.rand(1, 1, 4, 4)
+    first = [copy.deepcopy(each.state_dict()) for each in randomised(model, order, 0, image)]
     passes = len(seen)
     assert passes == 3  # the model itself and two layers
-    again = [copy.deepcopy(each.state_dict()) for each in randomised(model, order, 0, torch.rand(1, 1, 4, 4))]
+    again = [copy.deepcopy(each.state_dict()) for each in randomised(model, order, 0, image)]
     assert len(seen) == passes
     for a, b in zip(first, again, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     with torch.no_grad():
         model[0].weight.mul_(2)
-    list(randomised(model, order, 0, torch.rand(1, 1, 4, 4)))
+    list(randomised(model, order, 0, image))
     assert len(seen) == 2 * passes
 
 
