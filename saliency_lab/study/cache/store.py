@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save_file
 from torch import Tensor
 
 from saliency_lab._common.arguments import check_path
@@ -112,12 +112,12 @@ class FolderStore:
             "info": json.dumps(dict(content.info)),
             "digest": _digest(result, content),
         }
-        data = serialise({name: tensor.contiguous() for name, tensor in content.tensors.items()}, header)
+        tensors = {name: tensor.contiguous() for name, tensor in content.tensors.items()}
         with (
             self._explain_errors(),
             atomic_path(self.path(result.kind, result.key), durable=False) as temporary,
         ):
-            temporary.write_bytes(data)
+            save_file(tensors, temporary, header)
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
@@ -254,7 +254,7 @@ class FolderStore:
             for name, tensor in tensors.items()
         }
         with self._explain_errors(), atomic_path(path) as temporary:
-            temporary.write_bytes(serialise(copies, header))
+            save_file(copies, temporary, header)
 
 
 Store: TypeAlias = MemoryStore | FolderStore
