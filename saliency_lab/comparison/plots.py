@@ -19,7 +19,7 @@ from saliency_lab._common.arguments import (
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab.comparison import aggregate, statistics
-from saliency_lab.comparison.measures import ACCURACY, ROBUST
+from saliency_lab.comparison.measures import ACCURACY, ROBUST, is_binary
 from saliency_lab.comparison.summary import Pictures, Summary
 from saliency_lab.plotting import bands, curves, dots, heatmap, maps, ranks, slopes, tradeoff
 from saliency_lab.plotting.style import CHART_WIDTH
@@ -232,11 +232,13 @@ class ComparisonPlots:
         if summary.pictures is None:
             raise InputError("this comparison was made from tables and has no curves; use study.compare()")
         drawn = {}
+        right_or_wrong = True
         for model in measure.values:
             found = None if measure.share else summary.pictures.read_curves(model, measure.method, metric)
             if found is None:
                 raise InputError(f"'{metric}' has no curve that could be averaged over images")
             values, at = found
+            right_or_wrong &= is_binary(values)
             steps = [values[:, :, k] for k in range(len(at))]
             ends = [measure.estimate_mean(step).interval(summary.level) for step in steps]
             drawn[model] = (at, *np.array(ends).T)
@@ -245,7 +247,7 @@ class ComparisonPlots:
             drawn,
             xlabel="share of the pixels replaced" if share else "step",
             ylabel=metric.replace("_", " "),
-            share=share,
+            percent=(share, right_or_wrong),
             title=measure.method.replace("_", " "),
             note=self._note(),
             width=width,
@@ -279,7 +281,7 @@ class ComparisonPlots:
             drawn,
             xlabel=f"{metric.replace('_', ' ')} above which a seed counts",
             ylabel="share of training seeds",
-            share=measure.share,
+            percent=(measure.share, True),
             note=self._note(),
             width=width,
             among=summary.models,

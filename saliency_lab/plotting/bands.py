@@ -21,7 +21,7 @@ def bands(
     *,
     xlabel: str = "",
     ylabel: str = "",
-    share: bool = False,
+    percent: tuple[bool, bool] = (False, False),
     title: str | None = None,
     note: str | None = None,
     width: float = CHART_WIDTH,
@@ -33,8 +33,8 @@ def bands(
     ----------
     curves : mapping of name to (positions, means, low, high), each (K,)
     xlabel, ylabel : str
-    share : bool
-        The positions are shares; write them in percent.
+    percent : pair of bool
+        Write the axis in percent.
     title, note : str, optional
         Above the panel.
     width : float
@@ -66,8 +66,9 @@ def bands(
     ax.margins(x=0)
     if all((np.mod(at, 1) == 0).all() for at, *_ in curves.values()):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if share:
-        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for axis, in_percent in zip((ax.xaxis, ax.yaxis), percent, strict=True):
+        if in_percent:
+            axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set(xlabel=xlabel, ylabel=ylabel)
     head(ax, title, note)
     legend(fig, {name: look[name] for name in curves})

@@ -288,7 +288,14 @@ def _learning(runs: Sequence[Run], models: Sequence[str], folder: Path, name: st
         if drawn:
             file = f"{name}-learning-{column.removeprefix('val_')}.svg"
             note = "bands: all training seeds" if any(len(own) > 1 for own in logs.values()) else None
-            figure = bands(drawn, xlabel="epoch", ylabel=f"accuracy {what}", note=note, among=models)
+            figure = bands(
+                drawn,
+                xlabel="epoch",
+                ylabel=f"accuracy {what}",
+                percent=(False, True),
+                note=note,
+                among=models,
+            )
             save(figure, folder / file)
             caption = f"Accuracy on validation images after each epoch, {what}"
             lines += [f"![{caption}]({file})", "", f"*{caption}.*", ""]
