@@ -59,6 +59,9 @@ def _class_name(pictures: Pictures, label: int) -> str:
     return pictures.classes[label] if label < len(pictures.classes) else str(label)
 
 
+_OPEN_MARKS = "small open marks: single seeds, where seeds disagree"
+
+
 class ComparisonPlots:
     """Figures of a comparison; each method returns a matplotlib Figure.
 
@@ -127,11 +130,12 @@ class ComparisonPlots:
             ]
             for model in there
         }
+        seeds = {model: marks for model, marks in seeds.items() if marks}
         return curves.robustness(
             lines,
-            seeds={model: marks for model, marks in seeds.items() if marks},
+            seeds=seeds,
             title=attack.replace("_", " "),
-            note=self._note(),
+            note=self._note(_OPEN_MARKS if seeds else ""),
             width=width,
             among=summary.models,
         )
@@ -183,7 +187,7 @@ class ComparisonPlots:
             ylabel=_axis(measures[1]),
             better=(measures[0].better, measures[1].better),
             percent=(measures[0].share, measures[1].share),
-            note=self._note(),
+            note=self._note("small marks: single seeds" if marks else ""),
             width=width,
             among=self._summary.models,
         )
@@ -192,13 +196,14 @@ class ComparisonPlots:
         """Draw one measure of every model, by method (by ε for "robust_accuracy"): dots with intervals."""
         check_number(width, "width", low=1, high=100)
         measure = self._summary.measure(metric)
+        seeds = self._disagreeing(metric)
         return dots.dots(
             self._estimates(metric),
-            seeds=self._disagreeing(metric),
+            seeds=seeds,
             xlabel=metric.replace("_", " "),
             better=measure.better,
             percent=measure.share,
-            note=self._note(),
+            note=self._note(_OPEN_MARKS if any(seeds.values()) else ""),
             width=width,
             among=self._summary.models,
         )
@@ -208,13 +213,14 @@ class ComparisonPlots:
         if width is not None:
             check_number(width, "width", low=1, high=100)
         measure = self._summary.measure(metric)
+        seeds = self._disagreeing(metric)
         return slopes.slopes(
             self._estimates(metric),
-            seeds=self._disagreeing(metric),
+            seeds=seeds,
             ylabel=metric.replace("_", " "),
             better=measure.better,
             percent=measure.share,
-            note=self._note(),
+            note=self._note(_OPEN_MARKS if any(seeds.values()) else ""),
             width=width,
         )
 
@@ -238,7 +244,7 @@ class ComparisonPlots:
             if found is None:
                 raise InputError(f"'{metric}' has no curve that could be averaged over images")
             values, at = found
-            right_or_wrong &= is_binary(values)
+            right_or_wrong &= is_binary(values[~np.isnan(values)])
             steps = [values[:, :, k] for k in range(len(at))]
             ends = [measure.estimate_mean(step).interval(summary.level) for step in steps]
             drawn[model] = (at, *np.array(ends).T)
@@ -319,19 +325,14 @@ class ComparisonPlots:
             if m.metric == metric
         }
 
-    def _note(self) -> str:
-        note = self._counts()
-        if self._summary.table["seeds_disagree"].any():
-            note += "; small open marks: single seeds, where seeds disagree"
-        return note
-
-    def _counts(self) -> str:
+    def _note(self, marks: str = "") -> str:
+        """Return the counts of images and seeds, the level, and what the marks of a figure are."""
         shapes = {values.shape for m in self._summary.measures for values in m.values.values()}
-        intervals = f"{100 * self._summary.level:g} % intervals"
-        if len(shapes) > 1:  # models differ in how many seeds they have
-            return intervals
-        seeds, images = shapes.pop()
-        return f"{images} images{f' × {seeds} seeds' if seeds > 1 else ''}; {intervals}"
+        parts = [f"{100 * self._summary.level:g} % intervals", *([marks] if marks else [])]
+        if len(shapes) == 1:  # otherwise models differ in how many seeds they have
+            seeds, images = shapes.pop()
+            parts.insert(0, f"{images} images{f' × {seeds} seeds' if seeds > 1 else ''}")
+        return "; ".join(parts)
 
 
 def _axis(measure: Measure) -> str:
