@@ -184,7 +184,7 @@ def attack_map(
     eps : float or str
         Radius of the ball in image units; text such as "8/255" is accepted.
     seed : int
-        Of the random starts.
+        Seed of the random starts.
     **settings
         `norm`, `steps`, `step_size`, the share `k` of the pixels for `top_k`, and `beta` of the softplus.
 

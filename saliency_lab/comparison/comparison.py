@@ -152,7 +152,7 @@ class Comparison:
         metric : str
             A metric, "accuracy" or "robust_accuracy".
         method : str, optional
-            Of the maps, or the attack; the first by default.
+            Method of the maps, or the attack; the first by default.
         eps : float or str, optional
             Radius of the attack in image units, such as "8/255"; the largest by default.
 
@@ -197,7 +197,7 @@ class Comparison:
         metric : str
             A metric, "accuracy" or "robust_accuracy".
         method : str, optional
-            Of the maps, or the attack; all by default.
+            Methods of the maps, or attacks; all by default.
 
         Returns
         -------

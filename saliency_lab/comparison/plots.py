@@ -159,9 +159,9 @@ class ComparisonPlots:
         x, y
             "accuracy", "robust_accuracy" or a metric.
         method
-            Of the maps; the first unless another is named.
+            Method of the maps; the first unless another is named.
         attack, eps
-            Of "robust_accuracy"; the first, and the largest ε, unless others are named.
+            Attack and ε of "robust_accuracy"; the first attack and its largest ε unless others are named.
         """
         check_number(width, "width", low=1, high=100)
         summary = self._summary
