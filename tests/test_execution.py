@@ -13,7 +13,7 @@ import saliency_lab as sl
 from benchmarks.defences import BROKEN
 from saliency_lab._common import passes
 from saliency_lab._common.folding import copy_for_evaluation, fold_batch_norm
-from saliency_lab._common.passes import Passes
+from saliency_lab._common.passes import Passes, weights_digest
 from saliency_lab.data import ImageData
 from saliency_lab.data.images import Split
 
@@ -214,6 +214,16 @@ def test_changed_weights_are_seen(monkeypatch):
     torch.testing.assert_close(decided(net, x).logits(x), net(x).detach(), rtol=1e-5, atol=1e-5)
     net.head[2] = nn.Tanh()  # a change that no weight shows
     torch.testing.assert_close(decided(net, x).logits(x), net(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [lambda w: w.mul_(2), lambda w: w.neg_(), lambda w: w.copy_(w.flip(0))])
+def test_the_digest_of_weights_changes_when_every_weight_is_doubled_or_moved(change):
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4)
+    before = weights_digest(model)
+    assert weights_digest(model) == before
+    change(model.weight.data)
+    assert weights_digest(model) != before
 
 
 class Counting(Residual):

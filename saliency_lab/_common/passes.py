@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -284,7 +285,7 @@ class _Trial:
         self.model, self.backward = model, backward
         self.x, self.device = x, device_of(model)
         self.few = x[:_FIRST].to(self.device, dtype_of(model, x.dtype))
-        digest = (_weights(model), _digest(model))
+        digest = (_weights(model), weights_digest(model))
         found = _copies.get(model)
         if found is None or found.weights != digest:
             found = _copies[model] = _Copies(digest)
@@ -554,10 +555,13 @@ def _weights(model: nn.Module) -> tuple[tuple[int, int], ...]:
     return tuple((each.data_ptr(), each._version) for each in (*model.parameters(), *model.buffers()))
 
 
-def _digest(model: nn.Module) -> tuple[int, ...]:
-    """What the parameters and buffers hold, so that a change through `.data` is seen too."""
+def weights_digest(model: nn.Module) -> tuple[int, ...]:
+    """Return a checksum of each parameter and buffer, so that a change through `.data` is seen too.
+
+    `torch.hash_tensor` will not do: it adds up bits modulo 2, so that twice the weights often have its value.
+    """
     tensors = [each.detach() for each in (*model.parameters(), *model.buffers()) if each.is_floating_point()]
-    return tuple(int(torch.hash_tensor(each).view(torch.int64)) for each in tensors if each.numel())
+    return tuple(zlib.crc32(each.cpu().contiguous().flatten().view(torch.uint8).numpy()) for each in tensors)
 
 
 def _plain_attributes(model: nn.Module) -> list[Any]:

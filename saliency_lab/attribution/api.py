@@ -20,7 +20,7 @@ from saliency_lab._common.inference import (
     dtype_of,
     gradients_recorded,
     in_float32,
-    translate_shape_errors,
+    translate_model_errors,
     undisturbed,
 )
 from saliency_lab._common.passes import Passes
@@ -179,7 +179,7 @@ def run_call(model: nn.Module, x: Tensor, y: Tensor | None, call: MethodCall, se
     with (
         gradients_recorded(),
         in_float32(model),
-        translate_shape_errors(model, x),
+        translate_model_errors(model, x),
         undisturbed(model),
         preserved_rng(seed),
     ):
@@ -279,7 +279,13 @@ def attribute_points(
     given = dict(settings)
     engine = given.pop("engine", "fast")
     call = parse_call(method, given, engine=engine)
-    with gradients_recorded(), in_float32(model), undisturbed(model), preserved_rng(seed):
+    with (
+        gradients_recorded(),
+        in_float32(model),
+        translate_model_errors(model, points),
+        undisturbed(model),
+        preserved_rng(seed),
+    ):
         aim = Target(classes.cpu().clone(), None, int(classes.max()))
         points = points.detach()
         parsed = _resolved(call.method, call.settings, model, points)
