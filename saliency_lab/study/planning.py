@@ -17,7 +17,7 @@ from saliency_lab.attribution import attribute
 from saliency_lab.study.cache.index import ResultIndex
 from saliency_lab.study.cache.results import Kind, Place, Result
 from saliency_lab.study.cache.store import MemoryStore, Store
-from saliency_lab.study.requests import GridRequests, Request, Step
+from saliency_lab.study.requests import GridRequests, Request, StudyStep
 from saliency_lab.study.sample import Member, StudySample
 from saliency_lab.study.tasks import StudyTask, TaskInputs, make_tasks, perform
 
@@ -38,7 +38,7 @@ def make_plan(requests: GridRequests, inputs: TaskInputs, index: ResultIndex, ne
         for request in step.requests:
             if step.verb == "score" and not index.methods:
                 continue
-            tasks = make_tasks(Step(step.verb, [request]), inputs, index)
+            tasks = make_tasks(StudyStep(step.verb, [request]), inputs, index)
             total = sum(len(task.results) for task in tasks)
             missing = sum(len(index.missing(task.results)) for task in tasks)
             row: dict[str, Any] = {"step": step.verb, "what": request.label, "results": total}

@@ -76,7 +76,7 @@ class Request:
 Verb = Literal["attribute", "score", "attack", "audit"]
 
 
-class Step(NamedTuple):
+class StudyStep(NamedTuple):
     """A method of `Study` and the requests of one call of it."""
 
     verb: Verb
@@ -92,13 +92,13 @@ class GridRequests:
     attacks: Sequence[Request] = ()
     audits: Sequence[Request] = ()
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[StudyStep]:
         """Return the calls in their order: methods together and metrics together, as they share passes."""
-        together: list[Step] = [Step("attribute", self.methods), Step("score", self.metrics)]
+        together: list[StudyStep] = [StudyStep("attribute", self.methods), StudyStep("score", self.metrics)]
         return [
             *(step for step in together if step.requests),
-            *(Step("attack", [each]) for each in self.attacks),
-            *(Step("audit", [each]) for each in self.audits),
+            *(StudyStep("attack", [each]) for each in self.attacks),
+            *(StudyStep("audit", [each]) for each in self.audits),
         ]
 
     def under(self, execution: ExecutionSettings | None) -> GridRequests:

@@ -28,7 +28,7 @@ from saliency_lab.study.keys import (
     precision_dependencies,
     scores_result,
 )
-from saliency_lab.study.requests import Request, Step, attack_to_audit
+from saliency_lab.study.requests import Request, StudyStep, attack_to_audit
 from saliency_lab.study.sample import Member, StudySample
 
 Network: TypeAlias = tuple[str, int]
@@ -182,7 +182,7 @@ def _transfer_sources(member: Member, networks: Iterable[Member]) -> list[Member
     return list(first.values())
 
 
-def make_tasks(step: Step, inputs: TaskInputs, index: ResultIndex) -> list[StudyTask]:
+def make_tasks(step: StudyStep, inputs: TaskInputs, index: ResultIndex) -> list[StudyTask]:
     """Return the tasks of one call; record what it asks for in the index, as later calls build on it.
 
     Raises
