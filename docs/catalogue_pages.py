@@ -83,7 +83,11 @@ def metric_cost(metric: Metric) -> str:
     """Say what a score costs at two sizes of images, with the default settings."""
     at = {size: settings_at_size(metric.settings.model_construct(), size, size) for size in (28, 224)}
     small, large = (metric.forwards(at[size], size * size) for size in at)
-    sizes = f"{small} images predicted" if small == large else f"{small} images predicted at 28×28, {large} at 224×224"
+    sizes = (
+        f"{small} images predicted"
+        if small == large
+        else f"{small} images predicted at 28×28, {large} at 224×224"
+    )
     parts = [sizes] if large else []
     if metric.maps:
         parts.append(f"maps made again: {metric.maps(at[28])}")
@@ -179,7 +183,9 @@ def defaults(name: str) -> str:
     parts = [
         f"`{key}` {shown(field).strip('`')}"
         for key, field in fields.items()
-        if not field.is_required() and (key not in usual or field.default != usual[key])
+        if not field.is_required()
+        and field.default is not None
+        and (key not in usual or field.default != usual[key])
     ]
     return f"; {', '.join(parts)}" if parts else ""
 

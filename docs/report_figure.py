@@ -55,10 +55,14 @@ def animate(page: Page) -> None:
 
     here = 0
     for stop in STOPS:
-        top = page.evaluate("id => document.querySelector(id).getBoundingClientRect().top + scrollY - 60", stop)
+        top = page.evaluate(
+            "id => document.querySelector(id).getBoundingClientRect().top + scrollY - 60", stop
+        )
         there = max(0, int(top)) if stop != STOPS[0] else 0
         for step in range(1, STEPS) if there != here else ():
-            page.evaluate("y => scrollTo({top: y, behavior: 'instant'})", here + (there - here) * step / STEPS)
+            page.evaluate(
+                "y => scrollTo({top: y, behavior: 'instant'})", here + (there - here) * step / STEPS
+            )
             keep(MOVING)
         page.evaluate("y => scrollTo({top: y, behavior: 'instant'})", there)
         page.wait_for_timeout(300)
@@ -78,7 +82,12 @@ def animate(page: Page) -> None:
     colours.putpalette(frequent + distinct)
     indexed = [frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
     indexed[0].save(
-        FIGURES / "report.gif", save_all=True, append_images=indexed[1:], duration=durations, loop=0, optimize=True
+        FIGURES / "report.gif",
+        save_all=True,
+        append_images=indexed[1:],
+        duration=durations,
+        loop=0,
+        optimize=True,
     )
 
 
