@@ -10,9 +10,10 @@ import torchvision
 from torch import Tensor, nn
 
 import saliency_lab as sl
+from benchmarks.defences import BROKEN
 from saliency_lab._common import passes
 from saliency_lab._common.folding import copy_for_evaluation, fold_batch_norm
-from saliency_lab._common.passes import Passes
+from saliency_lab._common.passes import Passes, weights_digest
 from saliency_lab.data import ImageData
 from saliency_lab.data.images import Split
 
@@ -213,6 +214,16 @@ def test_changed_weights_are_seen(monkeypatch):
     torch.testing.assert_close(decided(net, x).logits(x), net(x).detach(), rtol=1e-5, atol=1e-5)
     net.head[2] = nn.Tanh()  # a change that no weight shows
     torch.testing.assert_close(decided(net, x).logits(x), net(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [lambda w: w.mul_(2), lambda w: w.neg_(), lambda w: w.copy_(w.flip(0))])
+def test_the_digest_of_weights_changes_when_every_weight_is_doubled_or_moved(change):
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4)
+    before = weights_digest(model)
+    assert weights_digest(model) == before
+    change(model.weight.data)
+    assert weights_digest(model) != before
 
 
 class Counting(Residual):
@@ -475,3 +486,65 @@ def test_passes_as_they_are_in_a_lower_precision_are_not_measured(monkeypatch):
     with sl.execution(compile=False, dtype="bfloat16"):
         found.expect(10)
     assert found.plan == passes.PassPlan(128, dtype="bfloat16")
+
+
+DIFFERENT_EACH_TIME = {"counts calls", "hidden randomness"}
+"""Defences whose logits change from one pass to the next."""
+
+
+class Weird(nn.Module):
+    """A linear network whose gradient is missing, or whose backward pass raises."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.body, self.head = kind, nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        if self.kind == "no graph":
+            x = x.detach()
+        if self.kind == "no gradient" and torch.is_grad_enabled():
+            return self.head(self.body(x.round().detach()).mean((2, 3)) + 0 * x.mean((2, 3))[:, :1].detach())
+        logits = self.head(self.body(x).mean((2, 3)))
+        if self.kind == "raises" and logits.requires_grad:
+            logits.register_hook(lambda gradient: 1 / 0)
+        return logits
+
+
+@pytest.mark.parametrize("kind", ["no graph", "no gradient"])
+def test_a_model_without_a_gradient_is_attacked_as_it_is(monkeypatch, kind):
+    net, x, y = Weird(kind).eval(), torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    found = sl.attack(net, x, y, eps=0.1, steps=3, seed=0)
+    with sl.execution(compile=False):
+        assert torch.equal(found.adversarial, sl.attack(net, x, y, eps=0.1, steps=3, seed=0).adversarial)
+
+
+def test_a_model_whose_backward_pass_raises_is_not_timed():
+    net = Weird("raises").eval()
+    assert decided(net, torch.rand(4, 3, 8, 8), backward=True).plan is None
+
+
+def test_a_form_with_another_gradient_is_not_used(monkeypatch):
+    net, x = lively(Residual()), torch.rand(4, 3, 8, 8)
+    monkeypatch.setattr(passes, "_arranged", lambda images, layout: images.clone().detach_()
+                        if layout == "channels_last" else images.clone())  # fmt: skip
+    plan = decided(net, x, backward=True).plan
+    assert plan is not None and plan.layout == "contiguous"
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(set(BROKEN) - DIFFERENT_EACH_TIME))
+def test_attacks_on_defences_find_the_same_points(name):
+    x, y = sl.load_dataset("digits").test.sample(3, seed=0)
+
+    def points() -> Tensor:
+        net = BROKEN[name](sl.load_model("digits/standard")).eval()
+        return sl.attack(net, x, y, eps=0.1, steps=3, seed=0).adversarial
+
+    found = points()
+    with sl.execution(compile=False):
+        expected = points()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

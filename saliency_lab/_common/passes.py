@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -59,6 +60,7 @@ _HOPELESS = 1.25  # a form that took this much longer than the best in the first
 _WORTH_IT = 0.97  # a form is chosen if it takes at most this share of the time of the one before
 _SHORT = 0.02  # seconds that are timed at least
 _FIRST = 2  # images on which outputs are compared
+_GRADIENT_TOLERANCE = 1e-3  # of the gradient's norm: a ReLU at 0 may go either way
 _COMPILED_SHARE = 0.7  # what a compiled pass is assumed to take at most of a folded one, before it is timed
 
 
@@ -283,7 +285,7 @@ class _Trial:
         self.model, self.backward = model, backward
         self.x, self.device = x, device_of(model)
         self.few = x[:_FIRST].to(self.device, dtype_of(model, x.dtype))
-        digest = (_weights(model), _digest(model))
+        digest = (_weights(model), weights_digest(model))
         found = _copies.get(model)
         if found is None or found.weights != digest:
             found = _copies[model] = _Copies(digest)
@@ -339,11 +341,33 @@ class _Trial:
             found, expected = self._outputs(form, alone), self._expected(alone)
             if found is None or expected is None or not same_logits(found, expected):
                 return False
+        if self.backward and not known and not self._same_gradients(form):
+            return False
         if form._fast is None or known:
             return True
         images = _fitted(self.x, form.plan.rows, self.few)
         with torch.no_grad():
             return same_logits(form(images), run_without_graph(self.model, images.clone()))
+
+    def _same_gradients(self, form: _Form) -> bool:
+        """Whether the gradients on the first images are the model's own; False if either cannot be had."""
+        try:
+            found, expected = self._gradient(form, self.few), self._gradient(self.model, self.few)
+        except Exception:  # whatever a model raises in its backward pass, the model itself is used
+            return False
+        if found is None or expected is None:
+            return found is expected
+        size = max(float(expected.norm()), torch.finfo(expected.dtype).tiny)
+        return float((found - expected).norm()) <= _GRADIENT_TOLERANCE * size
+
+    def _gradient(self, net: nn.Module, images: Tensor) -> Tensor | None:
+        """Gradient of the largest logits; None where no graph leads from them to the images."""
+        with torch.enable_grad():
+            points = images.detach().clone().requires_grad_(True)
+            value = net(points).amax(1).sum()
+            if not value.requires_grad:
+                return None
+            return torch.autograd.grad(value, points, allow_unused=True)[0]
 
     def _net(self, plan: PassPlan) -> nn.Module | None:
         if not plan.folded and plan.dtype is None and not plan.compiled:
@@ -395,9 +419,7 @@ class _Trial:
 
     def _run(self, form: _Form, images: Tensor) -> None:
         if self.backward:
-            with torch.enable_grad():
-                points = images.detach().requires_grad_(True)
-                torch.autograd.grad(form(points).amax(1).sum(), points)
+            self._gradient(form, images)
         else:
             with torch.no_grad():
                 form(images)
@@ -533,10 +555,13 @@ def _weights(model: nn.Module) -> tuple[tuple[int, int], ...]:
     return tuple((each.data_ptr(), each._version) for each in (*model.parameters(), *model.buffers()))
 
 
-def _digest(model: nn.Module) -> tuple[int, ...]:
-    """What the parameters and buffers hold, so that a change through `.data` is seen too."""
+def weights_digest(model: nn.Module) -> tuple[int, ...]:
+    """Return a checksum of each parameter and buffer, so that a change through `.data` is seen too.
+
+    `torch.hash_tensor` will not do: it adds up bits modulo 2, so that twice the weights often have its value.
+    """
     tensors = [each.detach() for each in (*model.parameters(), *model.buffers()) if each.is_floating_point()]
-    return tuple(int(torch.hash_tensor(each).view(torch.int64)) for each in tensors if each.numel())
+    return tuple(zlib.crc32(each.cpu().contiguous().flatten().view(torch.uint8).numpy()) for each in tensors)
 
 
 def _plain_attributes(model: nn.Module) -> list[Any]:

@@ -76,7 +76,7 @@ def attack(
     eps : float or str
         Radius of the ball in image units; text such as "8/255" is accepted.
     seed : int
-        Of the random starts and every other draw.
+        Seed of the random starts and of every other draw.
     target : Tensor (N,), optional
         The class that each sample should be mistaken for; without it any wrong class will do.
     gradients_from : nn.Module, optional

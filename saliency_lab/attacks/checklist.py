@@ -1,4 +1,4 @@
-"""Whether a robust accuracy can be believed: the checklist of the literature, each item with its evidence.
+"""Whether a robust accuracy can be believed: the checklist of the literature, with evidence for each check.
 
 Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense of Security", ICML 2018; Carlini
 et al., "On Evaluating Adversarial Robustness", 2019.
@@ -61,7 +61,7 @@ _TIE = 1e-5
 
 @dataclass(frozen=True)
 class Budget:
-    """Of the reference attacks: steps, target classes, and queries of Square."""
+    """Effort of the reference attacks: steps, target classes, and queries of Square."""
 
     steps: int
     targets: int
@@ -69,7 +69,7 @@ class Budget:
 
 
 STAND_INS = "other gradients"
-"""Name of the check that takes gradients from elsewhere."""
+"""Name of the check that takes gradients from another source than the model."""
 
 _DRAWS = 8  # passes over which the reference attacks average a random model
 _CHECKED = 64  # surviving samples whose gradient is compared with finite differences
@@ -93,8 +93,8 @@ def audit(
 ) -> Audit:
     """Run the checklist on the robust accuracy that `attack(model, x, y, method, eps=eps, ...)` reports.
 
-    The other attacks run on the samples that survived the audited one: what they break besides is what
-    it missed.
+    The other attacks run on the samples that survived the audited one. Whatever they break, the audited
+    attack has missed.
 
     Parameters
     ----------
@@ -109,19 +109,19 @@ def audit(
     eps : float or str
         Radius of the ball in image units, above 0.
     surrogates : mapping of str to nn.Module, optional
-        Other models to transfer attacks from; without them that item is skipped.
+        Other models to transfer attacks from; without them that check is skipped.
     budget : {"quick", "full"}
-        Of the reference attacks: 30 steps, 4 target classes and 500 queries, or AutoAttack's standard
+        Effort of the reference attacks: 30 steps, 4 target classes and 500 queries, or AutoAttack's standard
         100, 9 and 5000.
     seed : int
-        Of every random draw.
+        Seed of every random draw.
     **settings
-        Those of the attack; `list_attacks()` names them.
+        Settings of the attack; `list_attacks()` names them.
 
     Returns
     -------
     Audit
-        The verdict, the items of the checklist, and which samples every attack left right.
+        The verdict, the checks with their evidence, and which samples are robust against every attack.
 
     Raises
     ------
@@ -197,14 +197,14 @@ def audit(
 
 
 class Tried(NamedTuple):
-    """What one attack did to the survivors: mask of those that it broke, and points (N, C, H, W)."""
+    """Result of one attack on the survivors: a mask of those that it broke, and the points (N, C, H, W)."""
 
     success: Tensor
     points: Tensor
 
 
 class _Panel:
-    """Other attacks on the survivors of the audited one, and which of them each breaks."""
+    """Runs other attacks on the samples that survived the audited one, and records what each breaks."""
 
     def __init__(
         self,
@@ -243,11 +243,11 @@ class _Panel:
 
     @property
     def left(self) -> Tensor:
-        """Indices of survivors that no stand-in has broken."""
+        """Indices of the survivors that no gradient from another source has broken."""
         return (~self.by_stand_in).nonzero().flatten()
 
     def breaks(self, method: str, seed: int | None = None, **settings: Any) -> Tried:
-        """Run a method on the survivors that are left, and note what it breaks."""
+        """Run a method on the survivors that are left, and record what it breaks."""
         success, points = torch.zeros_like(self.by_stand_in), self.x.clone()
         left = self.left
         if not len(left):
@@ -265,13 +265,13 @@ class _Panel:
         return Tried(success, points)
 
     def note(self, found: AttackResult, settings: Mapping[str, Any]) -> None:
-        """Remember how many survivors an attack breaks, under the call that repeats it."""
+        """Record how many survivors an attack breaks, under the call that repeats it."""
         own = {k: v for k, v in settings.items() if (k, v) not in (("norm", "linf"), ("samples", 1))}
         call = ", ".join([repr(found.method), *(f"{key}={value!r}" for key, value in own.items())])
         self.strongest[call] = int(found.success.sum())
 
     def compare(self, name: str, who: str, found: list[Tried]) -> Check:
-        """Judge a check by the share of all samples that the audited attack missed and `found` broke."""
+        """Judge a check by the share of all samples that `found` broke and the audited attack missed."""
         if not len(self.rows):
             return Check(name, "pass", "no sample survived the audited attack", {"missed": 0.0})
         broken = torch.stack([each.success for each in found]).any(0)
@@ -286,7 +286,7 @@ class _Panel:
         return Check(name, exceeds(missed, n, MISSED), evidence, {"missed": missed / n}, about)
 
     def slope(self) -> list[Check]:
-        """The gradient matches finite differences, and the model answers finitely, around the survivors."""
+        """Check that the gradient matches finite differences, and that the logits are finite."""
         names = ("finite outputs", "gradient check", "coarse slope")
         if not len(self.rows):
             return [Check(name, "pass", "no sample survived the audited attack", {}) for name in names]
@@ -346,7 +346,7 @@ class _Panel:
         return bool(replaced.abs().sum() > 0) and cosine.median().item() < 0.95
 
     def stand_ins(self, *, suspicious: bool) -> Check:
-        """Attacks that take the gradient from elsewhere break no more than those with the model's own."""
+        """Check that gradients from other sources break no more samples than the model's own gradient."""
         name = STAND_INS
         if not len(self.rows):
             return Check(name, "pass", "no sample survived the audited attack", {"missed": 0.0})
@@ -415,7 +415,7 @@ class _Panel:
         return attack(self.model, x, y, "pgd", gradients_from=source, **settings)
 
     def strength(self) -> Check:
-        """All attacks together break no more than the audited one."""
+        """Check that all attacks together break no more samples than the audited one."""
         check = self.judge("strongest attack", "all attacks together", self.missed, "attack")
         best = max(self.strongest, key=lambda call: self.strongest[call], default="")
         if check.verdict == "fail" and best and self.strongest[best]:
@@ -431,7 +431,7 @@ class _Panel:
         return check
 
     def single_step(self, chosen: AttackMethod) -> Check:
-        """An iterative attack breaks all that a single step breaks; a single step is no evaluation."""
+        """Check that a single step breaks nothing that an iterative attack missed."""
         iterative = "steps" in chosen.settings.model_fields
         found = [self.breaks("fgsm"), self.breaks("r_fgsm")]
         if iterative:
@@ -440,7 +440,7 @@ class _Panel:
         return self.compare("single step", "FGSM, R-FGSM and PGD-40", found)
 
     def converged(self, chosen: AttackMethod, parsed: Settings) -> Check:
-        """More steps and restarts change nothing."""
+        """Check that more steps and restarts break no more samples."""
         given = parsed.model_dump()
         if "steps" not in given:
             return Check("converged", "skipped", f"{chosen.name} has no steps", {})
@@ -456,16 +456,16 @@ class _Panel:
         return self.compare("converged", who, [found])
 
     def random(self) -> Check:
-        """No random point breaks what the attack did not."""
+        """Check that random points break nothing that the attack missed."""
         found = [self.breaks(method, draws=20) for method in ("noise", "random_direction")]
         self.drawn += [each.points for each in found]
         return self.compare("random points", "20 noise and 20 direction draws", found)
 
     def surface(self) -> Check:
-        """No random point comes closer to another class than gradients do, and the ball is not flat.
+        """Check that gradients come closer to another class than random points, and the ball is not flat.
 
-        Measured by the margin, in units of the range of the image's logits: it is what every attack raises
-        in the end, whatever its own loss, and it does not know the scale of the logits.
+        The margin is measured in units of the range of the image's logits. Every attack raises it in the end,
+        whatever its own loss, and in these units it does not depend on the scale of the logits.
         """
         left = self.left
         if not len(left):
@@ -491,10 +491,10 @@ class _Panel:
         return Check("loss surface", verdict, evidence, {"above": above, "flat": flat}, "model")
 
     def gradients(self) -> Check:
-        """The gradient at the image has not vanished, and no saturated loss hid a broken sample.
+        """Check that no gradient has vanished, and that no saturated loss hid a broken sample.
 
-        A cross-entropy of exactly 0, where float32 has run out, is no fault by itself: a network that is sure
-        of easy images has it. It counts, against the attack, where another attack broke the sample after all.
+        A cross-entropy of exactly 0, where float32 has run out of digits, is no fault by itself: a confident
+        network has it on easy images. It counts against the attack where another attack broke the sample.
         """
         if not len(self.rows):
             return Check("vanished gradients", "pass", "no sample survived the audited attack", {})
@@ -517,14 +517,14 @@ class _Panel:
         return Check("vanished gradients", verdict, evidence, numbers, about)
 
     def rescaled(self) -> Check:
-        """Losses that the scale of the logits cannot hide from break no more."""
+        """Check that losses which do not depend on the scale of the logits break no more samples."""
         steps = self.budget.steps
         found = [self.breaks("pgd", loss=loss, steps=steps) for loss in ("scaled_ce", "margin")]
         self.climbed += [each.points for each in found]
         return self.compare("rescaled logits", "PGD on rescaled logits and on the margin", found)
 
     def reference(self, classes: int) -> list[Check]:
-        """Square alone, and AutoAttack: APGD-CE, targeted APGD-DLR, FAB-T and Square."""
+        """Check Square alone, and the attacks of AutoAttack: APGD-CE, targeted APGD-DLR, FAB-T and Square."""
         steps, targets = self.budget.steps, self.budget.targets
         queries = self.budget.queries
         square = self.breaks("square", queries=queries)
@@ -538,7 +538,7 @@ class _Panel:
         ]
 
     def blind(self, name: str, who: str, found: list[Tried]) -> Check:
-        """Attacks that see no gradient break no more than all that see it; else the model misleads."""
+        """Check that attacks without gradients break nothing that gradient attacks miss."""
         check = self.compare(name, who, found)
         if not len(self.rows):
             return check
@@ -547,7 +547,7 @@ class _Panel:
         return beyond if beyond.verdict == "fail" else check
 
     def transfer(self) -> Check:
-        """Points found on other models break no more."""
+        """Check that points found on other models break no more samples."""
         if not self.surrogates:
             return Check("transfer", "skipped", "no surrogate model was given", {})
         found: list[Tried] = []
@@ -593,7 +593,7 @@ def margin_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _batch(model: nn.Module, x: Tensor, logits: Tensor) -> Check:
-    """An image's logits do not change with the rest of its batch."""
+    """Check that an image's logits do not change with the rest of its batch."""
     if len(x) < 2:
         return Check("batch independence", "skipped", "one image has no batch to depend on", {}, "model")
     if depends_on_batch(model, x, logits):
@@ -616,7 +616,7 @@ def _check_surrogates(
 
 
 def _outputs(logits: Tensor, y: Tensor) -> Check:
-    """Logits, not probabilities; and an accuracy that fits images in [0, 1]."""
+    """Check that the outputs are logits, and that the accuracy fits images in [0, 1]."""
     accuracy = (logits.argmax(1) == y).double().mean().item()
     chance = 1 / logits.shape[1]
     if are_probabilities(logits):
@@ -635,7 +635,7 @@ def _outputs(logits: Tensor, y: Tensor) -> Check:
 
 
 def _determinism(model: nn.Module, x: Tensor) -> Check:
-    """The same image gives the same logits: in eval mode, and in the mode the model was handed over in."""
+    """Check that repeated passes give the same logits, in eval mode and in the mode the model arrived in."""
 
     def spread(mode: Callable[[], Tensor]) -> float:
         passes = []
@@ -723,9 +723,9 @@ def _large_eps(
     seed: int,
     classes: int,
 ) -> Check:
-    """With the whole image range to move in, and steps in proportion, the attack leaves nothing standing.
+    """Check that the attack breaks every sample if the ball contains every image, with steps in proportion.
 
-    What it leaves, PGD on the margin may break: then the attack was weak, and no gradient is masked.
+    PGD on the margin runs on what is left: if it breaks that, the attack was weak and no gradient is masked.
     """
     whole = whole_range(x, audited.norm)
     step = getattr(parsed, "step_size", None)

@@ -135,9 +135,9 @@ def robustness_curve(
     eps : sequence of float or str
         Radii in image units, or severities, in any order; text such as "8/255" is accepted.
     seed : int
-        Of every random draw.
+        Seed of every random draw.
     **settings
-        Those of the attack; `list_attacks()` names them.
+        Settings of the attack; `list_attacks()` names them.
 
     Returns
     -------
@@ -199,9 +199,9 @@ def steps_curve(
     steps : sequence of int
         Numbers of steps, ≥ 0, in any order.
     seed : int
-        Of every random draw.
+        Seed of every random draw.
     **settings
-        Those of the attack; `list_attacks()` names them.
+        Settings of the attack; `list_attacks()` names them.
 
     Returns
     -------
@@ -265,9 +265,9 @@ def minimal_epsilon(
     tolerance : float or str
         Precision of the bisection, above 0, in image units.
     seed : int
-        Of every random draw.
+        Seed of every random draw.
     **settings
-        Those of the attack; `list_attacks()` names them.
+        Settings of the attack; `list_attacks()` names them.
 
     Returns
     -------

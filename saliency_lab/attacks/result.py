@@ -63,7 +63,7 @@ class AttackResult:
     settings : dict
         Every setting of the attack, with the defaults.
     seed : int
-        Of the random draws.
+        Seed of the random draws.
     seconds : float
         Wall time of the whole call.
 
@@ -216,7 +216,8 @@ def robustbench_entry(result: AttackResult, *, dataset: str, **info: Any) -> dic
     Parameters
     ----------
     result : AttackResult
-        Of `autoattack` for the field `autoattack_acc`; the accuracy under any other attack is `reported`.
+        A result of `autoattack` for the field `autoattack_acc`; under any other attack the field is
+        `reported`.
     dataset : str
         RobustBench's name of the data, such as "cifar10".
     info

@@ -56,6 +56,7 @@ class MapAttackSettings(Settings):
 
 
 _SHOWN = 8  # images, in Jupyter
+_CHECKED = 8  # images on which the map is checked for a gradient
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -184,7 +185,7 @@ def attack_map(
     eps : float or str
         Radius of the ball in image units; text such as "8/255" is accepted.
     seed : int
-        Of the random starts.
+        Seed of the random starts.
     **settings
         `norm`, `steps`, `step_size`, the share `k` of the pixels for `top_k`, and `beta` of the softplus.
 
@@ -219,7 +220,6 @@ def attack_map(
     images = x.detach().cpu()
     with preserved_rng(derive_seed(seed, "attack_map")), gradients_recorded():
         check_model(model, x)
-        classes = finite_logits(model, images).argmax(1)
     device = device_of(model)
     with (
         preserved_rng(derive_seed(seed, "attack_map")),
@@ -229,6 +229,10 @@ def attack_map(
         undisturbed(model),
         progress(label=goal, total=len(images)) as bar,
     ):
+        if radius > 0:  # on a few images, before all are predicted
+            few = images[: min(_CHECKED, chunk_rows(images.shape, device))].to(device)
+            _check_curvature(smoothed(model, parsed.beta), few)
+        classes = finite_logits(model, images).argmax(1)
         found, before, after = images.clone(), torch.empty_like(images), torch.empty_like(images)
         for rows in torch.arange(len(images)).split(chunk_rows(images.shape, device)):
             problem = AttackProblem(
@@ -327,6 +331,27 @@ def _gradient_and_class(
     return slope, logits.argmax(1)
 
 
+def _check_curvature(smooth: Callable[[Tensor], Tensor], images: Tensor) -> None:
+    """Check that the map of the smoothed model changes with the image.
+
+    Raises
+    ------
+    InputError
+        If its gradient is zero for all of `images`, as of a piecewise linear model without ReLUs.
+    """
+    with torch.no_grad():
+        classes = smooth(images.clone()).argmax(1)
+    point, slope = images.clone().requires_grad_(), None
+    gradient = input_gradient(smooth, point, classes, graph=True)
+    if gradient.requires_grad:
+        slope = torch.autograd.grad(gradient.abs().sum(), point, allow_unused=True)[0]
+    if slope is None or not bool(slope.any()):
+        raise InputError(
+            "the saliency map has no gradient: ReLUs are smoothed and no other piecewise linear layer "
+            "is, so use a ReLU or a smooth activation in its place"
+        )
+
+
 def _climb(problem: AttackProblem, goal: Goal, settings: MapAttackSettings) -> Tensor:
     def change(gradient: Tensor) -> Tensor:
         mass = _mass(gradient)
@@ -350,14 +375,7 @@ def _climb(problem: AttackProblem, goal: Goal, settings: MapAttackSettings) -> T
             break
         point = point.detach().requires_grad_()
         wanted = change(input_gradient(smooth, point, problem.y, graph=True))
-        slope = (
-            torch.autograd.grad(wanted.sum(), point, allow_unused=True)[0] if wanted.requires_grad else None
-        )
-        if slope is None or (step == 0 and not bool(slope.any())):
-            raise InputError(
-                "the saliency map has no gradient: ReLUs are smoothed and no other piecewise linear layer "
-                "is, so use a ReLU or a smooth activation in its place"
-            )
+        slope = torch.autograd.grad(wanted.sum(), point)[0]
         move = lengths[step].reshape(-1, 1, 1, 1) * steepest(slope.nan_to_num(), problem.norm)
         point = project(point.detach() + move, problem.x, problem.eps, problem.norm)
     return best

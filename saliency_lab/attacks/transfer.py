@@ -48,9 +48,9 @@ def transfer_attack(
     eps : float or str
         Radius of the ball in image units; text such as "8/255" is accepted.
     seed : int
-        Of every random draw.
+        Seed of every random draw.
     **settings
-        Those of the attack; `list_attacks()` names them.
+        Settings of the attack; `list_attacks()` names them.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def worst_case(*results: AttackResult) -> AttackResult:
     Parameters
     ----------
     *results : AttackResult
-        Of `attack` or `transfer_attack`, with one ε and norm.
+        Results of `attack` or `transfer_attack`, all with the same ε and norm.
 
     Returns
     -------

@@ -101,8 +101,8 @@ TRANSFORMER = SOFTMAX | NORMALISATION | BILINEAR | FROM_CONSTANT | MASKING | FUS
 
 
 def stabilised(z: Tensor, epsilon: float) -> Tensor:
-    """Z + ε·sign(z), with sign(0) = 1."""
-    return z + epsilon * torch.where(z < 0, -1.0, 1.0)
+    """Z + ε·sign(z), with the sign of a zero as it is stored."""
+    return torch.copysign(z.new_tensor(epsilon), z).add_(z)
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,17 @@ class Portion:
     factor: Tensor | float = 1.0
 
 
-def _signed(x: Tensor, positive: Tensor, negative: Tensor) -> Terms:
-    """Return terms that weigh the positive inputs by `positive` and the negative inputs by `negative`."""
-    terms = [(x.clamp_min(0), positive)]
-    return [*terms, (x.clamp_max(0), negative)] if (x < 0).any() else terms
+Weights = Callable[[], Tensor]
+
+
+def _signed(x: Tensor, positive: Weights, negative: Weights) -> Terms:
+    """Return terms that weigh positive inputs by what `positive` returns, and negative ones by `negative`.
+
+    Behind a ReLU no input is negative, and neither are inputs copied nor the other weights made.
+    """
+    if x.numel() and x.amin() < 0:
+        return [(x.clamp_min(0), positive()), (x.clamp_max(0), negative())]
+    return [(x, positive())]
 
 
 class _Share(Function):
@@ -347,11 +354,12 @@ class Propagation(Rule):
             return [Portion([(torch.ones_like(x), weight**2)], b**2)]
         if rule == "epsilon":
             return [Portion([(x, weight)], b)]
-        above, below = weight.clamp_min(0), weight.clamp_max(0)
+        above: Weights = lambda: weight.clamp_min(0)  # noqa: E731
+        below: Weights = lambda: weight.clamp_max(0)  # noqa: E731
         b_above, b_below = (b.clamp_min(0), b.clamp_max(0)) if isinstance(b, Tensor) else (0.0, 0.0)
         if rule == "box":
             assert box is not None
-            return [Portion([(x, weight), (box[0], -above), (box[1], -below)], 0.0)]
+            return [Portion([(x, weight), (box[0], -above()), (box[1], -below())], 0.0)]
         if rule in ("alpha1_beta0", "excitation"):
             return [Portion(_signed(x, above, below), 0.0 if rule == "excitation" else b_above)]
         if rule == "alpha2_beta1":
@@ -361,10 +369,11 @@ class Propagation(Rule):
             ]
         # gamma: positive outputs favour what is positive, negative ones what is negative
         assert signs is not None
-        favoured = [(each + self.gamma * part) for each, part in ((weight, above), (weight, below))]
+        upwards: Weights = lambda: weight + self.gamma * above()  # noqa: E731
+        downwards: Weights = lambda: weight + self.gamma * below()  # noqa: E731
         return [
-            Portion(_signed(x, *favoured), b + self.gamma * b_above, (signs > 0).to(x)),
-            Portion(_signed(x, *favoured[::-1]), b + self.gamma * b_below, (signs < 0).to(x)),
+            Portion(_signed(x, upwards, downwards), b + self.gamma * b_above, (signs > 0).to(x)),
+            Portion(_signed(x, downwards, upwards), b + self.gamma * b_below, (signs < 0).to(x)),
         ]
 
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ class Attributions:
     seconds : float
         Wall time of the whole call.
     seed : int
-        Of the random draws.
+        Seed of the random draws.
     classes : Tensor
         (N,) int64, the class each map explains; (N, 2) for a contrast: the first minus the second.
     total : Tensor or None

@@ -185,7 +185,7 @@ def sanity_check(
     target : "label", "prediction", int, Tensor (N,), or a pair of these
         The logit to explain, as for `attribute`.
     seed : int
-        Of the new weights and of the methods.
+        Seed of the new weights and of the methods.
     settings : mapping of method to settings, optional
         Settings of the methods that are not to have their defaults.
 

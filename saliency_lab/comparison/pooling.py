@@ -128,9 +128,9 @@ def pool_comparisons(
     metric : str
         A metric, "accuracy" or "robust_accuracy".
     method : str, optional
-        Of the maps, or the attack; the first by default.
+        Method of the maps, or the attack; the first by default.
     eps : float, str or mapping of study to those, optional
-        Of "robust_accuracy"; the largest by default. Data sets may each have their own.
+        The ε of "robust_accuracy"; the largest by default. Data sets may each have their own.
 
     Returns
     -------

@@ -101,8 +101,10 @@ class Probe:
         self.y = y.to(self.device)
         self.seed = seed
         self.passes = Passes(model, x) if passes is None else passes
-        # half of a chunk, so that the first layers' outputs stay in the allocator
-        self.chunk = self.passes.rows or max(1, chunk_rows(x.shape, self.device) // 2)
+        # half of a chunk, so that the first layers' outputs stay in the allocator; but two images of 224×224
+        # take 0.92 of the time of one by one
+        rows = chunk_rows(x.shape, self.device)
+        self.chunk = self.passes.rows or max(min(rows, 2), rows // 2)
         self._memory: dict[Any, Any] = {}
         self._layout = _plain if _is_wide(model) else None
 

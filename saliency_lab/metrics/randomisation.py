@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.passes import weights_digest
 from saliency_lab._common.ranks import mean_ranks, pearson
 from saliency_lab._common.seeding import derive_seed, sample_normal, sample_uniform
 from saliency_lab.attribution.reinitialisation import ChangeCheck, check_randomisable, is_layer, randomise
@@ -51,10 +53,11 @@ class OtherClass(Explaining):
 
 
 def randomised(model: nn.Module, order: Order, seed: int, image: Tensor | None = None) -> Iterator[nn.Module]:
-    """Return copies of the network with one more layer re-initialised each (with `independent`: only one).
+    """Yield a copy of the network with one more layer re-initialised each time (`independent`: only one).
 
-    A layer is a module with parameters of its own (a convolution, an attention, the owner of a class token);
-    its draw is keyed by (seed, its name). With an image (1, C, H, W), the outputs are verified to change.
+    It is the same copy each time. A layer is a module with parameters of its own (a convolution, an
+    attention, the owner of a class token); its draw is keyed by (seed, its name). With an image
+    (1, C, H, W), the outputs are verified to change, once for the same weights, order and seed.
 
     Raises
     ------
@@ -67,17 +70,33 @@ def randomised(model: nn.Module, order: Order, seed: int, image: Tensor | None =
     if not names:
         raise InputError("the model has no layer with parameters, so there is nothing to randomise")
     network = copy_model(model)
-    check = None if image is None else ChangeCheck(network, image)
+    known, facts = _SEEN_TO_CHANGE.setdefault(model, set()), (weights_digest(model), order, seed)
+    check = None if image is None or facts in known else ChangeCheck(network, image)
     for name in names[::-1] if order == "top_down" else names:
-        if order == "independent":
-            network = copy_model(model)
         module = network.get_submodule(name)
+        before = _tensors(module) if order == "independent" else {}
+        before = {key: tensor.detach().clone() for key, tensor in before.items()}
         randomise(module, derive_seed(seed, "randomised", name))
         if check is not None:
             check.update(network, name, [module], cumulative=order != "independent")
         yield network
+        now = _tensors(module)
+        with torch.no_grad():
+            for key, tensor in before.items():
+                now[key].copy_(tensor)
     if check is not None:
         check.finish()
+        if not check.unchanged:
+            known.add(facts)
+
+
+_SEEN_TO_CHANGE: WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = WeakKeyDictionary()
+"""Models whose outputs change with every layer: for which weights, order and seed."""
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; both kinds in one dictionary, because no name is used twice."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def layer_names(model: nn.Module) -> list[str]:

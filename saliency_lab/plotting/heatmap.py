@@ -22,7 +22,7 @@ def correlations(table: pd.DataFrame, *, title: str | None = None, label: str = 
         Square, with the same names along both sides.
     title : str, optional
     label : str
-        Of the colour bar.
+        Label of the colour bar.
 
     Raises
     ------

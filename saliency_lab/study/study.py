@@ -64,7 +64,7 @@ class Study(StudyResults):
         versions). The same script, run again, reads the results that are finished. Several processes may
         share a store. Without one, results are kept in memory.
     seed : int
-        Of every random draw in methods, metrics, attacks and bootstrap.
+        Seed of every random draw in methods, metrics, attacks and bootstrap.
     executor : concurrent.futures.Executor, optional
         Computes the missing results in other processes or on other machines, such as Dask's
         `client.get_executor()`. Results are the same. Workers read images and weights from the store, which
@@ -204,7 +204,7 @@ class Study(StudyResults):
             The name in the tables, for one attack with two settings. By default the name of the attack, with
             "_l2" if that is its norm.
         **settings
-            Those of the attack.
+            Settings of the attack.
 
         Returns
         -------
@@ -244,10 +244,10 @@ class Study(StudyResults):
         images : int, optional
             Audit only the first images, because audits take long; all by default.
         budget : {"quick", "full"}
-            Of the reference attacks, as for `sl.audit`.
+            Budget of the reference attacks, as for `sl.audit`.
         **settings
-            Those of the attack. Without any, the attack with this label is audited with the settings that it
-            had in this study, or in an earlier run on the same images and store.
+            Settings of the attack. Without any, the attack with this label is audited with the settings that
+            it had in this study, or in an earlier run on the same images and store.
 
         Returns
         -------

@@ -45,7 +45,7 @@ class StudyTask:
     requests: Mapping[str, Request]
     """By label: one method, attack or audit, or several metrics."""
     seed: int
-    """Of every random draw."""
+    """Seed of every random draw."""
     lock: str
     """The name that keeps other processes from the same work."""
     maps: Mapping[str, tuple[Result, Request]] = field(default_factory=dict)

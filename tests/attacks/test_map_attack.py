@@ -181,6 +181,15 @@ def test_bad_input(trained, batch) -> None:
         attack_map(trained, x * torch.nan, eps=0.1)
 
 
+def test_a_map_without_a_gradient_is_refused_before_all_images_are_predicted() -> None:
+    model, seen = Activated(nn.ReLU6()), []
+    model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    x = torch.rand(400, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(sl.SaliencyLabError, match="no other piecewise linear layer"):
+        attack_map(model, x, eps=0.1)
+    assert sum(seen) < 40
+
+
 def test_a_relu_under_two_names_is_smoothed_under_both() -> None:
     torch.manual_seed(0)
     a, b, relu, soft = nn.Linear(3, 3), nn.Linear(3, 3), nn.ReLU(), nn.Softplus(5.0)

@@ -17,8 +17,10 @@ from skimage.segmentation import slic
 from torch import nn
 
 import saliency_lab as sl
+from saliency_lab._common.copying import copy_model
 from saliency_lab._common.ranks import descending_ranks
 from saliency_lab._common.seeding import derive_seed, preserved_rng
+from saliency_lab.attribution.reinitialisation import randomise
 from saliency_lab.metrics import evaluate_detailed
 from saliency_lab.metrics.curves import segmentation
 from saliency_lab.metrics.faithfulness import random_fills
@@ -348,10 +350,10 @@ def test_attack_metrics_compare_the_two_maps(scene):
 def test_randomisation_destroys_what_was_learned_and_leaves_the_model(scene):
     model, x, y, _ = scene
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    networks = list(randomised(model, "independent", 0))
-    assert len(networks) == 2
-    for changed, network in zip(("4.", "0."), networks[::-1], strict=True):
-        for key, value in network.state_dict().items():
+    states = [copy.deepcopy(each.state_dict()) for each in randomised(model, "independent", 0)]
+    assert len(states) == 2
+    for changed, state in zip(("4.", "0."), states[::-1], strict=True):
+        for key, value in state.items():
             assert torch.equal(value, before[key]) != key.startswith(changed)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     maps = gradient(model, x, y)
@@ -463,6 +465,38 @@ def test_layers_of_a_convolutional_network_are_drawn_by_their_own_initialisation
             expected.get_submodule(name).reset_parameters()
     for key, value in expected.state_dict().items():
         assert torch.equal(networks[-1].state_dict()[key], value)
+
+
+@pytest.mark.parametrize("order", ["top_down", "independent"])
+def test_a_model_is_verified_to_change_once_for_the_same_weights(order):
+    model, seen = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), []
+    model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    image = torch.rand(1, 1, 4, 4)
+    first = [copy.deepcopy(each.state_dict()) for each in randomised(model, order, 0, image)]
+    passes = len(seen)
+    assert passes == 3  # the model itself and two layers
+    again = [copy.deepcopy(each.state_dict()) for each in randomised(model, order, 0, image)]
+    assert len(seen) == passes
+    for a, b in zip(first, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    list(randomised(model, order, 0, image))
+    assert len(seen) == 2 * passes
+
+
+def test_a_layer_with_normalised_weights_is_restored_before_the_next():
+    model = nn.Sequential(
+        nn.utils.weight_norm(nn.Linear(3, 4)), nn.utils.parametrizations.weight_norm(nn.Linear(4, 2))
+    )
+    x, expected = torch.rand(2, 3), []
+    for name in ("0", "1"):
+        other = copy_model(model)
+        randomise(other.get_submodule(name), derive_seed(0, "randomised", name))
+        expected.append(other(x))
+    found = [network(x) for network in randomised(model, "independent", 0)]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_random_logit_asks_for_another_class(scene):
