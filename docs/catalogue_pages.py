@@ -2,7 +2,8 @@
 
 Settings, defaults, cost, engines, families, ranges and references come from the registries that
 `sl.list_methods()` and `sl.list_metrics()` read; titles, formulas and advice from docs/catalogue/*.toml.
-Run `python docs/catalogue_pages.py` after a change of either; `docs/catalogue_pictures.py` draws the pictures.
+Run `python docs/catalogue_pages.py` after a change of either; `docs/catalogue_pictures.py` draws
+the pictures.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ FAMILIES = {
 
 SYMBOLS = {
     "methods": "$f$ is the explained logit, $x$ the image, $b$ the baseline, $s$ the map.",
-    "metrics": "$f$ is the output of class $y$, $x_S$ the image with the pixels $S$ replaced by the baseline, "
-    "$a$ the scores of the pixels, $\\Phi$ the method that made the map, $M$ the mask.",
+    "metrics": "$f$ is the output of class $y$, $x_S$ the image with the pixels $S$ replaced by the "
+    "baseline, $a$ the scores of the pixels, $\\Phi$ the method that made the map, $M$ the mask.",
 }
 
 
@@ -83,12 +84,9 @@ def metric_cost(metric: Metric) -> str:
     """Say what a score costs at two sizes of images, with the default settings."""
     at = {size: settings_at_size(metric.settings.model_construct(), size, size) for size in (28, 224)}
     small, large = (metric.forwards(at[size], size * size) for size in at)
-    sizes = (
-        f"{small} images predicted"
-        if small == large
-        else f"{small} images predicted at 28×28, {large} at 224×224"
-    )
-    parts = [sizes] if large else []
+    parts = [f"{small} images predicted"] if large else []
+    if small != large:
+        parts[0] += f" at 28×28, {large} at 224×224"
     if metric.maps:
         parts.append(f"maps made again: {metric.maps(at[28])}")
     return "; ".join(parts) or "no pass through the model"
@@ -183,9 +181,7 @@ def defaults(name: str) -> str:
     parts = [
         f"`{key}` {shown(field).strip('`')}"
         for key, field in fields.items()
-        if not field.is_required()
-        and field.default is not None
-        and (key not in usual or field.default != usual[key])
+        if not (field.is_required() or field.default is None or usual.get(key) == field.default)
     ]
     return f"; {', '.join(parts)}" if parts else ""
 
@@ -225,7 +221,7 @@ def index(kind: str) -> str:
         f"# {title}",
         "",
         f"Each page has a picture, the formula, the cost, the settings, and when the {what} misleads.",
-        f"[{overview.removesuffix('.md').capitalize()}](../{overview}) compares them and says what holds for all.",
+        f"[The overview](../{overview}) compares them and says what all have in common.",
         "",
     ]
     for family, names in grouped(registry, lambda name: registry[name].family):

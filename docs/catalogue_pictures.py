@@ -1,7 +1,7 @@
 """Draw docs/figures/methods/*.jpg and docs/figures/metrics/*.png, one picture for each method and metric.
 
 Methods explain two photographs of scikit-image. Those that EfficientNet's activations do not suit explain
-digits instead, and those that need attention a small transformer that is trained here on crops of the photographs.
+digits instead, and those that need attention a small transformer, trained here on crops of the photographs.
 Metrics score the maps of four methods. Run `python docs/catalogue_pictures.py [NAME ...]`; all take minutes.
 """
 
@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from torchvision.transforms import v2
 
 import saliency_lab as sl
-from saliency_lab._common.errors import InputError
 from saliency_lab.data.planted import PlantedNet, true_map
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.plotting.maps import grid
@@ -68,27 +67,29 @@ def draw_methods(names: list[str]) -> None:
     small, (figures, _) = sl.load_model("digits/standard"), digits.test.sample(2, seed=0)
     references, _ = digits.train.sample(20, seed=0)
     families = sl.list_methods().family
-    vit: torch.nn.Module | None = None
+    on_photographs = (net, x[rows], "EfficientNet-Lite0", x[others])
+    on_digits = (small, figures, "small_cnn on digits", references)
+    vit = None
     for name in names:
-        settings = dict(SETTINGS.get(name, {}))
-        takes = {"baselines": x[others]} if name in ("gradient_shap", "deep_lift_shap") else {}
+        tried = [on_digits] if name in ON_DIGITS else [on_photographs, on_digits]
         if families[name] == "attention":
             vit = vit or transformer(x, classes)
-            model, images, of = vit, x[rows], "small ViT, trained on crops"
-        else:
-            model, images, of = net, x[rows], "EfficientNet-Lite0"
-        try:
-            if name in ON_DIGITS:
-                raise InputError("drawn on digits")
-            maps = sl.attribute(model, images, method=name, target="prediction", **settings, **takes)
-        except sl.SaliencyLabError:
-            model, images, of = small, figures, "small_cnn on digits"
-            takes = {"baselines": references} if takes else {}
-            maps = sl.attribute(model, images, method=name, target="prediction", **takes)
+            tried = [(vit, x[rows], "small ViT, trained on crops", x[others])]
+        for model, images, of, baselines in tried:
+            settings = SETTINGS.get(name, {}) if model is net else {}
+            if name in ("gradient_shap", "deep_lift_shap"):
+                settings = {"baselines": baselines}
+            try:
+                maps = sl.attribute(model, images, method=name, target="prediction", **settings)
+                break
+            except sl.SaliencyLabError as refusal:
+                print(f"{name} on {of}: {refusal}")
         chances = maps.probabilities.tolist()
         labels = [f"{label}, {chance:.0%}" for label, chance in zip(maps.class_names, chances, strict=True)]
-        smooth = 1.5 if images.shape[-1] > 64 and families[name] not in ("layer", "attention") else 0.0
-        drawn = grid(images, {name: maps}, labels=labels, title=of, smooth=smooth, scale="panel", cell=2.0)
+        fine = images.shape[-1] > 64 and families[name] not in ("layer", "attention")
+        drawn = grid(
+            images, {name: maps}, labels=labels, title=of, smooth=1.5 * fine, scale="panel", cell=2.0
+        )
         path = FIGURES / "methods" / f"{name}.jpg"
         drawn.savefig(path, dpi=90, pil_kwargs={"quality": 80, "optimize": True})
 

@@ -1,4 +1,4 @@
-"""Draw docs/figures/report.gif, report-summary.png and report-explorer.png from a real report, in a real browser.
+"""Draw the pictures of a report, docs/figures/report.gif and report-*.png, in a real browser.
 
 Run `python docs/report_figure.py`, where playwright (`pip install playwright`) and Chromium are installed.
 """
