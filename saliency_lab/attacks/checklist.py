@@ -28,6 +28,7 @@ from saliency_lab._common.inference import (
     gradients_recorded,
     predict,
     run_without_graph,
+    translate_model_errors,
     undisturbed,
 )
 from saliency_lab._common.progress import progress
@@ -153,7 +154,12 @@ def audit(
             f"an audit covers attacks in linf and l2, not {norm}; run several and see worst_case"
         )
     x, y = read_labelled(x, y)
-    with preserved_rng(derive_seed(seed, "audit")), gradients_recorded(), warnings.catch_warnings():
+    with (
+        preserved_rng(derive_seed(seed, "audit")),
+        gradients_recorded(),
+        translate_model_errors(model, x),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", message=".*(returns probabilities|in a batch|have no gradient)")
         logits, y = check_batch(model, x, y)
         others = _check_surrogates(surrogates, x, logits.shape[1])

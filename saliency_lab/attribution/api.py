@@ -20,7 +20,7 @@ from saliency_lab._common.inference import (
     dtype_of,
     gradients_recorded,
     in_float32,
-    translate_shape_errors,
+    translate_model_errors,
     undisturbed,
 )
 from saliency_lab._common.passes import Passes
@@ -117,7 +117,7 @@ def attribute(
     with (
         gradients_recorded(),
         in_float32(model),
-        translate_shape_errors(model, x),
+        translate_model_errors(model, x),
         undisturbed(model),
         preserved_rng(seed),
     ):
@@ -219,7 +219,13 @@ def attribute_points(
     given = dict(settings)
     run = run_of(chosen, given.pop("engine", "fast"))
     parsed = parse_settings(chosen.settings, given, of=f"method '{name}'")
-    with gradients_recorded(), in_float32(model), undisturbed(model), preserved_rng(seed):
+    with (
+        gradients_recorded(),
+        in_float32(model),
+        translate_model_errors(model, points),
+        undisturbed(model),
+        preserved_rng(seed),
+    ):
         aim = Target(classes.cpu().clone(), None, int(classes.max()))
         points = points.detach()
         parsed = _resolved(chosen, parsed, model, points)
