@@ -80,6 +80,11 @@ def method_facts(name: str) -> Iterator[tuple[str, str]]:
     yield "source", method.reference
 
 
+def interval(metric: Metric) -> str:
+    """Write a metric's range with the signs of mathematics."""
+    return metric.range.replace("inf", "∞").replace("-", "−")
+
+
 def metric_cost(metric: Metric) -> str:
     """Say what a score costs at two sizes of images, with the default settings."""
     at = {size: settings_at_size(metric.settings.model_construct(), size, size) for size in (28, 224)}
@@ -97,7 +102,7 @@ def metric_facts(name: str) -> Iterator[tuple[str, str]]:
     metric = METRICS[name]
     better = {"higher": "higher is better", "lower": "lower is better", "neither": "neither is better"}
     yield "direction", better[metric.better]
-    yield "range", metric.range
+    yield "range", interval(metric)
     yield "cost per image", metric_cost(metric)
     yield "engines", code(list(metric.engines))
     yield "compared with Quantus 0.6", NOTES["metrics"][name]["quantus"]
@@ -205,7 +210,7 @@ def metric_table(family: str) -> Iterator[str]:
             f"[`{name}`](metrics/{name}.md)",
             note["short"] + defaults(name),
             metric.better,
-            metric.range,
+            interval(metric),
             metric.reference,
             note["quantus"],
         ]
