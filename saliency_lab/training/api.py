@@ -109,7 +109,7 @@ def train(
     _check_given(settled, data, model, changes)
     named, data = data is None, data if data is not None else load_data(settled.data)
     if not len(data.train):
-        raise InputError(f"data set '{data.name}' has test images only, so nothing can be trained on it")
+        raise InputError(f"data set '{data.name}' has no training images, only images to explain and score")
     own = model if model is not None else named_module(settled, data)
     classes = len(data.classes) if own is None else _check_own(own, data)
     identity = {
