@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-slow lint types fast unit notebooks docs gallery bench clean
+.PHONY: help demo check test test-slow lint types fast unit notebooks docs gallery pages bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -44,16 +44,17 @@ fast: $(VENV)/dev  ## the fast tests alone
 unit: $(VENV)/dev  ## all tests but the slow ones
 	$(PYTEST) -m "not slow"
 
-notebooks: $(VENV)/dev  ## run the notebooks again and keep their output
-	cd notebooks && SALIENCY_LAB_PROGRESS=0 $(abspath $(BIN))/python -c "import nbclient, nbformat, pathlib; \
-	[nbformat.write(nbclient.NotebookClient(nbformat.read(path, 4), record_timing=False, coalesce_streams=True).execute(), path) \
-	for path in sorted(pathlib.Path().glob('*.ipynb'))]"
+notebooks: $(VENV)/dev  ## run the notebooks again, keep their output, and print how long each takes
+	SALIENCY_LAB_PROGRESS=0 $(BIN)/python notebooks/run.py
 
 docs: $(VENV)/dev  ## build the documentation; open docs/_build/html/index.html
 	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
 
 gallery: $(VENV)/dev  ## draw docs/figures/gallery.jpg, photographs and their maps by many methods
 	$(BIN)/python docs/gallery.py
+
+pages: $(VENV)/dev  ## write the pages of methods and metrics from the code (docs/catalogue_pictures.py draws their pictures)
+	$(BIN)/python docs/catalogue_pages.py
 
 bench: $(VENV)/dev  ## the benchmarks in their short form (docs/benchmarks.md has the long one's figures)
 	for script in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script --quick || exit 1; done

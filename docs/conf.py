@@ -51,6 +51,7 @@ html_theme = "furo"
 html_title = f"saliency_lab {release}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
+html_search_scorer = str(Path(__file__).parent / "_static" / "search.js")
 html_show_sourcelink = False
 html_copy_source = False
 

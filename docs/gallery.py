@@ -38,8 +38,8 @@ def main() -> None:
     first = maps["saliency"]
     chances = first.probabilities.tolist()
     labels = [f"{name}, {chance:.0%}" for name, chance in zip(first.class_names, chances, strict=True)]
-    figure = grid(x, maps, labels=labels, scale="panel", smooth=2.0)
-    figure.savefig(FIGURE, dpi=80, pil_kwargs={"quality": 80})
+    figure = grid(x, maps, labels=labels, scale="panel", smooth=2.0, cell=1.25)
+    figure.savefig(FIGURE, dpi=150, pil_kwargs={"quality": 80, "optimize": True})
 
 
 if __name__ == "__main__":

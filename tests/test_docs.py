@@ -1,5 +1,6 @@
 """What the documents promise: their Python runs, their commands are taken, their links lead somewhere."""
 
+import importlib.util
 import re
 import shlex
 import sys
@@ -15,7 +16,6 @@ import saliency_lab as sl
 from saliency_lab._common import registry
 from saliency_lab.cli.app import app
 from saliency_lab.experiment.schema import read_declaration
-from saliency_lab.metrics.catalogue import METRICS
 
 ROOT = Path(__file__).parents[1]
 DOCS = [
@@ -116,18 +116,36 @@ def test_examples_run(page, short):
     run(page)
 
 
-def test_the_page_on_metrics_says_their_defaults():
-    rows = re.findall(r"^\| (`.*)", (ROOT / "docs/metrics.md").read_text(encoding="utf-8"), re.MULTILINE)
-    for name in METRICS:
-        (row,) = (row for row in rows if f"`{name}`" in row.split(" | ")[0])
-        for key, field in METRICS[name].settings.model_fields.items():
-            default = field.default
-            if isinstance(default, float | int) and not isinstance(default, bool):
-                assert f"`{key}` {default:g}".replace("e-0", "e-") in row, name
-            elif isinstance(default, str) and re.fullmatch(r"\d+/\d+", default):
-                assert f"`{key}` {default}" in row, name
-            elif default is True or (key == "baseline" and default != "black"):
-                assert f"`{key}` {'true' if default is True else f'`{default}`'}" in row, name
+def test_the_pages_of_methods_and_metrics_are_up_to_date():
+    """What `python docs/catalogue_pages.py` would write is what is there, and each page has a picture."""
+    pytest.importorskip("sphinx", reason="the pages are made with: pip install '.[docs]'")
+    spec = importlib.util.spec_from_file_location("catalogue_pages", ROOT / "docs/catalogue_pages.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    stale = [str(path) for path, text in script.pages().items() if path.read_text(encoding="utf-8") != text]
+    assert stale == [], "run python docs/catalogue_pages.py"
+    for kind, listed in (("methods", sl.list_methods()), ("metrics", sl.list_metrics())):
+        assert {path.stem for path in (ROOT / "docs" / kind).glob("*.md")} == {*listed.index, "index"}
+        assert {path.stem for path in (ROOT / "docs/figures" / kind).iterdir()} == set(listed.index)
+        assert set(script.NOTES[kind]) == set(listed.index)
+
+
+@pytest.mark.parametrize(
+    ("searched", "page"),
+    [
+        ("integrated gradients", "docs/methods/integrated_gradients.md"),
+        ("Grad-CAM++", "docs/methods/grad_cam_plus_plus.md"),
+        ("own model", "docs/howto/model.md"),
+        ("pretrained", "docs/howto/photographs.md"),
+    ],
+)
+def test_the_title_of_the_right_page_has_what_is_searched(searched, page):
+    """Sphinx's search puts pages first whose title has the words."""
+    titles = {name_of(each): each.read_text(encoding="utf-8").partition("\n")[0][2:].lower() for each in DOCS}
+    words = searched.lower().split()
+    having = [name for name, title in titles.items() if all(word in title for word in words)]
+    having.sort(key=lambda name: (not titles[name].startswith(searched.lower()), len(titles[name])))
+    assert having[0] == page
 
 
 def commands(page):

@@ -243,3 +243,59 @@ def test_errors_report_the_users_sizes():
 
     with pytest.raises(InputError, match=r"must return maps \(N, 1, 8, 8\) for N images, not \(.*1, 7, 8\)"):
         sl.attribute(network(), X, Y, short)
+
+
+class Opaque(nn.Module):
+    """A network that can be evaluated, and raises where it is differentiated."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.net = kind, network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        if self.kind == "NumPy":
+            return self.net(torch.from_numpy(x.numpy().copy()))
+        logits = self.net(x)
+        if self.kind == "in place":
+            powers = logits.exp()
+            squares = powers * powers
+            powers.add_(1)
+            return squares
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: 1 / 0)
+        return logits
+
+
+@pytest.mark.parametrize("kind", ["NumPy", "in place", "hook"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(ENTRY_POINTS[name] for name in ("attribute", "attack", "attack_map", "audit")),
+        lambda model: sl.attribute(model, X, Y, "integrated_gradients", steps=4),
+        lambda model: sl.attack(model, X, Y, "pgd", eps=0.1, gradients_from=model),
+        lambda model: sl.robustness_curve(model, X, Y, eps=(0, 0.1)),
+        lambda model: sl.evaluate(
+            model, X, Y, sl.attribute(network(), X, Y, "saliency"), "max_sensitivity", samples=2
+        ),
+    ],
+)
+def test_a_model_without_a_backward_pass_gets_one_message(kind, call):
+    with pytest.raises(InputError, match=r"Opaque cannot be differentiated .*; use what only evaluates it"):
+        call(Opaque(kind))
+
+
+@pytest.mark.parametrize("kind", ["NumPy", "in place", "hook"])
+def test_what_only_evaluates_a_model_needs_no_backward_pass(kind):
+    model = Opaque(kind)
+    sl.attribute(model, X, Y, "occlusion")
+    sl.attack(model, X, Y, "square", eps=0.1, queries=5)
+    sl.evaluate(model, X, Y, torch.ones_like(X), "pixel_flipping")
+
+
+def test_the_error_of_a_custom_method_stays_as_it_is():
+    def method(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        sl.attribute(network(), X, Y, method)

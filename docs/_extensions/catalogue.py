@@ -1,4 +1,4 @@
-"""The directives `catalogue` and `room`: what the registries and the rooms hold, from the code's docstrings.
+"""The directives `catalogue` and `package`: registries and packages as pages, from the code's docstrings.
 
 On GitHub they show as small blocks that say what stands here.
 """
@@ -25,11 +25,9 @@ import saliency_lab as sl
 from saliency_lab._common.checks import parse_epsilon
 from saliency_lab.attacks.methods import METHODS as ATTACKS
 from saliency_lab.attacks.saliency import MapAttackSettings
-from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.cli.app import app as command_line
 from saliency_lab.comparison.claims import Claim, Endpoint
 from saliency_lab.experiment.schema import Declaration, Retraining, SampleSpec, Trained
-from saliency_lab.metrics.catalogue import METRICS, settings_at_size
 from saliency_lab.models import ModelCard
 from saliency_lab.training import OBJECTIVES, Recipe
 
@@ -113,41 +111,6 @@ def settings(model: type[BaseModel], fields: Iterable[str] | None = None) -> Ite
 def text(thing: Any) -> str:
     """Return a thing's docstring, unless it merely inherits one."""
     return inspect.cleandoc(thing.__doc__ or "")
-
-
-def methods() -> Iterator[str]:
-    """Attribution methods by family."""
-    for family, names in grouped(METHODS, lambda name: METHODS[name].family):
-        yield f"## {family.capitalize()}\n"
-        for name in names:
-            method = METHODS[name]
-            yield f"### `{name}`\n\n{text(method.run)}\n"
-            yield f"Cost per image: {method.passes}. Source: {method.reference}.\n"
-            if method.settings.model_fields:
-                yield f"{text(method.settings)}\n"
-            yield from settings(method.settings)
-
-
-def metrics() -> Iterator[str]:
-    """Metrics by family."""
-    for family, names in grouped(METRICS, lambda name: METRICS[name].family):
-        yield f"## {family.capitalize()}\n"
-        for name in names:
-            metric = METRICS[name]
-            engines = " and ".join(f"`{engine}`" for engine in metric.engines)
-            defaults = settings_at_size(metric.settings.model_construct(), 28, 28)
-            cost = f"{metric.forwards(defaults, 28 * 28)} images predicted per image of 28×28"
-            if metric.maps:
-                cost += f", {metric.maps(defaults)} maps made"
-            better = "" if metric.better == "neither" else f"; {metric.better} is better"
-            yield f"### `{name}`\n"
-            yield f"Range {metric.range}{better}. Engines: {engines}. Source: {metric.reference}.\n"
-            yield f"Cost: {cost}.\n"
-            if metric.undefined:
-                yield f"NaN where {metric.undefined.rstrip('.')}.\n"
-            if metric.settings.model_fields:
-                yield f"{text(metric.settings)}\n"
-            yield from settings(metric.settings)
 
 
 def attacks() -> Iterator[str]:
@@ -259,8 +222,6 @@ def cli() -> Iterator[str]:
 CATALOGUES: dict[str, Callable[[], Iterator[str]]] = {
     each.__name__: each
     for each in (
-        methods,
-        metrics,
         attacks,
         map_attack,
         objectives,

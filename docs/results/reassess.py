@@ -22,7 +22,7 @@ from saliency_lab.comparison.claims import NOT_DIFFERENT, SECONDARY, Answered
 from saliency_lab.comparison.format import p_value
 from saliency_lab.comparison.measures import SHARES
 from saliency_lab.comparison.statistics import holm
-from saliency_lab.comparison.tables import pipe_table
+from saliency_lab.comparison.writers import pipe_table
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.plotting.style import save
 

@@ -217,10 +217,10 @@ def check_classifier(model: nn.Module, x: Tensor) -> Tensor:
     check_signature(model)
     with (
         without_autocast(),
-        translate_shape_errors(model, x),
-        undisturbed(model),
         torch.inference_mode(False),
         torch.no_grad(),
+        translate_model_errors(model, x),
+        undisturbed(model),
     ):
         few = x[:2].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
         now = pass_clock(few.device)
@@ -294,27 +294,54 @@ _SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, TypeError)
 
 
 @contextmanager
-def translate_shape_errors(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Turn an error inside into an `InputError` if the model alone fails on one of these images.
+def translate_model_errors(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Turn an error inside into an `InputError` if the model alone fails on the first of these images.
 
-    The model is run only after an error; any other error is raised unchanged.
+    The model is run only after an error: forward, and then back to the image unless the caller has disabled
+    gradients. Any other error is raised unchanged.
     """
     try:
         yield
-    except (InputError, torch.OutOfMemoryError):
+    except (SaliencyLabError, torch.OutOfMemoryError):
         raise
-    except _SHAPE_ERRORS:
+    except Exception as error:
         image = x[:1].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
-        try:
+        name = type(model).__name__
+        if isinstance(error, _SHAPE_ERRORS):
+            try:
+                with undisturbed(model):
+                    run_without_graph(model, image)
+            except _SHAPE_ERRORS as problem:
+                raise InputError(
+                    f"{name} does not take images of shape {tuple(x.shape[1:])} (C, H, W): "
+                    f"{_first_line(problem)}"
+                ) from problem
+        if torch.is_grad_enabled():
             with undisturbed(model):
-                run_without_graph(model, image)
-        except _SHAPE_ERRORS as problem:
-            reason = f"{problem}".partition("\n")[0]
-            raise InputError(
-                f"{type(model).__name__} does not take images of shape {tuple(x.shape[1:])} (C, H, W): "
-                f"{reason}"
-            ) from problem
+                backward = _backward_problem(model, image)
+            if backward is not None and type(backward) is type(error):
+                raise InputError(
+                    f"{name} cannot be differentiated with respect to its images "
+                    f"({type(backward).__name__}: {_first_line(backward)}); use what only evaluates it, such "
+                    "as the method 'occlusion' or the attack 'square'"
+                ) from backward
         raise
+
+
+def _backward_problem(model: nn.Module, image: Tensor) -> Exception | None:
+    """Return what the model raises on the way forward and back to one image, or None."""
+    try:
+        point = image.requires_grad_()
+        value = model(point).sum()
+        if value.requires_grad:
+            torch.autograd.grad(value, point, allow_unused=True)
+    except Exception as problem:  # whatever a model of a user raises
+        return problem
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{error}".partition("\n")[0]
 
 
 def check_input_kept(model: nn.Module, x: Tensor) -> None:

@@ -28,7 +28,7 @@ from saliency_lab._common.inference import (
     dtype_of,
     gradients_recorded,
     predict,
-    translate_shape_errors,
+    translate_model_errors,
     undisturbed,
 )
 from saliency_lab._common.passes import Passes
@@ -139,7 +139,11 @@ def run(
     put back.
     """
     seed = check_seed(seed)
-    with preserved_rng(derive_seed(seed, "attack")), gradients_recorded():
+    with (
+        preserved_rng(derive_seed(seed, "attack")),
+        gradients_recorded(),
+        translate_model_errors(lender or source or model, x),
+    ):
         return _run(model, x, y, method, settings, eps, seed, target, source, lender, clean)
 
 
@@ -332,7 +336,7 @@ def check_model(model: nn.Module, x: Tensor) -> None:
     if dtype != x.dtype:
         raise InputError(f"the model computes in {dtype}, but the images are {x.dtype}; use x.to({dtype})")
     check_classifier(model, x)
-    with translate_shape_errors(model, x):
+    with translate_model_errors(model, x):
         check_input_kept(model, x)
 
 

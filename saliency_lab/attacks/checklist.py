@@ -28,6 +28,7 @@ from saliency_lab._common.inference import (
     gradients_recorded,
     predict,
     run_without_graph,
+    translate_model_errors,
     undisturbed,
 )
 from saliency_lab._common.progress import progress
@@ -138,7 +139,6 @@ def audit(
     >>> verdict in ("believe", "doubt", "weak attack", "do not believe")
     True
     """
-    begun = time.perf_counter()
     check_choice(budget, BUDGETS, "budget")
     if surrogates is not None:
         surrogates = check_mapping(surrogates, "surrogates", '{"other": other_model}')
@@ -147,21 +147,43 @@ def audit(
     radius = parse_epsilon(eps)
     if radius == 0:
         raise InputError("an audit needs eps > 0")
-    norm = getattr(parsed, "norm", "linf")
+    x, y = read_labelled(x, y)
+    return run_audit(model, x, y, chosen, parsed, eps=radius, surrogates=surrogates, budget=budget, seed=seed)
+
+
+def run_audit(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    method: AttackMethod,
+    settings: Settings,
+    *,
+    eps: float,
+    surrogates: Mapping[str, nn.Module] | None,
+    budget: Literal["quick", "full"],
+    seed: int,
+) -> Audit:
+    """Do what `audit` says, with settings and ε already parsed."""
+    begun = time.perf_counter()
+    norm = getattr(settings, "norm", "linf")
     if norm not in ("linf", "l2"):
         raise InputError(
             f"an audit covers attacks in linf and l2, not {norm}; run several and see worst_case"
         )
-    x, y = read_labelled(x, y)
-    with preserved_rng(derive_seed(seed, "audit")), gradients_recorded(), warnings.catch_warnings():
+    with (
+        preserved_rng(derive_seed(seed, "audit")),
+        gradients_recorded(),
+        translate_model_errors(model, x),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", message=".*(returns probabilities|in a batch|have no gradient)")
         logits, y = check_batch(model, x, y)
         others = _check_surrogates(surrogates, x, logits.shape[1])
         random = _determinism(model, x)
         checks = [_outputs(logits, y), random, _batch(model, x, logits)]
-        audited = run(model, x, y, chosen, parsed, eps=radius, seed=seed)
+        audited = run(model, x, y, method, settings, eps=eps, seed=seed)
         is_random = random.numbers["random"] > 0
-        samples = max(getattr(parsed, "samples", 1), _DRAWS) if is_random else 1
+        samples = max(getattr(settings, "samples", 1), _DRAWS) if is_random else 1
         panel = _Panel(model, x, y, audited, BUDGETS[budget], others, seed, samples)
 
         def misleads() -> bool:
@@ -170,14 +192,14 @@ def audit(
         stages: tuple[Callable[[], list[Check]], ...] = (
             panel.slope,
             lambda: [panel.stand_ins(suspicious=True)] if misleads() else [],
-            lambda: [panel.single_step(chosen)],
-            lambda: [panel.converged(chosen, parsed)],
+            lambda: [panel.single_step(method)],
+            lambda: [panel.converged(method, settings)],
             lambda: [panel.random()],
             lambda: [panel.rescaled()],
             lambda: panel.reference(classes=logits.shape[1]),
             lambda: [panel.transfer()],
             lambda: [panel.surface(), panel.gradients()],
-            lambda: [_large_eps(model, x, y, chosen, parsed, audited, seed, classes=logits.shape[1])],
+            lambda: [_large_eps(model, x, y, method, settings, audited, seed, classes=logits.shape[1])],
         )
         for stage in progress(stages, label="audit"):
             checks += stage()

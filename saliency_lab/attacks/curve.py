@@ -19,10 +19,10 @@ from saliency_lab._common.html import table
 from saliency_lab._common.passes import predict_many
 from saliency_lab._common.proportions import wilson
 from saliency_lab._common.samples import Images, read_labelled
-from saliency_lab._common.settings import parse_settings
+from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.api import check_batch, run
 from saliency_lab.attacks.ascent import Norm
-from saliency_lab.attacks.methods import METHODS, OwnAttack
+from saliency_lab.attacks.methods import METHODS, AttackMethod, OwnAttack
 from saliency_lab.attacks.sources import Expected
 
 
@@ -164,8 +164,23 @@ def robustness_curve(
         )
     x, y = read_labelled(x, y)
     radii = parse_radii(eps)
-    strengths = [(radius, settings) for radius in radii]
-    return _curve(model, x, y, method, "eps", radii, strengths, seed)
+    chosen = METHODS.find(method)
+    return curve_at(
+        model, x, y, chosen, parse_settings(chosen.settings, settings, of=chosen.name), radii, seed
+    )
+
+
+def curve_at(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    method: AttackMethod,
+    settings: Settings,
+    radii: Sequence[float],
+    seed: int,
+) -> RobustnessCurve:
+    """Do what `robustness_curve` says, with settings and radii already parsed."""
+    return _curve(model, x, y, method, "eps", radii, [(radius, settings) for radius in radii], seed)
 
 
 def steps_curve(
@@ -222,7 +237,8 @@ def steps_curve(
     >>> curve.robust.shape
     torch.Size([3, 16])
     """
-    if "steps" not in METHODS.find(method).settings.model_fields:
+    chosen = METHODS.find(method)
+    if "steps" not in chosen.settings.model_fields:
         raise InputError(f"attack '{method}' has no steps; 'pgd' has")
     if method == "autoattack":
         raise InputError(
@@ -232,8 +248,11 @@ def steps_curve(
     counts = sorted(set(check_counts(steps, "steps", least=0)))
     x, y = read_labelled(x, y)
     radius = parse_epsilon(eps)
-    strengths = [(radius if count else 0.0, {**settings, "steps": max(count, 1)}) for count in counts]
-    return _curve(model, x, y, method, "steps", counts, strengths, seed)
+    strengths = []
+    for count in counts:
+        parsed = parse_settings(chosen.settings, {**settings, "steps": max(count, 1)}, of=chosen.name)
+        strengths.append((radius if count else 0.0, parsed))
+    return _curve(model, x, y, chosen, "steps", counts, strengths, seed)
 
 
 def minimal_epsilon(
@@ -331,23 +350,22 @@ def _curve(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    method: str | OwnAttack,
+    method: AttackMethod,
     along: Literal["eps", "steps"],
     values: Sequence[float],
-    strengths: Sequence[tuple[float, dict[str, Any]]],
+    strengths: Sequence[tuple[float, Settings]],
     seed: int,
 ) -> RobustnessCurve:
     begun = time.perf_counter()
     seed = check_seed(seed)
-    chosen = METHODS.find(method)
-    parsed = [parse_settings(chosen.settings, given, of=chosen.name) for _, given in strengths]
+    parsed = [settings for _, settings in strengths]
     logits, y = check_batch(model, x, y)
     samples = {getattr(settings, "samples", 1) for settings in parsed}
     logits = predict_many(Expected(model, *samples), x) if samples != {1} else logits
     clean = alive = logits.argmax(1) == y
     nested = getattr(parsed[0], "norm", "linf") != "severity"  # a smaller ball lies in a larger one
     rows = []
-    for (radius, _), settings in zip(strengths, parsed, strict=True):
+    for radius, settings in strengths:
         alive = alive if nested else clean
         left = alive.nonzero().flatten()
         if radius > 0 and len(left):
@@ -356,7 +374,7 @@ def _curve(
                 model,
                 x[left.to(x.device)],
                 y[left],
-                chosen,
+                method,
                 settings,
                 eps=radius,
                 seed=seed,
@@ -372,7 +390,7 @@ def _curve(
         along=along,
         at=tuple(values),
         robust=torch.stack(rows),
-        method=chosen.name,
+        method=method.name,
         norm=norm,
         settings=recorded,
         seed=seed,

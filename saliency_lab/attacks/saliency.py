@@ -26,6 +26,7 @@ from saliency_lab._common.inference import (
     device_of,
     gradients_recorded,
     translate_missing_derivatives,
+    translate_model_errors,
     undisturbed,
 )
 from saliency_lab._common.progress import progress
@@ -224,6 +225,7 @@ def attack_map(
     with (
         preserved_rng(derive_seed(seed, "attack_map")),
         gradients_recorded(),
+        translate_model_errors(model, x),
         attention_differentiable_twice(),
         translate_missing_derivatives(InputError),
         undisturbed(model),

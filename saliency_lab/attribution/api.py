@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,7 +20,7 @@ from saliency_lab._common.inference import (
     dtype_of,
     gradients_recorded,
     in_float32,
-    translate_shape_errors,
+    translate_model_errors,
     undisturbed,
 )
 from saliency_lab._common.passes import Passes
@@ -29,7 +29,7 @@ from saliency_lab._common.provenance import versions
 from saliency_lab._common.registry import given_settings
 from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import preserved_rng
-from saliency_lab._common.settings import parse_settings
+from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attribution.batch import Batch, pass_rows
 from saliency_lab.attribution.captum_engine import by_captum
 from saliency_lab.attribution.catalogue import METHODS, Explained, Method
@@ -57,7 +57,7 @@ def attribute(
 ) -> Attributions:
     """Attribute a model's output to the pixels of each image.
 
-    The work is done on the model's device, in chunks; the model is looked at in eval mode and left
+    The work is done on the model's device, in chunks; the model is run in eval mode and left
     as it was. A sample's map does not depend on the batch it comes in, and random draws are keyed by
     `seed` and the sample itself.
 
@@ -107,17 +107,79 @@ def attribute(
     >>> attribute(model, x, method="saliency", target=2).values.shape
     torch.Size([5, 1, 4, 4])
     """
-    started = time.perf_counter()
-    chosen = METHODS.find(method)
-    name = chosen.name
-    parsed = parse_settings(chosen.settings, settings, of=f"method '{name}'")
-    run = run_of(chosen, engine)
+    call = parse_call(method, settings, engine=engine, target=target)
     seed = check_seed(seed)
     x, y, _ = read_sample(x, y)
+    return run_call(model, x, y, call, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class MethodCall:
+    """A method with its settings, engine and target, parsed."""
+
+    method: Method
+    settings: Settings
+    engine: AttributionEngine = "fast"
+    target: TargetSpec = "label"
+
+    @classmethod
+    def of(cls, method: str | OwnMethod, keywords: Mapping[str, Any]) -> MethodCall:
+        """Return the call whose `keywords` these are, without validating them again."""
+        chosen, settings = METHODS.find(method), dict(keywords)
+        engine, target = settings.pop("engine", "fast"), settings.pop("target", "label")
+        return cls(chosen, chosen.settings.model_construct(**settings), engine, target)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The settings that a result records, the engine among them unless it is the usual one."""
+        custom = self.method.function is not None
+        recorded = given_settings(self.settings) if custom else dict(self.settings)
+        return recorded if self.engine == "fast" else recorded | {"engine": self.engine}
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The keyword arguments of `attribute` with which the call can be made again."""
+        usual = isinstance(self.target, str) and self.target == "label"
+        return self.recorded if usual else self.recorded | {"target": self.target}
+
+    @property
+    def run(self) -> Callable[[Batch, Any], Explained]:
+        """The function that computes maps with this engine."""
+        return by_captum(self.method) if self.engine == "captum" else self.method.run
+
+
+def parse_call(
+    method: str | OwnMethod,
+    settings: Mapping[str, Any],
+    *,
+    engine: AttributionEngine = "fast",
+    target: TargetSpec = "label",
+    label: str | None = None,
+) -> MethodCall:
+    """Parse a method with its settings; `label` names it in error messages.
+
+    Raises
+    ------
+    InputError
+        If there is no such method, setting or engine, or the engine does not have the method.
+    """
+    chosen = METHODS.find(method)
+    parsed = parse_settings(chosen.settings, settings, of=f"method '{label or chosen.name}'")
+    if engine not in ("fast", "captum"):
+        raise unknown_name("engine", str(engine), ["fast", "captum"])
+    if engine == "captum":
+        by_captum(chosen)  # refuses a method that Captum does not have
+    return MethodCall(chosen, parsed, engine, target)
+
+
+def run_call(model: nn.Module, x: Tensor, y: Tensor | None, call: MethodCall, seed: int) -> Attributions:
+    """Do what `attribute` says, with settings already parsed."""
+    started = time.perf_counter()
+    chosen, name, parsed, target = call.method, call.method.name, call.settings, call.target
     with (
         gradients_recorded(),
         in_float32(model),
-        translate_shape_errors(model, x),
+        translate_model_errors(model, x),
         undisturbed(model),
         preserved_rng(seed),
     ):
@@ -126,14 +188,14 @@ def attribute(
             warnings.warn(
                 f"{type(model).__name__} returns probabilities, not logits: where it is sure, their gradient "
                 "vanishes, and so does the map; remove its last softmax",
-                stacklevel=2,
+                stacklevel=3,
             )
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)
         parsed = _resolved(chosen, parsed, model, x)
         values = torch.empty(x.shape, dtype=torch.float32)
         totals = []
         forwards, gradients = Passes(model, x), Passes(model, x, backward=True)
-        chunks = _chunks(name, run, parsed, seed, forwards, gradients, aim)
+        chunks = _chunks(name, call.run, parsed, seed, forwards, gradients, aim)
         for rows, (maps, total) in chunks:
             values[rows] = maps
             if total is not None:
@@ -142,12 +204,12 @@ def attribute(
         warnings.warn(
             f"{name}: {broken} of {len(x)} maps are not finite; look for NaN or infinity in what "
             f"{type(model).__name__} returns, or in its gradient",
-            stacklevel=2,
+            stacklevel=3,
         )
     return Attributions(
         values=values,
         method=name,
-        settings=recorded_settings(chosen, parsed, engine),
+        settings=replace(call, settings=parsed).recorded,
         target=describe_target(target),
         seconds=time.perf_counter() - started,
         seed=seed,
@@ -214,39 +276,24 @@ def attribute_points(
     A sampled method draws for a point what it drew for the original, so that Φ at two points differs by what
     the points do to it, not by the draws. A custom method's maps keep the type that it returns.
     """
-    chosen = METHODS.find(method)
-    name = chosen.name
     given = dict(settings)
-    run = run_of(chosen, given.pop("engine", "fast"))
-    parsed = parse_settings(chosen.settings, given, of=f"method '{name}'")
-    with gradients_recorded(), in_float32(model), undisturbed(model), preserved_rng(seed):
+    engine = given.pop("engine", "fast")
+    call = parse_call(method, given, engine=engine)
+    with (
+        gradients_recorded(),
+        in_float32(model),
+        translate_model_errors(model, points),
+        undisturbed(model),
+        preserved_rng(seed),
+    ):
         aim = Target(classes.cpu().clone(), None, int(classes.max()))
         points = points.detach()
-        parsed = _resolved(chosen, parsed, model, points)
+        parsed = _resolved(call.method, call.settings, model, points)
         forwards, gradients = Passes(model, points), Passes(model, points, backward=True)
-        chunks = _chunks(name, run, parsed, seed, forwards, gradients, aim, originals)
+        chunks = _chunks(call.method.name, call.run, parsed, seed, forwards, gradients, aim, originals)
         parts = [maps for _, (maps, _) in chunks]
     maps = torch.cat([part.cpu() for part in parts])
-    return maps.float() if chosen.function is None else maps
-
-
-def run_of(method: Method, engine: str) -> Callable[[Batch, Any], Explained]:
-    """Return the function by which an engine computes a method's maps.
-
-    Raises
-    ------
-    InputError
-        If there is no such engine, or it does not have the method.
-    """
-    if engine not in ("fast", "captum"):
-        raise unknown_name("engine", str(engine), ["fast", "captum"])
-    return by_captum(method) if engine == "captum" else method.run
-
-
-def recorded_settings(method: Method, parsed: Any, engine: str) -> dict[str, Any]:
-    """Return the settings that a result records, with which the call can be made again."""
-    recorded = dict(parsed) if method.function is None else given_settings(parsed)
-    return recorded if engine == "fast" else recorded | {"engine": engine}
+    return maps.float() if call.method.function is None else maps
 
 
 def _resolved(method: Method, parsed: Any, model: nn.Module, x: Tensor) -> Any:

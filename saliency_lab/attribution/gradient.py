@@ -70,7 +70,10 @@ class IntegratedGradientsSettings(Settings):
     settings=IntegratedGradientsSettings,
 )
 def integrated_gradients(batch: Batch, settings: IntegratedGradientsSettings) -> Explained:
-    """(x − b) · ∫₀¹ ∂f/∂x(b + α (x − b)) dα; sums to f(x) − f(b). Memory does not grow with the steps."""
+    """Integrate the gradient along the straight line from the baseline to the image.
+
+    The map sums to f(x) − f(b). Memory does not grow with the steps.
+    """
     base = resolve_baseline(settings.baseline, batch)
     difference = batch.x - base
     nodes, weights = (each.to(batch.x) for each in quadrature(settings.quadrature, settings.steps))

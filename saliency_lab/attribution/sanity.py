@@ -20,7 +20,7 @@ from saliency_lab._common.inference import (
     check_classifier,
     check_module,
     gradients_recorded,
-    translate_shape_errors,
+    translate_model_errors,
 )
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_sample
@@ -220,7 +220,7 @@ def sanity_check(
     if stray := set(chosen) - set(methods):
         raise InputError(f"settings are given for methods that are not checked: {', '.join(sorted(stray))}")
     twin = copy_model(model)
-    with translate_shape_errors(model, x):
+    with translate_model_errors(model, x):
         layers = layers_from_output(twin, x[:1])
     # classes of the trained model, also inside a contrast: the randomised ones predict something else
     classes = attribute(model, x, y, "constant", target=target, seed=seed).classes

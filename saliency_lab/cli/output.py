@@ -23,10 +23,10 @@ READABLE = 16
 
 def print_comparison(comparison: Comparison) -> None:
     """Print a comparison, within the columns of the terminal if it goes to one."""
-    from saliency_lab.comparison.tables import as_text
+    from saliency_lab.comparison.writers import as_text
 
     columns = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
-    print(as_text(comparison.summary, columns))
+    print(as_text(comparison.content, columns))
 
 
 class Output:

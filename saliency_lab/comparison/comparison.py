@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from saliency_lab._common.arguments import (
 )
 from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError
-from saliency_lab.comparison import tables
+from saliency_lab.comparison import writers
+from saliency_lab.comparison.content import Table, audit_notes, summary_table
 from saliency_lab.comparison.measures import ACCURACY, ROBUST, Measure
 from saliency_lab.comparison.ranking import Ranking
 from saliency_lab.comparison.summary import Pictures, Summary
@@ -261,8 +263,14 @@ class Comparison:
 
         return ComparisonPlots(self.summary)
 
+    @property
+    def content(self) -> Table:
+        """The table that every format writes: one row per measure, one column per model, notes on audits."""
+        table = summary_table(self.summary)
+        return replace(table, notes=[*table.notes, *audit_notes(self.audits)])
+
     def __str__(self) -> str:
-        return tables.as_text(self.summary)
+        return writers.as_text(self.content)
 
     def __repr__(self) -> str:
         return str(self)
@@ -278,7 +286,7 @@ class Comparison:
         str
             A table with one row per measure and one column per model.
         """
-        return tables.as_html(self.summary)
+        return writers.as_html(self.content)
 
     def to_markdown(self) -> str:
         """Return the summary as a Markdown table.
@@ -288,7 +296,7 @@ class Comparison:
         str
             A table with one row per measure and one column per model.
         """
-        return tables.as_markdown(self.summary)
+        return writers.as_markdown(self.content)
 
     def to_latex(self, *, label: str = "tab:comparison") -> str:
         r"""Return the summary as a LaTeX table, which needs the package booktabs.
@@ -301,9 +309,10 @@ class Comparison:
         Returns
         -------
         str
-            A `table` environment with one row per measure and one column per model.
+            A `table` environment with one row per measure and one column per model; or several of them, each
+            with some of the models, labelled LABEL, LABEL-2, ….
         """
-        return tables.as_latex(self.summary, check_text(label, "label"))
+        return writers.as_latex(self.content, check_text(label, "label"))
 
 
 def _arrays(table: pd.DataFrame, keys: list[str], column: str) -> dict[Any, dict[str, np.ndarray]]:

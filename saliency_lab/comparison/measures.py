@@ -57,7 +57,7 @@ class Measure:
 
     def estimate_mean(self, values: np.ndarray) -> MeanEstimate:
         """Estimate the mean of values (S, N) of this measure."""
-        if _is_binary(values):
+        if is_binary(values):
             return statistics.share_estimate(values.astype(bool))
         low, high = self.bounds
         if (values < low).any() or (values > high).any():  # settings that change the usual range
@@ -79,7 +79,7 @@ class Measure:
             return MeanEstimate(np.nan)
         if self.identical(model, other):
             return MeanEstimate(0.0)
-        if _is_binary(a) and _is_binary(b):
+        if is_binary(a) and is_binary(b):
             return statistics.share_difference_estimate(a.astype(bool), b.astype(bool))
         return statistics.difference_estimate(a.astype(float), b.astype(float))
 
@@ -99,7 +99,7 @@ class Measure:
         """
         a, b = self.values[model], self.values[other]
         estimate = self.estimate_difference(model, other)
-        if estimate.distances is not None and len(a) == len(b) == 1 and _is_binary(a) and _is_binary(b):
+        if estimate.distances is not None and len(a) == len(b) == 1 and is_binary(a) and is_binary(b):
             return statistics.mcnemar_test(a.astype(bool), b.astype(bool)).p
         return estimate.p_value()
 
@@ -117,7 +117,7 @@ class Measure:
         if len(values) < 2:
             return False
         floor = SHARES_DISAGREE
-        if not _is_binary(values):
+        if not is_binary(values):
             spreads = [float(np.var(row[~np.isnan(row)])) for row in values if not np.isnan(row).all()]
             floor = SCORES_DISAGREE * math.sqrt(np.mean(spreads)) if spreads else np.nan
         return statistics.seeds_disagree(np.array(self.seed_means(model)), floor)
@@ -151,6 +151,6 @@ class Measure:
         return {best: "best"} | dict.fromkeys(tied, "tie")
 
 
-def _is_binary(values: np.ndarray) -> bool:
-    """Whether all values are 0 or 1."""
+def is_binary(values: np.ndarray) -> bool:
+    """Return whether all values are 0 or 1."""
     return values.dtype == bool or bool(((values == 0) | (values == 1)).all())

@@ -19,7 +19,7 @@ from saliency_lab._common.arguments import (
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab.comparison import aggregate, statistics
-from saliency_lab.comparison.measures import ACCURACY, ROBUST
+from saliency_lab.comparison.measures import ACCURACY, ROBUST, is_binary
 from saliency_lab.comparison.summary import Pictures, Summary
 from saliency_lab.plotting import bands, curves, dots, heatmap, maps, ranks, slopes, tradeoff
 from saliency_lab.plotting.style import CHART_WIDTH
@@ -57,6 +57,9 @@ def maps_of(
 
 def _class_name(pictures: Pictures, label: int) -> str:
     return pictures.classes[label] if label < len(pictures.classes) else str(label)
+
+
+_OPEN_MARKS = "small open marks: single seeds, where seeds disagree"
 
 
 class ComparisonPlots:
@@ -127,11 +130,12 @@ class ComparisonPlots:
             ]
             for model in there
         }
+        seeds = {model: marks for model, marks in seeds.items() if marks}
         return curves.robustness(
             lines,
-            seeds={model: marks for model, marks in seeds.items() if marks},
+            seeds=seeds,
             title=attack.replace("_", " "),
-            note=self._note(),
+            note=self._note(_OPEN_MARKS if seeds else ""),
             width=width,
             among=summary.models,
         )
@@ -183,7 +187,7 @@ class ComparisonPlots:
             ylabel=_axis(measures[1]),
             better=(measures[0].better, measures[1].better),
             percent=(measures[0].share, measures[1].share),
-            note=self._note(),
+            note=self._note("small marks: single seeds" if marks else ""),
             width=width,
             among=self._summary.models,
         )
@@ -192,13 +196,14 @@ class ComparisonPlots:
         """Draw one measure of every model, by method (by ε for "robust_accuracy"): dots with intervals."""
         check_number(width, "width", low=1, high=100)
         measure = self._summary.measure(metric)
+        seeds = self._disagreeing(metric)
         return dots.dots(
             self._estimates(metric),
-            seeds=self._disagreeing(metric),
+            seeds=seeds,
             xlabel=metric.replace("_", " "),
             better=measure.better,
             percent=measure.share,
-            note=self._note(),
+            note=self._note(_OPEN_MARKS if any(seeds.values()) else ""),
             width=width,
             among=self._summary.models,
         )
@@ -208,13 +213,14 @@ class ComparisonPlots:
         if width is not None:
             check_number(width, "width", low=1, high=100)
         measure = self._summary.measure(metric)
+        seeds = self._disagreeing(metric)
         return slopes.slopes(
             self._estimates(metric),
-            seeds=self._disagreeing(metric),
+            seeds=seeds,
             ylabel=metric.replace("_", " "),
             better=measure.better,
             percent=measure.share,
-            note=self._note(),
+            note=self._note(_OPEN_MARKS if any(seeds.values()) else ""),
             width=width,
         )
 
@@ -232,11 +238,13 @@ class ComparisonPlots:
         if summary.pictures is None:
             raise InputError("this comparison was made from tables and has no curves; use study.compare()")
         drawn = {}
+        right_or_wrong = True
         for model in measure.values:
             found = None if measure.share else summary.pictures.read_curves(model, measure.method, metric)
             if found is None:
                 raise InputError(f"'{metric}' has no curve that could be averaged over images")
             values, at = found
+            right_or_wrong &= is_binary(values[~np.isnan(values)])
             steps = [values[:, :, k] for k in range(len(at))]
             ends = [measure.estimate_mean(step).interval(summary.level) for step in steps]
             drawn[model] = (at, *np.array(ends).T)
@@ -245,7 +253,7 @@ class ComparisonPlots:
             drawn,
             xlabel="share of the pixels replaced" if share else "step",
             ylabel=metric.replace("_", " "),
-            share=share,
+            percent=(share, right_or_wrong),
             title=measure.method.replace("_", " "),
             note=self._note(),
             width=width,
@@ -279,7 +287,7 @@ class ComparisonPlots:
             drawn,
             xlabel=f"{metric.replace('_', ' ')} above which a seed counts",
             ylabel="share of training seeds",
-            share=measure.share,
+            percent=(measure.share, True),
             note=self._note(),
             width=width,
             among=summary.models,
@@ -317,19 +325,14 @@ class ComparisonPlots:
             if m.metric == metric
         }
 
-    def _note(self) -> str:
-        note = self._counts()
-        if self._summary.table["seeds_disagree"].any():
-            note += "; small open marks: single seeds, where seeds disagree"
-        return note
-
-    def _counts(self) -> str:
+    def _note(self, marks: str = "") -> str:
+        """Return the counts of images and seeds, the level, and what the marks of a figure are."""
         shapes = {values.shape for m in self._summary.measures for values in m.values.values()}
-        intervals = f"{100 * self._summary.level:g} % intervals"
-        if len(shapes) > 1:  # models differ in how many seeds they have
-            return intervals
-        seeds, images = shapes.pop()
-        return f"{images} images{f' × {seeds} seeds' if seeds > 1 else ''}; {intervals}"
+        parts = [f"{100 * self._summary.level:g} % intervals", *([marks] if marks else [])]
+        if len(shapes) == 1:  # otherwise models differ in how many seeds they have
+            seeds, images = shapes.pop()
+            parts.insert(0, f"{images} images{f' × {seeds} seeds' if seeds > 1 else ''}")
+        return "; ".join(parts)
 
 
 def _axis(measure: Measure) -> str:

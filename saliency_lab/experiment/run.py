@@ -95,7 +95,7 @@ def run_declared(
     data = load_declared_data(declared)
     sample = _draw_sample(declared, data)
     runs = training_runs(declared, data.fingerprint, store, trust=trust)
-    declared.requests(sample)
+    requests = declared.requests(sample)
     retraining_plans(declared, data, _recipes(runs))
     finished, damaged = _finished_models(declared, data, there, trust=trust)
     trained: dict[str, list[nn.Module]] = {}
@@ -120,7 +120,7 @@ def run_declared(
         warnings.warn(f"the baseline '{declared.baseline}' could not be trained or loaded", stacklevel=2)
     study.purpose = declared.purpose.model_copy(update={"baseline": baseline})
     try:
-        _compute(study, declared)
+        study.compute(requests)
     except ExecutorError as error:
         if study.scores.empty and study.robustness.empty:
             raise
@@ -250,19 +250,6 @@ def declared_trainings(
             )
         for seed in declared.seeds if trained.seeds is None else trained.seeds:
             yield model, recipe, seed, trained.overrides
-
-
-def _compute(study: Study, declared: Declaration) -> None:
-    if declared.methods:
-        study.attribute(declared.methods)
-    if declared.metrics:
-        study.score(declared.metrics)
-    for label, settings in declared.attacks.items():
-        attack = settings.get("attack", label)
-        study.attack(attack, label=label, **{key: settings[key] for key in settings if key != "attack"})
-    for label, settings in declared.audits.items():
-        attack = settings.get("attack", label)
-        study.audit(attack, label=label, **{key: settings[key] for key in settings if key != "attack"})
 
 
 def _train_all(

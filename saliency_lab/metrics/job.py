@@ -8,7 +8,7 @@ from typing import Any
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.settings import Settings, parse_settings
-from saliency_lab.metrics.catalogue import METRICS, Engine, Metric, MetricInput, MetricOutput
+from saliency_lab.metrics.catalogue import METRICS, Better, Engine, Metric, MetricInput, MetricOutput
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,17 @@ class Job:
     metric: Metric
     settings: Settings
     engine: Engine
+
+    @classmethod
+    def of(cls, metric: Any, settings: Mapping[str, Any], engine: Engine) -> Job:
+        """Return the job of a metric with settings that are validated already."""
+        found = METRICS.find(metric)
+        return cls(found, found.settings.model_construct(**settings), engine)
+
+    @property
+    def better(self) -> Better:
+        """Which scores are better under these settings."""
+        return self.metric.direction(self.settings)
 
     def score(self, case: MetricInput) -> MetricOutput:
         """Score a block."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.arguments import check_choice, check_counts, check_text, shown
 from saliency_lab._common.errors import InputError, unknown_name
-from saliency_lab._common.inference import check_module, device_of, dtype_of
+from saliency_lab._common.inference import check_module, device_of, dtype_of, in_float32
 from saliency_lab._common.plugins import import_library
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab.models.cam_layer import cam_layer_for_card
@@ -107,10 +107,11 @@ def load_pretrained(name: str, weights: str | Path | None) -> Normalised:
 
 def _run_once(model: nn.Module, shape: Shape) -> tuple[int, str | None]:
     """Return the number of logits for an image of this shape, and the layer that CAM methods use for it."""
-    image = torch.zeros(1, *shape, device=device_of(model), dtype=dtype_of(model))
-    with torch.no_grad():
-        num_classes: int = model(image).shape[1]
-    return num_classes, cam_layer_for_card(model, image)
+    with in_float32(model):
+        image = torch.zeros(1, *shape, device=device_of(model), dtype=dtype_of(model))
+        with torch.no_grad():
+            num_classes: int = model(image).shape[1]
+        return num_classes, cam_layer_for_card(model, image)
 
 
 def wrap(

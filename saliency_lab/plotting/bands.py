@@ -19,9 +19,10 @@ Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 def bands(
     curves: Mapping[str, Band],
     *,
+    seeds: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]] | None = None,
     xlabel: str = "",
     ylabel: str = "",
-    share: bool = False,
+    percent: tuple[bool, bool] = (False, False),
     title: str | None = None,
     note: str | None = None,
     width: float = CHART_WIDTH,
@@ -32,9 +33,11 @@ def bands(
     Parameters
     ----------
     curves : mapping of name to (positions, means, low, high), each (K,)
+    seeds : mapping of name to sequence of (positions, values), optional
+        One thin line per training seed, where a model has no common mean.
     xlabel, ylabel : str
-    share : bool
-        The positions are shares; write them in percent.
+    percent : pair of bool
+        Write the axis in percent.
     title, note : str, optional
         Above the panel.
     width : float
@@ -47,14 +50,15 @@ def bands(
     InputError
         If there is nothing to draw.
     """
-    if not curves:
+    seeds = seeds or {}
+    if not curves and not seeds:
         raise InputError("curves must hold at least one model's")
     for name, parts in curves.items():
         shapes = {np.shape(part) for part in parts}
         if len(shapes) > 1 or len(next(iter(shapes))) != 1:
             raise InputError(f"positions, means and both ends of '{name}' must have one shape (K,): {shapes}")
     fig, ax = chart(width, max(0.57 * width, 2.2))
-    look = looks(list(among or curves))
+    look = looks(list(among or [*curves, *seeds]))
     for i, (name, (at, mean, low, high)) in enumerate(curves.items()):
         ax.fill_between(at, low, high, color=look[name].colour, alpha=shade(len(curves)), linewidth=0)
         apart = max(1, len(at) // 6)  # marks of neighbouring lines stand at different places
@@ -62,13 +66,18 @@ def bands(
             at, mean, look[name].stroke, marker=look[name].marker, markevery=(i % apart, apart),
             color=look[name].colour,
         )  # fmt: skip
+    for name, lines in seeds.items():
+        for at, values in lines:
+            ax.plot(at, values, look[name].stroke, color=look[name].colour, linewidth=0.9, label="_seeds")
     ax.grid(True)
     ax.margins(x=0)
-    if all((np.mod(at, 1) == 0).all() for at, *_ in curves.values()):
+    places = [at for at, *_ in curves.values()] + [at for lines in seeds.values() for at, _ in lines]
+    if all((np.mod(at, 1) == 0).all() for at in places):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if share:
-        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for axis, in_percent in zip((ax.xaxis, ax.yaxis), percent, strict=True):
+        if in_percent:
+            axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set(xlabel=xlabel, ylabel=ylabel)
     head(ax, title, note)
-    legend(fig, {name: look[name] for name in curves})
+    legend(fig, {name: look[name] for name in [*curves, *seeds]})
     return fig

@@ -1,4 +1,4 @@
-"""The audits of a study: one record per audit, and its checks as a table."""
+"""The audits of a study: one record per audit, its checks as a table, and what they say together."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from saliency_lab._common.checks import format_epsilon
+from saliency_lab.attacks.checklist import BUDGETS
 from saliency_lab.attacks.verdict import MARKS, Verdict
-from saliency_lab.comparison.format import count, radius, write_value
-from saliency_lab.reporting.tables import Column, Entry, Table
+from saliency_lab.comparison.content import Column, Entry, Table, audits_by_model
+from saliency_lab.comparison.format import count, one_line, radius, write_value
+from saliency_lab.study import Study
 
 _KEYS = ["model", "seed", "attack", "eps", "n", "robust_accuracy", "worst_case", "verdict", "reason"]
 
@@ -115,3 +117,63 @@ def overview(audits: Sequence[Audited]) -> Table:
         for each in audits
     ]
     return Table("audits", "Verdicts on the accuracies under attack", columns, rows)
+
+
+@dataclass(frozen=True)
+class AuditSummary:
+    """What the audits say together: a row per model, how they were made, and every warning."""
+
+    table: Table
+    notes: list[str]
+    doubts: list[str]
+
+
+_NEXT_TO_NOTHING = 0.05
+
+
+def summarise_audits(study: Study, audits: Sequence[Audited]) -> AuditSummary:
+    """Summarise the audits of a study over the training seeds."""
+    columns = [
+        *(Column("model"), Column("attack"), Column("images"), Column("attack reports")),
+        *(Column("worst case of all attacks"), Column("verdict by seed")),
+    ]
+    rows = [
+        [
+            Entry(each.model),
+            Entry(f"{each.attack}, {radius(each.eps)}"),
+            Entry(str(each.n)),
+            *(Entry(write_value(value, share=True)) for value in (each.robust_accuracy, each.worst_case)),
+            Entry(", ".join(f"{times} × {verdict}" for verdict, times in each.verdicts.items())),
+        ]
+        for each in audits_by_model(study.audits)
+    ]
+    budgets = _budgets(study)
+    strength = "; ".join(
+        f"{BUDGETS[each].queries:,} queries, {BUDGETS[each].steps} steps and {BUDGETS[each].targets} targets"
+        for each in BUDGETS
+        if each in budgets
+    )
+    notes = [
+        "All attacks: FGSM with and without a random start, the attack in question with more steps and other "
+        "starts, noise, PGD on rescaled logits and on the margin, Square, APGD-CE, targeted APGD and FAB "
+        f"(the last four with {strength})."
+    ]
+    checks = [(audit, check) for audit in audits for check in audit.results]
+    skipped = dict.fromkeys((c.check, c.evidence) for _, c in checks if c.verdict == "skipped")
+    notes += [f"Not checked: {check} ({evidence})." for check, evidence in skipped]
+    if any(audit.robust_accuracy <= _NEXT_TO_NOTHING for audit in audits):
+        notes.append("Where the attack leaves next to nothing, there is next to nothing to doubt.")
+    doubts = [
+        f"{audit.model}, seed {audit.seed}, {one_line((radius(audit.eps), ''))}: {check.check} "
+        f"({check.verdict}): {check.evidence}"
+        for audit, check in checks
+        if audit.verdict != "believe" and check.verdict in {"warn", "fail"}
+    ]
+    return AuditSummary(Table("audits-by-model", "Audits by model", columns, rows), notes, doubts)
+
+
+def _budgets(study: Study) -> set[str]:
+    audits = (
+        study.store.describe("audit", key) for place, key in study.results.items() if place.kind == "audit"
+    )
+    return {described[0].depends["budget"] for described in audits if described is not None}

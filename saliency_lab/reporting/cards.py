@@ -10,11 +10,9 @@ from typing import Any
 import pandas as pd
 
 from saliency_lab.comparison import Comparison
-from saliency_lab.comparison.format import count, listing, radius, write_difference, write_mean
+from saliency_lab.comparison.format import count, listing, radius, words, write_difference, write_mean
 from saliency_lab.comparison.measures import ACCURACY, ROBUST, SHARES
-from saliency_lab.comparison.tables import explain_cells
 from saliency_lab.reporting.audits import Audited
-from saliency_lab.reporting.tables import words
 
 SAME = "not significantly different"
 
@@ -66,9 +64,11 @@ def _accuracies(rows: Sequence[Mapping[Any, Any]], comparison: Comparison) -> li
     parts = []
     for attack, row in largest.items():
         value, by_seed = write_mean(row, share=True)
+        under = f"under {attack} at {radius(row['eps'])}" if attack else ""
         if row["seeds_disagree"]:
-            value = f"{value} ({by_seed})"
-        where = f"{value} under {attack} at {radius(row['eps'])}" if attack else f"accuracy {value}"
+            parts.append(f"{under or 'accuracy'}: the seeds disagree ({by_seed})")
+            continue
+        where = f"{value} {under}" if attack else f"accuracy {value}"
         parts.append(where + _against(row, comparison.baseline))
     return parts
 
@@ -79,7 +79,7 @@ def _against(row: Mapping[Any, Any], baseline: str) -> str:
     if not row["differs"]:
         return f", {SAME} from {baseline}"
     word = "higher" if row["difference"] > 0 else "lower"
-    return f", {word} than {baseline} by {write_difference(row, share=True)[0]}"
+    return f", {word} than {baseline} by {write_difference(row, share=True)[0].lstrip('+−')}"
 
 
 def _scores(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
@@ -134,8 +134,3 @@ def count_undefined(facts: pd.DataFrame) -> str:
     return (
         f"{lost:,} of {total:,} map scores ({lost / total:.1%}) are undefined and left out: {listing(where)}."
     )
-
-
-def describe_intervals(facts: pd.DataFrame) -> str:
-    """Say what varies in the intervals and in the tests, and explain unusual entries."""
-    return " ".join(explain_cells(facts))

@@ -8,6 +8,7 @@ import pandas as pd
 
 from saliency_lab.comparison import Comparison
 from saliency_lab.comparison.claims import Answered, answer, describe_tests, measure_in_words
+from saliency_lab.comparison.content import Column, Entry, Table
 from saliency_lab.comparison.format import (
     SPACE,
     count,
@@ -19,11 +20,10 @@ from saliency_lab.comparison.format import (
 )
 from saliency_lab.comparison.measures import SHARES
 from saliency_lab.reporting import cards, tables
-from saliency_lab.reporting.audits import Audited, overview, read_audits
+from saliency_lab.reporting.audits import Audited, AuditSummary, overview, read_audits, summarise_audits
 from saliency_lab.reporting.cards import Card, CardCurve
 from saliency_lab.reporting.figures import FigureSpec, list_figures
 from saliency_lab.reporting.provenance import Missing, Provenance, provenance
-from saliency_lab.reporting.tables import Column, Entry, Table
 from saliency_lab.study import Study
 
 NAMED = 4
@@ -65,6 +65,7 @@ class Document:
     by_model: list[Table]
     audits: list[Audited]
     overview: Table
+    audit_summary: AuditSummary
     figures: list[FigureSpec]
     provenance: Provenance
 
@@ -93,6 +94,7 @@ def read_document(
         facts["better"] = facts["metric"].map({m.metric: m.better for m in comparison.measures})
     accuracies = tables.accuracies(comparison, facts) if comparison is not None else None
     scores = tables.scores(comparison, facts) if comparison is not None else None
+    glance = tables.glance(comparison.summary) if comparison is not None else None
     return Document(
         title=study.purpose.title or title or _title(study.models),
         about=study.purpose.about,
@@ -108,13 +110,14 @@ def read_document(
         tests=describe_tests(questions, comparison.level) if comparison is not None else "",
         cards=cards.make_cards(comparison, facts, audits) if comparison is not None else [],
         curve=cards.make_curve(comparison, facts) if comparison is not None else None,
-        cautions=_cautions(facts, audits) if comparison is not None else [],
-        glance=tables.glance(comparison, facts) if comparison is not None else None,
+        cautions=_cautions(glance, facts, audits) if glance is not None else [],
+        glance=glance,
         accuracies=accuracies if accuracies and accuracies.rows else None,
         scores=scores if scores and scores.rows else None,
         by_model=tables.by_model(comparison, facts) if comparison is not None else [],
         audits=audits,
         overview=overview(audits),
+        audit_summary=summarise_audits(study, audits),
         figures=list_figures(comparison) if comparison is not None else [],
         provenance=provenance(study, models, unread or []),
     )
@@ -140,8 +143,8 @@ def _lede(study: Study) -> str:
     return f"{listing(parts)}, on the same {images}."
 
 
-def _cautions(facts: pd.DataFrame, audits: list[Audited]) -> list[str]:
-    found = [cards.describe_intervals(facts), cards.count_undefined(facts)]
+def _cautions(glance: Table, facts: pd.DataFrame, audits: list[Audited]) -> list[str]:
+    found = [" ".join(glance.notes), cards.count_undefined(facts)]
     if not audits and (facts["eps"] > 0).any():
         found.append(
             "No audit was run, so the accuracies under attack are what the attack reports, "

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab.comparison import Comparison
+from saliency_lab.comparison.format import words
 from saliency_lab.comparison.measures import ROBUST, SHARES
-from saliency_lab.reporting.tables import words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ class FigureSpec:
     `kind` is the format of its file. A figure with `recolour` takes the colours of the page's theme.
     """
 
-    section: Literal["accuracy", "scores", "methods", "maps"]
+    section: Literal["accuracy", "scores", "methods", "maps", "training", "retraining"]
     stem: str
     caption: str
     draw: Callable[[], Figure]

@@ -8,8 +8,9 @@ from typing import Any
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.provenance import machine, versions
+from saliency_lab.comparison.content import Column, Entry, Table
 from saliency_lab.comparison.format import count
-from saliency_lab.reporting.tables import Column, Entry, Table, model_entry
+from saliency_lab.reporting.tables import model_entry
 from saliency_lab.study import Study
 
 Missing = list[tuple[str, str, str]]

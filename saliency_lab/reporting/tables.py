@@ -4,117 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab.comparison import Comparison
+from saliency_lab.comparison.content import (
+    Column,
+    Entry,
+    Legend,
+    Table,
+    Whisker,
+    estimate_entry,
+    summary_table,
+)
 from saliency_lab.comparison.format import (
     ARROWS,
     SPACE,
     number,
-    one_line,
     p_value,
-    radius,
+    words,
     write_difference,
     write_mean,
 )
 from saliency_lab.comparison.measures import ROBUST, SHARES, Measure
-from saliency_lab.comparison.tables import estimate_text
+from saliency_lab.comparison.summary import Summary
 
 MEANING = {"higher": "higher is better", "lower": "lower is better", "neither": "neither is better"}
 
 
-class Whisker(NamedTuple):
-    """An interval and its mean on the scale of its row's measure, each in [0, 1]."""
-
-    low: float
-    mean: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One entry of a table: `text`, and `more` in a smaller type; rows are sorted by `value`.
-
-    `model` is the position of the model whose marker stands before the text.
-    """
-
-    text: str
-    value: float | str | None = None
-    more: str = ""
-    model: int | None = None
-    badge: str = ""
-    whisker: Whisker | None = None
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column: `filtered` gives it a filter, and `help` explains its title."""
-
-    title: str
-    kind: Literal["text", "number", "code"] = "text"
-    filtered: bool = False
-    help: str = ""
-    model: int | None = None
-    """The position of the model that the column is about."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with a caption; the entry at `head` names its row.
-
-    `differs` states for each row whether it differs from the baseline, where that is a filter.
-    """
-
-    name: str
-    caption: str
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[Entry]]
-    head: int = 0
-    differs: Sequence[bool] | None = None
-
-    def options(self, column: int) -> list[str]:
-        """Return the texts of a column, each once."""
-        return list(dict.fromkeys(row[column].text for row in self.rows))
-
-    def lines(self) -> list[list[str]]:
-        """Return the texts of all rows, each entry on one line."""
-        return [[one_line((entry.text, entry.more)) for entry in row] for row in self.rows]
-
-
-def glance(comparison: Comparison, facts: pd.DataFrame) -> Table:
-    """Return one row per measure and one column per model."""
-    several = (facts["seeds"] > 1).any()
-    columns = [
-        Column("measure", filtered=True),
-        *(Column(m, "number", model=i) for i, m in enumerate(comparison.models)),
+def glance(summary: Summary) -> Table:
+    """Return the table of a comparison, with its names in words."""
+    table = summary_table(summary)
+    rows = [
+        [replace(row[0], text=words(row[0].text), more=words(row[0].more) or "no attack"), *row[1:]]
+        for row in table.rows
     ]
-    rows = []
-    key: Any
-    for key, group in facts.groupby(["metric", "method", "eps"], sort=False, dropna=False):
-        metric, method, eps = key
-        by_model = {row["model"]: row for row in group.to_dict("records")}
-        entries = [Entry(_directed(metric, group["better"].iloc[0]), more=_label(metric, method, eps))]
-        for model in comparison.models:
-            if model not in by_model:
-                entries.append(Entry("", -math.inf))
-                continue
-            row = by_model[model]
-            text, interval = write_mean(row, share=metric in SHARES)
-            mark = "†" if row["differs"] else ""
-            badge = row["rank"]
-            entries.append(Entry(text + mark, _sortable(row["mean"]), interval, badge=badge))
-        rows.append(entries)
-    over = "seeds and images" if several else "images"
-    caption = (
-        f"Means and {_percent(comparison.level)} intervals over {over}. Bold: the best of its row; "
-        "italic: not significantly different from it. †: significantly different from "
-        f"{comparison.baseline} (see above)."
-    )
-    return Table("glance", caption, columns, rows)
+    return replace(table, rows=rows)
 
 
 def accuracies(comparison: Comparison, facts: pd.DataFrame) -> Table:
@@ -125,7 +53,7 @@ def accuracies(comparison: Comparison, facts: pd.DataFrame) -> Table:
         [Entry(row["method"] or "none"), Entry(format_epsilon(row["eps"]), row["eps"])]
         for row in rows.to_dict("records")
     ]
-    caption = "Accuracy by attack and ε. " + _legend(comparison)
+    caption = "Accuracy by attack and ε." + _tests(comparison)
     return _measured("accuracies", caption, "accuracy", comparison, rows, first, heads)
 
 
@@ -140,15 +68,15 @@ def scores(comparison: Comparison, facts: pd.DataFrame) -> Table:
         [Entry(_directed(row["metric"], row["better"])), Entry(words(row["method"]))]
         for row in rows.to_dict("records")
     ]
-    caption = "Scores by metric and method. " + _legend(comparison)
+    caption = "Scores by metric and method." + _tests(comparison)
     return _measured("scores", caption, "score", comparison, rows, first, heads)
 
 
-def _legend(comparison: Comparison) -> str:
-    legend = "Bold: the best of its measure; italic: not significantly different from it."
-    if len(comparison.models) > 1:
-        legend += f" p: paired test against {comparison.baseline} on the same images, Holm over the table."
-    return legend
+def _tests(comparison: Comparison) -> str:
+    """Say what the p-values of a table are of; nothing where there is one model."""
+    if len(comparison.models) < 2:
+        return ""
+    return f" p: paired test against {comparison.baseline} on the same images, Holm over the table."
 
 
 def _measured(
@@ -195,7 +123,8 @@ def _measured(
             entries.append(Entry(f"{row['undefined']:,}", row["undefined"]))
         rows.append(entries)
     differs = facts["differs"].tolist() if many else None
-    return Table(name, caption, columns, rows, differs=differs)
+    legend = Legend("measure", comparison.level) if many else None
+    return Table(name, caption, columns, rows, differs=differs, legend=legend)
 
 
 def _against(row: Mapping[Any, Any], share: bool, baseline: bool) -> list[Entry]:
@@ -239,23 +168,8 @@ def model_entry(models: Sequence[str], model: str) -> Entry:
     return Entry(model, model=models.index(model))
 
 
-def words(name: str) -> str:
-    """Write a name's underscores as spaces.
-
-    >>> words("pixel_flipping")
-    'pixel flipping'
-    """
-    return name.replace("_", " ")
-
-
 def _directed(metric: str, better: str) -> str:
     return f"{words(metric)}{SPACE}{ARROWS[better]}".strip()
-
-
-def _label(metric: str, method: str, eps: float) -> str:
-    if metric == ROBUST:
-        return f"{method}, {radius(eps)}"
-    return words(method) or "no attack"
 
 
 def _sortable(value: float, missing: float = -math.inf) -> float:
@@ -290,15 +204,15 @@ def by_model(comparison: Comparison, facts: pd.DataFrame) -> list[Table]:
                 if record is None:
                     entries.append(Entry(""))
                     continue
-                text = estimate_text(record, measure.share)
-                entries.append(Entry(text, _sortable(record["mean"]), badge=record["rank"]))
+                entries.append(estimate_entry(record, measure.share))
             rows.append(entries)
         better = (
             ""
             if name == "accuracy"
             else {"neither": ""}.get(measures[0].better, f" ({MEANING[measures[0].better]})")
         )
-        tables.append(Table(f"by-model-{name}", words(name) + better, columns, rows))
+        legend = Legend("column", comparison.level)
+        tables.append(Table(f"by-model-{name}", words(name) + better, columns, rows, legend=legend))
     return tables
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab._common.ranks import descending_ranks
-from saliency_lab.attribution import attribute
+from saliency_lab.attribution.api import run_call
 from saliency_lab.data import ImageData
 from saliency_lab.data.images import Split
 from saliency_lab.metrics.catalogue import MORF, Order
@@ -56,7 +56,7 @@ def _ranks(
     absolute: bool,
     seed: int,
 ) -> Tensor:
-    maps = attribute(net, *images, request.what, seed=seed, **request.settings)
+    maps = run_call(net, *images, request.method_call, seed)
     scores = pixel_scores(maps.values, absolute=absolute)
     if broken := int((~scores.isfinite()).any(1).sum()):
         raise SaliencyLabError(

@@ -15,12 +15,13 @@ from saliency_lab._common.inference import check_classifier, device_of
 from saliency_lab._common.passes import predict_classes
 from saliency_lab._common.provenance import machine, versions
 from saliency_lab.attacks.api import is_source
-from saliency_lab.attacks.checklist import audit
-from saliency_lab.attacks.curve import robustness_curve
-from saliency_lab.attribution import Attributions, attribute
-from saliency_lab.metrics.api import Job, Scores, make_job, run_jobs
+from saliency_lab.attacks.checklist import run_audit
+from saliency_lab.attacks.curve import curve_at
+from saliency_lab.attribution import Attributions
+from saliency_lab.attribution.api import run_call
+from saliency_lab.metrics.api import Scores, run_jobs
 from saliency_lab.study.cache.results import Content
-from saliency_lab.study.requests import Request, needs_sample_masks
+from saliency_lab.study.requests import Request
 from saliency_lab.study.sample import StudySample
 
 
@@ -37,8 +38,8 @@ class StoredMaps:
         The provenance is empty: the key ensures that the maps are of these images, so that a metric need not
         hash them.
         """
-        settings = {key: value for key, value in self.request.settings.items() if key != "target"}
         function = None if isinstance(self.request.what, str) else self.request.what
+        settings = self.request.method_call.recorded
         return replace(as_attributions(self.content), settings=settings, function=function, provenance={})
 
     def classes(self, y: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ def as_attributions(content: Content) -> Attributions:
 
 def compute_maps(model: nn.Module, sample: StudySample, request: Request, seed: int) -> Content:
     """Attribute every image; return the content of a "maps" result, with what the model predicts."""
-    maps = attribute(model, sample.x, sample.y, request.what, seed=seed, **request.settings)
+    maps = run_call(model, sample.x, sample.y, request.method_call, seed)
     predicted = predict_classes(model, sample.x)
     tensors = {
         "values": maps.values,
@@ -94,18 +95,11 @@ def compute_scores(
     for labels in by_classes.values():
         classes = maps[labels[0]].classes(sample.y)
         attributions = {label: maps[label].attributions() for label in labels}
-        jobs = [_metric_job(request, sample.masks) for request in requests]
+        jobs = [request.job(sample.masks) for request in requests]
         for method, scores in run_jobs(model, sample.x, classes, attributions, jobs, seed).items():
             for request, each in zip(requests, scores, strict=True):
                 contents[request.label, method] = _scores_content(each, model)
     return contents
-
-
-def _metric_job(request: Request, masks: Tensor | None) -> Job:
-    settings = {key: value for key, value in request.settings.items() if key != "engine"}
-    if needs_sample_masks(request):
-        settings["masks"] = masks
-    return make_job(request.what, settings, request.settings["engine"])
 
 
 def _scores_content(scores: Scores, model: nn.Module) -> Content:
@@ -127,9 +121,8 @@ def _scores_content(scores: Scores, model: nn.Module) -> Content:
 def compute_attack(model: nn.Module, sample: StudySample, request: Request, seed: int) -> Content:
     """Attack at every ε; return the content of an "attack" result: `robust` (ε, sample)."""
     started = time.perf_counter()
-    attack: Any = request.what
     eps = list(request.eps)
-    curve = robustness_curve(model, sample.x, sample.y, attack, eps=eps, seed=seed, **request.settings)
+    curve = curve_at(model, sample.x, sample.y, *request.attack, eps, seed)
     info = {
         "eps": eps,
         "norm": curve.norm,
@@ -146,20 +139,19 @@ def compute_audit(
 
     Points are transferred from those of the `sources` that return as many classes as the model.
     """
-    attack: Any = request.what
     (eps,) = request.eps
     few = sample.first(request.images)
     classes = check_classifier(model, few.x).shape[1]
-    outcome = audit(
+    surrogates = {name: net for name, net in sources.items() if is_source(net, few.x, classes)}
+    outcome = run_audit(
         model,
         few.x,
         few.y,
-        attack,
+        *request.attack,
         eps=eps,
-        surrogates={name: net for name, net in sources.items() if is_source(net, few.x, classes)},
+        surrogates=surrogates,
         budget=request.budget,
         seed=seed,
-        **request.settings,
     )
     info = {**canonical(outcome.to_dict()), "provenance": _provenance(model)}
     return Content({"robust": outcome.robust}, info)

@@ -17,7 +17,7 @@ from saliency_lab._common.inference import HALF, dtype_of
 from saliency_lab.attribution.catalogue import METHODS, key_settings
 from saliency_lab.metrics.catalogue import stored_settings
 from saliency_lab.study.cache.results import Result, cache_versions
-from saliency_lab.study.requests import Request, describe_metric, needs_sample_masks
+from saliency_lab.study.requests import Request
 from saliency_lab.study.sample import StudySample
 
 Dependencies: TypeAlias = Mapping[str, Any]
@@ -26,28 +26,20 @@ Dependencies: TypeAlias = Mapping[str, Any]
 
 def method_dependencies(request: Request) -> Dependencies:
     """Return what maps depend on: the method, its settings, and the target unless it is the label."""
-    settings = {key: value for key, value in request.settings.items() if key != "target"}
-    target = request.settings.get("target", "label")
-    if not (isinstance(target, str) and target == "label"):
-        settings["target"] = target
-    counted = key_settings(METHODS.find(request.what).settings, settings)
+    method = METHODS.find(request.what)
+    counted = key_settings(method.settings, request.method_call.keywords)
     depends = {"method": _identity(request), "settings": canonical(counted)}
-    return depends | _revision(request, settings) | _precision(request)
+    return depends | _revision(request, request.settings) | _precision(request)
 
 
 def metric_dependencies(request: Request, sample: StudySample) -> Dependencies:
     """Return what scores depend on: the metric, its engine and settings, and masks where it needs them."""
-    settings = {key: value for key, value in request.settings.items() if key != "engine"}
-    if needs_sample_masks(request):
-        settings["masks"] = sample.masks
-    metric = describe_metric(request)
-    height, width = sample.x.shape[2:]
-    stored = stored_settings(metric.settings.model_construct(**settings), height, width)
-    engine = request.settings["engine"]
-    depends = {"metric": _identity(request), "engine": engine, "settings": canonical(stored)}
-    if metric.revision:
-        depends["definition"] = metric.revision
-    return depends | _revision(request, settings) | _precision(request)
+    job = request.job(sample.masks)
+    stored = stored_settings(job.settings, *sample.x.shape[2:])
+    depends = {"metric": _identity(request), "engine": job.engine, "settings": canonical(stored)}
+    if job.metric.revision:
+        depends["definition"] = job.metric.revision
+    return depends | _revision(request, dict(job.settings)) | _precision(request)
 
 
 _NEUTRAL = {"samples": 1, "quantised": False}

@@ -17,9 +17,9 @@ from saliency_lab.attribution import attribute
 from saliency_lab.study.cache.index import ResultIndex
 from saliency_lab.study.cache.results import Kind, Place, Result
 from saliency_lab.study.cache.store import MemoryStore, Store
-from saliency_lab.study.requests import GridRequests, Request
+from saliency_lab.study.requests import GridRequests, Request, StudyStep
 from saliency_lab.study.sample import Member, StudySample
-from saliency_lab.study.tasks import PlanStep, StudyTask, TaskInputs, list_steps, perform
+from saliency_lab.study.tasks import StudyTask, TaskInputs, make_tasks, perform
 
 _MEASURED = 16
 """Images that attribution and scoring are timed on."""
@@ -29,18 +29,23 @@ _ATTACKED = (8, 32)
 PLAN_COLUMNS = ["step", "what", "results", "missing", "seconds"]
 
 
-def make_plan(steps: Sequence[PlanStep], index: ResultIndex, net: nn.Module) -> pd.DataFrame:
-    """List the steps with the number of their results, how many are missing, and the time these take."""
+def make_plan(requests: GridRequests, inputs: TaskInputs, index: ResultIndex, net: nn.Module) -> pd.DataFrame:
+    """List what is asked for with the number of results, how many are missing, and the time these take."""
+    index = index.snapshot()
     clock = _Clock(net, index.sample, index.seed)
     rows = []
-    for step in steps:
-        total = sum(len(task.results) for task in step.tasks)
-        missing = sum(len(index.missing(task.results)) for task in step.tasks)
-        row: dict[str, Any] = {"step": step.verb, "what": step.request.label, "results": total}
-        row["missing"] = missing
-        if missing:
-            row["seconds"] = clock.seconds(step) * missing / total * len(index.members)
-        rows.append(row)
+    for step in requests.steps():
+        for request in step.requests:
+            if step.verb == "score" and not index.methods:
+                continue
+            tasks = make_tasks(StudyStep(step.verb, [request]), inputs, index)
+            total = sum(len(task.results) for task in tasks)
+            missing = sum(len(index.missing(task.results)) for task in tasks)
+            row: dict[str, Any] = {"step": step.verb, "what": request.label, "results": total}
+            row["missing"] = missing
+            if missing:
+                row["seconds"] = clock.seconds(request, tasks) * missing / total * len(index.members)
+            rows.append(row)
     return pd.DataFrame(rows, columns=PLAN_COLUMNS)
 
 
@@ -56,8 +61,7 @@ def plan_networks(
     weights = {(member.model, member.seed): each for member, each in networks.items()}
     index = ResultIndex(sample, sample.images, seed, list(networks), store, weights)
     index.read_stored_attacks()
-    steps = list_steps(TaskInputs(sample, index.images, networks, seed), requests, index)
-    return make_plan(steps, index, net)
+    return make_plan(requests, TaskInputs(sample, index.images, networks, seed), index, net)
 
 
 class _Clock:
@@ -69,25 +73,23 @@ class _Clock:
         self.store = MemoryStore()
         self.warm = False
 
-    def seconds(self, step: PlanStep) -> float:
-        """Return the seconds of a step for one network."""
+    def seconds(self, request: Request, tasks: Sequence[StudyTask]) -> float:
+        """Return the seconds that the tasks of a request take for one network."""
         if not self.warm:  # the first passes start a GPU
             with contextlib.suppress(SaliencyLabError):  # a network may have no gradient
                 attribute(self.net, self.few.x, self.few.y)
             self.warm = True
-        requests = {label: each for task in step.tasks for label, each in task.requests.items()}
-        if step.verb == "attack":
-            return self._strongest("attack", requests, len(self.sample.x), sources=0)
-        if step.verb == "audit":
-            sources = len(step.tasks[0].sources)
-            return self._strongest("audit", requests, step.request.images, sources)
+        kind = tasks[0].kind
+        if kind in ("attack", "audit"):
+            requests = {label: each for task in tasks for label, each in task.requests.items()}
+            images = request.images if kind == "audit" else len(self.sample.x)
+            return self._strongest(kind, requests, images, len(tasks[0].sources))
         share = len(self.sample.x) / len(self.few.x)
-        if step.verb == "attribute":
-            return share * self._time([self._maps_task(each) for each in requests.values()])
-        methods = {label: each for task in step.tasks for label, (_, each) in task.maps.items()}
-        maps = {label: self._maps_task(each) for label, each in methods.items()}
+        if kind == "maps":
+            return share * self._time([self._maps_task(request)])
+        maps = {label: self._maps_task(each) for label, (_, each) in tasks[0].maps.items()}
         self._time([task for task in maps.values() if not self.store.has("maps", task.lock)])
-        return share * self._time([self._scores_task(each, maps) for each in requests.values()])
+        return share * self._time([self._scores_task(request, maps)])
 
     def _maps_task(self, request: Request) -> StudyTask:
         return self._task("maps", self._cut(request, len(self.few.y)))

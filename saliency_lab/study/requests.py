@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from torch import Tensor
 
 from saliency_lab._common.checks import parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.execution import ExecutionSettings, current_execution
 from saliency_lab._common.registry import Registry, name_of
-from saliency_lab._common.settings import parse_settings
+from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.ascent import check_radius
 from saliency_lab.attacks.methods import METHODS as ATTACKS
-from saliency_lab.attribution.api import recorded_settings, run_of
+from saliency_lab.attacks.methods import AttackMethod
+from saliency_lab.attribution.api import MethodCall, parse_call
 from saliency_lab.attribution.catalogue import METHODS
-from saliency_lab.metrics.catalogue import METRICS, Better, Metric
-from saliency_lab.metrics.job import make_job
+from saliency_lab.metrics.catalogue import METRICS
+from saliency_lab.metrics.job import Job, make_job
 from saliency_lab.study.sample import StudySample
 
 Selection: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"
@@ -36,7 +38,10 @@ class Request:
     what: str | Callable[..., Any]
     """A registered name, or the user's function or object."""
     settings: Mapping[str, Any]
-    """Settings as keywords, validated and with the defaults; those of a custom method as given."""
+    """Keyword arguments, validated and with the defaults; those of a custom method as given.
+
+    They are plain data, which a worker process can be sent, and are not validated again.
+    """
     eps: tuple[float, ...] = ()
     """Of an attack, ascending and with 0; of an audit, ascending and without 0."""
     images: int = 0
@@ -48,15 +53,60 @@ class Request:
     execution: ExecutionSettings = field(default_factory=current_execution)
     """How its passes may run: as `sl.execution` said when it was read."""
 
+    @property
+    def method_call(self) -> MethodCall:
+        """The request of a method as attribution takes it."""
+        return MethodCall.of(self.what, self.settings)
+
+    def job(self, masks: Tensor | None = None) -> Job:
+        """Return the request of a metric as metrics take it; `masks` are for one that needs some."""
+        settings = dict(self.settings)
+        engine = settings.pop("engine")
+        if needs_sample_masks(self):
+            settings["masks"] = masks
+        return Job.of(self.what, settings, engine)
+
+    @property
+    def attack(self) -> tuple[AttackMethod, Settings]:
+        """The attack of a request, and its settings."""
+        method = ATTACKS.find(self.what)
+        return method, method.settings.model_construct(**self.settings)
+
+
+Verb = Literal["attribute", "score", "attack", "audit"]
+
+
+class StudyStep(NamedTuple):
+    """A method of `Study` and the requests of one call of it."""
+
+    verb: Verb
+    requests: Sequence[Request]
+
 
 @dataclass(frozen=True, eq=False)
 class GridRequests:
-    """Everything that is asked of a study: each list becomes the calls of one method of `Study`."""
+    """Everything that is asked of a study."""
 
     methods: Sequence[Request] = ()
     metrics: Sequence[Request] = ()
     attacks: Sequence[Request] = ()
     audits: Sequence[Request] = ()
+
+    def steps(self) -> list[StudyStep]:
+        """Return the calls in their order: methods together and metrics together, as they share passes."""
+        together: list[StudyStep] = [StudyStep("attribute", self.methods), StudyStep("score", self.metrics)]
+        return [
+            *(step for step in together if step.requests),
+            *(StudyStep("attack", [each]) for each in self.attacks),
+            *(StudyStep("audit", [each]) for each in self.audits),
+        ]
+
+    def under(self, execution: ExecutionSettings | None) -> GridRequests:
+        """Return the same requests, with how their passes may run; None leaves them as they are."""
+        if execution is None:
+            return self
+        kinds = (self.methods, self.metrics, self.attacks, self.audits)
+        return GridRequests(*([replace(each, execution=execution) for each in kind] for kind in kinds))
 
 
 def read_grid(
@@ -94,12 +144,9 @@ def read_methods(given: Selection) -> list[Request]:
     """
     requests = []
     for label, what, settings in _read_selection(given, "method"):
-        method = METHODS.find(what)
-        target = {key: settings.pop(key) for key in ("target",) if key in settings}
-        engine = settings.pop("engine", "fast")
-        run_of(method, engine)
-        parsed = parse_settings(method.settings, settings, of=f"method '{label}'")
-        requests.append(Request(label, what, recorded_settings(method, parsed, engine) | target))
+        own = {key: settings.pop(key) for key in ("engine", "target") if key in settings}
+        call = parse_call(what, settings, label=label, **own)
+        requests.append(Request(label, what, call.keywords))
     return requests
 
 
@@ -134,21 +181,9 @@ def read_metrics(given: Selection, sample: StudySample) -> list[Request]:
     return requests
 
 
-def describe_metric(request: Request) -> Metric:
-    """Return the catalogue's entry of a metric, or the description of a custom one."""
-    return METRICS.find(request.what)
-
-
-def better_scores(request: Request) -> Better:
-    """Return which scores of a metric are better under the settings of the request."""
-    metric = describe_metric(request)
-    settings = {key: value for key, value in request.settings.items() if key != "engine"}
-    return metric.direction(metric.settings.model_construct(**settings))
-
-
 def needs_sample_masks(request: Request) -> bool:
     """Say whether a metric gets the masks of the sample: it needs some, and no others were given."""
-    masks = describe_metric(request).settings.model_fields.get("masks")
+    masks = METRICS.find(request.what).settings.model_fields.get("masks")
     return masks is not None and masks.is_required() and "masks" not in request.settings
 
 
@@ -212,10 +247,15 @@ def stored_request(label: str, depends: Mapping[str, Any]) -> Request | None:
     """Return the method or attack that a stored result depends on; None for a function."""
     kind = "method" if "method" in depends else "attack"
     registry: Registry[Any] = METHODS if kind == "method" else ATTACKS
-    what = depends[kind]
+    what, settings = depends[kind], dict(depends["settings"])
     if not (isinstance(what, str) and what in registry.built_in):
         return None
-    return Request(label, what, dict(depends["settings"]), tuple(depends.get("eps", ())))
+    own = {key: settings.pop(key) for key in ("engine", "target") if key in settings}
+    try:
+        parsed = parse_settings(registry[what].settings, settings, of=f"{kind} '{label}'")
+    except InputError:  # settings of an earlier version
+        return None
+    return Request(label, what, dict(parsed) | own, tuple(depends.get("eps", ())))
 
 
 def attack_to_audit(audit: Request, attacks: Mapping[str, Request]) -> Request:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 from saliency_lab._common.arguments import check_flag, check_instance, check_path, check_text
 from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.execution import CompileMode, make_execution, run_under
+from saliency_lab._common.execution import CompileMode, make_execution
 from saliency_lab._common.files import writable_folder
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.samples import Images
@@ -27,8 +26,8 @@ from saliency_lab.study.planning import make_plan
 from saliency_lab.study.reading import StudyResults
 from saliency_lab.study.requests import (
     Budget,
+    GridRequests,
     Selection,
-    better_scores,
     read_attack,
     read_audit,
     read_grid,
@@ -37,15 +36,7 @@ from saliency_lab.study.requests import (
 )
 from saliency_lab.study.running import run_tasks
 from saliency_lab.study.sample import Member, StudySample, read_members, read_sample
-from saliency_lab.study.tasks import (
-    StudyTask,
-    TaskInputs,
-    attack_tasks,
-    attribution_tasks,
-    audit_tasks,
-    list_steps,
-    scoring_tasks,
-)
+from saliency_lab.study.tasks import StudyTask, TaskInputs, make_tasks
 
 
 class Study(StudyResults):
@@ -103,24 +94,10 @@ class Study(StudyResults):
         compile: CompileMode | None = None,
         dtype: str | torch.dtype | None = None,
     ) -> None:
-        images, members, seed = read_sample(sample), read_members(models), check_seed(seed)
-        store = None if store is None else check_path(store, "store")
-        if executor is not None:
-            check_instance(executor, Executor, "executor", "a concurrent.futures.Executor")
-        if executor is not None and store is None:
-            raise InputError(
-                "an executor's workers meet in the store: Study(..., store='runs/first', executor=…)"
-            )
-        weights = {(each.model, each.seed): model_fingerprint(each.net) for each in members}
-        _warn_of_copies(members, weights)
-        where = MemoryStore() if store is None else FolderStore(writable_folder(store))
-        self._index = ResultIndex(images, images.images, seed, members, where, weights)
-        self._index.read_stored_attacks()
+        self._index = _new_index(sample, models, seed, store, executor)
         self.executor = executor
         given = compile is not None or dtype is not None
         self._execution = make_execution("auto" if compile is None else compile, dtype) if given else None
-
-    # --- what it computes -----------------------------------------------------------------------
 
     def attribute(self, methods: Selection) -> Study:
         """Attribute every model by these methods; only what is missing is computed.
@@ -144,11 +121,7 @@ class Study(StudyResults):
         InputError
             For an unknown method or setting, before anything is computed.
         """
-        with self._passes_allowed():
-            requests = read_methods(methods)
-        inputs, index = self._inputs(), self._index.snapshot()
-        index.methods |= {request.label: request for request in requests}
-        return self._run("attribute", attribution_tasks(inputs, requests), inputs, index)
+        return self.compute(GridRequests(methods=read_methods(methods)))
 
     def score(self, metrics: Selection) -> Study:
         """Score all maps by these metrics; only what is missing is computed.
@@ -169,16 +142,7 @@ class Study(StudyResults):
             For an unknown metric or setting, for a metric that needs masks if the study has none, or if there
             are no maps yet.
         """
-        inputs = self._inputs()
-        if not self._index.methods:
-            raise InputError("there are no maps to score yet; call study.attribute([...]) first")
-        with self._passes_allowed():
-            requests = read_metrics(metrics, self.sample)
-        tasks = scoring_tasks(inputs, requests, self._index.methods)
-        _refuse_changed_maps(tasks, self._index)
-        index = self._index.snapshot()
-        index.better |= {request.label: better_scores(request) for request in requests}
-        return self._run("score", tasks, inputs, index)
+        return self.compute(GridRequests(metrics=read_metrics(metrics, self.sample)))
 
     def attack(
         self,
@@ -216,11 +180,7 @@ class Study(StudyResults):
         InputError
             For an unknown attack or setting, or a radius out of range.
         """
-        with self._passes_allowed():
-            request, inputs = read_attack(attack, eps, label, settings), self._inputs()
-        tasks, index = attack_tasks(inputs, request, self._index), self._index.snapshot()
-        index.attacks[request.label] = request
-        return self._run("attack", tasks, inputs, index)
+        return self.compute(GridRequests(attacks=[read_attack(attack, eps, label, settings)]))
 
     def audit(
         self,
@@ -259,10 +219,36 @@ class Study(StudyResults):
         InputError
             As `attack`; also if no ε is above 0, or for a wrong number of images.
         """
-        with self._passes_allowed():
-            request = read_audit(attack, eps, self.sample, label, images, budget, settings)
-        inputs, index = self._inputs(), self._index.snapshot()
-        return self._run("audit", audit_tasks(inputs, request, index.attacks), inputs, index)
+        request = read_audit(attack, eps, self.sample, label, images, budget, settings)
+        return self.compute(GridRequests(audits=[request]))
+
+    def compute(self, requests: GridRequests) -> Study:
+        """Compute what is missing of requests that are already validated, such as those of a study's file.
+
+        Parameters
+        ----------
+        requests : GridRequests
+            Methods, metrics, attacks and audits, in the order in which the calls above are made.
+
+        Returns
+        -------
+        Study
+            This study.
+        """
+        for step in requests.under(self._execution).steps():
+            inputs, index = self._inputs(), self._index.snapshot()
+            tasks = make_tasks(step, inputs, index)
+            if step.verb == "score":
+                _refuse_changed_maps(tasks, self._index)
+            before, self._index = self._index, index
+            try:
+                run_tasks(tasks, inputs, index, executor=self.executor, verb=step.verb)
+            except Exception:  # all results failed
+                self._index = before
+                raise
+            finally:
+                self._index.write_manifest()
+        return self
 
     def plan(
         self,
@@ -287,32 +273,14 @@ class Study(StudyResults):
             One row per step: how many `results` it has, how many are `missing`, and the `seconds` that these
             take here, measured on a few images and the first model; attacks as if no image gave way.
         """
-        with self._passes_allowed():
-            grid = read_grid(self.sample, methods, metrics, attacks, audits)
-        steps = list_steps(self._inputs(), grid, self._index)
-        return make_plan(steps, self._index, self.members[0].net)
-
-    def _passes_allowed(self) -> AbstractContextManager[None]:
-        """Read requests inside with the settings of this study, if it has any, of how passes run."""
-        return nullcontext() if self._execution is None else run_under(self._execution)
+        requests = read_grid(self.sample, methods, metrics, attacks, audits).under(self._execution)
+        return make_plan(requests, self._inputs(), self._index, self.members[0].net)
 
     def _inputs(self) -> TaskInputs:
         if self.sample.images != self._index.images:
             raise InputError("the images of this study changed since it was built; build another")
         networks = {member: model_fingerprint(member.net) for member in self.members}
         return TaskInputs(self.sample, self._index.images, networks, self.seed)
-
-    def _run(self, verb: str, tasks: Sequence[StudyTask], inputs: TaskInputs, index: ResultIndex) -> Study:
-        """Record the tasks in `index` and continue with it; go back to the old one if all tasks fail."""
-        before, self._index = self._index, index
-        try:
-            run_tasks(tasks, inputs, index, executor=self.executor, verb=verb)
-        except Exception:
-            self._index = before
-            raise
-        finally:
-            self._index.write_manifest()
-        return self
 
     def note_failure(self, model: str, seed: int, what: str, failure: Failure) -> None:
         """Record a failure outside of this study, such as one of training.
@@ -330,8 +298,6 @@ class Study(StudyResults):
         check_text(what, "what")
         check_instance(failure, Failure, "failure", "a Failure, as Failure.of(error) makes it")
         self._index.failures[model, check_seed(seed), what] = failure
-
-    # --- its store ------------------------------------------------------------------------------
 
     @classmethod
     def load(cls, store: str | Path) -> Study:
@@ -425,6 +391,30 @@ class Study(StudyResults):
         self._index.write_manifest(exclusive=check_flag(exclusive, "exclusive"))
 
 
+def _new_index(
+    sample: Images | StudySample,
+    models: Mapping[str, nn.Module | Sequence[nn.Module]],
+    seed: int,
+    store: str | Path | None,
+    executor: Executor | None,
+) -> ResultIndex:
+    """Check what a study is built from; return its index, without results, but with the store's attacks."""
+    images, members, seed = read_sample(sample), read_members(models), check_seed(seed)
+    folder = None if store is None else check_path(store, "store")
+    if executor is not None:
+        check_instance(executor, Executor, "executor", "a concurrent.futures.Executor")
+        if folder is None:
+            raise InputError(
+                "an executor's workers meet in the store: Study(..., store='runs/first', executor=…)"
+            )
+    weights = {(each.model, each.seed): model_fingerprint(each.net) for each in members}
+    _warn_of_copies(members, weights)
+    where = MemoryStore() if folder is None else FolderStore(writable_folder(folder))
+    index = ResultIndex(images, images.images, seed, members, where, weights)
+    index.read_stored_attacks()
+    return index
+
+
 def _warn_of_copies(members: Sequence[Member], weights: Mapping[tuple[str, int], str]) -> None:
     first: dict[str, Member] = {}
     for member in members:
@@ -433,7 +423,7 @@ def _warn_of_copies(members: Sequence[Member], weights: Mapping[tuple[str, int],
             warnings.warn(
                 f"{member} and {twin} are the same network, so their results are the same too; give each "
                 "model its own network",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from torch import nn
 
+from saliency_lab._common.errors import InputError
 from saliency_lab._common.execution import run_under
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.passes import plans_kept_in
+from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.study import compute
 from saliency_lab.study.cache.index import ResultIndex
 from saliency_lab.study.cache.manifest import audit_label
@@ -26,7 +28,7 @@ from saliency_lab.study.keys import (
     precision_dependencies,
     scores_result,
 )
-from saliency_lab.study.requests import GridRequests, Request, attack_to_audit, describe_metric
+from saliency_lab.study.requests import Request, StudyStep, attack_to_audit
 from saliency_lab.study.sample import Member, StudySample
 
 Network: TypeAlias = tuple[str, int]
@@ -114,7 +116,7 @@ def scoring_tasks(
     }
     groups: dict[str, dict[str, Request]] = {}
     for request in requests:
-        shared = describe_metric(request).shares or request.label
+        shared = METRICS.find(request.what).shares or request.label
         groups.setdefault(shared, {})[request.label] = request
     tasks = []
     for shared, group in groups.items():
@@ -180,28 +182,29 @@ def _transfer_sources(member: Member, networks: Iterable[Member]) -> list[Member
     return list(first.values())
 
 
-class PlanStep(NamedTuple):
-    """The tasks of one request: a method of `Study`, the request and its tasks."""
+def make_tasks(step: StudyStep, inputs: TaskInputs, index: ResultIndex) -> list[StudyTask]:
+    """Return the tasks of one call; record what it asks for in the index, as later calls build on it.
 
-    verb: str
-    request: Request
-    tasks: list[StudyTask]
-
-
-def list_steps(inputs: TaskInputs, grid: GridRequests, index: ResultIndex) -> list[PlanStep]:
-    """Return the tasks of all that is asked for; later steps build on earlier ones, as calls do."""
-    methods = index.methods | {request.label: request for request in grid.methods}
-    attacks = index.attacks | {request.label: request for request in grid.attacks}
-    return [
-        *(PlanStep("attribute", each, attribution_tasks(inputs, [each])) for each in grid.methods),
-        *(
-            PlanStep("score", each, scoring_tasks(inputs, [each], methods))
-            for each in grid.metrics
-            if methods
-        ),
-        *(PlanStep("attack", each, attack_tasks(inputs, each, index)) for each in grid.attacks),
-        *(PlanStep("audit", each, audit_tasks(inputs, each, attacks)) for each in grid.audits),
-    ]
+    Raises
+    ------
+    InputError
+        If there are no maps to score.
+    """
+    by_label = {request.label: request for request in step.requests}
+    if step.verb == "attribute":
+        index.methods |= by_label
+        return attribution_tasks(inputs, step.requests)
+    if step.verb == "score":
+        if not index.methods:
+            raise InputError("there are no maps to score yet; call study.attribute([...]) first")
+        index.better |= {label: request.job().better for label, request in by_label.items()}
+        return scoring_tasks(inputs, step.requests, index.methods)
+    (request,) = step.requests
+    if step.verb == "audit":
+        return audit_tasks(inputs, request, index.attacks)
+    tasks = attack_tasks(inputs, request, index)
+    index.attacks |= by_label
+    return tasks
 
 
 # --- carrying a task out ------------------------------------------------------------------------------

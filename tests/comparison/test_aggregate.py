@@ -85,6 +85,7 @@ def test_a_comparison_aggregates_five_seeds_in_the_direction_of_the_metric() -> 
     one = comparison.aggregate("complexity", "smoothgrad")
     assert one.loc["good", "tasks"] == 1
     (ax,) = comparison.plot.profile("complexity").axes
+    assert ax.yaxis.get_major_formatter()(0.5) == "50%" != ax.xaxis.get_major_formatter()(0.5)
     for line in ax.lines[:2]:
         heights = line.get_ydata()
         assert heights[-1] == 0 and (np.diff(heights) <= 0).all()

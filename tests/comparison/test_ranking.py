@@ -132,6 +132,7 @@ def test_figures_show_ranks_agreement_dots_and_curves(ranked: Comparison) -> Non
     assert [label.get_text() for label in ax.get_xticklabels()] == ["plain", "other"]
     assert sorted(ax.lines[1].get_ydata()) == sorted(table[table["method"] == "input_x_gradient"]["mean"])
     (ax,) = ranked.plot.curves("pixel_flipping", method="random").axes
+    assert "%" not in ax.yaxis.get_major_formatter()(0.5)  # probabilities, as its scores
     curves, at = ranked.pictures.read_curves("other", "random", "pixel_flipping")
     np.testing.assert_allclose(ax.lines[1].get_ydata(), curves.mean((0, 1)))
     np.testing.assert_allclose(ax.lines[1].get_xdata(), at)
@@ -145,7 +146,9 @@ def test_bands_of_shares_stay_shares(digits_sample: LabelledImages) -> None:
     assert comparison.pictures is not None
     values, at = comparison.pictures.read_curves("net", "random", "masked_input_accuracy")
     share = np.array([statistics.share_estimate(values[:, :, k] == 1).interval() for k in range(len(at))])
-    (band,) = comparison.plot.curves("masked_input_accuracy").axes[0].collections
+    (ax,) = comparison.plot.curves("masked_input_accuracy").axes
+    assert ax.yaxis.get_major_formatter()(0.5) == ax.xaxis.get_major_formatter()(0.5) == "50%"
+    (band,) = ax.collections
     heights = band.get_paths()[0].vertices[:, 1]
     assert heights.min() == pytest.approx(share.min())
     assert heights.max() == pytest.approx(share.max())

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from saliency_lab._common.files import write_table
 from saliency_lab._common.text import latex_text, markdown_text, plain_text
 from saliency_lab.comparison import Comparison
+from saliency_lab.comparison.format import words
 
 NASTY = [
     "<script>alert(1)</script>",
@@ -135,3 +136,22 @@ def test_latex_compiles(nasty, tmp_path):
         cwd=tmp_path, capture_output=True, encoding="latin-1", timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("models", [1, 2, 5, 12])
+def test_a_latex_table_fits_the_page(models, tmp_path):
+    if shutil.which("pdflatex") is None:
+        pytest.skip("pdflatex is not installed; on Debian: apt-get install texlive-latex-recommended")
+    names = [f"adversarial_{i}" for i in range(models)]
+    latex = comparison(names).to_latex()
+    assert all(latex.count(words(name)) >= 1 for name in names)
+    labels = re.findall(r"\\label{(.*)}", latex)
+    assert labels == ["tab:comparison", *(f"tab:comparison-{i}" for i in range(2, len(labels) + 1))]
+    assert (len(labels) > 1) == (models > 4) and (r"\footnotesize" in latex) == (models > 1)
+    document = [r"\documentclass{article}\usepackage{booktabs}\begin{document}", latex, r"\end{document}"]
+    (tmp_path / "table.tex").write_text("\n".join(document))
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"],
+        cwd=tmp_path, capture_output=True, encoding="latin-1", timeout=120, check=True,
+    )  # fmt: skip
+    assert "Overfull" not in done.stdout and "Float too large" not in done.stdout

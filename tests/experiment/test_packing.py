@@ -17,7 +17,9 @@ from saliency_lab.cli.app import app
 from saliency_lab.experiment import run as declared_run
 from saliency_lab.experiment.packing import unpack_results
 from saliency_lab.experiment.schema import read_declaration
+from saliency_lab.reporting.networks import trained_networks
 from saliency_lab.study import Study
+from saliency_lab.training.run import LOG
 
 TOML = """
 recipes = { plain = "digits/standard", noisy = "digits/noise" }
@@ -102,6 +104,23 @@ def test_tables_are_equal_and_nothing_of_an_image_is_packed(packed, tmp_path):
     assert not [name for name in names if "/maps/" in name or name.endswith("model.safetensors")]
     assert study.x.is_meta and study.x.shape == original.x.shape
     assert (packed / "noise.tar.xz").stat().st_size < 40_000
+
+
+@pytest.mark.long
+def test_a_collapsed_seed_is_named_and_drawn_alone(packed, tmp_path):
+    declared = read_declaration(packed / "noise.toml")
+    study, runs = unpack_results(declared, packed / "noise.tar.xz", tmp_path)
+    networks = trained_networks(runs, study.models)
+    assert networks is not None and len(networks.notes) == 1
+    (run,) = (run for run in runs if (run.model, run.seed) == ("noisy", 1))
+    log = pd.read_csv(run.folder / LOG)
+    log.assign(val_clean=0.1, val_constant_share=1.0).to_csv(run.folder / LOG, index=False)
+    networks = trained_networks(runs, study.models)
+    assert networks is not None and "Collapsed" in networks.notes[1] and "noisy (seed 1)" in networks.notes[1]
+    (ax,) = networks.figures[0].draw().axes
+    alone = [line.get_ydata().tolist() for line in ax.lines if line.get_label() == "_seeds"]
+    assert len(alone) == 2 and [0.1, 0.1] in alone
+    assert len(ax.collections) == 1  # the band of the other model
 
 
 @pytest.mark.long

@@ -232,6 +232,18 @@ class _Evil:
         return print, ("this code must not run",)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_of_any_precision_has_a_cam_layer_and_keeps_its_weights(dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).to(dtype)
+    weights = [each.data_ptr() for each in net.parameters()]
+    model = sl.wrap(net, mean=0.5, std=0.25, size=16)
+    assert (model.card.cam_layer, model.card.num_classes) == ("net.0", 2)
+    assert [each.data_ptr() for each in net.parameters()] == weights
+    assert {each.dtype for each in net.parameters()} == {dtype}
+    maps = sl.attribute(model, torch.rand(1, 3, 16, 16), method="grad_cam", target=0)
+    assert maps.settings["layer"] == model.card.cam_layer
+
+
 @pytest.mark.parametrize("name", [f"torchvision/{SMALL}", "timm/resnet10t"])
 def test_a_pickle_that_runs_code_is_refused(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -419,12 +419,12 @@ def test_verdicts_say_what_differs_and_by_how_much(make_reported, tmp_path):
     page = Page(report(study, tmp_path / "report.html"))
     shown = " ".join(text for _, text in page.all("article"))
     assert (
-        "Accuracy 100.0 %, higher than wrong by +100.0 points; 100.0 % under pgd at ε = 0.2, higher than "
-        "wrong by +100.0 points." in " ".join(shown.replace("\xa0", " ").split())
+        "Accuracy 100.0 %, higher than wrong by 100.0 points; 100.0 % under pgd at ε = 0.2, higher than "
+        "wrong by 100.0 points." in " ".join(shown.replace("\xa0", " ").split())
     )
     assert [row[5] for row in page.rows("accuracies")[1::2]] == ["+100.0 points [+86.0, +100.0]"] * 3
     page = Page(report(study, tmp_path / "report.html", baseline="right"))
-    assert "lower than right by −100.0 points" in " ".join(text for _, text in page.all("article")).replace(
+    assert "lower than right by 100.0 points" in " ".join(text for _, text in page.all("article")).replace(
         "\xa0", " "
     )
 

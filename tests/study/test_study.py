@@ -21,6 +21,7 @@ from torch import nn
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError, SaliencyLabError, UnknownNameError
 from saliency_lab._common.fingerprints import canonical, fingerprint, model_fingerprint
+from saliency_lab.attacks.checklist import run_audit
 from saliency_lab.metrics import api as evaluation
 from saliency_lab.study import Study, compute, keys, running
 from saliency_lab.study.cache.results import Content, cache_versions
@@ -749,9 +750,9 @@ def test_an_audit_depends_on_the_networks_that_it_transfers_from(
 
     def audit(*arguments: Any, surrogates: Any, **settings: Any) -> Any:
         given.append(list(surrogates))
-        return sl.audit(*arguments, surrogates=surrogates, **settings)
+        return run_audit(*arguments, surrogates=surrogates, **settings)
 
-    monkeypatch.setattr(compute, "audit", audit)
+    monkeypatch.setattr(compute, "run_audit", audit)
 
     def key(models: Any) -> str:
         study = Study(models, tiny_sample).audit("fgsm", eps=0.1, images=2)

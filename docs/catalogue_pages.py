@@ -1,0 +1,274 @@
+"""Write docs/methods/, docs/metrics/ and the tables of docs/attribution.md and docs/metrics.md.
+
+Settings, defaults, cost, engines, families, ranges and references come from the registries that
+`sl.list_methods()` and `sl.list_metrics()` read; titles, formulas and advice from docs/catalogue/*.toml.
+Run `python docs/catalogue_pages.py` after a change of either; `docs/catalogue_pictures.py` draws
+the pictures.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS / "_extensions"))
+
+from catalogue import grouped, settings, shown, text  # noqa: E402
+
+from saliency_lab.attribution.catalogue import CAPTUM, METHODS  # noqa: E402
+from saliency_lab.metrics.catalogue import METRICS, Metric  # noqa: E402
+from saliency_lab.metrics.sizes import settings_at_size  # noqa: E402
+
+NOTES = {
+    kind: tomllib.loads((DOCS / "catalogue" / f"{kind}.toml").read_text(encoding="utf-8"))
+    for kind in ("methods", "metrics")
+}
+FAMILIES = {
+    "gradient": "Gradients",
+    "noise": "Noise tunnels",
+    "backpropagation": "Back-propagation with other rules",
+    "layer": "One layer",
+    "attention": "Attention",
+    "perturbation": "Perturbation",
+    "control": "Controls",
+    "faithfulness": "Faithfulness",
+    "complexity": "Complexity",
+    "robustness": "Robustness",
+    "randomisation": "Randomisation",
+    "localisation": "Localisation",
+    "axiomatic": "Axioms",
+}
+"""The heading of each family's section in docs/attribution.md and docs/metrics.md."""
+
+SYMBOLS = {
+    "methods": "$f$ is the explained logit, $x$ the image, $b$ the baseline, $s$ the map.",
+    "metrics": "$f$ is the output of class $y$, $x_S$ the image with the pixels $S$ replaced by the "
+    "baseline, $a$ the scores of the pixels, $\\Phi$ the method that made the map, $M$ the mask.",
+}
+
+
+def code(names: list[str]) -> str:
+    """Write names as code, separated by commas."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor that GitHub and Sphinx give a heading."""
+    return heading.lower().replace(" ", "-")
+
+
+def links(names: list[str]) -> str:
+    """Link to the pages of methods and metrics, seen from one of these pages."""
+    kinds = {name: kind for kind, notes in NOTES.items() for name in notes}
+    return " · ".join(f"[{NOTES[kinds[name]][name]['title']}](../{kinds[name]}/{name}.md)" for name in names)
+
+
+def docstring(thing: object) -> str:
+    """Return a docstring without its sections."""
+    return re.split(r"\n\n\w+\n-{4,}\n", text(thing))[0]
+
+
+def method_facts(name: str) -> Iterator[tuple[str, str]]:
+    """Name and value of what the registry says about a method."""
+    method = METHODS[name]
+    yield "cost per image", method.passes
+    yield "engines", code(["fast", *(["captum"] if name in CAPTUM else [])])
+    yield "source", method.reference
+
+
+def interval(metric: Metric) -> str:
+    """Write a metric's range with the signs of mathematics."""
+    return metric.range.replace("inf", "∞").replace("-", "−")
+
+
+def metric_cost(metric: Metric) -> str:
+    """Say what a score costs at two sizes of images, with the default settings."""
+    at = {size: settings_at_size(metric.settings.model_construct(), size, size) for size in (28, 224)}
+    small, large = (metric.forwards(at[size], size * size) for size in at)
+    parts = [f"{small} images predicted"] if large else []
+    if small != large:
+        parts[0] += f" at 28×28, {large} at 224×224"
+    if metric.maps:
+        parts.append(f"maps made again: {metric.maps(at[28])}")
+    return "; ".join(parts) or "no pass through the model"
+
+
+def metric_facts(name: str) -> Iterator[tuple[str, str]]:
+    """Name and value of what the registry says about a metric."""
+    metric = METRICS[name]
+    better = {"higher": "higher is better", "lower": "lower is better", "neither": "neither is better"}
+    yield "direction", better[metric.better]
+    yield "range", interval(metric)
+    yield "cost per image", metric_cost(metric)
+    yield "engines", code(list(metric.engines))
+    yield "compared with Quantus 0.6", NOTES["metrics"][name]["quantus"]
+    if metric.undefined:
+        yield "no score (NaN)", f"where {metric.undefined.rstrip('.')}"
+    yield "source", metric.reference
+
+
+def page(kind: str, name: str) -> str:
+    """Write the page of a method or a metric."""
+    note = NOTES[kind][name]
+    if kind == "methods":
+        thing, facts, ending = METHODS[name], method_facts(name), "jpg"
+        call = f'maps = sl.attribute(model, x, y, "{name}")'
+        opening = docstring(METHODS[name].run)
+        overview, reference = "attribution.md", "all methods"
+    else:
+        thing, facts, ending = METRICS[name], metric_facts(name), "png"
+        call = f'scores = sl.evaluate(model, x, y, maps, "{name}")'
+        opening = f"{note['short'][0].upper()}{note['short'][1:]}."
+        overview, reference = "metrics.md", "all metrics"
+    heading = FAMILIES[thing.family]
+    lines = [
+        f"# {note['title']}: `{name}`",
+        "",
+        f"    {call}",
+        "",
+        opening,
+        "",
+        f"![{note['title']}](../figures/{kind}/{name}.{ending})",
+        "",
+        f"*{CAPTIONS[kind]}*",
+        "",
+        "## Formula",
+        "",
+        f"$${note['formula']}$$",
+        "",
+        SYMBOLS[kind],
+        "",
+        "## Facts",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| family | [{heading.lower()}](../{overview}#{anchor(heading)}) |",
+        *(f"| {key} | {value} |" for key, value in facts),
+        "",
+        "## Settings",
+        "",
+    ]
+    if thing.settings.model_fields:
+        lines += [docstring(thing.settings), "", *settings(thing.settings)]
+    else:
+        lines += ["None.", ""]
+    lines += [
+        "## When to use it",
+        "",
+        note["prefer"],
+        "",
+        "## When it misleads",
+        "",
+        note["misleads"],
+        "",
+        "## See also",
+        "",
+        f"{links(note['related'])} · [{reference}](../{overview})",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+CAPTIONS = {
+    "methods": "Drawn by `python docs/catalogue_pictures.py`; the picture names the network.",
+    "metrics": "Four methods on test images, each dot one image, with the mean and its 95 % interval. "
+    "Drawn by `python docs/catalogue_pictures.py`.",
+}
+
+
+def defaults(name: str) -> str:
+    """Name the settings of a metric whose defaults a paper must report."""
+    fields = METRICS[name].settings.model_fields
+    usual = {"baseline": "black", "output": "probability", "absolute": False, "order": "most_relevant_first"}
+    parts = [
+        f"`{key}` {shown(field).strip('`')}"
+        for key, field in fields.items()
+        if not (field.is_required() or field.default is None or usual.get(key) == field.default)
+    ]
+    return f"; {', '.join(parts)}" if parts else ""
+
+
+def method_table(family: str) -> Iterator[str]:
+    """Tabulate the methods of a family."""
+    yield "| method | map | cost per image | source |"
+    yield "| --- | --- | --- | --- |"
+    for name in dict(grouped(METHODS, lambda name: METHODS[name].family))[family]:
+        note, method = NOTES["methods"][name], METHODS[name]
+        yield f"| [`{name}`](methods/{name}.md) | {note['short']} | {method.passes} | {method.reference} |"
+
+
+def metric_table(family: str) -> Iterator[str]:
+    """Tabulate the metrics of a family."""
+    yield "| metric | definition | better | range | source | compared with Quantus |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for name in dict(grouped(METRICS, lambda name: METRICS[name].family))[family]:
+        note, metric = NOTES["metrics"][name], METRICS[name]
+        row = [
+            f"[`{name}`](metrics/{name}.md)",
+            note["short"] + defaults(name),
+            metric.better,
+            interval(metric),
+            metric.reference,
+            note["quantus"],
+        ]
+        yield f"| {' | '.join(row)} |"
+
+
+def index(kind: str) -> str:
+    """Write the page that lists all pages of a kind."""
+    registry = METHODS if kind == "methods" else METRICS
+    what, overview = ("method", "attribution.md") if kind == "methods" else ("metric", "metrics.md")
+    title = "Attribution methods, one page each" if kind == "methods" else "Metrics, one page each"
+    lines = [
+        f"# {title}",
+        "",
+        f"Each page has a picture, the formula, the cost, the settings, and when the {what} misleads.",
+        f"[The overview](../{overview}) compares them and says what all have in common.",
+        "",
+    ]
+    for family, names in grouped(registry, lambda name: registry[name].family):
+        lines += [f"## {FAMILIES[family]}", ""]
+        lines += [f"- [{NOTES[kind][name]['title']}]({name}.md): `{name}`" for name in names]
+        lines += ["", "```{toctree}", ":hidden:", "", *names, "```", ""]
+    return "\n".join(lines)
+
+
+def with_tables(overview: str, table: object) -> str:
+    """Return an overview page with its tables written anew, between the comments that mark them."""
+    written = (DOCS / overview).read_text(encoding="utf-8")
+
+    def replace(found: re.Match[str]) -> str:
+        return f"<!-- table: {found[1]} -->\n\n" + "\n".join(table(found[1])) + "\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", replace, written, flags=re.DOTALL)
+
+
+def pages() -> dict[Path, str]:
+    """Return the text of every page that is made here."""
+    made = {
+        DOCS / kind / f"{name}.md": page(kind, name)
+        for kind, registry in (("methods", METHODS), ("metrics", METRICS))
+        for name in registry
+    }
+    made |= {DOCS / kind / "index.md": index(kind) for kind in NOTES}
+    made[DOCS / "attribution.md"] = with_tables("attribution.md", method_table)
+    made[DOCS / "metrics.md"] = with_tables("metrics.md", metric_table)
+    return made
+
+
+def main() -> None:
+    """Write the pages, and remove those of methods and metrics that no longer exist."""
+    made = pages()
+    for kind in NOTES:
+        (DOCS / kind).mkdir(exist_ok=True)
+        for old in set((DOCS / kind).glob("*.md")) - set(made):
+            old.unlink()
+    for path, content in made.items():
+        path.write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
