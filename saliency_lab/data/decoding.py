@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.limits import check_memory
 from saliency_lab._common.pictures import eight_bit, is_grey, open_picture
 from saliency_lab._common.progress import progress
+from saliency_lab._common.tensor_files import tensors_header
 
 CACHE = ".saliency_lab"
 """The folder of decoded images, next to the folder or zip file that they are of."""
@@ -198,8 +198,8 @@ def _decode_to_file(path: Path, names: Names, decode: Decoder) -> None:
     assert decode.shape is not None
     parts = sorted(names)
     every = [name for part in parts for name in names[part]]
-    shapes = {part: (len(names[part]), *decode.shape) for part in parts}
-    header, size = _header(shapes, "0" * 32), prod(decode.shape)
+    shapes = {part: (torch.uint8, (len(names[part]), *decode.shape)) for part in parts}
+    header, size = tensors_header(shapes, {"digest": "0" * 32}), prod(decode.shape)
     partial = path.with_name(f".{path.name}.partial")
     with _translate_disk_errors(), partial.open("a+b") as file:
         done = max(0, (file.seek(0, os.SEEK_END) - len(header)) // size)
@@ -221,7 +221,7 @@ def _decode_to_file(path: Path, names: Names, decode: Decoder) -> None:
         with safe_open(partial, framework="pt") as opened:
             digest = _digest(path, {part: opened.get_tensor(part) for part in parts})
         with partial.open("r+b") as file:
-            file.write(_header(shapes, digest))
+            file.write(tensors_header(shapes, {"digest": digest}))
             _flush(file)
         partial.replace(path)
 
@@ -239,18 +239,6 @@ def _translate_disk_errors() -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         raise _CannotKeepError(str(error)) from error
-
-
-def _header(shapes: Mapping[str, tuple[int, ...]], digest: str) -> bytes:
-    """Return the header of a safetensors file of uint8 arrays; its length does not depend on the digest."""
-    entries: dict[str, Any] = {"__metadata__": {"digest": digest}}
-    end = 0
-    for part, shape in shapes.items():
-        begin, end = end, end + prod(shape)
-        entries[part] = {"dtype": "U8", "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _read_if_sound(path: Path) -> dict[str, Tensor] | None:
