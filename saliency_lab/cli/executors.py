@@ -25,7 +25,8 @@ ExecutorName = Annotated[
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="How many processes, or local Dask workers.")]
 Address = Annotated[
-    str | None, typer.Option("--address", help="Of a running Dask scheduler, such as tcp://host:8786.")
+    str | None,
+    typer.Option("--address", help="Address of a running Dask scheduler, such as tcp://host:8786."),
 ]
 
 
