@@ -91,7 +91,7 @@ def write_tables(results: dict[str, dict[str, Any]], data: str) -> str:
             f"| {norm}, ε = {RADII[data][norm]} | {images} | {exact(believed, len(broken))} | "
             f"{exact(len(refused), len(honest))} | {exact(wrongly, len(honest))} | {typical:.1f} s |"
         )
-    lines += ["", excess(rows)]
+    lines += ["", excess(rows), "", refusals(rows)]
 
     def size(setting: tuple[str, int]) -> tuple[int, int]:
         return sum((r["norm"], int(r["images"])) == setting for r in rows), setting[1]
@@ -118,13 +118,27 @@ def excess(rows: list[dict[str, Any]]) -> str:
     for r in broken:
         if r["worst_case"] - r["adaptive"] > 0.025:
             above.setdefault(r["name"], []).append(100 * (r["worst_case"] - r["adaptive"]))
-    count = sum(map(len, above.values()))
     listed = "; ".join(f"{name} (by {max(points):.0f} points at most)" for name, points in above.items())
-    near = f"{len(broken) - count} of {len(broken)}"
+    near = len(broken) - sum(map(len, above.values()))
+    share = f"{near} of {len(broken)}" if listed else f"all {len(broken)}"
     return (
-        f"In {near} audits of broken defences the worst case is at most 2 points above the accuracy that\n"
-        f"the adaptive attack leaves. The others: {listed or 'none'}."
+        f"In {share} audits of broken defences the worst case is at most 2 points above the accuracy that\n"
+        f"the adaptive attack leaves.{f' The others: {listed}.' if listed else ''}"
     )
+
+
+def refusals(rows: list[dict[str, Any]]) -> str:
+    """List the honest networks that were not believed, and by how much the reported number was too high."""
+    listed: dict[str, list[str]] = {}
+    for r in rows:
+        if r["kind"] == "honest" and r["verdict"] != "believe":
+            points = 100 * (r["reported"] - r["worst_case"])
+            listed.setdefault(r["name"], []).append(f"{points:.0f} ({r['norm']}, {r['images']} images)")
+    lines = [
+        "| honest network that was refused | points by which the reported number was too high |",
+        "| --- | --- |",
+    ]
+    return "\n".join(lines + [f"| {name} | {', '.join(points)} |" for name, points in listed.items()])
 
 
 def write_page(path: Path, tables: str) -> None:

@@ -561,7 +561,9 @@ def weights_digest(model: nn.Module) -> tuple[int, ...]:
     `torch.hash_tensor` will not do: it adds up bits modulo 2, so that twice the weights often have its value.
     """
     tensors = [each.detach() for each in (*model.parameters(), *model.buffers()) if each.is_floating_point()]
-    return tuple(zlib.crc32(each.cpu().contiguous().flatten().view(torch.uint8).numpy()) for each in tensors)
+    return tuple(
+        zlib.crc32(each.cpu().contiguous().flatten().view(torch.uint8).numpy().data) for each in tensors
+    )
 
 
 def _plain_attributes(model: nn.Module) -> list[Any]:

@@ -145,7 +145,7 @@ def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> No
 
 
 def _describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """One clause a problem: the dotted key, the reason, and the value that was given."""
+    """Write one clause per problem: the dotted key, the reason, and the value that was given."""
     clauses: dict[str, str] = {}
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"] if not _is_alternative(part))
@@ -165,5 +165,5 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _is_alternative(part: int | str) -> bool:
-    """Whether a part of a problem's place is no key, but the type that was tried of those that would do."""
+    """Return whether a part of a problem's place is not a key but one of the types that were tried."""
     return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool"))

@@ -57,7 +57,7 @@ def attribute(
 ) -> Attributions:
     """Attribute a model's output to the pixels of each image.
 
-    The work is done on the model's device, in chunks; the model is looked at in eval mode and left
+    The work is done on the model's device, in chunks; the model is run in eval mode and left
     as it was. A sample's map does not depend on the batch it comes in, and random draws are keyed by
     `seed` and the sample itself.
 

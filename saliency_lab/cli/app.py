@@ -42,8 +42,14 @@ def _print_warning(message: Warning | str, category: type[Warning], *_: Any) -> 
 class Command(TyperCommand):
     """A subcommand in whose paths `~` is the home folder.
 
-    It refuses an option given twice, where only the last value would count.
+    It refuses an option given twice, where only the last value would count. Its help breaks lines between
+    paragraphs only.
     """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        if self.help:
+            self.help = "\n\n".join(" ".join(part.split()) for part in self.help.split("\n\n"))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments.
@@ -95,7 +101,7 @@ class Commands(TyperGroup):
             print(f"error: {where}{error.strerror or error}", file=sys.stderr)
             raise typer.Exit(EXIT_ERROR) from None
         except KeyboardInterrupt:
-            print("\ninterrupted; the same command again goes on from what is saved", file=sys.stderr)
+            print("\ninterrupted; run the same command again to continue from what is saved", file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -110,7 +116,7 @@ class App(typer.Typer):
 app = App(
     name="saliency-lab",
     cls=Commands,
-    help="Train models by recipe, attribute, score the maps, attack, compare.",
+    help="Train models by recipe, compute saliency maps, score the maps, attack the models, and compare.",
     epilog="New here? `saliency-lab demo` does the whole job in minutes and downloads nothing.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -149,7 +155,7 @@ def _options(
         typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    """Train models by recipe, attribute, score the maps, attack, compare."""
+    """Train models by recipe, compute saliency maps, score the maps, attack the models, and compare."""
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
 def audit(
     models: Checkpoints,
     eps: Annotated[str, typer.Option("--eps", help='Radius in image units, such as 0.1 or "8/255".')],
-    method: Annotated[str, typer.Option("--method", help="The attack in question.")] = "pgd",
+    method: Annotated[str, typer.Option("--method", help="The attack whose result is audited.")] = "pgd",
     full: Annotated[
         bool, typer.Option("--full", help="Reference attacks at AutoAttack's standard strength (slow).")
     ] = False,

@@ -25,7 +25,8 @@ ExecutorName = Annotated[
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="How many processes, or local Dask workers.")]
 Address = Annotated[
-    str | None, typer.Option("--address", help="Of a running Dask scheduler, such as tcp://host:8786.")
+    str | None,
+    typer.Option("--address", help="Address of a running Dask scheduler, such as tcp://host:8786."),
 ]
 
 
@@ -68,7 +69,7 @@ def open_executor(name: str, workers: int, address: str | None) -> Iterator[Exec
 
 
 def _end_with_parent() -> None:
-    """Let this worker end when the process that started it is killed, which leaves it no time to say so."""
+    """End this worker when the process that started it is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -80,7 +81,7 @@ def _end_with_parent() -> None:
 
 
 def _start(pool: ProcessPoolExecutor, workers: int) -> None:
-    """Start the workers deaf to Ctrl-C, which a terminal sends to them too: this process tells them."""
+    """Start workers that ignore Ctrl-C, which a terminal sends to them too: this process ends them."""
     heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
     try:
         for _ in range(workers):

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 from typing import Annotated
 
 import typer
 
 from saliency_lab.cli.options import Json
 
-
-class What(enum.StrEnum):
-    """What can be listed."""
-
-    DATASETS = "datasets"
-    MODELS = "models"
-    ZOO = "zoo"
-    RECIPES = "recipes"
-    STUDIES = "studies"
-    METHODS = "methods"
-    METRICS = "metrics"
-    ATTACKS = "attacks"
+KINDS = ["datasets", "models", "zoo", "recipes", "studies", "methods", "metrics", "attacks"]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,13 +17,22 @@ def add_to(app: typer.Typer) -> None:
 
 
 def list_names(
-    what: Annotated[What, typer.Argument(help="What to list.", show_default=False)], json: Json = None
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND", help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.", autocompletion=lambda: KINDS
+        ),
+    ],
+    json: Json = None,
 ) -> None:
-    """List what there is; `zoo` are the trained networks that come with the package."""
+    """List the names that commands accept; `zoo` lists the trained networks of this package."""
     import saliency_lab
+    from saliency_lab._common.errors import unknown_name
     from saliency_lab.cli.output import Output
 
     output = Output(json)
-    table = getattr(saliency_lab, f"list_{what.value}")()
+    if kind not in KINDS:
+        raise unknown_name("kind of names", kind, KINDS)
+    table = getattr(saliency_lab, f"list_{kind}")()
     output.table(table)
     output.json(table.reset_index())

@@ -54,7 +54,7 @@ Device = Annotated[
         "--device", help="Where the models run: cpu, cuda, cuda:1, mps; auto is cuda if it is here, else cpu."
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the choice of images and of every draw.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the choice of images and of every draw.")]
 Store = Annotated[
     Path, typer.Option("--out", help="Folder of the results; what is there already is not computed again.")
 ]

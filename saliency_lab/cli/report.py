@@ -25,7 +25,7 @@ def report(
         typer.Option(help="Model that the others are compared with; by default the study's, or the first."),
     ] = None,
     level: Annotated[
-        float | None, typer.Option(help="Of the intervals; by default the study's, or 0.95.")
+        float | None, typer.Option(help="Level of the intervals; by default the study's, or 0.95.")
     ] = None,
     images: Annotated[int, typer.Option("--images", min=1, help="How many images the explorer holds.")] = 64,
 ) -> None:

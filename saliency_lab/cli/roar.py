@@ -58,7 +58,9 @@ def roar(
     device: Device = "auto",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder of the results; by default runs/roar. Run again to go on."),
+        typer.Option(
+            "--out", help="Folder of the results; by default runs/roar. Run the command again to continue."
+        ),
     ] = None,
     json: Json = None,
     trust: Trust = False,
@@ -66,8 +68,8 @@ def roar(
     """Retrain a recipe on images without the pixels that each method finds most important (ROAR).
 
     A method is better than the control `random` if the accuracy falls further. With --keep, the least
-    important pixels are replaced (KAR), and a better method loses less. Every network is trained once, and
-    the same command goes on where it was interrupted.
+    important pixels are replaced (KAR), and a better method loses less. Every network is trained
+    once; run the same command again to continue after an interruption.
     """
     from saliency_lab.cli.output import Output
     from saliency_lab.metrics.catalogue import LERF, MORF

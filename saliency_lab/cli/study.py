@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 
 Store = Annotated[
-    Path | None, typer.Option("--out", help="The store; by default runs/NAME. Run again to go on.")
+    Path | None,
+    typer.Option(
+        "--out", help="Folder of the store; by default runs/NAME. Run the command again to continue."
+    ),
 ]
 Plan = Annotated[bool, typer.Option("--plan", help="Only say what there is to do, and how long it takes.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Only check every file of the store.")]
@@ -123,7 +126,9 @@ def reproduce(
     name: Annotated[
         str, typer.Argument(help="A bundled study: mnist, cifar10, ... (`saliency-lab list studies`).")
     ],
-    quick: Annotated[bool, typer.Option("--quick", help="The short form, minutes on two cores.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The short form of the study, which takes minutes on two cores.")
+    ] = False,
     out: Store = None,
     page: Page = None,
     packed: From = None,
@@ -138,9 +143,9 @@ def reproduce(
     workers: Workers = 2,
     address: Address = None,
 ) -> None:
-    """Put the claims about saliency-guided training to the test: a bundled study, its page and figures.
+    """Run a bundled study that tests claims about saliency-guided training; write its page.
 
-    It can be interrupted; the same command again goes on from what is finished.
+    It can be interrupted: run the same command again to continue.
     """
     from saliency_lab.experiment.run import retrain_declared, run_declared
     from saliency_lab.experiment.schema import bundled_study, read_declaration

@@ -406,7 +406,7 @@ def _names(claim: Claim) -> list[str]:
 
 
 def _absent(claim: Claim, comparison: Comparison | None) -> list[str]:
-    """Names of a claim that nothing of the study goes by."""
+    """Return the names in a claim that nothing in the study has."""
     measures = [] if comparison is None else comparison.measures
     there = {model for measure in measures for model in measure.values}
     there |= {name for measure in measures for name in (measure.metric, measure.method)}

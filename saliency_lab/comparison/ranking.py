@@ -25,7 +25,7 @@ class Ranking:
     p : float
         Friedman's test that all are alike (JASA 1937).
     critical_difference : float
-        Nemenyi's: mean ranks farther apart than this differ at `alpha`, whichever pair is looked at.
+        Nemenyi's: mean ranks farther apart than this differ at `alpha`, whichever pair is compared.
     pairs : DataFrame
         Nemenyi's p-value of each pair.
     alpha : float

@@ -115,7 +115,7 @@ class Metric:
     maps: Callable[[Any], MapsMade] | None = None
     """Maps made per sample, from the settings, for metrics that make maps again."""
     shares: str = ""
-    """ProbePredictions shared with other metrics, so that they are best scored together; empty for none."""
+    """Which predictions it shares with other metrics, so that they are scored together; empty for none."""
     revision: int = 0
     """Counts changes of the definition under the same settings: scores stored before are computed again."""
     serial: tuple[Engine, ...] = ()
@@ -124,7 +124,7 @@ class Metric:
     """Whether samples are compared with each other, so that scores depend on the others of the call."""
 
     def direction(self, settings: Settings) -> Better:
-        """Return which scores are better under these settings: removing in the other order turns it round."""
+        """Return which scores are better under these settings: removing in the other order reverses it."""
         other: dict[Better, Better] = {"higher": "lower", "lower": "higher", "neither": "neither"}
         return other[self.better] if getattr(settings, "order", MORF) == LERF else self.better
 

@@ -45,7 +45,7 @@ class Pointing(Masks):
 
 
 class TopK(Masks):
-    """The top fraction `k` of the pixels is looked at."""
+    """The top fraction `k` of the pixels counts."""
 
     k: float = Field(0.1, gt=0, le=1)
 

@@ -151,7 +151,7 @@ class BinaryLogits(nn.Module):
 
 
 def _by_channel(name: str, values: float | Sequence[float], device: torch.device | None) -> Tensor:
-    """One value, or one per channel, as (1, 1, 1) or (C, 1, 1)."""
+    """Return one value, or one per channel, as (1, 1, 1) or (C, 1, 1)."""
     try:
         return torch.as_tensor(values, dtype=torch.float32, device=device).reshape(-1, 1, 1)
     except (TypeError, ValueError, RuntimeError):

@@ -66,7 +66,7 @@ class ResNet(nn.Module):
 
 
 def resnet8(num_classes: int, input_shape: Shape) -> nn.Module:
-    """CIFAR ResNet with 1 block a stage, 1×1 convolutions as shortcuts; after He et al., CVPR 2016.
+    """CIFAR ResNet with 1 block per stage, 1×1 convolutions as shortcuts; after He et al., CVPR 2016.
 
     Widths 16, 32, 64. Section 4.2 of the paper pads with zeros where the width changes (option A), which
     needs no parameters; here a 1×1 convolution projects (option B).
@@ -75,7 +75,7 @@ def resnet8(num_classes: int, input_shape: Shape) -> nn.Module:
 
 
 def resnet20(num_classes: int, input_shape: Shape) -> nn.Module:
-    """CIFAR ResNet with 3 blocks a stage, 1×1 convolutions as shortcuts; after He et al., CVPR 2016.
+    """CIFAR ResNet with 3 blocks per stage, 1×1 convolutions as shortcuts; after He et al., CVPR 2016.
 
     `resnet8` with three times the blocks: the paper's ResNet-20 but for the shortcuts (option B for A).
     """
@@ -83,5 +83,5 @@ def resnet20(num_classes: int, input_shape: Shape) -> nn.Module:
 
 
 def resnet18(num_classes: int, input_shape: Shape) -> nn.Module:
-    """ResNet-18 (widths 64 to 512, 2 blocks a stage) with a stem for 32×32; He et al., CVPR 2016."""
+    """ResNet-18 (widths 64 to 512, 2 blocks per stage) with a stem for 32×32; He et al., CVPR 2016."""
     return ResNet(input_shape[0], (64, 128, 256, 512), 2, num_classes)

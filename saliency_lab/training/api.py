@@ -58,7 +58,7 @@ def train(
     recipe : str, path, mapping or Recipe
         A bundled name ("mnist/asgt"), a TOML file, or the recipe itself.
     data : ImageData, optional
-        The images; by default what the recipe names. The card then bears this data set's name.
+        The images; by default what the recipe names. The card then has this data set's name.
     seed : int, optional
         Replaces the recipe's seed.
     out : path, optional
@@ -109,7 +109,7 @@ def train(
     _check_given(settled, data, model, changes)
     named, data = data is None, data if data is not None else load_data(settled.data)
     if not len(data.train):
-        raise InputError(f"data set '{data.name}' has no training images; it is there to be looked at")
+        raise InputError(f"data set '{data.name}' has no training images, only images to explain and score")
     own = model if model is not None else named_module(settled, data)
     classes = len(data.classes) if own is None else _check_own(own, data)
     identity = {
