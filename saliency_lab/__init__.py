@@ -56,7 +56,7 @@ _PACKAGES = {
     "pool_differences": "comparison",
     "power": "comparison",
     "Study": "study",
-    "verify": "study",
+    "verify": "experiment",
     "roar": "retraining",
     "list_studies": "experiment",
     "register": "_common.registry",
@@ -103,7 +103,7 @@ if TYPE_CHECKING:
     )
     from saliency_lab.reporting import report
     from saliency_lab.retraining import roar
-    from saliency_lab.study import Study, verify
+    from saliency_lab.study import Study
     from saliency_lab.training import list_recipes, load_recipe, train
 
 __all__ = [

@@ -31,6 +31,7 @@ from saliency_lab._common.inference import (
     chunk_rows,
     device_of,
     dtype_of,
+    in_float32,
     is_batch_coupled,
     pass_clock,
     predict,
@@ -221,11 +222,14 @@ class Predictions(NamedTuple):
 def predict_classes(model: nn.Module, x: Tensor) -> Predictions:
     """Return the class that a model predicts for each image (N, C, H, W), and its probability.
 
+    A network of half precision is run in float32, as for its maps.
+
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     >>> len(predict_classes(model, torch.rand(2, 1, 2, 2)).classes)
     2
     """
-    outputs = predict_many(model, x).double()
+    with in_float32(model):
+        outputs = predict_many(model, x).double()
     shares = outputs if are_probabilities(outputs) else outputs.softmax(1)
     probabilities, classes = shares.max(1)
     return Predictions(classes.tolist(), probabilities.tolist())

@@ -30,7 +30,7 @@ def verify(
 
 def print_problems(folder: Path) -> None:
     """Print what is damaged in a folder, and end the command."""
-    from saliency_lab.study import verify as check
+    from saliency_lab.experiment import verify as check
 
     damaged = check(folder)
     print("every file is intact" if damaged.empty else damaged.to_string(index=False))

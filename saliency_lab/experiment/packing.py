@@ -6,6 +6,7 @@ import lzma
 import shutil
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
@@ -14,13 +15,15 @@ from saliency_lab._common.files import atomic_path
 from saliency_lab.experiment.run import Run, declared_trainings, is_of
 from saliency_lab.experiment.schema import Declaration
 from saliency_lab.models.checkpoint import CARD
-from saliency_lab.study.cache.packing import copy_without_images
-from saliency_lab.study.cache.store import FolderStore
+from saliency_lab.study.cache.index import load_index
+from saliency_lab.study.cache.store import FolderStore, read_intact
 from saliency_lab.study.study import Study
 from saliency_lab.training.run import LOG, RECIPE
 
 _FILES = (RECIPE, CARD, LOG)
 """Files of a training run that a page is made of."""
+_LEFT_OUT = ("curve", "at")
+"""Tensors of scores that only figures need."""
 _MOST_BYTES = 2**30
 """More than this is not unpacked."""
 
@@ -54,7 +57,7 @@ def pack_results(study: Study, runs: Sequence[Run], path: str | Path) -> Path:
         raise InputError("this study is in memory; study.save('runs/first') gives it a folder to pack")
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        copy_without_images(study.store, FolderStore(folder))
+        _copy_without_images(study.store, FolderStore(folder))
         for run in runs:
             own = folder / "models" / run.model / str(run.seed)
             own.mkdir(parents=True)
@@ -70,6 +73,28 @@ def pack_results(study: Study, runs: Sequence[Run], path: str | Path) -> Path:
                 with file.open("rb") as content:
                     archive.addfile(entry, content)
     return Path(path)
+
+
+def _copy_without_images(store: FolderStore, target: FolderStore) -> None:
+    """Copy what the tables of a stored study are made of: scores, attacks, audits, labels and `study.json`.
+
+    The copy can be read as any store. Its results have the keys and facts of the original.
+
+    Raises
+    ------
+    InputError
+        If there is no intact study in `store`.
+    """
+    index = load_index(store.folder)
+    kept = {place: key for place, key in index.results.items() if place.kind != "maps"}
+    for place, key in kept.items():
+        described, content = store.describe(place.kind, key), read_intact(store, place.kind, key)
+        if described is None or content is None:
+            continue
+        tensors = {name: tensor for name, tensor in content.tensors.items() if name not in _LEFT_OUT}
+        target.write(described[0], replace(content, tensors=tensors))
+    packed = replace(index, sample=index.sample.without_images(), results=kept, store=target)
+    packed.write_manifest(exclusive=True)
 
 
 def unpack_results(

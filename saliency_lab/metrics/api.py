@@ -26,9 +26,9 @@ from saliency_lab._common.inference import (
 )
 from saliency_lab._common.passes import Passes
 from saliency_lab._common.progress import progress
-from saliency_lab._common.registry import name_of
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import preserved_rng
+from saliency_lab._common.selection import read_selection
 from saliency_lab._common.settings import Settings, as_keywords
 from saliency_lab.attribution import Attributions
 from saliency_lab.attribution.packing import PackedMaps
@@ -262,32 +262,10 @@ def evaluate_many(
     """
     if not isinstance(attributions, Mapping) or not attributions:
         raise InputError("attributions must map method names to maps, with at least one")
-    requests = read_metrics(metrics)
+    requests = read_selection(metrics, "metric")
     jobs = [make_job(metric, settings, engine) for metric, settings in requests.values()]
     scores = run_jobs(model, x, y, attributions, jobs, seed)
     return {method: dict(zip(requests, rows, strict=True)) for method, rows in scores.items()}
-
-
-def read_metrics(metrics: Any) -> dict[str, tuple[Any, Mapping[str, Any]]]:
-    """Return label → (metric, settings) for what `evaluate_many` accepts."""
-    requests: dict[str, tuple[Any, Mapping[str, Any]]] = {}
-    if isinstance(metrics, Mapping):
-        for label, value in metrics.items():
-            settings = dict(value) if isinstance(value, Mapping) else {"metric": value}
-            requests[label] = settings.pop("metric", label), settings
-    else:
-        several = isinstance(metrics, Iterable) and not isinstance(metrics, str)
-        given = list(metrics) if several else [metrics]
-        labels = [each.rpartition(":")[2] if isinstance(each, str) else name_of(each) for each in given]
-        if twice := [label for label, count in Counter(labels).items() if count > 1]:
-            raise InputError(
-                f"metric '{twice[0]}' is given {labels.count(twice[0])} times; give each a label of its own, "
-                'such as {"first": {"metric": …, "steps": 14}, "second": {"metric": …}}'
-            )
-        requests = {label: (each, {}) for label, each in zip(labels, given, strict=True)}
-    if not requests:
-        raise InputError("name at least one metric; list_metrics() says which there are")
-    return requests
 
 
 @dataclass

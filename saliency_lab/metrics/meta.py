@@ -21,8 +21,9 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import check_module, gradients_recorded
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import generator, sample_normal, sample_seeds, sample_uniform
+from saliency_lab._common.selection import read_selection
 from saliency_lab.attribution import Attributions
-from saliency_lab.metrics.api import evaluate_many, read_metrics
+from saliency_lab.metrics.api import evaluate_many
 from saliency_lab.metrics.catalogue import METRICS, Better, Metric
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import take_maps
@@ -82,7 +83,8 @@ def meta_evaluate(
     if len(attributions) < 2:
         raise InputError("meta_evaluate ranks methods, so attributions must hold the maps of two or more")
     requests = {
-        label: (METRICS.find(metric), settings) for label, (metric, settings) in read_metrics(metrics).items()
+        label: (METRICS.find(metric), settings)
+        for label, (metric, settings) in read_selection(metrics, "metric").items()
     }
     for label, (metric, _) in requests.items():
         if metric.better == "neither":

@@ -21,6 +21,7 @@ from saliency_lab._common.inference import check_module, named_device
 from saliency_lab._common.passes import predict_classes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import machine, versions
+from saliency_lab._common.selection import Selection
 from saliency_lab.data import ImageData
 from saliency_lab.metrics.catalogue import LERF, MORF, Order
 from saliency_lab.retraining.replacement import channel_means, pixel_ranks, replace_pixels
@@ -28,7 +29,7 @@ from saliency_lab.retraining.result import CONTROL, RoarResult
 from saliency_lab.study.cache.results import Content, Result, cache_versions
 from saliency_lab.study.cache.store import FolderStore, MemoryStore, Store, read_intact
 from saliency_lab.study.keys import method_dependencies
-from saliency_lab.study.requests import Request, Selection, read_methods
+from saliency_lab.study.requests import Request, read_methods
 from saliency_lab.training import Recipe, load_recipe, train
 from saliency_lab.training.api import fabric_device, load_data, named_module
 from saliency_lab.training.health import CONSTANT_SHARE

@@ -6,7 +6,7 @@ network contributes is added for each result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -16,11 +16,11 @@ from saliency_lab._common.fingerprints import canonical
 from saliency_lab._common.inference import HALF, dtype_of
 from saliency_lab.attribution.catalogue import METHODS, key_settings
 from saliency_lab.metrics.catalogue import stored_settings
-from saliency_lab.study.cache.results import Result, cache_versions
+from saliency_lab.study.cache.results import Kind, Result, cache_versions
 from saliency_lab.study.requests import Request
 from saliency_lab.study.sample import StudySample
 
-Dependencies: TypeAlias = Mapping[str, Any]
+Dependencies: TypeAlias = dict[str, Any]
 """What a request contributes: the name of what is asked for, or the hash of a function; its settings."""
 
 
@@ -61,27 +61,19 @@ def attack_dependencies(request: Request) -> Dependencies:
     return depends
 
 
-def precision_dependencies(net: nn.Module | None) -> Dependencies:
-    """Return what distinguishes maps of a half-precision network, which 0.1.0 computed in its precision."""
-    return {"computed in": "float32"} if net is not None and dtype_of(net) in HALF else {}
+def make_result(kind: Kind, model: str, images: str, request: Dependencies, seed: int, **more: Any) -> Result:
+    """Return a result of a network on images, given by their fingerprints.
+
+    `more` is what only some kinds depend on: `maps` (the key of what is scored), `eps` of an attack.
+    """
+    depends = {"model": model, "images": images, **request, **more, "seed": seed}
+    return Result(kind, {**depends, "versions": cache_versions(kind)})
 
 
-def maps_result(model: str, images: str, request: Dependencies, seed: int) -> Result:
-    """Return the result of attributing a model by one method."""
-    depends = {"model": model, "images": images, **request, "seed": seed}
-    return Result("maps", {**depends, "versions": cache_versions("maps")})
-
-
-def scores_result(model: str, images: str, maps: str, request: Dependencies, seed: int) -> Result:
-    """Return the result of scoring one set of maps, given by its key, by one metric."""
-    depends = {"model": model, "images": images, "maps": maps, **request, "seed": seed}
-    return Result("scores", {**depends, "versions": cache_versions("scores")})
-
-
-def attack_result(model: str, images: str, request: Dependencies, eps: Sequence[float], seed: int) -> Result:
-    """Return the result of one attack at several ε."""
-    depends = {"model": model, "images": images, **request, "eps": list(eps), "seed": seed}
-    return Result("attack", {**depends, "versions": cache_versions("attack")})
+def maps_result(model: str, net: nn.Module | None, images: str, request: Dependencies, seed: int) -> Result:
+    """Return the result of attributing a network; 0.1.0 computed one of half precision in its precision."""
+    half = net is not None and dtype_of(net) in HALF
+    return make_result("maps", model, images, request, seed, **({"computed in": "float32"} if half else {}))
 
 
 def audit_result(
@@ -97,11 +89,8 @@ def audit_result(
 
     `sources` are the names and fingerprints of the networks that points are transferred from.
     """
-    depends = {"model": model, "images": images, **request, "eps": [eps], "seed": seed}
-    if sources:
-        depends["sources"] = dict(sources)
-    versions = cache_versions("audit")
-    return Result("audit", {**depends, "versions": versions, "budget": budget, "checklist": 2})
+    more = {"eps": [eps], "budget": budget, "checklist": 2} | ({"sources": dict(sources)} if sources else {})
+    return make_result("audit", model, images, request, seed, **more)
 
 
 def _identity(request: Request) -> Any:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab.attribution import attribute
 from saliency_lab.study.cache.index import ResultIndex
-from saliency_lab.study.cache.results import Kind, Place, Result
 from saliency_lab.study.cache.store import MemoryStore, Store
-from saliency_lab.study.requests import GridRequests, Request, StudyStep
+from saliency_lab.study.requests import GridRequests, Request, StudyStep, Verb
 from saliency_lab.study.sample import Member, StudySample
 from saliency_lab.study.tasks import StudyTask, TaskInputs, make_tasks, perform
 
@@ -44,7 +43,9 @@ def make_plan(requests: GridRequests, inputs: TaskInputs, index: ResultIndex, ne
             row: dict[str, Any] = {"step": step.verb, "what": request.label, "results": total}
             row["missing"] = missing
             if missing:
-                row["seconds"] = clock.seconds(request, tasks) * missing / total * len(index.members)
+                sources = len(tasks[0].sources)
+                seconds = clock.seconds(step.verb, request, index, sources)
+                row["seconds"] = seconds * missing / total * len(index.members)
             rows.append(row)
     return pd.DataFrame(rows, columns=PLAN_COLUMNS)
 
@@ -65,7 +66,7 @@ def plan_networks(
 
 
 class _Clock:
-    """Measures how long one network takes for a step on all images of the study."""
+    """Measures how long one network takes for a request on all images of the study."""
 
     def __init__(self, net: nn.Module, sample: StudySample, seed: int) -> None:
         self.net, self.sample, self.seed = net, sample, seed
@@ -73,56 +74,48 @@ class _Clock:
         self.store = MemoryStore()
         self.warm = False
 
-    def seconds(self, request: Request, tasks: Sequence[StudyTask]) -> float:
-        """Return the seconds that the tasks of a request take for one network."""
+    def seconds(self, verb: Verb, request: Request, index: ResultIndex, sources: int) -> float:
+        """Return the seconds of a request for one network; an audit has `sources` other networks."""
         if not self.warm:  # the first passes start a GPU
             with contextlib.suppress(SaliencyLabError):  # a network may have no gradient
                 attribute(self.net, self.few.x, self.few.y)
             self.warm = True
-        kind = tasks[0].kind
-        if kind in ("attack", "audit"):
-            requests = {label: each for task in tasks for label, each in task.requests.items()}
-            images = request.images if kind == "audit" else len(self.sample.x)
-            return self._strongest(kind, requests, images, len(tasks[0].sources))
-        share = len(self.sample.x) / len(self.few.x)
-        if kind == "maps":
-            return share * self._time([self._maps_task(request)])
-        maps = {label: self._maps_task(each) for label, (_, each) in tasks[0].maps.items()}
-        self._time([task for task in maps.values() if not self.store.has("maps", task.lock)])
-        return share * self._time([self._scores_task(request, maps)])
+        count = len(self.sample.x)
+        if verb in ("attack", "audit"):
+            return self._strongest(verb, request, index, request.images or count, sources)
+        if verb == "score":
+            for method in index.methods.values():
+                for task in self._tasks("attribute", method, index, self.few):
+                    if not self.store.has("maps", task.lock):
+                        self._time([task], self.net, self.few)
+        return self._time(self._tasks(verb, request, index, self.few), self.net, self.few) * (
+            count / len(self.few.x)
+        )
 
-    def _maps_task(self, request: Request) -> StudyTask:
-        return self._task("maps", self._cut(request, len(self.few.y)))
-
-    def _scores_task(self, request: Request, maps: Mapping[str, StudyTask]) -> StudyTask:
-        results = {}
-        for method in maps:
-            place = Place("scores", method, request.label, "", 0)
-            results[place] = Result("scores", {"method": method, "metric": request.label})
-        sources = {}
-        for label, task in maps.items():
-            sources[label] = next(iter(task.results.values())), task.requests[label]
-        cut = self._cut(request, len(self.few.y))
-        return StudyTask(results, {request.label: cut}, self.seed, "", sources)
-
-    def _task(self, kind: Kind, request: Request, sources: int = 0) -> StudyTask:
-        """Return a task whose result nobody reads, with the network itself as every source."""
-        result = Result(kind, {"label": request.label})
-        place = Place(kind, request.label, "", "", 0)
-        others = tuple(("", 1 + i) for i in range(sources))
-        return StudyTask({place: result}, {request.label: request}, self.seed, result.key, sources=others)
-
-    def _strongest(self, kind: Kind, requests: Mapping[str, Request], images: int, sources: int) -> float:
+    def _strongest(
+        self, verb: Verb, request: Request, index: ResultIndex, images: int, sources: int
+    ) -> float:
         """Return the seconds of attacks or audits of images that all withstand them."""
-        withstands = _Withstands(self.net)
         sizes = sorted({min(size, images) for size in _ATTACKED})
         taken = []
         for size in sizes:
             sample = StudySample(self.sample.x[:size], torch.zeros_like(self.sample.y[:size]))
-            tasks = [self._task(kind, self._cut(each, size), sources) for each in requests.values()]
-            taken.append(self._time(tasks, withstands, sample))
+            tasks = self._tasks(verb, request, index, sample, sources)
+            taken.append(self._time(tasks, _Withstands(self.net), sample))
         each_more = (taken[-1] - taken[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else 0.0
         return taken[-1] + max(each_more, 0.0) * (images - sizes[-1])
+
+    def _tasks(
+        self, verb: Verb, request: Request, index: ResultIndex, sample: StudySample, sources: int = 0
+    ) -> list[StudyTask]:
+        """Return the tasks of a request for a few images and one network, which is each source as well."""
+        members = [Member(str(number), 0, "", self.net) for number in range(1 + sources)]
+        networks = {member: member.model for member in members}
+        few = ResultIndex(sample, "", self.seed, members, self.store, {}, attacks=index.attacks)
+        few.methods = {label: self._cut(each, len(sample.y)) for label, each in index.methods.items()}
+        step = StudyStep(verb, [self._cut(request, len(sample.y))])
+        tasks = make_tasks(step, TaskInputs(sample, "", networks, self.seed), few)
+        return [task for task in tasks if task.network == (members[0].model, 0)]
 
     def _cut(self, request: Request, size: int) -> Request:
         """Return a request for fewer images; settings may have one entry per image."""
@@ -133,17 +126,12 @@ class _Clock:
         }
         return replace(request, settings=settings, images=size)
 
-    def _time(
-        self,
-        tasks: Sequence[StudyTask],
-        net: nn.Module | None = None,
-        sample: StudySample | None = None,
-    ) -> float:
+    def _time(self, tasks: Sequence[StudyTask], net: nn.Module, sample: StudySample) -> float:
         """Return the seconds of carrying the tasks out; raise the first error if all results of one fail."""
         started = time.perf_counter()
         for task in tasks:
-            networks = dict.fromkeys((task.network, *task.sources), net or self.net)
-            failures = list(perform(task, networks, sample or self.few, self.store).values())
+            networks = dict.fromkeys((task.network, *task.sources), net)
+            failures = list(perform(task, networks, sample, self.store).values())
             if failures and len(failures) == len(task.results):
                 raise failures[0].exception or SaliencyLabError(failures[0].error)
         return time.perf_counter() - started

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from saliency_lab._common.passes import Predictions, predict_classes
 from saliency_lab.attribution import Attributions
 from saliency_lab.comparison.claims import Answered, Purpose, answer
 from saliency_lab.comparison.comparison import Comparison
+from saliency_lab.comparison.schema import AUDITS, ROBUSTNESS, SCORES, tidy
 from saliency_lab.study import compute
 from saliency_lab.study.cache.index import ResultIndex, refuse_different_settings
 from saliency_lab.study.cache.manifest import audited_attack
@@ -28,7 +29,6 @@ from saliency_lab.study.cache.store import Store, read_intact
 from saliency_lab.study.keys import maps_result, method_dependencies
 from saliency_lab.study.requests import Request, stored_request
 from saliency_lab.study.sample import Member, StudySample
-from saliency_lab.study.schema import AUDITS, FAILURES, ROBUSTNESS, SCORES, tidy
 
 _SHOWN = 8
 """Images in the HTML summary."""
@@ -237,8 +237,8 @@ class StudyResults:
         """One row per (model, recipe, seed, method, metric, sample): the score, NaN where undefined."""
         parts = []
         for place, member, content in self._index.of_kind("scores"):
-            keys = {"method": place.label, "metric": place.metric}
-            parts.append((member, keys, {"score": content.tensors["values"].numpy()}))
+            keys = {**_network(member), "method": place.label, "metric": place.metric}
+            parts.append((keys, {"score": content.tensors["values"].numpy()}))
         return tidy(parts, SCORES)
 
     @property
@@ -250,7 +250,8 @@ class StudyResults:
         parts = []
         for place, member, content in self._index.of_kind("attack"):
             for eps, robust in zip(content.info["eps"], content.tensors["robust"], strict=True):
-                parts.append((member, {"attack": place.label, "eps": eps}, {"robust": robust.numpy()}))
+                keys = {**_network(member), "attack": place.label, "eps": eps}
+                parts.append((keys, {"robust": robust.numpy()}))
         return tidy(parts, ROBUSTNESS)
 
     @property
@@ -272,7 +273,7 @@ class StudyResults:
     def failures(self) -> pd.DataFrame:
         """One row per result that failed, with error and traceback. The next run tries them again."""
         rows = [[*place, failure.error, failure.traceback] for place, failure in self._index.failures.items()]
-        return pd.DataFrame(rows, columns=FAILURES)
+        return pd.DataFrame(rows, columns=["model", "seed", "what", "error", "traceback"])
 
     @property
     def results(self) -> Mapping[Place, str]:
@@ -353,37 +354,35 @@ class StudyResults:
         return list(written)
 
     def __repr__(self) -> str:
-        index, count, seeds = self._index, len(self.models), len(self.members)
+        count, seeds = len(self.models), len(self.members)
         models = f"{count} model{'s' if count > 1 else ''}" + (f" ({seeds} seeds)" if seeds > count else "")
-        listed = "".join(f"; {what}: {names}" for what, names in self._names().items() if names)
-        failed = f"; {len(index.failures)} failed" if index.failures else ""
+        listed = "".join(f"; {what}: {names}" for what, names in self._names().items())
+        failed = f"; {len(self._index.failures)} failed" if self._index.failures else ""
         return f"Study({models}, {len(self.x)} images {tuple(self.x.shape[1:])}{listed}{failed})"
 
     def _repr_html_(self) -> str:
         seeds = {name: sum(member.model == name for member in self.members) for name in self.models}
-        audited = self.audits.drop_duplicates(["model", "seed", "attack", "eps"])
-        columns = [audited[name] for name in ("model", "attack", "eps", "verdict")]
-        audits = [
-            f"{model}, {attack} at ε = {format_epsilon(eps)}: {verdict}"
-            for model, attack, eps, verdict in zip(*columns, strict=True)
-        ]
-        failed = len(self._index.failures)
         rows = {
             "models": ", ".join(f"{name} ({n} seeds)" if n > 1 else name for name, n in seeds.items()),
             "images": f"{len(self.x)} × {tuple(self.x.shape[1:])}",
             **self._names(),
-            "audits": "; ".join(audits),
-            "failed": f"{failed} results; study.failures says why" if failed else "",
         }
+        audited = self.audits.drop_duplicates(["model", "seed", "attack", "eps"])
+        if len(audited):
+            rows["audits"] = "; ".join(
+                f"{row['model']}, {row['attack']} at ε = {format_epsilon(row['eps'])}: {row['verdict']}"
+                for row in audited.to_dict("records")
+            )
+        if self._index.failures:
+            rows["failed"] = f"{len(self._index.failures)} results; study.failures says why"
         shown = self.x[:_SHOWN]
-        named = {what: text for what, text in rows.items() if text}
-        return facts("study", named) + strip(shown, f"the first {len(shown)} images")
+        return facts("study", rows) + strip(shown, f"the first {len(shown)} images")
 
     def _names(self) -> dict[str, str]:
         index = self._index
         names = {"methods": index.labels("maps"), "metrics": index.metrics}
         names |= {"attacks": index.labels("attack"), "audits": index.labels("audit")}
-        return {what: ", ".join(labels) for what, labels in names.items()}
+        return {what: ", ".join(labels) for what, labels in names.items() if labels}
 
     def _member(self, model: str, seed: int | None = None) -> Member:
         """Return a network by model and training seed; without a seed, the first of the model."""
@@ -403,7 +402,7 @@ class StudyResults:
         request = index.methods.get(method)
         model = model_fingerprint(member.net)
         if request is not None:
-            result = maps_result(model, index.images, method_dependencies(request), index.seed)
+            result = maps_result(model, member.net, index.images, method_dependencies(request), index.seed)
             if result.key == key:
                 content = compute.compute_maps(member.net, index.sample, request, index.seed)
                 index.store.write(result, content)
@@ -412,6 +411,10 @@ class StudyResults:
             f"the maps by '{method}' of {member} are gone, and were made with other settings or weights than "
             "are known here; call study.attribute with that method again"
         )
+
+
+def _network(member: Member) -> dict[str, Any]:
+    return {"model": member.model, "recipe": member.recipe, "seed": member.seed}
 
 
 class StudyMaps(Mapping[str, Attributions]):

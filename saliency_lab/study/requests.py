@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from saliency_lab._common.checks import parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.execution import ExecutionSettings, current_execution
-from saliency_lab._common.registry import Registry, name_of
+from saliency_lab._common.registry import Registry
+from saliency_lab._common.selection import Selection, check_label, default_label, read_selection
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.ascent import check_radius
 from saliency_lab.attacks.methods import METHODS as ATTACKS
@@ -22,10 +23,6 @@ from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.metrics.job import Job, make_job
 from saliency_lab.study.sample import StudySample
-
-Selection: TypeAlias = "str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | Mapping[str, Any]"
-"""A name, a function, several of these, or label → settings, which name the `method` or `metric` unless the
-label does."""
 
 Budget = Literal["quick", "full"]
 
@@ -143,7 +140,8 @@ def read_methods(given: Selection) -> list[Request]:
         For an unknown method or setting.
     """
     requests = []
-    for label, what, settings in _read_selection(given, "method"):
+    for label, (named, settings) in read_selection(given, "method").items():
+        what = METHODS.custom(named)
         own = {key: settings.pop(key) for key in ("engine", "target") if key in settings}
         call = parse_call(what, settings, label=label, **own)
         requests.append(Request(label, what, call.keywords))
@@ -164,7 +162,8 @@ def read_metrics(given: Selection, sample: StudySample) -> list[Request]:
         For an unknown metric or setting, or if a metric needs masks and the sample has none.
     """
     requests = []
-    for label, what, settings in _read_selection(given, "metric"):
+    for label, (named, settings) in read_selection(given, "metric").items():
+        what = METRICS.custom(named)
         engine = settings.pop("engine", None)
         masks = {}
         if needs_sample_masks(Request(label, what, settings)):
@@ -210,8 +209,8 @@ def read_attack(
         )
     settings = dict(settings or {})
     if label is None:
-        label = _default_label(attack) + ("_l2" if settings.get("norm") == "l2" else "")
-    label, attack = _check_label(label, "attack"), ATTACKS.custom(attack)
+        label = default_label(attack) + ("_l2" if settings.get("norm") == "l2" else "")
+    label, attack = check_label(label, "an attack"), ATTACKS.custom(attack)
     radii = tuple(sorted({0.0, *parse_radii(eps)}))
     parsed = parse_settings(ATTACKS.find(attack).settings, settings, of=f"attack '{label}'")
     check_radius(max(radii), getattr(parsed, "norm", "linf"))
@@ -287,53 +286,3 @@ def _attack_arguments(given: Mapping[str, Mapping[str, Any]] | None, *names: str
         settings = {key: value for key, value in each.items() if key not in {*arguments, "attack"}}
         calls.append({"attack": each.get("attack", label), "label": label, "settings": settings, **arguments})
     return calls
-
-
-def _read_selection(given: Selection, kind: str) -> list[tuple[str, Any, dict[str, Any]]]:
-    """Return label, what is meant and its settings as given; `kind` is "method" or "metric"."""
-    if isinstance(given, str) or callable(given):
-        given = [given]
-    if not isinstance(given, Mapping | Sequence) or isinstance(given, bytes):
-        raise InputError(f"{kind}s must be a name, a function, several, or label → settings, not {given!r}")
-    if not isinstance(given, Mapping):
-        by_label: dict[str, Any] = {}
-        for each in given:
-            label = _default_label(each)
-            if label in by_label:
-                same = by_label[label] is each or by_label[label] == each
-                raise InputError(
-                    f"{kind} '{label}' is given twice; give each a label of its own, such as "
-                    f"{{'first': {{'{kind}': '{label}', …}}, 'second': {{'{kind}': '{label}', …}}}}"
-                    if same
-                    else f"two different {kind}s are called '{label}'; give each a label of its own, such as "
-                    "{'first': f, 'second': g}"
-                )
-            by_label[label] = each
-        given = {label: {kind: each} for label, each in by_label.items()}
-    if not given:
-        raise InputError(f"name at least one {kind}; list_{kind}s() shows which there are")
-    read = []
-    for label, value in given.items():
-        _check_label(label, kind)
-        if not (isinstance(value, str | Mapping) or callable(value)):
-            raise InputError(f"{kind} '{label}' must map to its settings, such as {{}}, not {value!r}")
-        settings = {kind: value} if isinstance(value, str) or callable(value) else dict(value)
-        what = _REGISTRIES[kind].custom(settings.pop(kind, label))
-        read.append((label, what, settings))
-    return read
-
-
-_REGISTRIES: dict[str, Registry[Any]] = {"method": METHODS, "metric": METRICS}
-
-
-def _check_label(label: Any, kind: str) -> str:
-    if not isinstance(label, str) or not label:
-        raise InputError(
-            f"the label of {'an attack' if kind == 'attack' else f'a {kind}'} must be text, such as "
-            f"'{str(label) or 'first'}', not {label!r}"
-        )
-    return label
-
-
-def _default_label(what: Any) -> str:
-    return what.rpartition(":")[2] if isinstance(what, str) else name_of(what)

@@ -20,6 +20,7 @@ from saliency_lab._common.execution import CompileMode, ExecutionSettings, curre
 from saliency_lab._common.files import writable_folder
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.samples import Images
+from saliency_lab._common.selection import Selection
 from saliency_lab.study.cache.index import ResultIndex, load_index
 from saliency_lab.study.cache.results import Failure, Place
 from saliency_lab.study.cache.store import FolderStore, MemoryStore
@@ -28,7 +29,6 @@ from saliency_lab.study.reading import StudyResults
 from saliency_lab.study.requests import (
     Budget,
     GridRequests,
-    Selection,
     read_attack,
     read_audit,
     read_grid,

@@ -20,13 +20,11 @@ from saliency_lab.study.cache.results import Content, Failure, Kind, Place, Resu
 from saliency_lab.study.cache.store import Store, read_intact
 from saliency_lab.study.keys import (
     attack_dependencies,
-    attack_result,
     audit_result,
+    make_result,
     maps_result,
     method_dependencies,
     metric_dependencies,
-    precision_dependencies,
-    scores_result,
 )
 from saliency_lab.study.requests import Request, StudyStep, attack_to_audit
 from saliency_lab.study.sample import Member, StudySample
@@ -89,9 +87,7 @@ def attribution_tasks(inputs: TaskInputs, requests: Sequence[Request]) -> list[S
     for request in requests:
         depends = method_dependencies(request)
         for member, model in inputs.networks.items():
-            result = maps_result(
-                model, inputs.images, {**depends, **precision_dependencies(member.module)}, inputs.seed
-            )
+            result = maps_result(model, member.module, inputs.images, depends, inputs.seed)
             place = Place("maps", request.label, "", member.model, member.seed)
             tasks.append(StudyTask({place: result}, {request.label: request}, inputs.seed, result.key))
     return tasks
@@ -104,12 +100,7 @@ def scoring_tasks(
     of_method = {label: method_dependencies(request) for label, request in methods.items()}
     maps = {
         member: {
-            label: (
-                maps_result(
-                    model, inputs.images, {**depends, **precision_dependencies(member.module)}, inputs.seed
-                ),
-                methods[label],
-            )
+            label: (maps_result(model, member.module, inputs.images, depends, inputs.seed), methods[label])
             for label, depends in of_method.items()
         }
         for member, model in inputs.networks.items()
@@ -123,8 +114,8 @@ def scoring_tasks(
         of_metric = {label: metric_dependencies(request, inputs.sample) for label, request in group.items()}
         for member, model in inputs.networks.items():
             results = {
-                Place("scores", method, metric, member.model, member.seed): scores_result(
-                    model, inputs.images, scored.key, depends, inputs.seed
+                Place("scores", method, metric, member.model, member.seed): make_result(
+                    "scores", model, inputs.images, depends, inputs.seed, maps=scored.key
                 )
                 for metric, depends in of_metric.items()
                 for method, (scored, _) in maps[member].items()
@@ -142,12 +133,12 @@ def attack_tasks(inputs: TaskInputs, request: Request, index: ResultIndex) -> li
         key = index.key("attack", request.label, member)
         if key in index.contents:
             recorded = index.contents[key].info["eps"]
-            if attack_result(model, inputs.images, depends, recorded, inputs.seed).key == key:
+            if make_result("attack", model, inputs.images, depends, inputs.seed, eps=recorded).key == key:
                 radii.update(recorded)
     request = replace(request, eps=tuple(sorted(radii)))
     tasks = []
     for member, model in inputs.networks.items():
-        result = attack_result(model, inputs.images, depends, request.eps, inputs.seed)
+        result = make_result("attack", model, inputs.images, depends, inputs.seed, eps=list(request.eps))
         place = Place("attack", request.label, "", member.model, member.seed)
         tasks.append(StudyTask({place: result}, {request.label: request}, inputs.seed, result.key))
     return tasks

@@ -8,7 +8,7 @@ from statsmodels.stats.multitest import multipletests
 from saliency_lab._common.errors import InputError
 from saliency_lab.comparison.claims import Answered, Claim, Endpoint, answer, describe_tests, judge
 from saliency_lab.comparison.comparison import Comparison
-from saliency_lab.study.schema import ROBUSTNESS
+from saliency_lab.comparison.schema import ROBUSTNESS
 
 IMAGES = 60
 

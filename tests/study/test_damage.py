@@ -140,6 +140,19 @@ def test_damaged_maps_are_computed_again_by_the_verb(make_study: MakeStudy, tmp_
     assert torch.equal(study.maps["plain"]["saliency"].values, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_damaged_maps_are_computed_again_where_they_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).to(dtype)
+    x = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    study = Study({"net": net}, (x, torch.tensor([0, 1, 2, 0])), store=tmp_path).attribute("saliency")
+    before = study.maps["net"]["saliency"].values.clone()
+    (path,) = (tmp_path / "cells/maps").rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="it is computed again"):
+        assert torch.equal(study.maps["net"]["saliency"].values, before)
+    assert sl.verify(tmp_path).empty
+
+
 def test_the_command_line_names_damage(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "store")
     result = CliRunner().invoke(app, ["verify", str(tmp_path / "store")])

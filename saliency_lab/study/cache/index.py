@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,16 +52,8 @@ class ResultIndex:
 
     def snapshot(self) -> ResultIndex:
         """Return an index that does not change with this one."""
-        return replace(
-            self,
-            members=list(self.members),
-            weights=dict(self.weights),
-            results=dict(self.results),
-            methods=dict(self.methods),
-            attacks=dict(self.attacks),
-            better=dict(self.better),
-            failures=dict(self.failures),
-        )
+        changing = ("members", "weights", "results", "methods", "attacks", "better", "failures")
+        return replace(self, **{name: copy(getattr(self, name)) for name in changing})
 
     def labels(self, kind: Kind) -> list[str]:
         """Return the labels of the results of a kind, each once."""
