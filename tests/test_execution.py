@@ -166,7 +166,7 @@ def test_an_output_that_is_also_read_before_the_normalisation_is_not_folded():
     net = lively(Twice("raw"))
     assert folded_logits(net, x)[0] == 1  # which the comparison of the logits refuses
     found = decided(net, x)
-    assert found.plan is not None and not found.plan.folded
+    assert found.plan is None or not found.plan.folded
     torch.testing.assert_close(found.logits(x), net(x).detach(), rtol=1e-6, atol=1e-6)
 
 
@@ -437,7 +437,20 @@ def test_a_study_stores_how_passes_ran_and_goes_on_with_that(monkeypatch, tmp_pa
         path.write_text("{")  # damaged: it is measured again
     force(monkeypatch, folded=False)
     study.attribute({"wide": {"method": "occlusion", "window": 6}})
-    assert not study.read_maps("net", "wide").provenance["passes"]["forward"]["folded"]
+    assert "passes" not in study.read_maps("net", "wide").provenance  # nothing is faster than the model's own
+
+
+def test_passes_that_nothing_beats_run_as_they_are_and_are_not_measured_again(monkeypatch):
+    net, x = lively(Residual()), torch.rand(4, 3, 8, 8)
+    for own in (None, (3, "channels_last")):
+        force(monkeypatch, folded=False)
+        found = passes.Passes(net, x, own=own)
+        found.expect(1000)
+        assert found.plan is None and torch.equal(found.logits(x), net(x).detach())
+        monkeypatch.setattr(passes._Trial, "seconds", lambda *_: pytest.fail("measured again"))
+        again = passes.Passes(net, x, own=own)
+        again.expect(1000)
+        assert again.plan is None
 
 
 def test_only_a_lower_precision_changes_the_keys_of_a_study(monkeypatch, tmp_path):

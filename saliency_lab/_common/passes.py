@@ -49,7 +49,7 @@ Layout = Literal["contiguous", "channels_last"]
 TOLERANCE = 1e-5
 """Largest difference of logits from the model's own, relative to the largest logit, or to 1."""
 
-LONG_WORK = 2.0
+LONG_WORK = 5.0
 """Seconds of estimated work from which "auto" looks for a faster form."""
 
 MANY_IMAGES = 150
@@ -82,6 +82,9 @@ class PassPlan:
         return asdict(self)
 
 
+AS_IT_IS = PassPlan(rows=0)
+"""The plan of a model for which nothing faster was found: its passes run as if nothing had been measured."""
+
 _plans: dict[str, PassPlan] = {}
 _book: ContextVar[MutableMapping[str, PassPlan] | None] = ContextVar("plans", default=None)
 _lock = threading.RLock()
@@ -104,8 +107,20 @@ class Passes:
     nothing faster is found, they run as the model's own.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, *, backward: bool = False, reduced: bool = True) -> None:
-        """Take the model, the images (N, C, H, W) of the call, and whether a lower precision is allowed."""
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        *,
+        backward: bool = False,
+        reduced: bool = True,
+        own: tuple[int, Layout] | None = None,
+    ) -> None:
+        """Take the model, the images (N, C, H, W) of the call, and whether a lower precision is allowed.
+
+        `own` is how the caller's passes run without a plan: images per pass, and layout.
+        """
+        self.own = own
         self.model, self.backward, self.reduced = model, backward, reduced and not backward
         self.x = x
         self.plan: PassPlan | None = None
@@ -147,15 +162,18 @@ class Passes:
             self._decide(wanted, work, forced)
 
     def _decide(self, wanted: ExecutionSettings, work: float, forced: bool) -> None:
-        book, key = _book.get(), _plan_key(self.model, self.x, self.backward, wanted)
+        book, key = _book.get(), _plan_key(self.model, self.x, self.backward, wanted, self.own)
         book = _plans if book is None else book
         trial = _Trial(self.model, self.x, self.backward)
         plan = book.get(key)
         if plan is None:
-            plan = _measure(trial, wanted, work, forced)
+            plan = _measure(trial, wanted, work, forced, self.own)
             if plan is None:
                 return
             book[key] = plan
+        if plan == AS_IT_IS:
+            trial.keep(None)
+            return
         if (
             plan.compiled
             and not (forced or trial.is_compiled(plan))
@@ -310,10 +328,11 @@ class _Trial:
             self._own[alone] = self._outputs(self.model, alone)
         return self._own[alone]
 
-    def keep(self, plan: PassPlan) -> None:
+    def keep(self, plan: PassPlan | None) -> None:
         """Remember that a plan is used, and drop copies in forms that none is."""
         used = self.copies.used
-        used.add(replace(plan, milliseconds=0.0))
+        if plan is not None:
+            used.add(replace(plan, milliseconds=0.0))
         nets = {(each.folded, each.layout, each.dtype) for each in used}
         self.copies.nets = {key: net for key, net in self.copies.nets.items() if key in nets or net is None}
         self.copies.fast = {key: run for key, run in self.copies.fast.items() if key in used or run is None}
@@ -429,7 +448,9 @@ class _Trial:
                 form(images)
 
 
-def _measure(trial: _Trial, wanted: ExecutionSettings, work: float, forced: bool) -> PassPlan | None:
+def _measure(
+    trial: _Trial, wanted: ExecutionSettings, work: float, forced: bool, present: tuple[int, Layout] | None
+) -> PassPlan | None:
     """Time forms, then numbers of images; return the best plan, or None if measuring does not pay."""
     model, dtype = trial.model, wanted.dtype
     usual = _usual_rows(trial)
@@ -451,6 +472,9 @@ def _measure(trial: _Trial, wanted: ExecutionSettings, work: float, forced: bool
     if own not in forms:
         return None
     times = {plan: trial.seconds(form, middle) for plan, form in forms.items()}
+    if (known := _seconds_of_one(trial)) > times[own]:  # that was one image, and a first pass
+        work *= times[own] / known
+        limit = float("inf") if forced else _SHARE * work
     left = [plan for plan in forms if plan == own or times[plan] <= _HOPELESS * min(times.values())]
     for _ in range(_ROUNDS - 1):
         for plan in left:
@@ -459,12 +483,18 @@ def _measure(trial: _Trial, wanted: ExecutionSettings, work: float, forced: bool
     if times[chosen] > _WORTH_IT * times[own]:
         chosen = own
     rows, seconds = _best_rows(trial, forms[chosen], middle, times[chosen], began + limit)
-    if rows != usual and time.perf_counter() < began + limit:
-        before = min(trial.seconds(forms[own], usual) for _ in range(2))
-        if _WORTH_IT * before < seconds:  # no better than without all this
-            chosen, rows, seconds = own, usual, before
     plan = replace(chosen, rows=rows, milliseconds=round(1000 * seconds, 3))
-    return _with_compilation(trial, plan, wanted, work)
+    found = _with_compilation(trial, plan, wanted, work)
+    if found.compiled or forced:
+        return found
+    if time.perf_counter() < began + limit:
+        usual, layout = present or (usual, "contiguous")
+        now = forms.get(replace(own, layout=layout), forms[own])
+        pairs = [(trial.seconds(forms[chosen], rows), trial.seconds(now, usual)) for _ in range(2)]
+        mine, before = (min(column) for column in zip(*pairs, strict=True))
+        if mine > _WORTH_IT * before:  # no better than without all this
+            return AS_IT_IS
+    return found
 
 
 def _seconds_of_one(trial: _Trial) -> float:
@@ -582,7 +612,13 @@ def _plain_attributes(model: nn.Module) -> list[Any]:
     return found + [(name, float(each.double().sum())) for name, each in model.named_buffers()]
 
 
-def _plan_key(model: nn.Module, x: Tensor, backward: bool, wanted: ExecutionSettings) -> str:
+def _plan_key(
+    model: nn.Module,
+    x: Tensor,
+    backward: bool,
+    wanted: ExecutionSettings,
+    own: tuple[int, Layout] | None = None,
+) -> str:
     """The hash of what the speed of passes depends on: structure, shape, device, threads and settings."""
     structure = [
         (name, type(module).__qualname__, [(*each.shape,) for each in module.parameters(recurse=False)])
@@ -590,7 +626,8 @@ def _plan_key(model: nn.Module, x: Tensor, backward: bool, wanted: ExecutionSett
     ]
     device = device_of(model)
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return fingerprint(structure, list(x.shape[1:]), kind, machine(), backward, wanted.compile, wanted.dtype)
+    facts = [structure, list(x.shape[1:]), kind, machine(), backward, wanted.compile, wanted.dtype]
+    return fingerprint(*facts, *([] if own is None else [list(own)]))
 
 
 _said: set[str] = set()

@@ -24,7 +24,6 @@ from saliency_lab._common.inference import (
     gradients_recorded,
     in_float32,
 )
-from saliency_lab._common.passes import Passes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import preserved_rng
@@ -37,7 +36,7 @@ from saliency_lab.metrics.cost import announce_long_work, predicted_images
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.job import Job, make_job
 from saliency_lab.metrics.maps import check_maps, take_maps, unusable
-from saliency_lab.metrics.probe import Probe
+from saliency_lab.metrics.probe import Probe, passes_of
 from saliency_lab.metrics.quantus_engine import quantus_failure
 from saliency_lab.metrics.sizes import settings_at_size
 
@@ -310,7 +309,7 @@ def _run(
     with preserved_rng():
         seconds_per_image = _check_outputs(model, x, y, jobs)
         announce_long_work(model, x, attributions, jobs, seconds_per_image)
-        run = Passes(model, x)
+        run = passes_of(model, x)
         run.expect(predicted_images(x, attributions, jobs))
         for rows, chosen in progress(blocks, label="score"):
             probe = Probe(model, x[rows], y[rows], seed=seed, passes=run)
