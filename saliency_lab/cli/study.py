@@ -193,8 +193,8 @@ def _print_plan(declared: Declaration, store: Path, device: str, *, trust: bool 
     print(table.to_string(index=False, na_rep="", float_format="{:.1f}".format))
     print(
         f"{table['missing'].sum()} of {table['results'].sum()} are missing in '{store}', "
-        f"about {duration(table['seconds'].sum())} of work for one process; attacks and audits are estimated as if "
-        "they broke no image"
+        f"about {duration(table['seconds'].sum())} of work for one process; attacks and audits are "
+        "estimated as if they broke no image"
     )
 
 
