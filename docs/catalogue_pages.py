@@ -73,7 +73,7 @@ def docstring(thing: object) -> str:
 
 
 def known_evidence() -> dict[str, dict[str, str]]:
-    """Read, from the table of docs/metrics.md, which metrics pass the tests on data whose evidence is known."""
+    """Read from docs/metrics.md which metrics pass the tests on data whose evidence is known."""
     written = (DOCS / "metrics.md").read_text(encoding="utf-8")
     verdict = r" (passes|fails) \|"
     row = re.compile(rf"^\| (\w+) \|(?: [^|]+ \|){{4}}{verdict * 3}", re.MULTILINE)
