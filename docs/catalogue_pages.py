@@ -241,10 +241,19 @@ def index(kind: str) -> str:
         f"[The overview](../{overview}) compares them and says what all have in common.",
         "",
     ]
-    for family, names in grouped(registry, lambda name: registry[name].family):
+    families = dict(grouped(registry, lambda name: registry[name].family))
+    for family, names in families.items():
         lines += [f"## {FAMILIES[family]}", ""]
         lines += [f"- [{NOTES[kind][name]['title']}]({name}.md): `{name}`" for name in names]
-        lines += ["", "```{toctree}", ":hidden:", "", *names, "```", ""]
+        lines.append("")
+    lines += [
+        "```{toctree}",
+        ":hidden:",
+        "",
+        *(name for names in families.values() for name in names),
+        "```",
+        "",
+    ]
     return "\n".join(lines)
 
 
