@@ -57,7 +57,8 @@ pages: $(VENV)/dev  ## write the pages of methods and metrics from the code (doc
 	$(BIN)/python docs/catalogue_pages.py
 
 bench: $(VENV)/dev  ## the benchmarks in their short form (docs/benchmarks.md has the long one's figures)
-	for script in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script --quick || exit 1; done
+	$(BIN)/python benchmarks/all.py --quick --json runs/benchmarks-quick.json
+	for name in allocator audits metrics_believed networks simulations; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 clean:  ## remove the virtual environment and the caches (never runs/)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist docs/_build docs/tutorials

@@ -1,6 +1,6 @@
 """PGD compared with the bare passes it needs, and its strength with pyautoattack's and torchattacks'.
 
-    python benchmarks/attacks.py [--quick] [--json FILE]
+    python benchmarks/attacks.py [--quick] [--only speed|strength] [--json FILE]
 
 Time: ratios are medians over rounds in which the contenders take turns, of CPU time, which other work on
 the machine disturbs less than the clock. The floor is as many forward and input-gradient passes as PGD has
@@ -129,12 +129,13 @@ def contenders(case: tuple[nn.Module, Tensor, Tensor], steps: int) -> dict[str, 
         "ours": lambda: sl.attack(model, x, y, eps=1e-5, steps=steps),
         "ours, L2": lambda: sl.attack(model, x, y, eps=1e-5, steps=steps, norm="l2"),
     }
+    chunks = list(
+        zip(x.split(chunk_rows(x.shape, x.device)), y.split(chunk_rows(x.shape, x.device)), strict=True)
+    )
+    runs["textbook code"] = lambda: [textbook_pgd(model, *pair, 1e-5, steps, "linf") for pair in chunks]
     if torchattacks is not None:
         peer = torchattacks.PGD(model, eps=1e-5, alpha=1e-6, steps=steps)
-        rows = chunk_rows(x.shape, x.device)
-        runs["torchattacks"] = lambda: [
-            peer(*pair) for pair in zip(x.split(rows), y.split(rows), strict=True)
-        ]
+        runs["torchattacks"] = lambda: [peer(*pair) for pair in chunks]
     return runs
 
 
@@ -223,22 +224,23 @@ def strength(data: Any, models: dict[str, nn.Module], quick: bool) -> pd.DataFra
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer images, steps, rounds: under a minute")
+    parser.add_argument("--only", choices=["speed", "strength"])
     parser.add_argument("--json", type=Path, help="write the tables here as well")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     sl.show_progress(False)
     data = sl.load_dataset("digits")
-    models = {
-        "standard": train(data, 0.0, 6),
-        "adversarially trained": train(data, 0.1, 6 if arguments.quick else 12),
-    }
-    tables = {
-        "speed": speed(data, models["standard"], arguments.quick),
-        "strength": strength(data, models, arguments.quick),
-    }
-    print(tables["speed"].to_string(index=False, float_format="%.3f"))
-    print()
-    print(tables["strength"].set_index(["model", "norm"]).T.to_string(float_format="%.4f"))
+    models = {"standard": train(data, 0.0, 6)}
+    if arguments.only != "speed":
+        models["adversarially trained"] = train(data, 0.1, 6 if arguments.quick else 12)
+    tables = {}
+    if arguments.only in (None, "speed"):
+        tables["speed"] = speed(data, models["standard"], arguments.quick)
+        print(tables["speed"].to_string(index=False, float_format="%.3f"))
+    if arguments.only in (None, "strength"):
+        tables["strength"] = strength(data, models, arguments.quick)
+        print()
+        print(tables["strength"].set_index(["model", "norm"]).T.to_string(float_format="%.4f"))
     if arguments.json:
         arguments.json.write_text(
             json.dumps({name: table.to_dict(orient="records") for name, table in tables.items()}, indent=2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 
 import torch
@@ -16,6 +16,52 @@ _FIXED_SECONDS, _SECONDS_PER_LAYER = 15.0, 0.5
 """What compilation took on one core: 32 s for a ResNet-50, which has 54 layers."""
 
 _RECOMPILE_LIMIT = 64  # copies of one class of model that are compiled in one process
+
+
+@contextmanager
+def compiled_in_place(model: nn.Module) -> Iterator[None]:
+    """Compile the calls of a module inside, for any mode; its weights may change and take gradients.
+
+    A graph is compiled for each shape of the input, each mode, and each set of parameters that take
+    gradients. The backward pass of a graph computes every gradient that could be asked for.
+
+    Raises
+    ------
+    CompileError
+        If there is no compiler, the module cannot be compiled, or a gradient is differentiated inside.
+    """
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if device.type == "cpu" and compiler() is None:
+        raise CompileError("there is no C++ compiler here (g++ or clang++)")
+    import torch._dynamo.config as dynamo
+    from torch._dynamo.exc import TorchDynamoException
+
+    with dynamo.patch(recompile_limit=_RECOMPILE_LIMIT):
+        model.compile(dynamic=False)
+        try:
+            yield
+        except TorchDynamoException as error:
+            reason = f"{error}".strip().partition("\n")[0][:200]
+            raise CompileError(f"the model cannot be compiled ({reason})") from error
+        except RuntimeError as error:
+            if "double backward" not in f"{error}":
+                raise
+            raise CompileError("a gradient cannot be differentiated in a compiled model") from error
+        finally:
+            model._compiled_call_impl = None
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run modules as they are inside that `compiled_in_place` compiled."""
+    before = [(module, module._compiled_call_impl) for module in model.modules()]
+    for module, _ in before:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in before:
+            module._compiled_call_impl = call
 
 
 class CompileError(Exception):

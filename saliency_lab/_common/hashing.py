@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TensorBlocks:
+    """A tensor that is hashed block by block, so that it need not be in memory."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    blocks: Iterable[Tensor]
+    """Its rows, some at a time and in order."""
 
 
 def fingerprint(*parts: Any) -> str:
@@ -26,9 +38,12 @@ def fingerprint(*parts: Any) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, Tensor):
-            tensor = part.detach().cpu().contiguous()
-            digest.update(f"{str(tensor.dtype).removeprefix('torch.')}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+            part = TensorBlocks(part.dtype, tuple(part.shape), [part])
+        if isinstance(part, TensorBlocks):
+            digest.update(f"{str(part.dtype).removeprefix('torch.')}{part.shape}".encode())
+            for block in part.blocks:
+                values = block.detach().cpu().contiguous().reshape(-1)
+                digest.update(values.view(torch.uint8).numpy().data)
         else:
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -193,14 +193,15 @@ def run_call(model: nn.Module, x: Tensor, y: Tensor | None, call: MethodCall, se
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)
         parsed = _resolved(chosen, parsed, model, x)
         values = torch.empty(x.shape, dtype=torch.float32)
-        totals = []
+        totals, broken = [], 0
         forwards, gradients = Passes(model, x), Passes(model, x, backward=True)
         chunks = _chunks(name, call.run, parsed, seed, forwards, gradients, aim)
         for rows, (maps, total) in chunks:
             values[rows] = maps
+            broken += int((~torch.isfinite(values[rows]).flatten(1).all(1)).sum())
             if total is not None:
                 totals.append(total.cpu().double())
-    if broken := int((~torch.isfinite(values).flatten(1).all(1)).sum()):
+    if broken:
         warnings.warn(
             f"{name}: {broken} of {len(x)} maps are not finite; look for NaN or infinity in what "
             f"{type(model).__name__} returns, or in its gradient",

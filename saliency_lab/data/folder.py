@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
-import os
-import stat
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -13,33 +9,29 @@ from numbers import Integral
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from saliency_lab._common.errors import DataNotFoundError, InputError
-from saliency_lab._common.files import atomic_path, left_behind
 from saliency_lab._common.fingerprints import fingerprint
-from saliency_lab._common.limits import check_image_bytes, check_memory
+from saliency_lab._common.limits import check_image_bytes
 from saliency_lab._common.pictures import (
     damaged,
     describe_skipped,
-    eight_bit,
     file_status,
-    is_grey,
     is_image_name,
-    open_picture,
     read_file,
     visible_entries,
 )
-from saliency_lab._common.progress import progress
-from saliency_lab.data.images import Split
+from saliency_lab.data.decoding import read_decoded
+from saliency_lab.data.images import MappedSplit, Split
 
 LAYOUT = "train/CLASS/*.jpg and test/CLASS/*.jpg (or .png, .bmp, .webp …)"
 _PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 """Folders of a root, and the split that each one is."""
 _DECODING = 2
 """Version of the decoding; 2 applies the EXIF orientation. Arrays cached by another version are not read."""
+
+IN_MEMORY = 10**9
+"""Bytes of decoded images that are read into memory; if they are more, they stay in their file."""
 
 Listing = dict[str, tuple[int, int]]
 """Path within the root ("train/CLASS/NAME") → what changes when the file does."""
@@ -53,8 +45,8 @@ def read_image_folder(
     Return the training, validation and test split and the class names. The validation split is None unless
     there is val/CLASS/* (or valid/, or validation/). A zip file may hold one folder that holds all this.
     Images are grey if all of them are, else RGB, turned as their EXIF orientation says; 16-bit grey is scaled
-    to 8 bits. The decoded uint8 arrays are kept in `.saliency_lab` next to `root` (in the user's cache folder
-    if that place cannot be written), under a hash of the listing; those of an earlier listing are deleted.
+    to 8 bits. The decoded uint8 arrays are kept in a file (see `read_decoded`), under a hash of the listing,
+    and mapped into memory.
 
     Raises
     ------
@@ -207,11 +199,16 @@ def _load(
                 raise InputError(
                     f"class '{label}' of '{root}' has no images in {where}/; add some or delete the class"
                 )
-    images = _cached(root, names, read, size, fingerprint(list(listing.items()), size, _DECODING))
-    splits = {
-        part: Split(images[part], torch.tensor([classes.index(name.split("/")[1]) for name in names[part]]))
-        for part in names
-    }
+    images = read_decoded(root, names, read, size, fingerprint(list(listing.items()), size, _DECODING))
+    mapped = sum(each.numel() for each in images.values()) > IN_MEMORY
+    numbers = {label: number for number, label in enumerate(classes)}
+    splits: dict[str, Split] = {}
+    for part in names:
+        labels = torch.tensor([numbers[name.split("/")[1]] for name in names[part]])
+        if mapped:
+            splits[part] = MappedSplit(images[part], labels, torch.arange(len(labels)))
+        else:
+            splits[part] = Split(images[part].clone(), labels)
     return splits["train"], splits.get("val"), splits["test"], tuple(classes)
 
 
@@ -219,118 +216,3 @@ def _hint(root: Path) -> str:
     """Name a folder inside the root that has the layout."""
     inside = [path.parent for path in sorted(root.glob("*/train"))] if root.is_dir() else []
     return f"; there is one of this layout in '{inside[0]}'" if inside else ""
-
-
-def _cached(
-    root: Path,
-    names: dict[str, list[str]],
-    read: Callable[[str], bytes],
-    size: tuple[int, int] | None,
-    key: str,
-) -> dict[str, Tensor]:
-    folder = _cache_folder(root.resolve())
-    name = f"{root.resolve().name}-{'as_is' if size is None else f'{size[0]}x{size[1]}'}-"
-    path = folder / f"{name}{key}.safetensors"
-    if path.exists():
-        try:
-            return read_cache(path)
-        except ValueError as error:
-            warnings.warn(f"{error}; the images are decoded again", stacklevel=2)
-    images = _decode(root, names, read, size)
-    try:
-        with atomic_path(path) as temporary:
-            save_file(images, temporary, {"digest": _cache_digest(path, images)})
-    except (InputError, OSError, SafetensorError) as error:
-        warnings.warn(
-            f"the decoded images of '{root}' could not be kept in '{folder}', and are decoded each time; "
-            f"the variable XDG_CACHE_HOME names another cache folder ({error})",
-            stacklevel=2,
-        )
-        return images
-    alike = glob.escape(name) + "[0-9a-f]" * len(key) + ".safetensors"
-    for older in (*folder.glob(alike), *left_behind(folder, f".{alike}.*")):
-        if older != path:
-            with contextlib.suppress(OSError):  # another process reads it, or was quicker
-                older.unlink()
-    return images
-
-
-CACHE = ".saliency_lab"
-
-
-def read_cache(path: Path) -> dict[str, Tensor]:
-    """Read decoded images, and check them against the name and the digest of their file.
-
-    Raises
-    ------
-    ValueError
-        If the file cannot be read, or is not what was written.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            images = {part: file.get_tensor(part) for part in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"the decoded images '{path}' are damaged ({error})") from error
-    if "digest" not in header:
-        raise ValueError(f"the decoded images '{path}' were written by an earlier version, without a digest")
-    if header["digest"] != _cache_digest(path, images):
-        raise ValueError(f"the decoded images '{path}' are damaged: they do not match their digest")
-    return images
-
-
-def _cache_digest(path: Path, images: dict[str, Tensor]) -> str:
-    parts = sorted(images)
-    return fingerprint(path.stem, parts, *(images[part] for part in parts))
-
-
-def _cache_folder(root: Path) -> Path:
-    """`.saliency_lab` next to `root` if that place may be written, else a folder in the user's cache."""
-    parent = root.parent
-    writable = parent.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
-    if writable and os.access(parent, os.W_OK):
-        return parent / CACHE
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user without a home; if nothing can be written here, a warning says so
-        return parent / CACHE
-    return cache / "saliency_lab" / fingerprint(str(parent))[:12]
-
-
-def _decode(
-    root: Path, names: dict[str, list[str]], read: Callable[[str], bytes], size: tuple[int, int] | None
-) -> dict[str, Tensor]:
-    from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
-
-    def opened(name: str) -> Image.Image:
-        return open_picture(read(name), _label(root, name))
-
-    every = [name for part in names.values() for name in part]
-    all_grey = all(is_grey(opened(name)) for name in every)  # stops at the first colour
-    channels = 1 if all_grey else 3
-    decoded: dict[str, Tensor] = {}
-    shape = None if size is None else (channels, int(size[0]), int(size[1]))
-    if shape is not None:
-        check_memory((len(every), *shape), 1, f"{len(every):,} images of '{root}'")
-    with progress(label=f"decoding {root.name}", total=len(every)) as bar:
-        for part in names:
-            for row, name in enumerate(names[part]):
-                label = _label(root, name)
-                image = eight_bit(opened(name), label, "L" if all_grey else "RGB")
-                if size is not None:
-                    image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-                tensor = pil_to_tensor(image)
-                if shape is None:
-                    shape = (channels, image.height, image.width)
-                    check_memory((len(every), *shape), 1, f"{len(every):,} images of '{root}'")
-                if tuple(tensor.shape) != shape:
-                    raise InputError(
-                        f"{label} is {image.height}×{image.width}, the first one "
-                        f"{shape[1]}×{shape[2]}; resize them, or pass image_size=(height, width)"
-                    )
-                if part not in decoded:
-                    decoded[part] = torch.empty(len(names[part]), *shape, dtype=torch.uint8)
-                decoded[part][row] = tensor
-                bar.update()
-    return decoded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from saliency_lab._common.arguments import check_fraction, check_instance, check_text, shown
 from saliency_lab._common.checks import check_dense, check_seed
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import TensorBlocks, fingerprint
 from saliency_lab._common.html import facts, side_by_side, strip
 from saliency_lab._common.samples import read_items, read_sample
 from saliency_lab._common.seeding import derive_seed
@@ -121,9 +121,18 @@ class Split:
         """
         if not isinstance(indices, int | slice):  # an iterator over the split ends by an IndexError
             indices = check_indices(indices, len(self))
-        images = self.images[indices]
+        images = self._stored(indices)
         x = images.float().div_(255) if images.dtype == torch.uint8 else images.clone()
         return LabelledImages(x, self.labels[indices].clone())
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield the images as they are stored, uint8 or float32 (n, C, H, W), some at a time and in order."""
+        for start in range(0, len(self), _BLOCK):
+            yield self._stored(slice(start, start + _BLOCK))
+
+    def _stored(self, indices: Tensor | slice | int) -> Tensor:
+        """Images as they are stored, a view where that is possible."""
+        return self.images[indices]
 
     def all(self) -> LabelledImages:
         """Return every image and label, in order.
@@ -199,6 +208,28 @@ class Split:
         """
         indices = check_indices(indices, len(self))
         return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MappedSplit(Split):
+    """A split of images in a file that is mapped into memory: only images that are asked for are read.
+
+    `images` are all images of the file, and `rows`, int64 (N,), those that belong to the split, in order.
+    `select` therefore copies no image.
+    """
+
+    rows: Tensor
+
+    def _stored(self, indices: Tensor | slice | int) -> Tensor:
+        return self.images[self.rows[indices]]
+
+    def select(self, indices: Tensor) -> MappedSplit:
+        """Return the split of some of the images."""
+        indices = check_indices(indices, len(self))
+        return MappedSplit(self.images, self.labels[indices], self.rows[indices])
+
+
+_BLOCK = 512  # images that are read at a time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -336,7 +367,10 @@ class ImageData:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of every image, label and class name of the three splits."""
-        parts = [tensor for split in self._splits().values() for tensor in (split.images, split.labels)]
+        parts: list[Any] = []
+        for split in self._splits().values():
+            shape = (len(split), *split.images.shape[1:])
+            parts += [TensorBlocks(split.images.dtype, shape, split.blocks()), split.labels]
         return fingerprint(list(self.classes), *parts)
 
     def _splits(self) -> dict[str, Split]:
@@ -397,10 +431,10 @@ def _check_split(label: str, split: Split, num_classes: int) -> None:
             f"{label}: images of the shape {tuple(images.shape[1:])} have their channels last, it seems; "
             "put them first: image.transpose(2, 0, 1) of an array, image.permute(2, 0, 1) of a tensor"
         )
-    if labels.shape != (len(images),) or labels.dtype != torch.int64:
+    count = len(split.rows) if isinstance(split, MappedSplit) else len(images)
+    if labels.shape != (count,) or labels.dtype != torch.int64:
         raise InputError(
-            f"{label}: labels must be int64 of the shape ({len(images)},), "
-            f"not {labels.dtype} {tuple(labels.shape)}"
+            f"{label}: labels must be int64 of the shape ({count},), not {labels.dtype} {tuple(labels.shape)}"
         )
     wrong = (labels < 0) | (labels >= num_classes)
     if wrong.any():

@@ -52,10 +52,11 @@ class Trained(Settings):
 
 
 class PassSettings(Settings):
-    """How passes that only evaluate a model run: the arguments of `sl.execution`."""
+    """How passes that only evaluate a model run, and how maps are stored: arguments of `sl.Study`."""
 
     compile: CompileMode = "auto"
     dtype: Literal["bfloat16"] | None = None
+    compact_maps: bool = False
 
 
 class Retraining(Settings):

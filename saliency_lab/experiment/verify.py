@@ -8,7 +8,7 @@ import pandas as pd
 
 from saliency_lab._common.arguments import check_path
 from saliency_lab._common.errors import InputError
-from saliency_lab.data.folder import CACHE, read_cache
+from saliency_lab.data.decoding import CACHE, read_cache
 from saliency_lab.models.checkpoint import CARD, WEIGHTS, check_checkpoint
 from saliency_lab.study.cache.check import Problems, check_store
 from saliency_lab.study.cache.manifest import MANIFEST

@@ -31,6 +31,7 @@ from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.selection import read_selection
 from saliency_lab._common.settings import Settings, as_keywords
 from saliency_lab.attribution import Attributions
+from saliency_lab.attribution.packing import PackedMaps
 from saliency_lab.metrics.catalogue import Curve, Engine, MetricInput, MetricOutput
 from saliency_lab.metrics.cost import announce_long_work, predicted_images
 from saliency_lab.metrics.explainer import Explainer
@@ -294,7 +295,7 @@ def run_jobs(
 def _run(
     model: nn.Module, x: Tensor, y: Tensor, attributions: Mapping[str, Any], jobs: list[Job], seed: int
 ) -> dict[str, list[Scores]]:
-    maps = {method: check_maps(given, x) for method, given in attributions.items()}
+    maps = {method: _values(given, x) for method, given in attributions.items()}
     for given in attributions.values():
         _check_classes(given, y)
     _check_origin(attributions.values(), x)
@@ -329,6 +330,12 @@ def _run(
         ]
         for method in maps
     }
+
+
+def _values(given: Any, x: Tensor) -> Tensor | PackedMaps:
+    """Return the maps, which those that a study stores compactly leave packed."""
+    values = getattr(given, "values", None)
+    return values if isinstance(values, PackedMaps) else check_maps(given, x)
 
 
 def _explained(given: Any) -> Tensor | None:

@@ -19,6 +19,7 @@ from saliency_lab.attacks.checklist import run_audit
 from saliency_lab.attacks.curve import curve_at
 from saliency_lab.attribution import Attributions
 from saliency_lab.attribution.api import run_call
+from saliency_lab.attribution.packing import PackedMaps
 from saliency_lab.metrics.api import Scores, run_jobs
 from saliency_lab.study.cache.results import Content
 from saliency_lab.study.requests import Request
@@ -40,7 +41,8 @@ class StoredMaps:
         """
         function = None if isinstance(self.request.what, str) else self.request.what
         settings = self.request.method_call.recorded
-        return replace(as_attributions(self.content), settings=settings, function=function, provenance={})
+        maps = as_attributions(self.content, packed=True)
+        return replace(maps, settings=settings, function=function, provenance={})
 
     def classes(self, y: Tensor) -> Tensor:
         """Return the class that each map is scored for: the one it explains, or the label for a contrast."""
@@ -48,12 +50,21 @@ class StoredMaps:
         return classes if classes.ndim == 1 else y
 
 
-def as_attributions(content: Content) -> Attributions:
-    """Return the maps in the content of a "maps" result."""
+def as_attributions(content: Content, *, packed: bool = False) -> Attributions:
+    """Return the maps in the content of a "maps" result.
+
+    With `packed`, the values of maps that are stored with one byte each are a `PackedMaps`, which `run_jobs`
+    unpacks block by block.
+    """
     tensors = content.tensors
-    return Attributions(
-        values=tensors["values"], classes=tensors["classes"], total=tensors.get("total"), **content.info
-    )
+    values: Any = tensors["values"]
+    if _SCALES in tensors:
+        values = PackedMaps(values, tensors[_SCALES])
+        values = values if packed else values[:]
+    return Attributions(values=values, classes=tensors["classes"], total=tensors.get("total"), **content.info)
+
+
+_SCALES = "scales"
 
 
 def compute_maps(model: nn.Module, sample: StudySample, request: Request, seed: int) -> Content:
@@ -68,6 +79,9 @@ def compute_maps(model: nn.Module, sample: StudySample, request: Request, seed: 
     }
     if maps.total is not None:
         tensors["total"] = maps.total
+    if request.execution.compact_maps:
+        packed = PackedMaps.of(maps.values)
+        tensors |= {"values": packed.codes, _SCALES: packed.scales}
     info = {
         "method": maps.method,
         "settings": canonical(maps.settings),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from saliency_lab._common.arguments import check_flag, check_instance, check_path, check_text
 from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.execution import CompileMode, make_execution
+from saliency_lab._common.execution import CompileMode, ExecutionSettings, current_execution, make_execution
 from saliency_lab._common.files import writable_folder
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.samples import Images
@@ -65,6 +66,9 @@ class Study(StudyResults):
         says when a method of the study is called. What was measured is stored with the study and used again.
     dtype : "bfloat16" or torch.bfloat16, optional
         As for `sl.execution`. Results under another dtype are stored separately.
+    compact_maps : bool
+        Store maps with one byte per value, a quarter of the usual size, rounded to three bits of mantissa.
+        Their scores change a little, and are stored separately.
 
     Raises
     ------
@@ -93,11 +97,13 @@ class Study(StudyResults):
         executor: Executor | None = None,
         compile: CompileMode | None = None,
         dtype: str | torch.dtype | None = None,
+        compact_maps: bool = False,
     ) -> None:
         self._index = _new_index(sample, models, seed, store, executor)
         self.executor = executor
         given = compile is not None or dtype is not None
         self._execution = make_execution("auto" if compile is None else compile, dtype) if given else None
+        self._compact_maps = check_flag(compact_maps, "compact_maps")
 
     def attribute(self, methods: Selection) -> Study:
         """Attribute every model by these methods; only what is missing is computed.
@@ -235,7 +241,7 @@ class Study(StudyResults):
         Study
             This study.
         """
-        for step in requests.under(self._execution).steps():
+        for step in requests.under(self._settings_of_runs()).steps():
             inputs, index = self._inputs(), self._index.snapshot()
             tasks = make_tasks(step, inputs, index)
             if step.verb == "score":
@@ -271,10 +277,16 @@ class Study(StudyResults):
         -------
         DataFrame
             One row per step: how many `results` it has, how many are `missing`, and the `seconds` that these
-            take here, measured on a few images and the first model; attacks as if no image gave way.
+            take here, measured on a few images and the first model; attacks as if they broke no image.
         """
-        requests = read_grid(self.sample, methods, metrics, attacks, audits).under(self._execution)
+        requests = read_grid(self.sample, methods, metrics, attacks, audits).under(self._settings_of_runs())
         return make_plan(requests, self._inputs(), self._index, self.members[0].net)
+
+    def _settings_of_runs(self) -> ExecutionSettings | None:
+        """Return how passes run and maps are stored; None for what the innermost `execution` says."""
+        if not self._compact_maps:
+            return self._execution
+        return replace(self._execution or current_execution(), compact_maps=True)
 
     def _inputs(self) -> TaskInputs:
         if self.sample.images != self._index.images:
@@ -319,7 +331,8 @@ class Study(StudyResults):
             If there is no study, or its images are missing or damaged.
         """
         study = cls.__new__(cls)
-        study._index, study.executor, study._execution = load_index(store), None, None
+        study._index, study.executor = load_index(store), None
+        study._execution, study._compact_maps = None, False
         return study
 
     def save(self, folder: str | Path) -> Study:

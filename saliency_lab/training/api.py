@@ -22,7 +22,7 @@ from saliency_lab._common.execution import execution
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import check_input_kept, predict
 from saliency_lab._common.seeding import derive_seed, preserved_rng
-from saliency_lab.data import ImageData, load_dataset
+from saliency_lab.data import ImageData, Split, load_dataset
 from saliency_lab.models import ModelCard, build_model, card_of, load_model, save_model
 from saliency_lab.models.card import CUSTOM
 from saliency_lab.models.catalogue import ARCHITECTURES, is_custom
@@ -265,13 +265,7 @@ def named_module(recipe: Recipe, data: ImageData) -> nn.Module | None:
 
 
 def _build(recipe: Recipe, data: ImageData) -> nn.Module:
-    images = data.train.images
-    scale = 255.0 if images.dtype == torch.uint8 else 1.0
-    mean, std = [], []
-    for channel in range(images.shape[1]):  # one at a time, because float64 copies are large
-        values = images[:, channel].double() / scale
-        mean.append(values.mean().item())
-        std.append(max(values.std().item(), 1e-3))
+    mean, std = _channel_statistics(data.train)
     return build_model(
         recipe.model.name,
         num_classes=len(data.classes),
@@ -280,6 +274,32 @@ def _build(recipe: Recipe, data: ImageData) -> nn.Module:
         std=std,
         seed=recipe.seed,
     )
+
+
+def _channel_statistics(split: Split) -> tuple[list[float], list[float]]:
+    """Return the mean and the standard deviation of each channel, of values in [0, 1]."""
+    channels = range(split.images.shape[1])
+    if (
+        split.images.dtype == torch.uint8
+    ):  # from the counts of the 256 values, so that few images are read at once
+        counts = torch.zeros(len(channels), 256, dtype=torch.float64)
+        for block in split.blocks():
+            for channel in channels:
+                counts[channel] += torch.bincount(block[:, channel].flatten(), minlength=256)
+        values = torch.arange(256, dtype=torch.float64) / 255
+        total = counts.sum(1)
+        mean = (counts * values).sum(1) / total
+        deviation = ((counts * (values - mean[:, None]).square()).sum(1) / (total - 1)).sqrt()
+        return mean.tolist(), deviation.clamp_min(_LEAST_DEVIATION).tolist()
+    means, deviations = [], []
+    for channel in channels:  # one at a time, because float64 copies are large
+        pixels = split.images[:, channel].double()
+        means.append(pixels.mean().item())
+        deviations.append(max(pixels.std().item(), _LEAST_DEVIATION))
+    return means, deviations
+
+
+_LEAST_DEVIATION = 1e-3
 
 
 def _architecture(own: nn.Module, data: ImageData) -> str:

@@ -10,7 +10,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
+from saliency_lab._common.compiling import CompileError, compiled_in_place, uncompiled
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
 from saliency_lab._common.inference import translate_missing_derivatives
@@ -26,6 +27,7 @@ from saliency_lab._common.memory import freed_memory_kept
 from saliency_lab._common.progress import no_progress, progress, watched
 from saliency_lab._common.seeding import derive_seed, generator
 from saliency_lab.data import ImageData
+from saliency_lab.models.layers import Normalised
 from saliency_lab.training.augmentation import crop_and_flip
 from saliency_lab.training.health import (
     Validation,
@@ -174,6 +176,7 @@ class Trainer:
         with (
             freed_memory_kept() if self.fabric.device.type == "cpu" else nullcontext(),
             nullcontext() if first else no_progress(),
+            self._compiled(),
             progress(label=recipe.name, total=epochs * self.batches) as bar,
         ):
             bar.update(at.epoch * self.batches + at.batch)
@@ -192,6 +195,18 @@ class Trainer:
             epochs=at.epoch,
             concerns=[*self._late_collapse(), *kept.concerns()],
         )
+
+    @contextmanager
+    def _compiled(self) -> Iterator[None]:
+        """Compile the network inside, if the recipe says so: the part that is called for a saliency too."""
+        if not self.recipe.training.compile:
+            yield
+            return
+        try:
+            with compiled_in_place(self.net.net if type(self.net) is Normalised else self.net):
+                yield
+        except CompileError as error:
+            raise TrainingError(f"training.compile = true: {error}; leave it out") from error
 
     def _epoch(self) -> Iterator[None]:
         """Train on the remaining batches of the current epoch."""
@@ -276,7 +291,7 @@ class Trainer:
 
     def _validate(self) -> Validation:
         self._seed_model("validation", self.position.epoch)
-        with no_progress():
+        with no_progress(), uncompiled(self.judged):
             measured = validate(self.judged, *self.validation_images, self.recipe)
         return self.fabric.broadcast(measured)
 

@@ -60,6 +60,20 @@ def evaluating(net: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def frozen(*parts: Part) -> Iterator[None]:
+    """Let parameters take no gradient inside: a compiled pass computes every gradient that may be taken."""
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    parameters = [each for module in modules for each in module.parameters() if each.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
 @dataclass
 class Step:
     """Everything that an objective may use. Attacks and saliencies run in eval mode, losses in train mode."""
@@ -133,7 +147,7 @@ class Step:
         start = self.x
         if spec.random_start:
             start = random_start(self.x, self.eps, spec.norm, self.start_noise())
-        with evaluating(self.net):
+        with evaluating(self.net), frozen(self.net):
             return projected_ascent(
                 self.x,
                 gradient,
@@ -160,7 +174,7 @@ class Step:
         trunk, head = trunk_and_head(self.net)
         point = x.detach().requires_grad_()
         shared = run(trunk, point)
-        with evaluating(self.net):
+        with evaluating(self.net), frozen(*head):
             z = full_precision(run(head, shared))
         classes = z.detach().argmax(1) if target is None else target
         score = z.gather(1, classes[:, None]).sum()

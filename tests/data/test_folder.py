@@ -13,7 +13,7 @@ from PIL import Image
 
 import saliency_lab as sl
 from saliency_lab._common.errors import DataNotFoundError, InputError
-from saliency_lab.data import folder
+from saliency_lab.data import decoding, folder, images
 
 
 def _write(root: Path, *, channels: int = 3, per_class: int = 6) -> dict[str, np.ndarray]:
@@ -83,7 +83,7 @@ def test_images_are_decoded_once(
     root, _ = pictures
     first = sl.load_dataset("image_folder", root)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_decode", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(decoding, "_decode_all", lambda *_: pytest.fail("decoded again"))
         assert sl.load_dataset("image_folder", root).fingerprint == first.fingerprint
     Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(root / "test" / "cat" / "0.png")
     changed = sl.load_dataset("image_folder", root)
@@ -438,3 +438,81 @@ def test_a_size_that_does_not_fit_into_memory_is_refused(
     monkeypatch.setenv("SALIENCY_LAB_MAX_GB", "1e-5")
     with pytest.raises(InputError, match="SALIENCY_LAB_MAX_GB"):
         sl.load_dataset("image_folder", root, image_size=100)
+
+
+def test_an_interrupted_call_is_continued(
+    pictures: tuple[Path, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = pictures
+    expected = sl.load_dataset("image_folder", root, image_size=(6, 4)).fingerprint
+    (cache,) = (root.parent / ".saliency_lab").iterdir()
+    content = cache.read_bytes()
+    cache.unlink()
+    monkeypatch.setattr(decoding, "_BLOCK", 5)
+    decoded: list[str] = []
+    decode = decoding.Decoder.__call__
+
+    def interrupted(self: decoding.Decoder, name: str) -> np.ndarray:
+        decoded.append(name)
+        if name == "train/cat/5.png":
+            raise KeyboardInterrupt
+        return decode(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding.Decoder, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sl.load_dataset("image_folder", root, image_size=(6, 4))
+    (partial,) = cache.parent.glob(".*.partial")
+    done = (partial.stat().st_size - len(content) % (6 * 4 * 3)) // (6 * 4 * 3)
+    assert not cache.exists() and done >= 15
+    before = set(decoded)
+    decoded.clear()
+    monkeypatch.setattr(
+        decoding.Decoder, "__call__", lambda self, name: decoded.append(name) or decode(self, name)
+    )
+    assert sl.load_dataset("image_folder", root, image_size=(6, 4)).fingerprint == expected
+    again = before & set(decoded) - {"train/cat/0.png"}  # which tells the shape
+    assert len(again) <= 6 and not partial.exists()
+    assert cache.read_bytes() == content
+
+
+def test_a_full_disk_leaves_the_images_in_memory(
+    pictures: tuple[Path, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, arrays = pictures
+
+    def full(file: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(decoding, "_flush", full)
+    with pytest.warns(UserWarning, match="could not be kept in .*No space left"):
+        data = sl.load_dataset("image_folder", root)
+    assert np.array_equal(data.test.images[0].permute(1, 2, 0).numpy(), arrays["test/cat/0.png"])
+
+
+def test_images_that_stay_in_their_file_are_the_same_data(
+    pictures: tuple[Path, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = pictures
+    plain = sl.load_dataset("image_folder", root, image_size=8, val_fraction=0.5)
+    monkeypatch.setattr(folder, "IN_MEMORY", 0)
+    monkeypatch.setattr(images, "_BLOCK", 3)
+    mapped = sl.load_dataset("image_folder", root, image_size=8, val_fraction=0.5)
+    assert isinstance(mapped.train, images.MappedSplit) and repr(mapped) == repr(plain)
+    assert mapped.fingerprint == plain.fingerprint
+    assert mapped.train.images.data_ptr() == mapped.val.images.data_ptr()  # neither is a copy
+    for part in ("train", "val", "test"):
+        one, other = getattr(mapped, part), getattr(plain, part)
+        assert len(one) == len(other)
+        tensors = [(*split.all(), *split.sample(5, 1), *split[2]) for split in (one, other)]
+        for a, b in zip(*tensors, strict=True):
+            assert torch.equal(a, b)
+        chosen = torch.tensor([3, 0])
+        assert torch.equal(one.select(chosen).all().x, other.select(chosen).all().x)
+        assert torch.equal(torch.cat(list(one.blocks())), other.images)
+    quick = {"training.epochs": 1, "training.batch_size": 4, "training.collapse": "keep"}
+    quick |= {"validation.images": 4, "validation.steps": 1}
+    recipe = {"data": {"name": "image_folder"}}
+    nets = [sl.train(recipe, data, overrides=quick) for data in (plain, mapped)]
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import write_checked_json
 from saliency_lab._common.fingerprints import canonical
+from saliency_lab.attribution.packing import PackedMaps
 from saliency_lab.study import Study
 from saliency_lab.study.cache.results import cache_versions
 
@@ -455,3 +457,45 @@ def test_models_attacked_at_other_radii_are_compared_where_both_were(
         study.attack("pgd", eps=eps, steps=1)
     models = {measure.eps: set(measure.values) for measure in Study.load(tmp_path).compare().measures}
     assert models == {0.0: {"plain", "other"}, 0.1: {"plain", "other"}, 0.2: {"plain"}}
+
+
+def test_compact_maps_take_a_byte_per_value_and_have_keys_of_their_own(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    sample = (torch.rand(6, 3, 8, 8), torch.arange(6) % 5)
+    metrics = {"sparseness": {}, "pixel_flipping": {"steps": 4}, "max_sensitivity": {"samples": 2}}
+    plain = sl.Study({"net": net}, sample, store=tmp_path / "plain").attribute("saliency").score(metrics)
+    compact = sl.Study({"net": net}, sample, store=tmp_path / "compact", compact_maps=True)
+    compact.attribute("saliency").score(metrics)
+    exact, rounded = (study.read_maps("net", "saliency").values for study in (plain, compact))
+    largest = exact.abs().amax((1, 2, 3), keepdim=True)
+    assert ((rounded - exact).abs() <= exact.abs() / 16 + largest * 2**-18).all()
+    assert not torch.equal(rounded, exact)
+    (file,) = (tmp_path / "compact" / "cells" / "maps").rglob("*.safetensors")
+    with safe_open(file, framework="pt") as opened:
+        assert opened.get_tensor("values").nbytes == exact.numel()
+    keys = [
+        {path.stem for path in (tmp_path / each / "cells").rglob("*.safetensors")}
+        for each in ("plain", "compact")
+    ]
+    assert not keys[0] & keys[1]
+    direct = sl.evaluate(net, *sample, rounded, "pixel_flipping", steps=4)
+    found = compact.scores.query("metric == 'pixel_flipping'").score.to_numpy()
+    np.testing.assert_array_equal(found, direct)
+    again = sl.Study({"net": net}, sample, store=tmp_path / "compact", compact_maps=True)
+    assert again.plan(methods="saliency", metrics=metrics).missing.sum() == 0
+    table = {
+        name: study.scores.pivot(index="sample", columns="metric", values="score")
+        for name, study in {"plain": plain, "compact": compact}.items()
+    }
+    assert (table["plain"] - table["compact"]).abs().sparseness.max() < 0.02
+
+
+def test_packed_maps_keep_zeros_and_show_what_is_not_finite():
+    maps = torch.randn(4, 1, 5, 5) * torch.tensor([1e-30, 1.0, 1e20, 1.0]).reshape(-1, 1, 1, 1)
+    maps[1] = 0
+    maps[3, 0, 0, 0] = torch.inf
+    found = PackedMaps.of(maps)[:]
+    assert torch.equal(found[1], maps[1]) and not found[3].isfinite().all()
+    for row in (0, 2):
+        assert ((found[row] - maps[row]).abs() <= maps[row].abs() / 16 + maps[row].abs().max() * 2**-18).all()

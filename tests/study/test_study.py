@@ -24,6 +24,7 @@ from saliency_lab._common.fingerprints import canonical, fingerprint, model_fing
 from saliency_lab.attacks.checklist import run_audit
 from saliency_lab.metrics import api as evaluation
 from saliency_lab.study import Study, compute, keys, running
+from saliency_lab.study.cache import store
 from saliency_lab.study.cache.results import Content, cache_versions
 from saliency_lab.study.requests import Request
 
@@ -610,11 +611,12 @@ def test_a_full_disk_loses_nothing_and_says_what_to_do(
     study = make_study(tmp_path).attribute("saliency")
     before = _result_files(tmp_path)
 
-    def full(self: Path, data: bytes) -> int:
+    def full(path: Path, *_: object) -> None:
+        path.write_bytes(b"some of it")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(store, "write_tensors", full)
         with pytest.raises(SaliencyLabError, match=r"No space left.*Make room, then run the same again"):
             study.score("sparseness")
     assert _result_files(tmp_path) == before

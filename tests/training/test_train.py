@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import saliency_lab as sl
+from saliency_lab._common.compiling import compiler
 from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab.data import ImageData, Split
@@ -699,6 +700,36 @@ def test_half_precision_and_channels_last_train_rgb_images_with_augmentation(pre
     )
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert 0 <= model.card.metrics["val_robust"] <= model.card.metrics["val_clean"] <= 1
+
+
+COMPILER = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
+
+
+@COMPILER
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["sgt", "at"])
+def test_a_compiled_training_is_repeatable_and_close_to_the_plain_one(images, objective):
+    def weights(**changes):
+        model = sl.train(f"digits/{objective}", images, overrides=TINY | {"training.epochs": 1} | changes)
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    plain, compiled = weights(), weights(**{"training.compile": True})
+    assert torch.equal(compiled, weights(**{"training.compile": True}))
+    assert (plain - compiled).abs().max() < 0.02  # PGD takes signs, so rounding may change a few
+
+
+@COMPILER
+@pytest.mark.slow
+def test_a_gradient_of_a_gradient_is_not_trained_compiled(images):
+    changes = {"objective.name": "input_gradient", "training.compile": True}
+    with pytest.raises(TrainingError, match=r"training\.compile = true: a gradient cannot be differentiated"):
+        sl.train("digits/standard", images, overrides=TINY | changes)
+
+
+def test_without_a_compiler_compiled_training_is_refused(images, monkeypatch):
+    monkeypatch.setattr("saliency_lab._common.compiling.compiler", lambda: None)
+    with pytest.raises(TrainingError, match="no C\\+\\+ compiler"):
+        sl.train("digits/standard", images, overrides=TINY | {"training.compile": True})
 
 
 TWO = """

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import Tensor
 
 from saliency_lab._common.arguments import check_path
@@ -21,6 +20,7 @@ from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, left_behind
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.passes import PassPlan
+from saliency_lab._common.tensor_files import write_tensors
 from saliency_lab.study.cache.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from saliency_lab.study.cache.plans import PlanFolder
 from saliency_lab.study.cache.results import Content, Kind, Result
@@ -112,12 +112,11 @@ class FolderStore:
             "info": json.dumps(dict(content.info)),
             "digest": _digest(result, content),
         }
-        data = serialise({name: tensor.contiguous() for name, tensor in content.tensors.items()}, header)
         with (
             self._explain_errors(),
             atomic_path(self.path(result.kind, result.key), durable=False) as temporary,
         ):
-            temporary.write_bytes(data)
+            write_tensors(temporary, content.tensors, header)
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
@@ -249,12 +248,8 @@ class FolderStore:
         return self.folder / "weights" / f"{model}.safetensors"
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> None:
-        copies = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in tensors.items()
-        }
         with self._explain_errors(), atomic_path(path) as temporary:
-            temporary.write_bytes(serialise(copies, header))
+            write_tensors(temporary, tensors, header or {})
 
 
 Store: TypeAlias = MemoryStore | FolderStore

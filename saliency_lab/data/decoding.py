@@ -1,0 +1,293 @@
+"""Decode image files on all cores into one file on disk, from which images are mapped into memory."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab._common.files import left_behind, writable_folder
+from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.limits import check_memory
+from saliency_lab._common.pictures import eight_bit, is_grey, open_picture
+from saliency_lab._common.progress import progress
+from saliency_lab._common.tensor_files import tensors_header
+
+CACHE = ".saliency_lab"
+"""The folder of decoded images, next to the folder or zip file that they are of."""
+
+_BLOCK = 256  # images that are decoded between two flushes to disk; an interrupted call repeats at most these
+
+Names = dict[str, list[str]]
+"""The parts ("train", "test", "val") and the names of their images."""
+
+
+class Decoder:
+    """Decodes images of one root to arrays of one shape, uint8 (C, H, W).
+
+    Parameters
+    ----------
+    root : path
+        The folder or zip file, for messages.
+    names : mapping
+        Part → names of its images.
+    read : callable
+        Returns the content of an image's file; called from several threads.
+    size : (int, int) or None
+        Height and width that images are resized to. Without it, all must have that of the first one.
+
+    Raises
+    ------
+    DataNotFoundError
+        If the first image is damaged, or any of those read to see whether all are grey.
+    InputError
+        If all images together take more memory than is allowed.
+    """
+
+    def __init__(
+        self, root: Path, names: Names, read: Callable[[str], bytes], size: tuple[int, int] | None
+    ) -> None:
+        self.root, self.read, self.size = root, read, size
+        every = [name for part in names.values() for name in part]
+        label = f"{len(every):,} images of '{root}'"
+        self.grey = all(is_grey(open_picture(read(name), self.label(name))) for name in every)
+        if size is not None:
+            check_memory((len(every), 1 if self.grey else 3, *size), 1, label)
+        self.shape: tuple[int, int, int] | None = None
+        self.shape = self(every[0]).shape
+        check_memory((len(every), *self.shape), 1, label)
+
+    def label(self, name: str) -> str:
+        """What messages call an image."""
+        return f"the image '{name}' of '{self.root}'"
+
+    def __call__(self, name: str) -> np.ndarray:
+        """Return the pixels of an image, uint8 (C, H, W).
+
+        Raises
+        ------
+        DataNotFoundError
+            If the file is damaged.
+        InputError
+            If it has another size than the first one, or no range of values.
+        """
+        from PIL import Image
+
+        label = self.label(name)
+        image = eight_bit(open_picture(self.read(name), label), label, "L" if self.grey else "RGB")
+        if self.size is not None:
+            image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image)
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if self.shape is not None and pixels.shape != self.shape:
+            raise InputError(
+                f"{label} is {image.height}×{image.width}, the first one {self.shape[1]}×{self.shape[2]}; "
+                "resize them, or pass image_size=(height, width)"
+            )
+        return np.ascontiguousarray(pixels)
+
+
+class _CannotKeepError(Exception):
+    """The decoded images cannot be written; the message says why."""
+
+
+def read_decoded(
+    root: Path, names: Names, read: Callable[[str], bytes], size: tuple[int, int] | None, key: str
+) -> dict[str, Tensor]:
+    """Return the images of each part, uint8 (N, C, H, W), which the first call decodes and later ones map.
+
+    They are kept in `.saliency_lab` next to `root` (in the user's cache folder if that place cannot be
+    written) under `key`; those of an earlier key are deleted. Images are decoded on all cores, and a call
+    that was interrupted is continued by the next one. Of a mapped file, only what is being used needs memory.
+
+    Raises
+    ------
+    DataNotFoundError, InputError
+        As `Decoder`.
+
+    Warns
+    -----
+    UserWarning
+        If the cache is damaged, or cannot be written, so that images are decoded into memory each time.
+    """
+    folder = _cache_folder(root.resolve())
+    stem = f"{root.resolve().name}-{'as_is' if size is None else f'{size[0]}x{size[1]}'}-"
+    path = folder / f"{stem}{key}.safetensors"
+    found = _read_if_sound(path)
+    if found is not None:
+        return found
+    decode = Decoder(root, names, read, size)
+    try:
+        with _locked(path):
+            if not path.exists():  # another process may have been quicker
+                _decode_to_file(path, names, decode)
+            found = read_cache(path)
+    except (_CannotKeepError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        warnings.warn(
+            f"the decoded images of '{root}' could not be kept in '{folder}', and are decoded each time; "
+            f"the variable XDG_CACHE_HOME names another cache folder ({error})",
+            stacklevel=2,
+        )
+        return _decode_to_memory(names, decode)
+    alike = glob.escape(stem) + "[0-9a-f]" * len(key) + ".safetensors"
+    for older in (*folder.glob(alike), *left_behind(folder, f".{alike}.*")):
+        if older != path:
+            with contextlib.suppress(OSError):  # another process reads it, or was quicker
+                older.unlink()
+    return found
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time write a file; the lock of a killed process ends with it."""
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        writable_folder(path.parent)
+        held = FileLock(lock).acquire()
+    except (InputError, OSError) as error:
+        raise _CannotKeepError(str(error)) from error
+    with held:
+        yield
+        with contextlib.suppress(OSError):
+            lock.unlink(missing_ok=True)
+
+
+def _decode_all(names: list[str], decode: Decoder, done: int = 0) -> Iterator[np.ndarray]:
+    """Yield the pixels of the images after the first `done`, decoded in blocks by one thread per core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with progress(label=f"decoding {decode.root.name}", total=len(names)) as bar:
+        bar.update(done)
+        with ThreadPoolExecutor(cores) as pool:
+            try:
+                for start in range(done, len(names), _BLOCK):
+                    for pixels in pool.map(decode, names[start : start + _BLOCK]):
+                        yield pixels
+                        bar.update()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _decode_to_memory(names: Names, decode: Decoder) -> dict[str, Tensor]:
+    assert decode.shape is not None
+    images = {part: torch.empty(len(some), *decode.shape, dtype=torch.uint8) for part, some in names.items()}
+    rows = (row for part in names for row in images[part])
+    every = [name for some in names.values() for name in some]
+    for row, pixels in zip(rows, _decode_all(every, decode), strict=True):
+        row.copy_(torch.from_numpy(pixels))
+    return images
+
+
+def _decode_to_file(path: Path, names: Names, decode: Decoder) -> None:
+    """Write a safetensors file image by image, or continue the one that was interrupted."""
+    assert decode.shape is not None
+    parts = sorted(names)
+    every = [name for part in parts for name in names[part]]
+    shapes = {part: (torch.uint8, (len(names[part]), *decode.shape)) for part in parts}
+    header, size = tensors_header(shapes, {"digest": "0" * 32}), prod(decode.shape)
+    partial = path.with_name(f".{path.name}.partial")
+    with _translate_disk_errors(), partial.open("a+b") as file:
+        done = max(0, (file.seek(0, os.SEEK_END) - len(header)) // size)
+        done = done // _BLOCK * _BLOCK  # what was flushed
+        file.seek(0)
+        if file.read(len(header)) != header:
+            done = 0
+        file.truncate(len(header) + done * size if done else 0)
+        if not done:
+            file.write(header)
+        written = done
+        for pixels in _decode_all(every, decode, done):
+            file.write(pixels.data)
+            written += 1
+            if written % _BLOCK == 0:
+                _flush(file)
+        _flush(file)
+    with _translate_disk_errors():
+        with safe_open(partial, framework="pt") as opened:
+            digest = _digest(path, {part: opened.get_tensor(part) for part in parts})
+        with partial.open("r+b") as file:
+            file.write(tensors_header(shapes, {"digest": digest}))
+            _flush(file)
+        partial.replace(path)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _translate_disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except SaliencyLabError:  # of an image; some are an OSError too
+        raise
+    except (OSError, SafetensorError) as error:
+        raise _CannotKeepError(str(error)) from error
+
+
+def _read_if_sound(path: Path) -> dict[str, Tensor] | None:
+    """Read decoded images; a warning says so if they are damaged, and they are deleted."""
+    if not path.exists():
+        return None
+    try:
+        return read_cache(path)
+    except ValueError as error:
+        warnings.warn(f"{error}; the images are decoded again", stacklevel=3)
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+
+
+def read_cache(path: Path) -> dict[str, Tensor]:
+    """Map decoded images into memory, and check them against the name and the digest of their file.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, or is not what was written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            images = {part: file.get_tensor(part) for part in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"the decoded images '{path}' are damaged ({error})") from error
+    if "digest" not in header:
+        raise ValueError(f"the decoded images '{path}' were written by an earlier version, without a digest")
+    if header["digest"] != _digest(path, images):
+        raise ValueError(f"the decoded images '{path}' are damaged: they do not match their digest")
+    return images
+
+
+def _digest(path: Path, images: dict[str, Tensor]) -> str:
+    parts = sorted(images)
+    return fingerprint(path.stem, parts, *(images[part] for part in parts))
+
+
+def _cache_folder(root: Path) -> Path:
+    """`.saliency_lab` next to `root` if that place may be written, else a folder in the user's cache."""
+    parent = root.parent
+    writable = parent.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
+    if writable and os.access(parent, os.W_OK):
+        return parent / CACHE
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home; if nothing can be written here, a warning says so
+        return parent / CACHE
+    return cache / "saliency_lab" / fingerprint(str(parent))[:12]
