@@ -116,18 +116,37 @@ def test_examples_run(page, short):
     run(page)
 
 
-def test_the_pages_of_methods_and_metrics_are_up_to_date():
-    """What `python docs/catalogue_pages.py` would write is what is there, and each page has a picture."""
+@pytest.fixture(scope="module")
+def script():
+    """The script that writes the pages of methods and metrics."""
     pytest.importorskip("sphinx", reason="the pages are made with: pip install '.[docs]'")
     spec = importlib.util.spec_from_file_location("catalogue_pages", ROOT / "docs/catalogue_pages.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_the_pages_of_methods_and_metrics_are_up_to_date(script):
+    """What `python docs/catalogue_pages.py` would write is what is there, and each page has a picture."""
     stale = [str(path) for path, text in script.pages().items() if path.read_text(encoding="utf-8") != text]
     assert stale == [], "run python docs/catalogue_pages.py"
     for kind, listed in (("methods", sl.list_methods()), ("metrics", sl.list_metrics())):
         assert {path.stem for path in (ROOT / "docs" / kind).glob("*.md")} == {*listed.index, "index"}
         assert {path.stem for path in (ROOT / "docs/figures" / kind).iterdir()} == set(listed.index)
         assert set(script.NOTES[kind]) == set(listed.index)
+
+
+def test_what_pages_of_metrics_say_about_known_evidence_is_in_the_table(script):
+    table = script.known_evidence()
+    assert len(table) > 20
+    for name, verdicts in table.items():
+        note = script.NOTES["metrics"][name]
+        text = f"{note['prefer']} {note['misleads']}"
+        failed = [test for test, verdict in verdicts.items() if verdict == "fails"]
+        assert ("passes all three tests" in text) <= (failed == []), name
+        assert ("fails all three tests" in text) == (len(failed) == 3), name
+        named = re.search(r"fails the tests? ((?:`\w+`(?: and )?)+)", text)
+        assert re.findall(r"`(\w+)`", named[1] if named else "") == (failed if len(failed) < 3 else []), name
 
 
 @pytest.mark.parametrize(

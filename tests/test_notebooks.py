@@ -10,8 +10,17 @@ import pytest
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+SLOW = {"06_photographs"}
+"""Notebooks that take more than a minute; tests of pretrained networks and photographs are quicker."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else pytest.mark.long, id=path.stem)
+        for path in NOTEBOOKS
+    ],
+)
 def test_notebook(path, monkeypatch):
     monkeypatch.setenv("SALIENCY_LAB_PROGRESS", "0")
     notebook = nbformat.read(path, as_version=4)

@@ -4,6 +4,7 @@ And what the package imports is what it says it depends on.
 """
 
 import ast
+import json
 import os
 import re
 import site
@@ -37,9 +38,9 @@ def installed(tmp_path_factory):
     """Environment whose only own package is the wheel; what the package depends on is lent by a path file."""
     folder = tmp_path_factory.mktemp("wheel")
     wheel = build("wheel", folder)
-    venv.create(folder / "env", with_pip=True)
-    python = folder / "env/bin/python"
-    installing = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel)]
+    venv.create(folder / "env")
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "env/bin/python")]
+    installing = [*pip, "install", "--quiet", "--no-index", "--no-deps", str(wheel)]
     subprocess.run(installing, check=True, capture_output=True)
     (library,) = (folder / "env/lib").glob("python*/site-packages")
     (library / "lent.pth").write_text("\n".join(site.getsitepackages()) + "\n")
@@ -53,40 +54,33 @@ def run(installed, *arguments, cwd):
     )
 
 
-def test_an_installed_wheel_lists_its_recipes(installed, tmp_path):
-    where = run(installed, "python", "-c", "import saliency_lab; print(saliency_lab.__file__)", cwd=tmp_path)
-    assert str(installed.parent) in where.stdout, where.stderr
-    listed = run(installed, "saliency-lab", "list", "recipes", cwd=tmp_path)
-    assert listed.returncode == 0, listed.stderr
-    names = run(
-        installed, "python", "-c", "import saliency_lab as s; print(*s.list_recipes().index)", cwd=tmp_path
-    )
-    assert names.stdout.split() == list(sl.list_recipes().index)
-
-
-def test_an_installed_wheel_brings_the_studies_and_the_trained_networks(installed, tmp_path):
+def test_an_installed_wheel_brings_recipes_studies_and_trained_networks(installed, tmp_path):
     code = (
-        "import saliency_lab as sl\n"
-        "print(*sl.list_studies().index)\n"
-        "print(*sl.list_zoo().index)\n"
-        "print(sl.load_model('digits/at').card.recipe['name'])"
+        "import importlib.metadata, json, pathlib, saliency_lab as sl\n"
+        "folder = pathlib.Path(sl.__path__[0])\n"
+        "facts = {'folder': str(folder), 'version': importlib.metadata.version('saliency-lab')}\n"
+        "facts['suffixes'] = sorted({path.suffix for path in (folder / 'recipes').glob('**/*.*')})\n"
+        "lists = {'recipes': sl.list_recipes, 'studies': sl.list_studies, 'zoo': sl.list_zoo}\n"
+        "facts |= {name: list(listed().index) for name, listed in lists.items()}\n"
+        "facts['trained'] = sl.load_model('digits/at').card.recipe['name']\n"
+        "print(json.dumps(facts))"
     )
     done = run(installed, "python", "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    studies, zoo, name = done.stdout.splitlines()
-    assert studies.split() == list(sl.list_studies().index)
-    assert zoo.split() == list(sl.list_zoo().index)
-    assert name == "digits/at"
+    facts = json.loads(done.stdout)
+    assert facts["folder"].startswith(str(installed.parent))
+    assert (facts["version"], facts["suffixes"]) == (sl.__version__, [".toml"])
+    lists = {"recipes": sl.list_recipes, "studies": sl.list_studies, "zoo": sl.list_zoo}
+    assert {name: facts[name] for name in lists} == {
+        name: list(listed().index) for name, listed in lists.items()
+    }
+    assert facts["trained"] == "digits/at"
 
 
-def test_an_installed_wheel_has_this_version_and_no_scripts_among_its_recipes(installed, tmp_path):
-    code = (
-        "import importlib.metadata, pathlib, saliency_lab\n"
-        "print(importlib.metadata.version('saliency-lab'))\n"
-        "print(*{path.suffix for path in pathlib.Path(saliency_lab.__path__[0], 'recipes').glob('**/*.*')})"
-    )
-    done = run(installed, "python", "-c", code, cwd=tmp_path)
-    assert done.stdout.split() == [sl.__version__, ".toml"], done.stderr
+def test_an_installed_wheel_has_the_command(installed, tmp_path):
+    listed = run(installed, "saliency-lab", "list", "recipes", cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert "digits/asgt" in listed.stdout
 
 
 def test_a_source_distribution_has_the_scripts_that_its_pages_name(tmp_path):

@@ -247,7 +247,7 @@ def predict_classes(model: nn.Module, x: Tensor) -> Predictions:
     2
     """
     with in_float32(model):
-        outputs = predict_many(model, x).double()
+        outputs = predict_many(model, x.to(dtype_of(model))).double()
     shares = outputs if are_probabilities(outputs) else outputs.softmax(1)
     probabilities, classes = shares.max(1)
     return Predictions(classes.tolist(), probabilities.tolist())

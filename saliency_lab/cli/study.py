@@ -187,13 +187,14 @@ def _changes(name: str | None, root: Path | None) -> dict[str, dict[str, str]]:
 def _print_plan(declared: Declaration, store: Path, device: str, *, trust: bool = False) -> None:
     """Print what there is to do, and about how long it takes."""
     from saliency_lab.experiment.run import plan_declared
+    from saliency_lab.metrics.cost import duration
 
     table = plan_declared(declared, store, device=device, trust=trust)
     print(table.to_string(index=False, na_rep="", float_format="{:.1f}".format))
     print(
         f"{table['missing'].sum()} of {table['results'].sum()} are missing in '{store}', "
-        f"about {table['seconds'].sum() / 60:.0f} minutes of work for one process, with attacks and "
-        "audits counted as if no image gave way"
+        f"about {duration(table['seconds'].sum())} of work for one process; attacks and audits are "
+        "estimated as if they broke no image"
     )
 
 

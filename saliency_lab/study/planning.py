@@ -80,17 +80,15 @@ class _Clock:
             with contextlib.suppress(SaliencyLabError):  # a network may have no gradient
                 attribute(self.net, self.few.x, self.few.y)
             self.warm = True
-        count = len(self.sample.x)
         if verb in ("attack", "audit"):
-            return self._strongest(verb, request, index, request.images or count, sources)
+            return self._strongest(verb, request, index, request.images or len(self.sample.x), sources)
         if verb == "score":
             for method in index.methods.values():
                 for task in self._tasks("attribute", method, index, self.few):
                     if not self.store.has("maps", task.lock):
                         self._time([task], self.net, self.few)
-        return self._time(self._tasks(verb, request, index, self.few), self.net, self.few) * (
-            count / len(self.few.x)
-        )
+        tasks = self._tasks(verb, request, index, self.few)
+        return len(self.sample.x) / len(self.few.x) * self._time(tasks, self.net, self.few)
 
     def _strongest(
         self, verb: Verb, request: Request, index: ResultIndex, images: int, sources: int

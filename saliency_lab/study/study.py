@@ -277,7 +277,7 @@ class Study(StudyResults):
         -------
         DataFrame
             One row per step: how many `results` it has, how many are `missing`, and the `seconds` that these
-            take here, measured on a few images and the first model; attacks as if no image gave way.
+            take here, measured on a few images and the first model; attacks as if they broke no image.
         """
         requests = read_grid(self.sample, methods, metrics, attacks, audits).under(self._settings_of_runs())
         return make_plan(requests, self._inputs(), self._index, self.members[0].net)

@@ -34,8 +34,8 @@ CHEAP = {
 NO_SENSE = {"guided_backprop", "deconvolution", "deep_lift", "deep_lift_shap", "lrp", "guided_grad_cam"}
 
 
-def _run(model: nn.Module, name: str, x: Tensor) -> Tensor:
-    settings = dict(CHEAP.get(name, {}))
+def _run(model: nn.Module, name: str, x: Tensor, **settings: str) -> Tensor:
+    settings = {**CHEAP.get(name, {}), **settings}
     if name in {"gradient_shap", "deep_lift_shap"}:
         settings["baselines"] = x.flip(3)
     maps = attribute(model, x, method=name, target=1, **settings)
@@ -77,7 +77,10 @@ def _images(model_name: str) -> Tensor:
 @pytest.mark.parametrize("model", ["small_cnn", "resnet18", "vgg11_bn", "torchvision/resnet18"])
 @pytest.mark.parametrize("name", list_methods().query("family != 'attention'").index)
 def test_convolutional_networks(models, name, model):
-    _run(models[model], name, _images(model))
+    net, settings = models[model], {}
+    if name in ("score_cam", "ablation_cam"):  # a pass per channel: the first convolution has the fewest
+        settings["layer"] = next(layer for layer, part in net.named_modules() if isinstance(part, nn.Conv2d))
+    _run(net, name, _images(model), **settings)
 
 
 @pytest.mark.parametrize("name", [name for name in list_methods().index if name not in NO_SENSE])

@@ -795,7 +795,7 @@ class TestLabels:
         model, x, y, maps = scene
         with pytest.raises(
             InputError,
-            match="(is given twice|two different metrics are called).*; give each a label of its own",
+            match=r"(is given twice|two different metrics are called).*; give each a label of its own",
         ):
             evaluate_many(model, x, y, {"map": maps}, metrics)
 

@@ -137,7 +137,7 @@ def test_a_study_that_extends_a_bundled_one_is_planned_and_an_unknown_one_named(
     arguments = ["study", str(tmp_path / "small.toml"), "--plan", "--out", str(tmp_path / "store")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "minutes of work" in result.output
+    assert "of work for one process" in result.output
     assert "warning" not in result.output  # that untrained networks are alike, for one
     result = CliRunner().invoke(app, ["reproduce", "digit"])
     assert result.exit_code == 2
