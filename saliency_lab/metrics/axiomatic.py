@@ -105,6 +105,7 @@ register(
         needs="finite",
         undefined=NOT_A_NUMBER,
         fast=_completeness,
+        same_for_all_maps=True,
     )
 )
 register(
@@ -120,6 +121,7 @@ register(
         needs="nonzero",
         undefined=NOT_A_NUMBER,
         fast=_non_sensitivity,
+        same_for_all_maps=True,
     )
 )
 register(

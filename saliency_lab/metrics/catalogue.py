@@ -116,6 +116,8 @@ class Metric:
     """Maps made per sample, from the settings, for metrics that make maps again."""
     shares: str = ""
     """Which predictions it shares with other metrics, so that they are scored together; empty for none."""
+    same_for_all_maps: bool = False
+    """Whether what is predicted does not depend on the map, so that all methods share it."""
     revision: int = 0
     """Counts changes of the definition under the same settings: scores stored before are computed again."""
     serial: tuple[Engine, ...] = ()

@@ -69,10 +69,13 @@ def estimate(
 
 
 def predicted_images(x: Tensor, attributions: Mapping[str, Any], jobs: Sequence[Job]) -> int:
-    """Return how many images the jobs predict, from above: methods and metrics may share predictions."""
-    pixels = x.shape[2] * x.shape[3]
-    forwards = sum(job.metric.forwards(job.settings, pixels) for job in jobs if job.engine == "fast")
-    return len(x) * len(attributions) * forwards
+    """Return how many images the jobs predict, from above: metrics may share predictions."""
+    pixels, count = x.shape[2] * x.shape[3], 0
+    for job in jobs:
+        if job.engine == "fast":
+            times = 1 if job.metric.same_for_all_maps else len(attributions)
+            count += job.metric.forwards(job.settings, pixels) * times
+    return len(x) * count
 
 
 def _counts(model: nn.Module, x: Tensor, job: Job) -> tuple[int, int]:

@@ -296,6 +296,7 @@ register(
         needs="nonzero",
         undefined=UNVARIED,
         fast=_faithfulness_correlation,
+        same_for_all_maps=True,
         quantus=_faithfulness_correlation_quantus,
         serial=("quantus",),
     )
@@ -327,6 +328,7 @@ register(
         needs="nonzero",
         undefined=UNVARIED,
         fast=_sensitivity_n,
+        same_for_all_maps=True,
     )
 )
 register(
@@ -357,5 +359,6 @@ register(
         needs="finite",
         undefined=NOT_A_NUMBER,
         fast=_infidelity,
+        same_for_all_maps=True,
     )
 )
