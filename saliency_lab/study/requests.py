@@ -98,12 +98,15 @@ class GridRequests:
             *(StudyStep("audit", [each]) for each in self.audits),
         ]
 
-    def under(self, execution: ExecutionSettings | None) -> GridRequests:
-        """Return the same requests, with how their passes may run; None leaves them as they are."""
-        if execution is None:
-            return self
+    def under(self, execution: ExecutionSettings | None, compact_maps: bool = False) -> GridRequests:
+        """Return the same requests, with how passes run (None: as before) and maps are stored."""
+
+        def own(request: Request) -> Request:
+            chosen = request.execution if execution is None else execution
+            return replace(request, execution=replace(chosen, compact_maps=True) if compact_maps else chosen)
+
         kinds = (self.methods, self.metrics, self.attacks, self.audits)
-        return GridRequests(*([replace(each, execution=execution) for each in kind] for kind in kinds))
+        return GridRequests(*(list(map(own, kind)) for kind in kinds))
 
 
 def read_grid(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 from saliency_lab._common.arguments import check_flag, check_instance, check_path, check_text
 from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.execution import CompileMode, ExecutionSettings, current_execution, make_execution
+from saliency_lab._common.execution import CompileMode, ExecutionSettings, make_execution
 from saliency_lab._common.files import writable_folder
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.samples import Images
@@ -101,8 +100,7 @@ class Study(StudyResults):
     ) -> None:
         self._index = _new_index(sample, models, seed, store, executor)
         self.executor = executor
-        given = compile is not None or dtype is not None
-        self._execution = make_execution("auto" if compile is None else compile, dtype) if given else None
+        self._execution = _own_execution(compile, dtype)
         self._compact_maps = check_flag(compact_maps, "compact_maps")
 
     def attribute(self, methods: Selection) -> Study:
@@ -241,8 +239,8 @@ class Study(StudyResults):
         Study
             This study.
         """
-        for step in requests.under(self._settings_of_runs()).steps():
-            inputs, index = self._inputs(), self._index.snapshot()
+        for step in requests.under(self._execution, self._compact_maps).steps():
+            inputs, index = _task_inputs(self._index), self._index.snapshot()
             tasks = make_tasks(step, inputs, index)
             if step.verb == "score":
                 _refuse_changed_maps(tasks, self._index)
@@ -279,20 +277,9 @@ class Study(StudyResults):
             One row per step: how many `results` it has, how many are `missing`, and the `seconds` that these
             take here, measured on a few images and the first model; attacks as if they broke no image.
         """
-        requests = read_grid(self.sample, methods, metrics, attacks, audits).under(self._settings_of_runs())
-        return make_plan(requests, self._inputs(), self._index, self.members[0].net)
-
-    def _settings_of_runs(self) -> ExecutionSettings | None:
-        """Return how passes run and maps are stored; None for what the innermost `execution` says."""
-        if not self._compact_maps:
-            return self._execution
-        return replace(self._execution or current_execution(), compact_maps=True)
-
-    def _inputs(self) -> TaskInputs:
-        if self.sample.images != self._index.images:
-            raise InputError("the images of this study changed since it was built; build another")
-        networks = {member: model_fingerprint(member.net) for member in self.members}
-        return TaskInputs(self.sample, self._index.images, networks, self.seed)
+        grid = read_grid(self.sample, methods, metrics, attacks, audits)
+        requests = grid.under(self._execution, self._compact_maps)
+        return make_plan(requests, _task_inputs(self._index), self._index, self.members[0].net)
 
     def note_failure(self, model: str, seed: int, what: str, failure: Failure) -> None:
         """Record a failure outside of this study, such as one of training.
@@ -426,6 +413,21 @@ def _new_index(
     index = ResultIndex(images, images.images, seed, members, where, weights)
     index.read_stored_attacks()
     return index
+
+
+def _own_execution(compile: CompileMode | None, dtype: str | torch.dtype | None) -> ExecutionSettings | None:
+    """Return how the passes of a study run; None if the innermost `execution` says it."""
+    if compile is None and dtype is None:
+        return None
+    return make_execution("auto" if compile is None else compile, dtype)
+
+
+def _task_inputs(index: ResultIndex) -> TaskInputs:
+    """Return what all keys depend on now: the weights of a network may have changed since the last call."""
+    if index.sample.images != index.images:
+        raise InputError("the images of this study changed since it was built; build another")
+    networks = {member: model_fingerprint(member.net) for member in index.members}
+    return TaskInputs(index.sample, index.images, networks, index.seed)
 
 
 def _warn_of_copies(members: Sequence[Member], weights: Mapping[tuple[str, int], str]) -> None:
