@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 RUN = """
@@ -65,7 +66,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one network, one round")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     options = parser.parse_args()
-    script = Path(__file__).with_name(".parallel_run.py")
+    folder = tempfile.TemporaryDirectory()
+    script = Path(folder.name) / "run.py"
     environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
     rows = []
     print(f"{'network':<12}{'one thread':>12}{'threads':>10}{'processes':>12}{'starting them':>16}")
@@ -92,7 +94,7 @@ def main() -> None:
                 flush=True,
             )
     finally:
-        script.unlink(missing_ok=True)
+        folder.cleanup()
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
