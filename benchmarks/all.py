@@ -32,6 +32,8 @@ class Job(NamedTuple):
 
     arguments: tuple[str, ...]
     minutes: float
+    is_short: bool = True
+    """Whether `--quick` makes it end within a minute or two."""
 
 
 JOBS: dict[str, Job] = {
@@ -42,9 +44,13 @@ JOBS: dict[str, Job] = {
     "study resnet18": Job(("metrics.py", "--only", "study", "--network", "resnet18"), 7),
     "training compiled": Job(("compiled_training.py",), 6),
     "passes small": Job(
-        ("passes.py", "--only", "sgt_cnn", "--only", "resnet8", "--only", "resnet18", "--compile"), 6
+        ("passes.py", "--only", "sgt_cnn", "--only", "resnet8", "--only", "resnet18", "--compile"),
+        6,
+        is_short=False,
     ),
-    "passes photographs": Job(("passes.py", "--only", "resnet50", "--only", "vit_b_16", "--compile"), 12),
+    "passes photographs": Job(
+        ("passes.py", "--only", "resnet50", "--only", "vit_b_16", "--compile"), 12, is_short=False
+    ),
     "memory": Job(("memory.py",), 5),
     "large data": Job(("large_data.py",), 3),
     "parallel": Job(("parallel.py",), 3),
@@ -120,6 +126,8 @@ def main() -> int:
     for name, job in JOBS.items():
         known = collected["benchmarks"].get(name, {})
         if name not in options.only if options.only else "figures" in known:
+            continue
+        if options.quick and not job.is_short:
             continue
         if not options.quick and time.perf_counter() + 60 * job.minutes > until:
             print(f"{name}: no time is left for it", flush=True)

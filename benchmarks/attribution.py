@@ -208,11 +208,15 @@ def main() -> int:
     for network, shape, count in networks:
         model = sl.build_model(network, input_shape=shape)
         source = torch.Generator().manual_seed(0)
-        x, y = torch.rand(count, *shape, generator=source), torch.randint(0, 10, (count,), generator=source)
-        for name, case in cases(x, options.quick).items():
+        every = torch.rand(4 * count, *shape, generator=source)
+        labels = torch.randint(0, 10, (4 * count,), generator=source)
+        for name, case in cases(every, options.quick).items():
             if options.only and name not in options.only:
                 continue
-            row = {"network": network, "images": count} | compare(model, name, case, x, y, rounds)
+            # of methods of one pass, the checks of a call are a part that shrinks with the images
+            some = 4 * count if network == "resnet18" and case.forwards + case.backwards <= 2 else count
+            x, y = every[:some], labels[:some]
+            row = {"network": network, "images": some} | compare(model, name, case, x, y, rounds)
             table.append(row)
             floor = row["floor_ms_per_image"]
             shown = [f"{row[key]:.2f}" if row[key] else "–" for key in ("ours", "peer", "target")]

@@ -137,7 +137,8 @@ def _startup(name: str) -> Callable[[Figures], str | None]:
 def _memory(start: str) -> Callable[[Figures], str | None]:
     def found(known: Figures) -> str | None:
         rows = [row for row in known["memory"] if row["work"].startswith(start)]
-        return "; ".join(f"{row['images']} images: {row['peak, MiB']} MiB" for row in rows) or None
+        shown = [f"{row['images']} images: {row['anonymous, MiB']} MiB" for row in rows]
+        return "; ".join(shown) or None
 
     return found
 
