@@ -53,7 +53,7 @@ JOBS: dict[str, Job] = {
     ),
     "memory": Job(("memory.py",), 5),
     "large data": Job(("large_data.py",), 3),
-    "parallel": Job(("parallel.py",), 3),
+    "parallel": Job(("parallel.py",), 7),
     "stored maps": Job(("stored_maps.py",), 3),
     "scale": Job(("scale.py",), 15),
     "attribution": Job(("attribution.py",), 12),
