@@ -98,7 +98,7 @@ def write_tables(results: dict[str, dict[str, Any]], data: str) -> str:
 
     norm, images = max(settings, key=size)
     lines += [
-        f"\nEach network at {norm}, {images} images:\n",
+        f"\n<details>\n<summary>Each network at {norm}, {images} images</summary>\n",
         "| network | verdict | reported | worst case | adaptive attack |",
         "| --- | --- | --- | --- | --- |",
     ]
@@ -108,7 +108,7 @@ def write_tables(results: dict[str, dict[str, Any]], data: str) -> str:
         for r in rows
         if (r["norm"], int(r["images"])) == (norm, images)
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "</details>"])
 
 
 def excess(rows: list[dict[str, Any]]) -> str:

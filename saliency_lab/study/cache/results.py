@@ -10,9 +10,15 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-import saliency_lab
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.provenance import versions
+
+DEFINITIONS = "0.1.0"
+"""The version of this package since which results keep their values.
+
+It is part of every key. A change of a single method, metric or attack raises its own revision instead (see
+`study.keys`), so that everything else in a store stays valid.
+"""
 
 Kind = Literal["maps", "scores", "attack", "audit", "retraining"]
 
@@ -89,4 +95,4 @@ class Failure:
 def cache_versions(kind: Kind) -> dict[str, str]:
     """Return the versions of the packages that the values of a result depend on."""
     known = versions()
-    return {"saliency-lab": saliency_lab.__version__} | {name: known[name] for name in _PACKAGES[kind]}
+    return {"saliency-lab": DEFINITIONS} | {name: known[name] for name in _PACKAGES[kind]}
