@@ -47,6 +47,7 @@ from saliency_lab.data import Split, data_root, make_mosaics
 from saliency_lab.metrics import meta_evaluate
 from saliency_lab.models import read_card
 from saliency_lab.study.cache.results import Failure
+from saliency_lab.study.requests import GridRequests
 from saliency_lab.training import parse_override
 from saliency_lab.training.recipe import dotted, load_recipe
 
@@ -163,7 +164,7 @@ KIND_OF = {
     "method": "name", "metric": "name", "attack": "name", "attributions": "maps", "images": "count", "val_fraction": "fraction",
     "baseline": "name", "name": "label", "label": "label", "engine": "choice", "budget": "choice", "target": "choice",
     "trust": "flag", "overrides": "mapping", "width": "number", "n": "count",
-    "compile": "compile", "dtype": "precision",
+    "compile": "compile", "dtype": "precision", "compact_maps": "flag",
 }  # fmt: skip
 """The kind of a parameter by its name."""
 
@@ -440,6 +441,7 @@ def _targets(folder: Path) -> list[Target]:
         Target("Study.attribute", study.attribute, {"methods": "saliency"}, {"methods": selection}),
         Target("Study.audit", study.audit, {"eps": 0.1}, {"eps": "radii"}),
         Target("Study.compare", study.compare, {}),
+        Target("Study.compute", study.compute, {"requests": GridRequests()}, {"requests": "object"}),
         Target("Study.load", sl.Study.load, {"store": folder / "store"}),
         Target("Study.merge", study.merge, {"store": folder / "store"}),
         Target("Study.note_failure", study.note_failure, {

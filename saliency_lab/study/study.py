@@ -98,8 +98,7 @@ class Study(StudyResults):
         dtype: str | torch.dtype | None = None,
         compact_maps: bool = False,
     ) -> None:
-        self._index = _new_index(sample, models, seed, store, executor)
-        self.executor = executor
+        self._index, self.executor = _new_index(sample, models, seed, store, executor), executor
         self._execution = _own_execution(compile, dtype)
         self._compact_maps = check_flag(compact_maps, "compact_maps")
 
@@ -239,6 +238,7 @@ class Study(StudyResults):
         Study
             This study.
         """
+        requests = check_instance(requests, GridRequests, "requests", "GridRequests")
         for step in requests.under(self._execution, self._compact_maps).steps():
             inputs, index = _task_inputs(self._index), self._index.snapshot()
             tasks = make_tasks(step, inputs, index)

@@ -647,7 +647,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, output = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert "interrupted; the same command again goes on" in output
+    assert "interrupted; run the same command again to continue" in output
     assert not (tmp_path / "run/model.safetensors").exists()
     again = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
@@ -706,7 +706,7 @@ def test_ctrl_c_stops_the_training_of_other_processes_too(tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, output = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert "interrupted; the same command again goes on" in output and "Traceback" not in output
+    assert "interrupted; run the same command again to continue" in output and "Traceback" not in output
     assert len(list(tmp_path.glob("runs/study/models/*/"))) == 2
     assert not list(tmp_path.glob("runs/study/models/*/model.json"))
 
