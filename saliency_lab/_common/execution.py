@@ -40,8 +40,8 @@ def current_execution() -> ExecutionSettings:
 def make_execution(compile: Any = "auto", dtype: Any = None) -> ExecutionSettings:
     """Check the arguments of `execution`.
 
-    >>> make_execution("auto", "bfloat16")
-    ExecutionSettings(compile='auto', dtype='bfloat16')
+    >>> make_execution("auto", torch.bfloat16).dtype
+    'bfloat16'
 
     Raises
     ------
