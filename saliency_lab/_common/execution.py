@@ -40,7 +40,7 @@ def current_execution() -> ExecutionSettings:
 def make_execution(compile: Any = "auto", dtype: Any = None) -> ExecutionSettings:
     """Check the arguments of `execution`.
 
-    >>> make_execution("auto", torch.bfloat16).dtype
+    >>> make_execution("auto", "bfloat16").dtype
     'bfloat16'
 
     Raises
