@@ -66,16 +66,22 @@ def seconds(action: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
+def pairs(x: Tensor, count: int) -> list[Tensor]:
+    """As many images, two per pass, whatever their number in `x`."""
+    return list(x[torch.arange(count) % len(x)].split(2))
+
+
 def bare(net: nn.Module, x: Tensor, count: int) -> None:
-    """Predict as many images, two per pass."""
+    """Predict as many images."""
     with torch.no_grad():
-        for start in range(0, count, 2):
-            net(x[: min(2, count - start)])
+        for images in pairs(x, count):
+            net(images)
 
 
 def bare_gradients(net: nn.Module, x: Tensor, count: int) -> None:
-    for start in range(0, count, 2):
-        points = x[: min(2, count - start)].clone().requires_grad_(True)
+    """Differentiate as many predictions."""
+    for images in pairs(x, count):
+        points = images.requires_grad_(True)
         torch.autograd.grad(net(points).amax(1).sum(), points)
 
 
