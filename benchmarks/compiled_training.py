@@ -67,11 +67,16 @@ def measure(network: str, objectives: list[str], rounds: int, rows: int) -> list
     trained = {form: Trained(network, rows, *settings) for form, settings in FORMS.items()}
     table = []
     for objective in objectives:
-        first = {form: each.step(objective) for form, each in trained.items()}  # compiles, or warms up
-        times: dict[str, list[float]] = {form: [] for form in FORMS}
+        first: dict[str, float] = {}
+        for form, each in trained.items():
+            try:
+                first[form] = each.step(objective)  # compiles, or warms up
+            except RuntimeError as error:  # of compiled passes
+                print(f"{network}, {objective}, {form}: {f'{error}'.partition(chr(10))[0]}", flush=True)
+        times: dict[str, list[float]] = {form: [] for form in first}
         for _ in range(rounds):
-            for form, each in trained.items():
-                times[form].append(each.step(objective))
+            for form in first:
+                times[form].append(trained[form].step(objective))
         eager = times["eager"]
         row: dict[str, Any] = {
             "network": network,
@@ -79,11 +84,11 @@ def measure(network: str, objectives: list[str], rounds: int, rows: int) -> list
             "images": rows,
             "eager, s": round(statistics.median(eager), 3),
         }
-        for form, values in times.items():
-            if form != "eager":
-                ratios = [a / b for a, b in zip(values, eager, strict=True)]
-                row[f"{form} / eager"] = round(statistics.median(ratios), 3)
-        row["compilation, s"] = round(first["compiled"] - statistics.median(times["compiled"]), 1)
+        for form in list(FORMS)[1:]:
+            ratios = [a / b for a, b in zip(times[form], eager, strict=True)] if form in times else []
+            row[f"{form} / eager"] = round(statistics.median(ratios), 3) if ratios else "fails"
+        if "compiled" in times:
+            row["compilation, s"] = round(first["compiled"] - statistics.median(times["compiled"]), 1)
         table.append(row)
         print(" | ".join(f"{value}" for value in row.values()), flush=True)
     return table

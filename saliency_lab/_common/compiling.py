@@ -44,11 +44,20 @@ def compiled_in_place(model: nn.Module) -> Iterator[None]:
             reason = f"{error}".strip().partition("\n")[0][:200]
             raise CompileError(f"the model cannot be compiled ({reason})") from error
         except RuntimeError as error:
-            if "double backward" not in f"{error}":
-                raise
-            raise CompileError("a gradient cannot be differentiated in a compiled model") from error
+            for known, reason in _REFUSALS.items():
+                if known in f"{error}":
+                    raise CompileError(reason) from error
+            raise
         finally:
             model._compiled_call_impl = None
+
+
+_REFUSALS = {
+    "double backward": "a gradient cannot be differentiated in a compiled model",
+    "modified by an inplace operation": "a backward pass after several forward passes in training mode, as "
+    "this objective makes it, fails for this model where it is compiled",
+}
+"""What torch says of passes that only work uncompiled, and why."""
 
 
 @contextmanager

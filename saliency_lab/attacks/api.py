@@ -263,7 +263,8 @@ def _expect(
     if method.access == "logits" and "queries" in given:
         forwards.expect(count * given["queries"] // _LEFT_ALONE_EARLY)
     elif method.access == "gradient" and "steps" in given:
-        gradients.expect(count * given["steps"] * given.get("restarts", 1) // _LEFT_ALONE_EARLY)
+        early = _LEFT_ALONE_EARLY if given.get("early_stop", True) else 1
+        gradients.expect(count * given["steps"] * given.get("restarts", 1) // early)
 
 
 def _survives_rounding(
