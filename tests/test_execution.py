@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import saliency_lab as sl
 from benchmarks.defences import BROKEN
 from saliency_lab._common import passes
+from saliency_lab._common.compiling import CompileError, compiled_in_place
 from saliency_lab._common.folding import copy_for_evaluation, fold_batch_norm
 from saliency_lab._common.passes import Passes, weights_digest
 from saliency_lab.data import ImageData
@@ -561,3 +562,12 @@ def test_attacks_on_defences_find_the_same_points(name):
     with sl.execution(compile=False):
         expected = points()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_torchs_word_for_a_statistic_that_a_second_pass_changed_is_a_refusal_to_compile(monkeypatch):
+    monkeypatch.setattr("saliency_lab._common.compiling.compiler", lambda: "c++")
+    with (
+        pytest.raises(CompileError, match="several forward passes in training mode"),
+        compiled_in_place(lively(Residual())),
+    ):
+        raise RuntimeError("one of the variables needed has been modified by an inplace operation: [8]")
