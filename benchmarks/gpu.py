@@ -23,6 +23,7 @@ import captum.attr as ca
 import quantus
 import torch
 import torchvision
+from metrics import QUIET
 from torch import Tensor, nn
 
 import saliency_lab as sl
@@ -32,14 +33,6 @@ try:
     import torchattacks
 except ImportError:
     torchattacks = None
-
-QUIET = {
-    "abs": False,
-    "normalise": False,
-    "return_aggregate": False,
-    "disable_warnings": True,
-    "display_progressbar": False,
-}
 
 
 class Bench:

@@ -1,6 +1,6 @@
 """Every attribution method on families of networks: which give a map, and why the others are refused.
 
-    python benchmarks/networks.py [--quick] [--causes]
+    python benchmarks/networks.py [--quick] [--json FILE] [--causes]
 
 Networks of torchvision and timm with random weights, on small images. Prints the table of methods × families
 of docs/attribution.md; `--causes` prints each refusal instead. `tests/attribution/test_matrix.py` runs the
@@ -10,8 +10,10 @@ same combinations and asserts the maps and the causes.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -225,6 +227,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="two networks only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write whether each method works here")
     parser.add_argument("--causes", action="store_true", help="print each refusal")
     options = parser.parse_args()
     names = ["resnet18", "vit_tiny (timm)"] if options.quick else list(NETWORKS)
@@ -238,6 +241,8 @@ def main() -> None:
             given[method].setdefault(network.family, []).append(not why)
             if why and options.causes:
                 print(f"{method} · {name}: {why}")
+    if options.json is not None:
+        options.json.write_text(json.dumps(given, indent=1) + "\n", encoding="utf-8")
     if options.causes:
         return
     families = list(dict.fromkeys(NETWORKS[name].family for name in names))

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import captum.attr as ca
-import numpy as np
 import quantus
 import torch
 import torchvision
+from metrics import QUIET, gradient
 from pytorch_grad_cam import ScoreCAM
 from pytorch_grad_cam.metrics.road import ROADMostRelevantFirst
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -36,13 +36,6 @@ import saliency_lab as sl
 METHODS = ["saliency", "input_x_gradient", "guided_backprop", "deconvolution", "grad_cam", "edges"]
 SENSITIVE = METHODS[:2]
 PERCENTAGES = (20.0, 50.0, 80.0)
-QUIET = {
-    "abs": False,
-    "normalise": False,
-    "return_aggregate": False,
-    "disable_warnings": True,
-    "display_progressbar": False,
-}
 
 
 def scene(images: int, side: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -83,12 +76,6 @@ def bare_gradients(net: nn.Module, x: Tensor, count: int) -> None:
     for images in pairs(x, count):
         points = images.requires_grad_(True)
         torch.autograd.grad(net(points).amax(1).sum(), points)
-
-
-def gradient(model: nn.Module, inputs: Any, targets: Any, **_: Any) -> np.ndarray:
-    x = torch.as_tensor(np.asarray(inputs), dtype=torch.float32).requires_grad_(True)
-    score = model(x).gather(1, torch.as_tensor(np.asarray(targets))[:, None]).sum()
-    return torch.autograd.grad(score, x)[0].numpy()
 
 
 def metrics(quick: bool, count: int) -> list[dict[str, Any]]:

@@ -71,8 +71,8 @@ def animate(page: Page) -> None:
             page.screenshot(path=FIGURES / PICTURES[stop])
         here = there
     together = Image.new("RGB", (SHOWN, frames[0].height * len(STOPS)))
-    held = [frame for frame, duration in zip(frames, durations, strict=True) if duration == READING]
-    for row, frame in enumerate(held):
+    resting = [frame for frame, duration in zip(frames, durations, strict=True) if duration == READING]
+    for row, frame in enumerate(resting):
         together.paste(frame, (0, row * frame.height))
     frequent, distinct = (
         together.quantize(128, how).getpalette()[: 3 * 128]

@@ -185,3 +185,13 @@ def test_imports_are_found(tmp_path):
         "def late():\n    from skimage import io\n    import nowhere.at.all\n"
     )
     assert distributions_of([tmp_path / "module.py"]).keys() == {"numpy", "scikit-image", "nowhere"}
+
+
+def test_every_benchmark_that_the_makefile_runs_has_a_short_form():
+    names = re.search(
+        r"for name in ([\w ]+); do .*benchmarks/", (ROOT / "Makefile").read_text(encoding="utf-8")
+    )
+    assert names is not None
+    for name in names[1].split():
+        source = (ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8")
+        assert 'add_argument("--quick"' in source and '"--json"' in source, name

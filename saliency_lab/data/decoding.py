@@ -159,10 +159,10 @@ def _locked(path: Path) -> Iterator[None]:
     lock = path.with_name(f".{path.name}.lock")
     try:
         writable_folder(path.parent)
-        held = FileLock(lock).acquire()
+        acquired = FileLock(lock).acquire()
     except (InputError, OSError) as error:
         raise _CannotKeepError(str(error)) from error
-    with held:
+    with acquired:
         yield
         with contextlib.suppress(OSError):
             lock.unlink(missing_ok=True)
