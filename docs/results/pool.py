@@ -6,6 +6,8 @@ A study whose results are packed next to its page is read from them; of the olde
 differences and intervals are left.
 """
 
+# ruff: noqa: E501 - the prose of a page
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ import pandas as pd
 from reassess import FOLDER, number, read
 
 from saliency_lab.comparison import PooledDifference, pool_differences
-from saliency_lab.comparison.format import estimate, one_line, p_value
+from saliency_lab.comparison.format import estimate, one_line, p_equation, p_value
 from saliency_lab.comparison.statistics import Interval
 from saliency_lab.comparison.writers import pipe_table
 from saliency_lab.experiment.packing import unpack_results
@@ -58,7 +60,9 @@ GUIDED = {
 """Without `mnist`, whose networks of these recipes are seeds of those of `decisive-sgt`."""
 QUESTIONS = (
     Question("asgt", "at", "Does saliency guidance add robustness to adversarial training?", ADVERSARIAL),
-    Question("asgt", "asgt_random", "Does ASGT need the saliency, or do random masks do as well?", ADVERSARIAL),
+    Question(
+        "asgt", "asgt_random", "Does ASGT need the saliency, or do random masks do as well?", ADVERSARIAL
+    ),
     Question("sgt", "standard", "Does saliency-guided training add robustness to standard training?", GUIDED),
     Question("sgt", "sgt_random", "Does SGT need the saliency, or do random masks do as well?", GUIDED),
 )
@@ -136,16 +140,11 @@ def section(question: Question) -> list[str]:
         "",
         *pipe_table(["study", "ε", "difference", "p"], rows),
         "",
-        f"Heterogeneity: I² = {100 * pooled.heterogeneity:.0f} %, p {_equals(pooled.p_heterogeneity)}.{left}",
+        f"Heterogeneity: I² = {100 * pooled.heterogeneity:.0f} %, {p_equation(pooled.p_heterogeneity)}.{left}",
         "",
         f"![Forest plot of {question.model} − {question.over}]({figure})",
         "",
     ]
-
-
-def _equals(p: float) -> str:
-    text = p_value(p)
-    return text if text.startswith("<") else f"= {text}"
 
 
 def main() -> None:
