@@ -25,8 +25,6 @@ class ExecutionSettings:
 
     compile: CompileMode = "auto"
     dtype: Literal["bfloat16"] | None = None
-    compact_maps: bool = False
-    """Whether a study stores maps with one byte per value."""
 
 
 _current: ContextVar[ExecutionSettings | None] = ContextVar("execution", default=None)

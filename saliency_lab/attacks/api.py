@@ -114,12 +114,12 @@ def attack(
     x, y = read_labelled(x, y)
     chosen = METHODS.find(method)
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
-    return run(
+    return run_attack(
         model, x, y, chosen, parsed, eps=parse_epsilon(eps), seed=seed, target=target, lender=gradients_from
     )
 
 
-def run(
+def run_attack(
     model: nn.Module,
     x: Tensor,
     y: Tensor,

@@ -35,7 +35,7 @@ from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng, sample_seeds, sample_uniform
 from saliency_lab._common.settings import Settings, parse_settings
-from saliency_lab.attacks.api import attack, check_batch, check_source, is_source, run
+from saliency_lab.attacks.api import attack, check_batch, check_source, is_source, run_attack
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.curve import whole_range
 from saliency_lab.attacks.losses import margin
@@ -145,8 +145,6 @@ def audit(
     chosen = METHODS.find(method)
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
     radius = parse_epsilon(eps)
-    if radius == 0:
-        raise InputError("an audit needs eps > 0")
     x, y = read_labelled(x, y)
     return run_audit(model, x, y, chosen, parsed, eps=radius, surrogates=surrogates, budget=budget, seed=seed)
 
@@ -165,6 +163,8 @@ def run_audit(
 ) -> Audit:
     """Do what `audit` says, with settings and ε already parsed."""
     begun = time.perf_counter()
+    if eps == 0:
+        raise InputError("an audit needs eps > 0")
     norm = getattr(settings, "norm", "linf")
     if norm not in ("linf", "l2"):
         raise InputError(
@@ -181,7 +181,7 @@ def run_audit(
         others = _check_surrogates(surrogates, x, logits.shape[1])
         random = _determinism(model, x)
         checks = [_outputs(logits, y), random, _batch(model, x, logits)]
-        audited = run(model, x, y, method, settings, eps=eps, seed=seed)
+        audited = run_attack(model, x, y, method, settings, eps=eps, seed=seed)
         is_random = random.numbers["random"] > 0
         samples = max(getattr(settings, "samples", 1), _DRAWS) if is_random else 1
         panel = _Panel(model, x, y, audited, BUDGETS[budget], others, seed, samples)
@@ -752,7 +752,7 @@ def _large_eps(
     whole = whole_range(x, audited.norm)
     step = getattr(parsed, "step_size", None)
     scaled = parsed if step is None else parsed.model_copy(update={"step_size": step * whole / audited.eps})
-    left = run(model, x, y, chosen, scaled, eps=whole, seed=seed).robust
+    left = run_attack(model, x, y, chosen, scaled, eps=whole, seed=seed).robust
     evidence = f"{chosen.name} at eps={whole:.4g}, which reaches every image, leaves {_share(left)} accuracy"
     if left.any():
         rows = left.nonzero().flatten()

@@ -21,7 +21,7 @@ from saliency_lab._common.passes import predict_many
 from saliency_lab._common.proportions import wilson
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.settings import Settings, parse_settings
-from saliency_lab.attacks.api import check_batch, run
+from saliency_lab.attacks.api import check_batch, run_attack
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.methods import METHODS, AttackMethod, OwnAttack
 from saliency_lab.attacks.sources import Expected
@@ -327,14 +327,14 @@ def minimal_epsilon(
         high_end = parse_epsilon(largest, name="largest")
     if (samples := getattr(parsed, "samples", 1)) > 1:
         logits = predict_many(Expected(model, samples), x)
-    first = run(model, x, y, chosen, parsed, eps=high_end, seed=seed, clean=logits)
+    first = run_attack(model, x, y, chosen, parsed, eps=high_end, seed=seed, clean=logits)
     found = torch.where(first.robust, torch.inf, first.distance.double())
     found[~first.clean_correct] = 0.0
     low = torch.zeros_like(found)
     while len(rows := (found.isfinite() & (found - low > precision)).nonzero().flatten()):
         middle = (low[rows] + found[rows]) / 2
         at = rows.to(x.device)
-        tried = run(model, x[at], y[rows], chosen, parsed, eps=middle, seed=seed, clean=logits[rows])
+        tried = run_attack(model, x[at], y[rows], chosen, parsed, eps=middle, seed=seed, clean=logits[rows])
         # a point closer than ε is a better bound than ε; one that rounding put outside is not
         found[rows] = torch.where(tried.robust, found[rows], torch.minimum(middle, tried.distance.double()))
         low[rows] = torch.where(tried.robust, middle, torch.minimum(low[rows], found[rows]))
@@ -371,7 +371,7 @@ def _curve(
         left = alive.nonzero().flatten()
         if radius > 0 and len(left):
             alive = alive.clone()
-            alive[left] = run(
+            alive[left] = run_attack(
                 model,
                 take_rows(x.detach(), left),
                 y[left],

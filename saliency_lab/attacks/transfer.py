@@ -12,7 +12,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import check_module
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.settings import parse_settings
-from saliency_lab.attacks.api import run
+from saliency_lab.attacks.api import run_attack
 from saliency_lab.attacks.methods import METHODS, OwnAttack
 from saliency_lab.attacks.result import AttackResult
 
@@ -77,7 +77,7 @@ def transfer_attack(
     if "early_stop" in chosen.settings.model_fields:
         settings = {"early_stop": False, **settings}
     parsed = parse_settings(chosen.settings, settings, of=chosen.name)
-    return run(model, x, y, chosen, parsed, eps=parse_epsilon(eps), seed=seed, source=source)
+    return run_attack(model, x, y, chosen, parsed, eps=parse_epsilon(eps), seed=seed, source=source)
 
 
 def worst_case(*results: AttackResult) -> AttackResult:

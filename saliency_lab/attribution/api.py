@@ -34,9 +34,15 @@ from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attribution.batch import Batch, pass_rows
 from saliency_lab.attribution.captum_engine import by_captum
-from saliency_lab.attribution.catalogue import METHODS, Explained, Method
+from saliency_lab.attribution.catalogue import METHODS, Explained, Method, settings_of_rows
 from saliency_lab.attribution.result import Attributions
-from saliency_lab.attribution.target import Target, TargetSpec, describe_target, resolve_target
+from saliency_lab.attribution.target import (
+    Target,
+    TargetSpec,
+    describe_target,
+    resolve_target,
+    target_of_rows,
+)
 from saliency_lab.models import card_of
 
 AttributionEngine = Literal["fast", "captum"]
@@ -143,6 +149,14 @@ class MethodCall:
         """The keyword arguments of `attribute` with which the call can be made again."""
         usual = isinstance(self.target, str) and self.target == "label"
         return self.recorded if usual else self.recorded | {"target": self.target}
+
+    def of_rows(self, rows: Tensor) -> MethodCall:
+        """Return the call for the images at `rows`: what has one entry per image is cut to these."""
+        settings = self.settings
+        if self.method.function is None:
+            cut = settings_of_rows(self.method.name, dict(settings), rows)
+            settings = type(settings).model_construct(**cut)
+        return replace(self, settings=settings, target=target_of_rows(self.target, rows))
 
     @property
     def run(self) -> Callable[[Batch, Any], Explained]:

@@ -83,6 +83,19 @@ def resolve_target(model: nn.Module, x: Tensor, y: Tensor | None, spec: TargetSp
     return Target(chosen[0], chosen[1] if len(chosen) == 2 else None, highest, probabilities[0])
 
 
+def target_of_rows(spec: TargetSpec, rows: Tensor) -> TargetSpec:
+    """Return the setting `target` for the images at `rows`: a tensor (N,) is cut to these.
+
+    >>> target_of_rows((torch.tensor([3, 4, 5]), "label"), torch.tensor([2]))
+    (tensor([5]), 'label')
+    """
+
+    def cut(each: ClassSpec) -> ClassSpec:
+        return each[rows] if isinstance(each, Tensor) and each.ndim == 1 else each
+
+    return (cut(spec[0]), cut(spec[1])) if isinstance(spec, tuple) else cut(spec)
+
+
 def describe_target(spec: TargetSpec) -> str:
     """Return one line for reprs and files.
 

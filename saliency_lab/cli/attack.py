@@ -62,17 +62,15 @@ def attack(
     from saliency_lab.cli.output import Output
     from saliency_lab.plotting.style import save
     from saliency_lab.study import Study
-    from saliency_lab.study.requests import read_attack
+    from saliency_lab.study.requests import GridRequests, read_attack
 
     output = Output(json)
     radii = several(eps)
     chosen = attack_settings(settings, several(method))
-    for name, own in chosen.items():  # a mistake is reported before any model runs
-        read_attack(name, radii, settings=own)
-    study = open_study(models, data, data_root, images, seed, out, device, trust=trust)
-    with execution(**pass_settings(compile, dtype)):
-        for name, own in chosen.items():
-            study.attack(name, eps=radii, **own)
+    with execution(**pass_settings(compile, dtype)):  # a mistake is reported before any model is loaded
+        attacks = [read_attack(name, radii, settings=own) for name, own in chosen.items()]
+    study, _ = open_study(models, data, data_root, images, seed, out, device, trust=trust)
+    study.compute(GridRequests(attacks=attacks))
     comparison = study.compare()
     output.comparison(comparison)
     for path in Study.load(out).write_tables():  # with what other runs left there

@@ -57,12 +57,14 @@ def attribute(
     from saliency_lab.plotting.style import save
 
     methods = several(method)
-    requests = requests_of("method", methods, named_settings(settings, methods))
+    wanted = requests_of("method", methods, named_settings(settings, methods))
     with execution(**pass_settings(compile, dtype)):
-        study = open_study(models, data, data_root, images, seed, out, device, trust=trust, methods=requests)
-        study.attribute(requests)
+        study, requests = open_study(
+            models, data, data_root, images, seed, out, device, trust=trust, methods=wanted
+        )
+    study.compute(requests)
     stems = distinct_stems({model: re.sub(r"[^\w.=,-]+", "_", model).strip("_") for model in study.models})
-    for name in requests:
+    for name in wanted:
         for model, by_method in study.maps.items():
             path = out / "maps" / f"{stems[model]}-{name}.safetensors"
             by_method[name].save(path)

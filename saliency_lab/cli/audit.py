@@ -53,14 +53,13 @@ def audit(
     """
     from saliency_lab._common.checks import format_epsilon
     from saliency_lab._common.files import write_json
-    from saliency_lab._common.settings import parse_settings
-    from saliency_lab.attacks import audit as run
-    from saliency_lab.attacks.methods import METHODS
+    from saliency_lab.attacks.checklist import run_audit
     from saliency_lab.cli.output import print_table
+    from saliency_lab.study.requests import read_attack
     from saliency_lab.study.sample import read_members
 
-    own = attack_settings(settings, [method])[method]
-    parse_settings(METHODS.find(method).settings, own, of=f"attack '{method}'")  # no other keyword of `run`
+    request = read_attack(method, eps, settings=attack_settings(settings, [method])[method])
+    radius = max(request.eps)
     loaded = load_models(models, device, trust=trust)
     x, y = draw_images(loaded, data, data_root, images, seed, trust=trust)
     nets = {
@@ -70,16 +69,15 @@ def audit(
     verdicts = {}
     for name, module in nets.items():
         others = {other: surrogate for other, surrogate in nets.items() if other != name}
-        verdict = run(
+        verdict = run_audit(
             module,
             x,
             y,
-            eps=eps,
-            method=method,
+            *request.attack,
+            eps=radius,
             surrogates=others,
             budget="full" if full else "quick",
             seed=seed,
-            **own,
         )
         audited = verdict.audited
         print(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from saliency_lab.data import LabelledImages
     from saliency_lab.models import ModelCard
     from saliency_lab.study import Study
+    from saliency_lab.study.requests import GridRequests
 
 Checkpoints = Annotated[
     list[Path],
@@ -188,10 +189,10 @@ def open_study(
     trust: bool = False,
     methods: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
-) -> Study:
-    """Load the models onto a device and draw the test images of a study kept in `store`.
+) -> tuple[Study, GridRequests]:
+    """Return a study of these models and test images in the folder `store`, and what is asked of it.
 
-    Methods and metrics are validated first, so that a mistake in one of them leaves nothing behind.
+    Methods and metrics are read first, so that a mistake in one of them leaves nothing behind.
 
     Raises
     ------
@@ -206,14 +207,14 @@ def open_study(
 
     models = load_models(checkpoints, device, trust=trust)
     sample = read_sample(draw_images(models, data, root, images, seed, trust=trust))
-    read_grid(sample, methods or {}, metrics or {})
+    requests = read_grid(sample, methods or {}, metrics or {})
     manifest = FolderStore(store).read_manifest()
     if manifest is not None and (manifest.images, manifest.seed) != (sample.images, seed):
         raise InputError(
             f"'{store}' holds a study of other images, or of another seed; name another folder with "
             "--out, or ask for the same images (--images, --seed, --data)"
         )
-    return Study(models, sample, store=store, seed=seed)
+    return Study(models, sample, store=store, seed=seed), requests
 
 
 def load_models(

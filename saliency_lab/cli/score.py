@@ -66,11 +66,10 @@ def score(
     given = named_settings(settings, [*methods, *metrics])
     maps, scores = requests_of("method", methods, given), requests_of("metric", metrics, given)
     with execution(**pass_settings(compile, dtype)):
-        study = open_study(
+        study, requests = open_study(
             models, data, data_root, images, seed, out, device, trust=trust, methods=maps, metrics=scores
         )
-        study.attribute(maps)
-        study.score(scores)
+    study.compute(requests)
     comparison = study.compare()
     output.comparison(comparison)
     for path in Study.load(out).write_tables():  # with what other runs left there

@@ -110,8 +110,7 @@ def run_declared(
     if not models:
         first = next(iter((failures | damaged).values()))
         raise SaliencyLabError(f"no model of this study could be trained or loaded: {first.error}")
-    passes = {} if declared.execution is None else dict(declared.execution)
-    study = Study(models, sample, store=store, seed=declared.seed, executor=executor, **passes)
+    study = Study(models, sample, store=store, seed=declared.seed, executor=executor)
     for (model, seed), failure in failures.items():
         study.note_failure(model, seed, "training", failure)
     for (model, seed), failure in damaged.items():

@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import AfterValidator, Field, field_validator
 
 from saliency_lab._common.errors import InputError, unknown_name
-from saliency_lab._common.execution import CompileMode
+from saliency_lab._common.execution import CompileMode, make_execution
 from saliency_lab._common.plugins import check_names
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab._common.toml_files import Table, read_extended
@@ -52,11 +52,10 @@ class Trained(Settings):
 
 
 class PassSettings(Settings):
-    """How passes that only evaluate a model run, and how maps are stored: arguments of `sl.Study`."""
+    """How passes that only evaluate a model run: the arguments of `sl.execution`."""
 
     compile: CompileMode = "auto"
     dtype: Literal["bfloat16"] | None = None
-    compact_maps: bool = False
 
 
 class Retraining(Settings):
@@ -98,6 +97,8 @@ class Declaration(Purpose):
     """Of the choice of images and of every draw."""
     execution: PassSettings | None = None
     """How passes that only evaluate a model run; by default as `sl.execution` says."""
+    compact_maps: bool = False
+    """Store maps with one byte per value; see `sl.Study`."""
     folder: Path = Path()
     """Of the file itself."""
 
@@ -109,7 +110,8 @@ class Declaration(Purpose):
     def requests(self, sample: StudySample) -> GridRequests:
         """Read and validate methods, metrics, attacks and audits, the baseline and the claims.
 
-        No network is needed. `training_runs` checks the recipes.
+        They have the study's settings of passes and of stored maps. No network is needed, and
+        `training_runs` checks the recipes.
 
         Raises
         ------
@@ -117,7 +119,9 @@ class Declaration(Purpose):
             For an unknown name or setting, a study that measures nothing, and a baseline or claim about
             something that the study does not measure.
         """
+        passes = None if self.execution is None else make_execution(**dict(self.execution))
         requests = read_grid(sample, self.methods, self.metrics, self.attacks, self.audits)
+        requests = requests.with_settings(passes, self.compact_maps)
         models = [*self.recipes, *self.models]
         if self.baseline is not None and self.baseline not in models:
             raise unknown_name("baseline:", self.baseline, models)

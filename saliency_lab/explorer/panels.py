@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import SaliencyLabError
+from saliency_lab._common.execution import run_under
 from saliency_lab._common.passes import Predictions, predict_classes
 from saliency_lab._common.progress import no_progress
-from saliency_lab.attacks import attack
-from saliency_lab.attribution import attribute, list_methods
-from saliency_lab.attribution.catalogue import settings_of_rows
+from saliency_lab.attacks.api import run_attack
+from saliency_lab.attribution import list_methods
+from saliency_lab.attribution.api import run_call
+from saliency_lab.study.requests import Request, read_methods
 
 if TYPE_CHECKING:
     from saliency_lab.study import Study
-    from saliency_lab.study.requests import Request
     from saliency_lab.study.sample import Member
 
 
@@ -102,16 +103,14 @@ class PanelSource:
         missing = [row for row in rows if (member, attacked, row) not in self._images]
         if missing:
             request = self._request("attack", attacked.label)
-            what: Any = request.what
-            with no_progress():
-                result = attack(
+            with no_progress(), run_under(request.execution):
+                result = run_attack(
                     member.net,
                     x[missing],
                     y[missing],
-                    what,
+                    *request.attack,
                     eps=attacked.eps,
                     seed=self._study.seed,
-                    **request.settings,
                 )
             for row, each in zip(missing, result.adversarial, strict=True):
                 self._images[member, attacked, row] = each
@@ -123,13 +122,14 @@ class PanelSource:
         Raises
         ------
         SaliencyLabError
-            If it is a function of another session, which a store does not contain.
+            If it is a function of another session, or has settings that a store does not contain.
         """
         request = self._study.read_request(kind, label)
         if request is None:
             noun, verb = ("method", "attribute") if kind == "maps" else ("attack", "attack")
             raise SaliencyLabError(
-                f"the {noun} '{label}' is a function of another session; call study.{verb} with it again"
+                f"the {noun} '{label}' is a function of another session, or has a tensor among its settings, "
+                f"which a store does not contain; call study.{verb} with it again"
             )
         return request
 
@@ -138,12 +138,10 @@ class PanelSource:
         if method in self.stored and attacked is None:
             return study.read_maps(member.model, method, member.seed).values[rows]
         x = self.images(member, rows, attacked)
-        what: Any = method
-        settings: Mapping[str, Any] = {}
         if method in self.stored:
             request = self._request("maps", method)
-            what, settings = request.what, request.settings
-            if isinstance(what, str):
-                settings = settings_of_rows(what, settings, torch.tensor(rows))
-        with no_progress():
-            return attribute(member.net, x, study.y[rows], what, seed=study.seed, **settings).values
+        else:
+            (request,) = read_methods(method)
+        call = request.of_rows(torch.tensor(rows)).method_call
+        with no_progress(), run_under(request.execution):
+            return run_call(member.net, x, study.y[rows], call, study.seed).values

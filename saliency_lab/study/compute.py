@@ -79,7 +79,7 @@ def compute_maps(model: nn.Module, sample: StudySample, request: Request, seed: 
     }
     if maps.total is not None:
         tensors["total"] = maps.total
-    if request.execution.compact_maps:
+    if request.compact_maps:
         packed = PackedMaps.of(maps.values)
         tensors |= {"values": packed.codes, _SCALES: packed.scales}
     info = {

@@ -29,7 +29,7 @@ def method_dependencies(request: Request) -> Dependencies:
     method = METHODS.find(request.what)
     counted = key_settings(method.settings, request.method_call.keywords)
     depends = {"method": _identity(request), "settings": canonical(counted)}
-    if request.execution.compact_maps:
+    if request.compact_maps:
         depends["stored as"] = "float8"
     return depends | _revision(request, request.settings) | _precision(request)
 

@@ -110,19 +110,20 @@ class _Clock:
         members = [Member(str(number), 0, "", self.net) for number in range(1 + sources)]
         networks = {member: member.model for member in members}
         few = ResultIndex(sample, "", self.seed, members, self.store, {}, attacks=index.attacks)
-        few.methods = {label: self._cut(each, len(sample.y)) for label, each in index.methods.items()}
-        step = StudyStep(verb, [self._cut(request, len(sample.y))])
+        rows = torch.arange(len(sample.y))
+        few.methods = {label: each.of_rows(rows) for label, each in index.methods.items()}
+        step = StudyStep(verb, [request.of_rows(rows) if verb == "attribute" else self._cut(request, rows)])
         tasks = make_tasks(step, TaskInputs(sample, "", networks, self.seed), few)
         return [task for task in tasks if task.network == (members[0].model, 0)]
 
-    def _cut(self, request: Request, size: int) -> Request:
-        """Return a request for fewer images; settings may have one entry per image."""
+    def _cut(self, request: Request, rows: Tensor) -> Request:
+        """Return a metric, attack or audit for these images; settings may have one entry per image."""
         count = len(self.sample.y)
         settings = {
-            name: value[:size] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
+            name: value[rows] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
             for name, value in request.settings.items()
         }
-        return replace(request, settings=settings, images=size)
+        return replace(request, settings=settings, images=len(rows))
 
     def _time(self, tasks: Sequence[StudyTask], net: nn.Module, sample: StudySample) -> float:
         """Return the seconds of carrying the tasks out; raise the first error if all results of one fail."""

@@ -49,11 +49,17 @@ class Request:
     """Names of the settings of an attack or audit that are not defaults."""
     execution: ExecutionSettings = field(default_factory=current_execution)
     """How its passes may run: as `sl.execution` said when it was read."""
+    compact_maps: bool = False
+    """Whether the maps of a method are stored with one byte per value."""
 
     @property
     def method_call(self) -> MethodCall:
         """The request of a method as attribution takes it."""
         return MethodCall.of(self.what, self.settings)
+
+    def of_rows(self, rows: Tensor) -> Request:
+        """Return the request of a method for the images at `rows`, with the settings and targets of these."""
+        return replace(self, settings=self.method_call.of_rows(rows).keywords)
 
     def job(self, masks: Tensor | None = None) -> Job:
         """Return the request of a metric as metrics take it; `masks` are for one that needs some."""
@@ -98,15 +104,17 @@ class GridRequests:
             *(StudyStep("audit", [each]) for each in self.audits),
         ]
 
-    def under(self, execution: ExecutionSettings | None, compact_maps: bool = False) -> GridRequests:
-        """Return the same requests, with how passes run (None: as before) and maps are stored."""
+    def with_settings(self, execution: ExecutionSettings | None, compact_maps: bool) -> GridRequests:
+        """Return the same requests with the settings of a study.
 
-        def own(request: Request) -> Request:
-            chosen = request.execution if execution is None else execution
-            return replace(request, execution=replace(chosen, compact_maps=True) if compact_maps else chosen)
-
-        kinds = (self.methods, self.metrics, self.attacks, self.audits)
-        return GridRequests(*(list(map(own, kind)) for kind in kinds))
+        `execution` says how passes run (None: as each request says); `compact_maps` makes all maps compact.
+        """
+        methods = [replace(each, compact_maps=each.compact_maps or compact_maps) for each in self.methods]
+        grid = replace(self, methods=methods)
+        if execution is None:
+            return grid
+        kinds = (grid.methods, grid.metrics, grid.attacks, grid.audits)
+        return GridRequests(*([replace(each, execution=execution) for each in kind] for kind in kinds))
 
 
 def read_grid(
@@ -246,13 +254,21 @@ def read_audit(
 
 
 def stored_request(label: str, depends: Mapping[str, Any]) -> Request | None:
-    """Return the method or attack that a stored result depends on; None for a function."""
+    """Return the method or attack that a stored result depends on.
+
+    None for a function, and for settings or a target that are tensors, of which a store has the hash alone.
+    """
     kind = "method" if "method" in depends else "attack"
     registry: Registry[Any] = METHODS if kind == "method" else ATTACKS
     what, settings = depends[kind], dict(depends["settings"])
     if not (isinstance(what, str) and what in registry.built_in):
         return None
     own = {key: settings.pop(key) for key in ("engine", "target") if key in settings}
+    target = own.get("target")
+    if isinstance(target, list):  # JSON has no tuples
+        own["target"] = tuple(target)
+    if any(str(each).startswith("tensor ") for each in (target if isinstance(target, list) else [target])):
+        return None
     try:
         parsed = parse_settings(registry[what].settings, settings, of=f"{kind} '{label}'")
     except InputError:  # settings of an earlier version

@@ -239,7 +239,7 @@ class Study(StudyResults):
             This study.
         """
         requests = check_instance(requests, GridRequests, "requests", "GridRequests")
-        for step in requests.under(self._execution, self._compact_maps).steps():
+        for step in requests.with_settings(self._execution, self._compact_maps).steps():
             inputs, index = _task_inputs(self._index), self._index.snapshot()
             tasks = make_tasks(step, inputs, index)
             if step.verb == "score":
@@ -278,7 +278,7 @@ class Study(StudyResults):
             take here, measured on a few images and the first model; attacks as if they broke no image.
         """
         grid = read_grid(self.sample, methods, metrics, attacks, audits)
-        requests = grid.under(self._execution, self._compact_maps)
+        requests = grid.with_settings(self._execution, self._compact_maps)
         return make_plan(requests, _task_inputs(self._index), self._index, self.members[0].net)
 
     def note_failure(self, model: str, seed: int, what: str, failure: Failure) -> None:

@@ -28,10 +28,14 @@ recipes = ["digits/standard", "digits/sgt"]
 overrides = { "training.epochs" = 1 }
 metrics = ["sparseness", "complexity"]
 baseline = "sgt"
+compact_maps = true
 
 [data]
 name = "digits"
 images = 12
+
+[execution]
+dtype = "bfloat16"
 
 [models]
 mine = ["net-0", "net-1"]

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 import saliency_lab as sl
+from saliency_lab.attribution.api import run_call
 from saliency_lab.explorer.panels import PanelSource, StudyAttack
 from saliency_lab.models import ModelCard
 from saliency_lab.plotting.painting import tiles
@@ -192,14 +193,13 @@ def test_a_choice_of_images_survives_what_does_not_change_the_list(study):
 
 def test_a_live_map_is_the_one_that_attribute_makes_and_is_made_once(study, models, sample, monkeypatch):
     drawn, calls = [], []
-    attribute = sl.attribute
     monkeypatch.setattr(
         "saliency_lab.explorer.widget.tiles",
         lambda images, maps, **named: drawn.append(maps) or tiles(images, maps, **named),
     )
     monkeypatch.setattr(
-        "saliency_lab.explorer.panels.attribute",
-        lambda *given, **named: calls.append(given) or attribute(*given, **named),
+        "saliency_lab.explorer.panels.run_call",
+        lambda *given: calls.append(given) or run_call(*given),
     )
     view = sl.explore(study)
     view.models.value = view.models.value[:1]
@@ -369,6 +369,26 @@ def test_maps_of_attacked_images_have_the_settings_of_the_study(models, sample, 
     for study in (made, sl.Study(models, sample).merge(tmp_path)):
         panel = PanelSource(study).read(study.members[0], "smooth", [0, 1], attacked)
         assert torch.equal(panel.maps, expected)
+
+
+def test_maps_of_attacked_images_explain_the_classes_that_the_study_explains(models, sample, tmp_path):
+    classes = (sample[1] + 1) % 3
+    targets = {"given": classes, "contrast": ("label", 0), "pair": (classes, "label")}
+    methods = {name: {"method": "saliency", "target": target} for name, target in targets.items()}
+    study = sl.Study(models, sample, store=tmp_path).attribute(methods).attack("fgsm", eps=0.1)
+    rows, attacked = [1, 4], StudyAttack("fgsm", 0.1)
+    x = sl.attack(models["plain"], *sample, "fgsm", eps=0.1).adversarial[rows]
+    y, others = sample[1][rows], classes[rows]
+    again = sl.Study(models, sample).merge(tmp_path)
+    for name, target in {"given": others, "contrast": ("label", 0), "pair": (others, "label")}.items():
+        expected = sl.attribute(models["plain"], x, y, "saliency", target=target).values
+        panel = PanelSource(study).read(study.members[0], name, rows, attacked)
+        assert torch.equal(panel.maps, expected)
+        stored = PanelSource(again).read(study.members[0], name, rows, attacked)
+        if name == "contrast":
+            assert torch.equal(stored.maps, expected)
+        else:  # a store has the hash of a tensor alone
+            assert "a tensor among its settings" in stored.message
 
 
 def test_a_photograph_is_overlaid_and_its_tiles_have_two_pixels_per_point():

@@ -223,15 +223,16 @@ def test_a_second_run_over_a_failing_result_goes_on_too(make_study: MakeStudy, t
         assert set(study.scores["method"]) == {"saliency"}
 
 
-def test_settings_that_hold_one_entry_an_image_are_planned(
+def test_settings_with_one_entry_per_image_are_planned(
     make_net: Callable[[int], nn.Module],
 ) -> None:
     x, y = torch.rand(20, 1, 6, 6), torch.arange(20) % 3
     masks = torch.zeros(20, 1, 6, 6, dtype=torch.bool)
     masks[..., :3] = True
     study = Study({"plain": make_net(0)}, (x, y))
-    plan = study.plan("saliency", {"pointing_game": {"masks": masks}})
-    assert plan["missing"].tolist() == [1, 1]
+    methods = {"saliency": {"target": y}, "contrast": {"method": "saliency", "target": (y, 1)}}
+    plan = study.plan(methods, {"pointing_game": {"masks": masks}})
+    assert plan["missing"].tolist() == [1, 1, 2]
     assert (plan["seconds"] > 0).all()
 
 
