@@ -189,7 +189,7 @@ def _run(
     attacked = OnGrid(attacked) if quantised else attacked
     device = device_of(attacked)
     there = clean if source is None else predict(source, x)
-    found = x.detach().cpu().clone()
+    points = x.detach().cpu().clone()
     queries = torch.zeros(len(x), dtype=torch.long)
     curve: Tensor | None = None
     forwards, gradients = Passes(attacked, x, reduced=False), Passes(attacked, x, backward=True)
@@ -211,7 +211,7 @@ def _run(
                 forwards=forwards,
             )
             outcome = method.run(problem, settings)
-            found[chunk] = outcome.points.cpu()
+            points[chunk] = outcome.points.cpu()
             queries[chunk] = outcome.queries.cpu()
             if outcome.loss_curve is not None:
                 if curve is None:
@@ -220,10 +220,10 @@ def _run(
             bar.update(len(chunk))
 
     if quantised:
-        found[rows] = to_grid(found[rows], x.detach().cpu()[rows], radius[rows], norm)
+        points[rows] = to_grid(points[rows], x.detach().cpu()[rows], radius[rows], norm)
     logits = clean.clone()
     if len(rows):
-        logits[rows] = predict(model, found[rows])
+        logits[rows] = predict(model, points[rows])
     finite = logits.isfinite().all(1)
     predictions = logits.argmax(1).where(finite, torch.tensor(UNDEFINED))
     clean_correct = guess == y
@@ -231,16 +231,16 @@ def _run(
         clean_correct & (predictions != y) if target is None else (guess != target) & (predictions == target)
     ) & finite
     return AttackResult(
-        adversarial=found,
+        adversarial=points,
         labels=y,
         predictions=predictions,
         clean_correct=clean_correct,
         robust=clean_correct & ((predictions == y) | ~finite),
         success=success,
-        survives_rounding=_survives_rounding(model, found, y, target, success),
+        survives_rounding=_survives_rounding(model, points, y, target, success),
         loss=F.cross_entropy(logits, y, reduction="none"),
         queries=queries,
-        distance=norm_of(found - x.detach().cpu(), norm),
+        distance=norm_of(points - x.detach().cpu(), norm),
         loss_curve=curve,
         images=fingerprint(x.float()),
         method=method.name,
@@ -268,13 +268,13 @@ def _expect(
 
 
 def _survives_rounding(
-    model: nn.Module, found: Tensor, y: Tensor, target: Tensor | None, success: Tensor
+    model: nn.Module, points: Tensor, y: Tensor, target: Tensor | None, success: Tensor
 ) -> Tensor:
     """Mask (N,): the attack succeeded, and still does with every pixel rounded to a multiple of 1/255."""
     survives = success.clone()
     rows = success.nonzero().flatten()
     if len(rows):
-        logits = predict(model, (found[rows] * 255).round() / 255)
+        logits = predict(model, (points[rows] * 255).round() / 255)
         predictions = logits.argmax(1)
         hit = predictions != y[rows] if target is None else predictions == target[rows]
         survives[rows] = hit & logits.isfinite().all(1)
@@ -353,11 +353,11 @@ def check_source(source: nn.Module, x: Tensor, classes: int, *, name: str) -> No
     try:
         with preserved_rng():
             check_model(source, x)
-            found = predict(source, x[:1]).shape[1]
+            returned = predict(source, x[:1]).shape[1]
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    if found != classes:
-        raise InputError(f"{name} returns {found} classes, and the attacked model {classes}")
+    if returned != classes:
+        raise InputError(f"{name} returns {returned} classes, and the attacked model {classes}")
 
 
 def is_source(source: nn.Module, x: Tensor, classes: int) -> bool:
