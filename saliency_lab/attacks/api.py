@@ -187,38 +187,10 @@ def _run(
         lender = Expected(lender, samples) if samples > 1 else lender
         attacked = Borrowed(attacked, lender)
     attacked = OnGrid(attacked) if quantised else attacked
-    device = device_of(attacked)
     there = clean if source is None else predict(source, x)
-    points = x.detach().cpu().clone()
-    queries = torch.zeros(len(x), dtype=torch.long)
-    curve: Tensor | None = None
-    forwards, gradients = Passes(attacked, x, reduced=False), Passes(attacked, x, backward=True)
-    with undisturbed(attacked), progress(label=method.name, total=len(rows)) as bar:
-        if attacked is original:
-            _expect(forwards, gradients, method, settings, len(rows))
-        size = gradients.rows or chunk_rows(x.shape, device)
-        chunks = rows.split(size) if len(rows) else ()  # of nothing, split makes one
-        for chunk in chunks:
-            problem = AttackProblem(
-                model=gradients.differentiable(),
-                x=x.detach()[chunk.to(x.device)].to(device),
-                y=y[chunk].to(device),
-                target=None if target is None else target[chunk].to(device),
-                logits=there[chunk].to(device, x.dtype),
-                eps=radius[chunk].to(device),
-                norm=norm,
-                seed=seed,
-                forwards=forwards,
-            )
-            outcome = method.run(problem, settings)
-            points[chunk] = outcome.points.cpu()
-            queries[chunk] = outcome.queries.cpu()
-            if outcome.loss_curve is not None:
-                if curve is None:
-                    curve = torch.full((len(x), outcome.loss_curve.shape[1]), torch.nan)
-                curve[chunk] = outcome.loss_curve.float().cpu()
-            bar.update(len(chunk))
-
+    points, queries, curve = _search(
+        attacked, x, y, target, there, radius, rows, method, settings, seed, expect=attacked is original
+    )
     if quantised:
         points[rows] = to_grid(points[rows], x.detach().cpu()[rows], radius[rows], norm)
     logits = clean.clone()
@@ -250,6 +222,59 @@ def _run(
         seed=seed,
         seconds=time.perf_counter() - begun,
     )
+
+
+def _search(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    target: Tensor | None,
+    logits: Tensor,
+    radius: Tensor,
+    rows: Tensor,
+    method: AttackMethod,
+    settings: Settings,
+    seed: int,
+    *,
+    expect: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run the method on the images at `rows`, chunk by chunk.
+
+    Return a point for each image of x (those that are not attacked stay), the queries spent on it, and the
+    curve of the loss (N, steps), if the method records one. `logits` are those of x on `model`; with `expect`
+    the passes are announced, so that a faster form of the model may be measured.
+    """
+    device = device_of(model)
+    points = x.detach().cpu().clone()
+    queries = torch.zeros(len(x), dtype=torch.long)
+    curve: Tensor | None = None
+    forwards, gradients = Passes(model, x, reduced=False), Passes(model, x, backward=True)
+    with undisturbed(model), progress(label=method.name, total=len(rows)) as bar:
+        if expect:
+            _expect(forwards, gradients, method, settings, len(rows))
+        size = gradients.rows or chunk_rows(x.shape, device)
+        chunks = rows.split(size) if len(rows) else ()  # of nothing, split makes one
+        for chunk in chunks:
+            problem = AttackProblem(
+                model=gradients.differentiable(),
+                x=x.detach()[chunk.to(x.device)].to(device),
+                y=y[chunk].to(device),
+                target=None if target is None else target[chunk].to(device),
+                logits=logits[chunk].to(device, x.dtype),
+                eps=radius[chunk].to(device),
+                norm=getattr(settings, "norm", "linf"),
+                seed=seed,
+                forwards=forwards,
+            )
+            outcome = method.run(problem, settings)
+            points[chunk] = outcome.points.cpu()
+            queries[chunk] = outcome.queries.cpu()
+            if outcome.loss_curve is not None:
+                if curve is None:
+                    curve = torch.full((len(x), outcome.loss_curve.shape[1]), torch.nan)
+                curve[chunk] = outcome.loss_curve.float().cpu()
+            bar.update(len(chunk))
+    return points, queries, curve
 
 
 _LEFT_ALONE_EARLY = 4  # an attack that stops at the first broken point makes far fewer passes than it may
