@@ -36,6 +36,7 @@ from saliency_lab.training.health import (
     collapse_message,
     validate,
 )
+from saliency_lab.training.layout import use_channels_last
 from saliency_lab.training.objectives import Objective
 from saliency_lab.training.recipe import OptimizerSpec, Recipe
 from saliency_lab.training.run import RunFolder
@@ -149,7 +150,7 @@ class Trainer:
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
         if recipe.training.channels_last:
-            self.net.to(memory_format=torch.channels_last)
+            use_channels_last(self.net)
         self.loss = Loss(self.net, recipe.objective)
         self.module, self.optimizer = fabric.setup(self.loss, _optimizer(recipe.optimizer, self.net))
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]

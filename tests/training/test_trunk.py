@@ -8,6 +8,7 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab.training import OBJECTIVES, AttackSpec, Step
+from saliency_lab.training.layout import use_channels_last
 from saliency_lab.training.trunk import parts, run, trunk_and_head
 
 RGB = (3, 8, 8)
@@ -189,3 +190,26 @@ def test_modes_are_put_back_after_an_error_in_the_head():
     assert net.training
     assert not net[3].training
     assert not x.requires_grad
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, stride=1)])
+def test_max_pooling_passes_its_gradient_on_in_channels_last_and_no_value_changes(pool):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), pool, nn.Flatten())
+    x = torch.rand(5, *RGB).contiguous(memory_format=torch.channels_last)
+    plain = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    use_channels_last(net)
+    received = []
+    net[1].register_full_backward_hook(lambda module, inputs, outputs: received.append(outputs[0]))
+    for each in (net, plain):
+        each(x).square().sum().backward()
+    assert received[0].is_contiguous(memory_format=torch.channels_last) and not received[0].is_contiguous()
+    for one, other in zip(net.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_channels_last_does_not_prevent_that_a_network_is_cut():
+    net = sl.build_model("sgt_cnn", input_shape=RGB).train()
+    before = [len(chain) for chain in trunk_and_head(net)]
+    use_channels_last(net)
+    assert [len(chain) for chain in trunk_and_head(net)] == before and before[0] > 4
