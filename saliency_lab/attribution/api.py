@@ -247,8 +247,8 @@ def run_call(model: nn.Module, x: Tensor, y: Tensor | None, call: MethodCall, se
 
 def _facts(forwards: Passes, gradients: Passes) -> dict[str, Any]:
     """Return how passes ran, where that was decided by measurement."""
-    found = {"forward": forwards.plan, "gradient": gradients.plan}
-    facts = {name: plan.facts() for name, plan in found.items() if plan is not None}
+    plans = {"forward": forwards.plan, "gradient": gradients.plan}
+    facts = {name: plan.facts() for name, plan in plans.items() if plan is not None}
     return {"passes": facts} if facts else {}
 
 

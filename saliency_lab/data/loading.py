@@ -267,10 +267,10 @@ def _read(item: Any, label: str, mode: Any) -> Any:
         array = array.astype(np.uint8) * np.uint8(255)
     pixels = _channels_last(array, first=isinstance(item, Tensor))
     if pixels is None or not (pixels.dtype in (np.uint8, np.uint16) or pixels.dtype.kind == "f"):
-        found = f"{array.dtype} {array.shape}" if array.ndim else type(item).__name__
+        kind = f"{array.dtype} {array.shape}" if array.ndim else type(item).__name__
         raise InputError(
             f"{label} must be a file's path, a PIL image, or an array (H, W), (H, W, C) or (C, H, W) of 8 or "
-            f"16 bits or floating point, not {found}"
+            f"16 bits or floating point, not {kind}"
         )
     if pixels.dtype == np.uint16:
         pixels = np.rint(pixels / 257).astype(np.uint8)

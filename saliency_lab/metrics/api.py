@@ -283,7 +283,9 @@ def run_jobs(
 ) -> dict[str, list[Scores]]:
     """Score each method's maps by each job, block by block, so that memory does not grow with the samples."""
     if y is None:
-        y = next((found for each in attributions.values() if (found := _explained(each)) is not None), None)
+        y = next(
+            (classes for each in attributions.values() if (classes := _explained(each)) is not None), None
+        )
     x, y = read_labelled(x, y)
     seed, x, y = check_seed(seed), check_images(x).detach().cpu(), check_labels(y, len(x)).cpu()
     height, width = x.shape[2:]
