@@ -294,17 +294,17 @@ class Registry(Generic[T]):
         if name in self.extensions():
             return self.extensions()[name]
         if self.kind is not None and ":" in name:
-            found = self.extension_of(import_object(name))
-            registered = self.extensions().get(found.name) is found
-            return found if registered else replace(found, name=name.rpartition(":")[2])
+            extension = self.extension_of(import_object(name))
+            registered = self.extensions().get(extension.name) is extension
+            return extension if registered else replace(extension, name=name.rpartition(":")[2])
         raise unknown_name(self.noun, name, self)
 
     def __getitem__(self, name: str) -> T:
         if isinstance(name, str) and name in self.built_in:
             return self.built_in[name]
-        found = self._extension(name if isinstance(name, str) else str(name))
+        extension = self._extension(name if isinstance(name, str) else str(name))
         assert self.adapt is not None
-        return self.adapt(found)
+        return self.adapt(extension)
 
     def __contains__(self, name: object) -> bool:
         return name in self.built_in or name in self.extensions()

@@ -16,6 +16,7 @@ from saliency_lab._common.arguments import check_counts
 from saliency_lab._common.checks import check_seed, format_epsilon, holds_several, parse_epsilon, parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
+from saliency_lab._common.mapped import take_rows
 from saliency_lab._common.passes import predict_many
 from saliency_lab._common.proportions import wilson
 from saliency_lab._common.samples import Images, read_labelled
@@ -327,17 +328,17 @@ def minimal_epsilon(
     if (samples := getattr(parsed, "samples", 1)) > 1:
         logits = predict_many(Expected(model, samples), x)
     first = run_attack(model, x, y, chosen, parsed, eps=high_end, seed=seed, clean=logits)
-    found = torch.where(first.robust, torch.inf, first.distance.double())
-    found[~first.clean_correct] = 0.0
-    low = torch.zeros_like(found)
-    while len(rows := (found.isfinite() & (found - low > precision)).nonzero().flatten()):
-        middle = (low[rows] + found[rows]) / 2
+    high = torch.where(first.robust, torch.inf, first.distance.double())
+    high[~first.clean_correct] = 0.0
+    low = torch.zeros_like(high)
+    while len(rows := (high.isfinite() & (high - low > precision)).nonzero().flatten()):
+        middle = (low[rows] + high[rows]) / 2
         at = rows.to(x.device)
         tried = run_attack(model, x[at], y[rows], chosen, parsed, eps=middle, seed=seed, clean=logits[rows])
         # a point closer than ε is a better bound than ε; one that rounding put outside is not
-        found[rows] = torch.where(tried.robust, found[rows], torch.minimum(middle, tried.distance.double()))
-        low[rows] = torch.where(tried.robust, middle, torch.minimum(low[rows], found[rows]))
-    return found
+        high[rows] = torch.where(tried.robust, high[rows], torch.minimum(middle, tried.distance.double()))
+        low[rows] = torch.where(tried.robust, middle, torch.minimum(low[rows], high[rows]))
+    return high
 
 
 def whole_range(x: Tensor, norm: Norm) -> float:
@@ -372,7 +373,7 @@ def _curve(
             alive = alive.clone()
             alive[left] = run_attack(
                 model,
-                x[left.to(x.device)],
+                take_rows(x.detach(), left),
                 y[left],
                 method,
                 settings,

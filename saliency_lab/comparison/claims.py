@@ -240,7 +240,7 @@ def _row(
 ) -> dict[str, Any]:
     """Estimate one difference; `verdict` says why there is none where the test does not decide it."""
     estimate = measure.estimate_difference(model, over)
-    found = estimate.interval(level)
+    interval = estimate.interval(level)
     reason = ""
     if measure.seeds_disagree(model) or measure.seeds_disagree(over):
         reason = "seeds disagree"
@@ -257,9 +257,9 @@ def _row(
         "over": over,
         "mean": measure.estimate(model).mean,
         "mean_over": measure.estimate(over).mean,
-        "difference": found.mean,
-        "difference_low": found.low,
-        "difference_high": found.high,
+        "difference": interval.mean,
+        "difference_low": interval.low,
+        "difference_high": interval.high,
         "p": measure.p_value(model, over),
         "margin": np.nan if margin is None else margin,
         "p_equivalence": np.nan if margin is None else estimate.p_equivalence(margin),
@@ -343,13 +343,13 @@ class Answered:
     @property
     def answers(self) -> list[Answer]:
         """One answer per pair of models: by which secondary measures which way."""
-        found = []
+        listed = []
         secondary = self.differences[self.differences["endpoint"] == SECONDARY]
         for (model, over), rows in secondary.groupby(["model", "over"], sort=False):
             verdicts = sorted(rows["verdict"].unique(), key=_ORDER.index)
             measures = {verdict: _measures(rows[rows["verdict"] == verdict]) for verdict in verdicts}
-            found.append(Answer(str(model), str(over), measures))
-        return found
+            listed.append(Answer(str(model), str(over), measures))
+        return listed
 
     def __repr__(self) -> str:
         lines = [f"no answer: {self.problem}"] if self.problem else [*map(str, self.answers)]
@@ -387,15 +387,15 @@ def answer(claims: Sequence[Claim], comparison: Comparison | None) -> list[Answe
         except InputError as error:  # a model that could not be trained, a metric that failed
             problems[number] = str(error)
     decided = iter(_decide(tables, 1 - comparison.level) if comparison is not None else [])
-    found = []
+    answered = []
     for number, claim in enumerate(claims):
         if number in problems:
             empty = pd.DataFrame(columns=COLUMNS)
-            found.append(Answered(claim.question, empty, problems[number], _absent(claim, comparison)))
+            answered.append(Answered(claim.question, empty, problems[number], _absent(claim, comparison)))
         else:
             rows = next(decided)
-            found.append(Answered(claim.question, rows, missing=_missing(claim, rows)))
-    return found
+            answered.append(Answered(claim.question, rows, missing=_missing(claim, rows)))
+    return answered
 
 
 def _names(claim: Claim) -> list[str]:
