@@ -497,7 +497,7 @@ def test_maps_stored_in_two_ways_are_not_compared(tmp_path, tiny_sample, make_ne
         study = sl.Study({name: net}, tiny_sample, store=tmp_path / name, compact_maps=compact)
         study.attribute("saliency").score("sparseness")
     study.merge(tmp_path / "exact")
-    with pytest.raises(sl.SaliencyLabError, match="'saliency' was run on 'rounded' with stored as = 'float8'"):
+    with pytest.raises(sl.SaliencyLabError, match="on 'rounded' with stored as = 'float8' and on 'exact'"):
         study.compare()
 
 
