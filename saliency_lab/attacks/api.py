@@ -18,7 +18,7 @@ from saliency_lab._common.checks import (
     parse_epsilon,
 )
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import TensorBlocks, fingerprint
 from saliency_lab._common.inference import (
     check_classifier,
     check_input_kept,
@@ -31,6 +31,8 @@ from saliency_lab._common.inference import (
     translate_model_errors,
     undisturbed,
 )
+from saliency_lab._common.mapped import empty_tensor
+from saliency_lab._common.memory import trim_memory
 from saliency_lab._common.passes import Passes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
@@ -191,11 +193,13 @@ def _run(
     points, queries, curve = _search(
         attacked, x, y, target, there, radius, rows, method, settings, seed, expect=attacked is original
     )
-    if quantised:
-        points[rows] = to_grid(points[rows], x.detach().cpu()[rows], radius[rows], norm)
     logits = clean.clone()
-    if len(rows):
-        logits[rows] = predict(model, points[rows])
+    size = chunk_rows(x.shape, device_of(model))
+    for chunk in rows.split(size) if len(rows) else ():
+        if quantised:
+            centre = x.detach()[chunk.to(x.device)].cpu()
+            points[chunk] = to_grid(points[chunk], centre, radius[chunk], norm)
+        logits[chunk] = predict(model, points[chunk])
     finite = logits.isfinite().all(1)
     predictions = logits.argmax(1).where(finite, torch.tensor(UNDEFINED))
     clean_correct = guess == y
@@ -212,9 +216,9 @@ def _run(
         survives_rounding=_survives_rounding(model, points, y, target, success),
         loss=F.cross_entropy(logits, y, reduction="none"),
         queries=queries,
-        distance=norm_of(points - x.detach().cpu(), norm),
+        distance=_distance(points, x.detach(), norm),
         loss_curve=curve,
-        images=fingerprint(x.float()),
+        images=fingerprint(TensorBlocks.of(x.detach(), torch.float32)),
         method=method.name,
         eps=float(eps.max()) if isinstance(eps, Tensor) else eps,
         norm=norm,
@@ -245,7 +249,7 @@ def _search(
     the passes are announced, so that a faster form of the model may be measured.
     """
     device = device_of(model)
-    points = x.detach().cpu().clone()
+    points = empty_tensor(x.shape, x.dtype).copy_(x.detach())
     queries = torch.zeros(len(x), dtype=torch.long)
     curve: Tensor | None = None
     forwards, gradients = Passes(model, x, reduced=False), Passes(model, x, backward=True)
@@ -274,6 +278,7 @@ def _search(
                     curve = torch.full((len(x), outcome.loss_curve.shape[1]), torch.nan)
                 curve[chunk] = outcome.loss_curve.float().cpu()
             bar.update(len(chunk))
+            trim_memory()
     return points, queries, curve
 
 
@@ -298,12 +303,22 @@ def _survives_rounding(
     """Mask (N,): the attack succeeded, and still does with every pixel rounded to a multiple of 1/255."""
     survives = success.clone()
     rows = success.nonzero().flatten()
-    if len(rows):
-        logits = predict(model, (points[rows] * 255).round() / 255)
+    for chunk in rows.split(chunk_rows(points.shape, device_of(model))) if len(rows) else ():
+        logits = predict(model, (points[chunk] * 255).round() / 255)
         predictions = logits.argmax(1)
-        hit = predictions != y[rows] if target is None else predictions == target[rows]
-        survives[rows] = hit & logits.isfinite().all(1)
+        hit = predictions != y[chunk] if target is None else predictions == target[chunk]
+        survives[chunk] = hit & logits.isfinite().all(1)
     return survives
+
+
+def _distance(points: Tensor, x: Tensor, norm: Norm) -> Tensor:
+    """Return the length (N,) of each perturbation; some at a time, and never a single one of several."""
+    parts = max(1, len(x) // 16)
+    lengths = torch.empty(len(x), dtype=points.dtype)
+    triples = (each.tensor_split(parts) for each in (points, x, lengths))
+    for point, start, length in zip(*triples, strict=True):
+        length.copy_(norm_of(point - start.cpu(), norm))
+    return lengths
 
 
 def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from saliency_lab._common.arguments import check_counts
 from saliency_lab._common.checks import check_seed, format_epsilon, holds_several, parse_epsilon, parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
+from saliency_lab._common.mapped import take_rows
 from saliency_lab._common.passes import predict_many
 from saliency_lab._common.proportions import wilson
 from saliency_lab._common.samples import Images, read_labelled
@@ -378,7 +379,7 @@ def _curve(
             alive = alive.clone()
             alive[left] = run_attack(
                 model,
-                x[left.to(x.device)],
+                take_rows(x.detach(), left),
                 y[left],
                 method,
                 settings,
