@@ -37,7 +37,7 @@ from saliency_lab._common.passes import Passes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng
-from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.ascent import Norm, check_radius, norm_of, to_grid
 from saliency_lab.attacks.methods import METHODS, AttackMethod, OwnAttack
 from saliency_lab.attacks.problem import AttackProblem
@@ -113,7 +113,7 @@ def attack(
     """
     x, y = read_labelled(x, y)
     chosen = METHODS.find(method)
-    parsed = parse_settings(chosen.settings, settings, of=chosen.name)
+    parsed = chosen.parse(settings)
     return run_attack(
         model, x, y, chosen, parsed, eps=parse_epsilon(eps), seed=seed, target=target, lender=gradients_from
     )

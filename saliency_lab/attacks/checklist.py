@@ -34,7 +34,7 @@ from saliency_lab._common.inference import (
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng, sample_seeds, sample_uniform
-from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.api import attack, check_batch, check_source, is_source, run_attack
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.curve import whole_range
@@ -143,7 +143,7 @@ def audit(
     if surrogates is not None:
         surrogates = check_mapping(surrogates, "surrogates", '{"other": other_model}')
     chosen = METHODS.find(method)
-    parsed = parse_settings(chosen.settings, settings, of=chosen.name)
+    parsed = chosen.parse(settings)
     radius = parse_epsilon(eps)
     x, y = read_labelled(x, y)
     return run_audit(model, x, y, chosen, parsed, eps=radius, surrogates=surrogates, budget=budget, seed=seed)
