@@ -192,14 +192,13 @@ def page(collected: Mapping[str, Any]) -> str:
         + (" These are the short forms of the benchmarks, to try them." if collected["quick"] else ""),
         targets(known),
     ]
-    for name, title in TITLES.items():
-        parts.append(f"### {title}")
-        if name not in known:
-            parts.append(f"{NOT_MEASURED.capitalize()}.")
-            continue
+    for name in filter(known.__contains__, TITLES):
+        parts.append(f"### {TITLES[name]}")
         parts.append(f"`{name}` of `benchmarks/all.py`, {entries[name]['date']}.")
         for heading, rows in rows_of(known[name]):
             parts.append((f"{heading}:\n\n" if heading else "") + table(rows))
+    if absent := [title for name, title in TITLES.items() if name not in known]:
+        parts.append(f"{NOT_MEASURED.capitalize()} in this run: {'; '.join(absent)}.")
     return "\n\n".join(parts)
 
 

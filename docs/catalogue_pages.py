@@ -186,7 +186,8 @@ def page(kind: str, name: str) -> str:
 
 CAPTIONS = {
     "methods": "Drawn by `python docs/catalogue_pictures.py`; the picture names the network.",
-    "metrics": "Four methods on test images, each dot one image, with the mean and its 95 % interval. "
+    "metrics": "Scores of the maps of four methods: each dot is one test image, with the mean and its 95 % "
+    "interval. A curve is the mean over the images, in the colour of its method. "
     "Drawn by `python docs/catalogue_pictures.py`.",
 }
 

@@ -1,5 +1,8 @@
 """Draw docs/figures/methods/*.jpg and docs/figures/metrics/*.png, one picture for each method and metric.
 
+The name `overview` stands for docs/figures/methods.png and sanity.png: all methods on one digit, and their
+sanity check.
+
 Methods explain two photographs of scikit-image. Those that EfficientNet's activations do not suit explain
 digits instead, and those that need attention a small transformer, trained here on crops of the photographs.
 Metrics score the maps of four methods. Run `python docs/catalogue_pictures.py [NAME ...]`; all take minutes.
@@ -15,15 +18,18 @@ import numpy as np
 import timm
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from torchvision.transforms import v2
 
 import saliency_lab as sl
 from saliency_lab.data.planted import PlantedNet, true_map
 from saliency_lab.metrics.catalogue import METRICS
-from saliency_lab.plotting.maps import grid
-from saliency_lab.plotting.style import axis_label, figure, looks, styled
+from saliency_lab.plotting.maps import gallery, grid
+from saliency_lab.plotting.style import axis_label, figure, looks, save, styled
 
 FIGURES = Path(__file__).parent / "figures"
+DPI = 130
+"""Sharp on screens of two pixels per point, at the width of a page's text."""
 PHOTOGRAPHS = ("Egyptian cat", "espresso")
 SETTINGS: dict[str, dict[str, Any]] = {
     "layer_cam": {"layer": "net._blocks.10"},
@@ -32,6 +38,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 ON_DIGITS = ("score_cam", "xgrad_cam")
 """Methods that expect activations without negative values, which EfficientNet's last layer has."""
+
+FRACTION = "fraction of the pixels removed"
+PROBABILITY = "probability"
+CURVES = {
+    "pixel_flipping": ("fraction of the pixels flipped", PROBABILITY),
+    "deletion": (FRACTION, PROBABILITY),
+    "insertion": ("fraction of the pixels shown", PROBABILITY),
+    "masked_input_accuracy": (FRACTION, "accuracy"),
+    "masked_input_accuracy_lowest": (FRACTION, "accuracy"),
+    "selectivity": (FRACTION, PROBABILITY),
+    "region_perturbation": ("patches removed", "fall of the probability"),
+    "irof": (FRACTION, "probability, 1 = image"),
+    "monotonicity": ("fraction of the pixels shown", PROBABILITY),
+    "sic": ("information in the image", PROBABILITY + ", 1 = image"),
+    "aic": ("information in the image", "accuracy"),
+    "road": (FRACTION, "accuracy"),
+    "road_combined": (FRACTION, "half the difference"),
+}
+"""The axes of each metric's curve, whose values are means over the images."""
 
 COMPARED = ("integrated_gradients", "saliency", "edges", "random")
 
@@ -91,7 +116,7 @@ def draw_methods(names: list[str]) -> None:
             images, {name: maps}, labels=labels, title=of, smooth=1.5 * fine, scale="panel", cell=2.0
         )
         path = FIGURES / "methods" / f"{name}.jpg"
-        drawn.savefig(path, dpi=90, pil_kwargs={"quality": 80, "optimize": True})
+        drawn.savefig(path, dpi=DPI, pil_kwargs={"quality": 75, "optimize": True})
 
 
 @styled
@@ -126,7 +151,9 @@ def draw_scores(name: str, scores: dict[str, sl.metrics.Scores], images: str) ->
         at = curve.at if curve.at.ndim == 1 else curve.at.mean(0)
         panels[1].plot(at, np.nanmean(curve.values, 0), color=look[method].colour, label=method)
     if curves:
-        panels[1].set(xlabel="position on the curve", ylabel="mean over images")
+        panels[1].set(xlabel=CURVES[name][0], ylabel=CURVES[name][1])
+    if len(finite) and np.abs(finite).max() >= 1e5:
+        panels[0].xaxis.set_major_formatter(EngFormatter())
     drawn.suptitle(images, fontsize="small")
     return drawn
 
@@ -143,7 +170,7 @@ def draw_metrics(names: list[str]) -> None:
     located["truth"] = true_map(planted.x, planted.y)
     located["random"] = sl.attribute(reader, planted.x, planted.y, "random")
     for name in names:
-        images = "60 digits of the test set, small_cnn"
+        images = "60 test images of the digits, small_cnn"
         if METRICS[name].family == "localisation":
             images = "60 images with a planted pattern, whose evidence is known"
             scores = {
@@ -157,7 +184,21 @@ def draw_metrics(names: list[str]) -> None:
                 for method, each in maps.items()
             }
         drawn = draw_scores(name, scores, images)
-        drawn.savefig(FIGURES / "metrics" / f"{name}.png", dpi=90, pil_kwargs={"optimize": True})
+        drawn.savefig(FIGURES / "metrics" / f"{name}.png", dpi=DPI, pil_kwargs={"optimize": True})
+
+
+def draw_overview() -> None:
+    """Draw one digit with its maps by all methods, and how maps change as the network is randomised."""
+    data, model = sl.load_dataset("digits"), sl.load_model("digits/standard")
+    x, y = data.test.sample(16, seed=0)
+    train, _ = data.train.batch(slice(20))
+    given = {name: {"baselines": train} for name in ("gradient_shap", "deep_lift_shap")}
+    names = sl.list_methods().query("family != 'attention'").index
+    one = slice(3, 4)
+    maps = {name: sl.attribute(model, x[one], y[one], name, **given.get(name, {})) for name in names}
+    save(gallery(x[3], maps, columns=8, cell=1.05), FIGURES / "methods.png")
+    check = sl.sanity_check(model, x, y, ["saliency", "integrated_gradients", "guided_backprop", "edges"])
+    save(check.plot(), FIGURES / "sanity.png")
 
 
 def main() -> None:
@@ -171,6 +212,8 @@ def main() -> None:
         draw_methods(methods)
     if metrics:
         draw_metrics(metrics)
+    if not named or "overview" in named:
+        draw_overview()
 
 
 if __name__ == "__main__":

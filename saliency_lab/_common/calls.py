@@ -155,15 +155,15 @@ def softmax_dim(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def depending(*parts: Any) -> list[Tensor]:
     """Return the tensors in nested arguments that depend on the image: those that take a gradient."""
-    found = []
+    tensors = []
     for part in parts:
         if isinstance(part, Tensor):
-            found += [part] if part.requires_grad else []
+            tensors += [part] if part.requires_grad else []
         elif isinstance(part, Mapping):
-            found += depending(*part.values())
+            tensors += depending(*part.values())
         elif isinstance(part, list | tuple):
-            found += depending(*part)
-    return found
+            tensors += depending(*part)
+    return tensors
 
 
 Question = Callable[[Call, tuple[Any, ...], list[Tensor]], bool]

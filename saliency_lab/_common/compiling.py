@@ -109,7 +109,7 @@ class CompileError(Exception):
 def compiler() -> str | None:
     """Return the C++ compiler that inductor would use, or None if there is none."""
     names = (os.environ.get("CXX"), "g++", "clang++", "c++")
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def compile_seconds(model: nn.Module) -> float:

@@ -89,15 +89,15 @@ def distinct_stems(wanted: Mapping[str, str]) -> dict[str, str]:
     >>> distinct_stems({"m_1": "m_1", "m 1": "m_1", "M 1": "M_1"})
     {'m_1': 'm_1', 'm 1': 'm_1-...', 'M 1': 'M_1-...'}
     """
-    found: dict[str, str] = {}
+    stems: dict[str, str] = {}
     taken: set[str] = set()
     for name, stem in wanted.items():
         short = stem.encode()[:LONGEST_STEM].decode(errors="ignore")
         if short != stem or short.casefold() in taken:
             short += f"-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
         taken.add(short.casefold())
-        found[name] = short
-    return found
+        stems[name] = short
+    return stems
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -174,9 +174,9 @@ def _pairs(
 
     def before(norm: nn.Module, given: tuple[Any, ...]) -> None:
         ran[norm] += 1
-        found = produced.get(id(given[0])) if given else None
-        if found is not None and found[1]._version == found[2]:
-            pairs.append((found[0], norm))
+        producer = produced.get(id(given[0])) if given else None
+        if producer is not None and producer[1]._version == producer[2]:
+            pairs.append((producer[0], norm))
 
     handles = []
     for module in model.modules():
@@ -227,5 +227,5 @@ def _folded(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
 def _rest(norm: nn.Module) -> nn.Module:
     """What a normalisation does besides normalising: timm's also hold an activation."""
     parts = [getattr(norm, name, None) for name in ("drop", "act")]
-    found = [part for part in parts if isinstance(part, nn.Module)]
-    return nn.Sequential(*found) if found else nn.Identity()
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    return nn.Sequential(*modules) if modules else nn.Identity()

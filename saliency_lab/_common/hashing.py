@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_ROWS = 512  # that are converted at a time
+
 
 @dataclass(frozen=True)
 class TensorBlocks:
@@ -20,6 +22,11 @@ class TensorBlocks:
     shape: tuple[int, ...]
     blocks: Iterable[Tensor]
     """Its rows, some at a time and in order."""
+
+    @classmethod
+    def of(cls, tensor: Tensor, dtype: torch.dtype) -> TensorBlocks:
+        """Return a tensor (N, ...) in another precision, of which no copy is made at once."""
+        return cls(dtype, tuple(tensor.shape), (rows.to(dtype) for rows in tensor.split(_ROWS)))
 
 
 def fingerprint(*parts: Any) -> str:

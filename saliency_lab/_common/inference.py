@@ -280,11 +280,11 @@ def translate_missing_derivatives(error: type[SaliencyLabError]) -> Iterator[Non
     try:
         yield
     except RuntimeError as problem:
-        found = re.search(r"derivative for aten::(\w+?)(_backward)? is not implemented", f"{problem}")
-        if found is None:
+        match = re.search(r"derivative for aten::(\w+?)(_backward)? is not implemented", f"{problem}")
+        if match is None:
             raise
         raise error(
-            f"the gradient is differentiated here, and torch cannot differentiate that of '{found[1]}'; let "
+            f"the gradient is differentiated here, and torch cannot differentiate that of '{match[1]}'; let "
             "the model use other operations in its place, such as relu6(x + 3) / 6 for hardsigmoid(x)"
         ) from problem
 
@@ -377,13 +377,13 @@ def device_of(model: nn.Module) -> torch.device:
         If `model` is no torch module, or spread over several devices.
     """
     check_module(model)
-    found = dict.fromkeys(tensor.device for tensor in (*model.parameters(), *model.buffers()))
-    if len(found) > 1:
+    devices = dict.fromkeys(tensor.device for tensor in (*model.parameters(), *model.buffers()))
+    if len(devices) > 1:
         raise InputError(
-            f"{type(model).__name__} is spread over {', '.join(map(str, found))}; move it to one device, "
-            f"such as model.to('{next(iter(found))}')"
+            f"{type(model).__name__} is spread over {', '.join(map(str, devices))}; move it to one device, "
+            f"such as model.to('{next(iter(devices))}')"
         )
-    return next(iter(found), torch.device("cpu"))
+    return next(iter(devices), torch.device("cpu"))
 
 
 def named_device(name: str | torch.device) -> torch.device:

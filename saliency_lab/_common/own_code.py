@@ -85,19 +85,19 @@ def used_globals(function: Callable[..., Any]) -> dict[str, Any]:
     if is_installed(function.__module__ or ""):
         return {}
     names, attributes = _names_in(function.__code__)
-    found: dict[str, Any] = {}
+    used: dict[str, Any] = {}
 
     def look(name: str, value: Any, within: tuple[Any, ...] = ()) -> None:
         if not inspect.ismodule(value):
             if _counts(name.rpartition(".")[2], value):
-                found[name] = value
+                used[name] = value
         elif not is_installed(value.__name__) and value not in within:
             for each in sorted(attributes & vars(value).keys()):
                 look(f"{name}.{each}", vars(value)[each], (*within, value))
 
     for name in sorted(names & function.__globals__.keys()):
         look(name, function.__globals__[name])
-    return found
+    return used
 
 
 def _names_in(code: types.CodeType) -> tuple[set[str], set[str]]:

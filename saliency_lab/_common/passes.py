@@ -308,10 +308,10 @@ class _Trial:
         self.x, self.device = x, device_of(model)
         self.few = x[:_FIRST].to(self.device, dtype_of(model, x.dtype))
         digest = (_weights(model), weights_digest(model))
-        found = _copies.get(model)
-        if found is None or found.weights != digest:
-            found = _copies[model] = _Copies(digest)
-        self.copies = found
+        copies = _copies.get(model)
+        if copies is None or copies.weights != digest:
+            copies = _copies[model] = _Copies(digest)
+        self.copies = copies
         self._own: dict[bool, Tensor | None] = {}
 
     def _outputs(self, net: nn.Module, alone: bool) -> Tensor | None:
@@ -357,12 +357,12 @@ class _Trial:
     def agrees(self, form: _Form) -> bool:
         """Whether the logits of the first images are the model's own."""
         if form.plan.dtype is not None:
-            found = self._outputs(form, alone=False)
-            return found is not None and bool(found.isfinite().all())
+            outputs = self._outputs(form, alone=False)
+            return outputs is not None and bool(outputs.isfinite().all())
         known = replace(form.plan, milliseconds=0.0) in self.copies.used  # then one image tells a change
         for alone in (True,) if known else (True, False):
-            found, expected = self._outputs(form, alone), self._expected(alone)
-            if found is None or expected is None or not same_logits(found, expected):
+            outputs, expected = self._outputs(form, alone), self._expected(alone)
+            if outputs is None or expected is None or not same_logits(outputs, expected):
                 return False
         if self.backward and not known and not self._same_gradients(form):
             return False
@@ -375,13 +375,13 @@ class _Trial:
     def _same_gradients(self, form: _Form) -> bool:
         """Whether the gradients on the first images are the model's own; False if either cannot be had."""
         try:
-            found, expected = self._gradient(form, self.few), self._gradient(self.model, self.few)
+            gradient, expected = self._gradient(form, self.few), self._gradient(self.model, self.few)
         except Exception:  # whatever a model raises in its backward pass, the model itself is used
             return False
-        if found is None or expected is None:
-            return found is expected
+        if gradient is None or expected is None:
+            return gradient is expected
         size = max(float(expected.norm()), torch.finfo(expected.dtype).tiny)
-        return float((found - expected).norm()) <= _GRADIENT_TOLERANCE * size
+        return float((gradient - expected).norm()) <= _GRADIENT_TOLERANCE * size
 
     def _gradient(self, net: nn.Module, images: Tensor) -> Tensor | None:
         """Gradient of the largest logits; None where no graph leads from them to the images."""
@@ -484,9 +484,9 @@ def _measure(
         chosen = own
     rows, seconds = _best_rows(trial, forms[chosen], middle, times[chosen], began + limit)
     plan = replace(chosen, rows=rows, milliseconds=round(1000 * seconds, 3))
-    found = _with_compilation(trial, plan, wanted, work)
-    if found.compiled or forced:
-        return found
+    measured = _with_compilation(trial, plan, wanted, work)
+    if measured.compiled or forced:
+        return measured
     if time.perf_counter() < began + limit:
         usual, layout = present or (usual, "contiguous")
         now = forms.get(replace(own, layout=layout), forms[own])
@@ -494,7 +494,7 @@ def _measure(
         mine, before = (min(column) for column in zip(*pairs, strict=True))
         if mine > _WORTH_IT * before:  # no better than without all this
             return AS_IT_IS
-    return found
+    return measured
 
 
 def _seconds_of_one(trial: _Trial) -> float:
@@ -547,13 +547,13 @@ def _with_compilation(trial: _Trial, plan: PassPlan, wanted: ExecutionSettings, 
     return plan
 
 
-def same_logits(found: Tensor, expected: Tensor) -> bool:
+def same_logits(logits: Tensor, expected: Tensor) -> bool:
     """Whether logits are equal up to `TOLERANCE`; NaN equals NaN."""
-    if found.shape != expected.shape:
+    if logits.shape != expected.shape:
         return False
     size = expected[expected.isfinite()].abs()
     scale = max(1.0, float(size.max())) if len(size) else 1.0
-    return torch.allclose(found, expected.to(found.dtype), rtol=0.0, atol=TOLERANCE * scale, equal_nan=True)
+    return torch.allclose(logits, expected.to(logits.dtype), rtol=0.0, atol=TOLERANCE * scale, equal_nan=True)
 
 
 def _fitted(x: Tensor, rows: int, few: Tensor) -> Tensor:
@@ -602,14 +602,14 @@ def weights_digest(model: nn.Module) -> tuple[int, ...]:
 
 def _plain_attributes(model: nn.Module) -> list[Any]:
     """Numbers, text and sizes of containers among the attributes of all modules."""
-    found: list[Any] = []
+    attributes: list[Any] = []
     for module in model.modules():
         for name, value in vars(module).items():
             if isinstance(value, int | float | str | bool | None.__class__):
-                found.append((name, value))
+                attributes.append((name, value))
             elif isinstance(value, list | dict | set | tuple):
-                found.append((name, len(value)))
-    return found + [(name, float(each.double().sum())) for name, each in model.named_buffers()]
+                attributes.append((name, len(value)))
+    return attributes + [(name, float(each.double().sum())) for name, each in model.named_buffers()]
 
 
 def _plan_key(
@@ -630,11 +630,11 @@ def _plan_key(
     return fingerprint(*facts, *([] if own is None else [list(own)]))
 
 
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def _say(model: nn.Module, message: str) -> None:
     line = f"{type(model).__name__} {message}"
-    if line not in _said:
-        _said.add(line)
+    if line not in _logged:
+        _logged.add(line)
         announce(line)

@@ -58,23 +58,23 @@ def read_sample(x: Any, y: Any = None) -> RawSample:
     unless it has a generator of its own.
     """
     if isinstance(x, Tensor):
-        found = RawSample(x)
+        sample = RawSample(x)
     elif hasattr(x, "x") and hasattr(x, "y"):
-        found = RawSample(x.x, x.y, getattr(x, "masks", None))
+        sample = RawSample(x.x, x.y, getattr(x, "masks", None))
     elif isinstance(x, tuple | list) and len(x) in (2, 3) and _is_batch(x[0]):
-        found = RawSample(*x)
+        sample = RawSample(*x)
     elif isinstance(x, DataLoader):
-        found = _read_loader(x)
+        sample = _read_loader(x)
     elif _is_dataset(x):
         images, labels, masks = read_items(x, f"the {type(x).__name__}")
-        found = RawSample(
+        sample = RawSample(
             as_unit_range(torch.stack(images)),
             None if labels is None else torch.tensor(labels, dtype=torch.int64),
             None if masks is None else torch.stack(masks),
         )
     else:
-        found = RawSample(x)
-    return found if y is None else found._replace(y=y)
+        sample = RawSample(x)
+    return sample if y is None else sample._replace(y=y)
 
 
 def read_labelled(x: Images, y: Tensor | None = None) -> tuple[Any, Any]:
@@ -123,9 +123,9 @@ def read_items(dataset: Any, label: str) -> tuple[list[Tensor], list[int] | None
             check_memory((rows, *first.shape), first.element_size(), f"{label}: {rows:,} images")
     if not images:
         raise InputError(f"{label}: the data set is empty")
-    for what, found in (("a label", labels), ("a mask", masks)):
-        if found and len(found) < len(images):
-            raise InputError(f"{label}: only {len(found)} of {len(images)} items have {what}")
+    for what, given in (("a label", labels), ("a mask", masks)):
+        if given and len(given) < len(images):
+            raise InputError(f"{label}: only {len(given)} of {len(images)} items have {what}")
     return images, labels or None, masks or None
 
 
@@ -218,9 +218,9 @@ def _column(item: Mapping[str, Any], label: str) -> Any:
     pictures = named or [key for key, value in item.items() if hasattr(value, "getbands")]
     if len(pictures) == 1:
         return item[pictures[0]]
-    found = "several columns" if pictures else "no column"
+    problem = "several columns" if pictures else "no column"
     raise InputError(
-        f"{label} has {found} that can be the image among {', '.join(map(str, item))}; keep one column of "
+        f"{label} has {problem} that can be the image among {', '.join(map(str, item))}; keep one column of "
         f"images named {_IMAGE_KEYS[0]!r} (rename_column, select_columns)"
     )
 
@@ -237,9 +237,9 @@ def _read_loader(loader: DataLoader[Any]) -> RawSample:
         for index, batch in enumerate(loader):
             x, y, masks = _parts(batch, f"the loader: batch {index}")
             if not _is_batch(x):
-                found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                kind = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise InputError(
-                    f"the loader: the images of batch {index} must be a tensor (N, C, H, W), not {found}"
+                    f"the loader: the images of batch {index} must be a tensor (N, C, H, W), not {kind}"
                 )
             batches.append((x, y, masks))
             rows += len(x)

@@ -74,8 +74,8 @@ def read_extended(
         raise InputError(f"the {noun} '{path}': 'extends' must be a name or a list of names, not {bases!r}")
     below: Table = {}
     for file in (file for base in bases for file in find(path, base)):
-        found = read_extended(file, noun, find=find, merge=merge, inherit=inherit, above=(*above, path))
-        below = merge(below, inherit(file, found))
+        inherited = read_extended(file, noun, find=find, merge=merge, inherit=inherit, above=(*above, path))
+        below = merge(below, inherit(file, inherited))
     return merge(below, table)
 
 

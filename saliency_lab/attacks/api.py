@@ -18,7 +18,7 @@ from saliency_lab._common.checks import (
     parse_epsilon,
 )
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import TensorBlocks, fingerprint
 from saliency_lab._common.inference import (
     check_classifier,
     check_input_kept,
@@ -31,11 +31,13 @@ from saliency_lab._common.inference import (
     translate_model_errors,
     undisturbed,
 )
+from saliency_lab._common.mapped import empty_tensor
+from saliency_lab._common.memory import trim_memory
 from saliency_lab._common.passes import Passes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng
-from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.ascent import Norm, check_radius, norm_of, to_grid
 from saliency_lab.attacks.methods import METHODS, AttackMethod, OwnAttack
 from saliency_lab.attacks.problem import AttackProblem
@@ -111,7 +113,7 @@ def attack(
     """
     x, y = read_labelled(x, y)
     chosen = METHODS.find(method)
-    parsed = parse_settings(chosen.settings, settings, of=chosen.name)
+    parsed = chosen.parse(settings)
     return run_attack(
         model, x, y, chosen, parsed, eps=parse_epsilon(eps), seed=seed, target=target, lender=gradients_from
     )
@@ -187,14 +189,72 @@ def _run(
         lender = Expected(lender, samples) if samples > 1 else lender
         attacked = Borrowed(attacked, lender)
     attacked = OnGrid(attacked) if quantised else attacked
-    device = device_of(attacked)
     there = clean if source is None else predict(source, x)
-    found = x.detach().cpu().clone()
+    points, queries, curve = _search(
+        attacked, x, y, target, there, radius, rows, method, settings, seed, expect=attacked is original
+    )
+    logits = clean.clone()
+    size = chunk_rows(x.shape, device_of(model))
+    for chunk in rows.split(size) if len(rows) else ():
+        if quantised:
+            centre = x.detach()[chunk.to(x.device)].cpu()
+            points[chunk] = to_grid(points[chunk], centre, radius[chunk], norm)
+        logits[chunk] = predict(model, points[chunk])
+    finite = logits.isfinite().all(1)
+    predictions = logits.argmax(1).where(finite, torch.tensor(UNDEFINED))
+    clean_correct = guess == y
+    success = (
+        clean_correct & (predictions != y) if target is None else (guess != target) & (predictions == target)
+    ) & finite
+    return AttackResult(
+        adversarial=points,
+        labels=y,
+        predictions=predictions,
+        clean_correct=clean_correct,
+        robust=clean_correct & ((predictions == y) | ~finite),
+        success=success,
+        survives_rounding=_survives_rounding(model, points, y, target, success),
+        loss=F.cross_entropy(logits, y, reduction="none"),
+        queries=queries,
+        distance=_distance(points, x.detach(), norm),
+        loss_curve=curve,
+        images=fingerprint(TensorBlocks.of(x.detach(), torch.float32)),
+        method=method.name,
+        eps=float(eps.max()) if isinstance(eps, Tensor) else eps,
+        norm=norm,
+        settings=settings.model_dump(mode="json"),
+        seed=seed,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _search(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    target: Tensor | None,
+    logits: Tensor,
+    radius: Tensor,
+    rows: Tensor,
+    method: AttackMethod,
+    settings: Settings,
+    seed: int,
+    *,
+    expect: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run the method on the images at `rows`, chunk by chunk.
+
+    Return a point for each image of x (those that are not attacked stay), the queries spent on it, and the
+    curve of the loss (N, steps), if the method records one. `logits` are those of x on `model`; with `expect`
+    the passes are announced, so that a faster form of the model may be measured.
+    """
+    device = device_of(model)
+    points = empty_tensor(x.shape, x.dtype).copy_(x.detach())
     queries = torch.zeros(len(x), dtype=torch.long)
     curve: Tensor | None = None
-    forwards, gradients = Passes(attacked, x, reduced=False), Passes(attacked, x, backward=True)
-    with undisturbed(attacked), progress(label=method.name, total=len(rows)) as bar:
-        if attacked is original:
+    forwards, gradients = Passes(model, x, reduced=False), Passes(model, x, backward=True)
+    with undisturbed(model), progress(label=method.name, total=len(rows)) as bar:
+        if expect:
             _expect(forwards, gradients, method, settings, len(rows))
         size = gradients.rows or chunk_rows(x.shape, device)
         chunks = rows.split(size) if len(rows) else ()  # of nothing, split makes one
@@ -204,52 +264,22 @@ def _run(
                 x=x.detach()[chunk.to(x.device)].to(device),
                 y=y[chunk].to(device),
                 target=None if target is None else target[chunk].to(device),
-                logits=there[chunk].to(device, x.dtype),
+                logits=logits[chunk].to(device, x.dtype),
                 eps=radius[chunk].to(device),
-                norm=norm,
+                norm=getattr(settings, "norm", "linf"),
                 seed=seed,
                 forwards=forwards,
             )
             outcome = method.run(problem, settings)
-            found[chunk] = outcome.points.cpu()
+            points[chunk] = outcome.points.cpu()
             queries[chunk] = outcome.queries.cpu()
             if outcome.loss_curve is not None:
                 if curve is None:
                     curve = torch.full((len(x), outcome.loss_curve.shape[1]), torch.nan)
                 curve[chunk] = outcome.loss_curve.float().cpu()
             bar.update(len(chunk))
-
-    if quantised:
-        found[rows] = to_grid(found[rows], x.detach().cpu()[rows], radius[rows], norm)
-    logits = clean.clone()
-    if len(rows):
-        logits[rows] = predict(model, found[rows])
-    finite = logits.isfinite().all(1)
-    predictions = logits.argmax(1).where(finite, torch.tensor(UNDEFINED))
-    clean_correct = guess == y
-    success = (
-        clean_correct & (predictions != y) if target is None else (guess != target) & (predictions == target)
-    ) & finite
-    return AttackResult(
-        adversarial=found,
-        labels=y,
-        predictions=predictions,
-        clean_correct=clean_correct,
-        robust=clean_correct & ((predictions == y) | ~finite),
-        success=success,
-        survives_rounding=_survives_rounding(model, found, y, target, success),
-        loss=F.cross_entropy(logits, y, reduction="none"),
-        queries=queries,
-        distance=norm_of(found - x.detach().cpu(), norm),
-        loss_curve=curve,
-        images=fingerprint(x.float()),
-        method=method.name,
-        eps=float(eps.max()) if isinstance(eps, Tensor) else eps,
-        norm=norm,
-        settings=settings.model_dump(mode="json"),
-        seed=seed,
-        seconds=time.perf_counter() - begun,
-    )
+            trim_memory()
+    return points, queries, curve
 
 
 _LEFT_ALONE_EARLY = 4  # an attack that stops at the first broken point makes far fewer passes than it may
@@ -268,17 +298,27 @@ def _expect(
 
 
 def _survives_rounding(
-    model: nn.Module, found: Tensor, y: Tensor, target: Tensor | None, success: Tensor
+    model: nn.Module, points: Tensor, y: Tensor, target: Tensor | None, success: Tensor
 ) -> Tensor:
     """Mask (N,): the attack succeeded, and still does with every pixel rounded to a multiple of 1/255."""
     survives = success.clone()
     rows = success.nonzero().flatten()
-    if len(rows):
-        logits = predict(model, (found[rows] * 255).round() / 255)
+    for chunk in rows.split(chunk_rows(points.shape, device_of(model))) if len(rows) else ():
+        logits = predict(model, (points[chunk] * 255).round() / 255)
         predictions = logits.argmax(1)
-        hit = predictions != y[rows] if target is None else predictions == target[rows]
-        survives[rows] = hit & logits.isfinite().all(1)
+        hit = predictions != y[chunk] if target is None else predictions == target[chunk]
+        survives[chunk] = hit & logits.isfinite().all(1)
     return survives
+
+
+def _distance(points: Tensor, x: Tensor, norm: Norm) -> Tensor:
+    """Return the length (N,) of each perturbation; some at a time, and never a single one of several."""
+    parts = max(1, len(x) // 16)
+    lengths = torch.empty(len(x), dtype=points.dtype)
+    triples = (each.tensor_split(parts) for each in (points, x, lengths))
+    for point, start, length in zip(*triples, strict=True):
+        length.copy_(norm_of(point - start.cpu(), norm))
+    return lengths
 
 
 def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -353,11 +393,11 @@ def check_source(source: nn.Module, x: Tensor, classes: int, *, name: str) -> No
     try:
         with preserved_rng():
             check_model(source, x)
-            found = predict(source, x[:1]).shape[1]
+            returned = predict(source, x[:1]).shape[1]
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    if found != classes:
-        raise InputError(f"{name} returns {found} classes, and the attacked model {classes}")
+    if returned != classes:
+        raise InputError(f"{name} returns {returned} classes, and the attacked model {classes}")
 
 
 def is_source(source: nn.Module, x: Tensor, classes: int) -> bool:

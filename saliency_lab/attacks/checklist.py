@@ -34,7 +34,7 @@ from saliency_lab._common.inference import (
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng, sample_seeds, sample_uniform
-from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.api import attack, check_batch, check_source, is_source, run_attack
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.curve import whole_range
@@ -143,7 +143,7 @@ def audit(
     if surrogates is not None:
         surrogates = check_mapping(surrogates, "surrogates", '{"other": other_model}')
     chosen = METHODS.find(method)
-    parsed = parse_settings(chosen.settings, settings, of=chosen.name)
+    parsed = chosen.parse(settings)
     radius = parse_epsilon(eps)
     x, y = read_labelled(x, y)
     return run_audit(model, x, y, chosen, parsed, eps=radius, surrogates=surrogates, budget=budget, seed=seed)
@@ -277,26 +277,26 @@ class _Panel:
         seed = self.seed if seed is None else seed
         settings = {"norm": self.norm, "samples": self.samples, **settings}
         x, y = self.x[left], self.y[left]
-        found = attack(self.model, x, y, method, eps=self.audited.eps, seed=seed, **settings)
-        success[left], points[left] = found.success, found.adversarial
+        result = attack(self.model, x, y, method, eps=self.audited.eps, seed=seed, **settings)
+        success[left], points[left] = result.success, result.adversarial
         if METHODS[method].access == "logits":
             self.without_gradient = self.without_gradient | success
         else:
             self.by_gradient = self.by_gradient | success
-        self.note(found, settings)
+        self.note(result, settings)
         return Tried(success, points)
 
-    def note(self, found: AttackResult, settings: Mapping[str, Any]) -> None:
+    def note(self, result: AttackResult, settings: Mapping[str, Any]) -> None:
         """Record how many survivors an attack breaks, under the call that repeats it."""
         own = {k: v for k, v in settings.items() if (k, v) not in (("norm", "linf"), ("samples", 1))}
-        call = ", ".join([repr(found.method), *(f"{key}={value!r}" for key, value in own.items())])
-        self.strongest[call] = int(found.success.sum())
+        call = ", ".join([repr(result.method), *(f"{key}={value!r}" for key, value in own.items())])
+        self.strongest[call] = int(result.success.sum())
 
-    def compare(self, name: str, who: str, found: list[Tried]) -> Check:
-        """Judge a check by the share of all samples that `found` broke and the audited attack missed."""
+    def compare(self, name: str, who: str, tried: list[Tried]) -> Check:
+        """Judge a check by the share of samples that those in `tried` broke and the audited attack missed."""
         if not len(self.rows):
             return Check(name, "pass", "no sample survived the audited attack", {"missed": 0.0})
-        broken = torch.stack([each.success for each in found]).any(0)
+        broken = torch.stack([each.success for each in tried]).any(0)
         return self.judge(name, who, broken, "attack")
 
     def judge(self, name: str, who: str, broken: Tensor, about: About) -> Check:
@@ -405,9 +405,9 @@ class _Panel:
             left = (~self.by_stand_in & ~self.by_gradient).nonzero().flatten()
             if not len(left):
                 break
-            found = self._with_gradients_of(source, left, loss=loss, steps=count, transfer=moved)
-            self.by_stand_in[left] |= found.success
-            broken[label] += int(found.success.sum())
+            result = self._with_gradients_of(source, left, loss=loss, steps=count, transfer=moved)
+            self.by_stand_in[left] |= result.success
+            broken[label] += int(result.success.sum())
         best = max(broken, key=lambda label: broken[label])
         extra = self.by_stand_in & ~self.by_gradient
         check = self.judge(name, f"with {best} among {len(broken)}", extra, "model")
@@ -421,9 +421,9 @@ class _Panel:
     def _inner_networks(self) -> list[nn.Module]:
         """Return up to three inner networks that attacks can run on."""
         with undisturbed(self.model):
-            found = inner_networks(self.model, self.x[:1].to(device_of(self.model)))
+            networks = inner_networks(self.model, self.x[:1].to(device_of(self.model)))
         classes = predict(self.model, self.x[:1]).shape[1]
-        return [network for network in found if is_source(network, self.x, classes)][:3]
+        return [network for network in networks if is_source(network, self.x, classes)][:3]
 
     def _with_gradients_of(
         self, source: nn.Module, left: Tensor, *, loss: str, steps: int, transfer: bool
@@ -455,11 +455,11 @@ class _Panel:
     def single_step(self, chosen: AttackMethod) -> Check:
         """Check that a single step breaks nothing that an iterative attack missed."""
         iterative = "steps" in chosen.settings.model_fields
-        found = [self.breaks("fgsm"), self.breaks("r_fgsm")]
+        tried = [self.breaks("fgsm"), self.breaks("r_fgsm")]
         if iterative:
-            return self.compare("single step", "FGSM and R-FGSM", found)
-        found.append(self.breaks("pgd"))
-        return self.compare("single step", "FGSM, R-FGSM and PGD-40", found)
+            return self.compare("single step", "FGSM and R-FGSM", tried)
+        tried.append(self.breaks("pgd"))
+        return self.compare("single step", "FGSM, R-FGSM and PGD-40", tried)
 
     def converged(self, chosen: AttackMethod, parsed: Settings) -> Check:
         """Check that more steps and restarts break no more samples."""
@@ -471,17 +471,17 @@ class _Panel:
         if "restarts" in given:
             more["restarts"] = 2 * given["restarts"]
         more["samples"] = max(self.samples, given["samples"])
-        found = self.breaks(chosen.name, derive_seed(self.seed, "audit"), **more)
+        tried = self.breaks(chosen.name, derive_seed(self.seed, "audit"), **more)
         who = f"{chosen.name} with {steps} steps, other starts" + (
             f" and {more['restarts']} restarts" if "restarts" in more else ""
         )
-        return self.compare("converged", who, [found])
+        return self.compare("converged", who, [tried])
 
     def random(self) -> Check:
         """Check that random points break nothing that the attack missed."""
-        found = [self.breaks(method, draws=20) for method in ("noise", "random_direction")]
-        self.drawn += [each.points for each in found]
-        return self.compare("random points", "20 noise and 20 direction draws", found)
+        tried = [self.breaks(method, draws=20) for method in ("noise", "random_direction")]
+        self.drawn += [each.points for each in tried]
+        return self.compare("random points", "20 noise and 20 direction draws", tried)
 
     def surface(self) -> Check:
         """Check that gradients come closer to another class than random points, and the ball is not flat.
@@ -541,9 +541,9 @@ class _Panel:
     def rescaled(self) -> Check:
         """Check that losses which do not depend on the scale of the logits break no more samples."""
         steps = self.budget.steps
-        found = [self.breaks("pgd", loss=loss, steps=steps) for loss in ("scaled_ce", "margin")]
-        self.climbed += [each.points for each in found]
-        return self.compare("rescaled logits", "PGD on rescaled logits and on the margin", found)
+        tried = [self.breaks("pgd", loss=loss, steps=steps) for loss in ("scaled_ce", "margin")]
+        self.climbed += [each.points for each in tried]
+        return self.compare("rescaled logits", "PGD on rescaled logits and on the margin", tried)
 
     def reference(self, classes: int) -> list[Check]:
         """Check Square alone, and the attacks of AutoAttack: APGD-CE, targeted APGD-DLR, FAB-T and Square."""
@@ -559,12 +559,12 @@ class _Panel:
             self.compare("AutoAttack", "APGD, FAB-T and Square", strong),
         ]
 
-    def blind(self, name: str, who: str, found: list[Tried]) -> Check:
+    def blind(self, name: str, who: str, tried: list[Tried]) -> Check:
         """Check that attacks without gradients break nothing that gradient attacks miss."""
-        check = self.compare(name, who, found)
+        check = self.compare(name, who, tried)
         if not len(self.rows):
             return check
-        broken = torch.stack([each.success for each in found]).any(0)
+        broken = torch.stack([each.success for each in tried]).any(0)
         beyond = self.judge(name, f"{who}, beyond all gradient attacks", broken & ~self.by_gradient, "model")
         return beyond if beyond.verdict == "fail" else check
 
@@ -572,15 +572,15 @@ class _Panel:
         """Check that points found on other models break no more samples."""
         if not self.surrogates:
             return Check("transfer", "skipped", "no surrogate model was given", {})
-        found: list[Tried] = []
+        tried: list[Tried] = []
         for source in self.surrogates.values():
             success, left = torch.zeros_like(self.by_stand_in), self.left
             if len(left):
                 moved = self._with_gradients_of(source, left, loss="ce", steps=40, transfer=True)
                 success[left] = moved.success
             self.without_gradient = self.without_gradient | success
-            found.append(Tried(success, self.x))
-        return self.blind("transfer", f"PGD on {', '.join(map(str, self.surrogates))}", found)
+            tried.append(Tried(success, self.x))
+        return self.blind("transfer", f"PGD on {', '.join(map(str, self.surrogates))}", tried)
 
 
 def exceeds(count: int, n: int, limit: float) -> Verdict:

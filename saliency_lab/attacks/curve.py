@@ -16,10 +16,11 @@ from saliency_lab._common.arguments import check_counts
 from saliency_lab._common.checks import check_seed, format_epsilon, holds_several, parse_epsilon, parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
+from saliency_lab._common.mapped import take_rows
 from saliency_lab._common.passes import predict_many
 from saliency_lab._common.proportions import wilson
 from saliency_lab._common.samples import Images, read_labelled
-from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.api import check_batch, run_attack
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.methods import METHODS, AttackMethod, OwnAttack
@@ -166,7 +167,13 @@ def robustness_curve(
     radii = parse_radii(eps)
     chosen = METHODS.find(method)
     return curve_at(
-        model, x, y, chosen, parse_settings(chosen.settings, settings, of=chosen.name), radii, seed
+        model,
+        x,
+        y,
+        chosen,
+        chosen.parse(settings),
+        radii,
+        seed,
     )
 
 
@@ -250,7 +257,7 @@ def steps_curve(
     radius = parse_epsilon(eps)
     strengths = []
     for count in counts:
-        parsed = parse_settings(chosen.settings, {**settings, "steps": max(count, 1)}, of=chosen.name)
+        parsed = chosen.parse({**settings, "steps": max(count, 1)})
         strengths.append((radius if count else 0.0, parsed))
     return _curve(model, x, y, chosen, "steps", counts, strengths, seed)
 
@@ -314,7 +321,7 @@ def minimal_epsilon(
         raise InputError(
             f"attack '{chosen.name}' takes a single ε for all samples; these take one per sample: {names}"
         )
-    parsed = parse_settings(chosen.settings, settings, of=chosen.name)
+    parsed = chosen.parse(settings)
     precision = parse_epsilon(tolerance, name="tolerance")
     if precision == 0:
         raise InputError('tolerance must be > 0, such as "1/255"')
@@ -327,17 +334,17 @@ def minimal_epsilon(
     if (samples := getattr(parsed, "samples", 1)) > 1:
         logits = predict_many(Expected(model, samples), x)
     first = run_attack(model, x, y, chosen, parsed, eps=high_end, seed=seed, clean=logits)
-    found = torch.where(first.robust, torch.inf, first.distance.double())
-    found[~first.clean_correct] = 0.0
-    low = torch.zeros_like(found)
-    while len(rows := (found.isfinite() & (found - low > precision)).nonzero().flatten()):
-        middle = (low[rows] + found[rows]) / 2
+    high = torch.where(first.robust, torch.inf, first.distance.double())
+    high[~first.clean_correct] = 0.0
+    low = torch.zeros_like(high)
+    while len(rows := (high.isfinite() & (high - low > precision)).nonzero().flatten()):
+        middle = (low[rows] + high[rows]) / 2
         at = rows.to(x.device)
         tried = run_attack(model, x[at], y[rows], chosen, parsed, eps=middle, seed=seed, clean=logits[rows])
         # a point closer than ε is a better bound than ε; one that rounding put outside is not
-        found[rows] = torch.where(tried.robust, found[rows], torch.minimum(middle, tried.distance.double()))
-        low[rows] = torch.where(tried.robust, middle, torch.minimum(low[rows], found[rows]))
-    return found
+        high[rows] = torch.where(tried.robust, high[rows], torch.minimum(middle, tried.distance.double()))
+        low[rows] = torch.where(tried.robust, middle, torch.minimum(low[rows], high[rows]))
+    return high
 
 
 def whole_range(x: Tensor, norm: Norm) -> float:
@@ -372,7 +379,7 @@ def _curve(
             alive = alive.clone()
             alive[left] = run_attack(
                 model,
-                x[left.to(x.device)],
+                take_rows(x.detach(), left),
                 y[left],
                 method,
                 settings,

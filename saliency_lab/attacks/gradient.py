@@ -104,8 +104,8 @@ def spsa(problem: AttackProblem, settings: SpsaSettings) -> AttackOutcome:
     """Uesato et al., "Adversarial Risk and the Dangers of Evaluating Against Weak Attacks", ICML 2018."""
     measured = FiniteDifferences(problem.model, settings.directions, settings.spacing, problem.seed)
     lengths = step_lengths(problem.eps, None, settings.steps)
-    found = climb(replace(problem, model=measured), [None], loss="margin", lengths=lengths)
-    return replace(found, queries=found.queries * (1 + 2 * settings.directions))
+    outcome = climb(replace(problem, model=measured), [None], loss="margin", lengths=lengths)
+    return replace(outcome, queries=outcome.queries * (1 + 2 * settings.directions))
 
 
 def climb(

@@ -94,8 +94,8 @@ def apgd_t(problem: AttackProblem, settings: TargetedSettings) -> AttackOutcome:
         )  # fmt: skip
         library.init_hyperparam(now.x)
         library.y_target = classes[rows]
-        best, holds, found = _single_run(library, now, settings.steps, f"target {rank}")
-        search.add(rows, _attempts(best, holds, found), passes=settings.steps + 1)
+        best, holds, adversarial = _single_run(library, now, settings.steps, f"target {rank}")
+        search.add(rows, _attempts(best, holds, adversarial), passes=settings.steps + 1)
     return search.outcome()
 
 
@@ -112,8 +112,8 @@ def fab_t(problem: AttackProblem, settings: TargetedSettings) -> AttackOutcome:
             targeted=True,
         )  # fmt: skip
         library.target_class = rank
-        found = library.attack_single_run(now.x.float(), now.y, is_targeted=True)
-        search.add(rows, found, passes=2 * settings.steps + 2)
+        adversarial = library.attack_single_run(now.x.float(), now.y, is_targeted=True)
+        search.add(rows, adversarial, passes=2 * settings.steps + 2)
     return search.outcome()
 
 
@@ -128,8 +128,8 @@ def square(problem: AttackProblem, settings: SquareSettings) -> AttackOutcome:
     )  # fmt: skip
     library.init_hyperparam(problem.x)
     with preserved_rng(derive_seed(problem.seed, "square")), torch.no_grad():
-        queries, found = library.attack_single_run(problem.x.float(), problem.y)
-    search.add(torch.arange(len(problem.x), device=problem.x.device), found, passes=queries.long())
+        queries, adversarial = library.attack_single_run(problem.x.float(), problem.y)
+    search.add(torch.arange(len(problem.x), device=problem.x.device), adversarial, passes=queries.long())
     return search.outcome()
 
 
@@ -209,11 +209,11 @@ class _Search:
         """Samples that no run has broken yet."""
         return (~self.broken).nonzero().flatten()
 
-    def add(self, rows: Tensor, found: Tensor, *, passes: int | Tensor) -> None:
+    def add(self, rows: Tensor, points: Tensor, *, passes: int | Tensor) -> None:
         """Take over the points that break the model, and those of a higher loss than what is there."""
         now = self.problem.take(rows)
         with torch.no_grad():
-            inside = project(found.detach().to(now.x.dtype), now.x, now.eps, now.norm)
+            inside = project(points.detach().to(now.x.dtype), now.x, now.eps, now.norm)
             logits = now.judge(inside)
             hit = now.broken(logits)
             loss = F.cross_entropy(logits, now.y, reduction="none").to(self.loss.dtype)
@@ -240,8 +240,8 @@ def _apgd(problem: AttackProblem, settings: ApgdSettings, loss: str) -> AttackOu
             device=now.x.device, logger=_SILENT,
         )  # fmt: skip
         library.init_hyperparam(now.x)
-        best, holds, found = _single_run(library, now, settings.steps, f"apgd {restart}")
-        search.add(rows, _attempts(best, holds, found), passes=settings.steps + 1)
+        best, holds, adversarial = _single_run(library, now, settings.steps, f"apgd {restart}")
+        search.add(rows, _attempts(best, holds, adversarial), passes=settings.steps + 1)
     return search.outcome()
 
 
@@ -251,21 +251,21 @@ def _single_run(
     """Run APGD from each sample's own start; in L1 from a ball of 3ε over one of 2ε down to ε."""
     x, radius = problem.x.float(), _radius(problem)
     if problem.norm != "l1":
-        best, holds, _, found = library.attack_single_run(x, problem.y, x_init=_start(problem, purpose))
-        return best, holds, found
+        best, holds, _, adversarial = library.attack_single_run(x, problem.y, x_init=_start(problem, purpose))
+        return best, holds, adversarial
     point = x + sample_normal(sample_seeds(problem.x, problem.seed, purpose), x.shape[1:]).to(x)
     early = math.ceil(0.3 * steps)
     for factor, count in ((3, early), (2, early), (1, max(steps - 2 * early, 1))):
         library.n_iter, library.eps = count, factor * radius
         library.init_hyperparam(x)
         point = point + L1_projection(x, point - x, library.eps)
-        point, holds, _, found = library.attack_single_run(x, problem.y, x_init=point)
-    return point, holds, found
+        point, holds, _, adversarial = library.attack_single_run(x, problem.y, x_init=point)
+    return point, holds, adversarial
 
 
-def _attempts(best: Tensor, holds: Tensor, found: Tensor) -> Tensor:
+def _attempts(best: Tensor, holds: Tensor, adversarial: Tensor) -> Tensor:
     """APGD's point that breaks the model, or, where the model holds, that of the highest loss."""
-    return torch.where(holds.reshape(-1, 1, 1, 1), best, found)
+    return torch.where(holds.reshape(-1, 1, 1, 1), best, adversarial)
 
 
 def _start(problem: AttackProblem, purpose: str) -> Tensor:

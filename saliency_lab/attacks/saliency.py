@@ -235,7 +235,7 @@ def attack_map(
             few = images[: min(_CHECKED, chunk_rows(images.shape, device))].to(device)
             _check_curvature(smoothed(model, parsed.beta), few)
         classes = finite_logits(model, images).argmax(1)
-        found, before, after = images.clone(), torch.empty_like(images), torch.empty_like(images)
+        adversarial, before, after = images.clone(), torch.empty_like(images), torch.empty_like(images)
         for rows in torch.arange(len(images)).split(chunk_rows(images.shape, device)):
             problem = AttackProblem(
                 model=model,
@@ -248,19 +248,19 @@ def attack_map(
                 seed=seed,
             )
             points = _climb(problem, goal, parsed) if radius > 0 else problem.x
-            found[rows] = points.cpu()
+            adversarial[rows] = points.cpu()
             before[rows] = input_gradient(model, problem.x, problem.y).cpu()
             after[rows] = input_gradient(model, points, problem.y).cpu()
             bar.update(len(rows))
     return MapAttackResult(
-        adversarial=found,
+        adversarial=adversarial,
         maps_before=before,
         maps_after=after,
         predictions=classes,
         overlap=(_top_k(before, parsed.k) & _top_k(after, parsed.k)).double().sum(1)
         / _top_k(before, parsed.k).sum(1),
         shift=(_centre(_mass(after)) - _centre(_mass(before))).norm(dim=1),
-        distance=norm_of(found - images, parsed.norm),
+        distance=norm_of(adversarial - images, parsed.norm),
         goal=goal,
         eps=radius,
         settings=parsed.model_dump(mode="json"),

@@ -186,7 +186,7 @@ class StraightThrough(nn.Module):
 
 def inner_networks(model: nn.Module, x: Tensor) -> list[nn.Module]:
     """Submodules that turn an image of the size of `x` into as many outputs as the model has classes."""
-    found: list[nn.Module] = []
+    networks: list[nn.Module] = []
     shapes: dict[nn.Module, torch.Size] = {}
 
     def note(module: nn.Module, given: tuple[Any, ...], output: object) -> None:
@@ -203,10 +203,10 @@ def inner_networks(model: nn.Module, x: Tensor) -> list[nn.Module]:
         for handle in handles:
             handle.remove()
     for module in model.modules():  # outer modules come first
-        inside = any(module in set(outer.modules()) for outer in found)
+        inside = any(module in set(outer.modules()) for outer in networks)
         if shapes.get(module) == logits.shape[1:] and not inside:
-            found.append(module)
-    return found
+            networks.append(module)
+    return networks
 
 
 @contextmanager

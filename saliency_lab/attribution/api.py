@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import are_probabilities, check_images, check_seed
 from saliency_lab._common.errors import unknown_name
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import TensorBlocks, fingerprint
 from saliency_lab._common.inference import (
     check_classifier,
     device_of,
@@ -23,6 +23,8 @@ from saliency_lab._common.inference import (
     translate_model_errors,
     undisturbed,
 )
+from saliency_lab._common.mapped import empty_tensor
+from saliency_lab._common.memory import trim_memory
 from saliency_lab._common.passes import Passes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import versions
@@ -206,7 +208,7 @@ def run_call(model: nn.Module, x: Tensor, y: Tensor | None, call: MethodCall, se
             )
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)
         parsed = _resolved(chosen, parsed, model, x)
-        values = torch.empty(x.shape, dtype=torch.float32)
+        values = empty_tensor(x.shape)
         totals, broken = [], 0
         forwards, gradients = Passes(model, x), Passes(model, x, backward=True)
         chunks = _chunks(name, call.run, parsed, seed, forwards, gradients, aim)
@@ -232,7 +234,7 @@ def run_call(model: nn.Module, x: Tensor, y: Tensor | None, call: MethodCall, se
         total=torch.cat(totals) if totals else None,
         provenance={
             "device": str(device_of(model)),
-            "images": fingerprint(x.float()),
+            "images": fingerprint(TensorBlocks.of(x, torch.float32)),
             "versions": versions(),
             **_facts(forwards, gradients),
         },
@@ -245,8 +247,8 @@ def run_call(model: nn.Module, x: Tensor, y: Tensor | None, call: MethodCall, se
 
 def _facts(forwards: Passes, gradients: Passes) -> dict[str, Any]:
     """Return how passes ran, where that was decided by measurement."""
-    found = {"forward": forwards.plan, "gradient": gradients.plan}
-    facts = {name: plan.facts() for name, plan in found.items() if plan is not None}
+    plans = {"forward": forwards.plan, "gradient": gradients.plan}
+    facts = {name: plan.facts() for name, plan in plans.items() if plan is not None}
     return {"passes": facts} if facts else {}
 
 
@@ -358,3 +360,4 @@ def _chunks(
                 explained = run(batch, parsed)
             yield rows, explained
             bar.update(len(exact))
+            trim_memory()

@@ -232,14 +232,14 @@ def _check_between(name: str, seen: list[_Attention]) -> None:
         for token in (0, size // 2):
             start = torch.zeros_like(after.scores)
             start[..., token, token] = torch.nan
-            found = _tokens(_reached(after.scores, before.output, start), before.token_dim)
-            if not found.any():
+            tokens = _tokens(_reached(after.scores, before.output, start), before.token_dim)
+            if not tokens.any():
                 raise _refusal(
                     name,
                     f"multiplies the attention of one block after the other, but that of {after.module} does "
                     f"not depend on that of {before.module}",
                 )
-            if found.sum() > 1 or not found[token]:
+            if tokens.sum() > 1 or not tokens[token]:
                 raise _refusal(
                     name,
                     f"follows attention only, but between {before.module} and {after.module} tokens are "

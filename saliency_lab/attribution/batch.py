@@ -160,8 +160,8 @@ class Batch:
 
     def rows(self, *, backward: bool) -> int:
         """Return how many images one pass has, forward or also back."""
-        found = (self.gradients if backward else self.forwards).rows
-        return found or pass_rows(self.x.shape, self.x.device, backward=backward)
+        planned = (self.gradients if backward else self.forwards).rows
+        return planned or pass_rows(self.x.shape, self.x.device, backward=backward)
 
     def draws(
         self, count: int, *, backward: bool = True, of: int | None = None, fast: bool = True

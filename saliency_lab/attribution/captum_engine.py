@@ -111,10 +111,10 @@ def captum_method(extension: Extension) -> Method | None:
         check_visible(model, extension.name)
         if not layered:
             return given
-        found = {"layer": layer_name(model, given.layer, image)}
+        resolved = {"layer": layer_name(model, given.layer, image)}
         if of_layer:
-            found["note"] = "summed over channels and enlarged bilinearly from the layer to the images"
-        return given.model_copy(update=found)
+            resolved["note"] = "summed over channels and enlarged bilinearly from the layer to the images"
+        return given.model_copy(update=resolved)
 
     def run(batch: Batch, given: Any) -> Explained:
         keywords = {name: getattr(given, name) for name in given.model_fields_set if name != "note"}
@@ -214,16 +214,16 @@ def _attribute(
     options = {key: _for_batch(key, value, kind, batch) for key, value in options.items()}
     points = batch.x.detach().clone().requires_grad_(True)
     try:
-        found = build(model).attribute(points, **options, **more)
+        maps = build(model).attribute(points, **options, **more)
     except InputError:
         raise
     except (AssertionError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         message = f"{error}".strip().partition("\n")[0]
         raise InputError(f"Captum's {name} failed: {message or type(error).__name__}") from error
-    found = found[0] if isinstance(found, tuple) and len(found) == 1 else found
-    if not isinstance(found, Tensor):
-        raise InputError(f"Captum's {name} returned a {type(found).__name__}, not one tensor of maps")
-    return found
+    maps = maps[0] if isinstance(maps, tuple) and len(maps) == 1 else maps
+    if not isinstance(maps, Tensor):
+        raise InputError(f"Captum's {name} returned a {type(maps).__name__}, not one tensor of maps")
+    return maps
 
 
 def _for_batch(key: str, value: Any, kind: Any, batch: Batch) -> Any:
@@ -283,8 +283,8 @@ def _call(explainer: Any, batch: Batch, **options: Any) -> Tensor:
             f"engine='captum' explains one class with {type(explainer).__name__}, not a contrast"
         )
     points = batch.x.detach().clone().requires_grad_(True)
-    found: Tensor = explainer.attribute(points, target=batch.target.classes, **options)
-    return found.detach()
+    maps: Tensor = explainer.attribute(points, target=batch.target.classes, **options)
+    return maps.detach()
 
 
 def _guided_grad_cam(batch: Batch, settings: Any) -> Tensor:
@@ -372,12 +372,12 @@ class _ModuleCalls(Rule):
     def __init__(self) -> None:
         super().__init__()
         self.running: list[tuple[str, nn.Module]] = []
-        self.found: list[tuple[str, nn.Module, Call]] = []
+        self.calls: list[tuple[str, nn.Module, Call]] = []
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = func(*args, **kwargs)
         if depending(args, kwargs) and depending(output):
-            self.found.append((*self.running[-1], func))
+            self.calls.append((*self.running[-1], func))
         return output
 
 
@@ -429,7 +429,7 @@ def _check_lrp_modules(model: nn.Module, image: Tensor) -> None:
         point = image.clone().requires_grad_(True) * 1.0  # no leaf: a model may change it in place
         with watch:
             model(point)
-    for name, module, func in watch.found:
+    for name, module, func in watch.calls:
         if not isinstance(module, _LRP_MODULES) and func not in SHAPES:
             where = describe_module([(name, module)])
             reason = (
@@ -438,7 +438,7 @@ def _check_lrp_modules(model: nn.Module, image: Tensor) -> None:
                 else f"does not see or has no rule for {resolve_name(func)}, which is called in {where}"
             )
             raise InputError(f"Captum's LRP {reason}; use engine='fast'")
-    names = [name for name, module, _ in watch.found if isinstance(module, _LRP_LAYERS)]
+    names = [name for name, module, _ in watch.calls if isinstance(module, _LRP_LAYERS)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(
             f"Captum's LRP takes each layer once, and '{twice[0]}' runs again; use engine='fast'"

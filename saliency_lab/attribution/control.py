@@ -22,8 +22,8 @@ def random(batch: Batch, settings: Settings) -> Explained:
 def edges(batch: Batch, settings: Settings) -> Explained:
     """Return Sobel's edge strength of each channel, as scikit-image computes it; ≥ 0."""
     images = batch.exact.float().cpu().numpy()
-    found = np.stack([[sobel(channel) for channel in image] for image in images])
-    return torch.from_numpy(found), None
+    maps = np.stack([[sobel(channel) for channel in image] for image in images])
+    return torch.from_numpy(maps), None
 
 
 @method("input", family="control", passes="none", reference="control")

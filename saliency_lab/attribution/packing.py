@@ -7,8 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saliency_lab._common.mapped import empty_tensor
+
 CODE = torch.float8_e4m3fn
 """Four bits of exponent and three of mantissa: values are rounded by at most 1/16 of themselves."""
+
+_ROWS = 64  # maps that are unpacked at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +43,9 @@ class PackedMaps:
     @classmethod
     def of(cls, maps: Tensor) -> PackedMaps:
         """Pack float32 maps (N, C, H, W)."""
-        codes, scales = torch.zeros(maps.shape, dtype=CODE), torch.ones(len(maps))
+        codes, scales = empty_tensor(maps.shape, CODE), torch.ones(len(maps))
         for row, each in enumerate(maps):
+            codes[row] = 0
             largest = each.abs().amax()
             if not largest.isfinite():
                 scales[row] = torch.nan
@@ -59,4 +64,9 @@ class PackedMaps:
 
     def __getitem__(self, rows: slice) -> Tensor:
         """Unpack some of the maps, float32."""
-        return self.codes[rows].float() * self.scales[rows].reshape(-1, 1, 1, 1)
+        codes, scales = self.codes[rows], self.scales[rows].reshape(-1, 1, 1, 1)
+        maps = empty_tensor(codes.shape)
+        for start in range(0, len(maps), _ROWS):
+            part = slice(start, start + _ROWS)
+            torch.mul(codes[part].float(), scales[part], out=maps[part])
+        return maps

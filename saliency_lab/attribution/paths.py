@@ -158,12 +158,12 @@ def regions(image: np.ndarray, scales: list[float]) -> list[np.ndarray]:
     pixels = image.transpose(1, 2, 0)
     side, area = max(pixels.shape[:2]), pixels.shape[0] * pixels.shape[1]
     border, least = round(5 * side / 299), max(2, round(150 * area / 299**2))
-    found = []
+    masks = []
     for scale in scales:
         labels = felzenszwalb(pixels, scale=scale, sigma=0.8, min_size=least, channel_axis=-1)
         boxes = find_objects(labels + 1)
-        found += [_grown(labels, label, box, border) for label, box in enumerate(boxes) if box is not None]
-    return found
+        masks += [_grown(labels, label, box, border) for label, box in enumerate(boxes) if box is not None]
+    return masks
 
 
 def _grown(labels: np.ndarray, label: int, box: tuple[slice, slice], border: int) -> np.ndarray:
@@ -175,7 +175,7 @@ def _grown(labels: np.ndarray, label: int, box: tuple[slice, slice], border: int
     return indices
 
 
-def grow_regions(values: np.ndarray, found: list[np.ndarray], least: float) -> np.ndarray:
+def grow_regions(values: np.ndarray, regions: list[np.ndarray], least: float) -> np.ndarray:
     """Return the mean attribution (H, W) with which each pixel joins; pixels of no region share their mean.
 
     A region, given by the indices of its pixels, joins if it adds at least `least` of them.
@@ -185,9 +185,9 @@ def grow_regions(values: np.ndarray, found: list[np.ndarray], least: float) -> n
     array([[2., 2., 0., 0.]])
     """
     flat = values.ravel()
-    ends = np.cumsum([0] + [len(each) for each in found])
-    columns = np.concatenate([*found, np.empty(0, np.intp)])
-    member = csr_array((np.ones(len(columns)), columns, ends), shape=(len(found), flat.size))
+    ends = np.cumsum([0] + [len(each) for each in regions])
+    columns = np.concatenate([*regions, np.empty(0, np.intp)])
+    member = csr_array((np.ones(len(columns)), columns, ends), shape=(len(regions), flat.size))
     joined, left = np.zeros(flat.size), np.ones(flat.size)
     while True:
         counts = member @ left
@@ -196,8 +196,8 @@ def grow_regions(values: np.ndarray, found: list[np.ndarray], least: float) -> n
             break
         gains = np.where(allowed, member @ (left * flat) / np.maximum(counts, 1), -np.inf)
         best = int(np.argmax(gains))
-        joined[found[best][left[found[best]] > 0]] = gains[best]
-        left[found[best]] = 0
+        joined[regions[best][left[regions[best]] > 0]] = gains[best]
+        left[regions[best]] = 0
     if left.any():
         joined[left > 0] = flat[left > 0].mean()
     return joined.reshape(values.shape)

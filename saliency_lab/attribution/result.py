@@ -416,13 +416,13 @@ _TENSOR = "tensor ("  # how a tensor's shape and fingerprint begin in a file
 
 
 def _fingerprinted(settings: Mapping[str, Any]) -> list[str]:
-    found = []
+    keys = []
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            found += [f"{key}.{inner}" for inner in _fingerprinted(value)]
+            keys += [f"{key}.{inner}" for inner in _fingerprinted(value)]
         elif isinstance(value, str) and value.startswith(_TENSOR):
-            found.append(key)
-    return found
+            keys.append(key)
+    return keys
 
 
 def _plain(value: Any) -> Any:

@@ -86,14 +86,14 @@ def superpixels(image: np.ndarray, count: int) -> np.ndarray:
     colour = image.shape[0] == 3
     pixels, compactness = (image.transpose(1, 2, 0), 10.0) if colour else (image.mean(0), 0.1)
     for times in _STIFFER:
-        found = slic(
+        segments = slic(
             pixels,
             n_segments=count,
             compactness=times * compactness,
             channel_axis=-1 if colour else None,
             start_label=0,
         )
-        labels = _numbered(found)
+        labels = _numbered(segments)
         if 2 * (labels.max() + 1) >= count:
             break
     return labels

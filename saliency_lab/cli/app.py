@@ -39,6 +39,13 @@ def _print_warning(message: Warning | str, category: type[Warning], *_: Any) -> 
         print(f"warning: {message}", file=sys.stderr)
 
 
+def _without_flag_types(params: list[Any]) -> list[Any]:
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
+
+
 class Command(TyperCommand):
     """A subcommand in whose paths `~` is the home folder.
 
@@ -50,6 +57,10 @@ class Command(TyperCommand):
         super().__init__(*args, **settings)
         if self.help:
             self.help = "\n\n".join(" ".join(part.split()) for part in self.help.split("\n\n"))
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters; the help shows no type for flags, which take no value."""
+        return _without_flag_types(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments.
@@ -80,6 +91,10 @@ class Command(TyperCommand):
 
 class Commands(TyperGroup):
     """Turns this package's errors into a message and an exit code; a bug still shows its traceback."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options of all subcommands, as `Command` does."""
+        return _without_flag_types(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the subcommand."""

@@ -37,12 +37,16 @@ def attack(
     models: Checkpoints,
     eps: Annotated[
         list[str],
-        typer.Option("--eps", help='Radii in image units, such as 0.1 or "8/255": a,b or repeated.'),
+        typer.Option(
+            "--eps", metavar="A,B", help='Radii in image units, such as 0.1 or "8/255"; repeatable.'
+        ),
     ],
     method: Annotated[
         list[str],
         typer.Option(
-            "--method", help="Attacks (`saliency-lab list attacks`, or module:attribute): a,b or repeated."
+            "--method",
+            metavar="A,B",
+            help="Attacks (`saliency-lab list attacks`, or module:attribute); repeatable.",
         ),
     ] = ["pgd"],  # noqa: B006 - typer copies it
     data: DataName = None,

@@ -63,7 +63,8 @@ Methods = Annotated[
     list[str],
     typer.Option(
         "--method",
-        help="Attribution methods (`saliency-lab list methods`, or module:attribute): a,b or repeated.",
+        metavar="A,B",
+        help="Attribution methods (`saliency-lab list methods`, or module:attribute); repeatable.",
     ),
 ]
 NamedSettings = Annotated[
@@ -96,8 +97,9 @@ Compile = Annotated[
     str | None,
     typer.Option(
         "--compile",
-        help="Whether passes that only evaluate a model may run in a faster form: auto (where it pays), "
-        "true, or false (repeatable to the last bit).",
+        metavar="auto|true|false",
+        help="Whether passes that only evaluate a model may run in a faster form: auto where it pays; "
+        "with false, results are repeatable to the last bit.",
     ),
 ]
 Dtype = Annotated[
@@ -325,21 +327,21 @@ def draw_images(
     where: dict[str, Any] = {"root": None if root is None else str(root)}
     if table["name"] == "image_folder" and not table.get("image_size") and first and first.input_shape:
         where["image_size"] = first.input_shape[1:]
-    found = load_data(parse_settings(DataSpec, table | where, of="data"))
+    loaded = load_data(parse_settings(DataSpec, table | where, of="data"))
     if data is None:
         zoo = [read_card(name) for name in zoo_names()]  # made of the data sets of that name
         same = {card.data for card in zoo if _data_of(card).get("name") == table["name"]}
         for name, each in cards.items():
-            if any(card and card.data not in (None, found.fingerprint, *same) for card in each):
+            if any(card and card.data not in (None, loaded.fingerprint, *same) for card in each):
                 raise InputError(
                     f"the model '{name}' was trained on other images than '{table['name']}' holds here; say "
                     f"which to look at: --data {table['name']}, or your own with --data module:attribute"
                 )
     for name, each in cards.items():
         for card in each:
-            if card and card.input_shape and tuple(card.input_shape) != tuple(found.input_shape):
+            if card and card.input_shape and tuple(card.input_shape) != tuple(loaded.input_shape):
                 raise InputError(
                     f"the model '{name}' takes images of {tuple(card.input_shape)} (C, H, W), and those of "
-                    f"'{found.name}' are {tuple(found.input_shape)}"
+                    f"'{loaded.name}' are {tuple(loaded.input_shape)}"
                 )
-    return found.test.sample(images, seed)
+    return loaded.test.sample(images, seed)

@@ -27,12 +27,12 @@ def report(
     level: Annotated[
         float | None, typer.Option(help="Level of the intervals; by default the study's, or 0.95.")
     ] = None,
-    images: Annotated[int, typer.Option("--images", min=1, help="How many images the explorer holds.")] = 64,
+    images: Annotated[int, typer.Option("--images", min=1, help="How many images the explorer shows.")] = 64,
 ) -> None:
     """Write a finished study as one HTML page that opens from disk and needs no network.
 
-    Verdicts, tables with intervals, figures, an explorer of the maps, the audit, and where it all comes from.
-    The models are not needed.
+    The page has verdicts, tables with intervals, figures, an explorer of the maps, the audit, and how and on
+    what machine each result was computed. The models are not needed.
     """
     from saliency_lab.reporting import report as write_report
     from saliency_lab.study import Study

@@ -40,7 +40,9 @@ def score(
     metric: Annotated[
         list[str],
         typer.Option(
-            "--metric", help="Metrics (`saliency-lab list metrics`, or module:attribute): a,b or repeated."
+            "--metric",
+            metavar="A,B",
+            help="Metrics (`saliency-lab list metrics`, or module:attribute); repeatable.",
         ),
     ] = ["faithfulness_correlation", "pixel_flipping", "sparseness"],  # noqa: B006 - typer copies it
     method: Methods = ["saliency", "integrated_gradients"],  # noqa: B006

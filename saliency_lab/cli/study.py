@@ -93,8 +93,8 @@ def study(
     plan: Plan = False,
     verify: Verify = False,
     trust: Trust = False,
-    executor: ExecutorName = "serial",
-    workers: Workers = 2,
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
     address: Address = None,
 ) -> None:
     """Train, attribute, score, attack and compare what a TOML file declares; nothing is computed twice.
@@ -112,11 +112,11 @@ def study(
     if plan:
         _print_plan(declared, store, device, trust=trust)
         return
-    command = f"saliency-lab study {declaration.name} --page DIR{_said(data, data_root)}"
+    command = f"saliency-lab study {declaration.name} --page DIR{_data_options(data, data_root)}"
     if packed is not None:
         _redraw(declared, packed, page or Path(), declaration.stem, command, trust=trust)
         return
-    with open_executor(executor, workers, address) as pool:
+    with open_executor(executor, workers, address, device) as pool:
         results = run_declared(declared, store, executor=pool, device=device, trust=trust)
     retrained = retrain_declared(declared, store, device=device, trust=trust)
     _print_results(declared, results, retrained, store, page, pack, declaration.stem, command)
@@ -124,7 +124,10 @@ def study(
 
 def reproduce(
     name: Annotated[
-        str, typer.Argument(help="A bundled study: mnist, cifar10, ... (`saliency-lab list studies`).")
+        str,
+        typer.Argument(
+            metavar="NAME", help="A bundled study: mnist, cifar10, ... (`saliency-lab list studies`)."
+        ),
     ],
     quick: Annotated[
         bool, typer.Option("--quick", help="The short form of the study, which takes minutes on two cores.")
@@ -139,8 +142,8 @@ def reproduce(
     compile: Compile = None,
     dtype: Dtype = None,
     plan: Plan = False,
-    executor: ExecutorName = "serial",
-    workers: Workers = 2,
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
     address: Address = None,
 ) -> None:
     """Run a bundled study that tests claims about saliency-guided training; write its page.
@@ -158,18 +161,18 @@ def reproduce(
         _print_plan(declared, store, device)
         return
     short = " --quick" if name.endswith("-quick") else ""
-    command = f"saliency-lab reproduce {name.removesuffix('-quick')}{short}{_said(data, data_root)}"
+    command = f"saliency-lab reproduce {name.removesuffix('-quick')}{short}{_data_options(data, data_root)}"
     if packed is not None:
         _redraw(declared, packed, page or Path(), name, command)
         return
-    with open_executor(executor, workers, address) as pool:
+    with open_executor(executor, workers, address, device) as pool:
         results = run_declared(declared, store, executor=pool, device=device)
     retrained = retrain_declared(declared, store, device=device)
     _print_results(declared, results, retrained, store, page or store / "results", pack, name, command)
 
 
-def _said(data: str | None, root: Path | None) -> str:
-    """The options of other data, for the page, without folders of this machine."""
+def _data_options(data: str | None, root: Path | None) -> str:
+    """Return the options that name other data, as the page prints them, without folders of this machine."""
     if data is None:
         return ""
     return f" --data {data}" + ("" if root is None else f" --data-root {root.name}")

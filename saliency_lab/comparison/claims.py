@@ -15,7 +15,7 @@ from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Epsilon, Settings
 from saliency_lab.comparison import statistics
-from saliency_lab.comparison.format import one_line, p_value, write_difference, write_value
+from saliency_lab.comparison.format import one_line, p_equation, write_difference, write_value
 from saliency_lab.comparison.measures import ROBUST, SHARES, Measure
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def _row(
 ) -> dict[str, Any]:
     """Estimate one difference; `verdict` says why there is none where the test does not decide it."""
     estimate = measure.estimate_difference(model, over)
-    found = estimate.interval(level)
+    interval = estimate.interval(level)
     reason = ""
     if measure.seeds_disagree(model) or measure.seeds_disagree(over):
         reason = "seeds disagree"
@@ -257,9 +257,9 @@ def _row(
         "over": over,
         "mean": measure.estimate(model).mean,
         "mean_over": measure.estimate(over).mean,
-        "difference": found.mean,
-        "difference_low": found.low,
-        "difference_high": found.high,
+        "difference": interval.mean,
+        "difference_low": interval.low,
+        "difference_high": interval.high,
         "p": measure.p_value(model, over),
         "margin": np.nan if margin is None else margin,
         "p_equivalence": np.nan if margin is None else estimate.p_equivalence(margin),
@@ -343,13 +343,13 @@ class Answered:
     @property
     def answers(self) -> list[Answer]:
         """One answer per pair of models: by which secondary measures which way."""
-        found = []
+        listed = []
         secondary = self.differences[self.differences["endpoint"] == SECONDARY]
         for (model, over), rows in secondary.groupby(["model", "over"], sort=False):
             verdicts = sorted(rows["verdict"].unique(), key=_ORDER.index)
             measures = {verdict: _measures(rows[rows["verdict"] == verdict]) for verdict in verdicts}
-            found.append(Answer(str(model), str(over), measures))
-        return found
+            listed.append(Answer(str(model), str(over), measures))
+        return listed
 
     def __repr__(self) -> str:
         lines = [f"no answer: {self.problem}"] if self.problem else [*map(str, self.answers)]
@@ -365,14 +365,14 @@ def _primary_in_words(row: Mapping[Any, Any]) -> str:
     about = f"{row['model']} against {row['over']}, {measure_in_words(row)}"
     if math.isnan(row["p"]):
         return f"{about}: {row['verdict']}"
-    facts = [f"difference {one_line(write_difference(row, share=share))}", f"p = {p_value(row['p'])}"]
+    facts = [f"difference {one_line(write_difference(row, share=share))}", p_equation(row["p"])]
     verdict = row["verdict"]
     if not math.isnan(row["margin"]):
         margin = write_value(row["margin"], share=share)
         margin = one_line((margin.replace("%", "points") if share else margin, ""))
-        facts.append(f"p of equivalence within ±{margin} = {p_value(row['p_equivalence'])}")
+        facts.append(f"equivalence within ±{margin}: {p_equation(row['p_equivalence'])}")
         verdict += f" within ±{margin}" if verdict == "equivalent" else ""
-    return f"{about}: {verdict} ({', '.join(facts)})".replace("= <", "<")
+    return f"{about}: {verdict} ({', '.join(facts)})"
 
 
 def answer(claims: Sequence[Claim], comparison: Comparison | None) -> list[Answered]:
@@ -387,15 +387,15 @@ def answer(claims: Sequence[Claim], comparison: Comparison | None) -> list[Answe
         except InputError as error:  # a model that could not be trained, a metric that failed
             problems[number] = str(error)
     decided = iter(_decide(tables, 1 - comparison.level) if comparison is not None else [])
-    found = []
+    answered = []
     for number, claim in enumerate(claims):
         if number in problems:
             empty = pd.DataFrame(columns=COLUMNS)
-            found.append(Answered(claim.question, empty, problems[number], _absent(claim, comparison)))
+            answered.append(Answered(claim.question, empty, problems[number], _absent(claim, comparison)))
         else:
             rows = next(decided)
-            found.append(Answered(claim.question, rows, missing=_missing(claim, rows)))
-    return found
+            answered.append(Answered(claim.question, rows, missing=_missing(claim, rows)))
+    return answered
 
 
 def _names(claim: Claim) -> list[str]:

@@ -60,7 +60,7 @@ class Comparison:
     better : mapping, optional
         Label of a metric → "higher", "lower" or "neither"; by default as `list_metrics()` says.
     audits : DataFrame, optional
-        As `Study.audits`: verdicts on the accuracies under attack, said below the table.
+        As `Study.audits`: verdicts on the accuracies under attack, printed below the table.
     pictures : Pictures, optional
         Where the figures read images and maps from, such as a `Study`.
 
@@ -125,14 +125,14 @@ class Comparison:
         for (_, eps), values in judged.items():
             clean = clean | values if eps == 0 else clean
         clean = {model: clean[model] for model in self.models if model in clean}
-        found = [Measure(ACCURACY, "", 0.0, "higher", clean)] if clean else []
+        measured = [Measure(ACCURACY, "", 0.0, "higher", clean)] if clean else []
         for (attack, eps), values in judged.items():
             if eps > 0:
-                found.append(Measure(ROBUST, attack, float(eps), "higher", values))
+                measured.append(Measure(ROBUST, attack, float(eps), "higher", values))
         for (metric, method), values in _arrays(self.scores, ["metric", "method"], "score").items():
             bounds = METRICS[metric].bounds if metric in METRICS else (-np.inf, np.inf)
-            found.append(Measure(metric, method, np.nan, self._direction(metric), values, bounds))
-        return found
+            measured.append(Measure(metric, method, np.nan, self._direction(metric), values, bounds))
+        return measured
 
     @cached_property
     def summary(self) -> Summary:

@@ -200,14 +200,14 @@ def audits_by_model(audits: pd.DataFrame) -> list[AuditedModel]:
     if not len(audits):
         return []
     whole = audits.drop_duplicates(["attack", "eps", "n", "model", "seed"])
-    found = []
+    audited = []
     key: Any
     for key, own in whole.groupby(["attack", "eps", "n", "model"], sort=False):
         reported, worst = (float(own[name].mean()) for name in ("robust_accuracy", "worst_case"))
         verdicts = {str(verdict): int(times) for verdict, times in own["verdict"].value_counts().items()}
         attack, eps, n, model = key
-        found.append(AuditedModel(attack, eps, n, model, reported, worst, verdicts))
-    return found
+        audited.append(AuditedModel(attack, eps, n, model, reported, worst, verdicts))
+    return audited
 
 
 def audit_notes(audits: pd.DataFrame) -> list[str]:

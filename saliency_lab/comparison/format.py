@@ -37,7 +37,7 @@ def short(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:.4g}".replace("-", "−")
 
 
-def estimate(found: Interval, *, share: bool, signed: bool = False) -> tuple[str, str]:
+def estimate(interval: Interval, *, share: bool, signed: bool = False) -> tuple[str, str]:
     r"""Write the mean and its interval; shares in percent, their differences in percentage points.
 
     >>> estimate(Interval(0.51234, 0.50111, 0.52999), share=False)
@@ -49,7 +49,7 @@ def estimate(found: Interval, *, share: bool, signed: bool = False) -> tuple[str
     >>> estimate(Interval(float("nan"), float("nan"), float("nan")), share=False)
     ('undefined', '')
     """
-    mean, low, high = found
+    mean, low, high = interval
     if math.isnan(mean):
         return "undefined", ""
     if share:
@@ -114,8 +114,8 @@ def write_difference(row: Mapping[Any, Any], *, share: bool) -> tuple[str, str]:
     """Write the difference in a row of `Comparison.table()`, and its interval."""
     if row.get("identical"):
         return "identical", ""
-    found = Interval(row["difference"], row["difference_low"], row["difference_high"])
-    return estimate(found, share=share, signed=True)
+    difference = Interval(row["difference"], row["difference_low"], row["difference_high"])
+    return estimate(difference, share=share, signed=True)
 
 
 def one_line(written: tuple[str, str]) -> str:
@@ -145,6 +145,15 @@ def p_value(p: float) -> str:
     if math.isnan(p):
         return ""
     return "< 0.001" if p < 0.001 else f"{p:.3f}".rstrip("0").rstrip(".")
+
+
+def p_equation(p: float) -> str:
+    """Write a p-value as an equation.
+
+    >>> p_equation(0.00001), p_equation(0.0312)
+    ('p < 0.001', 'p = 0.031')
+    """
+    return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
 
 
 def count(number: int, noun: str) -> str:

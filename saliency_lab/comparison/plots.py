@@ -40,15 +40,15 @@ def maps_of(
     columns = {model: pictures.read_maps(model, method)[:n].reduce() for model in models}
     title = method.replace("_", " ")
     if normalise:
-        columns = {model: found.normalise("max") for model, found in columns.items()}
+        columns = {model: each.normalise("max") for model, each in columns.items()}
         title += ", each map divided by its largest magnitude"
     predictions = {}
     for model in models:
-        found = pictures.read_predictions(model)
-        if found is not None:
+        predicted = pictures.read_predictions(model)
+        if predicted is not None:
             predictions[model] = [
                 maps.Prediction(_class_name(pictures, label), share)
-                for label, share in zip(found.classes[:n], found.probabilities[:n], strict=True)
+                for label, share in zip(predicted.classes[:n], predicted.probabilities[:n], strict=True)
             ]
     return maps.grid(
         pictures.x[:n], columns, labels=pictures.labels[:n], predictions=predictions or None, title=title
@@ -240,10 +240,10 @@ class ComparisonPlots:
         drawn = {}
         right_or_wrong = True
         for model in measure.values:
-            found = None if measure.share else summary.pictures.read_curves(model, measure.method, metric)
-            if found is None:
+            curves = None if measure.share else summary.pictures.read_curves(model, measure.method, metric)
+            if curves is None:
                 raise InputError(f"'{metric}' has no curve that could be averaged over images")
-            values, at = found
+            values, at = curves
             right_or_wrong &= is_binary(values[~np.isnan(values)])
             steps = [values[:, :, k] for k in range(len(at))]
             ends = [measure.estimate_mean(step).interval(summary.level) for step in steps]
@@ -295,12 +295,12 @@ class ComparisonPlots:
 
     def ranking(self, metric: str, model: str | None = None) -> Figure:
         """Draw the critical-difference diagram of the methods by a metric; see `Comparison.ranking`."""
-        found = self._summary.ranking(metric, model)
+        ranking = self._summary.ranking(metric, model)
         return ranks.critical_difference(
-            {str(name).replace("_", " "): float(value) for name, value in found.ranks.items()},
-            found.critical_difference,
+            {str(name).replace("_", " "): float(value) for name, value in ranking.ranks.items()},
+            ranking.critical_difference,
             title=f"{metric.replace('_', ' ')}, {model or self._summary.baseline}",
-            note=f"{found.n} images; Friedman p = {found.p:.2g}; Nemenyi at {found.alpha:.2g}",
+            note=f"{ranking.n} images; Friedman p = {ranking.p:.2g}; Nemenyi at {ranking.alpha:.2g}",
         )
 
     def agreement(self) -> Figure:

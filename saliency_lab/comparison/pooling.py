@@ -24,7 +24,7 @@ from saliency_lab._common.arguments import (
 )
 from saliency_lab._common.errors import InputError
 from saliency_lab.comparison.comparison import Comparison
-from saliency_lab.comparison.format import estimate, one_line, p_value
+from saliency_lab.comparison.format import estimate, one_line, p_equation
 from saliency_lab.comparison.statistics import Interval
 
 if TYPE_CHECKING:
@@ -67,13 +67,13 @@ class PooledDifference:
         width = max(len(str(name)) for name in self.table.index)
         lines = [
             f"{name:<{width}}  {one_line(estimate(_interval(row), share=self.share, signed=True))}"
-            + ("" if math.isnan(row["p"]) else f"  p = {p_value(row['p'])}".replace("= <", "<"))
+            + ("" if math.isnan(row["p"]) else f"  {p_equation(row['p'])}")
             for name, row in self.table.iterrows()
         ]
         return "\n".join(
             [
                 *lines,
-                f"heterogeneity: I² = {100 * self.heterogeneity:.0f} %, p = {p_value(self.p_heterogeneity)}",
+                f"heterogeneity: I² = {100 * self.heterogeneity:.0f} %, {p_equation(self.p_heterogeneity)}",
             ]
         )
 
@@ -239,18 +239,18 @@ def pool_differences(
     quantile = -float(special.ndtri((1 - level) / 2))
     errors = width / (2 * quantile)
     effects = table["difference"].to_numpy(float)
-    found = combine_effects(
+    combined = combine_effects(
         effects, errors**2, method_re="iterated", row_names=list(table.index), use_t=False
     )
     table["p"] = np.nan
-    table["weight_fixed"] = found.weights_fe / found.weights_fe.sum()
-    table["weight_random"] = found.weights_re / found.weights_re.sum()
+    table["weight_fixed"] = combined.weights_fe / combined.weights_fe.sum()
+    table["weight_random"] = combined.weights_re / combined.weights_re.sum()
     freedom = len(table) - 1
     student = -float(special.stdtrit(freedom, (1 - level) / 2))
-    fixed, random = float(found.mean_effect_fe), float(found.mean_effect_re)
+    fixed, random = float(combined.mean_effect_fe), float(combined.mean_effect_re)
     fixed_error, random_error = (
-        float(found.sd_eff_w_fe),
-        max(float(found.sd_eff_w_re_hksj), float(found.sd_eff_w_re)),
+        float(combined.sd_eff_w_fe),
+        max(float(combined.sd_eff_w_re_hksj), float(combined.sd_eff_w_re)),
     )
     table.loc[FIXED, ["difference", "low", "high", "p"]] = [
         fixed, fixed - quantile * fixed_error, fixed + quantile * fixed_error,
@@ -260,12 +260,12 @@ def pool_differences(
         random, random - student * random_error, random + student * random_error,
         2 * float(special.stdtr(freedom, -abs(random) / random_error)),
     ]  # fmt: skip
-    homogeneity = found.test_homogeneity()
+    homogeneity = combined.test_homogeneity()
     return PooledDifference(
         table,
-        max(0.0, float(found.i2)),
+        max(0.0, float(combined.i2)),
         float(homogeneity.pvalue),
-        float(np.sqrt(max(found.tau2, 0.0))),
+        float(np.sqrt(max(combined.tau2, 0.0))),
         level,
         share,
     )

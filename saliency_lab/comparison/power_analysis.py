@@ -105,7 +105,7 @@ def power(
     draws = np.random.default_rng(seed)
     rows = []
     for count, size, true in product(*grid):
-        found, widths, equivalent = 0, [], 0
+        detected, widths, equivalent = 0, [], 0
         for _ in range(runs):
             a, b = _draw(draws, count, size, true, accuracy, seed_spread, correlation)
             estimate = (
@@ -116,11 +116,11 @@ def power(
             p = estimate.p_value()
             if accuracy is not None and count == 1:
                 p = statistics.mcnemar_test(a, b).p
-            found += p < (1 - level) / comparisons
+            detected += p < (1 - level) / comparisons
             _, low, high = estimate.interval(level)
             widths.append((high - low) / 2)
             equivalent += margin is not None and estimate.p_equivalence(margin) < 1 - level
-        row = {"seeds": count, "images": size, "difference": true, "detected": found / runs}
+        row = {"seeds": count, "images": size, "difference": true, "detected": detected / runs}
         row["half_width"] = float(np.mean(widths))
         rows.append(row if margin is None else row | {"equivalent": equivalent / runs})
     return pd.DataFrame(rows)

@@ -32,8 +32,6 @@ class Interval(NamedTuple):
     high: float
 
 
-UNKNOWN = Interval(np.nan, np.nan, np.nan)
-
 Distances = Callable[[float], tuple[float, float]]
 """How far the confidence limits lie below and above an estimate, given the probability beyond each."""
 

@@ -85,19 +85,19 @@ class Summary:
         """Return one measure: by default of the first method, and of the largest ε."""
         known = list(dict.fromkeys(m.metric for m in self.measures))
         check_choice(metric, known, "metric of this comparison")
-        found = [m for m in self.measures if m.metric == metric]
-        labels = list(dict.fromkeys(m.method for m in found))
+        matching = [m for m in self.measures if m.metric == metric]
+        labels = list(dict.fromkeys(m.method for m in matching))
         if method is not None:
             check_choice(method, labels, f"method for {metric}")
-        found = [m for m in found if m.method == (labels[0] if method is None else method)]
+        matching = [m for m in matching if m.method == (labels[0] if method is None else method)]
         radius = None if eps is None else parse_epsilon(eps)
         if metric != ROBUST or radius is None:
-            return found[-1]
-        near = [m for m in found if np.isclose(m.eps, radius)]
+            return matching[-1]
+        near = [m for m in matching if np.isclose(m.eps, radius)]
         if not near:
             raise InputError(
                 f"no attack at ε = {format_epsilon(radius)}; "
-                f"there are: {', '.join(format_epsilon(m.eps) for m in found)}"
+                f"there are: {', '.join(format_epsilon(m.eps) for m in matching)}"
             )
         return near[0]
 
@@ -179,11 +179,11 @@ class Summary:
         rows = {}
         for model, values in scores.items():
             key = derive_seed(self.seed, "aggregate", metric, model)
-            found = aggregate.stratified_bootstrap(
+            estimate = aggregate.stratified_bootstrap(
                 aggregate.interquartile_mean, [values], level=self.level, seed=key
             )
-            row = {"seeds": len(values), "tasks": values.shape[1], "iqm": found.mean}
-            row |= {"low": found.low, "high": found.high}
+            row = {"seeds": len(values), "tasks": values.shape[1], "iqm": estimate.mean}
+            row |= {"low": estimate.low, "high": estimate.high}
             if model != self.baseline:
                 better = aggregate.stratified_bootstrap(
                     aggregate.probability_of_improvement,
@@ -210,13 +210,13 @@ class Summary:
             self.baseline if model is None else check_choice(model, self.models, "model of this comparison")
         )
         self.measure(metric)  # names an unknown one
-        found = [m for m in self.measures if m.metric == metric and model in m.values and not m.share]
-        if not found:
+        matching = [m for m in self.measures if m.metric == metric and model in m.values and not m.share]
+        if not matching:
             raise InputError(f"there are no maps of '{model}' scored by '{metric}'")
-        if found[0].better == "neither":
+        if matching[0].better == "neither":
             raise InputError(f"neither high nor low values of '{metric}' are better, so it ranks nothing")
-        values = {m.method: statistics.over_seeds(m.values[model]) for m in found}
-        return rank(values, higher=found[0].better == "higher", alpha=1 - self.level)
+        values = {m.method: statistics.over_seeds(m.values[model]) for m in matching}
+        return rank(values, higher=matching[0].better == "higher", alpha=1 - self.level)
 
     def agreement(self) -> pd.DataFrame:
         """Do the metrics agree about which method is better? See `ranking.agreement`.

@@ -127,15 +127,15 @@ def read_decoded(
     folder = _cache_folder(root.resolve())
     stem = f"{root.resolve().name}-{'as_is' if size is None else f'{size[0]}x{size[1]}'}-"
     path = folder / f"{stem}{key}.safetensors"
-    found = _read_if_sound(path)
-    if found is not None:
-        return found
+    cached = _read_if_sound(path)
+    if cached is not None:
+        return cached
     decode = Decoder(root, names, read, size)
     try:
         with _locked(path):
             if not path.exists():  # another process may have been quicker
                 _decode_to_file(path, names, decode)
-            found = read_cache(path)
+            cached = read_cache(path)
     except (_CannotKeepError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -150,7 +150,7 @@ def read_decoded(
         if older != path:
             with contextlib.suppress(OSError):  # another process reads it, or was quicker
                 older.unlink()
-    return found
+    return cached
 
 
 @contextlib.contextmanager

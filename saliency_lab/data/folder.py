@@ -185,16 +185,16 @@ def _load(
         names[_PARTS[name.split("/")[0]]].append(name)
     if not names["val"]:
         del names["val"]
-    found = {part: {name.split("/")[1] for name in names[part]} for part in names}
-    if not found["train"] or not found["test"]:
-        missing = "train" if not found["train"] else "test"
+    classes_of = {part: {name.split("/")[1] for name in names[part]} for part in names}
+    if not classes_of["train"] or not classes_of["test"]:
+        missing = "train" if not classes_of["train"] else "test"
         raise DataNotFoundError(
             f"'{root}' holds no images under {missing}/CLASS/; it must hold {LAYOUT}{_hint(root)}"
         )
-    classes = sorted({label for labels in found.values() for label in labels})
+    classes = sorted({label for labels in classes_of.values() for label in labels})
     for label in classes:
-        for part in found:
-            if label not in found[part]:
+        for part in classes_of:
+            if label not in classes_of[part]:
                 where = validation[0] if part == "val" else part
                 raise InputError(
                     f"class '{label}' of '{root}' has no images in {where}/; add some or delete the class"

@@ -17,6 +17,7 @@ from saliency_lab._common.checks import check_dense, check_seed
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.hashing import TensorBlocks, fingerprint
 from saliency_lab._common.html import facts, side_by_side, strip
+from saliency_lab._common.mapped import empty_tensor
 from saliency_lab._common.samples import read_items, read_sample
 from saliency_lab._common.seeding import derive_seed
 
@@ -121,9 +122,14 @@ class Split:
         """
         if not isinstance(indices, int | slice):  # an iterator over the split ends by an IndexError
             indices = check_indices(indices, len(self))
-        images = self._stored(indices)
-        x = images.float().div_(255) if images.dtype == torch.uint8 else images.clone()
-        return LabelledImages(x, self.labels[indices].clone())
+        labels = self.labels[indices].clone()
+        if isinstance(indices, int) or len(labels) <= _BLOCK:
+            return LabelledImages(_unit_range(self._stored(indices)), labels)
+        positions = torch.arange(len(self))[indices]
+        x = empty_tensor((len(labels), *self.images.shape[1:]), _unit_range(self.images[:0]).dtype)
+        for rows, part in zip(positions.split(_BLOCK), x.split(_BLOCK), strict=True):
+            part.copy_(_unit_range(self._stored(rows)))
+        return LabelledImages(x, labels)
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield the images as they are stored, uint8 or float32 (n, C, H, W), some at a time and in order."""
@@ -230,6 +236,11 @@ class MappedSplit(Split):
 
 
 _BLOCK = 512  # images that are read at a time
+
+
+def _unit_range(images: Tensor) -> Tensor:
+    """Return a copy of stored images; those of 8 bits as float32 in [0, 1]."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.clone()
 
 
 @dataclass(frozen=True, eq=False, repr=False)

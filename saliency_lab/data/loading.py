@@ -18,6 +18,7 @@ from saliency_lab._common.checks import check_images, check_labels
 from saliency_lab._common.errors import DataNotFoundError, InputError, unknown_name
 from saliency_lab._common.html import facts, strip
 from saliency_lab._common.limits import check_memory
+from saliency_lab._common.mapped import empty_tensor
 from saliency_lab._common.pictures import (
     describe_skipped,
     eight_bit,
@@ -171,8 +172,8 @@ def load_images(
     given = _list(source)
     if not given:
         raise InputError("there are no images to load; give a folder, files, PIL images or arrays")
-    images: list[Tensor] = []
-    names = []
+    x = torch.empty(0)
+    names: list[str] = []
     with progress(label="loading images", total=len(given)) as bar:
         for index, item in enumerate(given):
             name = Path(item).name if isinstance(item, str | os.PathLike) else f"image {index}"
@@ -181,17 +182,19 @@ def load_images(
             if wanted is not None:
                 check_memory((len(given), 3, *wanted), 4, f"{len(given):,} images")
                 image = resize_and_crop(image, wanted, resize, interpolation)
-            images.append(_unit_range(image))
-            names.append(name)
-            if images[-1].shape != images[0].shape:
-                shape, first = tuple(images[-1].shape), tuple(images[0].shape)
+            pixels = _unit_range(image)
+            if not names:
+                check_memory((len(given), *pixels.shape), 4, f"{len(given):,} images")
+                x = empty_tensor((len(given), *pixels.shape))
+            if pixels.shape != x.shape[1:]:
                 raise InputError(
-                    f"{label} has the shape {shape}, the first one {first}; pass model=… or size=… to bring "
-                    "them to one size"
+                    f"{label} has the shape {tuple(pixels.shape)}, the first one {tuple(x.shape[1:])}; pass "
+                    "model=… or size=… to bring them to one size"
                 )
-            check_memory((len(given), *images[0].shape), 4, f"{len(given):,} images")
+            x[index] = pixels
+            names.append(name)
             bar.update()
-    return ImageBatch(torch.stack(images), _labels(labels, len(images), card), tuple(names))
+    return ImageBatch(x, _labels(labels, len(x), card), tuple(names))
 
 
 def _card(model: Any) -> Any:
@@ -264,10 +267,10 @@ def _read(item: Any, label: str, mode: Any) -> Any:
         array = array.astype(np.uint8) * np.uint8(255)
     pixels = _channels_last(array, first=isinstance(item, Tensor))
     if pixels is None or not (pixels.dtype in (np.uint8, np.uint16) or pixels.dtype.kind == "f"):
-        found = f"{array.dtype} {array.shape}" if array.ndim else type(item).__name__
+        kind = f"{array.dtype} {array.shape}" if array.ndim else type(item).__name__
         raise InputError(
             f"{label} must be a file's path, a PIL image, or an array (H, W), (H, W, C) or (C, H, W) of 8 or "
-            f"16 bits or floating point, not {found}"
+            f"16 bits or floating point, not {kind}"
         )
     if pixels.dtype == np.uint16:
         pixels = np.rint(pixels / 257).astype(np.uint8)

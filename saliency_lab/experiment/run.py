@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import nn
 
 from saliency_lab._common.arguments import check_path
 from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError, TrainingError
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import named_device
-from saliency_lab._common.progress import no_progress
+from saliency_lab._common.progress import no_progress, progress
 from saliency_lab.comparison.comparison import Comparison
 from saliency_lab.data import ImageData
 from saliency_lab.data.images import Split, stratified_order
@@ -37,7 +37,8 @@ from saliency_lab.retraining.api import missing_networks
 from saliency_lab.study.cache.results import Failure
 from saliency_lab.study.cache.store import FolderStore, MemoryStore
 from saliency_lab.study.planning import PLAN_COLUMNS, plan_networks
-from saliency_lab.study.running import ExecutorError
+from saliency_lab.study.processes import LocalProcesses
+from saliency_lab.study.running import ExecutorError, completed
 from saliency_lab.study.sample import Member, StudySample, read_members, read_sample
 from saliency_lab.study.study import Study
 from saliency_lab.study.workers import WORKER_LOCK
@@ -100,7 +101,8 @@ def run_declared(
     finished, damaged = _finished_models(declared, data, there, trust=trust)
     trained: dict[str, list[nn.Module]] = {}
     failures: dict[tuple[str, int], Failure] = {}
-    for run, outcome in _train_all(runs, data, declared, executor, device):
+    outcomes = _train_all(runs, data, declared, executor, device)
+    for run, outcome in zip(runs, outcomes, strict=True):
         if isinstance(outcome, Failure):
             failures[run.model, run.seed] = outcome
         else:
@@ -253,15 +255,38 @@ def declared_trainings(
 
 def _train_all(
     runs: Sequence[Run], data: ImageData, declared: Declaration, executor: Executor | None, device: str
-) -> Iterator[tuple[Run, nn.Module | Failure]]:
-    if executor is not None:
-        _train_by(executor, [run for run in runs if not run.finished], data, declared, device)
-    for run in runs:
-        try:
-            yield run, _train(run, data, device)
-        except (TrainingError, CheckpointError) as error:
-            warnings.warn(f"{run.model} (seed {run.seed}) could not be trained: {error}", stacklevel=3)
-            yield run, Failure.of(error)
+) -> list[nn.Module | Failure]:
+    """Return the network of each run, or why its training failed.
+
+    Networks that other processes train in this store come last: they are read when they are finished, or
+    trained here if the other process ended without finishing them.
+    """
+    left = [run for run in runs if not run.finished]
+    if executor is not None and (
+        not isinstance(executor, LocalProcesses)
+        or (len(left) > 1 and executor.pays(_least_seconds(left, data)))
+    ):
+        _train_by(executor, left, data, declared, device)
+    outcomes: dict[int, nn.Module | Failure] = {}
+    for wait in (False, True):
+        for index, run in enumerate(runs):
+            if index in outcomes:
+                continue
+            try:
+                outcomes[index] = _train(run, data, device, wait=wait)
+            except Timeout:
+                logger.info(
+                    "%s (seed %d): another process is training it, so it comes last", run.model, run.seed
+                )
+            except (TrainingError, CheckpointError) as error:
+                warnings.warn(f"{run.model} (seed {run.seed}) could not be trained: {error}", stacklevel=3)
+                outcomes[index] = Failure.of(error)
+    return [outcomes[index] for index in range(len(runs))]
+
+
+def _least_seconds(runs: Sequence[Run], data: ImageData) -> float:
+    """Estimate how long the trainings take at least, without measuring it."""
+    return sum(run.recipe.training.epochs for run in runs) * len(data.train) / _IMAGES_PER_SECOND
 
 
 def _train_by(
@@ -272,10 +297,12 @@ def _train_by(
     try:
         for run in {run.folder: run for run in runs}.values():
             jobs.append(executor.submit(_train_in_worker, run, data.fingerprint, declared, device))
-        for job in jobs:
-            error = job.exception()
-            if error is not None and not isinstance(error, SaliencyLabError):
-                raise error
+        with progress(label="train", total=len(jobs)) as bar:
+            for job in completed(set(jobs)):
+                error = job.exception()
+                if error is not None and not isinstance(error, SaliencyLabError):
+                    raise error
+                bar.update()
     except Exception as error:  # each kind of executor has its own
         warnings.warn(
             f"the executor did not finish the training ({type(error).__name__}: {error}); what is missing is "
@@ -288,24 +315,29 @@ def _train_by(
 
 
 def _train_in_worker(run: Run, data: str, declared: Declaration, device: str) -> None:
-    """Train one network in a worker, which reads the data itself."""
-    with WORKER_LOCK:
+    """Train one network in a worker, which reads the data itself; leave it to a process that trains it."""
+    with WORKER_LOCK, contextlib.suppress(Timeout):
         read = load_declared_data(declared)
         if read.fingerprint != data:
             raise InputError(f"a worker found other files of '{declared.data.name}'; all must see the same")
-        _train(run, read, device)
+        _train(run, read, device, wait=False)
 
 
-def _train(run: Run, data: ImageData, device: str) -> nn.Module:
-    """Train one network, or read it where it is finished; wait for another process that trains it.
+def _train(run: Run, data: ImageData, device: str, *, wait: bool) -> nn.Module:
+    """Train one network, or read it where it is finished.
 
     A damaged run is trained again, because that gives the same network.
+
+    Raises
+    ------
+    Timeout
+        Unless `wait`, if another process is training the network; with `wait`, this waits for its end.
     """
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    if run.changes and not run.finished:
-        changes = ", ".join(f"{key} = {value}" for key, value in run.changes.items())
-        logger.info("model '%s' is %s with %s:", run.model, run.recipe.name, changes)
-    with FileLock(run.folder.with_name(f"{run.folder.name}.lock")):
+    with FileLock(run.folder.with_name(f"{run.folder.name}.lock"), timeout=-1 if wait else 0):
+        if run.changes and not run.finished:
+            changes = ", ".join(f"{key} = {value}" for key, value in run.changes.items())
+            logger.info("model '%s' is %s with %s:", run.model, run.recipe.name, changes)
         problems = _damage(run)
         if problems:
             warnings.warn(
@@ -392,6 +424,8 @@ def _found(folder: Path, source: str) -> Path:
 
 
 _TIMED_STEPS = (2, 8)
+_IMAGES_PER_SECOND = 5_000.0
+"""No network that is worth training sees more images per second on a CPU core."""
 
 
 def _training_seconds(recipe: Recipe, data: ImageData, device: str) -> float:

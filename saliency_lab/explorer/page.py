@@ -63,10 +63,10 @@ def _breakable(name: str) -> str:
     return escape(name).replace("_", "_<wbr>")
 
 
-def problem(columns: Sequence[str], found: NoMaps) -> str:
+def problem(columns: Sequence[str], missing: NoMaps) -> str:
     """State why some columns are not shown."""
-    detail = f"<details><summary>traceback</summary><pre>{escape(found.detail)}</pre></details>"
+    detail = f"<details><summary>traceback</summary><pre>{escape(missing.detail)}</pre></details>"
     return (
-        f'<div role="alert" style="{_LINE}"><b>{escape(", ".join(columns))}</b>: {escape(found.message)}'
-        f"{detail if found.detail else ''}</div>"
+        f'<div role="alert" style="{_LINE}"><b>{escape(", ".join(columns))}</b>: {escape(missing.message)}'
+        f"{detail if missing.detail else ''}</div>"
     )

@@ -67,7 +67,7 @@ class Samples:
         """
         keep = np.ones(len(self.labels), dtype=bool) if label is None else self.labels == label
         if outcome is not None:
-            seen = [found for member in members if (found := self._outcome(outcome, member)) is not None]
+            seen = [mask for member in members if (mask := self._outcome(outcome, member)) is not None]
             if seen:
                 keep &= np.all(seen, axis=0) if outcome.kind == "kept" else np.any(seen, axis=0)
             else:

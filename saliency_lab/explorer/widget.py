@@ -134,11 +134,11 @@ class Explorer(widgets.VBox):
         problems: dict[NoMaps, list[str]] = {}
         for member, method in columns if rows else ():
             column = self._column(member, method)
-            found = self._panels.read(member, method, rows, attacked)
-            if isinstance(found, NoMaps):
-                problems.setdefault(found, []).append(column)
+            panel = self._panels.read(member, method, rows, attacked)
+            if isinstance(panel, NoMaps):
+                problems.setdefault(panel, []).append(column)
             else:
-                panels[column] = member, found
+                panels[column] = member, panel
         self.problems.value = "".join(page.problem(columns, problem) for problem, columns in problems.items())
         self.picture.value = self._page(rows, panels, attacked) if panels else ""
         self.status.value = escape(self._summary(len(rows)))
@@ -191,7 +191,7 @@ class Explorer(widgets.VBox):
 
     def _legends(self, layers: Sequence[Layer]) -> str:
         shared = self.scale.value == "shared"
-        of = "attribution" if shared else f"attribution, of the map's own {CLIP:g}th percentile"
+        of = "attribution" if shared else f"attribution as a share of the map's {CLIP:g}th percentile"
         if self.smooth.value:
             of += f", smoothed with σ = {self.smooth.value:g} pixels"
         legends = []

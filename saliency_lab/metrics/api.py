@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import check_images, check_labels, check_seed, refuse_probabilities
 from saliency_lab._common.errors import InputError, SaliencyLabError
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import TensorBlocks, fingerprint
 from saliency_lab._common.html import facts as html_facts
 from saliency_lab._common.inference import (
     check_classifier,
@@ -24,6 +24,7 @@ from saliency_lab._common.inference import (
     gradients_recorded,
     in_float32,
 )
+from saliency_lab._common.memory import trim_memory
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import preserved_rng
@@ -282,7 +283,9 @@ def run_jobs(
 ) -> dict[str, list[Scores]]:
     """Score each method's maps by each job, block by block, so that memory does not grow with the samples."""
     if y is None:
-        y = next((found for each in attributions.values() if (found := _explained(each)) is not None), None)
+        y = next(
+            (classes for each in attributions.values() if (classes := _explained(each)) is not None), None
+        )
     x, y = read_labelled(x, y)
     seed, x, y = check_seed(seed), check_images(x).detach().cpu(), check_labels(y, len(x)).cpu()
     height, width = x.shape[2:]
@@ -323,6 +326,7 @@ def _run(
                     tally = tallies[method][index]
                     _score_block(job, probe, take_maps(values[rows], x[rows]), explainers[method], tally)
                     tally.seconds += time.perf_counter() - began
+            trim_memory()
     return {
         method: [
             _scores(job, tally, seed, run.facts()) for job, tally in zip(jobs, tallies[method], strict=True)
@@ -360,10 +364,10 @@ def _check_origin(attributions: Iterable[Any], x: Tensor) -> None:
         for given in attributions
         if isinstance(given, Attributions) and "images" in given.provenance
     }
-    if not origins or origins.keys() == {fingerprint(x.float())}:
+    if not origins or origins.keys() == {fingerprint(TensorBlocks.of(x, torch.float32))}:
         return
     # older maps name those of other precisions
-    here = {fingerprint(x.to(dtype)) for dtype in (torch.float32, x.dtype, torch.float64)}
+    here = {fingerprint(TensorBlocks.of(x, dtype)) for dtype in (torch.float32, x.dtype, torch.float64)}
     for images, method in origins.items():
         if images not in here:
             raise InputError(

@@ -150,7 +150,7 @@ def _faithfulness_correlation_quantus(case: MetricInput) -> MetricOutput:
     space = quantus.SumSpace(
         probe, settings.baseline, settings.output, scores, quantus.similarity("pearson"), subsets=subsets
     )
-    found = quantus.evaluate_batch(
+    scored = quantus.evaluate_batch(
         "FaithfulnessCorrelation",
         space,
         scores,
@@ -160,7 +160,7 @@ def _faithfulness_correlation_quantus(case: MetricInput) -> MetricOutput:
         similarity_func=space.correlate,
         draws=True,  # subsets, in place of which `space` removes others
     )
-    return MetricOutput(np.asarray(found, dtype=np.float64))
+    return MetricOutput(np.asarray(scored, dtype=np.float64))
 
 
 def _sensitivity_n(case: MetricInput) -> MetricOutput:
@@ -188,7 +188,7 @@ def _faithfulness_estimate_quantus(case: MetricInput) -> MetricOutput:
     probe, settings = case.probe, case.settings
     scores = pixel_scores(case.maps, absolute=settings.absolute)
     space = quantus.SumSpace(probe, settings.baseline, settings.output, scores, quantus.similarity("pearson"))
-    found = quantus.evaluate_batch(
+    scored = quantus.evaluate_batch(
         "FaithfulnessEstimate",
         space,
         quantus.in_order(descending_ranks(scores)),
@@ -196,7 +196,7 @@ def _faithfulness_estimate_quantus(case: MetricInput) -> MetricOutput:
         perturb_func=space.remove,
         similarity_func=space.correlate,
     )
-    return MetricOutput(np.asarray(found, dtype=np.float64))
+    return MetricOutput(np.asarray(scored, dtype=np.float64))
 
 
 def random_fills(probe: Probe, samples: int) -> Tensor:
@@ -233,7 +233,7 @@ def _monotonicity_correlation_quantus(case: MetricInput) -> MetricOutput:
         quantus.similarity("spearman"),
         fills=random_fills(probe, settings.samples),
     )
-    found = quantus.evaluate_batch(
+    scored = quantus.evaluate_batch(
         "MonotonicityCorrelation",
         space,
         quantus.in_order(descending_ranks(scores)),
@@ -243,7 +243,7 @@ def _monotonicity_correlation_quantus(case: MetricInput) -> MetricOutput:
         perturb_func=space.fill,
         similarity_func=space.correlate,
     )
-    return MetricOutput(np.asarray(found, dtype=np.float64))
+    return MetricOutput(np.asarray(scored, dtype=np.float64))
 
 
 def _infidelity(case: MetricInput) -> MetricOutput:

@@ -22,8 +22,8 @@ class Job:
     @classmethod
     def of(cls, metric: Any, settings: Mapping[str, Any], engine: Engine) -> Job:
         """Return the job of a metric with settings that are validated already."""
-        found = METRICS.find(metric)
-        return cls(found, found.settings.model_construct(**settings), engine)
+        chosen = METRICS.find(metric)
+        return cls(chosen, chosen.settings.model_construct(**settings), engine)
 
     @property
     def better(self) -> Better:
@@ -39,10 +39,14 @@ class Job:
 
 def make_job(metric: Any, settings: Mapping[str, Any], engine: Engine | None) -> Job:
     """Check a metric (a name, a Quantus object or a function), its settings and its engine."""
-    found = METRICS.find(metric)
-    chosen = found.engines[0] if engine is None else engine
-    if chosen not in found.engines:
+    entry = METRICS.find(metric)
+    chosen = entry.engines[0] if engine is None else engine
+    if chosen not in entry.engines:
         raise InputError(
-            f"metric '{found.name}' has no engine '{chosen}'; it has: {', '.join(found.engines)}"
+            f"metric '{entry.name}' has no engine '{chosen}'; it has: {', '.join(entry.engines)}"
         )
-    return Job(found, parse_settings(found.settings, settings, of=f"metric '{found.name}'"), chosen)
+    return Job(
+        entry,
+        parse_settings(entry.settings, settings, of=f"metric '{entry.name}'"),
+        chosen,
+    )

@@ -132,8 +132,8 @@ def _quantus(
 ) -> Tensor:
     space = quantus.MaskSpace(case.probe, "black", "logit")
     masks = (_inside(case) if inside is None else inside).cpu().numpy().reshape(space.x.shape)
-    found = quantus.evaluate_batch(name, space, scores, masks=masks, **settings)
-    return torch.as_tensor(np.asarray(found, dtype=np.float64))
+    scored = quantus.evaluate_batch(name, space, scores, masks=masks, **settings)
+    return torch.as_tensor(np.asarray(scored, dtype=np.float64))
 
 
 def _register(

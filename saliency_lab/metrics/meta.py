@@ -105,10 +105,10 @@ def meta_evaluate(
             "model, disruptive": _other_model(model, x, attributions, DISRUPTIVE_WEIGHTS, seed, draw),
         }
         for world, (network, maps) in worlds.items():
-            found = _scores(network, x, y, maps, metrics, signs, seed)
+            disturbed = _scores(network, x, y, maps, metrics, signs, seed)
             minor = world.endswith("minor")
-            columns.setdefault(f"{world}, same", []).append(_same(clean, found, minor=minor))
-            columns.setdefault(f"{world}, order", []).append(_order(clean, found, minor=minor))
+            columns.setdefault(f"{world}, same", []).append(_same(clean, disturbed, minor=minor))
+            columns.setdefault(f"{world}, order", []).append(_order(clean, disturbed, minor=minor))
     table = pd.DataFrame({key: np.mean(rows, axis=0) for key, rows in columns.items()}, index=list(requests))
     for part in ("model", "map"):
         table.insert(0, part, table.filter(like=f"{part}, ").mean(axis=1))
@@ -129,9 +129,9 @@ def _scores(
     seed: int,
 ) -> np.ndarray:
     """Scores (metrics, methods, N), the higher the better."""
-    found = evaluate_many(model, x, y, maps, metrics, seed=seed)
+    evaluated = evaluate_many(model, x, y, maps, metrics, seed=seed)
     return np.array(
-        [[sign * found[method][label].values for method in maps] for label, sign in signs.items()]
+        [[sign * evaluated[method][label].values for method in maps] for label, sign in signs.items()]
     )
 
 

@@ -92,13 +92,13 @@ def grid(
     >>> [axes.get_title() for axes in figure.axes[:2]]
     ['image', 'saliency']
     """
-    found = layers(maps, scale=scale, signed=signed, smooth=smooth, clip=clip)
+    shown = layers(maps, scale=scale, signed=signed, smooth=smooth, clip=clip)
     pictures = None if images is None else check_pictures("images", images)
-    count, tall, wide = next(iter(found.columns.values())).planes.shape
+    count, tall, wide = next(iter(shown.columns.values())).planes.shape
     if pictures is not None:
-        for name, layer in found.columns.items():
+        for name, layer in shown.columns.items():
             check_same_size(f"maps '{name}'", layer.planes, pictures)
-    names = [*([] if pictures is None else [IMAGE]), *found.columns]
+    names = [*([] if pictures is None else [IMAGE]), *shown.columns]
     _check_rows(count, names, labels, predictions)
     blend = blend_of(blend, (tall, wide))
     drawn = None if pictures is None else as_pictures(pictures)
@@ -109,14 +109,14 @@ def grid(
         labels=[wrap(str(label), 18) for label in labels] if labels is not None else [""] * count,
         captions=None if predictions is None else _captions(count, names, labels, predictions),
         title=_title(title, smooth),
-        bars=len({layer.signed for layer in found.columns.values()}),
+        bars=len({layer.signed for layer in shown.columns.values()}),
     )
     for row, axes in enumerate(laid.axes):
         if drawn is not None:
             axes[0].imshow(drawn[row], cmap="gray", vmin=0, vmax=1)
-        for ax, layer in zip(axes[len(names) - len(found.columns) :], found.columns.values(), strict=True):
+        for ax, layer in zip(axes[len(names) - len(shown.columns) :], shown.columns.values(), strict=True):
             ax.imshow(paint(layer, row, None if drawn is None else drawn[row], blend))
-    _bars(laid.figure, laid.bars, found, clip)
+    _bars(laid.figure, laid.bars, shown, clip)
     return laid.figure
 
 
@@ -164,27 +164,27 @@ def gallery(
         name: values if as_array(values).ndim == 4 else as_array(values)[None]
         for name, values in maps.items()
     }
-    found = layers(batches, scale="panel", signed=signed, smooth=smooth, clip=clip)
-    for name, layer in found.columns.items():
+    shown = layers(batches, scale="panel", signed=signed, smooth=smooth, clip=clip)
+    for name, layer in shown.columns.items():
         if len(layer.planes) != 1:
             raise InputError("a gallery shows one image; index the maps, or use grid")
         check_same_size(f"maps '{name}'", layer.planes, pictures)
     drawn = as_pictures(pictures)[0]
     blend = blend_of(blend, picture.shape)
-    names = [IMAGE, *found.columns]
+    names = [IMAGE, *shown.columns]
     across = min(columns, len(names))
     laid = panels(
         [names[start : start + across] for start in range(0, len(names), across)],
         (picture.shape[1], picture.shape[2]),
         cell=cell,
         title=_title(title, smooth),
-        bars=len({layer.signed for layer in found.columns.values()}),
+        bars=len({layer.signed for layer in shown.columns.values()}),
     )
     first, *others = [ax for row in laid.axes for ax in row]
     first.imshow(drawn, cmap="gray", vmin=0, vmax=1)
-    for ax, layer in zip(others, found.columns.values(), strict=True):
+    for ax, layer in zip(others, shown.columns.values(), strict=True):
         ax.imshow(paint(layer, 0, drawn, blend))
-    _bars(laid.figure, laid.bars, found, clip)
+    _bars(laid.figure, laid.bars, shown, clip)
     return laid.figure
 
 
@@ -209,8 +209,8 @@ def overlay(
     InputError
         If the arrays do not fit each other.
     """
-    found = layers({"values": as_array(values)[None]}, signed=signed, smooth=smooth, clip=clip)
-    layer = found.columns["values"]
+    shown = layers({"values": as_array(values)[None]}, signed=signed, smooth=smooth, clip=clip)
+    layer = shown.columns["values"]
     picture = None
     if image is not None:
         pictures = check_pictures("the image's pixels", as_array(image)[None])
@@ -225,7 +225,7 @@ def overlay(
     bare(ax)
     if full := _title(title, smooth):
         ax.set_title("\n".join(heading_lines(full, 3.0)))
-    _bar(fig, found, layer.signed, clip, ax=ax)
+    _bar(fig, shown, layer.signed, clip, ax=ax)
     return fig
 
 
@@ -286,15 +286,15 @@ def caption(prediction: object, label: object | None) -> Caption | None:
     return Caption(f"{mark}{name}{share}", wrong)
 
 
-def _bars(fig: Figure, places: Sequence[Axes], found: Layers, clip: float) -> None:
-    signs = sorted({layer.signed for layer in found.columns.values()}, reverse=True)
+def _bars(fig: Figure, places: Sequence[Axes], shown: Layers, clip: float) -> None:
+    signs = sorted({layer.signed for layer in shown.columns.values()}, reverse=True)
     for place, signed in zip(places, signs, strict=True):
-        _bar(fig, found, signed, clip, place=place)
+        _bar(fig, shown, signed, clip, place=place)
 
 
 def _bar(
     fig: Figure,
-    found: Layers,
+    shown: Layers,
     signed: bool,
     clip: float,
     *,
@@ -302,21 +302,22 @@ def _bar(
     ax: Axes | None = None,
 ) -> None:
     """Draw the colour bar of the columns with a sign, or of those without."""
-    columns = [layer for layer in found.columns.values() if layer.signed == signed]
-    relative = found.scale != "shared"
+    columns = [layer for layer in shown.columns.values() if layer.signed == signed]
+    relative = shown.scale != "shared"
     low, high = float(columns[0].low[0]), float(columns[0].high[0])
     low, high = (-1.0 if signed else 0.0, 1.0) if relative else (low, high)
     extend = ("both" if signed else "max" if not low or relative else "both") if clip < 100 else "neither"
     bar = fig.colorbar(ScalarMappable(Normalize(low, high), colours(signed)), cax=place, ax=ax, extend=extend)
     bar.set_ticks([low, 0, high] if signed else [low, high])
-    end = f"P{clip:g}" if clip < 100 else "largest"  # Pq: the qth percentile
     if relative and not signed:
-        texts = ["lowest", end]
+        texts = ["lowest", "highest" if clip == 100 else f"percentile\n{clip:g}"]
     else:
         texts = [f"{tick:.2g}".replace("-", "−") for tick in bar.get_ticks()]
     bar.ax.set_yticklabels(texts)
-    label = "signed attribution" if signed else "attribution without sign"
+    label = "signed attribution" if signed else "attribution"
     if relative:
-        label += f"\n1 = the {found.scale}'s {end}" if signed else f"\nof each {found.scale}"
+        label += f" per {shown.scale}"
+        if signed:
+            label += "\n1 = " + ("largest magnitude" if clip == 100 else f"percentile {clip:g}")
     bar.set_label(label)
     bar.ax.spines["outline"].set_visible(False)

@@ -212,17 +212,17 @@ def tiles(
     InputError
         If there is nothing to draw, or the arrays do not fit each other.
     """
-    found = layers(maps, scale=scale, signed=signed, smooth=smooth, clip=clip)
+    shown = layers(maps, scale=scale, signed=signed, smooth=smooth, clip=clip)
     pictures = check_pictures("images", images)
-    for name, layer in found.columns.items():
+    for name, layer in shown.columns.items():
         check_same_size(f"maps '{name}'", layer.planes, pictures)
     blend = blend_of(blend, pictures.shape)
     drawn = as_pictures(pictures)
     painted = {
         name: _bytes(np.stack([paint(layer, row, drawn[row], blend) for row in range(len(drawn))]))
-        for name, layer in found.columns.items()
+        for name, layer in shown.columns.items()
     }
-    return Tiles(as_pixels(images), painted, found)
+    return Tiles(as_pixels(images), painted, shown)
 
 
 def as_pixels(images: Any) -> np.ndarray:

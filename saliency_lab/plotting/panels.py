@@ -104,7 +104,7 @@ def panels(
         for row in below
     ]
     total = max(
-        above + sum(heads) + rows * height + sum(feet) + 0.08, above + heads[0] + 1.75 if bars else 0.0
+        above + sum(heads) + rows * height + sum(feet) + 0.08, above + heads[0] + 2.05 if bars else 0.0
     )
     fig = figure(across, total, layout=None)
     axes: list[list[Axes]] = []

@@ -60,7 +60,7 @@ class Audited:
 
 def read_audits(audits: pd.DataFrame, models: Sequence[str]) -> list[Audited]:
     """Read `Study.audits`, which has one row per check."""
-    found = []
+    audited = []
     key: Any
     for position, (key, rows) in enumerate(audits.groupby(_KEYS, sort=False, dropna=False)):
         facts = dict(zip(_KEYS, key, strict=True))
@@ -81,8 +81,8 @@ def read_audits(audits: pd.DataFrame, models: Sequence[str]) -> list[Audited]:
         columns = [Column("check"), Column("verdict"), Column("evidence")]
         index = list(models).index(facts["model"])
         table = Table(f"audit-{position}", caption, columns, checks)
-        found.append(Audited(**facts, index=index, checks=table, results=results))
-    return found
+        audited.append(Audited(**facts, index=index, checks=table, results=results))
+    return audited
 
 
 def overview(audits: Sequence[Audited]) -> Table:

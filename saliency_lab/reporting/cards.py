@@ -91,8 +91,8 @@ def _scores(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
     total = sum(counts.values())
     if not total:
         return []
-    found = [f"{'all' if number == total else number} {word}" for word, number in counts.items() if number]
-    return [f"of {count(total, 'map score')}, {listing(found)}"]
+    counted = [f"{'all' if number == total else number} {word}" for word, number in counts.items() if number]
+    return [f"of {count(total, 'map score')}, {listing(counted)}"]
 
 
 def _word(row: Mapping[Any, Any]) -> str:

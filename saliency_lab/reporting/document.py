@@ -144,13 +144,13 @@ def _lede(study: Study) -> str:
 
 
 def _cautions(glance: Table, facts: pd.DataFrame, audits: list[Audited]) -> list[str]:
-    found = [" ".join(glance.notes), cards.count_undefined(facts)]
+    cautions = [" ".join(glance.notes), cards.count_undefined(facts)]
     if not audits and (facts["eps"] > 0).any():
-        found.append(
+        cautions.append(
             "No audit was run, so the accuracies under attack are what the attack reports, "
             "and may be too high."
         )
-    return [each for each in found if each]
+    return [each for each in cautions if each]
 
 
 DIFFERENCES = [

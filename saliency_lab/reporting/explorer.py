@@ -254,16 +254,17 @@ def _scores(
     shown: int,
 ) -> list[dict[str, Any]]:
     """Return one entry per metric: `values[model][method]` is a list of N, or None."""
-    found: dict[str, list[list[list[float | None] | None]]] = {}
+    by_metric: dict[str, list[list[list[float | None] | None]]] = {}
     key: Any
     for key, rows in scores.groupby(["metric", "method", "model", "seed"], sort=False):
         metric, method, model, seed = key
         if seed == first[model] and method in methods:
-            grid = found.setdefault(metric, [[None for _ in methods] for _ in models])
+            grid = by_metric.setdefault(metric, [[None for _ in methods] for _ in models])
             values = rows.sort_values("sample")["score"].to_numpy(float)[:shown]
             grid[models.index(model)][methods.index(method)] = _rounded(values)
     return [
-        {"name": name, "better": better.get(name, "neither"), "values": grid} for name, grid in found.items()
+        {"name": name, "better": better.get(name, "neither"), "values": grid}
+        for name, grid in by_metric.items()
     ]
 
 
@@ -271,17 +272,17 @@ def _attacks(
     robustness: pd.DataFrame, first: Mapping[str, int], models: Sequence[str], shown: int
 ) -> list[dict[str, Any]]:
     """Return one entry per attack and ε: `robust[model]` is a text of N zeros and ones, or None."""
-    found: dict[tuple[str, float], list[str | None]] = {}
+    by_attack: dict[tuple[str, float], list[str | None]] = {}
     key: Any
     for key, rows in robustness.groupby(["attack", "eps", "model", "seed"], sort=False):
         attack, eps, model, seed = key
         if seed == first[model]:
             robust = rows.sort_values("sample")["robust"].to_numpy(bool)[:shown]
-            by_model = found.setdefault((attack, float(eps)), [None for _ in models])
+            by_model = by_attack.setdefault((attack, float(eps)), [None for _ in models])
             by_model[models.index(model)] = "".join("01"[int(each)] for each in robust)
     return [
         {"attack": attack, "eps": eps, "written": format_epsilon(eps), "robust": by_model}
-        for (attack, eps), by_model in sorted(found.items())
+        for (attack, eps), by_model in sorted(by_attack.items())
     ]
 
 

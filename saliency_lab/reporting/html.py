@@ -118,8 +118,8 @@ def _attack_of(study: Study, attacked: tuple[str, float | str] | None) -> StudyA
     known = [StudyAttack(label, eps) for label, eps in rows.itertuples(index=False) if eps > 0]
     label, eps = attacked if isinstance(attacked, tuple | list) and len(attacked) == 2 else (attacked, None)
     radius = None if eps is None else parse_epsilon(eps)
-    found = next((each for each in known if each.label == label and each.eps == radius), None)
-    if found is None:
+    attack = next((each for each in known if each.label == label and each.eps == radius), None)
+    if attack is None:
         listed = ", ".join(f'("{each.label}", "{format_epsilon(each.eps)}")' for each in known)
         raise InputError(
             f"attacked must be an attack of this study and its ε, one of {listed or 'none'}, not "
@@ -130,7 +130,7 @@ def _attack_of(study: Study, attacked: tuple[str, float | str] | None) -> StudyA
             "attacked images are computed on the networks, and this study was loaded without them; build it "
             "with them: sl.Study(models, sample, store=…)"
         )
-    return found
+    return attack
 
 
 def _render(
@@ -140,9 +140,9 @@ def _render(
     if len(study.scores) or len(study.robustness):
         comparison = study.compare(baseline, level=level)
     better = {m.metric: m.better for m in comparison.measures} if comparison else {}
-    found = explorer(study, better, images, attacked)
-    document = read_document(study, comparison, unread=found.missing if found else None)
-    if comparison is None and found is None and not document.audits:
+    content = explorer(study, better, images, attacked)
+    document = read_document(study, comparison, unread=content.missing if content else None)
+    if comparison is None and content is None and not document.audits:
         raise InputError(
             "there is nothing to report yet; call study.attribute, study.score or study.attack first"
         )
@@ -155,14 +155,14 @@ def _render(
         "about": _paragraphs(document.about),
         "looks": [Marker(look) for look in looks(document.models).values()],
         "pictures": pictures,
-        "explorer": found,
+        "explorer": content,
         "wanted": min(images, len(study.x)),
         "total": len(study.x),
         "version": saliency_lab.__version__,
         "style": Markup(style),
         "script": Markup(script),
         "policy": _policy(style, script),
-        "data": _embedded(found.data if found else None),
+        "data": _embedded(content.data if content else None),
     }
     environment = Environment(
         loader=PackageLoader("saliency_lab.reporting", "assets"),

@@ -27,7 +27,7 @@ from saliency_lab.metrics.catalogue import LERF, MORF, Order
 from saliency_lab.retraining.replacement import channel_means, pixel_ranks, replace_pixels
 from saliency_lab.retraining.result import CONTROL, RoarResult
 from saliency_lab.study.cache.results import Content, Result, cache_versions
-from saliency_lab.study.cache.store import FolderStore, MemoryStore, Store, read_intact
+from saliency_lab.study.cache.store import FolderStore, LockedError, MemoryStore, Store, read_intact
 from saliency_lab.study.keys import method_dependencies
 from saliency_lab.study.requests import Request, read_methods
 from saliency_lab.training import Recipe, load_recipe, train
@@ -265,15 +265,25 @@ def missing_networks(plan: RoarPlan, store: Store) -> int:
 
 
 def run_plan(plan: RoarPlan, folder: Path, store: Store, device: str) -> RoarResult:
-    """Train what is missing in `store`, with the training runs in `folder`, and collect the result."""
+    """Train what is missing in `store`, with the training runs in `folder`, and collect the result.
+
+    Networks that other processes train in the store come last.
+    """
     correct: dict[tuple[int, str, float], Tensor] = {}
     collapsed: dict[tuple[int, str, float], bool] = {}
     with progress(label="retraining", total=sum(1 for _ in plan.networks())) as bar:
-        for seed in plan.seeds:
+        for seed, wait in [(seed, wait) for wait in (False, True) for seed in plan.seeds]:
             run = _SeedRun(plan, seed, folder, store, device)
             for method, fraction in [(None, 0.0), *_product(plan)]:
-                content = run.content(method, fraction)
                 labels = plan.methods if method is None else [method.label]
+                if all((seed, label, fraction) in correct for label in labels):
+                    continue
+                try:
+                    content = run.content(method, fraction, wait=wait)
+                except LockedError:
+                    if method is None:  # the others depend on this network
+                        break
+                    continue
                 for label in labels:
                     correct[seed, label, fraction] = content.tensors["correct"]
                     collapsed[seed, label, fraction] = content.info["collapsed"]
@@ -311,12 +321,18 @@ class _SeedRun:
         self._net: nn.Module | None = None
         self._ranks: tuple[str, dict[str, Tensor]] | None = None
 
-    def content(self, method: Request | None, fraction: float) -> Content:
-        """Return whether each test image is classified correctly, from the store or by training."""
+    def content(self, method: Request | None, fraction: float, *, wait: bool) -> Content:
+        """Return whether each test image is classified correctly, from the store or by training.
+
+        Raises
+        ------
+        LockedError
+            Unless `wait`, if another process is training the network.
+        """
         result = self.plan.result(self.seed, method, fraction)
         if (content := read_intact(self.store, result.kind, result.key)) is not None:
             return content
-        with self.store.lock(result.key, wait=True):
+        with self.store.lock(result.key, wait=wait):
             content = read_intact(self.store, result.kind, result.key)  # of another process
             if content is None:
                 content = self._base() if method is None else self._retrain(method, fraction, result.key)

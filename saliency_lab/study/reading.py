@@ -1,4 +1,4 @@
-"""What a study found: its tables, maps and curves, their comparison, and summaries in text and HTML."""
+"""The results of a study: its tables, maps and curves, their comparison, and summaries in text and HTML."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class StudyResults:
         """Where the results are stored: a folder, or memory."""
         return self._index.store
 
-    # --- what was found -------------------------------------------------------------------------
+    # --- results -------------------------------------------------------------------------
 
     @property
     def maps(self) -> Mapping[str, Mapping[str, Attributions]]:

@@ -48,7 +48,7 @@ class Request:
     given: frozenset[str] = frozenset()
     """Names of the settings of an attack or audit that are not defaults."""
     execution: ExecutionSettings = field(default_factory=current_execution)
-    """How its passes may run: as `sl.execution` said when it was read."""
+    """How its passes may run: the innermost `sl.execution` when it was read."""
     compact_maps: bool = False
     """Whether the maps of a method are stored with one byte per value."""
 

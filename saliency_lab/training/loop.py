@@ -190,7 +190,9 @@ class Trainer:
                 summary = _summary(at.history[-1])
                 bar.set_postfix_str(summary)
                 if first and (bar.disable or not watched()):
-                    logger.info("%s: epoch %d of %d: %s", recipe.name, at.epoch, epochs, summary)
+                    logger.info(
+                        "%s, seed %d: epoch %d of %d: %s", recipe.name, recipe.seed, at.epoch, epochs, summary
+                    )
         kept = Validation(**at.kept)
         return Fitted(
             weights=_cpu_copy(self.judged) if self.best_weights is None else self.best_weights,
@@ -390,7 +392,8 @@ class Trainer:
                 f"the state of the run in '{self.run.path}' was written by another version of this package; "  # type: ignore[union-attr]
                 "delete the folder to train from the start"
             ) from error
-        logger.info("%s: continues with epoch %d", self.recipe.name, self.position.epoch + 1)
+        recipe, epoch = self.recipe, self.position.epoch + 1
+        logger.info("%s, seed %d: continues with epoch %d", recipe.name, recipe.seed, epoch)
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 from typer.testing import CliRunner
 
@@ -306,6 +307,42 @@ def test_a_run_that_collapses_is_recorded_and_the_rest_goes_on(tmp_path: Path) -
         study, comparison, _ = run_declared(read_declaration(path), tmp_path / "store")
     assert study.models == ["sound"] == comparison.models
     assert study.failures[["model", "seed", "what"]].to_numpy().tolist() == [["wild", 0, "training"]]
+
+
+def test_networks_that_another_process_trains_come_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, store = tmp_path / "study.toml", tmp_path / "store"
+    path.write_text(
+        """
+        recipes = ["digits/standard"]
+        overrides = { "training.epochs" = 1, "validation.images" = 16, "validation.steps" = 1 }
+        seeds = [0, 1]
+        methods = ["saliency"]
+        metrics = ["sparseness"]
+        data = { name = "digits", images = 6 }
+        """
+    )
+    study = read_declaration(path)
+    first, second = training_runs(study, sl.load_dataset("digits").fingerprint, store)
+    first.folder.parent.mkdir(parents=True)
+    elsewhere = FileLock(first.folder.with_name(f"{first.folder.name}.lock"))
+    trained = []
+
+    def train_one(recipe, data, *, seed, out, **given):
+        net = train(recipe, data, seed=seed, out=out, **given)
+        trained.append(seed)
+        if seed == 1:  # the other process finishes its network only now
+            train(recipe, data, seed=0, out=first.folder)
+            elsewhere.release()
+        return net
+
+    monkeypatch.setattr(declared, "train", train_one)
+    elsewhere.acquire()
+    result, _, runs = run_declared(study, store)
+    assert trained == [1, 0], "the network that is locked comes last"
+    assert [run.seed for run in runs] == [member.seed for member in result.members] == [0, 1]
+    assert result.failures.empty and first.finished and second.finished
 
 
 def test_a_checkpoint_of_an_own_architecture_is_loaded_by_its_folder(

@@ -62,7 +62,7 @@ def test_the_first_view_shows_what_the_study_holds(study):
     images = pictures(view)
     assert len(images) == 4 * (1 + 2 * 2) + 1  # with the scale
     assert images["image 0"].size == (6, 6) and "plain / saliency, image 3" in images
-    assert "attribution, of the map" in view.picture.value
+    assert "attribution as a share of the map" in view.picture.value
 
 
 def pictures(view):

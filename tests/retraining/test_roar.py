@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from saliency_lab.experiment.schema import read_declaration
 from saliency_lab.metrics.catalogue import LERF, MORF
 from saliency_lab.retraining import RoarResult, api
 from saliency_lab.retraining.replacement import channel_means, pixel_ranks, replace_pixels
+from saliency_lab.study.cache.store import FolderStore
 from saliency_lab.study.requests import read_methods
 
 SIDE = 6
@@ -131,6 +133,29 @@ def test_a_second_call_reads_and_an_interrupted_one_goes_on(blocks, linear, tmp_
     with pytest.warns(UserWarning, match="damaged.*computed again"):
         again = sl.roar(RECIPE, blocks, {"truth": truth}, **given | {"fractions": [0.3, 0.6]})
     assert again.table().equals(more.table())
+
+
+def test_networks_that_another_process_trains_come_last(blocks, linear, tmp_path, monkeypatch, fitted):
+    given = {"fractions": [0.3, 0.6], "seeds": [0, 1], "model": linear}
+    alone = sl.roar(RECIPE, blocks, {"truth": truth}, **given)
+    fitted.clear()
+    plan = api.make_plan(RECIPE, blocks, {"truth": truth}, order=MORF, absolute=False, **given)
+    store = FolderStore(tmp_path / "roar")
+    keys = [plan.result(0, None, 0.0).key, plan.result(1, plan.methods["truth"], 0.3).key]
+    fit, held = api.train, ExitStack()
+
+    def release(*args, **kwargs):
+        if len(fitted) == 3:  # the last one that is not locked: seed 1 has five, of which one is
+            held.close()
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(api, "train", release)
+    for key in keys:
+        held.enter_context(store.lock(key, wait=False))
+    shared = sl.roar(RECIPE, blocks, {"truth": truth}, **given, out=tmp_path)
+    assert shared.table().equals(alone.table())
+    assert [folder.name[:11] for folder in (fitted[0], fitted[4])] == ["tiny-seed-1", "tiny-seed-0"]
+    assert len(set(fitted)) == 2 * 5
 
 
 @pytest.mark.long
