@@ -378,7 +378,7 @@ def test_blocks_nest_and_end_after_an_exception():
 
 def test_without_a_compiler_the_model_runs_uncompiled_and_one_line_says_so(monkeypatch, capsys):
     monkeypatch.setattr("saliency_lab._common.compiling.compiler", lambda: None)
-    monkeypatch.setattr(passes, "_said", set())
+    monkeypatch.setattr(passes, "_logged", set())
     said = []
     monkeypatch.setattr(passes, "announce", said.append)
     net, x = lively(Residual()), torch.rand(4, 3, 8, 8)
