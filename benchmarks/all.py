@@ -42,7 +42,7 @@ JOBS: dict[str, Job] = {
     "photographs": Job(("photographs.py",), 12),
     "pgd": Job(("attacks.py", "--only", "speed"), 4),
     "study resnet18": Job(("metrics.py", "--only", "study", "--network", "resnet18"), 7),
-    "training compiled": Job(("compiled_training.py",), 6),
+    "training compiled": Job(("compiled_training.py",), 12),
     "passes small": Job(
         ("passes.py", "--only", "sgt_cnn", "--only", "resnet8", "--only", "resnet18", "--compile"),
         6,
