@@ -336,8 +336,8 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
         logits = finite_logits(model, x)
     if are_probabilities(logits):
         warnings.warn(
-            "the model returns probabilities, not logits: where it is sure its gradient vanishes, and an "
-            "attack that fails for that says nothing of robustness; remove its last softmax",
+            "the model returns probabilities, not logits: its gradient vanishes where it is confident, so an "
+            "attack can fail although the model is not robust; remove its last softmax",
             stacklevel=2,
         )
     return logits, check_labels(y, len(x), logits.shape[1])
