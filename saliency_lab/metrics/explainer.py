@@ -105,9 +105,9 @@ class Explainer:
         if lost := source.lost_settings:
             raise InputError(
                 "this metric makes maps again, and these were read from a file, which has only the "
-                f"fingerprint of a tensor among the settings ({', '.join(lost)} of '{source.method}'): pass the "
-                "Attributions that `attribute` returned, or explain=f with f(model, x, classes) returning "
-                "maps"
+                f"fingerprint of a tensor among the settings ({', '.join(lost)} of '{source.method}'): pass "
+                "the Attributions that `attribute` returned, or explain=f with f(model, x, classes) "
+                "returning maps"
             )
         if source.processing or self.classes.ndim != 1:
             raise InputError(
