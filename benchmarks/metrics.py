@@ -263,10 +263,10 @@ def _study(quick: bool, network: str, count: int) -> dict[str, Any]:
     metrics = {name: source[name][0] for name in names}
     methods = {method: sl.attribute(model, x, y, method=method) for method in METHODS}
 
-    def ours(mode: Any) -> float:
+    def ours(mode: Any, dtype: str | None = None) -> float:
         began = time.process_time()
-        with sl.execution(compile=mode):
-            sl.evaluate_many(model, x, y, methods, metrics)
+        with sl.execution(compile=mode, dtype=dtype):
+            scores[mode, dtype] = sl.evaluate_many(model, x, y, methods, metrics)
             for method in METHODS[:2]:
                 settings = source["max_sensitivity"][0]
                 sl.evaluate(model, x, y, methods[method], "max_sensitivity", **settings)
@@ -281,11 +281,13 @@ def _study(quick: bool, network: str, count: int) -> dict[str, Any]:
                 assert in_quantus(build, model, x, y, maps.values) is not None
         return time.process_time() - began
 
+    scores: dict[Any, Any] = {}
     few = {method: each.values[:1] for method, each in methods.items()}
     sl.evaluate_many(model, x[:1], y[:1], few, metrics)  # what only the first call of a process costs
     rounds = 1 if quick or network == "resnet18" else 3  # of resnet18 a round takes seven minutes
-    times = [(ours("auto"), ours(False), theirs()) for _ in range(rounds)]
-    fast, eager, peer = (statistics.median(column) for column in zip(*times, strict=True))
+    times = [(ours("auto"), ours(False), ours("auto", "bfloat16"), theirs()) for _ in range(rounds)]
+    fast, eager, half, peer = (statistics.median(column) for column in zip(*times, strict=True))
+    changes = _changes(scores[False, None], scores["auto", "bfloat16"])
     return {
         "network": network,
         "samples": count,
@@ -294,9 +296,26 @@ def _study(quick: bool, network: str, count: int) -> dict[str, Any]:
         "fast_seconds": round(fast, 2),
         "eager_seconds": round(eager, 2),
         "quantus_seconds": round(peer, 2),
-        "fast_over_eager": round(statistics.median(a / b for a, b, _ in times), 2),
-        "times_faster": round(statistics.median(c / a for a, _, c in times), 1),
+        "bfloat16_seconds": round(half, 2),
+        "fast_over_eager": round(statistics.median(a / b for a, b, *_ in times), 2),
+        "times_faster": round(statistics.median(d / a for a, *_, d in times), 1),
+        "times_faster_bfloat16": round(statistics.median(d / c for *_, c, d in times), 1),
+        "bfloat16_median_change": round(float(np.median(changes)), 4),
+        "bfloat16_largest_change": round(float(changes.max()), 3),
     }
+
+
+def _changes(found: Any, others: Any) -> np.ndarray:
+    """How far each score moves, in standard deviations of the scores of its metric."""
+    moved = []
+    for metric in next(iter(found.values())):
+        ours, theirs = (
+            np.concatenate([np.asarray(scores[metric].values) for scores in each.values()])
+            for each in (found, others)
+        )
+        moved.append(np.abs(ours - theirs) / np.nanstd(ours))
+    changes = np.concatenate(moved)
+    return changes[np.isfinite(changes)]
 
 
 MEMORY = """

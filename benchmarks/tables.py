@@ -86,7 +86,10 @@ def _find(figures: Any, part: str | None = None, **given: Any) -> dict[str, Any]
 def _study(network: str) -> Callable[[Figures], str | None]:
     def found(known: Figures) -> str | None:
         row = _find(known[f"study {network}"], "study", network=network)
-        return None if row is None else f"{row['times_faster']} × ({row['samples']} images)"
+        if row is None:
+            return None
+        half = f", in bfloat16 {row['times_faster_bfloat16']} ×" if "times_faster_bfloat16" in row else ""
+        return f"{row['times_faster']} ×{half} ({row['samples']} images)"
 
     return found
 

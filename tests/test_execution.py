@@ -12,8 +12,9 @@ from torch import Tensor, nn
 import saliency_lab as sl
 from benchmarks.defences import BROKEN
 from saliency_lab._common import passes
-from saliency_lab._common.compiling import CompileError, compiled_in_place
-from saliency_lab._common.folding import copy_for_evaluation, fold_batch_norm
+from saliency_lab._common.compiling import CompileError, compiled_in_place, compiler
+from saliency_lab._common.folding import FoldedCopy, copy_for_evaluation, fold_batch_norm
+from saliency_lab._common.inference import run_without_graph
 from saliency_lab._common.passes import Passes, weights_digest
 from saliency_lab.data import ImageData
 from saliency_lab.data.images import Split
@@ -377,7 +378,7 @@ def test_blocks_nest_and_end_after_an_exception():
 
 def test_without_a_compiler_the_model_runs_uncompiled_and_one_line_says_so(monkeypatch, capsys):
     monkeypatch.setattr("saliency_lab._common.compiling.compiler", lambda: None)
-    monkeypatch.setattr(passes, "_said", set())
+    monkeypatch.setattr(passes, "_logged", set())
     said = []
     monkeypatch.setattr(passes, "announce", said.append)
     net, x = lively(Residual()), torch.rand(4, 3, 8, 8)
@@ -571,3 +572,76 @@ def test_torchs_word_for_a_statistic_that_a_second_pass_changed_is_a_refusal_to_
         compiled_in_place(lively(Residual())),
     ):
         raise RuntimeError("one of the variables needed has been modified by an inplace operation: [8]")
+
+
+class ReadsBetween(Residual):
+    """Reads the output of a convolution also where it isn't normalised."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        between = self.first(x)
+        x = self.norm(between).relu_()
+        return self.head((x + self.norm2(self.second(x)) + between).mean((2, 3)))
+
+
+class Counts(Residual):
+    """Counts its passes in a buffer, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        self.passes += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_folded_copy_follows_the_weights_and_statistics_of_its_model(wrapped):
+    torch.manual_seed(0)
+    net: nn.Module = Residual()
+    if wrapped:
+        net = nn.Sequential(sl.Normalised(net, (0.5,) * 3, (0.2,) * 3))
+    net = net.double().train()
+    x = torch.rand(6, 3, 8, 8, dtype=torch.float64)
+    folded = FoldedCopy.make(net, x[:2], run_without_graph)
+    assert folded is not None
+    optimiser = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(3):
+        optimiser.zero_grad()
+        net(x).square().mean().backward()
+        optimiser.step()
+        copied = folded.follow()
+        expected = copy.deepcopy(net).eval()
+        torch.testing.assert_close(copied(x), expected(x), rtol=1e-12, atol=1e-12)
+        net(x * 2)  # changes the statistics alone
+        assert not torch.allclose(folded.follow()(x), expected(x), rtol=1e-3)
+    assert net.training and all(parameter.requires_grad for parameter in net.parameters())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in copied.modules())
+
+
+@pytest.mark.parametrize(
+    "net", [ReadsBetween(), Counts(), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 4))],
+    ids=["reads between", "counts", "nothing to fold"],
+)  # fmt: skip
+def test_a_new_network_that_cannot_be_folded_is_recognised(net):
+    """Its statistics are 0 and 1, so that even a wrong fold would change nothing yet."""
+    before = copy.deepcopy(net.state_dict())
+    assert FoldedCopy.make(net, torch.rand(2, 3, 8, 8), run_without_graph) is None
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+COMPILER = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
+
+
+@COMPILER
+@pytest.mark.long
+def test_no_pass_runs_uncompiled_because_too_much_was_compiled(monkeypatch):
+    """Batch normalisation in such a pass would save a statistic that the next compiled pass changes."""
+    monkeypatch.setattr("saliency_lab._common.compiling._TRAINED_LIMIT", 1)
+    net = nn.Linear(3, 2)
+    with pytest.raises(CompileError, match="too many networks"), compiled_in_place(net):
+        net(torch.rand(2, 3))
+        net(torch.rand(4, 3))

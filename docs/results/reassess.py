@@ -1,4 +1,4 @@
-"""Decide the verdicts of the pages again from their printed differences and intervals, and pool ASGT − AT.
+"""Decide the verdicts of the pages again from their printed differences and intervals.
 
 python docs/results/reassess.py
 
@@ -17,14 +17,12 @@ from pathlib import Path
 import pandas as pd
 from scipy import stats
 
-from saliency_lab.comparison import pool_differences
 from saliency_lab.comparison.claims import NOT_DIFFERENT, SECONDARY, Answered
 from saliency_lab.comparison.format import p_value
 from saliency_lab.comparison.measures import SHARES
 from saliency_lab.comparison.statistics import holm
 from saliency_lab.comparison.writers import pipe_table
 from saliency_lab.metrics.catalogue import METRICS
-from saliency_lab.plotting.style import save
 
 FOLDER = Path(__file__).parent
 ONE_SEED = {"cifar10-resnet20", "mnist-defaults"}
@@ -40,12 +38,6 @@ NOTE = (
     "they were drawn: intervals of accuracies are not on the arcsine scale, and seeds that disagree are averaged."
 )
 DECIDED = "Differences tested together:"
-POOLED = {
-    "mnist": ("small CNN", 0.2),
-    "mnist-lenet5": ("LeNet-5", 0.2),
-    "mnist-sgt_cnn": ("network of the SGT paper", 0.2),
-    "cifar10": ("CIFAR-10, ResNet-8", 0.02),
-}
 
 
 def number(text: str) -> float:
@@ -154,63 +146,17 @@ def rewrite(page: Path) -> pd.DataFrame:
     return table
 
 
-def pool(tables: dict[str, pd.DataFrame]) -> None:
-    """Write the page and the forest plot of ASGT − AT at the paper's ε."""
-    printed, p = {}, []
-    for stem, (name, eps) in POOLED.items():
-        rows = tables[stem]
-        rows = rows[(rows["model"] == "asgt") & (rows["over"] == "at")]
-        row = rows[rows["measure"] == f"robust accuracy (pgd, ε = {eps})"].iloc[0]
-        printed[name] = tuple(number(row[key]) / 100 for key in ("difference", "low", "high"))
-        p.append(row["p"])
-    pooled = pool_differences(printed, share=True)
-    pooled.table.loc[list(printed), "p"] = p
-    save(pooled.plot(title="ASGT − AT under PGD at the paper's ε"), FOLDER / "pooled-asgt-at.svg")
-    rows = []
-    for name, row in pooled.table.iterrows():
-        difference = (
-            f"{100 * row['difference']:+.1f} points [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-        )
-        rows.append([str(name), difference.replace("-", "−"), p_value(row["p"])])
-    heterogeneity = f"I² = {100 * pooled.heterogeneity:.0f} %, p = {p_value(pooled.p_heterogeneity)}"
-    lines = [
-        "# ASGT against AT at the paper's ε, over four networks",
-        "",
-        "One question, asked on four pages: is adversarial saliency-guided training (`asgt`) more or less robust "
-        "than adversarial training (`at`) under PGD-40, at ε = 0.2 on MNIST and 0.02 on CIFAR-10? Each page loses "
-        "it to its correction for many comparisons. Here the four printed differences are combined.",
-        "",
-        "Written by:",
-        "",
-        "    python docs/results/reassess.py",
-        "",
-        *pipe_table(["study", "difference", "p"], rows),
-        "",
-        f"Heterogeneity: {heterogeneity}. Intervals are at 95 %; that of the random effects is Hartung and Knapp's "
-        "([assumptions](../statistics.md#pooling-studies)). The three MNIST studies attack the same 500 test images, "
-        "so they are not fully independent. The recipes are not tuned, and the question was chosen after the pages "
-        "were seen: this is a reason for the declared study, not its answer.",
-        "",
-        "![Forest plot of the four differences and both pooled ones](pooled-asgt-at.svg)",
-    ]
-    (FOLDER / "pooled.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(pooled)
-
-
 def main() -> None:
-    """Rewrite every page, and write the pooled one."""
-    tables = {}
+    """Rewrite every page whose results are not packed."""
     for page in sorted(FOLDER.glob("*.md")):
-        if page.stem in ("README", "pooled"):
+        if page.stem in ("README", "pooled") or page.with_suffix(".tar.xz").exists():
             continue
-        tables[page.stem] = rewrite(page)
-        table = tables[page.stem]
+        table = rewrite(page)
         if not table.empty:
             unique = table.drop_duplicates(["pair", "measure"])
             print(
                 f"{page.stem}: {(unique['p_corrected'] < 0.05).sum()} of {unique['p'].notna().sum()} differences"
             )
-    pool(tables)
 
 
 if __name__ == "__main__":

@@ -16,31 +16,53 @@ _FIXED_SECONDS, _SECONDS_PER_LAYER = 15.0, 0.5
 """What compilation took on one core: 32 s for a ResNet-50, which has 54 layers."""
 
 _RECOMPILE_LIMIT = 64  # copies of one class of model that are compiled in one process
+_TRAINED_LIMIT = 1024  # the same for training, which compiles several graphs per model
 
 
 @contextmanager
-def compiled_in_place(model: nn.Module) -> Iterator[None]:
-    """Compile the calls of a module inside, for any mode; its weights may change and take gradients.
+def compiled_in_place(*models: nn.Module) -> Iterator[None]:
+    """Compile the calls of modules inside, for any mode; their weights may change and take gradients.
 
     A graph is compiled for each shape of the input, each mode, and each set of parameters that take
-    gradients. The backward pass of a graph computes every gradient that could be asked for.
+    gradients. The backward pass of a graph computes every gradient that could be asked for. Random draws are
+    those of the module as it is.
+
+    A pass is never run as it is because too much was compiled before: batch normalisation in such a pass
+    would save its running statistics for the backward pass, and a compiled pass after it changes them.
 
     Raises
     ------
     CompileError
-        If there is no compiler, the module cannot be compiled, or a gradient is differentiated inside.
+        If there is no compiler, a module cannot be compiled, or a gradient is differentiated inside.
     """
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = next((parameter.device for parameter in models[0].parameters()), torch.device("cpu"))
     if device.type == "cpu" and compiler() is None:
         raise CompileError("there is no C++ compiler here (g++ or clang++)")
     import torch._dynamo.config as dynamo
-    from torch._dynamo.exc import TorchDynamoException
+    import torch._functorch.config as functorch
+    import torch._inductor.config as inductor
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+    from torch._inductor.exc import InductorError
 
-    with dynamo.patch(recompile_limit=_RECOMPILE_LIMIT):
-        model.compile(dynamic=False)
+    with ExitStack() as stack:
+        stack.enter_context(
+            dynamo.patch(
+                recompile_limit=_TRAINED_LIMIT,
+                accumulated_recompile_limit=_TRAINED_LIMIT,
+                fail_on_recompile_limit_hit=True,
+            )
+        )
+        stack.enter_context(functorch.patch(donated_buffer=False))  # a graph may be used again
+        stack.enter_context(inductor.patch(fallback_random=True))
+        for model in models:
+            model.compile(dynamic=False)
         try:
             yield
-        except TorchDynamoException as error:
+        except FailOnRecompileLimitHit as error:
+            raise CompileError(
+                "too many networks of this class were compiled in this process; start another one"
+            ) from error
+        except (TorchDynamoException, InductorError) as error:
             reason = f"{error}".strip().partition("\n")[0][:200]
             raise CompileError(f"the model cannot be compiled ({reason})") from error
         except RuntimeError as error:
@@ -49,7 +71,13 @@ def compiled_in_place(model: nn.Module) -> Iterator[None]:
                     raise CompileError(reason) from error
             raise
         finally:
-            model._compiled_call_impl = None
+            for model in models:
+                model._compiled_call_impl = None
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the calls of a module are compiled, as inside `compiled_in_place`."""
+    return model._compiled_call_impl is not None
 
 
 _REFUSALS = {

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -48,18 +49,109 @@ def fold_batch_norm(model: nn.Module, image: Tensor, run: Callable[[nn.Module, T
     >>> net[1]
     Identity()
     """
+    return len(_fold_pairs(model, image, run))
+
+
+def _fold_pairs(
+    model: nn.Module, image: Tensor, run: Callable[[nn.Module, Tensor], object]
+) -> list[tuple[str, str]]:
+    """Fold, and return the names of the layers and of their normalisations."""
     pairs = _pairs(model, image, run)
     names = {module: name for name, module in model.named_modules(remove_duplicate=False)}
     owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(False))
-    folded = 0
+    folded = []
     for layer, norm in pairs:
         if any(owners[id(parameter)] > 1 for parameter in layer.parameters(recurse=False)):
             continue
-        _fold(layer, norm)
+        weight, bias = _folded(layer, norm)
+        layer.weight, layer.bias = (nn.Parameter(part, requires_grad=False) for part in (weight, bias))
         parent, _, child = names[norm].rpartition(".")
         setattr(model.get_submodule(parent), child, _rest(norm))
-        folded += 1
+        folded.append((names[layer], names[norm]))
     return folded
+
+
+class FoldedCopy:
+    """A copy of a model in eval mode, with folded batch normalisation, that follows the model's weights.
+
+    `make` returns it, or None if nothing can be folded or the copy would compute something else.
+    """
+
+    def __init__(self, model: nn.Module, net: nn.Module, pairs: list[tuple[str, str]]) -> None:
+        self._model, self._net = model, net
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self._layers: list[tuple[Any, Any, Any]] = [
+            (net.get_submodule(layer), modules[layer], modules[norm]) for layer, norm in pairs
+        ]
+        folded = {f"{layer}.{part}" for layer, _ in pairs for part in ("weight", "bias")}
+        sources = _tensors(model)
+        self._others = [(each, sources[name]) for name, each in _tensors(net).items() if name not in folded]
+        self._versions: list[int] = []
+
+    @classmethod
+    def make(
+        cls, model: nn.Module, images: Tensor, run: Callable[[nn.Module, Tensor], Tensor]
+    ) -> FoldedCopy | None:
+        """Copy and fold a model, and verify the copy on a few images (n, C, H, W) by `run(model, images)`.
+
+        The statistics of a new network are 0 and 1, for which a wrong fold would not be seen. So a copy with
+        random ones is folded first, in float64, and must compute what it computes unfolded.
+        """
+        device = float64_device(images.device)
+        trial = _randomise_norms(copy_for_evaluation(model).to(device).double())
+        exact = images.to(device).double()
+        try:
+            before = _versions(trial)
+            expected = run(trial, exact.clone())
+            if _versions(trial) != before:
+                return None  # it changes itself in eval mode
+            if not _fold_pairs(trial, exact[:1].clone(), run):
+                return None
+            if not torch.allclose(run(trial, exact.clone()), expected, rtol=1e-6, atol=1e-9):
+                return None
+            net = copy_for_evaluation(model)
+            return cls(model, net, _fold_pairs(net, images[:1].clone(), run))
+        except Exception:  # whatever a model raises in a copy, it is used as it is
+            return None
+
+    def follow(self) -> nn.Module:
+        """Compute the copy's weights from those that the model has now, if they changed; return the copy."""
+        versions = _versions(self._model)
+        if versions != self._versions:
+            with torch.no_grad():
+                for target, layer, norm in self._layers:
+                    weight, bias = _folded(layer, norm)
+                    target.weight.copy_(weight)
+                    target.bias.copy_(bias)
+                for mine, source in self._others:
+                    mine.copy_(source)
+            self._versions = versions
+        return self._net
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _versions(model: nn.Module) -> list[int]:
+    """How often each parameter and buffer was changed in place."""
+    return [each._version for each in _tensors(model).values()]
+
+
+def _randomise_norms(model: nn.Module) -> nn.Module:
+    """Give batch normalisations random statistics and weights, in place."""
+    source = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if is_frozen_norm(module):
+            for name, low in (("running_mean", -0.5), ("running_var", 0.5), ("weight", 0.5), ("bias", -0.5)):
+                part = getattr(module, name, None)
+                if part is not None:
+                    draws = torch.rand(part.shape, generator=source, dtype=torch.float64)
+                    part.detach().copy_(low + draws)
+    return model
 
 
 def copy_for_evaluation(model: nn.Module) -> nn.Module:
@@ -109,8 +201,8 @@ def is_frozen_norm(module: nn.Module) -> bool:
     return type(module).__name__ == "FrozenBatchNorm2d" and {"running_mean", "running_var"} <= buffers.keys()
 
 
-def _fold(layer: Any, norm: Any) -> None:
-    """Set W′ = γ/√(σ² + ε) · W and b′ = γ/√(σ² + ε) · (b − μ) + β, computed in float64 where there is one."""
+def _folded(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """W′ = γ/√(σ² + ε) · W and b′ = γ/√(σ² + ε) · (b − μ) + β, computed in float64 where there is one."""
     precise = float64_device(layer.weight.device)
     kept = layer.weight
     weight, mean, var = (
@@ -129,8 +221,7 @@ def _fold(layer: Any, norm: Any) -> None:
         weight = grouped.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
     else:
         weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-    parts = weight, (bias - mean) * scale + beta
-    layer.weight, layer.bias = (nn.Parameter(part.to(kept), requires_grad=False) for part in parts)
+    return weight.to(kept), ((bias - mean) * scale + beta).to(kept)
 
 
 def _rest(norm: nn.Module) -> nn.Module:

@@ -7,8 +7,9 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+import saliency_lab
+
 PACKAGES = (
-    "saliency-lab",
     "torch",
     "torchvision",
     "captum",
@@ -22,7 +23,7 @@ PACKAGES = (
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages a result depends on."""
-    installed = {"python": platform.python_version()}
+    installed = {"python": platform.python_version(), "saliency-lab": saliency_lab.__version__}
     for name in PACKAGES:
         try:
             installed[name] = metadata.version(name)

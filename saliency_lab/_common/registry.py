@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import ConfigDict, create_model
 
 from saliency_lab._common.arguments import check_callable, check_choice, shown
-from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.errors import InputError, UnknownNameError, unknown_name
 from saliency_lab._common.plugins import import_object
 from saliency_lab._common.settings import Settings
 
@@ -239,14 +240,21 @@ class Registry(Generic[T]):
         The kind of object that users can register in addition.
     adapt : callable, optional
         Turns a user's `Extension` into what the registry holds.
+    elsewhere : mapping of str to str, optional
+        Names in other libraries, in small letters and digits alone, and what to write here.
     """
 
     def __init__(
-        self, noun: str, kind: Kind | None = None, adapt: Callable[[Extension], T] | None = None
+        self,
+        noun: str,
+        kind: Kind | None = None,
+        adapt: Callable[[Extension], T] | None = None,
+        elsewhere: Mapping[str, str] | None = None,
     ) -> None:
         self.noun = noun
         self.kind = kind
         self.adapt = adapt
+        self.elsewhere = elsewhere or {}
         self.built_in: dict[str, T] = {}
         if kind is not None:
             _built_in[kind] = self
@@ -297,6 +305,9 @@ class Registry(Generic[T]):
             extension = self.extension_of(import_object(name))
             registered = self.extensions().get(extension.name) is extension
             return extension if registered else replace(extension, name=name.rpartition(":")[2])
+        plain = re.sub(r"[^a-z0-9+]", "", name.lower())
+        if plain in self.elsewhere:
+            raise UnknownNameError(f"there is no {self.noun} '{name}' here; write {self.elsewhere[plain]}")
         raise unknown_name(self.noun, name, self)
 
     def __getitem__(self, name: str) -> T:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from saliency_lab._common.checks import check_seed, parse_epsilon
-from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.errors import InputError, UnknownNameError, unknown_name
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -127,6 +127,27 @@ def as_keywords(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in settings.items())
 
 
+_ELSEWHERE = {
+    "alpha": "step_size",
+    "iterations": "steps",
+    "n_iter": "steps",
+    "nt_samples": "n",
+    "n_samples": "n",
+    "num_samples": "n",
+    "stdevs": "stdev",
+    "sigma": "stdev",
+    "sliding_window_shapes": "window",
+    "strides": "stride",
+    "nr_runs": "runs",
+    "nr_samples": "samples",
+    "perturb_baseline": "baseline",
+    "perturb_radius": "radius",
+    "target_layer": "layer",
+    "target_layers": "layer",
+}
+"""Names of settings in Captum, Quantus, pytorch-grad-cam and torchattacks, and the names here."""
+
+
 def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> None:
     """Refuse unknown keys, also in nested tables, with the nearest known one."""
     aliases = {field.alias for field in model.model_fields.values()}
@@ -136,6 +157,9 @@ def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> No
         if key not in model.model_fields:
             if model.model_config.get("extra") == "allow":
                 continue
+            meant = _ELSEWHERE.get(key, "")
+            if meant in model.model_fields:
+                raise UnknownNameError(f"unknown setting of {of}: '{key}'; it is called '{meant}' here")
             raise unknown_name(f"setting of {of}:", key, model.model_fields)
         inner = model.model_fields[key].annotation
         if not (isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel)):

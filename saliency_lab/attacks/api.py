@@ -36,7 +36,7 @@ from saliency_lab._common.passes import Passes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng
-from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.ascent import Norm, check_radius, norm_of, to_grid
 from saliency_lab.attacks.methods import METHODS, AttackMethod, OwnAttack
 from saliency_lab.attacks.problem import AttackProblem
@@ -112,7 +112,7 @@ def attack(
     """
     x, y = read_labelled(x, y)
     chosen = METHODS.find(method)
-    parsed = parse_settings(chosen.settings, settings, of=chosen.name)
+    parsed = chosen.parse(settings)
     return run_attack(
         model, x, y, chosen, parsed, eps=parse_epsilon(eps), seed=seed, target=target, lender=gradients_from
     )
@@ -334,8 +334,8 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
         logits = finite_logits(model, x)
     if are_probabilities(logits):
         warnings.warn(
-            "the model returns probabilities, not logits: where it is sure its gradient vanishes, and an "
-            "attack that fails for that says nothing of robustness; remove its last softmax",
+            "the model returns probabilities, not logits: its gradient vanishes where it is confident, so an "
+            "attack can fail although the model is not robust; remove its last softmax",
             stacklevel=2,
         )
     return logits, check_labels(y, len(x), logits.shape[1])

@@ -34,7 +34,7 @@ from saliency_lab._common.inference import (
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng, sample_seeds, sample_uniform
-from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.api import attack, check_batch, check_source, is_source, run_attack
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.curve import whole_range
@@ -143,7 +143,7 @@ def audit(
     if surrogates is not None:
         surrogates = check_mapping(surrogates, "surrogates", '{"other": other_model}')
     chosen = METHODS.find(method)
-    parsed = parse_settings(chosen.settings, settings, of=chosen.name)
+    parsed = chosen.parse(settings)
     radius = parse_epsilon(eps)
     x, y = read_labelled(x, y)
     return run_audit(model, x, y, chosen, parsed, eps=radius, surrogates=surrogates, budget=budget, seed=seed)
@@ -692,7 +692,7 @@ def _determinism(model: nn.Module, x: Tensor) -> Check:
             name for name, module in model.named_modules() if module.training and _is_random(module)
         )
         evidence = (
-            f"the model was handed over in train mode and is random there ({active or 'an unknown module'}): "
+            f"the model was in train mode and is random there ({active or 'an unknown module'}): "
             f"three passes disagree on {numbers['disagree']:.1%} of the images; it is attacked in eval mode, "
             f"so call model.eval() if that is the model you mean{inside}"
         )

@@ -20,7 +20,7 @@ from saliency_lab._common.mapped import take_rows
 from saliency_lab._common.passes import predict_many
 from saliency_lab._common.proportions import wilson
 from saliency_lab._common.samples import Images, read_labelled
-from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.api import check_batch, run_attack
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.methods import METHODS, AttackMethod, OwnAttack
@@ -167,7 +167,13 @@ def robustness_curve(
     radii = parse_radii(eps)
     chosen = METHODS.find(method)
     return curve_at(
-        model, x, y, chosen, parse_settings(chosen.settings, settings, of=chosen.name), radii, seed
+        model,
+        x,
+        y,
+        chosen,
+        chosen.parse(settings),
+        radii,
+        seed,
     )
 
 
@@ -251,7 +257,7 @@ def steps_curve(
     radius = parse_epsilon(eps)
     strengths = []
     for count in counts:
-        parsed = parse_settings(chosen.settings, {**settings, "steps": max(count, 1)}, of=chosen.name)
+        parsed = chosen.parse({**settings, "steps": max(count, 1)})
         strengths.append((radius if count else 0.0, parsed))
     return _curve(model, x, y, chosen, "steps", counts, strengths, seed)
 
@@ -315,7 +321,7 @@ def minimal_epsilon(
         raise InputError(
             f"attack '{chosen.name}' takes a single ε for all samples; these take one per sample: {names}"
         )
-    parsed = parse_settings(chosen.settings, settings, of=chosen.name)
+    parsed = chosen.parse(settings)
     precision = parse_epsilon(tolerance, name="tolerance")
     if precision == 0:
         raise InputError('tolerance must be > 0, such as "1/255"')

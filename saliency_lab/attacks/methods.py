@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,11 +12,11 @@ from pydantic import create_model
 from torch import Tensor, nn
 
 from saliency_lab._common.checks import format_epsilon
-from saliency_lab._common.errors import InputError, UnknownNameError
+from saliency_lab._common.errors import InputError
 from saliency_lab._common.own_code import check_callable
 from saliency_lab._common.registry import Extension, Registry, given_settings, settings_of
 from saliency_lab._common.seeding import derive_seed, preserved_rng
-from saliency_lab._common.settings import Settings, list_settings
+from saliency_lab._common.settings import Settings, list_settings, parse_settings
 from saliency_lab.attacks.ascent import Norm, project
 from saliency_lab.attacks.controls import DrawSettings, noise, random_direction
 from saliency_lab.attacks.corruptions import CORRUPTIONS, CorruptionSettings, attack_by
@@ -65,6 +64,16 @@ class AttackMethod:
     targeted: bool = False
     each_eps: bool = False
     norms: tuple[Norm, ...] = ("linf", "l2")
+
+    def parse(self, given: Mapping[str, Any]) -> Settings:
+        """Validate keyword arguments of the attack.
+
+        Raises
+        ------
+        InputError
+            For an unknown setting or a value out of range.
+        """
+        return parse_settings(self.settings, given, of=f"attack '{self.name}'")
 
 
 _ALL: tuple[Norm, ...] = ("linf", "l2", "l1")
@@ -147,17 +156,7 @@ _ELSEWHERE = {
 """Names in torchattacks, foolbox, ART, CleverHans and AutoAttack, and what to write here."""
 
 
-class _Attacks(Registry[AttackMethod]):
-    """The registry of attacks; it knows what other libraries call them."""
-
-    def __getitem__(self, name: str) -> AttackMethod:
-        plain = re.sub(r"[\W_]", "", str(name)).lower()
-        if name not in self and plain in _ELSEWHERE:
-            raise UnknownNameError(f"there is no attack '{name}' here; write {_ELSEWHERE[plain]}")
-        return super().__getitem__(name)
-
-
-METHODS: Registry[AttackMethod] = _Attacks("attack", "attack", custom_attack)
+METHODS: Registry[AttackMethod] = Registry("attack", "attack", custom_attack, _ELSEWHERE)
 for _method in (
     AttackMethod("fgsm", FgsmSettings, fgsm, "gradient", targeted=True, each_eps=True),
     AttackMethod("r_fgsm", FgsmSettings, r_fgsm, "gradient", targeted=True, each_eps=True),

@@ -11,7 +11,6 @@ from saliency_lab._common.checks import format_epsilon, parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import check_module
 from saliency_lab._common.samples import Images, read_labelled
-from saliency_lab._common.settings import parse_settings
 from saliency_lab.attacks.api import run_attack
 from saliency_lab.attacks.methods import METHODS, OwnAttack
 from saliency_lab.attacks.result import AttackResult
@@ -76,7 +75,7 @@ def transfer_attack(
     chosen = METHODS.find(method)
     if "early_stop" in chosen.settings.model_fields:
         settings = {"early_stop": False, **settings}
-    parsed = parse_settings(chosen.settings, settings, of=chosen.name)
+    parsed = chosen.parse(settings)
     return run_attack(model, x, y, chosen, parsed, eps=parse_epsilon(eps), seed=seed, source=source)
 
 

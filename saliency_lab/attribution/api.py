@@ -201,8 +201,8 @@ def run_call(model: nn.Module, x: Tensor, y: Tensor | None, call: MethodCall, se
         x = check_images(x).detach()
         if chosen.family != "control" and are_probabilities(check_classifier(model, x)):
             warnings.warn(
-                f"{type(model).__name__} returns probabilities, not logits: where it is sure, their gradient "
-                "vanishes, and so does the map; remove its last softmax",
+                f"{type(model).__name__} returns probabilities, not logits: their gradient, and with it the "
+                "map, vanishes where the model is confident; remove its last softmax",
                 stacklevel=3,
             )
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)

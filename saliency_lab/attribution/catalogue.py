@@ -95,7 +95,40 @@ def custom_method(extension: Extension) -> Method:
     return Method(name, "custom", run, settings_of(extension, 3), "", first, function=function)
 
 
-METHODS: Registry[Method] = Registry("method", "method", custom_method)
+_SHAP = '"gradient_shap", "deep_lift_shap", "kernel_shap" or "shapley_value_sampling"'
+_ELSEWHERE = {
+    "gradient": '"saliency"',
+    "gradients": '"saliency"',
+    "vanillagradient": '"saliency"',
+    "vanilla": '"saliency"',
+    "gradientxinput": '"input_x_gradient"',
+    "gradientinput": '"input_x_gradient"',
+    "ixg": '"input_x_gradient"',
+    "ig": '"integrated_gradients"',
+    "sg": '"smoothgrad"',
+    "noisetunnel": '"smoothgrad", "smoothgrad_sq" or "vargrad", with base="saliency" or another method',
+    "expectedgradients": '"gradient_shap"',
+    "shap": _SHAP,
+    "shapley": _SHAP,
+    "deepshap": '"deep_lift_shap"',
+    "gradcam++": '"grad_cam_plus_plus"',
+    "gradcampp": '"grad_cam_plus_plus"',
+    "cam": '"grad_cam", which is the same in networks that end in average pooling and one linear layer',
+    "excitationbackprop": '"lrp" with preset="excitation_backprop"',
+    "epsilonplus": '"lrp" with preset="epsilon_plus"',
+    "epsilonplusflat": '"lrp" with preset="epsilon_plus_flat"',
+    "epsilongammabox": '"lrp" with preset="epsilon_gamma_box"',
+    "epsilonalpha2beta1": '"lrp" with preset="epsilon_alpha2_beta1"',
+    "rollout": '"attention_rollout"',
+    "attention": '"attention_relevance" or "attention_rollout"',
+    "chefer": '"attention_relevance"',
+    "conductance": '"layer_conductance"',
+    "ablation": '"feature_ablation"',
+    "sobel": '"edges"',
+}
+"""Names in Captum, pytorch-grad-cam, zennit and the papers, and what to write here."""
+
+METHODS: Registry[Method] = Registry("method", "method", custom_method, _ELSEWHERE)
 
 
 @dataclass(frozen=True)

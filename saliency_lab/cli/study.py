@@ -93,8 +93,8 @@ def study(
     plan: Plan = False,
     verify: Verify = False,
     trust: Trust = False,
-    executor: ExecutorName = "serial",
-    workers: Workers = 2,
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
     address: Address = None,
 ) -> None:
     """Train, attribute, score, attack and compare what a TOML file declares; nothing is computed twice.
@@ -116,7 +116,7 @@ def study(
     if packed is not None:
         _redraw(declared, packed, page or Path(), declaration.stem, command, trust=trust)
         return
-    with open_executor(executor, workers, address) as pool:
+    with open_executor(executor, workers, address, device) as pool:
         results = run_declared(declared, store, executor=pool, device=device, trust=trust)
     retrained = retrain_declared(declared, store, device=device, trust=trust)
     _print_results(declared, results, retrained, store, page, pack, declaration.stem, command)
@@ -142,8 +142,8 @@ def reproduce(
     compile: Compile = None,
     dtype: Dtype = None,
     plan: Plan = False,
-    executor: ExecutorName = "serial",
-    workers: Workers = 2,
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
     address: Address = None,
 ) -> None:
     """Run a bundled study that tests claims about saliency-guided training; write its page.
@@ -165,7 +165,7 @@ def reproduce(
     if packed is not None:
         _redraw(declared, packed, page or Path(), name, command)
         return
-    with open_executor(executor, workers, address) as pool:
+    with open_executor(executor, workers, address, device) as pool:
         results = run_declared(declared, store, executor=pool, device=device)
     retrained = retrain_declared(declared, store, device=device)
     _print_results(declared, results, retrained, store, page or store / "results", pack, name, command)

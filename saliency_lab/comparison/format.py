@@ -147,6 +147,15 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}".rstrip("0").rstrip(".")
 
 
+def p_equation(p: float) -> str:
+    """Write a p-value as an equation.
+
+    >>> p_equation(0.00001), p_equation(0.0312)
+    ('p < 0.001', 'p = 0.031')
+    """
+    return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
+
+
 def count(number: int, noun: str) -> str:
     """Write a number of things.
 

@@ -24,7 +24,7 @@ from saliency_lab._common.arguments import (
 )
 from saliency_lab._common.errors import InputError
 from saliency_lab.comparison.comparison import Comparison
-from saliency_lab.comparison.format import estimate, one_line, p_value
+from saliency_lab.comparison.format import estimate, one_line, p_equation
 from saliency_lab.comparison.statistics import Interval
 
 if TYPE_CHECKING:
@@ -67,13 +67,13 @@ class PooledDifference:
         width = max(len(str(name)) for name in self.table.index)
         lines = [
             f"{name:<{width}}  {one_line(estimate(_interval(row), share=self.share, signed=True))}"
-            + ("" if math.isnan(row["p"]) else f"  p = {p_value(row['p'])}".replace("= <", "<"))
+            + ("" if math.isnan(row["p"]) else f"  {p_equation(row['p'])}")
             for name, row in self.table.iterrows()
         ]
         return "\n".join(
             [
                 *lines,
-                f"heterogeneity: I² = {100 * self.heterogeneity:.0f} %, p = {p_value(self.p_heterogeneity)}",
+                f"heterogeneity: I² = {100 * self.heterogeneity:.0f} %, {p_equation(self.p_heterogeneity)}",
             ]
         )
 

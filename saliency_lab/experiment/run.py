@@ -23,7 +23,7 @@ from saliency_lab._common.arguments import check_path
 from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError, TrainingError
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import named_device
-from saliency_lab._common.progress import no_progress
+from saliency_lab._common.progress import no_progress, progress
 from saliency_lab.comparison.comparison import Comparison
 from saliency_lab.data import ImageData
 from saliency_lab.data.images import Split, stratified_order
@@ -37,7 +37,8 @@ from saliency_lab.retraining.api import missing_networks
 from saliency_lab.study.cache.results import Failure
 from saliency_lab.study.cache.store import FolderStore, MemoryStore
 from saliency_lab.study.planning import PLAN_COLUMNS, plan_networks
-from saliency_lab.study.running import ExecutorError
+from saliency_lab.study.processes import LocalProcesses
+from saliency_lab.study.running import ExecutorError, completed
 from saliency_lab.study.sample import Member, StudySample, read_members, read_sample
 from saliency_lab.study.study import Study
 from saliency_lab.study.workers import WORKER_LOCK
@@ -260,8 +261,12 @@ def _train_all(
     Networks that other processes train in this store come last: they are read when they are finished, or
     trained here if the other process ended without finishing them.
     """
-    if executor is not None:
-        _train_by(executor, [run for run in runs if not run.finished], data, declared, device)
+    left = [run for run in runs if not run.finished]
+    if executor is not None and (
+        not isinstance(executor, LocalProcesses)
+        or (len(left) > 1 and executor.pays(_least_seconds(left, data)))
+    ):
+        _train_by(executor, left, data, declared, device)
     outcomes: dict[int, nn.Module | Failure] = {}
     for wait in (False, True):
         for index, run in enumerate(runs):
@@ -279,6 +284,11 @@ def _train_all(
     return [outcomes[index] for index in range(len(runs))]
 
 
+def _least_seconds(runs: Sequence[Run], data: ImageData) -> float:
+    """Estimate how long the trainings take at least, without measuring it."""
+    return sum(run.recipe.training.epochs for run in runs) * len(data.train) / _IMAGES_PER_SECOND
+
+
 def _train_by(
     executor: Executor, runs: Sequence[Run], data: ImageData, declared: Declaration, device: str
 ) -> None:
@@ -287,10 +297,12 @@ def _train_by(
     try:
         for run in {run.folder: run for run in runs}.values():
             jobs.append(executor.submit(_train_in_worker, run, data.fingerprint, declared, device))
-        for job in jobs:
-            error = job.exception()
-            if error is not None and not isinstance(error, SaliencyLabError):
-                raise error
+        with progress(label="train", total=len(jobs)) as bar:
+            for job in completed(set(jobs)):
+                error = job.exception()
+                if error is not None and not isinstance(error, SaliencyLabError):
+                    raise error
+                bar.update()
     except Exception as error:  # each kind of executor has its own
         warnings.warn(
             f"the executor did not finish the training ({type(error).__name__}: {error}); what is missing is "
@@ -412,6 +424,8 @@ def _found(folder: Path, source: str) -> Path:
 
 
 _TIMED_STEPS = (2, 8)
+_IMAGES_PER_SECOND = 5_000.0
+"""No network that is worth training sees more images per second on a CPU core."""
 
 
 def _training_seconds(recipe: Recipe, data: ImageData, device: str) -> float:

@@ -148,7 +148,26 @@ class Metric:
         return [name for name in ("fast", "quantus") if getattr(self, name) is not None]
 
 
-METRICS: Registry[Metric] = Registry("metric", "metric")
+_ELSEWHERE = {
+    "aopc": '"region_perturbation"',
+    "morf": '"pixel_flipping"',
+    "lerf": '"pixel_flipping" with order="least_relevant_first"',
+    "modelparameterrandomisationtest": '"mprt"',
+    "modelparameterrandomisation": '"mprt"',
+    "lipschitz": '"local_lipschitz_estimate"',
+    "sensitivity": '"max_sensitivity" or "avg_sensitivity" (of the map), or "sensitivity_n" (of the output)',
+    "gini": '"sparseness"',
+    "entropy": '"complexity"',
+    "ris": '"relative_input_stability"',
+    "ros": '"relative_output_stability"',
+    "rrs": '"relative_representation_stability"',
+    "ebpg": '"energy_pointing_game"',
+    "dropinconfidence": '"average_drop"',
+    "roar": "sl.roar(recipe), which trains networks again",
+}
+"""Names in Quantus, pytorch-grad-cam and the papers, and what to write here."""
+
+METRICS: Registry[Metric] = Registry("metric", "metric", elsewhere=_ELSEWHERE)
 
 NOT_A_NUMBER = "the model's answer is not a number"
 """Why a score that is computed from the model's outputs is NaN."""

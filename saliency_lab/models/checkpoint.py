@@ -27,7 +27,7 @@ from saliency_lab._common.provenance import machine, versions
 from saliency_lab.models.card import CUSTOM, ModelCard, card_of
 from saliency_lab.models.catalogue import ARCHITECTURES, build_model
 from saliency_lab.models.layers import Normalised
-from saliency_lab.models.pretrained import is_pretrained_name, load_pretrained
+from saliency_lab.models.pretrained import is_pretrained_name, is_torchvision_model, load_pretrained
 from saliency_lab.models.robustbench import PREFIX as ROBUSTBENCH
 from saliency_lab.models.robustbench import load_robustbench
 from saliency_lab.models.weights import PICKLED, read_state
@@ -371,10 +371,12 @@ def _parse_card(path: Path) -> ModelCard:
 
 
 def _hint(folder: Path) -> str:
-    """A name of the zoo that was meant, or a checkpoint that lies deeper."""
+    """Return what may have been meant: a name of the zoo or of torchvision, or a checkpoint lower down."""
     near = difflib.get_close_matches(folder.as_posix(), zoo_names(), n=1, cutoff=0.8)
     if near:
         return f"did you mean '{near[0]}'? Otherwise "
+    if is_torchvision_model(folder.as_posix()):
+        return f"did you mean load_model('torchvision/{folder}', weights='DEFAULT')? Otherwise "
     inside = sorted(path.parent for path in folder.glob(f"*/{CARD}"))
     return f"there is one in '{inside[0]}'; otherwise " if inside else ""
 

@@ -75,6 +75,13 @@ def is_pretrained_name(name: str) -> bool:
     return name.partition("/")[0] in _FAMILIES and not Path(name).exists()
 
 
+def is_torchvision_model(name: str) -> bool:
+    """Return whether torchvision has a classifier of this name."""
+    from torchvision import models
+
+    return name in models.list_models(module=models)
+
+
 def load_pretrained(name: str, weights: str | Path | None) -> Normalised:
     """Return a pretrained network by its family's name; see `load_model`.
 

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from typing import Any
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from saliency_lab.metrics.cost import LONG, duration
 from saliency_lab.study.cache.index import ResultIndex
 from saliency_lab.study.cache.results import Failure, Place
 from saliency_lab.study.cache.store import FolderStore, LockedError
+from saliency_lab.study.processes import LocalProcesses
 from saliency_lab.study.tasks import Network, StudyTask, TaskInputs, perform
 from saliency_lab.study.workers import WorkerInputs, hand_over, perform_in_worker
 
@@ -91,7 +93,29 @@ def _perform_all(
     networks = {(member.model, member.seed): member.net for member in inputs.networks}
     if executor is None:
         return _perform_here(tasks, inputs, index, networks)
+    if isinstance(executor, LocalProcesses):
+        return _perform_where_it_pays(executor, tasks, inputs, index, networks)
     return _perform_by(executor, tasks, inputs, index.folder(), networks)
+
+
+def _perform_where_it_pays(
+    processes: LocalProcesses,
+    tasks: Sequence[StudyTask],
+    inputs: TaskInputs,
+    index: ResultIndex,
+    networks: Mapping[Network, nn.Module],
+) -> Iterator[tuple[StudyTask, Failures]]:
+    """Carry tasks out here until those that are left would take long enough for other processes."""
+    left = list(tasks)
+    if not processes.pays(0.0):
+        began = time.perf_counter()
+        for done, (task, failed) in enumerate(_perform_here(tasks, inputs, index, networks), 1):
+            yield task, failed
+            left.remove(task)
+            if len(left) > 1 and processes.pays(len(left) * (time.perf_counter() - began) / done):
+                break
+    if left:
+        yield from _perform_by(processes, left, inputs, index.folder(), networks)
 
 
 def _perform_here(
@@ -139,7 +163,7 @@ def _perform_by(
                 futures[executor.submit(perform_in_worker, inputs_of_task, task)] = task
             except Exception as error:  # each kind of executor has its own
                 yield task, _not_finished(task, error)
-        for future in _completed(set(futures)):
+        for future in completed(set(futures)):
             task = futures[future]
             try:
                 failed = {Place(*place): failure for place, failure in future.result().items()}
@@ -151,7 +175,7 @@ def _perform_by(
             future.cancel()
 
 
-def _completed(futures: set[Future[Failures]]) -> Iterator[Future[Failures]]:
+def completed(futures: set[Future[Any]]) -> Iterator[Future[Any]]:
     """Yield futures as they complete, also those that are cancelled by somebody who does not say so.
 
     `concurrent.futures.as_completed` waits for these forever.

@@ -22,12 +22,12 @@ from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_f
 from saliency_lab._common.compiling import CompileError, compiled_in_place, uncompiled
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
-from saliency_lab._common.inference import translate_missing_derivatives
+from saliency_lab._common.folding import FoldedCopy
+from saliency_lab._common.inference import run_without_graph, translate_missing_derivatives
 from saliency_lab._common.memory import freed_memory_kept
 from saliency_lab._common.progress import no_progress, progress, watched
 from saliency_lab._common.seeding import derive_seed, generator
 from saliency_lab.data import ImageData
-from saliency_lab.models.layers import Normalised
 from saliency_lab.training.augmentation import crop_and_flip
 from saliency_lab.training.health import (
     Validation,
@@ -62,10 +62,12 @@ class Loss(nn.Module):
         self.objective = objective
         self.attacked = False
         """Whether the objective has used ε in some step."""
+        self.folded: FoldedCopy | None = None
+        """The copy of the model that makes its passes in eval mode, where they are compiled."""
 
     def forward(self, x: Tensor, y: Tensor, **position: Any) -> dict[str, Tensor]:
         """Return the terms of the objective for one batch."""
-        step = Step(net=self.net, x=x, y=y, **position)
+        step = Step(net=self.net, x=x, y=y, folded=self.folded, **position)
         terms = self.objective.terms(step)
         self.attacked = self.attacked or step.attacked
         return terms
@@ -188,7 +190,9 @@ class Trainer:
                 summary = _summary(at.history[-1])
                 bar.set_postfix_str(summary)
                 if first and (bar.disable or not watched()):
-                    logger.info("%s: epoch %d of %d: %s", recipe.name, at.epoch, epochs, summary)
+                    logger.info(
+                        "%s, seed %d: epoch %d of %d: %s", recipe.name, recipe.seed, at.epoch, epochs, summary
+                    )
         kept = Validation(**at.kept)
         return Fitted(
             weights=_cpu_copy(self.judged) if self.best_weights is None else self.best_weights,
@@ -199,15 +203,19 @@ class Trainer:
 
     @contextmanager
     def _compiled(self) -> Iterator[None]:
-        """Compile the network inside, if the recipe says so: the part that is called for a saliency too."""
+        """Compile the network inside, if the recipe says so, and fold it for the passes in eval mode."""
         if not self.recipe.training.compile:
             yield
             return
+        x, _ = self.fabric.to_device(self.data.train.batch(slice(2)))
+        folded = self.loss.folded = FoldedCopy.make(self.net, x, run_without_graph)
         try:
-            with compiled_in_place(self.net.net if type(self.net) is Normalised else self.net):
+            with compiled_in_place(self.net, *([] if folded is None else [folded.follow()])):
                 yield
         except CompileError as error:
             raise TrainingError(f"training.compile = true: {error}; leave it out") from error
+        finally:
+            self.loss.folded = None
 
     def _epoch(self) -> Iterator[None]:
         """Train on the remaining batches of the current epoch."""
@@ -384,7 +392,8 @@ class Trainer:
                 f"the state of the run in '{self.run.path}' was written by another version of this package; "  # type: ignore[union-attr]
                 "delete the folder to train from the start"
             ) from error
-        logger.info("%s: continues with epoch %d", self.recipe.name, self.position.epoch + 1)
+        recipe, epoch = self.recipe, self.position.epoch + 1
+        logger.info("%s, seed %d: continues with epoch %d", recipe.name, recipe.seed, epoch)
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:

@@ -70,8 +70,9 @@ class TrainingSpec(Settings):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = False
     compile: bool = False
-    """Compile the passes of training by torch's inductor, which takes up to a minute at the start; validation
-    runs the model as it is. Losses differ by rounding from those without it."""
+    """Compile the passes of training by torch's inductor, which takes up to a few minutes at the start;
+    attacks and saliencies run in a copy with folded batch normalisation, validation in the model as it is.
+    Losses differ by rounding from those without it."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """If above 0, an exponential moving average of the weights is validated and kept.
 

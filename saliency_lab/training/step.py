@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from saliency_lab._common.compiling import is_compiled
+from saliency_lab._common.folding import FoldedCopy
 from saliency_lab._common.seeding import derive_seed, generator
 from saliency_lab._common.settings import Epsilon, Settings
 from saliency_lab.attacks.ascent import Norm, check_radius, projected_ascent, random_start
@@ -93,6 +95,8 @@ class Step:
     """The seed of this step, from which every draw is derived."""
     rank: int = 0
     world_size: int = 1
+    folded: FoldedCopy | None = None
+    """A copy of `net` with folded batch normalisation, which computes its logits in eval mode."""
     last_gradient: Tensor | None = field(default=None, init=False)
     """Gradient of the attack's loss at its last iterate, after `perturb`."""
     attacked: bool = field(default=False, init=False)
@@ -116,6 +120,15 @@ class Step:
         torch.manual_seed(derive_seed(self.seed, "dropout", draw, self.rank))
         return full_precision(run(chain, x))
 
+    @contextmanager
+    def evaluated(self) -> Iterator[nn.Module]:
+        """Give the module that computes the logits of `net` in eval mode; no parameter takes a gradient."""
+        if self.folded is not None:
+            yield self.folded.follow()
+            return
+        with evaluating(self.net), frozen(self.net):
+            yield self.net
+
     def start_noise(self) -> Tensor:
         """Return the noise from which `random_start` makes a point in the ball."""
         self.attacked = True
@@ -137,7 +150,7 @@ class Step:
         def gradient(point: Tensor) -> Tensor:
             point = point.detach().requires_grad_()
             with torch.enable_grad():
-                z = self.net(point)
+                z = net(point)
                 # in float16 the gradient of a confident sample would underflow; only its direction is used
                 scale = 1024.0 if z.dtype == torch.float16 else 1.0
                 (g,) = torch.autograd.grad(scale * raised(full_precision(z)), point)
@@ -147,7 +160,7 @@ class Step:
         start = self.x
         if spec.random_start:
             start = random_start(self.x, self.eps, spec.norm, self.start_noise())
-        with evaluating(self.net), frozen(self.net):
+        with self.evaluated() as net:
             return projected_ascent(
                 self.x,
                 gradient,
@@ -160,8 +173,8 @@ class Step:
 
     def correct(self, x: Tensor) -> Tensor:
         """Return which rows of `x` the model classifies correctly in eval mode; bool (N,)."""
-        with evaluating(self.net), torch.no_grad():
-            return self.net(x).argmax(1) == self.y
+        with self.evaluated() as net, torch.no_grad():
+            return net(x).argmax(1) == self.y
 
     def logits_and_saliency(self, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return logits of x in train mode, and s = ∂z_target/∂x in eval mode.
@@ -169,18 +182,27 @@ class Step:
         `target=None` means the predicted class. Up to the first layer that differs between the modes
         (dropout, BatchNorm), one forward pass serves both, with exactly the same weights and losses as two
         passes. See `saliency_lab.training.trunk` for the networks that can be cut there; others take two
-        passes.
+        passes, and so does a compiled network, which is compiled as a whole.
         """
-        trunk, head = trunk_and_head(self.net)
         point = x.detach().requires_grad_()
+        if is_compiled(self.net):
+            with self.evaluated() as net:
+                z = full_precision(net(point))
+            (saliency,) = torch.autograd.grad(_score(z, target), point)
+            return self.logits(x), saliency
+        trunk, head = trunk_and_head(self.net)
         shared = run(trunk, point)
         with evaluating(self.net), frozen(*head):
             z = full_precision(run(head, shared))
-        classes = z.detach().argmax(1) if target is None else target
-        score = z.gather(1, classes[:, None]).sum()
-        (upper,) = torch.autograd.grad(score, shared, retain_graph=not head)  # frees the head's graph
+        (upper,) = torch.autograd.grad(_score(z, target), shared, retain_graph=not head)  # frees the head
         (saliency,) = torch.autograd.grad(shared, point, upper, retain_graph=True)
         return self._forward(head, shared, draw=0), saliency
+
+
+def _score(z: Tensor, target: Tensor | None) -> Tensor:
+    """Sum the logits (N, K) of the targets, or of the predicted classes."""
+    classes = z.detach().argmax(1) if target is None else target
+    return z.gather(1, classes[:, None]).sum()
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:

@@ -302,6 +302,7 @@ def test_a_model_without_a_gradient_raises_a_warning(case) -> None:
         ({"x": torch.zeros(7, 3, 8, 8).double()}, r"does not take images of shape \(3, 8, 8\)"),
         ({"method": "pdg"}, "did you mean 'pgd'"),
         ({"stesp": 3}, "did you mean 'steps'"),
+        ({"alpha": 0.01}, "unknown setting of attack 'pgd': 'alpha'; it is called 'step_size' here"),
         ({"method": lambda x: x}, r"is called as \(model, x, y, eps, \*\*settings\): too many positional"),
         ({"steps": 0}, "'steps'"),
         ({"norm": "l1"}, "has no l1 version; these have: apgd_ce"),

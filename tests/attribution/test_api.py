@@ -213,6 +213,7 @@ def test_your_own_function_is_a_method(net, batch):
     ("change", "message"),
     [
         ({"method": "salency"}, "unknown method 'salency'; did you mean 'saliency'"),
+        ({"method": "IG"}, "there is no method 'IG' here; write \"integrated_gradients\""),
         (
             {"method": "smoothgrad", "stdv": 0.1},
             "unknown setting of method 'smoothgrad': 'stdv'; did you mean 'stdev'",

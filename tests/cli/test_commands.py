@@ -585,7 +585,8 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch):
         (["attribute", "MODEL", "--set", "steps=3"], ["NAME.steps"]),
         (["attribute", "MODEL", "--data", "planted", "--images", "4"], ["takes images of", "'planted'"]),
         (["study", "nowhere.toml"], ["nowhere.toml", "No such file"]),
-        (["study", "STUDY", "--executor", "slurm"], ["--executor", "serial", "slurm"]),
+        (["study", "STUDY", "--executor", "slurm"], ["--executor", "auto", "slurm"]),
+        (["study", "STUDY", "--executor", "serial", "--workers", "2"], ["--workers", "--executor"]),
         (["download", "minst"], ["did you mean 'mnist'"]),
     ],
 )
@@ -663,7 +664,7 @@ import os, time
 from saliency_lab.cli.executors import open_executor
 
 if __name__ == "__main__":
-    with open_executor("processes", 2, None) as pool:
+    with open_executor("processes", 2, None, "cpu") as pool:
         pool.submit(os.getpid).result()
         print("at work", flush=True)
         time.sleep(600)

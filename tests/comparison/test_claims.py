@@ -177,7 +177,7 @@ def test_equivalence_within_the_margin_is_an_answer() -> None:
         assert (row["p_equivalence"] < 0.05) == (row["verdict"] == "equivalent")
     assert verdicts == {0.001: "not significantly different", 0.5: "equivalent"}
     assert "equivalent within ±50.0 points (difference" in asked.primary
-    assert "p of equivalence within ±50.0 points" in asked.primary
+    assert "equivalence within ±50.0 points: p" in asked.primary
 
 
 def test_seeds_that_disagree_and_identical_scores_are_no_differences() -> None:

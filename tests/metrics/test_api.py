@@ -343,6 +343,8 @@ class TestBadInput:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 
     def test_unknown_metric(self):
+        with pytest.raises(UnknownNameError, match=r'no metric .AOPC. here; write "region_perturbation"'):
+            sl.evaluate(self.model, self.x, self.y, self.maps, "AOPC")
         with pytest.raises(UnknownNameError, match="did you mean 'pixel_flipping'"):
             sl.evaluate(self.model, self.x, self.y, self.maps, "pixelflipping")
 

@@ -252,6 +252,8 @@ def test_a_model_comes_back_in_the_precision_it_was_saved_in(tmp_path: Path) -> 
 
 
 def test_a_name_or_folder_that_was_meant_is_suggested(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"did you mean load_model\('torchvision/resnet50', weights"):
+        sl.load_model("resnet50")
     with pytest.raises(CheckpointError, match="did you mean 'digits/at'"):
         sl.load_model("digits/att")
     sl.save_model(sl.build_model("small_cnn", num_classes=2, input_shape=(1, 8, 8)), tmp_path / "seed-0")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,18 +14,23 @@ import torch
 from torch import nn
 
 import saliency_lab as sl
+from saliency_lab._common.cores import usable_cores
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab.study import Study
 from saliency_lab.study.cache.store import FolderStore
+from saliency_lab.study.processes import LocalProcesses
 from saliency_lab.study.workers import assemble, hand_over
 
 MakeStudy = Callable[..., Study]
 
 
-@pytest.fixture(scope="module", params=["processes", "threads", "dask"])
+@pytest.fixture(scope="module", params=["processes", "where it pays", "threads", "dask"])
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     if request.param == "processes":
         with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield pool
+    elif request.param == "where it pays":
+        with LocalProcesses(2, least=1e-6) as pool:  # after the first task
             yield pool
     elif request.param == "threads":
         with ThreadPoolExecutor(2) as pool:
@@ -87,6 +93,28 @@ def test_dead_workers_are_a_message_and_the_next_run_goes_on(make_study: MakeStu
     study.attribute("saliency").score("sparseness")
     assert study.failures.empty
     assert len(study.scores) == 24
+
+
+def test_processes_start_when_there_is_enough_work(make_study: MakeStudy, tmp_path: Path) -> None:
+    with LocalProcesses(2, least=600.0) as pool:
+        study = make_study(tmp_path)
+        study.executor = pool
+        _finish(study)
+        assert not study.scores.empty and not pool.pays(0.0)  # it has not started
+
+
+def _log(text: str) -> int:
+    logging.getLogger("saliency_lab.study").info(text)
+    return torch.get_num_threads()
+
+
+@pytest.mark.long
+def test_processes_share_the_threads_and_log_here(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "saliency_lab"), LocalProcesses(2) as pool:
+        assert pool.pays(0.0)
+        threads = pool.submit(_log, "from a worker").result()
+    assert 1 <= threads <= max(1, usable_cores() // 2)
+    assert "from a worker" in caplog.messages
 
 
 def test_an_executor_needs_a_store(tiny_sample: tuple[torch.Tensor, torch.Tensor]) -> None:

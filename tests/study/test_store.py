@@ -491,6 +491,16 @@ def test_compact_maps_take_a_byte_per_value_and_have_keys_of_their_own(tmp_path)
     assert (table["plain"] - table["compact"]).abs().sparseness.max() < 0.02
 
 
+def test_maps_stored_in_two_ways_are_not_compared(tmp_path, tiny_sample, make_net):
+    for name, compact in (("exact", False), ("rounded", True)):
+        net = make_net(int(compact))
+        study = sl.Study({name: net}, tiny_sample, store=tmp_path / name, compact_maps=compact)
+        study.attribute("saliency").score("sparseness")
+    study.merge(tmp_path / "exact")
+    with pytest.raises(sl.SaliencyLabError, match="on 'rounded' with stored as = 'float8' and on 'exact'"):
+        study.compare()
+
+
 def test_packed_maps_keep_zeros_and_show_what_is_not_finite():
     maps = torch.randn(4, 1, 5, 5) * torch.tensor([1e-30, 1.0, 1e20, 1.0]).reshape(-1, 1, 1, 1)
     maps[1] = 0

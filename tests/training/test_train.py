@@ -707,15 +707,22 @@ COMPILER = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 
 @COMPILER
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["sgt", "at"])
-def test_a_compiled_training_is_repeatable_and_close_to_the_plain_one(images, objective):
-    def weights(**changes):
-        model = sl.train(f"digits/{objective}", images, overrides=TINY | {"training.epochs": 1} | changes)
-        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+@pytest.mark.filterwarnings("ignore:.*predicts one class")
+@pytest.mark.parametrize(("objective", "model"), [("sgt", "sgt_cnn"), ("asgt", "resnet8")])
+def test_a_compiled_training_is_repeatable(images, objective, model):
+    settings = {
+        "training.epochs": 1,
+        "training.collapse": "keep",
+        "training.compile": True,
+        "model.name": model,
+    }
 
-    plain, compiled = weights(), weights(**{"training.compile": True})
-    assert torch.equal(compiled, weights(**{"training.compile": True}))
-    assert (plain - compiled).abs().max() < 0.02  # PGD takes signs, so rounding may change a few
+    def trained():
+        return weights(sl.train(f"digits/{objective}", images, overrides=TINY | settings))
+
+    first = trained()
+    torch.manual_seed(5)
+    assert same(first, trained())
 
 
 @COMPILER

@@ -292,7 +292,7 @@ def _maps_of(place: Place) -> Place:
     return place._replace(kind="maps", metric="")
 
 
-_COMPARED = ("method", "metric", "attack", "engine", "revision")
+_COMPARED = ("method", "metric", "attack", "engine", "revision", "definition", "dtype", "stored as")
 """What two models must have in common, besides the settings, to be compared."""
 
 

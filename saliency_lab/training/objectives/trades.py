@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from saliency_lab.training.objectives.base import Objective, register
-from saliency_lab.training.step import Step, divergence, evaluating, full_precision
+from saliency_lab.training.step import Step, divergence, full_precision
 
 
 @register
@@ -26,8 +26,8 @@ class Trades(Objective):
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """Return the terms `clean` and `divergence`."""
-        with evaluating(step.net), torch.no_grad():
-            fixed = full_precision(step.net(step.x))
+        with step.evaluated() as net, torch.no_grad():
+            fixed = full_precision(net(step.x))
         away = step.attack.model_copy(update={"random_start": True})
         attacked = step.perturb(lambda z: divergence(fixed, z) * len(z), away)
         clean = step.logits(step.x)
