@@ -235,11 +235,13 @@ def index(kind: str) -> str:
     registry = METHODS if kind == "methods" else METRICS
     what, overview = ("method", "attribution.md") if kind == "methods" else ("metric", "metrics.md")
     title = "Attribution methods, one page each" if kind == "methods" else "Metrics, one page each"
+    chapter = "which-method-to-use" if kind == "methods" else "which-to-believe"
     lines = [
         f"# {title}",
         "",
         f"Each page has a picture, the formula, the cost, the settings, and when the {what} misleads.",
-        f"[The overview](../{overview}) compares them and says what all have in common.",
+        f"[The overview](../{overview}) compares them and says what all have in common; [which to use]"
+        f"(../{overview}#{chapter}) helps to choose.",
         "",
     ]
     families = dict(grouped(registry, lambda name: registry[name].family))

@@ -25,7 +25,7 @@ def import_library(module: str, extra: str) -> Any:
     except ImportError as error:
         raise InputError(
             f"this needs '{module}', which cannot be imported ({error}); install it with "
-            f"pip install 'saliency-lab[{extra}]'"
+            f"pip install '.[{extra}]' in the folder of this package's checkout"
         ) from error
 
 

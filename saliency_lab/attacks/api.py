@@ -32,7 +32,6 @@ from saliency_lab._common.inference import (
     undisturbed,
 )
 from saliency_lab._common.mapped import empty_tensor
-from saliency_lab._common.memory import trim_memory
 from saliency_lab._common.passes import Passes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
@@ -278,7 +277,6 @@ def _search(
                     curve = torch.full((len(x), outcome.loss_curve.shape[1]), torch.nan)
                 curve[chunk] = outcome.loss_curve.float().cpu()
             bar.update(len(chunk))
-            trim_memory()
     return points, queries, curve
 
 
@@ -336,8 +334,8 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
         logits = finite_logits(model, x)
     if are_probabilities(logits):
         warnings.warn(
-            "the model returns probabilities, not logits: where it is sure its gradient vanishes, and an "
-            "attack that fails for that says nothing of robustness; remove its last softmax",
+            "the model returns probabilities, not logits: its gradient vanishes where it is confident, so an "
+            "attack can fail although the model is not robust; remove its last softmax",
             stacklevel=2,
         )
     return logits, check_labels(y, len(x), logits.shape[1])

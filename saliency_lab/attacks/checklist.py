@@ -692,7 +692,7 @@ def _determinism(model: nn.Module, x: Tensor) -> Check:
             name for name, module in model.named_modules() if module.training and _is_random(module)
         )
         evidence = (
-            f"the model was handed over in train mode and is random there ({active or 'an unknown module'}): "
+            f"the model was in train mode and is random there ({active or 'an unknown module'}): "
             f"three passes disagree on {numbers['disagree']:.1%} of the images; it is attacked in eval mode, "
             f"so call model.eval() if that is the model you mean{inside}"
         )

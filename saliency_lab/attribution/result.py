@@ -105,7 +105,7 @@ class Attributions:
     def __getitem__(self, rows: int | slice | list[int] | np.ndarray | Tensor) -> Attributions:
         """Return the maps of some of the images; an int gives one image's, still (1, C, H, W).
 
-        Settings given one an image, such as a baseline (N, C, H, W), are cut to those images too.
+        Settings with one entry per image, such as a baseline (N, C, H, W), are cut to those images too.
 
         Raises
         ------

@@ -454,7 +454,7 @@ def _check_split(label: str, split: Split, num_classes: int) -> None:
             f"{label}: labels must be in 0 … {num_classes - 1}, but label {first} is {int(labels[first])}"
         )
     if images.dtype == torch.float32 and not bool(((images >= 0) & (images <= 1)).all()):
-        raise InputError(f"{label}: floating point images must lie in [0, 1]; scale them, or hand in uint8")
+        raise InputError(f"{label}: floating point images must lie in [0, 1]; scale them, or pass uint8")
 
 
 def _read(dataset: Dataset[Any] | DataLoader[Any], label: str) -> Split:

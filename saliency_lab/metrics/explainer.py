@@ -94,25 +94,25 @@ class Explainer:
         source = self.source
         if source is None:
             raise InputError(
-                "this metric makes maps again, but was given plain ones: hand in the Attributions that "
+                "this metric makes maps again, but was given plain ones: pass the Attributions that "
                 "`attribute` returned, or explain=f with f(model, x, classes) returning maps"
             )
         if source.own and source.function is None:
             raise InputError(
                 f"this metric makes maps again, and these were made by your own '{source.method}', of which "
-                "their file holds the name alone: hand in explain=f with f(model, x, classes) returning maps"
+                "the file has only the name: pass explain=f with f(model, x, classes) returning maps"
             )
         if lost := source.lost_settings:
             raise InputError(
-                "this metric makes maps again, and these were read from a file, which of a tensor holds the "
-                f"fingerprint alone, here of {', '.join(lost)} of '{source.method}': hand in the "
-                "Attributions that `attribute` returned, or explain=f with f(model, x, classes) returning "
-                "maps"
+                "this metric makes maps again, and these were read from a file, which has only the "
+                f"fingerprint of a tensor among the settings ({', '.join(lost)} of '{source.method}'): pass "
+                "the Attributions that `attribute` returned, or explain=f with f(model, x, classes) "
+                "returning maps"
             )
         if source.processing or self.classes.ndim != 1:
             raise InputError(
                 "this metric makes maps again, and these were reduced, normalised or contrast two classes: "
-                "hand in the maps as `attribute` returned them for one class, or explain=f"
+                "pass the maps as `attribute` returned them for one class, or explain=f"
             )
         return source.function or source.method, source.settings
 

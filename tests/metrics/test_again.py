@@ -95,7 +95,7 @@ def test_the_random_control_draws_for_the_image_it_is_given():
 
 
 def per_image(count: int) -> dict[str, tuple[str, dict]]:
-    """Methods with settings given one an image."""
+    """Methods with settings that have one entry per image."""
     source = torch.Generator().manual_seed(3)
     baseline = torch.rand(count, 1, 6, 6, generator=source)
     segments = torch.randint(0, 4, (count, 6, 6), generator=source)
@@ -169,7 +169,7 @@ def test_maps_of_a_file_that_lost_a_tensor_say_so(tmp_path):
         maps = sl.attribute(model, x, y, method, **settings)
         read = sl.Attributions.load(maps.save(tmp_path / "maps.safetensors"))
         with pytest.raises(
-            InputError, match=rf"file.*fingerprint alone, here of {lost} of '{method}'.*explain=f"
+            InputError, match=rf"file.*only the fingerprint of a tensor .*\({lost} of '{method}'\).*explain=f"
         ):
             sl.evaluate(model, x, y, read, "max_sensitivity")
 

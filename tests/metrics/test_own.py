@@ -188,7 +188,7 @@ class TestMapsMadeAgain:
         sl.evaluate(trained, x, maps.classes, maps, "pixel_flipping")
 
     def test_plain_maps_need_explain(self, scene):
-        with pytest.raises(InputError, match="hand in the Attributions"):
+        with pytest.raises(InputError, match="pass the Attributions"):
             sl.evaluate(*scene, "max_sensitivity", samples=2)
 
     def test_reduced_maps_need_explain(self, digits_sample, trained):

