@@ -199,8 +199,8 @@ def load_images(
             if pixels.shape != x.shape[1:]:
                 shape, first = tuple(pixels.shape), tuple(x.shape[1:])
                 raise InputError(
-                    f"{described[index]} has the shape {shape}, the first one {first}; pass model=… or size=… "
-                    "to bring them to one size"
+                    f"{described[index]} has the shape {shape}, the first one {first}; pass model=… or "
+                    "size=… to bring them to one size"
                 )
             x[index] = pixels
             bar.update()
