@@ -4,8 +4,9 @@
 
 Each row is a process of its own. `peak` is its largest resident memory, of which the libraries alone take
 what the first row says; `anonymous` is the part that the system cannot take back, as it can pages of mapped
-files, such as those of stored maps (Linux). The network of the rows with many images is small, so that they
-end in minutes: what a network needs grows with the images of a pass, not with those of the call.
+files, such as those of stored maps (Linux). The images are in memory, as float32, except in the last rows,
+where they are in a mapped file too. The network of the rows with many images is small, so that they end in
+minutes: what a network needs grows with the images of a pass, not with those of the call.
 """
 
 from __future__ import annotations
@@ -35,7 +36,15 @@ def watch():
         time.sleep(0.01)
 
 threading.Thread(target=watch, daemon=True).start()
-x, y = torch.rand(count, 3, 224, 224), torch.arange(count) % 10
+folder = tempfile.TemporaryDirectory()
+if len(sys.argv) > 2:
+    with open(f"{folder.name}/images", "wb") as file:
+        for _ in range(count):
+            file.write(torch.rand(3, 224, 224).numpy().tobytes())
+    x = torch.from_file(f"{folder.name}/images", size=count * 3 * 224**2).reshape(count, 3, 224, 224)
+else:
+    x = torch.rand(count, 3, 224, 224)
+y = torch.arange(count) % 10
 began = time.process_time()
 """
 END = """
@@ -46,10 +55,10 @@ print(json.dumps({"anonymous, MiB": peak[0],
 LIBRARIES = "import captum, quantus\n"
 INTEGRATED = "maps = sl.attribute({net}, x, y, 'integrated_gradients', steps={steps})\n"
 STUDY = """
-with tempfile.TemporaryDirectory() as store:
-    study = sl.Study({"net": small}, (x, y), store=store)
-    study.attribute(["saliency", "grad_cam"]).score({"pixel_flipping": {"steps": 4}, "sparseness": {}})
+study = sl.Study({"net": small}, (x, y), store=f"{folder.name}/store")
+study.attribute(["saliency", "grad_cam"]).score({"pixel_flipping": {"steps": 4}, "sparseness": {}})
 """
+MAPPED = "the same study, images in a mapped file"
 RESNET = "torchvision.models.resnet50(weights=None).eval()"
 WORKS = {
     "libraries": (LIBRARIES, (1,), (1,)),
@@ -60,6 +69,7 @@ WORKS = {
     ),
     "integrated gradients, 20 steps, ResNet-50": (INTEGRATED.format(net=RESNET, steps=20), (1, 4), ()),
     "study, two methods, two metrics, small network": (STUDY, (250, 1_000), (50,)),
+    MAPPED: (STUDY, (250, 1_000), (50,)),
 }
 
 
@@ -76,7 +86,7 @@ def main() -> None:
     for name, (script, full, quick) in WORKS.items():
         for count in quick if options.quick else full:
             done = subprocess.run(
-                [sys.executable, "-c", BEGIN + script + END, str(count)],
+                [sys.executable, "-c", BEGIN + script + END, str(count), *["mapped"] * (name == MAPPED)],
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
             found = json.loads(done.stdout.splitlines()[-1])

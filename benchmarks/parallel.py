@@ -56,7 +56,8 @@ if __name__ == "__main__":
         work(None, network, 4, 1)  # the first passes of the process
         print(json.dumps([work(None, network, images, models), 0.0]))
 """
-WORKS = {"small_cnn": (256, 4), "sgt_cnn": (64, 4), "resnet18": (16, 2)}
+# images and models
+WORKS = {"small_cnn": (256, 4), "sgt_cnn": (64, 4), "resnet18": (8, 2)}
 
 
 def main() -> None:

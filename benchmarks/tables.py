@@ -168,6 +168,7 @@ TARGETS: list[tuple[str, str, Callable[[Figures], str | None]]] = [
         _memory("integrated gradients, 200"),
     ),
     ("memory: a study of photographs", "constant, ≤ 2.5 GB", _memory("study")),
+    ("memory: the same, images in a mapped file", "constant, ≤ 2.5 GB", _memory("the same study")),
     ("adversarial training step, compiled over eager", "≤ 0.6", _compiled),
 ]
 

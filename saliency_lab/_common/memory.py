@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -35,23 +34,6 @@ def raise_mmap_threshold() -> None:
     """
     if may_tune_allocator():
         torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
-
-
-_TRIM_SECONDS = 10.0
-_trimmed = time.monotonic()
-
-
-def trim_memory() -> None:
-    """Return freed memory to the system, at most once in ten seconds: the next passes fetch some again.
-
-    Long work leaves small blocks in use between freed ones, and larger requests do not fit in between, so
-    that the process would grow with the number of images.
-    """
-    global _trimmed
-    now = time.monotonic()
-    if now - _trimmed >= _TRIM_SECONDS and may_tune_allocator():
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        _trimmed = now
 
 
 # From malloc.h, with the values at which glibc's own adjustment ends after large blocks were freed.

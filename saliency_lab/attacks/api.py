@@ -33,7 +33,6 @@ from saliency_lab._common.inference import (
     undisturbed,
 )
 from saliency_lab._common.mapped import empty_tensor
-from saliency_lab._common.memory import trim_memory
 from saliency_lab._common.passes import Passes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
@@ -279,7 +278,6 @@ def _search(
                     curve = torch.full((len(x), outcome.loss_curve.shape[1]), torch.nan)
                 curve[chunk] = outcome.loss_curve.float().cpu()
             bar.update(len(chunk))
-            trim_memory()
     return points, queries, curve
 
 

@@ -25,7 +25,6 @@ from saliency_lab._common.inference import (
     undisturbed,
 )
 from saliency_lab._common.mapped import empty_tensor
-from saliency_lab._common.memory import trim_memory
 from saliency_lab._common.passes import Passes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import versions
@@ -210,14 +209,16 @@ def run_call(model: nn.Module, x: Tensor, y: Tensor | None, call: MethodCall, se
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)
         parsed = _resolved(chosen, parsed, model, x)
         values = empty_tensor(x.shape)
-        totals, broken = [], 0
+        totals: Tensor | None = None
+        broken = 0
         forwards, gradients = Passes(model, x), Passes(model, x, backward=True)
         chunks = _chunks(name, call.run, parsed, seed, forwards, gradients, aim)
         for rows, (maps, total) in chunks:
             values[rows] = maps
             broken += int((~torch.isfinite(values[rows]).flatten(1).all(1)).sum())
             if total is not None:
-                totals.append(total.cpu().double())
+                totals = torch.empty(len(x), dtype=torch.float64) if totals is None else totals
+                totals[rows] = total.cpu().double()
     if broken:
         warnings.warn(
             f"{name}: {broken} of {len(x)} maps are not finite; look for NaN or infinity in what "
@@ -232,7 +233,7 @@ def run_call(model: nn.Module, x: Tensor, y: Tensor | None, call: MethodCall, se
         seconds=time.perf_counter() - started,
         seed=seed,
         classes=aim.classes if aim.against is None else torch.stack([aim.classes, aim.against], 1),
-        total=torch.cat(totals) if totals else None,
+        total=totals,
         provenance={
             "device": str(device_of(model)),
             "images": fingerprint(TensorBlocks.of(x, torch.float32)),
@@ -361,4 +362,3 @@ def _chunks(
                 explained = run(batch, parsed)
             yield rows, explained
             bar.update(len(exact))
-            trim_memory()

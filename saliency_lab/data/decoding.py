@@ -8,7 +8,6 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -19,9 +18,10 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from saliency_lab._common.cores import map_in_order, usable_cores
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import left_behind, writable_folder
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import TensorBlocks, fingerprint
 from saliency_lab._common.limits import check_memory
 from saliency_lab._common.pictures import eight_bit, is_grey, open_picture
 from saliency_lab._common.progress import progress
@@ -30,7 +30,9 @@ from saliency_lab._common.tensor_files import tensors_header
 CACHE = ".saliency_lab"
 """The folder of decoded images, next to the folder or zip file that they are of."""
 
-_BLOCK = 256  # images that are decoded between two flushes to disk; an interrupted call repeats at most these
+_AHEAD = 64 << 20  # bytes of images that are decoded before they are written
+_TOGETHER = 8  # images that a thread decodes at a time, if they are small
+_BLOCK = 256  # images between two flushes to disk; an interrupted call repeats these and those ahead
 
 Names = dict[str, list[str]]
 """The parts ("train", "test", "val") and the names of their images."""
@@ -76,7 +78,7 @@ class Decoder:
         return f"the image '{name}' of '{self.root}'"
 
     def __call__(self, name: str) -> np.ndarray:
-        """Return the pixels of an image, uint8 (C, H, W).
+        """Return the pixels of an image, uint8 (C, H, W), as a view.
 
         Raises
         ------
@@ -98,7 +100,7 @@ class Decoder:
                 f"{label} is {image.height}×{image.width}, the first one {self.shape[1]}×{self.shape[2]}; "
                 "resize them, or pass image_size=(height, width)"
             )
-        return np.ascontiguousarray(pixels)
+        return pixels
 
 
 class _CannotKeepError(Exception):
@@ -168,36 +170,67 @@ def _locked(path: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def _decode_all(names: list[str], decode: Decoder, done: int = 0) -> Iterator[np.ndarray]:
-    """Yield the pixels of the images after the first `done`, decoded in blocks by one thread per core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with progress(label=f"decoding {decode.root.name}", total=len(names)) as bar:
+def _chunks(names: Names, first: int, last: int | None, size: int) -> Iterator[list[str]]:
+    """Yield the names from the position `first` to `last`, at most `size` at a time and of one part each."""
+    begin = 0
+    for part in sorted(names):
+        own = names[part][max(0, first - begin) : None if last is None else max(0, last - begin)]
+        begin += len(names[part])
+        for start in range(0, len(own), size):
+            yield own[start : start + size]
+
+
+def _decode_all(names: Names, decode: Decoder, done: int = 0) -> Iterator[np.ndarray]:
+    """Yield the pixels of the images after the first `done`, in order, uint8 (n, C, H, W) of one part each.
+
+    There is one thread per core. The threads go on with the next images while the caller writes, up to as
+    many as take `_AHEAD` bytes.
+    """
+    assert decode.shape is not None
+    shape, size, cores = decode.shape, prod(decode.shape), usable_cores()
+    together = max(1, min(_TOGETHER, _AHEAD // (8 * cores * size)))
+    chunks = _chunks(names, done, None, together)
+
+    def decode_chunk(some: list[str]) -> np.ndarray:
+        pixels = np.empty((len(some), *shape), np.uint8)
+        for row, name in zip(pixels, some, strict=True):
+            row[...] = decode(name)
+        return pixels
+
+    total = sum(map(len, names.values()))
+    ahead = max(2 * cores, _AHEAD // (together * size))
+    with progress(label=f"decoding {decode.root.name}", total=total) as bar:
         bar.update(done)
-        with ThreadPoolExecutor(cores) as pool:
-            try:
-                for start in range(done, len(names), _BLOCK):
-                    for pixels in pool.map(decode, names[start : start + _BLOCK]):
-                        yield pixels
-                        bar.update()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        for pixels in map_in_order(decode_chunk, chunks, threads=cores, ahead=ahead):
+            yield pixels
+            bar.update(len(pixels))
 
 
 def _decode_to_memory(names: Names, decode: Decoder) -> dict[str, Tensor]:
     assert decode.shape is not None
-    images = {part: torch.empty(len(some), *decode.shape, dtype=torch.uint8) for part, some in names.items()}
-    rows = (row for part in names for row in images[part])
-    every = [name for some in names.values() for name in some]
-    for row, pixels in zip(rows, _decode_all(every, decode), strict=True):
-        row.copy_(torch.from_numpy(pixels))
+    decoded = map(torch.from_numpy, _decode_all(names, decode))
+    images = {}
+    for part in sorted(names):
+        images[part] = torch.empty(len(names[part]), *decode.shape, dtype=torch.uint8)
+        begin = 0
+        for pixels in _of_one_part(decoded, len(names[part])):
+            images[part][begin : begin + len(pixels)] = pixels
+            begin += len(pixels)
     return images
+
+
+def _of_one_part(blocks: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+    """Yield the next blocks, which hold `count` images together."""
+    while count:
+        block = next(blocks)
+        count -= len(block)
+        yield block
 
 
 def _decode_to_file(path: Path, names: Names, decode: Decoder) -> None:
     """Write a safetensors file image by image, or continue the one that was interrupted."""
     assert decode.shape is not None
     parts = sorted(names)
-    every = [name for part in parts for name in names[part]]
     shapes = {part: (torch.uint8, (len(names[part]), *decode.shape)) for part in parts}
     header, size = tensors_header(shapes, {"digest": "0" * 32}), prod(decode.shape)
     partial = path.with_name(f".{path.name}.partial")
@@ -210,20 +243,33 @@ def _decode_to_file(path: Path, names: Names, decode: Decoder) -> None:
         file.truncate(len(header) + done * size if done else 0)
         if not done:
             file.write(header)
-        written = done
-        for pixels in _decode_all(every, decode, done):
-            file.write(pixels.data)
-            written += 1
-            if written % _BLOCK == 0:
-                _flush(file)
+        file.seek(len(header))
+        blocks = _written(file, names, decode, done)
+        hashed = (TensorBlocks(*shapes[part], _of_one_part(blocks, len(names[part]))) for part in parts)
+        digest = fingerprint(path.stem, parts, *hashed)
         _flush(file)
     with _translate_disk_errors():
-        with safe_open(partial, framework="pt") as opened:
-            digest = _digest(path, {part: opened.get_tensor(part) for part in parts})
         with partial.open("r+b") as file:
             file.write(tensors_header(shapes, {"digest": digest}))
             _flush(file)
         partial.replace(path)
+
+
+def _written(file: BinaryIO, names: Names, decode: Decoder, done: int) -> Iterator[Tensor]:
+    """Yield the `done` images that follow in the file; then decode, append and yield the others."""
+    assert decode.shape is not None
+    for chunk in _chunks(names, 0, done, _TOGETHER):
+        stored = np.empty((len(chunk), *decode.shape), np.uint8)
+        if file.readinto(stored.data) < stored.nbytes:  # type: ignore[attr-defined]
+            raise _CannotKeepError(f"'{file.name}' became shorter while it was read")
+        yield torch.from_numpy(stored)
+    written = done
+    for pixels in _decode_all(names, decode, done):
+        file.write(pixels.data)
+        before, written = written, written + len(pixels)
+        if written // _BLOCK > before // _BLOCK:
+            _flush(file)
+        yield torch.from_numpy(pixels)
 
 
 def _flush(file: BinaryIO) -> None:
@@ -262,22 +308,23 @@ def read_cache(path: Path) -> dict[str, Tensor]:
     ValueError
         If the file cannot be read, or is not what was written.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            images = {part: file.get_tensor(part) for part in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"the decoded images '{path}' are damaged ({error})") from error
-    if "digest" not in header:
+    images, digest = _map(path)
+    if digest is None:
         raise ValueError(f"the decoded images '{path}' were written by an earlier version, without a digest")
-    if header["digest"] != _digest(path, images):
+    parts = sorted(images)
+    if digest != fingerprint(path.stem, parts, *(images[part] for part in parts)):
         raise ValueError(f"the decoded images '{path}' are damaged: they do not match their digest")
     return images
 
 
-def _digest(path: Path, images: dict[str, Tensor]) -> str:
-    parts = sorted(images)
-    return fingerprint(path.stem, parts, *(images[part] for part in parts))
+def _map(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Map decoded images into memory; return them and the digest in their file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            return {part: file.get_tensor(part) for part in file.keys()}, header.get("digest")  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"the decoded images '{path}' are damaged ({error})") from error
 
 
 def _cache_folder(root: Path) -> Path:

@@ -24,7 +24,6 @@ from saliency_lab._common.inference import (
     gradients_recorded,
     in_float32,
 )
-from saliency_lab._common.memory import trim_memory
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import preserved_rng
@@ -268,14 +267,52 @@ def evaluate_many(
     return {method: dict(zip(requests, rows, strict=True)) for method, rows in scores.items()}
 
 
-@dataclass
 class _Tally:
-    """Scores of one method by one metric, collected over the blocks."""
+    """Scores of `count` images for one method by one metric, collected over the blocks.
 
-    values: list[np.ndarray] = field(default_factory=list)
-    reasons: list[str | None] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
-    seconds: float = 0.0
+    Arrays are made once: small ones of each block would lie between the memory that the passes free.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.values = np.empty(count)
+        self.reasons: list[str | None] = []
+        self.curve: Curve | None = None
+        self.seconds = 0.0
+        self._curves = 0
+
+    def add(self, values: np.ndarray, reasons: list[str | None], curve: Curve | None) -> None:
+        """Add the scores of the next images."""
+        rows = slice(len(self.reasons), len(self.reasons) + len(values))
+        self.values[rows] = values
+        self.reasons += reasons
+        if curve is not None:
+            known, at = self.curve, curve.at
+            if at.ndim == 2:
+                at = _put(None if known is None else known.at, rows, at, len(self.values))
+            elif known is not None:
+                at = known.at
+            self.curve = Curve(
+                _put(None if known is None else known.values, rows, curve.values, len(self.values)), at
+            )
+            self._curves += len(values)
+
+    def whole_curve(self) -> Curve | None:
+        """Return the curve, if there is one of every image."""
+        return self.curve if self._curves == len(self.values) else None
+
+
+def _put(known: np.ndarray | None, rows: slice, block: np.ndarray, count: int) -> np.ndarray:
+    """Write a block into the rows of an array (count, K), as wide as its widest block.
+
+    Rows of fewer steps keep their last value (IROF: fewer segments).
+    """
+    if known is None:
+        known = np.empty((count, block.shape[1]))
+    missing = block.shape[1] - known.shape[1]
+    if missing > 0:
+        known = np.pad(known, ((0, 0), (0, missing)), mode="edge")
+    known[rows] = np.pad(block, ((0, 0), (0, max(0, -missing))), mode="edge")
+    return known
 
 
 def run_jobs(
@@ -303,7 +340,7 @@ def _run(
     _check_origin(attributions.values(), x)
     for job in jobs:
         _check_per_sample(job, len(x))
-    tallies = {method: [_Tally() for _ in jobs] for method in maps}
+    tallies = {method: [_Tally(len(x)) for _ in jobs] for method in maps}
     size = chunk_rows(x.shape, device_of(model))
     slices = [slice(start, start + size) for start in range(0, len(x), size)]
     by_block = [index for index, job in enumerate(jobs) if not job.metric.whole]
@@ -326,7 +363,6 @@ def _run(
                     tally = tallies[method][index]
                     _score_block(job, probe, take_maps(values[rows], x[rows]), explainers[method], tally)
                     tally.seconds += time.perf_counter() - began
-            trim_memory()
     return {
         method: [
             _scores(job, tally, seed, run.facts()) for job, tally in zip(jobs, tallies[method], strict=True)
@@ -423,12 +459,14 @@ def _score_block(job: Job, probe: Probe, maps: Tensor, explainer: Explainer, tal
     outcome = _isolated(job, MetricInput(probe, usable, job.settings, explainer))
     failures = outcome.failures or [None] * len(probe)
     values = np.where(good.numpy(), np.asarray(outcome.values, dtype=np.float64), np.nan)
-    for reason, failure, value in zip(reasons, failures, values, strict=True):
-        tally.reasons.append(reason or failure or (job.metric.undefined if np.isnan(value) else None))
-    tally.values.append(values)
-    if outcome.curve is not None:
-        curve = np.where(good.numpy()[:, None], outcome.curve.values, np.nan)
-        tally.curves.append(Curve(curve, outcome.curve.at))
+    reasons = [
+        reason or failure or (job.metric.undefined if np.isnan(value) else None)
+        for reason, failure, value in zip(reasons, failures, values, strict=True)
+    ]
+    curve = outcome.curve
+    if curve is not None:
+        curve = Curve(np.where(good.numpy()[:, None], curve.values, np.nan), curve.at)
+    tally.add(values, reasons, curve)
 
 
 def _isolated(job: Job, case: MetricInput) -> MetricOutput:
@@ -457,29 +495,16 @@ def _only(case: MetricInput, row: int) -> MetricInput:
 
 def _scores(job: Job, tally: _Tally, seed: int, provenance: Mapping[str, Any]) -> Scores:
     return Scores(
-        values=np.concatenate(tally.values),
+        values=tally.values,
         reasons=tuple(tally.reasons),
         metric=job.metric.name,
         engine=job.engine,
         seed=seed,
         settings={key: _plain(value) for key, value in dict(job.settings).items()},
         seconds=tally.seconds,
-        curve=_joined(tally.curves) if len(tally.curves) == len(tally.values) else None,
+        curve=tally.whole_curve(),
         provenance=provenance,
     )
-
-
-def _joined(curves: list[Curve]) -> Curve | None:
-    """Join the curves of all blocks; those of fewer steps keep their last value (IROF: fewer segments)."""
-    if not curves:
-        return None
-    longest = max(curve.values.shape[1] for curve in curves)
-    padded = [np.pad(c.values, ((0, 0), (0, longest - c.values.shape[1])), mode="edge") for c in curves]
-    at = curves[0].at
-    if at.ndim == 2:
-        rows = [np.pad(c.at, ((0, 0), (0, longest - c.at.shape[1])), mode="edge") for c in curves]
-        at = np.concatenate(rows)
-    return Curve(np.concatenate(padded), at)
 
 
 def _plain(value: Any) -> Any:

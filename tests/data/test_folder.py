@@ -449,6 +449,7 @@ def test_an_interrupted_call_is_continued(
     content = cache.read_bytes()
     cache.unlink()
     monkeypatch.setattr(decoding, "_BLOCK", 5)
+    monkeypatch.setattr(decoding, "_TOGETHER", 1)
     decoded: list[str] = []
     decode = decoding.Decoder.__call__
 
@@ -472,8 +473,30 @@ def test_an_interrupted_call_is_continued(
     )
     assert sl.load_dataset("image_folder", root, image_size=(6, 4)).fingerprint == expected
     again = before & set(decoded) - {"train/cat/0.png"}  # which tells the shape
-    assert len(again) <= 6 and not partial.exists()
+    assert len(again) <= len(before) - done // 5 * 5 and not partial.exists()
     assert cache.read_bytes() == content
+
+
+@pytest.mark.parametrize("together", [1, 3, 8])
+def test_images_are_written_in_order_whatever_is_decoded_together(
+    pictures: tuple[Path, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    root, _ = pictures
+    expected = sl.load_dataset("image_folder", root, image_size=(6, 4)).fingerprint
+    (cache,) = (root.parent / ".saliency_lab").iterdir()
+    content = cache.read_bytes()
+    (header,) = np.frombuffer(content[:8], np.uint64) + 8
+    monkeypatch.setattr(decoding, "_TOGETHER", together)
+    monkeypatch.setattr(decoding, "_BLOCK", 5)
+    images = (len(content) - int(header)) // (6 * 4 * 3)
+    for done in (0, 4, 5, images - 1, images):
+        cache.unlink()
+        digest = content[: int(header)].split(b'"digest":"')[1][:32]
+        begun = content[: int(header)].replace(digest, b"0" * 32) + content[int(header) :]
+        partial = cache.with_name(f".{cache.name}.partial")
+        partial.write_bytes(begun[: int(header) + done * 6 * 4 * 3 + 7])
+        assert sl.load_dataset("image_folder", root, image_size=(6, 4)).fingerprint == expected
+        assert cache.read_bytes() == content and not partial.exists()
 
 
 def test_a_full_disk_leaves_the_images_in_memory(

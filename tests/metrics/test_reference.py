@@ -21,7 +21,7 @@ from saliency_lab._common.copying import copy_model
 from saliency_lab._common.ranks import descending_ranks
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab.attribution.reinitialisation import randomise
-from saliency_lab.metrics import evaluate_detailed
+from saliency_lab.metrics import evaluate_detailed, randomisation
 from saliency_lab.metrics.curves import segmentation
 from saliency_lab.metrics.faithfulness import random_fills
 from saliency_lab.metrics.probe import Probe
@@ -394,6 +394,25 @@ def test_efficient_mprt_is_the_relative_rise_of_entropy(scene):
     np.testing.assert_allclose(
         sl.evaluate(model, x, y, maps, "efficient_mprt", explain=gradient), want, rtol=1e-9
     )
+
+
+def test_the_fully_randomised_network_is_made_once_per_call(monkeypatch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    x, y = torch.rand(130, 1, 4, 4), torch.arange(130) % 3  # two blocks
+    maps = {"one": gradient(model, x, y), "other": gradient(model, x, y) * x}
+    metrics = {"efficient_mprt": {"explain": gradient}}
+    apart = [
+        sl.evaluate(
+            model, x[i : i + 1], y[i : i + 1], maps["one"][i : i + 1], "efficient_mprt", explain=gradient
+        )
+        for i in (0, 129)
+    ]
+    copies = []
+    copy = randomisation.copy_model
+    monkeypatch.setattr(randomisation, "copy_model", lambda net: copies.append(net) or copy(net))
+    scores = sl.evaluate_many(model, x, y, maps, metrics)
+    assert len(copies) == 1
+    np.testing.assert_allclose(scores["one"]["efficient_mprt"].values[[0, 129]], np.concatenate(apart))
 
 
 @pytest.mark.parametrize("bad", [0.0, 1.0, math.nan, math.inf])
