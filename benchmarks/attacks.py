@@ -27,7 +27,7 @@ from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
 import saliency_lab as sl
-from saliency_lab._common.inference import chunk_rows, undisturbed
+from saliency_lab._common.inference import pass_rows, undisturbed
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab.attacks.ascent import projected_ascent, random_start
 
@@ -67,7 +67,7 @@ def train(data: Any, eps: float, epochs: int) -> nn.Module:
 
 def bare_passes(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> None:
     with undisturbed(model):
-        rows = chunk_rows(x.shape, x.device)
+        rows = pass_rows(model, x.shape, backward=True)
         for images, labels in zip(x.split(rows), y.split(rows), strict=True):
             point = images.clone().requires_grad_()
             for _ in range(steps):
@@ -129,9 +129,8 @@ def contenders(case: tuple[nn.Module, Tensor, Tensor], steps: int) -> dict[str, 
         "ours": lambda: sl.attack(model, x, y, eps=1e-5, steps=steps, early_stop=False),
         "ours, L2": lambda: sl.attack(model, x, y, eps=1e-5, steps=steps, early_stop=False, norm="l2"),
     }
-    chunks = list(
-        zip(x.split(chunk_rows(x.shape, x.device)), y.split(chunk_rows(x.shape, x.device)), strict=True)
-    )
+    rows = pass_rows(model, x.shape, backward=True)
+    chunks = list(zip(x.split(rows), y.split(rows), strict=True))
     runs["textbook code"] = lambda: [textbook_pgd(model, *pair, 1e-5, steps, "linf") for pair in chunks]
     if torchattacks is not None:
         peer = torchattacks.PGD(model, eps=1e-5, alpha=1e-6, steps=steps)

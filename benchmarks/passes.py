@@ -3,7 +3,7 @@
     python benchmarks/passes.py [--quick] [--only NAME] [--compile] [--json FILE]
 
 Processor time on one thread. Each ratio is the median of paired rounds, in which every variant runs once.
-`today` is the model's own pass of `chunk_rows` images (half as many where it also goes back), `best size` the
+`today` is the model's own pass of `pass_rows` images, `best size` the
 fastest of its own passes, `measured` what `sl.execution(compile="auto")` chooses for some minutes of work;
 with `--compile`, for a day of work, where it compiles.
 """
@@ -22,7 +22,7 @@ import torchvision
 from torch import Tensor, nn
 
 import saliency_lab as sl
-from saliency_lab._common.inference import check_classifier, chunk_rows, seconds_per_image, undisturbed
+from saliency_lab._common.inference import check_classifier, pass_rows, seconds_per_image, undisturbed
 from saliency_lab._common.passes import Passes, same_logits
 
 MINUTES, DAY = 90.0, 86_400.0
@@ -67,10 +67,12 @@ def measure(name: str, direction: str, work: float, rounds: int) -> dict[str, ob
     net, shape = NETWORKS[name]()
     net.eval()
     back = direction == "back"
-    usual = max(1, chunk_rows(shape, torch.device("cpu")) // (2 if back else 1))
-    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128) if usual / 16 <= size <= max(usual, 8)]
+    most = 128 if shape[-1] < 100 else 16
+    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128) if most / 16 <= size <= most]
     x = torch.rand(max(sizes), *shape)
     check_classifier(net, x)
+    usual = pass_rows(net, x.shape, backward=back)
+    sizes = sorted({*sizes, usual})
     speed = seconds_per_image(net, x.shape[1:])
     assert speed is not None
     passes = Passes(net, x, backward=back)

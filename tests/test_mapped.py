@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import saliency_lab as sl
 from saliency_lab._common import mapped
@@ -91,6 +92,13 @@ def test_results_do_not_depend_on_it(kind: str, tmp_path: Path) -> None:
     assert torch.equal(found.predictions, net(found.adversarial).argmax(1))
     curve = sl.robustness_curve(net, x, y, "fgsm", eps=(0, "8/255", "16/255"))
     assert torch.equal(curve.robust[0], net(x).argmax(1) == y)
+
+    eight_bit = (x * 255).round().byte()
+    for images, expected in ((x, x), (eight_bit, eight_bit.float() / 255)):
+        dataset = TensorDataset(images, y)
+        for given in (dataset, DataLoader(dataset, batch_size=7)):
+            again = sl.attribute(net, given, method="saliency").values
+            assert torch.equal(again, sl.attribute(net, expected, y, "saliency").values)
 
     stored = torch.randint(0, 256, (700, 1, 4, 4), generator=source).byte()
     labels, order = torch.arange(700) % 2, torch.randperm(700, generator=source)

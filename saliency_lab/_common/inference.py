@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from saliency_lab._common.calls import hidden_part
 from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.memory import raise_mmap_threshold
@@ -225,7 +227,8 @@ def check_classifier(model: nn.Module, x: Tensor) -> Tensor:
         few = x[:2].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
         now = pass_clock(few.device)
         began = now()
-        logits = check_logits(run_without_graph(model, few.clone()), len(few)).cpu()
+        with _activations_noted(model, few):
+            logits = check_logits(run_without_graph(model, few.clone()), len(few)).cpu()
         _note_seconds(model, few, now() - began)
     warn_if_batch_coupled(model, few, logits)
     return logits
@@ -442,17 +445,62 @@ def dtype_of(model: nn.Module, otherwise: torch.dtype = torch.float32) -> torch.
 def chunk_rows(shape: torch.Size | tuple[int, ...], device: torch.device) -> int:
     """Return how many images of `shape` (..., C, H, W) a forward chunk holds on a device.
 
-    On the CPU a chunk holds 128 images up to 32×32 and fewer larger ones: glibc's default allocator maps and
-    unmaps the memory of larger chunks at every layer, which takes 1.5 to 2 times as long per image, and
-    smaller chunks do not use all cores. On other devices it holds 512 images up to 56×56, and 32 images of
-    224×224, so that the backward pass of a ResNet-50 fits into 4 GB.
+    On the CPU a chunk holds 128 images up to 56×56, and 8 images of 224×224; on other devices 512 and 32, so
+    that the backward pass of a ResNet-50 fits into 4 GB.
 
     >>> chunk_rows((3, 224, 224), torch.device("cpu")), chunk_rows((3, 224, 224), torch.device("cuda"))
-    (2, 32)
+    (8, 32)
     """
     pixels = shape[-1] * shape[-2]
-    most, pixels_per_chunk = (128, 128 * 32**2) if device.type == "cpu" else (512, 32 * 224**2)
+    most, pixels_per_chunk = (128, 8 * 224**2) if device.type == "cpu" else (512, 32 * 224**2)
     return max(1, min(most, pixels_per_chunk // pixels))
+
+
+_ACTIVATION_BYTES: WeakKeyDictionary[nn.Module, dict[torch.Size, float]] = WeakKeyDictionary()
+"""Size of what all layers return for one image, by its shape."""
+_BYTES_PER_PASS = 256 << 20
+_FEW = 32
+
+
+def pass_rows(model: nn.Module, shape: torch.Size, *, backward: bool) -> int:
+    """Return how many images of `shape` (..., C, H, W) a pass has: half as many where it also goes back.
+
+    A pass has at most a chunk. On the CPU it has only so many images that the outputs of all layers take
+    256 MiB, but no fewer than 32 for that reason, because passes that leave the caches are slower: a
+    ResNet-18 at 32×32 takes 1.5 times as long per image in passes of 128. `benchmarks/passes.py` compares
+    these numbers with the best ones.
+    """
+    device = device_of(model)
+    rows = chunk_rows(shape, device)
+    size = _ACTIVATION_BYTES.get(model, {}).get(shape[-3:])
+    if size and device.type == "cpu":
+        rows = min(rows, max(_FEW, int(_BYTES_PER_PASS / size) // 8 * 8))
+    return max(1, rows // 2) if backward else rows
+
+
+@contextmanager
+def _activations_noted(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Note the size of what the layers of a model return for images (N, C, H, W) inside, once per model."""
+    known = _ACTIVATION_BYTES.setdefault(model, {})
+    shape = images.shape[1:]
+    if shape in known or hidden_part(model) is not None:
+        yield
+        return
+    size = 0.0
+
+    def add(layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        nonlocal size
+        if isinstance(output, Tensor):
+            size += output.numel() * output.element_size() / len(images)
+
+    leaves = [module for module in model.modules() if next(module.children(), None) is None]
+    handles = [leaf.register_forward_hook(add) for leaf in leaves]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    known[shape] = size
 
 
 def predict(model: nn.Module, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The passes of one call: how many images each has, and in which form of the model they run.
 
-For short work a pass is the model's own, of `chunk_rows` images. For long work a few forms are timed on the
+For short work a pass is the model's own, of `pass_rows` images. For long work a few forms are timed on the
 first images, and the fastest one whose logits equal the model's own is used: batch normalisation folded or
 not, either memory layout, compiled or not, several numbers of images. The choice is a `PassPlan`, which
 later calls with a model of the same structure use again.
@@ -34,6 +34,7 @@ from saliency_lab._common.inference import (
     in_float32,
     is_batch_coupled,
     pass_clock,
+    pass_rows,
     predict,
     run_without_graph,
     seconds_per_image,
@@ -453,7 +454,7 @@ def _measure(
 ) -> PassPlan | None:
     """Time forms, then numbers of images; return the best plan, or None if measuring does not pay."""
     model, dtype = trial.model, wanted.dtype
-    usual = _usual_rows(trial)
+    usual = pass_rows(model, trial.x.shape, backward=trial.backward)
     if wanted.compile is False:
         return PassPlan(usual, dtype=dtype)
     middle = min(usual, 16) if usual > 2 else 2
@@ -503,14 +504,9 @@ def _seconds_of_one(trial: _Trial) -> float:
     return known * (_BACKWARD_COST if trial.backward else 1)
 
 
-def _usual_rows(trial: _Trial) -> int:
-    rows = chunk_rows(trial.x.shape, trial.device)
-    return max(1, rows // 2) if trial.backward else rows
-
-
 def _best_rows(trial: _Trial, form: _Form, middle: int, seconds: float, until: float) -> tuple[int, float]:
     """Double the images per pass while that is faster, and halve them; return the best number."""
-    most = max(_usual_rows(trial), 4 if trial.backward else 8)
+    most = max(pass_rows(trial.model, trial.x.shape, backward=trial.backward), 4 if trial.backward else 8)
     times = {middle: seconds}
     for factor in (2.0, 0.5):
         rows = int(middle * factor)

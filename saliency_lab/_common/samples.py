@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.limits import check_memory
+from saliency_lab._common.mapped import empty_tensor
 from saliency_lab._common.pictures import eight_bit
 from saliency_lab._common.seeding import preserved_rng
 
@@ -67,8 +68,10 @@ def read_sample(x: Any, y: Any = None) -> RawSample:
         sample = _read_loader(x)
     elif _is_dataset(x):
         images, labels, masks = read_items(x, f"the {type(x).__name__}")
+        batches = [image[None] for image in images]
+        images.clear()
         sample = RawSample(
-            as_unit_range(torch.stack(images)),
+            join_images(batches),
             None if labels is None else torch.tensor(labels, dtype=torch.int64),
             None if masks is None else torch.stack(masks),
         )
@@ -132,6 +135,21 @@ def read_items(dataset: Any, label: str) -> tuple[list[Tensor], list[int] | None
 def as_unit_range(images: Tensor) -> Tensor:
     """Return 8-bit images as float32 in [0, 1], and others as they are."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def join_images(batches: list[Tensor]) -> Tensor:
+    """Join batches (n, C, H, W) of one type and shape, those of 8 bits as float32 in [0, 1].
+
+    The list is emptied as they are copied, so that no image is in memory twice if nobody else has it.
+    """
+    first = as_unit_range(batches[0][:0])
+    images = empty_tensor((sum(map(len, batches)), *first.shape[1:]), first.dtype)
+    end = len(images)
+    while batches:
+        batch = batches.pop()
+        images[end - len(batch) : end] = as_unit_range(batch.detach())
+        end -= len(batch)
+    return images
 
 
 def as_label(target: Any, label: str) -> int:
@@ -247,11 +265,17 @@ def _read_loader(loader: DataLoader[Any]) -> RawSample:
             check_memory((expected, *x.shape[1:]), x.element_size(), f"the loader's {expected:,} images")
     if not batches:
         raise InputError("the loader has no batches; its data set is empty")
-    x, y, masks = (_joined(parts) for parts in zip(*batches, strict=True))
-    return RawSample(as_unit_range(x), y, masks)
+    images, *others = map(list, zip(*batches, strict=True))
+    y, masks = map(_joined, others)
+    batches.clear()
+    kinds = {(each.dtype, each.shape[1:], each.layout, each.device.type) for each in images}
+    first = images[0]
+    if len(kinds) == 1 and first.device.type == "cpu" and first.layout == torch.strided:
+        return RawSample(join_images(images), y, masks)
+    return RawSample(as_unit_range(_joined(images)), y, masks)
 
 
-def _joined(parts: tuple[Any, ...]) -> Any:
+def _joined(parts: list[Any]) -> Any:
     """The batches' tensors as one; None where the batches have none."""
     if all(part is None for part in parts):
         return None

@@ -27,6 +27,7 @@ from saliency_lab._common.inference import (
     device_of,
     dtype_of,
     gradients_recorded,
+    pass_rows,
     predict,
     translate_model_errors,
     undisturbed,
@@ -255,7 +256,7 @@ def _search(
     with undisturbed(model), progress(label=method.name, total=len(rows)) as bar:
         if expect:
             _expect(forwards, gradients, method, settings, len(rows))
-        size = gradients.rows or chunk_rows(x.shape, device)
+        size = gradients.rows or pass_rows(model, x.shape, backward=True)
         chunks = rows.split(size) if len(rows) else ()  # of nothing, split makes one
         for chunk in chunks:
             problem = AttackProblem(

@@ -20,6 +20,7 @@ from saliency_lab._common.inference import (
     dtype_of,
     gradients_recorded,
     in_float32,
+    pass_rows,
     translate_model_errors,
     undisturbed,
 )
@@ -31,7 +32,7 @@ from saliency_lab._common.registry import given_settings
 from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
-from saliency_lab.attribution.batch import Batch, pass_rows
+from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.captum_engine import by_captum
 from saliency_lab.attribution.catalogue import METHODS, Explained, Method, settings_of_rows
 from saliency_lab.attribution.result import Attributions
@@ -335,7 +336,7 @@ def _chunks(
     model, x = forwards.model, forwards.x
     device, dtype = device_of(model), dtype_of(model)
     precise = torch.promote_types(dtype, torch.float32)  # keys do not depend on the model's type
-    size = pass_rows(x.shape, device, backward=True)
+    size = pass_rows(model, x.shape, backward=True)
     with progress(label=name, total=len(x)) as bar:
         for start in range(0, len(x), size):
             rows = slice(start, min(start + size, len(x)))

@@ -12,20 +12,10 @@ from torch import Tensor, nn
 from saliency_lab._common.calls import Rule
 from saliency_lab._common.checks import check_logits, refuse_probabilities
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import chunk_rows
+from saliency_lab._common.inference import pass_rows
 from saliency_lab._common.passes import Passes
 from saliency_lab._common.seeding import sample_seeds
 from saliency_lab.attribution.target import Target
-
-
-def pass_rows(shape: torch.Size, device: torch.device, *, backward: bool) -> int:
-    """Return how many images of `shape` one pass has on a device: half as many when it also goes back.
-
-    Measured on one core with the deeper networks, forward and backward passes of 64 images of 28×28 or 32×32
-    cost 0.85 times as much per image as passes of 128; forward passes alone cost the same.
-    """
-    rows = chunk_rows(shape, device)
-    return max(1, rows // 2) if backward else rows
 
 
 def slope(score: Tensor, points: Tensor, model: nn.Module) -> Tensor:
@@ -161,7 +151,7 @@ class Batch:
     def rows(self, *, backward: bool) -> int:
         """Return how many images one pass has, forward or also back."""
         planned = (self.gradients if backward else self.forwards).rows
-        return planned or pass_rows(self.x.shape, self.x.device, backward=backward)
+        return planned or pass_rows(self.model, self.x.shape, backward=backward)
 
     def draws(
         self, count: int, *, backward: bool = True, of: int | None = None, fast: bool = True

@@ -7,10 +7,7 @@ import glob
 import os
 import stat
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +18,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from saliency_lab._common.cores import map_in_order, usable_cores
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import left_behind, writable_folder
 from saliency_lab._common.hashing import TensorBlocks, fingerprint
@@ -189,8 +187,7 @@ def _decode_all(names: Names, decode: Decoder, done: int = 0) -> Iterator[np.nda
     many as take `_AHEAD` bytes.
     """
     assert decode.shape is not None
-    shape, size = decode.shape, prod(decode.shape)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shape, size, cores = decode.shape, prod(decode.shape), usable_cores()
     together = max(1, min(_TOGETHER, _AHEAD // (8 * cores * size)))
     chunks = _chunks(names, done, None, together)
 
@@ -201,21 +198,12 @@ def _decode_all(names: Names, decode: Decoder, done: int = 0) -> Iterator[np.nda
         return pixels
 
     total = sum(map(len, names.values()))
-    with (
-        progress(label=f"decoding {decode.root.name}", total=total) as bar,
-        ThreadPoolExecutor(cores) as pool,
-    ):
+    ahead = max(2 * cores, _AHEAD // (together * size))
+    with progress(label=f"decoding {decode.root.name}", total=total) as bar:
         bar.update(done)
-        try:
-            ahead = max(2 * cores, _AHEAD // (together * size))
-            waiting = deque(pool.submit(decode_chunk, chunk) for chunk in islice(chunks, ahead))
-            while waiting:
-                pixels = waiting.popleft().result()
-                waiting.extend(pool.submit(decode_chunk, chunk) for chunk in islice(chunks, 1))
-                yield pixels
-                bar.update(len(pixels))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for pixels in map_in_order(decode_chunk, chunks, threads=cores, ahead=ahead):
+            yield pixels
+            bar.update(len(pixels))
 
 
 def _decode_to_memory(names: Names, decode: Decoder) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from saliency_lab._common.arguments import check_path, shown
 from saliency_lab._common.checks import check_images, check_labels
+from saliency_lab._common.cores import map_in_order, usable_cores
 from saliency_lab._common.errors import DataNotFoundError, InputError, unknown_name
 from saliency_lab._common.html import facts, strip
 from saliency_lab._common.limits import check_memory
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _NAMED = 3  # files in the printed form
 _SHOWN = 8  # images in Jupyter
+_THREADS = 8  # that decode files, each of which may take as much memory as a large photograph
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -153,8 +155,8 @@ def load_images(
 
     Notes
     -----
-    Images are turned as their EXIF orientation says. Palettes are looked up, CMYK becomes RGB, 16-bit images
-    are scaled to 8 bits, and transparency is dropped.
+    Files are decoded on all cores. Images are turned as their EXIF orientation says. Palettes are looked up,
+    CMYK becomes RGB, 16-bit images are scaled to 8 bits, and transparency is dropped.
 
     Examples
     --------
@@ -172,27 +174,35 @@ def load_images(
     given = _list(source)
     if not given:
         raise InputError("there are no images to load; give a folder, files, PIL images or arrays")
+    names, described = [], []
+    for index, item in enumerate(given):
+        is_file = isinstance(item, Path)
+        names.append(item.name if is_file else f"image {index}")
+        described.append(f"the image '{item}'" if is_file else names[-1])
+
+    def read_one(index: int) -> Tensor:
+        image = _read(given[index], described[index], mode)
+        if wanted is not None:
+            check_memory((len(given), 3, *wanted), 4, f"{len(given):,} images")
+            image = resize_and_crop(image, wanted, resize, interpolation)
+        return _unit_range(image)
+
     x = torch.empty(0)
-    names: list[str] = []
+    only_files = all(isinstance(item, Path) for item in given)  # others may be one object several times
+    threads = min(_THREADS, usable_cores()) if only_files else 1
+    decoded = map_in_order(read_one, range(len(given)), threads=threads, ahead=threads)
     with progress(label="loading images", total=len(given)) as bar:
-        for index, item in enumerate(given):
-            name = Path(item).name if isinstance(item, str | os.PathLike) else f"image {index}"
-            label = f"the image '{item}'" if isinstance(item, str | os.PathLike) else name
-            image = _read(item, label, mode)
-            if wanted is not None:
-                check_memory((len(given), 3, *wanted), 4, f"{len(given):,} images")
-                image = resize_and_crop(image, wanted, resize, interpolation)
-            pixels = _unit_range(image)
-            if not names:
+        for index, pixels in enumerate(decoded):
+            if index == 0:
                 check_memory((len(given), *pixels.shape), 4, f"{len(given):,} images")
                 x = empty_tensor((len(given), *pixels.shape))
             if pixels.shape != x.shape[1:]:
+                shape, first = tuple(pixels.shape), tuple(x.shape[1:])
                 raise InputError(
-                    f"{label} has the shape {tuple(pixels.shape)}, the first one {tuple(x.shape[1:])}; pass "
-                    "model=… or size=… to bring them to one size"
+                    f"{described[index]} has the shape {shape}, the first one {first}; pass model=… or "
+                    "size=… to bring them to one size"
                 )
             x[index] = pixels
-            names.append(name)
             bar.update()
     return ImageBatch(x, _labels(labels, len(x), card), tuple(names))
 

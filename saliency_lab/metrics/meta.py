@@ -91,8 +91,8 @@ def meta_evaluate(
             raise InputError(f"metric '{label}' has no better side, so it cannot be judged")
         if metric.maps is not None:
             raise InputError(
-                f"metric '{label}' makes maps again and compares them with those given, so perturbing only the "
-                "given ones does not test it; leave it out"
+                f"metric '{label}' makes maps again and compares them with those given, so perturbing only "
+                "the given ones does not test it; leave it out"
             )
     signs = {label: 1 if _better(*request) == "higher" else -1 for label, request in requests.items()}
     clean = _scores(model, x, y, attributions, metrics, signs, seed)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from saliency_lab._common.baseline import BaselineName, named_baseline
 from saliency_lab._common.checks import check_logits
 from saliency_lab._common.inference import (
-    chunk_rows,
     device_of,
     dtype_of,
     float64_device,
+    pass_rows,
     run_without_graph,
     undisturbed,
 )
@@ -80,20 +80,20 @@ def _is_wide(model: nn.Module) -> bool:
     return any(isinstance(module, nn.Conv2d) and module.out_channels > 128 for module in model.modules())
 
 
-def _own_rows(shape: torch.Size, device: torch.device) -> int:
-    """Return how many images a pass has where that was not measured.
+_MOST = 64
+"""Images of a pass: half of a chunk, so that the first layers' outputs stay in the allocator."""
 
-    Half of a chunk, so that the first layers' outputs stay in the allocator; but two images of 224×224 take
-    0.92 of the time of one by one.
-    """
-    rows = chunk_rows(shape, device)
-    return max(min(rows, 2), rows // 2)
+
+def _own_rows(model: nn.Module, shape: torch.Size) -> int:
+    """Return how many images a pass has where that was not measured."""
+    rows = pass_rows(model, shape, backward=False)
+    return min(rows, _MOST) if device_of(model).type == "cpu" else max(1, rows // 2)
 
 
 def passes_of(model: nn.Module, x: Tensor) -> Passes:
     """Return the passes of a call that scores images (N, C, H, W); a measured form must beat the probe's."""
     layout: Layout = "contiguous" if _is_wide(model) else "channels_last"
-    return Passes(model, x, own=(_own_rows(x.shape, device_of(model)), layout))
+    return Passes(model, x, own=(_own_rows(model, x.shape), layout))
 
 
 class Probe:
@@ -117,7 +117,7 @@ class Probe:
         self.y = y.to(self.device)
         self.seed = seed
         self.passes = passes_of(model, x) if passes is None else passes
-        self.chunk = self.passes.rows or _own_rows(x.shape, self.device)
+        self.chunk = self.passes.rows or _own_rows(model, x.shape)
         self._memory: dict[Any, Any] = {}
         self._layout = _plain if _is_wide(model) else None
 

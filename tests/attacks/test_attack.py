@@ -233,7 +233,7 @@ def test_everything_is_put_back_after_an_exception(case, method) -> None:
 
 def test_chunks_do_not_matter(case, monkeypatch) -> None:
     whole = sl.attack(case.model, case.x, case.y, eps=0.02, steps=5)
-    monkeypatch.setattr("saliency_lab.attacks.api.chunk_rows", lambda shape, device: 2)
+    monkeypatch.setattr("saliency_lab.attacks.api.pass_rows", lambda model, shape, backward: 2)
     cut = sl.attack(case.model, case.x, case.y, eps=0.02, steps=5)
     assert torch.allclose(whole.adversarial, cut.adversarial, atol=1e-9)
     assert torch.allclose(whole.loss_curve, cut.loss_curve, atol=1e-6, equal_nan=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transform
 
 import saliency_lab as sl
+from saliency_lab._common.cores import map_in_order
 from saliency_lab._common.errors import DataNotFoundError, InputError, UnknownNameError
+from saliency_lab.data import loading
 
 RED = (255, 0, 0)
 EXIF_ORIENTATION = 0x0112
@@ -256,3 +259,35 @@ def test_the_photographs_are_test_images_with_the_classes_of_imagenet() -> None:
         sl.train("cifar10/standard", data)
     with pytest.raises(InputError, match="image_size goes with 'image_folder'"):
         sl.load_dataset("photos", image_size=32)
+
+
+def test_files_are_in_order_and_the_first_damaged_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "usable_cores", lambda: 3)
+    for index in range(10):
+        Image.new("RGB", (4, 4), (20 * index, 0, 0)).save(tmp_path / f"{index}.png")
+    assert (sl.load_images(tmp_path).x[:, 0, 0, 0] * 255).round().tolist() == [20.0 * i for i in range(10)]
+    for damaged in ("8", "5"):
+        (tmp_path / f"{damaged}.png").write_bytes(b"no image")
+        with pytest.raises(DataNotFoundError, match=rf"{damaged}\.png' is damaged"):
+            sl.load_images(tmp_path)
+
+
+def test_work_in_order_stops_at_an_error_and_when_nobody_wants_more() -> None:
+    begun = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 3:
+            raise ValueError
+        return item
+
+    results = map_in_order(work, itertools.count(), threads=2, ahead=2)
+    assert [next(results) for _ in range(2)] == [0, 1]
+    results.close()
+    assert max(begun) <= 4
+    results = map_in_order(work, range(100), threads=2, ahead=2)
+    with pytest.raises(ValueError):
+        list(results)
+    assert max(begun) <= 5
