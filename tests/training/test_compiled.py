@@ -42,6 +42,31 @@ def chain():
     )  # fmt: skip
 
 
+class Breaks(nn.Module):
+    """Looks at its values in a loop, so that it is compiled in parts; one normalisation stays in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()) for _ in range(2)
+        )
+        self.last = nn.Linear(6, 10)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.first[1].eval()
+        return self
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+            if float(x.detach().abs().max()) > 1e9:
+                x = x * 0
+        return self.last(x.mean((2, 3)))
+
+
 def terms_and_gradient(net, folded, name, x, y):
     objective, settings = SETTINGS[name]
     step = Step(
@@ -105,11 +130,12 @@ def test_in_channels_last(name):
 @pytest.mark.parametrize(
     "make",
     [
+        Breaks,
         lambda: torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10),
         lambda: timm.create_model("test_vit", num_classes=10, img_size=64),
         lambda: timm.create_model("test_efficientnet", num_classes=10),
     ],
-    ids=["torchvision resnet", "timm vit", "timm efficientnet"],
+    ids=["with breaks", "torchvision resnet", "timm vit", "timm efficientnet"],
 )
 def test_on_foreign_networks(make):
     torch.manual_seed(0)
