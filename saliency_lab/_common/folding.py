@@ -98,9 +98,9 @@ class FoldedCopy:
         random ones is folded first, in float64, and must compute what it computes unfolded.
         """
         device = float64_device(images.device)
-        trial = _randomise_norms(copy_for_evaluation(model).to(device).double())
         exact = images.to(device).double()
         try:
+            trial = _randomise_norms(copy_for_evaluation(model).to(device).double())
             before = _versions(trial)
             expected = run(trial, exact.clone())
             if _versions(trial) != before:

@@ -43,7 +43,7 @@ def chain():
 
 
 class Breaks(nn.Module):
-    """Looks at its values in a loop, so that it is compiled in parts; one normalisation stays in eval mode."""
+    """Looks at its values in a loop, so that it is compiled in parts; a normalisation stays in eval mode."""
 
     def __init__(self):
         super().__init__()
