@@ -20,8 +20,9 @@ import torch
 from saliency_lab._common.cores import usable_cores
 from saliency_lab._common.progress import show_progress
 
-SECONDS_TO_PAY = 20.0
-"""Work that takes longer than this is handed over: a worker spends about five seconds on imports."""
+SECONDS_TO_PAY = 120.0
+"""Work that takes longer than this is handed over. On two cores two processes of one thread take about 0.95 of
+the time of one process of two threads, and some seconds to start (`benchmarks/parallel.py`)."""
 
 
 class LocalProcesses(Executor):
