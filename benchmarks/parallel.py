@@ -87,8 +87,9 @@ def main() -> None:
                     values.append(json.loads(done.stdout.splitlines()[-1]))
             middle = {way: statistics.median(value for value, _ in values) for way, values in taken.items()}
             starting = statistics.median(value for _, value in taken["processes"])
-            row = {"network": network, **{way: round(value, 2) for way, value in middle.items()}}
-            rows.append(row | {"starting": round(starting, 2)})
+            names = {"one": "one thread, s", "threads": "all threads, s", "processes": "processes, s"}
+            row = {"network": network, **{names[way]: round(value, 2) for way, value in middle.items()}}
+            rows.append(row | {"starting the processes, s": round(starting, 2)})
             print(
                 f"{network:<12}{middle['one']:>10.2f} s{middle['threads']:>8.2f} s"
                 f"{middle['processes']:>10.2f} s{starting:>14.2f} s",
