@@ -1,4 +1,5 @@
-"""A study by one process with all threads, by one with one thread, and by one process per core.
+"""A study and the training of its networks, by one process with all threads, by one with one thread, and by one
+process per core.
 
     python benchmarks/parallel.py [--quick] [--json FILE]
 
@@ -21,9 +22,20 @@ RUN = """
 import json, os, sys, tempfile, time
 import torch
 
+def train(seed):
+    import saliency_lab as sl
+    sl.show_progress(False)
+    overrides = {"training.epochs": 5, "training.collapse": "keep"}
+    sl.train("digits/at", sl.load_dataset("digits"), seed=seed, overrides=overrides)
+
 def work(executor, network, images, models):
     import saliency_lab as sl
     sl.show_progress(False)
+    if network == "training":
+        list((map if executor is None else executor.map)(train, [9] * models))  # what a first call costs
+        began = time.perf_counter()
+        list((map if executor is None else executor.map)(train, range(models)))
+        return time.perf_counter() - began
     shape = (1, 28, 28) if network in ("small_cnn", "sgt_cnn") else (3, 32, 32)
     nets = {f"net-{i}": sl.build_model(network, input_shape=shape, seed=i) for i in range(models)}
     source = torch.Generator().manual_seed(0)
@@ -56,8 +68,8 @@ if __name__ == "__main__":
         work(None, network, 4, 1)  # the first passes of the process
         print(json.dumps([work(None, network, images, models), 0.0]))
 """
-# images and models
-WORKS = {"small_cnn": (256, 4), "sgt_cnn": (64, 4), "resnet18": (8, 2)}
+# images and models; training is that of two small_cnn by adversarial training on digits
+WORKS = {"training": (0, 2), "small_cnn": (256, 4), "sgt_cnn": (64, 4), "resnet18": (8, 2)}
 
 
 def main() -> None:

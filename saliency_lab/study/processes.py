@@ -23,7 +23,7 @@ from saliency_lab._common.progress import show_progress
 SECONDS_TO_PAY = 120.0
 """Work that takes longer than this is handed over.
 
-On two cores two processes of one thread take about 0.95 of the time of one process of two threads, and some
+On two cores two processes of one thread train in 0.84 of the time of one process of two threads, and take some
 seconds to start; `benchmarks/parallel.py` measures both.
 """
 

@@ -142,16 +142,16 @@ def test_networks_that_another_process_trains_come_last(blocks, linear, tmp_path
     plan = api.make_plan(RECIPE, blocks, {"truth": truth}, order=MORF, absolute=False, **given)
     store = FolderStore(tmp_path / "roar")
     keys = [plan.result(0, None, 0.0).key, plan.result(1, plan.methods["truth"], 0.3).key]
-    fit, held = api.train, ExitStack()
+    fit, lock_of_another = api.train, ExitStack()
 
     def release(*args, **kwargs):
         if len(fitted) == 3:  # the last one that is not locked: seed 1 has five, of which one is
-            held.close()
+            lock_of_another.close()
         return fit(*args, **kwargs)
 
     monkeypatch.setattr(api, "train", release)
     for key in keys:
-        held.enter_context(store.lock(key, wait=False))
+        lock_of_another.enter_context(store.lock(key, wait=False))
     shared = sl.roar(RECIPE, blocks, {"truth": truth}, **given, out=tmp_path)
     assert shared.table().equals(alone.table())
     assert [folder.name[:11] for folder in (fitted[0], fitted[4])] == ["tiny-seed-1", "tiny-seed-0"]
