@@ -1,5 +1,4 @@
-"""A study and the training of its networks, by one process with all threads, by one with one thread, and by one
-process per core.
+"""A study, and training, by one process with all threads, by one with one thread, and by one per core.
 
     python benchmarks/parallel.py [--quick] [--json FILE]
 

@@ -23,8 +23,8 @@ from saliency_lab._common.progress import show_progress
 SECONDS_TO_PAY = 120.0
 """Work that takes longer than this is handed over.
 
-On two cores two processes of one thread train in 0.84 of the time of one process of two threads, and take some
-seconds to start; `benchmarks/parallel.py` measures both.
+On two cores two processes of one thread train in 0.84 of the time of one process of two threads, and take
+some seconds to start; `benchmarks/parallel.py` measures both.
 """
 
 
