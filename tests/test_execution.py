@@ -376,6 +376,19 @@ def test_blocks_nest_and_end_after_an_exception():
     assert current_execution().compile == "auto"
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_on_a_processor_without_it_is_announced_once(monkeypatch, native):
+    said: list[str] = []
+    monkeypatch.setattr(passes, "announce", said.append)
+    monkeypatch.setattr(passes, "has_bfloat16", lambda: native)
+    monkeypatch.setattr(passes, "_logged", set())
+    net, x = lively(Residual()), torch.rand(4, 3, 8, 8)
+    for _ in range(2):
+        with sl.execution(dtype="bfloat16"):
+            sl.attribute(net, x, method="occlusion", target=0)
+    assert sum("no instructions" in line for line in said) == (0 if native else 1)
+
+
 def test_without_a_compiler_the_model_runs_uncompiled_and_one_line_says_so(monkeypatch, capsys):
     monkeypatch.setattr("saliency_lab._common.compiling.compiler", lambda: None)
     monkeypatch.setattr(passes, "_logged", set())

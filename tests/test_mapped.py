@@ -132,7 +132,7 @@ def anonymous():
     return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) // 1024
 
 sl.show_progress(False)
-count = 200
+count = 600
 with tempfile.TemporaryDirectory() as folder:
     Path(folder, "images").write_bytes(torch.rand(count, 3, 224, 224).numpy().tobytes())
     size = count * 3 * 224**2
@@ -141,8 +141,8 @@ with tempfile.TemporaryDirectory() as folder:
     y = net(x).argmax(1)
     def compute(count):
         study = sl.Study({"net": net}, (x[:count], y[:count]), store=f"{folder}/{count}", compile=False)
-        study.attribute(["saliency", "input_x_gradient"]).score(["sparseness", "complexity"])
-        study.attack("fgsm", eps=["1/255", "2/255"])
+        study.attribute(["saliency", "input_x_gradient"]).score("complexity")
+        study.attack("fgsm", eps=["1/255"])
         assert study.failures.empty
     compute(16)  # as many as a pass has, and more
     before, peak = anonymous(), 0
@@ -158,5 +158,8 @@ with tempfile.TemporaryDirectory() as folder:
 @linux_only
 @pytest.mark.slow
 def test_memory_of_a_study_of_mapped_photographs_does_not_grow_with_them() -> None:
-    done = subprocess.run([sys.executable, "-c", STUDY], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 75, "MiB; the images are 115, and so are the maps of each method"
+    freed = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    environment = os.environ | freed  # what is freed goes back at once, so that only what is kept counts
+    command = [sys.executable, "-c", STUDY]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert int(done.stdout) < 172, "MiB; the images are 345, and so are the maps of each method"

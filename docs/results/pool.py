@@ -72,7 +72,7 @@ def packed_difference(name: str, question: Question, eps: float) -> tuple[Interv
     """The difference and its p-value in the packed results of a study; None if it lacks one of the models."""
     with TemporaryDirectory() as scratch:
         study, _ = unpack_results(
-            read_declaration(STUDIES / f"{name}.toml"), FOLDER / f"{name}.tar.xz", Path(scratch)
+            read_declaration(STUDIES / f"{name}.toml"), [FOLDER / f"{name}.tar.xz"], Path(scratch)
         )
         comparison = study.compare()
         if not {question.model, question.over} <= set(comparison.models):

@@ -24,6 +24,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from saliency_lab._common.checks import are_probabilities
 from saliency_lab._common.compiling import CompileError, compile_seconds, compiled
+from saliency_lab._common.cores import has_bfloat16
 from saliency_lab._common.execution import ExecutionSettings, current_execution
 from saliency_lab._common.folding import copy_for_evaluation, fold_batch_norm
 from saliency_lab._common.hashing import fingerprint
@@ -160,6 +161,12 @@ class Passes:
                     self.model, "runs in its own precision: it has hooks, or is compiled, scripted or wrapped"
                 )
             return
+        if wanted.dtype is not None and device_of(self.model).type == "cpu" and not has_bfloat16():
+            _say(
+                self.model,
+                "runs in bfloat16, for which this processor has no instructions, so that passes may take "
+                "about ten times as long as in float32",
+            )
         with _lock, preserved_rng(), undisturbed(self.model), torch.inference_mode(False):
             self._decide(wanted, work, forced)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from saliency_lab.models import ModelCard
     from saliency_lab.study import Study
     from saliency_lab.study.requests import GridRequests
+
+Number = TypeVar("Number", int, float)
 
 Checkpoints = Annotated[
     list[Path],
@@ -133,6 +135,19 @@ def several(values: Sequence[str]) -> list[str]:
     """
     parts = [part.strip() for value in values for part in value.split(",")]
     return list(dict.fromkeys(filter(None, parts)))
+
+
+def numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
+    """Read an option of numbers between commas.
+
+    >>> numbers("--seeds", "0,1,2", int)
+    [0, 1, 2]
+    """
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        example = "whole numbers such as 0,1,2" if kind is int else "numbers such as 0.1,0.5"
+        raise InputError(f"{option} must be {example}, not '{text}'") from None
 
 
 def key_values(pairs: Sequence[str]) -> dict[str, Any]:

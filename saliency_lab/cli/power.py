@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saliency_lab.cli.options import numbers
+
 if TYPE_CHECKING:
     from saliency_lab.experiment.schema import Declaration
 
@@ -69,9 +71,9 @@ def power(
         tests = {f"{comparisons} corrected together": comparisons} if comparisons else tests
     for name, number in tests.items():
         table = simulate(
-            [each / 100 for each in _numbers(difference, "--difference")],
-            seeds=[int(each) for each in _numbers(seeds or declared_seeds, "--seeds")],
-            images=[int(each) for each in _numbers(images or declared_images, "--images")],
+            [each / 100 for each in numbers("--difference", difference, float)],
+            seeds=numbers("--seeds", seeds or declared_seeds, int),
+            images=numbers("--images", images or declared_images, int),
             accuracy=accuracy / 100,
             seed_spread=seed_spread / 100,
             correlation=correlation,
@@ -124,17 +126,3 @@ def _count_tests(declared: Declaration) -> tuple[int, int]:
                 pairs = {frozenset((model, over)) for model in claim.model for over in claim.over}
                 differences |= {(*place, pair) for pair in pairs if len(pair) == 2}
     return len(primary), len(differences - primary)
-
-
-def _numbers(given: str, option: str) -> list[float]:
-    """Read numbers between commas.
-
-    >>> _numbers("3,5", "--seeds")
-    [3.0, 5.0]
-    """
-    from saliency_lab._common.errors import InputError
-
-    try:
-        return [float(each) for each in given.split(",")]
-    except ValueError:
-        raise InputError(f"{option} takes numbers between commas, such as 3,5,10, not '{given}'") from None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from saliency_lab._common.errors import InputError
 from saliency_lab.cli.options import (
     DataRoot,
     Device,
@@ -17,6 +16,7 @@ from saliency_lab.cli.options import (
     Trust,
     key_values,
     named_settings,
+    numbers,
     requests_of,
     several,
 )
@@ -85,10 +85,10 @@ def roar(
     result = run(
         recipe,
         methods=requests_of("method", names, named_settings(method_settings, names)),
-        fractions=_numbers("--fractions", fractions, float),
+        fractions=numbers("--fractions", fractions, float),
         order=LERF if keep else MORF,
         absolute=absolute,
-        seeds=_numbers("--seeds", seeds, int),
+        seeds=numbers("--seeds", seeds, int),
         out=folder,
         overrides=overrides,
         device=device,
@@ -99,11 +99,3 @@ def roar(
     save(result.plot(), picture)
     output.path(picture)
     output.json(result.table())
-
-
-def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        example = "0,1,2" if kind is int else "0.1,0.5"
-        raise InputError(f"{option} must be numbers such as {example}, not '{text}'") from None

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saliency_lab._common.errors import InputError
 from saliency_lab.cli.executors import Address, ExecutorName, Workers, open_executor
-from saliency_lab.cli.options import Compile, Dtype, Trust, pass_settings
+from saliency_lab.cli.options import Compile, Dtype, Trust, numbers, pass_settings, several
 from saliency_lab.cli.verify import print_problems
 
 if TYPE_CHECKING:
     from saliency_lab.comparison import Comparison
     from saliency_lab.experiment.retraining import Retrained
-    from saliency_lab.experiment.run import Run
+    from saliency_lab.experiment.run import Part, Run
     from saliency_lab.experiment.schema import Declaration
     from saliency_lab.study import Study
 
@@ -33,12 +35,13 @@ Page = Annotated[
     typer.Option("--page", metavar="DIR", help="Write the study's page, claims, tables and figures, here."),
 ]
 From = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option(
         "--from",
         metavar="FILE",
         help="Redraw the page from results that --pack wrote, without data, training or networks; figures "
-        "that need images, maps or curves are left out.",
+        "that need images, maps or curves are left out. Give it once for each part that --only or --seeds "
+        "computed, and --pack to write the parts into one file.",
     ),
 ]
 Pack = Annotated[
@@ -49,6 +52,18 @@ Pack = Annotated[
         help="Also write the results into one small file, without images, maps and networks, from which "
         "--from redraws the page.",
     ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        "--only",
+        metavar="MODEL,...",
+        help="Compute only these models of the study, for example on this machine; see --from.",
+    ),
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option("--seeds", metavar="SEED,...", help="Train and compute only networks with these seeds."),
 ]
 StudyData = Annotated[
     str | None,
@@ -85,6 +100,8 @@ def study(
     page: Page = None,
     packed: From = None,
     pack: Pack = None,
+    only: Only = None,
+    seeds: Seeds = None,
     data: StudyData = None,
     data_root: StudyRoot = None,
     device: StudyDevice = "auto",
@@ -109,16 +126,17 @@ def study(
         print_problems(store)
     declared = read_declaration(declaration, _changes(data, data_root), trust=trust)
     declared = _with_passes(declared, compile, dtype)
+    part = _part(declared, packed, only, seeds)
     if plan:
-        _print_plan(declared, store, device, trust=trust)
+        _print_plan(declared, store, device, part, trust=trust)
         return
     command = f"saliency-lab study {declaration.name} --page DIR{_data_options(data, data_root)}"
-    if packed is not None:
-        _redraw(declared, packed, page or Path(), declaration.stem, command, trust=trust)
+    if packed:
+        _redraw(declared, packed, pack, page or Path(), declaration.stem, command, trust=trust)
         return
     with open_executor(executor, workers, address, device) as pool:
-        results = run_declared(declared, store, executor=pool, device=device, trust=trust)
-    retrained = retrain_declared(declared, store, device=device, trust=trust)
+        results = run_declared(declared, store, executor=pool, device=device, trust=trust, part=part)
+    retrained = retrain_declared(declared, store, device=device, trust=trust, part=part)
     _print_results(declared, results, retrained, store, page, pack, declaration.stem, command)
 
 
@@ -136,6 +154,8 @@ def reproduce(
     page: Page = None,
     packed: From = None,
     pack: Pack = None,
+    only: Only = None,
+    seeds: Seeds = None,
     data: StudyData = None,
     data_root: StudyRoot = None,
     device: StudyDevice = "auto",
@@ -157,17 +177,18 @@ def reproduce(
     declared = read_declaration(bundled_study(name), _changes(data, data_root))
     declared = _with_passes(declared, compile, dtype)
     store = out or Path("runs") / name
+    part = _part(declared, packed, only, seeds)
     if plan:
-        _print_plan(declared, store, device)
+        _print_plan(declared, store, device, part)
         return
     short = " --quick" if name.endswith("-quick") else ""
     command = f"saliency-lab reproduce {name.removesuffix('-quick')}{short}{_data_options(data, data_root)}"
-    if packed is not None:
-        _redraw(declared, packed, page or Path(), name, command)
+    if packed:
+        _redraw(declared, packed, pack, page or Path(), name, command)
         return
     with open_executor(executor, workers, address, device) as pool:
-        results = run_declared(declared, store, executor=pool, device=device)
-    retrained = retrain_declared(declared, store, device=device)
+        results = run_declared(declared, store, executor=pool, device=device, part=part)
+    retrained = retrain_declared(declared, store, device=device, part=part)
     _print_results(declared, results, retrained, store, page or store / "results", pack, name, command)
 
 
@@ -187,12 +208,26 @@ def _changes(name: str | None, root: Path | None) -> dict[str, dict[str, str]]:
     return {key: table for key, table in (("data", data), ("overrides", recipes)) if table}
 
 
-def _print_plan(declared: Declaration, store: Path, device: str, *, trust: bool = False) -> None:
+def _part(declared: Declaration, packed: list[Path] | None, only: str | None, seeds: str | None) -> Part:
+    """Read --only and --seeds."""
+    from saliency_lab.experiment.run import Part
+
+    if packed and (only is not None or seeds is not None):
+        raise InputError("--only and --seeds choose what is computed, and --from computes nothing")
+    models = () if only is None else tuple(several([only]))
+    if only is not None and not models:
+        raise InputError("--only must name models of the study, such as standard,sgt")
+    part = Part(models, () if seeds is None else tuple(numbers("--seeds", seeds, int)))
+    part.check(declared)
+    return part
+
+
+def _print_plan(declared: Declaration, store: Path, device: str, part: Part, *, trust: bool = False) -> None:
     """Print what there is to do, and about how long it takes."""
     from saliency_lab.experiment.run import plan_declared
     from saliency_lab.metrics.cost import duration
 
-    table = plan_declared(declared, store, device=device, trust=trust)
+    table = plan_declared(declared, store, device=device, trust=trust, part=part)
     print(table.to_string(index=False, na_rep="", float_format="{:.1f}".format))
     print(
         f"{table['missing'].sum()} of {table['results'].sum()} are missing in '{store}', "
@@ -210,12 +245,19 @@ def _with_passes(declared: Declaration, compile: str | None, dtype: str | None) 
 
 
 def _redraw(
-    declared: Declaration, packed: Path, page: Path, name: str, command: str, *, trust: bool = False
+    declared: Declaration,
+    packed: Sequence[Path],
+    pack: Path | None,
+    page: Path,
+    name: str,
+    command: str,
+    *,
+    trust: bool = False,
 ) -> None:
-    """Write a study's page from packed results."""
+    """Write a study's page from packed results; also pack them again, joined, if a file is given."""
     from tempfile import TemporaryDirectory
 
-    from saliency_lab.experiment.packing import unpack_results
+    from saliency_lab.experiment.packing import pack_results, unpack_results
     from saliency_lab.reporting.markdown import write_page
 
     if declared.roar is not None or declared.kar is not None:
@@ -223,6 +265,8 @@ def _redraw(
     with TemporaryDirectory() as scratch:
         done, runs = unpack_results(declared, packed, Path(scratch), trust=trust)
         print(write_page(declared, runs, done, done.compare(), page, name=name, command=command))
+        if pack is not None:
+            print(pack_results(done, runs, pack))
 
 
 def _print_retrained(declared: Declaration, retrained: Retrained, store: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.cli.options import DataRoot, RecipeName, Trust, key_values
+from saliency_lab.cli.options import DataRoot, RecipeName, Trust, key_values, numbers
 
 LONGEST_NAME, SHORT_NAME = 255, 180
 """Bytes that a file system allows a name; bytes that are left of a longer one, before its hash."""
@@ -68,7 +68,7 @@ def train(
     if precision is not None:
         overrides["training.precision"] = precision
     settled = load_recipe(recipe, overrides, trust=trust)
-    for seed in [settled.seed] if seeds is None else _seeds(seeds):
+    for seed in [settled.seed] if seeds is None else numbers("--seeds", seeds, int):
         folder = out or Path("runs") / _folder_name(settled.name, overrides)
         if out is None or (seeds is not None and "," in seeds):
             folder = folder / f"seed-{seed}"
@@ -101,13 +101,6 @@ def _folder_name(recipe: str, overrides: Mapping[str, Any]) -> str:
     if len(written) > LONGEST_NAME:
         name = f"{written[:SHORT_NAME].decode(errors='ignore')}…{fingerprint(name)[:12]}"
     return f"{folder}/{name}" if folder else name
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError:
-        raise InputError(f"--seeds must be whole numbers such as 0,1,2, not '{text}'") from None
 
 
 def _count(text: str) -> int:

@@ -98,27 +98,61 @@ def _copy_without_images(store: FolderStore, target: FolderStore) -> None:
 
 
 def unpack_results(
-    declared: Declaration, path: str | Path, folder: Path, *, trust: bool = False
+    declared: Declaration, paths: Sequence[str | Path], folder: Path, *, trust: bool = False
 ) -> tuple[Study, list[Run]]:
     """Read packed results into an empty folder; return the study, without its networks, and its runs.
+
+    Several files are parts of one study, such as those of several machines, which are joined.
 
     Parameters
     ----------
     declared : Declaration
         The study that the results are of.
-    path : path
-        The file that `pack_results` wrote.
+    paths : sequence of paths
+        The files that `pack_results` wrote.
     folder : Path
-        Where to unpack it.
+        Where to unpack them.
     trust : bool
         Whether code that the recipes of the study name as `module:attribute` may be imported.
 
     Raises
     ------
     InputError
-        If the file is missing, damaged or not such a file, or if the results are those of another study, or
-        of recipes that have changed since.
+        If a file is missing, damaged or not such a file, or if its results are those of another study, of
+        recipes that have changed since, or of other networks than another file has for the same recipe and
+        seed.
     """
+    first, *others = paths
+    _unpack(declared, first, folder, trust=trust)
+    index = load_index(folder)
+    for path in others:
+        with TemporaryDirectory() as scratch:
+            _unpack(declared, path, Path(scratch), trust=trust)
+            part = load_index(scratch)
+            if (part.images, part.seed) != (index.images, index.seed):
+                raise InputError(f"'{path}' has results of other images than '{first}', or of another seed")
+            for model, seed in index.manifest().differing(part.manifest()):
+                raise InputError(
+                    f"'{model}' (seed {seed}) is another network in '{path}' than in the files before it; "
+                    "networks that are trained on different machines differ, so compute each on one of them"
+                )
+            index.merge(scratch)
+            if Path(scratch, "models").exists():
+                shutil.copytree(Path(scratch, "models"), folder / "models", dirs_exist_ok=True)
+    runs = [
+        Run(model, recipe, seed, folder / "models" / model / str(seed), changes)
+        for model, recipe, seed, changes in declared_trainings(declared, trust=trust)
+    ]
+    order = {(run.model, run.seed): position for position, run in enumerate(runs)}
+    index.members.sort(key=lambda member: order.get((member.model, member.seed), len(order)))
+    baseline = declared.baseline if declared.baseline in index.models else None
+    index.purpose = declared.purpose.model_copy(update={"baseline": baseline})
+    index.write_manifest(exclusive=True)
+    return Study.load(folder), runs
+
+
+def _unpack(declared: Declaration, path: str | Path, folder: Path, *, trust: bool) -> None:
+    """Read one file of packed results into an empty folder, and check that they are of the declared study."""
     try:
         with tarfile.open(path, "r:xz") as archive:
             entries = archive.getmembers()
@@ -127,20 +161,17 @@ def unpack_results(
             archive.extractall(folder, entries, filter="data")
     except (OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
         raise InputError(f"the packed results '{path}' cannot be read: {error}") from error
-    study = Study.load(folder)
-    runs = []
-    for model, recipe, seed, changes in declared_trainings(declared, trust=trust):
+    index = load_index(folder)
+    for model, recipe, seed, _ in declared_trainings(declared, trust=trust):
         own = folder / "models" / model / str(seed)
         if (own / RECIPE).exists() and not is_of(recipe, seed, own):
             raise InputError(
                 f"'{path}' has a network of '{model}' (seed {seed}) that was trained by another recipe than "
                 "the study declares; the recipe or the study's file has changed since it was packed"
             )
-        runs.append(Run(model, recipe, seed, own, changes))
     known = {*declared.recipes, *declared.models}
-    if not set(study.models) <= known or study.purpose.claims != declared.claims:
+    if not set(index.models) <= known or index.purpose.claims != declared.claims:
         raise InputError(f"'{path}' has the results of another study, or of this one before its file changed")
-    return study, runs
 
 
 def _is_plain(entry: tarfile.TarInfo) -> bool:

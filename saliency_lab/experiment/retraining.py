@@ -25,11 +25,14 @@ Retrained = dict[tuple[str, str], RoarResult]
 
 
 def retraining_plans(
-    declared: Declaration, data: ImageData, recipes: Mapping[str, tuple[Recipe, Sequence[int]]]
+    declared: Declaration,
+    data: ImageData,
+    recipes: Mapping[str, tuple[Recipe, Sequence[int]]],
+    skipped: Sequence[str] = (),
 ) -> dict[tuple[str, str], RoarPlan]:
     """Return what the tables [roar] and [kar] ask for, by table and model; nothing is trained.
 
-    `recipes` are the recipe and the training seeds of each model.
+    `recipes` are the recipe and the training seeds of each model; `skipped` are models that are left out.
 
     Raises
     ------
@@ -45,6 +48,8 @@ def retraining_plans(
         if not methods:
             raise InputError(f'[{table}] needs methods, such as methods = ["saliency"]; the study has none')
         for model in spec.recipes or recipes:
+            if model in skipped:
+                continue
             if model not in recipes:
                 raise unknown_name(f"recipe in [{table}]:", model, recipes)
             recipe, seeds = recipes[model]

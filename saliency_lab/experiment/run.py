@@ -20,7 +20,13 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from saliency_lab._common.arguments import check_path
-from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError, TrainingError
+from saliency_lab._common.errors import (
+    CheckpointError,
+    InputError,
+    SaliencyLabError,
+    TrainingError,
+    unknown_name,
+)
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import named_device
 from saliency_lab._common.progress import no_progress, progress
@@ -33,7 +39,7 @@ from saliency_lab.experiment.schema import Declaration
 from saliency_lab.models import ModelCard, build_model, load_model, read_card
 from saliency_lab.models.catalogue import ARCHITECTURES, is_custom
 from saliency_lab.models.checkpoint import CARD, check_checkpoint, zoo_names
-from saliency_lab.retraining.api import missing_networks
+from saliency_lab.retraining.api import RoarPlan, missing_networks
 from saliency_lab.study.cache.results import Failure
 from saliency_lab.study.cache.store import FolderStore, MemoryStore
 from saliency_lab.study.planning import PLAN_COLUMNS, plan_networks
@@ -47,6 +53,37 @@ from saliency_lab.training.api import fabric_device, load_data, named_module
 from saliency_lab.training.run import RECIPE, check_run, read_identity, run_folder_name
 
 logger = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """What one machine computes of a declared study; nothing given means the whole study."""
+
+    models: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    """Training seeds; models that the study loads are always whole."""
+
+    def check(self, declared: Declaration) -> None:
+        """Raise InputError for a model or seed that the study does not declare, and for an empty part."""
+        known = [*declared.recipes, *declared.models]
+        for model in self.models:
+            if model not in known:
+                raise unknown_name("model of the study:", model, known)
+        seeds = {
+            model: each.seeds or declared.seeds for model, each in declared.recipes.items() if self.has(model)
+        }
+        declares = ", ".join(map(str, sorted({seed for own in seeds.values() for seed in own}))) or "none"
+        for seed in self.seeds:
+            if not any(seed in own for own in seeds.values()):
+                raise InputError(f"no network is trained with seed {seed} here; declared seeds: {declares}")
+
+    def has(self, model: str, seed: int | None = None) -> bool:
+        """Return whether a model, or its network with a seed, belongs to this part."""
+        return (not self.models or model in self.models) and (
+            seed is None or not self.seeds or seed in self.seeds
+        )
+
+
+WHOLE = Part()
 
 
 class Run(NamedTuple):
@@ -77,6 +114,7 @@ def run_declared(
     executor: Executor | None = None,
     device: str = "auto",
     trust: bool = False,
+    part: Part = WHOLE,
 ) -> tuple[Study, Comparison, list[Run]]:
     """Train what is missing, compute what is missing, and compare; everything is stored in `store`.
 
@@ -91,14 +129,15 @@ def run_declared(
     SaliencyLabError
         For a mistake in the declaration, before anything is trained; or if no model could be trained.
     """
+    part.check(declared)
     there = named_device("cpu" if executor is not None and device == "auto" else device)
     store = Path(store).resolve()  # a worker may have another working folder
     data = load_declared_data(declared)
     sample = _draw_sample(declared, data)
-    runs = training_runs(declared, data.fingerprint, store, trust=trust)
+    runs = training_runs(declared, data.fingerprint, store, part, trust=trust)
     requests = declared.requests(sample)
-    retraining_plans(declared, data, _recipes(runs))
-    finished, damaged = _finished_models(declared, data, there, trust=trust)
+    _retraining(declared, data, runs, part)
+    finished, damaged = _finished_models(declared, data, there, part, trust=trust)
     trained: dict[str, list[nn.Module]] = {}
     failures: dict[tuple[str, int], Failure] = {}
     outcomes = _train_all(runs, data, declared, executor, device)
@@ -117,7 +156,7 @@ def run_declared(
     for (model, seed), failure in damaged.items():
         study.note_failure(model, seed, "loading", failure)
     baseline = declared.baseline if declared.baseline in study.models else None
-    if baseline != declared.baseline:
+    if declared.baseline is not None and baseline is None and part.has(declared.baseline):
         warnings.warn(f"the baseline '{declared.baseline}' could not be trained or loaded", stacklevel=2)
     study.purpose = declared.purpose.model_copy(update={"baseline": baseline})
     try:
@@ -134,7 +173,12 @@ def run_declared(
 
 
 def retrain_declared(
-    declared: Declaration, store: str | Path, *, device: str = "auto", trust: bool = False
+    declared: Declaration,
+    store: str | Path,
+    *,
+    device: str = "auto",
+    trust: bool = False,
+    part: Part = WHOLE,
 ) -> Retrained:
     """Carry out the tables [roar] and [kar] of a declared study; return the results by table and model.
 
@@ -143,37 +187,47 @@ def retrain_declared(
     """
     store = Path(store).resolve()
     data = load_declared_data(declared)
-    runs = training_runs(declared, data.fingerprint, store, trust=trust)
-    return retrain(retraining_plans(declared, data, _recipes(runs)), store, device)
+    runs = training_runs(declared, data.fingerprint, store, part, trust=trust)
+    return retrain(_retraining(declared, data, runs, part), store, device)
 
 
-def _recipes(runs: Sequence[Run]) -> dict[str, tuple[Recipe, list[int]]]:
-    """Return the recipe and the seeds of each model."""
+def _retraining(
+    declared: Declaration, data: ImageData, runs: Sequence[Run], part: Part
+) -> dict[tuple[str, str], RoarPlan]:
+    """Return what the tables [roar] and [kar] ask for, of the models that belong to the part."""
     recipes: dict[str, tuple[Recipe, list[int]]] = {}
     for run in runs:
         recipes.setdefault(run.model, (run.recipe, []))[1].append(run.seed)
-    return recipes
+    return retraining_plans(
+        declared, data, recipes, skipped=[name for name in declared.recipes if not part.has(name)]
+    )
 
 
 def plan_declared(
-    declared: Declaration, store: str | Path, *, device: str = "auto", trust: bool = False
+    declared: Declaration,
+    store: str | Path,
+    *,
+    device: str = "auto",
+    trust: bool = False,
+    part: Part = WHOLE,
 ) -> pd.DataFrame:
     """List what there is to do, without doing it: see `Study.plan`; models that are to be trained come first.
 
     Times are measured on `device`, as in `run_declared`; that of a training run on its first steps.
     """
+    part.check(declared)
     there = named_device(device)
     data = load_declared_data(declared)
     sample = _draw_sample(declared, data)
-    runs = training_runs(declared, data.fingerprint, Path(store), trust=trust)
+    runs = training_runs(declared, data.fingerprint, Path(store), part, trust=trust)
     requests = declared.requests(sample)
-    retraining = retraining_plans(declared, data, _recipes(runs))
+    retraining = _retraining(declared, data, runs, part)
     trained = [_load_trained(run, data, there) for run in runs]
     networks: dict[Member, str] = {}
     for run, net in zip(runs, trained, strict=True):
         weights = f"untrained {run.folder.name}" if net is None else model_fingerprint(net)
         networks[Member(run.model, run.seed, run.recipe.name, net)] = weights
-    finished, _ = _finished_models(declared, data, there, trust=trust)
+    finished, _ = _finished_models(declared, data, there, part, trust=trust)
     networks |= {each: model_fingerprint(each.net) for each in (read_members(finished) if finished else [])}
     if not networks:
         raise SaliencyLabError("every checkpoint of this study is damaged, as the warnings say")
@@ -214,12 +268,15 @@ def _draw_sample(declared: Declaration, data: ImageData) -> StudySample:
     return read_sample(draw(declared.data.images, declared.seed))
 
 
-def training_runs(declared: Declaration, data: str, store: Path, *, trust: bool = False) -> list[Run]:
-    """Every training run of a declaration; its folder is named by the content of what decides it."""
+def training_runs(
+    declared: Declaration, data: str, store: Path, part: Part = WHOLE, *, trust: bool = False
+) -> list[Run]:
+    """Every training run of a part of a study; its folder is named by the content of what decides it."""
     runs = []
     for model, recipe, seed, changes in declared_trainings(declared, trust=trust):
-        folder = store / "models" / run_folder_name(recipe, seed, data)
-        runs.append(Run(model, recipe, seed, folder, changes))
+        if part.has(model, seed):
+            folder = store / "models" / run_folder_name(recipe, seed, data)
+            runs.append(Run(model, recipe, seed, folder, changes))
     return runs
 
 
@@ -384,15 +441,17 @@ def _is_own(source: str) -> bool:
 
 
 def _finished_models(
-    declared: Declaration, data: ImageData, device: torch.device, *, trust: bool
+    declared: Declaration, data: ImageData, device: torch.device, part: Part = WHOLE, *, trust: bool
 ) -> tuple[dict[str, list[nn.Module]], dict[tuple[str, int], Failure]]:
-    """Load the networks of [models]; return them, and the failures of those whose checkpoint is damaged.
+    """Load the networks of [models] that belong to the part; return them, and failures of damaged ones.
 
     A failure is listed under the seed on the card or, if that is damaged, under the checkpoint's position.
     """
     models: dict[str, list[nn.Module]] = {}
     damaged: dict[tuple[str, int], Failure] = {}
     for name, sources in declared.models.items():
+        if not part.has(name):
+            continue
         listed = [sources] if isinstance(sources, str) else sources
         if len(set(listed)) < len(listed):
             raise InputError(f"model '{name}' lists a checkpoint twice; each must be another seed")

@@ -76,16 +76,43 @@ def _repeat(declared: Declaration, study: Study, command: str) -> list[str]:
     split = {"test": "test", "val": "validation"}[declared.data.split]
     if networks > len(study.models):
         models += f", {networks} networks"
+    lacking = _lacking(declared, study)
     over = "over training seeds and images, or over images alone where a model has one seed"
     return [
         f"{models}, on {len(study.x)} {split} images of `{declared.data.name}`, stratified by class. "
         f"Intervals are at {100 * declared.level:g} %, {over}.",
         "",
+        *([lacking, ""] if lacking else []),
         "Written by:",
         "",
         f"    {command}",
         "",
     ]
+
+
+def _lacking(declared: Declaration, study: Study) -> str:
+    """Say which networks the study declares and has no results of; nothing if there are none."""
+    have = {(member.model, member.seed) for member in study.members}
+    trained = {
+        model: declared.seeds if each.seeds is None else each.seeds
+        for model, each in declared.recipes.items()
+    }
+    lacking = {
+        model: [seed for seed in seeds if (model, seed) not in have] for model, seeds in trained.items()
+    }
+    models = [
+        model if seeds == trained[model] else f"{model} (seeds {', '.join(map(str, seeds))})"
+        for model, seeds in lacking.items()
+        if seeds
+    ]
+    models += [model for model in declared.models if model not in study.models]
+    if not models:
+        return ""
+    named = markdown_text(", ".join(models))
+    return (
+        f"**This page is incomplete.** The study also declares {named}, which have no results here. "
+        "Corrections for several comparisons cover those on this page."
+    )
 
 
 def _questions(document: Document) -> list[str]:

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from saliency_lab._common.arguments import check_count, check_flag, check_path, check_text
 from saliency_lab._common.checks import check_seed
 from saliency_lab._common.copying import copy_model
+from saliency_lab._common.cores import has_bfloat16
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.execution import execution
 from saliency_lab._common.fingerprints import model_fingerprint
@@ -216,6 +217,12 @@ def _fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str,
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "16-mixed" and accelerator == "cpu":
         raise InputError('training.precision = "16-mixed" needs a GPU; on the CPU use "bf16-mixed"')
+    if precision == "bf16-mixed" and accelerator == "cpu" and not has_bfloat16():
+        warnings.warn(
+            "this processor has no instructions for bfloat16, so training in it takes about ten times as "
+            'long as in float32; training.precision = "32-true" is faster here, and gives other weights',
+            stacklevel=4,
+        )
     if strategy.startswith(("fsdp", "deepspeed", "xla")):
         raise InputError(f"strategy '{strategy}' shards the weights, which `train` cannot save; use 'ddp'")
     try:

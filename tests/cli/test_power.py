@@ -63,4 +63,4 @@ def test_without_a_study_the_grid_is_printed() -> None:
 def test_numbers_that_are_none_are_refused() -> None:
     result = CliRunner().invoke(app, ["power", "--seeds", "three"])
     assert result.exit_code == 2
-    assert "--seeds takes numbers between commas" in result.output
+    assert "--seeds must be whole numbers such as 0,1,2" in result.output

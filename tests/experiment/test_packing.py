@@ -19,6 +19,7 @@ from saliency_lab.experiment.packing import unpack_results
 from saliency_lab.experiment.schema import read_declaration
 from saliency_lab.reporting.networks import trained_networks
 from saliency_lab.study import Study
+from saliency_lab.study.cache.store import FolderStore
 from saliency_lab.training.run import LOG
 
 TOML = """
@@ -92,7 +93,7 @@ def test_the_page_is_redrawn_without_data_or_training(packed, tmp_path, monkeypa
 
 @pytest.mark.long
 def test_tables_are_equal_and_nothing_of_an_image_is_packed(packed, tmp_path):
-    study, runs = unpack_results(read_declaration(packed / "noise.toml"), packed / "noise.tar.xz", tmp_path)
+    study, runs = unpack_results(read_declaration(packed / "noise.toml"), [packed / "noise.tar.xz"], tmp_path)
     original = Study.load(packed / "store")
     for table in ("scores", "robustness", "audits"):
         pd.testing.assert_frame_equal(getattr(study, table), getattr(original, table))
@@ -109,7 +110,7 @@ def test_tables_are_equal_and_nothing_of_an_image_is_packed(packed, tmp_path):
 @pytest.mark.long
 def test_a_collapsed_seed_is_named_and_drawn_alone(packed, tmp_path):
     declared = read_declaration(packed / "noise.toml")
-    study, runs = unpack_results(declared, packed / "noise.tar.xz", tmp_path)
+    study, runs = unpack_results(declared, [packed / "noise.tar.xz"], tmp_path)
     networks = trained_networks(runs, study.models)
     assert networks is not None and len(networks.notes) == 1
     (run,) = (run for run in runs if (run.model, run.seed) == ("noisy", 1))
@@ -141,7 +142,7 @@ def test_results_of_another_study_are_refused(packed, tmp_path, old, new, messag
     (tmp_path / "unpacked").mkdir()
     with pytest.raises(InputError, match=message):
         unpack_results(
-            read_declaration(tmp_path / "other.toml"), packed / "noise.tar.xz", tmp_path / "unpacked"
+            read_declaration(tmp_path / "other.toml"), [packed / "noise.tar.xz"], tmp_path / "unpacked"
         )
 
 
@@ -153,9 +154,9 @@ def test_a_damaged_file_is_refused(packed, tmp_path):
     for name, damaged in {"bit": content, "half": content[: len(content) // 2], "empty": b""}.items():
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(InputError, match="cannot be read"):
-            unpack_results(declared, tmp_path / name, tmp_path / f"{name}-unpacked")
+            unpack_results(declared, [tmp_path / name], tmp_path / f"{name}-unpacked")
     with pytest.raises(InputError, match="cannot be read"):
-        unpack_results(declared, tmp_path / "missing", tmp_path)
+        unpack_results(declared, [tmp_path / "missing"], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -177,5 +178,85 @@ def test_a_hostile_file_writes_nothing(tmp_path, entry):
     target = tmp_path / "deep" / "target"
     target.mkdir(parents=True)
     with pytest.raises(InputError, match="no file of packed results"):
-        unpack_results(read_declaration(study), tmp_path / "hostile.tar.xz", target)
+        unpack_results(read_declaration(study), [tmp_path / "hostile.tar.xz"], target)
     assert not list(target.iterdir()) and not (tmp_path / "deep" / "outside").exists()
+
+
+def study_in_shell(*options: str | Path) -> str:
+    done = CliRunner().invoke(app, ["study", *map(str, options)])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.long
+def test_parts_of_several_machines_give_the_page_of_one(packed, tmp_path):
+    """Each part is computed in a store of its own; they are joined in another order than the study's."""
+    study = packed / "noise.toml"
+    for name, options in {"b": ["--seeds", "1"], "a": ["--seeds", "0"]}.items():
+        output = study_in_shell(
+            study, "--out", tmp_path / name, *options, "--pack", tmp_path / f"{name}.tar.xz"
+        )
+        assert "could not be" not in output
+    parts = ["--from", tmp_path / "b.tar.xz", "--from", tmp_path / "a.tar.xz"]
+    study_in_shell(study, *parts, "--page", tmp_path, "--pack", tmp_path / "both.tar.xz")
+    whole = without_figures(packed / "page" / "noise.md")
+    seconds = re.compile(r"\| \d+ \| `")  # of training
+    assert seconds.sub("", without_figures(tmp_path / "noise.md")) == seconds.sub("", whole)
+    assert "incomplete" not in whole
+    study_in_shell(study, "--from", tmp_path / "both.tar.xz", "--page", tmp_path / "again")
+    assert (tmp_path / "again" / "noise.md").read_bytes() == (tmp_path / "noise.md").read_bytes()
+
+
+@pytest.mark.long
+def test_a_part_says_what_it_lacks(packed, tmp_path):
+    study, part = packed / "noise.toml", tmp_path / "part.tar.xz"
+    options = ["--only", "noisy", "--seeds", "1", "--out", tmp_path / "store"]
+    assert "4 of 4 are missing" in study_in_shell(study, *options, "--plan")
+    study_in_shell(study, *options, "--pack", part, "--page", tmp_path)
+    written = (tmp_path / "noise.md").read_text()
+    assert "**This page is incomplete.** The study also declares plain, noisy (seeds 0)" in written
+    assert "No answer: " in written
+    study_in_shell(study, "--from", part, "--page", tmp_path / "again")
+    again = (tmp_path / "again" / "noise.md").read_text()
+    assert "declares plain, noisy (seeds 0)" in again and again.count("| missing |") == 3
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "noise"], "unknown model of the study: 'noise'; did you mean 'noisy'?"),
+        (["--seeds", "2"], "no network is trained with seed 2 here; declared seeds: 0, 1"),
+        (["--only", ","], "--only must name models of the study"),
+        (["--only", "noisy", "--from", "a"], "--only and --seeds choose what is computed"),
+        (["--seeds", "one"], "--seeds must be whole numbers such as 0,1,2, not 'one'"),
+    ],
+)
+def test_a_part_that_is_not_declared_is_refused(tmp_path, options, message):
+    (tmp_path / "noise.toml").write_text(TOML)
+    for wanted in ([], ["--plan"]):
+        command = ["study", f"{tmp_path / 'noise.toml'}", "--out", f"{tmp_path / 'store'}", *options, *wanted]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 2 and message in " ".join(done.output.split())
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.long
+def test_another_network_of_the_same_recipe_and_seed_is_refused(packed, tmp_path):
+    with tarfile.open(packed / "noise.tar.xz") as archive:
+        archive.extractall(tmp_path / "other", filter="data")
+    store = FolderStore(tmp_path / "other")
+    listed = store.read_manifest()
+    assert listed is not None
+    changed = [
+        each._replace(weights=each.weights[::-1]) if each[:2] == ("plain", 1) else each
+        for each in listed.members
+    ]
+    store.write_manifest(listed.model_copy(update={"members": changed}))
+    with tarfile.open(tmp_path / "other.tar.xz", "w:xz") as archive:
+        for path in filter(Path.is_file, (tmp_path / "other").rglob("*")):
+            archive.add(path, path.relative_to(tmp_path / "other"))
+    files = [packed / "noise.tar.xz", tmp_path / "other.tar.xz"]
+    (tmp_path / "target").mkdir()
+    with pytest.raises(InputError, match=r"'plain' \(seed 1\) is another network in '.*other.tar.xz'"):
+        unpack_results(read_declaration(packed / "noise.toml"), files, tmp_path / "target")

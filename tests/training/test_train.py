@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -775,3 +776,13 @@ def test_two_processes_give_what_one_gives_within_rounding(tmp_path):
     assert json.loads((tmp_path / "1/recipe.json").read_text()) == json.loads(
         (tmp_path / "2/recipe.json").read_text()
     )
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_on_a_processor_without_it_is_announced(images, monkeypatch, native):
+    monkeypatch.setattr("saliency_lab.training.api.has_bfloat16", lambda: native)
+    short = TINY | {"training.epochs": 1, "training.precision": "bf16-mixed"}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sl.train("digits/standard", images, overrides=short)
+    assert any("no instructions for bfloat16" in str(each.message) for each in caught) != native
