@@ -126,7 +126,7 @@ def section(question: Question) -> list[str]:
         interval = Interval(row["difference"], row["low"], row["high"])
         rows.append(
             [
-                f"[{study}]({study}.md)" if study in question.eps else study,
+                f"[{study}]" if study in question.eps else study,
                 f"{question.eps[study]:g}" if study in question.eps else "",
                 one_line(estimate(interval, share=True, signed=True)),
                 "" if pd.isna(row["p"]) else p_value(row["p"]),
@@ -167,6 +167,8 @@ def main() -> None:
     ]
     for question in QUESTIONS:
         lines += section(question)
+    studies = sorted({name for question in QUESTIONS for name in question.eps})
+    lines += [f"[{name}]: {name}.md" for name in studies if (FOLDER / f"{name}.md").exists()]
     (FOLDER / "pooled.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

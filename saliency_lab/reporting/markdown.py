@@ -72,7 +72,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _repeat(declared: Declaration, study: Study, command: str) -> list[str]:
-    networks, models = len(study.members), f"{len(study.models)} models"
+    networks, models = len(study.members), _count(len(study.models), "model")
     split = {"test": "test", "val": "validation"}[declared.data.split]
     if networks > len(study.models):
         models += f", {networks} networks"
@@ -90,6 +90,14 @@ def _repeat(declared: Declaration, study: Study, command: str) -> list[str]:
     ]
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+
+
 def _lacking(declared: Declaration, study: Study) -> str:
     """Say which networks the study declares and has no results of; nothing if there are none."""
     have = {(member.model, member.seed) for member in study.members}
@@ -101,7 +109,7 @@ def _lacking(declared: Declaration, study: Study) -> str:
         model: [seed for seed in seeds if (model, seed) not in have] for model, seeds in trained.items()
     }
     models = [
-        model if seeds == trained[model] else f"{model} (seeds {', '.join(map(str, seeds))})"
+        model if seeds == trained[model] else f"{model} ({_seeds(seeds)})"
         for model, seeds in lacking.items()
         if seeds
     ]
@@ -123,7 +131,8 @@ def _questions(document: Document) -> list[str]:
         asked = question.asked
         lines += [f"### {question.number}. {markdown_text(asked.question)}", ""]
         if asked.problem:
-            lines += [f"No answer: {markdown_text(asked.problem)}.", ""]
+            lacking = f" Not measured: {markdown_text(', '.join(asked.missing))}." if asked.missing else ""
+            lines += [f"No answer: {markdown_text(asked.problem)}.{lacking}", ""]
             continue
         if asked.primary:
             lines.append(f"- Primary endpoint: {markdown_text(asked.primary)}.")

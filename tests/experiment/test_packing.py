@@ -214,11 +214,15 @@ def test_a_part_says_what_it_lacks(packed, tmp_path):
     assert "4 of 4 are missing" in study_in_shell(study, *options, "--plan")
     study_in_shell(study, *options, "--pack", part, "--page", tmp_path)
     written = (tmp_path / "noise.md").read_text()
-    assert "**This page is incomplete.** The study also declares plain, noisy (seeds 0)" in written
-    assert "No answer: " in written
+    assert "**This page is incomplete.** The study also declares plain, noisy (seed 0)," in written
+    assert (
+        "No answer: nothing that was measured answers the claim 'Does noise help?'. Not measured: plain."
+        in written
+    )
+    assert written.splitlines()[2].startswith("1 model, on 12 test images")
     study_in_shell(study, "--from", part, "--page", tmp_path / "again")
     again = (tmp_path / "again" / "noise.md").read_text()
-    assert "declares plain, noisy (seeds 0)" in again and again.count("| missing |") == 3
+    assert "declares plain, noisy (seed 0)" in again and again.count("| missing |") == 3
 
 
 @pytest.mark.long
