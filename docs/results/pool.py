@@ -104,9 +104,10 @@ def pool(question: Question) -> tuple[PooledDifference, list[str]]:
         elif (FOLDER / f"{name}.md").exists():
             answer = printed_difference(name, question, eps)
         else:
+            answer = None
+        if answer is None:
             missing.append(name)
-            continue
-        if answer is not None:
+        else:
             found[name] = answer
     pooled = pool_differences({name: interval for name, (interval, _) in found.items()}, share=True)
     pooled.table.loc[list(found), "p"] = [p for _, p in found.values()]

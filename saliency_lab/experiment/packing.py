@@ -100,7 +100,7 @@ def _copy_without_images(store: FolderStore, target: FolderStore) -> None:
 def unpack_results(
     declared: Declaration, paths: Sequence[str | Path], folder: Path, *, trust: bool = False
 ) -> tuple[Study, list[Run]]:
-    """Read packed results into an empty folder; return the study, without its networks, and its runs.
+    """Read packed results into an empty folder; return the study, without networks, and their runs.
 
     Several files are parts of one study, such as those of several machines, which are joined.
 
@@ -139,9 +139,11 @@ def unpack_results(
             index.merge(scratch)
             if Path(scratch, "models").exists():
                 shutil.copytree(Path(scratch, "models"), folder / "models", dirs_exist_ok=True)
+    there = {(member.model, member.seed) for member in index.members}
     runs = [
         Run(model, recipe, seed, folder / "models" / model / str(seed), changes)
         for model, recipe, seed, changes in declared_trainings(declared, trust=trust)
+        if (model, seed) in there
     ]
     order = {(run.model, run.seed): position for position, run in enumerate(runs)}
     index.members.sort(key=lambda member: order.get((member.model, member.seed), len(order)))

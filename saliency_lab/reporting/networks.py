@@ -60,7 +60,7 @@ def trained_networks(runs: Sequence[Run], models: Sequence[str]) -> TrainedNetwo
         row = [run.model, recipe, run.recipe.model.name, str(run.seed), str(run.recipe.training.epochs)]
         card = run.card
         if card is None:
-            rows.append([*row, "missing", "", "", ""])
+            rows.append([*row, "failed", "", "", ""])
             continue
         log = pd.read_csv(run.folder / LOG)
         logs.setdefault(run.model, []).append(log)
