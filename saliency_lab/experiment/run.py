@@ -68,12 +68,10 @@ class Part(NamedTuple):
         for model in self.models:
             if model not in known:
                 raise unknown_name("model of the study:", model, known)
-        seeds = {
-            model: each.seeds or declared.seeds for model, each in declared.recipes.items() if self.has(model)
-        }
-        declares = ", ".join(map(str, sorted({seed for own in seeds.values() for seed in own}))) or "none"
+        seeds = {seed for model, own in declared.trained_seeds.items() if self.has(model) for seed in own}
+        declares = ", ".join(map(str, sorted(seeds))) or "none"
         for seed in self.seeds:
-            if not any(seed in own for own in seeds.values()):
+            if seed not in seeds:
                 raise InputError(f"no network is trained with seed {seed} here; declared seeds: {declares}")
 
     def has(self, model: str, seed: int | None = None) -> bool:
@@ -136,7 +134,7 @@ def run_declared(
     sample = _draw_sample(declared, data)
     runs = training_runs(declared, data.fingerprint, store, part, trust=trust)
     requests = declared.requests(sample)
-    _retraining(declared, data, runs, part)
+    _retraining(declared, data, runs)
     finished, damaged = _finished_models(declared, data, there, part, trust=trust)
     trained: dict[str, list[nn.Module]] = {}
     failures: dict[tuple[str, int], Failure] = {}
@@ -188,19 +186,18 @@ def retrain_declared(
     store = Path(store).resolve()
     data = load_declared_data(declared)
     runs = training_runs(declared, data.fingerprint, store, part, trust=trust)
-    return retrain(_retraining(declared, data, runs, part), store, device)
+    return retrain(_retraining(declared, data, runs), store, device)
 
 
 def _retraining(
-    declared: Declaration, data: ImageData, runs: Sequence[Run], part: Part
+    declared: Declaration, data: ImageData, runs: Sequence[Run]
 ) -> dict[tuple[str, str], RoarPlan]:
-    """Return what the tables [roar] and [kar] ask for, of the models that belong to the part."""
+    """Return what the tables [roar] and [kar] ask for, of the models that these runs train."""
     recipes: dict[str, tuple[Recipe, list[int]]] = {}
     for run in runs:
         recipes.setdefault(run.model, (run.recipe, []))[1].append(run.seed)
-    return retraining_plans(
-        declared, data, recipes, skipped=[name for name in declared.recipes if not part.has(name)]
-    )
+    skipped = [name for name in declared.recipes if name not in recipes]
+    return retraining_plans(declared, data, recipes, skipped)
 
 
 def plan_declared(
@@ -221,7 +218,7 @@ def plan_declared(
     sample = _draw_sample(declared, data)
     runs = training_runs(declared, data.fingerprint, Path(store), part, trust=trust)
     requests = declared.requests(sample)
-    retraining = _retraining(declared, data, runs, part)
+    retraining = _retraining(declared, data, runs)
     trained = [_load_trained(run, data, there) for run in runs]
     networks: dict[Member, str] = {}
     for run, net in zip(runs, trained, strict=True):
@@ -306,7 +303,7 @@ def declared_trainings(
                 f"'{declared.data.name}'; name a recipe for it, or set overrides = "
                 f'{{ "data.name" = "{declared.data.name}" }}'
             )
-        for seed in declared.seeds if trained.seeds is None else trained.seeds:
+        for seed in declared.trained_seeds[model]:
             yield model, recipe, seed, trained.overrides
 
 

@@ -107,6 +107,13 @@ class Declaration(Purpose):
         """Title, text, questions, baseline and level, without what is computed."""
         return Purpose(**{name: getattr(self, name) for name in Purpose.model_fields})
 
+    @property
+    def trained_seeds(self) -> dict[str, list[int]]:
+        """The training seeds of each model that the study trains."""
+        return {
+            model: self.seeds if each.seeds is None else each.seeds for model, each in self.recipes.items()
+        }
+
     def requests(self, sample: StudySample) -> GridRequests:
         """Read and validate methods, metrics, attacks and audits, the baseline and the claims.
 

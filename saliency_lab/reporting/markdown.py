@@ -101,10 +101,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 def _lacking(declared: Declaration, study: Study) -> str:
     """Say which networks the study declares and has no results of; nothing if there are none."""
     have = {(member.model, member.seed) for member in study.members}
-    trained = {
-        model: declared.seeds if each.seeds is None else each.seeds
-        for model, each in declared.recipes.items()
-    }
+    trained = declared.trained_seeds
     lacking = {
         model: [seed for seed in seeds if (model, seed) not in have] for model, seeds in trained.items()
     }
