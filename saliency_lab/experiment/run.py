@@ -495,7 +495,8 @@ def _training_seconds(recipe: Recipe, data: ImageData, device: str) -> float:
         for wanted in (_TIMED_STEPS[0], *_TIMED_STEPS):
             few = data.train.select(order[: wanted * recipe.training.batch_size])
             started = time.perf_counter()
-            with no_progress(), contextlib.suppress(TrainingError):  # so few steps may well end at a constant
+            with no_progress(), contextlib.suppress(TrainingError), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="recipe '")  # so few steps may end at a constant
                 train(short, replace(data, train=few), seed=0, **fabric_device(device))
             taken.append(time.perf_counter() - started)
             steps.append(len(few) // recipe.training.batch_size)

@@ -64,7 +64,7 @@ def bands(
         apart = max(1, len(at) // 6)  # marks of neighbouring lines stand at different places
         ax.plot(
             at, mean, look[name].stroke, marker=look[name].marker, markevery=(i % apart, apart),
-            color=look[name].colour,
+            color=look[name].colour, clip_on=False,
         )  # fmt: skip
     for name, lines in seeds.items():
         for at, values in lines:

@@ -171,6 +171,15 @@ def test_timing_a_run_leaves_the_callers_logging_as_it_was(
     assert seen == [logging.WARNING] * 3 + [logging.INFO] * 3
 
 
+def test_timing_a_run_does_not_warn_that_it_collapsed(
+    digits: ImageData, recwarn: pytest.WarningsRecorder
+) -> None:
+    changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e-9, "training.collapse": "keep"}
+    recipe = load_recipe("digits/standard", changes)
+    assert declared._training_seconds(recipe, digits, "cpu") > 0
+    assert not recwarn.list
+
+
 def test_looking_at_the_plan_creates_nothing(declared_file: Path, tmp_path: Path) -> None:
     plan_declared(read_declaration(declared_file), tmp_path / "store")
     assert not (tmp_path / "store").exists()
