@@ -14,6 +14,8 @@ from torch import nn
 from saliency_lab._common.baseline import baseline_revision
 from saliency_lab._common.fingerprints import canonical
 from saliency_lab._common.inference import HALF, dtype_of
+from saliency_lab._common.provenance import versions
+from saliency_lab.attacks.corruptions import CORRUPTIONS
 from saliency_lab.attribution.catalogue import METHODS, key_settings
 from saliency_lab.metrics.catalogue import stored_settings
 from saliency_lab.study.cache.results import Kind, Result, cache_versions
@@ -58,6 +60,8 @@ def attack_dependencies(request: Request) -> Dependencies:
     depends = {"attack": _identity(request), "settings": settings}
     if request.what in _REVISED_IN_LINF and given.get("norm", "linf") == "linf":
         depends["revision"] = 2
+    if isinstance(request.what, str) and request.what in CORRUPTIONS:
+        depends["scikit-image"] = versions()["scikit-image"]
     return depends
 
 

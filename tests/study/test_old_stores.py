@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import nn
 
 import saliency_lab as sl
+from saliency_lab._common import provenance
 from saliency_lab.study import Study, compute
 from saliency_lab.study.cache import results
 from saliency_lab.study.cache.store import read_result
@@ -115,3 +116,17 @@ def test_a_new_version_of_the_package_alone_changes_no_key(monkeypatch) -> None:
     monkeypatch.setattr(sl, "__version__", "99.0.0")
     assert results.cache_versions("maps") == before
     assert before["torch"] == metadata.version("torch")
+
+
+def test_corruptions_alone_are_computed_again_with_another_scikit_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacks = {"contrast": {"eps": 1}, "fgsm": {"eps": 0.1}}
+    study = Study({"net": _network(0.0)}, (torch.rand(4, 1, 6, 6), torch.arange(4) % 3), store=tmp_path)
+    for attack, settings in attacks.items():
+        study.attack(attack, **settings)
+    assert (study.plan(attacks=attacks)["missing"] == 0).all()
+    another = provenance.versions() | {"scikit-image": "0.0"}
+    monkeypatch.setattr("saliency_lab.study.keys.versions", lambda: another)
+    missing = study.plan(attacks=attacks).set_index("what")["missing"]
+    assert dict(missing) == {"contrast": 1, "fgsm": 0}
