@@ -155,7 +155,8 @@ def main() -> None:
         "",
         "Each study asks the same question of other networks, data or settings. Here the differences are combined "
         "([method and assumptions](../statistics.md#pooling-studies)). Intervals are at 95 %; that of the random effects "
-        "is Hartung and Knapp's. p-values are those of single differences, without a correction for many.",
+        "is Hartung and Knapp's, with a standard error that is never below the ordinary one. p-values are those of "
+        "single differences, without a correction for many.",
         "",
         "Written by:",
         "",
