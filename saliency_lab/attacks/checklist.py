@@ -268,8 +268,9 @@ class _Panel:
         """Indices of the survivors that no gradient from another source has broken."""
         return (~self.by_stand_in).nonzero().flatten()
 
-    def breaks(self, method: str, seed: int | None = None, **settings: Any) -> Tried:
+    def breaks(self, method: str | AttackMethod, seed: int | None = None, **settings: Any) -> Tried:
         """Run a method on the survivors that are left, and record what it breaks."""
+        method = METHODS[method] if isinstance(method, str) else method
         success, points = torch.zeros_like(self.by_stand_in), self.x.clone()
         left = self.left
         if not len(left):
@@ -277,9 +278,10 @@ class _Panel:
         seed = self.seed if seed is None else seed
         settings = {"norm": self.norm, "samples": self.samples, **settings}
         x, y = self.x[left], self.y[left]
-        result = attack(self.model, x, y, method, eps=self.audited.eps, seed=seed, **settings)
+        parsed = method.parse(settings)
+        result = run_attack(self.model, x, y, method, parsed, eps=self.audited.eps, seed=seed)
         success[left], points[left] = result.success, result.adversarial
-        if METHODS[method].access == "logits":
+        if method.access == "logits":
             self.without_gradient = self.without_gradient | success
         else:
             self.by_gradient = self.by_gradient | success
@@ -471,7 +473,7 @@ class _Panel:
         if "restarts" in given:
             more["restarts"] = 2 * given["restarts"]
         more["samples"] = max(self.samples, given["samples"])
-        tried = self.breaks(chosen.name, derive_seed(self.seed, "audit"), **more)
+        tried = self.breaks(chosen, derive_seed(self.seed, "audit"), **more)
         who = f"{chosen.name} with {steps} steps, other starts" + (
             f" and {more['restarts']} restarts" if "restarts" in more else ""
         )
@@ -677,6 +679,12 @@ def _determinism(model: nn.Module, x: Tensor) -> Check:
     few = few.repeat(2, 1, 1, 1) if len(few) == 1 else few  # in train mode batch norm needs two
     in_eval = lambda: predict(model, few)  # noqa: E731
     as_given = lambda: _predict_as_given(model, few)  # noqa: E731
+    if not isinstance(returned := as_given(), Tensor):
+        evidence = (
+            f"the model was in train mode and returns {type(returned).__name__} there, not logits; it is "
+            "attacked in eval mode, so call model.eval() if that is the model you mean"
+        )
+        return Check("determinism", "warn", evidence, {"disagree": 0.0, "random": 0.0}, "model")
     inside = "; the model differentiates inside its forward pass" if _differentiates(model, few[:1]) else ""
     numbers = {"disagree": 0.0, "random": 0.0, "differentiates": float(bool(inside))}
     if logits_differ(in_eval):
@@ -723,12 +731,12 @@ def _is_random(module: nn.Module) -> bool:
     return "dropout" in type(module).__name__.lower() or "stochasticdepth" in type(module).__name__.lower()
 
 
-def _predict_as_given(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits in the model's own mode; buffers, such as BatchNorm's statistics, are put back."""
+def _predict_as_given(model: nn.Module, x: Tensor) -> Any:
+    """Outputs in the model's own mode; buffers, such as BatchNorm's statistics, are put back."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         logits = run_without_graph(model, x.to(device_of(model)))
-        return logits.float().cpu()
+        return logits.float().cpu() if isinstance(logits, Tensor) else logits
     finally:
         with torch.no_grad():
             for buffer, before in buffers:

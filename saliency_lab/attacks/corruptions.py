@@ -26,6 +26,7 @@ from saliency_lab.attacks.problem import AttackOutcome, AttackProblem
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SEVERITIES = (1, 2, 3, 4, 5)
+_FEWEST = 3  # pixels of the shorter side: an affine map needs three corners
 _SMALL = 64  # pixels of the longer side up to which the severities of CIFAR-10-C are used
 
 
@@ -71,6 +72,10 @@ def corrupt(x: Tensor, corruption: str, severity: int, *, seed: int = 0) -> Tens
     check_images(x)
     check_choice(corruption, CORRUPTIONS, "corruption")
     check_count(severity, "severity", most=max(SEVERITIES))
+    if min(x.shape[-2:]) < _FEWEST:
+        raise InputError(
+            f"corruptions need images of at least {_FEWEST}×{_FEWEST} pixels, not {x.shape[-2]}×{x.shape[-1]}"
+        )
     if corruption == "saturate" and x.shape[1] != 3:
         raise InputError("'saturate' needs images of three channels; use 'brightness' or 'contrast'")
     function, small, large = CORRUPTIONS[corruption]

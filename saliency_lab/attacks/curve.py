@@ -16,10 +16,12 @@ from saliency_lab._common.arguments import check_counts
 from saliency_lab._common.checks import check_seed, format_epsilon, holds_several, parse_epsilon, parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import table
+from saliency_lab._common.inference import translate_model_errors
 from saliency_lab._common.mapped import take_rows
 from saliency_lab._common.passes import predict_many
 from saliency_lab._common.proportions import wilson
 from saliency_lab._common.samples import Images, read_labelled
+from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.api import check_batch, run_attack
 from saliency_lab.attacks.ascent import Norm
@@ -326,13 +328,11 @@ def minimal_epsilon(
     if precision == 0:
         raise InputError('tolerance must be > 0, such as "1/255"')
     x, y = read_labelled(x, y)
-    logits, y = check_batch(model, x, y)
+    logits, y = _check_and_predict(model, x, y, {getattr(parsed, "samples", 1)}, check_seed(seed))
     if largest is None:
         high_end = whole_range(x, getattr(parsed, "norm", "linf"))
     else:
         high_end = parse_epsilon(largest, name="largest")
-    if (samples := getattr(parsed, "samples", 1)) > 1:
-        logits = predict_many(Expected(model, samples), x)
     first = run_attack(model, x, y, chosen, parsed, eps=high_end, seed=seed, clean=logits)
     high = torch.where(first.robust, torch.inf, first.distance.double())
     high[~first.clean_correct] = 0.0
@@ -353,6 +353,15 @@ def whole_range(x: Tensor, norm: Norm) -> float:
     return {"linf": 1.0, "l2": math.sqrt(pixels)}.get(norm, float(pixels))
 
 
+def _check_and_predict(
+    model: nn.Module, x: Tensor, y: Tensor, samples: set[int], seed: int
+) -> tuple[Tensor, Tensor]:
+    """Check a batch, and return its logits and labels; a model that is random in eval mode is seeded."""
+    with preserved_rng(derive_seed(seed, "attack")), translate_model_errors(model, x):
+        logits, y = check_batch(model, x, y)
+        return (logits if samples == {1} else predict_many(Expected(model, *samples), x)), y
+
+
 def _curve(
     model: nn.Module,
     x: Tensor,
@@ -366,9 +375,8 @@ def _curve(
     begun = time.perf_counter()
     seed = check_seed(seed)
     parsed = [settings for _, settings in strengths]
-    logits, y = check_batch(model, x, y)
     samples = {getattr(settings, "samples", 1) for settings in parsed}
-    logits = predict_many(Expected(model, *samples), x) if samples != {1} else logits
+    logits, y = _check_and_predict(model, x, y, samples, seed)
     clean = alive = logits.argmax(1) == y
     nested = getattr(parsed[0], "norm", "linf") != "severity"  # a smaller ball lies in a larger one
     rows = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -57,22 +58,25 @@ def power(
     from saliency_lab.comparison.power_analysis import power as simulate
 
     level, declared_seeds, declared_images = 0.95, "3,5,10", "500,2000"
-    tests = {"": comparisons or 1}
+    tests = {"": (comparisons or 1, declared_seeds)}
     if study is not None:
         declared = _declaration(study)
-        level = declared.level
-        declared_seeds, declared_images = str(len(declared.seeds)), str(declared.data.images)
-        primary, secondary = _count_tests(declared)
+        level, declared_images = declared.level, str(declared.data.images)
+        primary, secondary = _differences(declared)
         margins = [c.primary.margin for c in declared.claims if c.primary and c.primary.margin]
         if margin is None and margins:
             margin = 100 * margins[0]
-        tests = {"primary endpoint": 1} if primary else {}
-        tests |= {f"{secondary} corrected together": secondary} if secondary else {}
-        tests = {f"{comparisons} corrected together": comparisons} if comparisons else tests
-    for name, number in tests.items():
+        tests = {"primary endpoint": (1, _fewest_seeds(declared, primary))} if primary else {}
+        if secondary:
+            number = len(secondary)
+            tests[f"{number} corrected together"] = number, _fewest_seeds(declared, secondary)
+        if comparisons:
+            fewest = _fewest_seeds(declared, primary | secondary)
+            tests = {f"{comparisons} corrected together": (comparisons, fewest)}
+    for name, (number, own_seeds) in tests.items():
         table = simulate(
             [each / 100 for each in numbers("--difference", difference, float)],
-            seeds=numbers("--seeds", seeds or declared_seeds, int),
+            seeds=numbers("--seeds", seeds or own_seeds, int),
             images=numbers("--images", images or declared_images, int),
             accuracy=accuracy / 100,
             seed_spread=seed_spread / 100,
@@ -97,10 +101,22 @@ def _declaration(study: str) -> Declaration:
     return read_declaration(path, trust=True)  # nothing is imported, because nothing is run
 
 
-def _count_tests(declared: Declaration) -> tuple[int, int]:
-    """Count the primary endpoints of a study, and the differences that are corrected together.
+_Difference: TypeAlias = tuple[str, str, float, frozenset[str]]
+"""Metric, method, ε, and the two models."""
 
-    Those are the claims' other differences, or every model against the baseline where there is no claim.
+
+def _fewest_seeds(declared: Declaration, differences: Collection[_Difference]) -> str:
+    """Return the smallest number of networks of any model that these differences compare."""
+    counts = {model: len(seeds) for model, seeds in declared.trained_seeds.items()}
+    counts |= {model: 1 if isinstance(each, str) else len(each) for model, each in declared.models.items()}
+    return str(min(counts[model] for *_, pair in differences for model in pair))
+
+
+def _differences(declared: Declaration) -> tuple[set[_Difference], set[_Difference]]:
+    """List the primary endpoints of a study, and the differences that are corrected together.
+
+    Those are the claims' other differences. Where there is no claim they are those of every model from the
+    baseline: of the accuracies, which are one family, or of the scores where nothing is attacked.
     """
     from saliency_lab._common.checks import parse_radii
     from saliency_lab.comparison.measures import ACCURACY, ROBUST, Measure
@@ -114,15 +130,20 @@ def _count_tests(declared: Declaration) -> tuple[int, int]:
         for metric in declared.metrics
         for method in declared.methods
     ]
+    differences: set[_Difference] = set()
+    primary: set[_Difference] = set()
     if not declared.claims:
-        return 0, len(measures) * (len(declared.recipes) + len(declared.models) - 1)
-    differences, primary = set(), set()
+        first, *others = [*declared.recipes, *declared.models]
+        baseline = declared.baseline or first
+        pairs = [frozenset((model, baseline)) for model in (first, *others) if model != baseline]
+        family = [measure for measure in measures if measure.share] or measures
+        return primary, {(m.metric, m.method, m.eps, pair) for m in family for pair in pairs}
     for claim in declared.claims:
         for measure in measures:
             place = measure.metric, measure.method, measure.eps
             if claim.primary is not None and claim.primary.is_measured_by(measure):
                 primary.add((*place, frozenset((claim.primary.model, claim.primary.over))))
             if claim.asks_about(measure):
-                pairs = {frozenset((model, over)) for model in claim.model for over in claim.over}
-                differences |= {(*place, pair) for pair in pairs if len(pair) == 2}
-    return len(primary), len(differences - primary)
+                asked = {frozenset((model, over)) for model in claim.model for over in claim.over}
+                differences |= {(*place, pair) for pair in asked if len(pair) == 2}
+    return primary, differences - primary

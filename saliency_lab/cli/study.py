@@ -264,9 +264,9 @@ def _redraw(
         print("The results of [roar] and [kar] are not packed, so the page is without them.")
     with TemporaryDirectory() as scratch:
         done, runs = unpack_results(declared, packed, Path(scratch), trust=trust)
-        print(write_page(declared, runs, done, done.compare(), page, name=name, command=command))
         if pack is not None:
-            print(pack_results(done, runs, pack))
+            print(pack_results(declared, done, runs, pack))
+        print(write_page(declared, runs, done, done.compare(), page, name=name, command=command))
 
 
 def _print_retrained(declared: Declaration, retrained: Retrained, store: Path) -> None:
@@ -306,14 +306,14 @@ def _print_results(
         print(path)
     if retrained:
         _print_retrained(declared, retrained, store)
+    if pack is not None:
+        print(pack_results(declared, done, runs, pack))
     if page is not None:
         print(
             write_page(
                 declared, runs, done, comparison, page, name=name, command=command, retrained=retrained
             )
         )
-    if pack is not None:
-        print(pack_results(done, runs, pack))
     if len(done.failures):
         print(done.failures[["model", "seed", "what", "error"]].to_string(index=False))
         raise typer.Exit(EXIT_FAILED)

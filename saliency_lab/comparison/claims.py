@@ -269,18 +269,19 @@ def _row(
 
 
 def _decide(tables: Sequence[pd.DataFrame], alpha: float) -> list[pd.DataFrame]:
-    """Correct the secondary p-values of several claims together, and state each verdict."""
-    family: dict[Hashable, float] = {}
-    for table in tables:
-        for row in table[table["endpoint"] == SECONDARY].to_dict("records"):
-            family[_place(row)] = row["p"]
-    corrected = dict(zip(family, statistics.holm(list(family.values())), strict=True))
+    """Correct the secondary p-values of several claims together, and state each verdict.
+
+    A primary endpoint that another claim asks about again, either way round, stays uncorrected.
+    """
+    rows = [row for table in tables for row in table.to_dict("records")]
+    primary = {_place(row): row["p"] for row in rows if row["endpoint"] == PRIMARY}
+    family = {_place(row): row["p"] for row in rows if _place(row) not in primary}
+    corrected = dict(zip(family, statistics.holm(list(family.values())), strict=True)) | primary
     decided = []
     for table in tables:
         rows = table.to_dict("records")
         for row in rows:
-            primary = row["endpoint"] == PRIMARY
-            row["p_corrected"] = row["p"] if primary else float(corrected[_place(row)])
+            row["p_corrected"] = float(corrected[_place(row)])
             row["verdict"] = row["verdict"] or _verdict(row, alpha)
         decided.append(pd.DataFrame(rows, columns=COLUMNS))
     return decided
@@ -441,7 +442,7 @@ def describe_tests(questions: Sequence[Answered], level: float) -> str:
         return ""
     alpha = f"{100 * (1 - level):.2g} %"
     primary = [row for row in tested if row["endpoint"] == PRIMARY]
-    secondary = {_place(row) for row in tested if row["endpoint"] == SECONDARY}
+    secondary = {_place(row) for row in tested} - {_place(row) for row in primary}
     sentences = []
     if primary:
         sentences.append(f"Each primary endpoint was declared in the study file and is tested at {alpha}.")

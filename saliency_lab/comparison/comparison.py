@@ -121,10 +121,7 @@ class Comparison:
     def measures(self) -> list[Measure]:
         """What is compared: accuracies first, then each metric by method."""
         judged = _arrays(self.robustness, ["attack", "eps"], "robust")
-        clean: dict[str, np.ndarray] = {}  # the same by every attack, some of which may have failed
-        for (_, eps), values in judged.items():
-            clean = clean | values if eps == 0 else clean
-        clean = {model: clean[model] for model in self.models if model in clean}
+        clean = self._unattacked()
         measured = [Measure(ACCURACY, "", 0.0, "higher", clean)] if clean else []
         for (attack, eps), values in judged.items():
             if eps > 0:
@@ -133,6 +130,15 @@ class Comparison:
             bounds = METRICS[metric].bounds if metric in METRICS else (-np.inf, np.inf)
             measured.append(Measure(metric, method, np.nan, self._direction(metric), values, bounds))
         return measured
+
+    def _unattacked(self) -> dict[str, np.ndarray]:
+        """Return the predictions without an attack, which every attack that did not fail has recorded."""
+        if not len(self.robustness):
+            return {}
+        at_zero = self.robustness[self.robustness["eps"] == 0]
+        once = at_zero.drop_duplicates(["model", "seed", "sample"], keep="last")
+        clean = _arrays(once, [], "robust").get((), {})
+        return {model: clean[model] for model in self.models if model in clean}
 
     @cached_property
     def summary(self) -> Summary:
@@ -326,10 +332,15 @@ def _arrays(table: pd.DataFrame, keys: list[str], column: str) -> dict[Any, dict
     group: Any
     for group, at in table.groupby([*keys, "model", "seed"], sort=False).indices.items():
         *key, model, seed = group
-        if len(at) != len(samples):
+        there = len(np.unique(position[at]))
+        named = f"model '{model}' (seed {seed})"
+        where = f"{column} for {', '.join(map(str, key))}" if key else column
+        if len(at) != there:
+            raise InputError(f"{named} has more than one row of {where} for the same image; keep one of each")
+        if there != len(samples):
             raise InputError(
-                f"model '{model}' has {len(at)} of {len(samples)} images of {column} for "
-                f"{', '.join(map(str, key))}; all models must be measured on the same images"
+                f"{named} has {there} of {len(samples)} images of {where}; all models must be measured on "
+                "the same images"
             )
         row = np.empty(len(samples), values.dtype)
         row[position[at]] = values[at]

@@ -57,7 +57,7 @@ class Measure:
 
     def estimate_mean(self, values: np.ndarray) -> MeanEstimate:
         """Estimate the mean of values (S, N) of this measure."""
-        if is_binary(values):
+        if self._right_or_wrong(values):
             return statistics.share_estimate(values.astype(bool))
         low, high = self.bounds
         if (values < low).any() or (values > high).any():  # settings that change the usual range
@@ -79,7 +79,7 @@ class Measure:
             return MeanEstimate(np.nan)
         if self.identical(model, other):
             return MeanEstimate(0.0)
-        if is_binary(a) and is_binary(b):
+        if self._right_or_wrong(a) and self._right_or_wrong(b):
             return statistics.share_difference_estimate(a.astype(bool), b.astype(bool))
         return statistics.difference_estimate(a.astype(float), b.astype(float))
 
@@ -99,7 +99,8 @@ class Measure:
         """
         a, b = self.values[model], self.values[other]
         estimate = self.estimate_difference(model, other)
-        if estimate.distances is not None and len(a) == len(b) == 1 and is_binary(a) and is_binary(b):
+        shares = self._right_or_wrong(a) and self._right_or_wrong(b)
+        if estimate.distances is not None and len(a) == len(b) == 1 and shares:
             return statistics.mcnemar_test(a.astype(bool), b.astype(bool)).p
         return estimate.p_value()
 
@@ -112,15 +113,22 @@ class Measure:
         return tuple(float(mean) for mean in statistics.over_seeds(self.values[model].astype(float).T))
 
     def seeds_disagree(self, model: str) -> bool:
-        """Whether the training seeds of a model are of two kinds, so that their mean describes none."""
+        """Whether the training seeds of a model are of two kinds, so that their mean describes none.
+
+        Scores of one image say nothing about it, because their spread over images is unknown.
+        """
         values = self.values[model].astype(float)
         if len(values) < 2:
             return False
         floor = SHARES_DISAGREE
-        if not is_binary(values):
-            spreads = [float(np.var(row[~np.isnan(row)])) for row in values if not np.isnan(row).all()]
+        if not self._right_or_wrong(values):
+            spreads = [float(np.var(row[~np.isnan(row)])) for row in values if (~np.isnan(row)).sum() > 1]
             floor = SCORES_DISAGREE * math.sqrt(np.mean(spreads)) if spreads else np.nan
         return statistics.seeds_disagree(np.array(self.seed_means(model)), floor)
+
+    def _right_or_wrong(self, values: np.ndarray) -> bool:
+        """Whether values are right or wrong: 0 or 1, and not just scores that happen to be 0 for all."""
+        return is_binary(values) and (self.share or self.bounds == (0.0, 1.0) or values.min() < values.max())
 
     def identical(self, model: str, other: str) -> bool:
         """Whether every network of both models has the same scores, as with maps that ignore the model."""

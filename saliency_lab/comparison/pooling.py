@@ -231,6 +231,13 @@ def pool_differences(
             raise InputError(
                 f"differences, that of '{name}', must be (difference, low, high), not {shown(each)}"
             )
+        if not each[1] <= each[0] <= each[2]:
+            raise InputError(
+                f"differences, that of '{name}', must lie within its interval (difference, low, high): "
+                f"{shown(each)}"
+            )
+        if name in (FIXED, RANDOM):
+            raise InputError(f"a study cannot be named '{name}', as a row of the result is; rename it")
     table = pd.DataFrame(differences, index=["difference", "low", "high"]).T
     width = (table["high"] - table["low"]).to_numpy(float)
     if not (np.isfinite(width) & (width > 0)).all():

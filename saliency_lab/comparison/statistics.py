@@ -332,8 +332,9 @@ def _student(freedom: float, tail: float) -> float:
 def seeds_disagree(by_seed: np.ndarray, floor: float) -> bool:
     """Say whether seeds fall into two kinds, such as trained and collapsed networks.
 
-    Between two neighbours of the sorted means must lie a gap of at least `floor`, and of five times the wider
-    range on its two sides (three times with five seeds or more). No interval of the mean can be right then.
+    Between two neighbours of the sorted means must lie a gap of at least `floor`, larger than rounding, and
+    of five times the wider range on its two sides (three times with five seeds or more). No interval of the
+    mean can be right then.
 
     >>> bool(seeds_disagree(np.array([0.98, 0.10, 0.97]), 0.2))
     True
@@ -346,7 +347,8 @@ def seeds_disagree(by_seed: np.ndarray, floor: float) -> bool:
     split = int(np.diff(means).argmax())
     gap = means[split + 1] - means[split]
     within = max(means[split] - means[0], means[-1] - means[split + 1])
-    return bool(gap >= floor and gap >= (5 if len(means) < 5 else 3) * within)
+    rounding = 1e-9 * np.abs(means).max()
+    return bool(gap > rounding and gap >= floor - rounding and gap >= (5 if len(means) < 5 else 3) * within)
 
 
 class PairedTest(NamedTuple):

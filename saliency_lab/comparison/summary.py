@@ -91,8 +91,10 @@ class Summary:
             check_choice(method, labels, f"method for {metric}")
         matching = [m for m in matching if m.method == (labels[0] if method is None else method)]
         radius = None if eps is None else parse_epsilon(eps)
-        if metric != ROBUST or radius is None:
+        if metric != ROBUST:
             return matching[-1]
+        if radius is None:
+            return max(matching, key=lambda m: m.eps)
         near = [m for m in matching if np.isclose(m.eps, radius)]
         if not near:
             raise InputError(
@@ -158,7 +160,15 @@ class Summary:
         scores = {}
         for model in self.models:
             if all(model in m.values for m in measures):
-                scores[model] = np.array([m.seed_means(model) for m in measures]).T
+                means = [m.seed_means(model) for m in measures]
+                counts = {m.label or m.metric: len(m.values[model]) for m in measures}
+                if len(set(counts.values())) > 1:
+                    listed = ", ".join(f"{label}: {count}" for label, count in counts.items())
+                    raise InputError(
+                        f"'{model}' has {metric} for different numbers of training seeds ({listed}), so it "
+                        "cannot be aggregated; see study.failures, or name one method"
+                    )
+                scores[model] = np.array(means).T
         for model, values in scores.items():
             if len(values) < aggregate.FEWEST_SEEDS:
                 raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import shutil
 import tarfile
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
@@ -26,9 +28,11 @@ _LEFT_OUT = ("curve", "at")
 """Tensors of scores that only figures need."""
 _MOST_BYTES = 2**30
 """More than this is not unpacked."""
+_SAMPLE = "sample.json"
+"""The images of the study, as they are declared."""
 
 
-def pack_results(study: Study, runs: Sequence[Run], path: str | Path) -> Path:
+def pack_results(declared: Declaration, study: Study, runs: Sequence[Run], path: str | Path) -> Path:
     """Write the results of a declared study into one file, `.tar.xz`, from which its page can be redrawn.
 
     The file holds scores, attacked predictions, audits, labels, and the cards and logs of the networks; it
@@ -36,8 +40,10 @@ def pack_results(study: Study, runs: Sequence[Run], path: str | Path) -> Path:
 
     Parameters
     ----------
+    declared : Declaration
+        The study that the results are of.
     study : Study
-        A study with a store.
+        Its results, in a store.
     runs : sequence of Run
         Its training runs.
     path : path
@@ -57,7 +63,8 @@ def pack_results(study: Study, runs: Sequence[Run], path: str | Path) -> Path:
         raise InputError("this study is in memory; study.save('runs/first') gives it a folder to pack")
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        _copy_without_images(study.store, FolderStore(folder))
+        _copy_without_images(study, study.store, FolderStore(folder))
+        (folder / _SAMPLE).write_text(json.dumps(_sample_of(declared)), encoding="utf-8")
         for run in runs:
             own = folder / "models" / run.model / str(run.seed)
             own.mkdir(parents=True)
@@ -75,17 +82,18 @@ def pack_results(study: Study, runs: Sequence[Run], path: str | Path) -> Path:
     return Path(path)
 
 
-def _copy_without_images(store: FolderStore, target: FolderStore) -> None:
-    """Copy what the tables of a stored study are made of: scores, attacks, audits, labels and `study.json`.
+def _sample_of(declared: Declaration) -> dict[str, Any]:
+    """Return what decides which images a study has, and every draw."""
+    return {**declared.data.model_dump(mode="json", exclude={"root"}), "seed": declared.seed}
 
-    The copy can be read as any store. Its results have the keys and facts of the original.
 
-    Raises
-    ------
-    InputError
-        If there is no intact study in `store`.
+def _copy_without_images(study: Study, store: FolderStore, target: FolderStore) -> None:
+    """Copy what the tables of a study are made of: scores, attacks, audits, labels and `study.json`.
+
+    The copy can be read as any store. Its results have the keys and facts of the original. What other
+    processes list in the same store is left out.
     """
-    index = load_index(store.folder)
+    index = study._index
     kept = {place: key for place, key in index.results.items() if place.kind != "maps"}
     for place, key in kept.items():
         described, content = store.describe(place.kind, key), read_intact(store, place.kind, key)
@@ -119,8 +127,8 @@ def unpack_results(
     ------
     InputError
         If a file is missing, damaged or not such a file, or if its results are those of another study, of
-        recipes that have changed since, or of other networks than another file has for the same recipe and
-        seed.
+        other images, of recipes that have changed since, or of other networks than another file has for the
+        same recipe and seed.
     """
     first, *others = paths
     _unpack(declared, first, folder, trust=trust)
@@ -147,6 +155,9 @@ def unpack_results(
     ]
     order = {(run.model, run.seed): position for position, run in enumerate(runs)}
     index.members.sort(key=lambda member: order.get((member.model, member.seed), len(order)))
+    index.results = dict(
+        sorted(index.results.items(), key=lambda each: order.get((each[0].model, each[0].seed), len(order)))
+    )
     baseline = declared.baseline if declared.baseline in index.models else None
     index.purpose = declared.purpose.model_copy(update={"baseline": baseline})
     index.write_manifest(exclusive=True)
@@ -171,8 +182,23 @@ def _unpack(declared: Declaration, path: str | Path, folder: Path, *, trust: boo
                 f"'{path}' has a network of '{model}' (seed {seed}) that was trained by another recipe than "
                 "the study declares; the recipe or the study's file has changed since it was packed"
             )
+    if (folder / _SAMPLE).exists():  # earlier versions did not pack it
+        packed, wanted = json.loads((folder / _SAMPLE).read_text(encoding="utf-8")), _sample_of(declared)
+        for name in wanted:
+            if packed.get(name) != wanted[name]:
+                raise InputError(
+                    f"'{path}' has results with {name} = {packed.get(name)!r}, and the study declares "
+                    f"{name} = {wanted[name]!r}"
+                )
+    for member in index.members:
+        if member.seed not in declared.trained_seeds.get(member.model, [member.seed]):
+            raise InputError(
+                f"'{path}' has a network of '{member.model}' with seed {member.seed}, which the study does "
+                "not declare"
+            )
     known = {*declared.recipes, *declared.models}
-    if not set(index.models) <= known or index.purpose.claims != declared.claims:
+    same = index.seed == declared.seed and index.purpose.claims == declared.claims
+    if not same or not set(index.models) <= known:
         raise InputError(f"'{path}' has the results of another study, or of this one before its file changed")
 
 

@@ -50,6 +50,7 @@ from saliency_lab.study.study import Study
 from saliency_lab.study.workers import WORKER_LOCK
 from saliency_lab.training import Recipe, load_recipe, train
 from saliency_lab.training.api import fabric_device, load_data, named_module
+from saliency_lab.training.recipe import dotted
 from saliency_lab.training.run import RECIPE, check_run, read_identity, run_folder_name
 
 logger = logging.getLogger(__name__)
@@ -290,7 +291,7 @@ def declared_trainings(
     for model, trained in declared.recipes.items():
         name = trained.recipe
         source = declared.folder / check_path(name) if name.endswith(".toml") else name
-        overrides = declared.overrides | trained.overrides
+        overrides = dotted(declared.overrides) | dotted(trained.overrides)
         for key in ("image_size", "val_fraction", "root"):
             if f"data.{key}" in overrides:
                 raise InputError(f"'data.{key}' is the study's: set it in the table [data], not in overrides")
@@ -468,7 +469,8 @@ def _finished_models(
                 warnings.warn(f"{name}: {error}; the study continues without it", stacklevel=3)
                 seed = position
                 with contextlib.suppress(CheckpointError):
-                    seed = read_card(path).seed or position
+                    known = read_card(path).seed
+                    seed = position if known is None else known
                 damaged[name, seed] = Failure.of(error)
     return {name: networks for name, networks in models.items() if networks}, damaged
 

@@ -215,6 +215,11 @@ def _quantus_neighbours(name: str, case: MetricInput, **settings: object) -> Met
 
 def _continuity(case: MetricInput) -> MetricOutput:
     images = case.probe.images
+    if case.settings.step > case.settings.max_shift:
+        raise InputError(
+            f"step is {case.settings.step} pixels and max_shift {case.settings.max_shift}, so there is no "
+            "translation; make step smaller"
+        )
     sizes = range(case.settings.step, case.settings.max_shift + 1, case.settings.step)
     shifts = [shift for size in sizes for shift in (-size, size)]
     moved = torch.stack([_shifted(images, shift) for shift in shifts], 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -147,7 +147,8 @@ def summarise_audits(study: Study, audits: Sequence[Audited]) -> AuditSummary:
         ]
         for each in audits_by_model(study.audits)
     ]
-    budgets = _budgets(study)
+    stored = _stored_audits(study)
+    budgets = {depends["budget"] for _, depends in stored}
     strength = "; ".join(
         f"{BUDGETS[each].queries:,} queries, {BUDGETS[each].steps} steps and {BUDGETS[each].targets} targets"
         for each in BUDGETS
@@ -161,6 +162,7 @@ def summarise_audits(study: Study, audits: Sequence[Audited]) -> AuditSummary:
     checks = [(audit, check) for audit in audits for check in audit.results]
     skipped = dict.fromkeys((c.check, c.evidence) for _, c in checks if c.verdict == "skipped")
     notes += [f"Not checked: {check} ({evidence})." for check, evidence in skipped]
+    notes += _transfer_sources(study, stored)
     if any(audit.robust_accuracy <= _NEXT_TO_NOTHING for audit in audits):
         notes.append("Where the attack leaves next to nothing, there is next to nothing to doubt.")
     doubts = [
@@ -172,8 +174,25 @@ def summarise_audits(study: Study, audits: Sequence[Audited]) -> AuditSummary:
     return AuditSummary(Table("audits-by-model", "Audits by model", columns, rows), notes, doubts)
 
 
-def _budgets(study: Study) -> set[str]:
-    audits = (
-        study.store.describe("audit", key) for place, key in study.results.items() if place.kind == "audit"
-    )
-    return {described[0].depends["budget"] for described in audits if described is not None}
+def _stored_audits(study: Study) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the model of each audit, and what its result depends on."""
+    audits = [(place.model, key) for place, key in study.results.items() if place.kind == "audit"]
+    described = [(model, study.store.describe("audit", key)) for model, key in audits]
+    return [(model, each[0].depends) for model, each in described if each is not None]
+
+
+def _transfer_sources(study: Study, stored: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Say from which models points were transferred, where an audit did not use all: in a part of a study."""
+    models = {str(member): member.model for member in study.members}
+    used: dict[str, set[str]] = {}
+    for model, depends in stored:
+        named = {models.get(name, name) for name in depends.get("sources", {})}
+        used[model] = used.get(model, set()) | named
+    if all(set(study.models) <= sources | {model} for model, sources in used.items()):
+        return []
+    groups: dict[str, list[str]] = {}
+    for model, sources in used.items():
+        ordered = [each for each in study.models if each in sources] + sorted(sources - set(study.models))
+        groups.setdefault(", ".join(ordered) or "none", []).append(model)
+    listed = "; ".join(f"{', '.join(audited)} from {sources}" for sources, audited in groups.items())
+    return [f"Parts of the study were audited on their own, so points were transferred to {listed}."]

@@ -145,6 +145,8 @@ def given_networks(declared: Declaration, study: Study) -> Table:
     for name, sources in declared.models.items():
         listed = [sources] if isinstance(sources, str) else sources
         members = [member for member in study.members if member.model == name]
+        if len(members) < len(listed):  # some were damaged, or belong to another part of the study
+            listed = [f"one of {', '.join(listed)}"] * len(members)
         for source, member in zip(listed, members, strict=True):
             card = None if member.module is None else card_of(member.module)
             kind = card.architecture if card is not None else _class_name(member.module)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import SaliencyLabError
+from saliency_lab._common.mapped import empty_tensor
 from saliency_lab._common.ranks import descending_ranks
 from saliency_lab.attribution.api import run_call
 from saliency_lab.data import ImageData
@@ -67,11 +68,14 @@ def _ranks(
 
 def channel_means(data: ImageData) -> Tensor:
     """Return the mean of each channel over the training images, (C, 1, 1), of their type."""
-    images = data.train.images
-    means = torch.stack([images[:, channel].double().mean() for channel in range(images.shape[1])])
-    if not images.is_floating_point():
+    total = torch.zeros(data.input_shape[0], dtype=torch.float64)
+    for block in data.train.blocks():
+        total += block.double().sum((0, 2, 3))
+    height, width = data.input_shape[1:]
+    means = total / (len(data.train) * height * width)
+    if not block.is_floating_point():
         means = means.round()
-    return means.to(images.dtype).view(-1, 1, 1)
+    return means.to(block.dtype).view(-1, 1, 1)
 
 
 def replace_pixels(data: ImageData, ranks: Mapping[str, Tensor], fraction: float, fill: Tensor) -> ImageData:
@@ -85,5 +89,10 @@ def replace_pixels(data: ImageData, ranks: Mapping[str, Tensor], fraction: float
     for part, order in ranks.items():
         split: Split = getattr(data, part)
         gone = (order < count).view(-1, 1, height, width)
-        splits[part] = Split(torch.where(gone, fill.to(split.images.dtype), split.images), split.labels)
+        images = empty_tensor((len(split), *data.input_shape), split.images.dtype)
+        start = 0
+        for block in split.blocks():
+            rows = slice(start, start := start + len(block))
+            images[rows] = torch.where(gone[rows], fill.to(block.dtype), block)
+        splits[part] = Split(images, split.labels)
     return replace(data, **splits)

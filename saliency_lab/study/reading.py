@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -305,6 +306,15 @@ class StudyResults:
         refuse_different_settings(self.results.items(), self.store)
         if baseline is None:
             baseline = self.purpose.baseline or self.models[0]
+            measured = [*dict.fromkeys([*self.scores["model"], *self.robustness["model"]])]
+            if measured and baseline not in measured:
+                left = next(model for model in self.models if model in measured)
+                warnings.warn(
+                    f"the baseline '{baseline}' has no results, so models are compared with '{left}'; see "
+                    "study.failures",
+                    stacklevel=2,
+                )
+                baseline = left
         return Comparison(
             self.scores,
             self.robustness,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from saliency_lab._common.compiling import is_compiled
 from saliency_lab._common.folding import FoldedCopy
 from saliency_lab._common.seeding import derive_seed, generator
 from saliency_lab._common.settings import Epsilon, Settings
-from saliency_lab.attacks.ascent import Norm, check_radius, projected_ascent, random_start
+from saliency_lab.attacks.ascent import check_radius, projected_ascent, random_start
 from saliency_lab.training.trunk import Part, run, trunk_and_head
 
 
@@ -25,7 +25,7 @@ class AttackSpec(Settings):
 
     eps: Epsilon = 0.1
     """Radius of the ball, in image units [0, 1]."""
-    norm: Norm = "linf"
+    norm: Literal["linf", "l2"] = "linf"
     steps: Annotated[int, Field(ge=1)] = 7
     step_size: Epsilon | None = None
     """α; None is 2.5·ε / steps (Madry et al. 2018)."""

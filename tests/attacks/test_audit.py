@@ -301,3 +301,33 @@ def test_few_images_are_never_believed() -> None:
     assert few.verdict == "doubt" and "12 images cannot show that it is few" in few.reason
     assert "use 100 images or more" in few.reason
     assert audit(net, *data.test.sample(40, seed=0), **settings).verdict == "believe"
+
+
+def test_a_function_with_steps_can_be_audited() -> None:
+    def darken(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int = 2) -> Tensor:
+        return (x - eps).clamp(0, 1)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    x = torch.rand(8, 1, 8, 8)
+    report = audit(net, x, net(x).argmax(1), darken, eps=0.1)
+    (converged,) = (check for check in report.checks if check.name == "converged")
+    assert converged.evidence.startswith("darken with 8 steps")
+
+
+def test_a_model_that_returns_more_than_logits_in_train_mode_is_audited_in_eval_mode() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            logits = self.head(x.flatten(1))
+            return (logits, logits) if self.training else logits
+
+    net, x = Auxiliary(), torch.rand(8, 1, 8, 8)
+    report = audit(net, x, net.eval()(x).argmax(1), "fgsm", eps=0.1)
+    in_train_mode = audit(net.train(), x, report.audited.labels, "fgsm", eps=0.1)
+    (check,) = (each for each in in_train_mode.checks if each.name == "determinism")
+    assert check.verdict == "warn" and "returns tuple there, not logits" in check.evidence
+    assert net.training and torch.equal(in_train_mode.audited.robust, report.audited.robust)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import saliency_lab as sl
+from saliency_lab._common.errors import InputError
 from saliency_lab.attacks.corruptions import CORRUPTIONS, corrupt
 from saliency_lab.study import Study
 
@@ -115,3 +116,10 @@ def test_a_robustbench_model_is_asked_of_its_package(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "robustbench.utils", package)
     net = sl.load_model("robustbench/cifar10/Linf/Abc")
     assert net.out_features == 3 and not net.training
+
+
+@pytest.mark.parametrize("name", sorted(CORRUPTIONS))
+def test_images_of_three_pixels_are_the_smallest(name: str) -> None:
+    assert corrupt(torch.rand(1, 3, 3, 4), name, 5).isfinite().all()
+    with pytest.raises(InputError, match="at least 3×3 pixels, not 2×5"):
+        corrupt(torch.rand(1, 3, 2, 5), name, 5)

@@ -124,3 +124,27 @@ def test_steps_may_come_from_a_generator_and_a_level_in_percent_is_refused(case)
         sl.SaliencyLabError, match=r"level must be a number between 0 and 1, such as 0\.95, not 95"
     ):
         curve.table(level=95)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_random_model_neither_depends_on_the_callers_generator_nor_moves_it(samples: int) -> None:
+    class Random(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(64, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head((x + 0.5 * torch.randn_like(x)).flatten(1))
+
+    torch.manual_seed(0)
+    net, x = Random().eval(), torch.rand(60, 1, 8, 8)
+    y = net.head(x.flatten(1)).argmax(1)
+    results = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        curve = sl.robustness_curve(net, x, y, "fgsm", eps=(0, 0.05), samples=samples)
+        distance = minimal_epsilon(net, x[:6], y[:6], "fgsm", tolerance=0.3, samples=samples)
+        assert torch.equal(before, torch.get_rng_state())
+        results.append((curve.robust, distance))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from saliency_lab.cli.app import app
-from saliency_lab.cli.power import _count_tests
+from saliency_lab.cli.power import _differences, _fewest_seeds
 from saliency_lab.experiment.schema import read_declaration
 
 STUDY = """
@@ -49,7 +49,8 @@ def test_a_study_with_a_primary_endpoint_is_counted(tmp_path: Path) -> None:
     declared = read_declaration(path)
     assert declared.purpose.claims[0].primary is not None
     assert declared.purpose.claims[0].primary.margin == 0.02
-    assert _count_tests(declared) == (1, 5)  # 2 pairs × (accuracy, two ε), one of them primary
+    primary, secondary = _differences(declared)
+    assert (len(primary), len(secondary)) == (1, 5)  # 2 pairs × (accuracy, two ε), one of them primary
     output = _call(str(path), "--runs", "3", "--difference", "2")
     assert "primary endpoint" in output and "5 corrected together" in output
     assert " 10 120 2 points" in output and "equivalent" in output
@@ -64,3 +65,27 @@ def test_numbers_that_are_none_are_refused() -> None:
     result = CliRunner().invoke(app, ["power", "--seeds", "three"])
     assert result.exit_code == 2
     assert "--seeds must be whole numbers such as 0,1,2" in result.output
+
+
+def test_the_fewest_seeds_of_the_models_count(tmp_path: Path) -> None:
+    recipes = STUDY.replace(
+        'recipes = ["digits/at", "digits/asgt", "digits/asgt_random"]',
+        'recipes = { at = "digits/at", asgt = "digits/asgt", '
+        'asgt_random = { recipe = "digits/asgt_random", seeds = [0, 1, 2] } }',
+    )
+    path = tmp_path / "unequal.toml"
+    path.write_text(recipes, encoding="utf-8")
+    primary, secondary = _differences(declared := read_declaration(path))
+    assert (_fewest_seeds(declared, primary), _fewest_seeds(declared, secondary)) == ("10", "3")
+
+
+def test_without_claims_the_accuracies_are_the_family(tmp_path: Path) -> None:
+    table = STUDY.split("[[claims]]")[0].replace(
+        "[data]", 'metrics = ["sparseness"]\nmethods = ["saliency", "lrp"]\n\n[data]'
+    )
+    path = tmp_path / "grid.toml"
+    path.write_text(table, encoding="utf-8")
+    primary, family = _differences(read_declaration(path))
+    assert not primary and len(family) == 2 * 3  # two models against the first; accuracy and two ε
+    path.write_text(table.replace("[attacks.pgd]", "[audits.pgd]"), encoding="utf-8")
+    assert len(_differences(read_declaration(path))[1]) == 2 * 2

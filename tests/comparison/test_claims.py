@@ -163,6 +163,21 @@ def test_a_primary_endpoint_is_tested_alone_and_the_others_together() -> None:
     assert any(line.startswith("  secondary: asgt against at: not significantly different") for line in lines)
 
 
+def test_a_primary_endpoint_that_is_asked_again_stays_uncorrected() -> None:
+    comparison = _accuracies(RATES)
+    first = Claim(
+        question="Robust?", model="worse", over="at", metric="robust_accuracy",
+        primary=Endpoint(model="worse", over="at", **ENDPOINT),
+    )  # fmt: skip
+    reverse = Claim(question="The other way?", model="at", over="worse", metric="robust_accuracy")
+    one, two = answer([first, reverse], comparison)
+    primary = one.differences.iloc[0]
+    (again,) = two.differences[two.differences["eps"] == 0.2].to_dict("records")
+    assert again["p_corrected"] == again["p"] == primary["p"]
+    assert (primary["verdict"], again["verdict"]) == ("worse", "better")
+    assert "Differences tested together: 1 (all others are secondary)" in describe_tests([one, two], 0.95)
+
+
 def test_equivalence_within_the_margin_is_an_answer() -> None:
     endpoint = {"model": "asgt", "over": "at", **ENDPOINT}
     verdicts = {}

@@ -291,7 +291,7 @@ def test_names_are_escaped_in_html() -> None:
 
 def test_models_on_other_images_are_not_compared_and_the_order_of_rows_does_not_matter() -> None:
     scores, robustness = _scores(2), _robustness(2)
-    with pytest.raises(InputError, match=r"model 'a' has 39 of 40 images of score"):
+    with pytest.raises(InputError, match=r"'a' \(seed 0\) has 39 of 40 images of score"):
         Comparison(scores.drop(index=5), robustness, baseline="a").table()
     shuffled = Comparison(scores.sample(frac=1, random_state=0), robustness, baseline="a").table()
     keys = ["metric", "method", "eps", "model"]
@@ -407,3 +407,87 @@ def test_agreement_uses_the_models_that_have_scores() -> None:
 def test_an_epsilon_may_be_a_fraction_in_words(comparison: Comparison) -> None:
     assert comparison.measure("robust_accuracy", eps="1/10").eps == 0.1
     assert comparison.plot.tradeoff("robust_accuracy", "accuracy", eps="2/10").axes
+
+
+NOTHING = pd.DataFrame(columns=["model"])
+
+
+def _table(column: str, rows: list[tuple[object, ...]], *keys: str) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["model", "seed", *keys, "sample", column])
+
+
+def _constant(metric: str, by_seed: dict[str, list[float]], images: int = 20) -> pd.DataFrame:
+    """Scores that do not vary over the images, one value per training seed."""
+    rows = [
+        (model, seed, metric, "constant", image, value)
+        for model, values in by_seed.items()
+        for seed, value in enumerate(values)
+        for image in range(images)
+    ]
+    return _table("score", rows, "metric", "method")
+
+
+@pytest.mark.parametrize("value", [6.664, 0.0, -1e-9])
+def test_seeds_with_the_same_score_for_all_images_do_not_disagree(value: float) -> None:
+    values = [value, value * (1 + 1e-15), value]
+    table = Comparison(_constant("complexity", {"a": values, "b": values}), NOTHING, baseline="a").table()
+    assert not table["seeds_disagree"].any() and table["mean"].tolist() == pytest.approx([value, value])
+    assert table.loc[1, "identical"]
+
+
+def test_seeds_of_two_kinds_without_a_spread_over_images_disagree() -> None:
+    table = Comparison(_constant("complexity", {"a": [6.6, 6.6, 1.0]}), NOTHING, baseline="a").table()
+    assert table["seeds_disagree"].all()
+
+
+def test_one_image_does_not_say_that_seeds_are_of_two_kinds() -> None:
+    table = Comparison(_constant("complexity", {"a": [6.6, 6.6, 1.0]}, 1), NOTHING, baseline="a").table()
+    assert not table["seeds_disagree"].any() and table.loc[0, "mean"] == pytest.approx(14.2 / 3)
+
+
+def test_scores_that_are_zero_for_all_images_are_no_share() -> None:
+    scores = _constant("max_sensitivity", {"a": [0.0], "b": [1.0]}, 100)
+    assert Comparison(scores, NOTHING, baseline="a").table()[["low", "high"]].isna().all(axis=None)
+    hits = _constant("pointing_game", {"a": [0.0], "b": [1.0]}, 100)  # its range is 0 to 1
+    table = Comparison(hits, NOTHING, baseline="a").table()
+    assert table[["low", "high"]].to_numpy().tolist() == [
+        pytest.approx(proportion_confint(count, 100, method="wilson")) for count in (0, 100)
+    ]
+
+
+def test_the_unattacked_accuracy_has_every_seed_that_any_attack_has() -> None:
+    draws = np.random.default_rng(0)
+    right = {seed: draws.random(30) > 0.3 for seed in range(3)}
+    rows = [
+        ("a", seed, attack, eps, image, bool(right[seed][image] and eps == 0))
+        for attack, seeds in (("pgd", (0, 1)), ("fgsm", (1, 2)))
+        for seed in seeds
+        for eps in (0.0, 0.2)
+        for image in range(30)
+    ]
+    comparison = Comparison(
+        _table("score", [], "metric", "method"), _table("robust", rows, "attack", "eps"), baseline="a"
+    )
+    np.testing.assert_array_equal(
+        comparison.measure("accuracy").values["a"], np.stack([right[seed] for seed in range(3)])
+    )
+
+
+def test_the_largest_epsilon_is_the_default_in_any_order() -> None:
+    robustness = _robustness().sort_values("eps", ascending=False, kind="stable")
+    assert Comparison(_scores(), robustness, baseline="a").measure("robust_accuracy").eps == 0.2
+
+
+def test_an_image_that_is_listed_twice_is_named() -> None:
+    scores = _scores()
+    scores.loc[1, "sample"] = 0  # and image 1 is missing
+    with pytest.raises(InputError, match=r"'a' \(seed 0\) has more than one row of score for sparseness"):
+        Comparison(scores, NOTHING, baseline="a").table()
+
+
+def test_a_score_that_failed_for_one_seed_cannot_be_aggregated() -> None:
+    scores = _scores(6)
+    lost = (scores["model"] == "b") & (scores["seed"] == 5) & (scores["method"] == "smoothgrad")
+    comparison = Comparison(scores[~lost], NOTHING, baseline="a")
+    with pytest.raises(InputError, match=r"numbers of training seeds \(saliency: 6, smoothgrad: 5\)"):
+        comparison.aggregate("sparseness")

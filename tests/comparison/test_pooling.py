@@ -97,3 +97,15 @@ def test_what_cannot_be_pooled_is_refused() -> None:
         pool_differences({"a": (0.1, 0.0, 0.2)})
     with pytest.raises(InputError, match="differences, that of 'b', must be a finite number"):
         pool_differences(STUDIES | {"b": (0.1, math.nan, math.nan)})
+
+
+@pytest.mark.parametrize(
+    ("studies", "message"),
+    [
+        ({"a": (5.0, 0.0, 1.0), "b": (0.5, 0.0, 1.0)}, "that of 'a', must lie within its interval"),
+        ({"fixed effect": (0.5, 0.0, 1.0), "b": (0.5, 0.0, 1.0)}, "cannot be named 'fixed effect'"),
+    ],
+)
+def test_impossible_differences_are_refused(studies, message) -> None:
+    with pytest.raises(InputError, match=message):
+        pool_differences(studies)

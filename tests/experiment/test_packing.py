@@ -263,3 +263,61 @@ def test_another_network_of_the_same_recipe_and_seed_is_refused(packed, tmp_path
     (tmp_path / "target").mkdir()
     with pytest.raises(InputError, match=r"'plain' \(seed 1\) is another network in '.*other.tar.xz'"):
         unpack_results(read_declaration(packed / "noise.toml"), files, tmp_path / "target")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("images = 12", "images = 20", "images = 12, and the study declares images = 20"),
+        ("images = 12", 'images = 12\nsplit = "val"', "split = 'test', and the study declares split = 'val'"),
+        ("seeds = [0, 1]", "seeds = [0, 1]\nseed = 7", "seed = 0, and the study declares seed = 7"),
+        ("seeds = [0, 1]", "seeds = [0]", "with seed 1, which the study does not declare"),
+    ],
+)
+def test_results_of_other_images_or_seeds_are_refused(packed, tmp_path, old, new, message):
+    (tmp_path / "other.toml").write_text(TOML.replace(old, new))
+    (tmp_path / "unpacked").mkdir()
+    with pytest.raises(InputError, match=message):
+        unpack_results(
+            read_declaration(tmp_path / "other.toml"), [packed / "noise.tar.xz"], tmp_path / "unpacked"
+        )
+
+
+GIVEN = """
+recipes = ["digits/standard"]
+overrides = { "training.epochs" = 1, "validation.images" = 10, "validation.steps" = 1 }
+methods = ["saliency"]
+metrics = ["sparseness"]
+
+[data]
+name = "digits"
+images = 10
+
+[models]
+given = ["digits/at", "digits/sgt"]
+
+[audits.fgsm]
+eps = 0.1
+images = 10
+"""
+
+
+@pytest.mark.long
+def test_parts_of_a_study_with_finished_networks_are_joined_in_any_order(tmp_path):
+    study = tmp_path / "given.toml"
+    study.write_text(GIVEN)
+    for name in ("standard", "given"):
+        pack = tmp_path / f"{name}.tar.xz"
+        study_in_shell(
+            study, "--only", name, "--out", tmp_path / name, "--pack", pack, "--page", tmp_path / name
+        )
+    alone = (tmp_path / "standard" / "given.md").read_text()
+    assert "The study also declares given" in alone and "What was given" not in alone
+    pages = []
+    for names in (("standard", "given"), ("given", "standard")):
+        parts = [each for name in names for each in ("--from", tmp_path / f"{name}.tar.xz")]
+        study_in_shell(study, *parts, "--page", tmp_path / names[0])
+        pages.append((tmp_path / names[0] / "given.md").read_text())
+    assert pages[0] == pages[1] and "digits/sgt" in pages[0]
+    assert "points were transferred to standard from none; given from given." in pages[0]

@@ -15,7 +15,7 @@ import saliency_lab as sl
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab.cli.app import app
 from saliency_lab.data import ImageData
-from saliency_lab.data.images import Split
+from saliency_lab.data.images import MappedSplit, Split
 from saliency_lab.experiment.run import plan_declared, retrain_declared, run_declared
 from saliency_lab.experiment.schema import read_declaration
 from saliency_lab.metrics.catalogue import LERF, MORF
@@ -369,3 +369,21 @@ def test_a_study_file_is_checked_before_anything_is_trained(tmp_path: Path):
     path.write_text(STUDY.replace("[0.5]", "[5]"), encoding="utf-8")
     with pytest.raises(InputError, match="above 0 and below 1"):
         run_declared(read_declaration(path), tmp_path / "store")
+
+
+def test_images_of_a_mapped_file_are_replaced_as_those_in_memory(blocks: ImageData) -> None:
+    """A split of a mapped file holds all images of the file, and the rows that are its own."""
+    parts = [getattr(blocks, part) for part in ("train", "val", "test")]
+    stored, start, mapped = torch.cat([part.images for part in parts]), 0, []
+    for part in parts:
+        mapped.append(MappedSplit(stored, part.labels, torch.arange(start, start := start + len(part))))
+    there = ImageData("blocks", *mapped, blocks.classes)
+    torch.testing.assert_close(channel_means(there), channel_means(blocks), rtol=0, atol=1e-7)
+    fill = channel_means(blocks)
+    ranks = {
+        part: torch.arange(SIDE**2).expand(len(getattr(blocks, part)), -1)
+        for part in ("train", "val", "test")
+    }
+    ours, theirs = (replace_pixels(data, ranks, 0.3, fill) for data in (there, blocks))
+    for part in ranks:
+        assert torch.equal(getattr(ours, part).images, getattr(theirs, part).images)

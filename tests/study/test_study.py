@@ -884,3 +884,21 @@ def test_long_work_is_estimated_after_its_first_task(
         assert "tasks are left" not in capsys.readouterr().err
     finally:
         sl.show_progress(False)
+
+
+def test_a_baseline_without_results_is_replaced_with_a_warning() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("broken")
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    study = Study({"broken": Broken(), "net": net}, (torch.rand(6, 1, 4, 4), torch.arange(6) % 3))
+    study.attribute("saliency").score("sparseness")
+    with pytest.warns(UserWarning, match="the baseline 'broken' has no results, .* compared with 'net'"):
+        assert study.compare().baseline == "net"
+    with pytest.raises(InputError, match="unknown baseline"):
+        study.compare("broken")

@@ -188,3 +188,9 @@ def test_schedules_at_their_end_points():
     assert learning_rate_factor("step", 0.49) == 1.0
     assert ramp(0.0, 0.2) == 0.0
     assert ramp(0.2, 0.2) == 1.0
+
+
+@pytest.mark.parametrize("norm", ["l1", "severity"])
+def test_training_refuses_a_norm_that_pgd_does_not_have(norm: str) -> None:
+    with pytest.raises(RecipeError, match=r"attack\.norm"):
+        load_recipe("digits/at", {"attack.norm": norm})
