@@ -370,7 +370,7 @@ def _climb(problem: AttackProblem, goal: Goal, settings: MapAttackSettings) -> T
     lengths = step_lengths(problem.eps, settings.step_size, settings.steps)
     for step in range(settings.steps + 1):
         gradient, predicted = _gradient_and_class(problem.model, point, problem.y)
-        achieved = change(gradient)
+        achieved = change(gradient).where(gradient.flatten(1).any(1), -torch.inf)  # no gradient is no map
         better = (predicted == problem.y) & (achieved > best_change)
         best[better], best_change[better] = point[better], achieved[better]
         if step == settings.steps:

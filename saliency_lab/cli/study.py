@@ -130,7 +130,8 @@ def study(
     if plan:
         _print_plan(declared, store, device, part, trust=trust)
         return
-    command = f"saliency-lab study {declaration.name} --page DIR{_data_options(data, data_root)}"
+    options = _data_options(data, data_root) + _dtype_option(dtype)
+    command = f"saliency-lab study {declaration.name} --page DIR{options}"
     if packed:
         _redraw(declared, packed, pack, page or Path(), declaration.stem, command, trust=trust)
         return
@@ -182,7 +183,8 @@ def reproduce(
         _print_plan(declared, store, device, part)
         return
     short = " --quick" if name.endswith("-quick") else ""
-    command = f"saliency-lab reproduce {name.removesuffix('-quick')}{short}{_data_options(data, data_root)}"
+    options = short + _data_options(data, data_root) + _dtype_option(dtype)
+    command = f"saliency-lab reproduce {name.removesuffix('-quick')}{options}"
     if packed:
         _redraw(declared, packed, pack, page or Path(), name, command)
         return
@@ -197,6 +199,11 @@ def _data_options(data: str | None, root: Path | None) -> str:
     if data is None:
         return ""
     return f" --data {data}" + ("" if root is None else f" --data-root {root.name}")
+
+
+def _dtype_option(dtype: str | None) -> str:
+    """Return the option of the precision, which changes results; --compile does not."""
+    return "" if dtype is None else f" --dtype {dtype}"
 
 
 def _changes(name: str | None, root: Path | None) -> dict[str, dict[str, str]]:

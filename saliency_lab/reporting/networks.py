@@ -62,13 +62,17 @@ def trained_networks(runs: Sequence[Run], models: Sequence[str]) -> TrainedNetwo
         if card is None:
             rows.append([*row, "failed", "", "", ""])
             continue
-        log = pd.read_csv(run.folder / LOG)
-        logs.setdefault(run.model, []).append(log)
-        if log["val_constant_share"].iloc[-1] >= CONSTANT_SHARE:
-            collapsed.append(f"{run.model} (seed {run.seed})")
+        seconds = ""
+        if (run.folder / LOG).exists():  # otherwise the run's network is all that is left of it
+            log = pd.read_csv(run.folder / LOG)
+            logs.setdefault(run.model, []).append(log)
+            seconds = f"{log['seconds'].median():.0f}"
+            kept = log[np.isclose(log["val_clean"], card.metrics["val_clean"] or 0.0)]  # by `training.select`
+            if (kept if len(kept) else log)["val_constant_share"].iloc[-1] >= CONSTANT_SHARE:
+                collapsed.append(f"{run.model} (seed {run.seed})")
         accuracies = [card.metrics[key] for key in ("val_clean", "val_robust")]
         shares = ["" if each is None else write_value(each, share=True) for each in accuracies]
-        rows.append([*row, *shares, f"{log['seconds'].median():.0f}", f"`{card.sha256[:12]}`"])
+        rows.append([*row, *shares, seconds, f"`{card.sha256[:12]}`"])
     notes = [
         "Clean and PGD are accuracies on validation images, PGD at the recipe's own ε. Seconds depend on "
         "what else the machine did. `weights` begins their SHA-256."
@@ -175,7 +179,7 @@ def retrained_networks(results: Retrained, level: float) -> Section | None:
         "important pixels were replaced by the mean of their channel (Hooker et al., NeurIPS 2019). The area "
         "is that under the accuracy on test images that were changed in the same way, over the fraction of "
         "the pixels that was replaced. A method is better than `random` if its area is smaller (ROAR) or "
-        f"larger (KAR). Intervals are at {100 * level:g} %."
+        f"larger (KAR). Intervals are at {100 * level:g} %; p is not corrected for the number of methods."
     )
     figures = []
     for (table, model), result in results.items():

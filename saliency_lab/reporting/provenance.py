@@ -175,7 +175,9 @@ def _problems(study: Study, unread: Missing, lost: list[tuple[str, int, str]]) -
 def _settings(depends: Mapping[str, Any]) -> str:
     """Write what a result depends on besides the network, the images and the versions."""
     first = {key: depends[key] for key in ("eps",) if key in depends}
-    last = {key: depends[key] for key in ("target", "engine", "budget") if key in depends}
+    last = {
+        key: depends[key] for key in ("target", "engine", "budget", "dtype", "stored as") if key in depends
+    }
     given = {**first, **dict(depends.get("settings") or {}), **last}
     return ", ".join(f"{key} = {_written(key, value)}" for key, value in given.items())
 

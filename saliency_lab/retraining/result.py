@@ -144,7 +144,7 @@ class RoarResult:
         DataFrame
             One row per method, indexed by `method`, the best first: `area` with `low` and `high`, its
             `difference` from the control with `difference_low` and `difference_high`, and the p-value of the
-            hypothesis that the difference is 0.
+            hypothesis that the difference is 0, which is not corrected for the number of methods.
         """
         areas = {method: self._areas(correct) for method, correct in self.correct.items()}
         rows = []

@@ -249,3 +249,23 @@ def test_a_step_costs_one_pass_of_the_model_and_one_of_the_smooth_one(trained, b
     finally:
         handle.remove()
     assert passes[1] - passes[0] == 2 * 2 * len(x)
+
+
+@pytest.mark.parametrize("goal", ["top_k", "mass_centre"])
+def test_a_point_without_a_gradient_is_no_changed_map(goal: str) -> None:
+    """Below a mean of 0.45 the logit is flat: its map is 0 there, and its centre of mass is undefined."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU()
+            self.weight = nn.Parameter(torch.linspace(0.5, 1.5, 36) / 36)
+
+        def forward(self, x: Tensor) -> Tensor:
+            score = 1 + self.relu(x.flatten(1) @ self.weight - 0.45) ** 2
+            return torch.stack([score, torch.zeros_like(score)], 1)
+
+    net, x = Flat(), torch.full((2, 1, 6, 6), 0.5)
+    found = attack_map(net, x, goal, eps=0.2, steps=20)
+    gradient = gradient_map(net, found.adversarial, torch.zeros(2, dtype=torch.long))
+    assert gradient.flatten(1).any(1).all()

@@ -113,6 +113,13 @@ def test_a_collapsed_seed_is_named_and_drawn_alone(packed, tmp_path):
     study, runs = unpack_results(declared, [packed / "noise.tar.xz"], tmp_path)
     networks = trained_networks(runs, study.models)
     assert networks is not None and len(networks.notes) == 1
+    (kept,) = (run for run in runs if (run.model, run.seed) == ("plain", 1))
+    log = pd.read_csv(kept.folder / LOG)
+    after = log.iloc[[-1]].assign(epoch=3, val_clean=0.1, val_constant_share=1.0)
+    pd.concat([log, after]).to_csv(kept.folder / LOG, index=False)  # `select` kept the epoch before
+    networks = trained_networks(runs, study.models)
+    assert networks is not None and len(networks.notes) == 1
+    log.to_csv(kept.folder / LOG, index=False)
     (run,) = (run for run in runs if (run.model, run.seed) == ("noisy", 1))
     log = pd.read_csv(run.folder / LOG)
     log.assign(val_clean=0.1, val_constant_share=1.0).to_csv(run.folder / LOG, index=False)
@@ -122,6 +129,9 @@ def test_a_collapsed_seed_is_named_and_drawn_alone(packed, tmp_path):
     alone = [line.get_ydata().tolist() for line in ax.lines if line.get_label() == "_seeds"]
     assert len(alone) == 2 and [0.1, 0.1] in alone
     assert len(ax.collections) == 1  # the band of the other model
+    (run.folder / LOG).unlink()  # a network whose log was lost has no curve
+    networks = trained_networks(runs, study.models)
+    assert networks is not None and [row[7].text for row in networks.table.rows].count("") == 1
 
 
 @pytest.mark.long
