@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from saliency_lab._common.errors import InputError
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -15,7 +17,7 @@ def copy_model(model: M) -> M:
     """Return a deep copy of `model`, in which tensors with a gradient history are detached.
 
     Such tensors are left by a forward pass, for example of the older `torch.nn.utils.weight_norm`, and make
-    `copy.deepcopy` fail.
+    `copy.deepcopy` fail. A model that cannot be copied is an InputError.
 
     >>> import torch
     >>> net = nn.utils.weight_norm(nn.Linear(3, 2))
@@ -29,7 +31,22 @@ def copy_model(model: M) -> M:
         for tensor in _tensors(vars(module))
         if not tensor.is_leaf
     }
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError) as error:
+        raise InputError(f"{type(model).__name__} cannot be copied{_culprit(model)}: {error}") from error
+
+
+def _culprit(model: nn.Module) -> str:
+    """Name the attribute that cannot be copied, such as a lock or an open file."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if not attribute.startswith("_") or attribute not in vars(nn.Module()):
+                try:
+                    copy.deepcopy(value)
+                except Exception:
+                    return f", because of its attribute '{f'{name}.{attribute}'.removeprefix('.')}'"
+    return ""
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
+from torch.utils.checkpoint import CheckpointError
 
 from saliency_lab._common.calls import hidden_part
 from saliency_lab._common.checks import check_logits
@@ -307,6 +308,12 @@ def translate_model_errors(model: nn.Module, x: Tensor) -> Iterator[None]:
         yield
     except (SaliencyLabError, torch.OutOfMemoryError):
         raise
+    except CheckpointError as error:
+        raise InputError(
+            f"{type(model).__name__} computes parts of its forward pass a second time (activation "
+            "checkpointing), which this method cannot follow; turn it off, for example by "
+            "gradient_checkpointing_disable() or memory_efficient=False"
+        ) from error
     except Exception as error:
         image = x[:1].detach().to(device_of(model), dtype_of(model, x.dtype), copy=True)
         name = type(model).__name__

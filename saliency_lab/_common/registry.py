@@ -308,6 +308,9 @@ class Registry(Generic[T]):
         plain = re.sub(r"[^a-z0-9+]", "", name.lower())
         if plain in self.elsewhere:
             raise UnknownNameError(f"there is no {self.noun} '{name}' here; write {self.elsewhere[plain]}")
+        for known in self:
+            if plain and plain == re.sub(r"[^a-z0-9+]", "", known.lower()):
+                raise UnknownNameError(f"unknown {self.noun} '{name}'; did you mean '{known}'?")
         raise unknown_name(self.noun, name, self)
 
     def __getitem__(self, name: str) -> T:

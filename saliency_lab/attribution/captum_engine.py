@@ -265,10 +265,10 @@ def _deep_lift_shap(batch: Batch, settings: Any) -> Tensor:
 
 def _layer_grad_cam(batch: Batch, settings: Any) -> Tensor:
     read = read_layer(batch, batch.x, settings.layer)
-    if read.arrangement.tokens or read.arrangement.channels_last:
+    if read.arrangement.tokens or read.arrangement.channels_last or read.arrangement.flat:
         raise InputError(
-            "Captum's LayerGradCam takes channels from the second dimension, and the layer "
-            f"'{settings.layer}' has them last; name one of feature maps (N, D, h, w), or use engine='fast'"
+            "Captum's LayerGradCam takes maps (N, D, h, w), and the output of the layer "
+            f"'{settings.layer}' is arranged in another way; name another layer, or use engine='fast'"
         )
     with torch.enable_grad():
         cam = ca.LayerGradCam(batch.model, find_layer(batch.model, settings.layer))

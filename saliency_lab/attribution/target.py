@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.checks import check_labels, check_logits
+from saliency_lab._common.checks import are_probabilities, check_labels, check_logits
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.passes import predict_many
 
@@ -75,7 +75,8 @@ def resolve_target(model: nn.Module, x: Tensor, y: Tensor | None, spec: TargetSp
         if isinstance(each, str) and each == "prediction":
             logits = predict_many(model, x)
             chosen.append(logits.argmax(1))
-            probabilities.append(logits.softmax(1).amax(1))
+            shares = logits if are_probabilities(logits) else logits.softmax(1)
+            probabilities.append(shares.amax(1))
         else:
             chosen.append(_classes(each, x, y))
             probabilities.append(None)

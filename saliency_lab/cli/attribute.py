@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab.cli.options import (
     IMAGES,
     Checkpoints,
@@ -63,12 +64,18 @@ def attribute(
             models, data, data_root, images, seed, out, device, trust=trust, methods=wanted
         )
     study.compute(requests)
+    problems = []
     stems = distinct_stems({model: re.sub(r"[^\w.=,-]+", "_", model).strip("_") for model in study.models})
     for name in wanted:
-        for model, by_method in study.maps.items():
-            path = out / "maps" / f"{stems[model]}-{name}.safetensors"
-            by_method[name].save(path)
+        try:
+            for model, by_method in study.maps.items():
+                path = out / "maps" / f"{stems[model]}-{name}.safetensors"
+                by_method[name].save(path)
+                print(path)
+            path = out / f"maps-{name}.png"
+            save(maps_of(study, study.models, name, rows), path)
             print(path)
-        picture = out / f"maps-{name}.png"
-        save(maps_of(study, study.models, name, rows), picture)
-        print(picture)
+        except SaliencyLabError as error:  # of this method; the others are written
+            problems.append(error)
+    if problems:
+        raise problems[0]

@@ -280,7 +280,7 @@ def _read(item: Any, label: str, mode: Any) -> Any:
         kind = f"{array.dtype} {array.shape}" if array.ndim else type(item).__name__
         raise InputError(
             f"{label} must be a file's path, a PIL image, or an array (H, W), (H, W, C) or (C, H, W) of 8 or "
-            f"16 bits or floating point, not {kind}"
+            f"16 bits or floating point, or a stack (N, H, W, C) or (N, C, H, W) of them, not {kind}"
         )
     if pixels.dtype == np.uint16:
         pixels = np.rint(pixels / 257).astype(np.uint8)

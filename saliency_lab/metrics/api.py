@@ -384,12 +384,14 @@ def _explained(given: Any) -> Tensor | None:
 
 def _check_classes(given: Any, y: Tensor) -> None:
     """Refuse maps that say they explain another class than `y`."""
-    if isinstance(given, Attributions) and given.classes.ndim == 1:
-        other = int((given.classes.cpu() != y).sum())
+    if isinstance(given, Attributions):
+        explained = given.classes if given.classes.ndim == 1 else given.classes[:, 0]  # of a contrast
+        other = int((explained.cpu() != y).sum())
         if other:
+            classes = "maps.classes" if given.classes.ndim == 1 else "maps.classes[:, 0]"
             raise InputError(
                 f"the maps of '{given.method}' explain another class than y for {other} of {len(y)} samples; "
-                "pass y=maps.classes, or maps.values to score them for y all the same"
+                f"pass y={classes}, or maps.values to score them for y all the same"
             )
 
 

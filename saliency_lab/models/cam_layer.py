@@ -26,10 +26,11 @@ SPATIAL = calls(
     *("conv2d", "conv_transpose2d", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"),
     *("batch_norm", "group_norm", "instance_norm", "interpolate"),
 )
-AVERAGE_POOL = calls("avg_pool2d", "adaptive_avg_pool2d")
+AVERAGE_POOL = calls("avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d")
 ALONG_CHANNELS = calls("linear", "layer_norm", "rms_norm")
 NORMALISATION = calls("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm")
 PERMUTE, CONCATENATE, SOFTMAX = calls("permute"), calls("cat", "concat", "concatenate"), calls("softmax")
+PART = calls("__getitem__", "narrow", "select", "index_select")
 CONVOLUTION = calls("conv2d")
 
 
@@ -37,18 +38,22 @@ CONVOLUTION = calls("conv2d")
 class Arrangement:
     """How a layer's output holds a value for each position of the image.
 
-    A map (N, D, h, w), or (N, h, w, D) with `channels_last`; or tokens (N, T, D), of which the first `before`
-    and the last `after` belong to no position and the others are the positions of `grid`, row by row.
+    A map (N, D, h, w), or (N, h, w, D) with `channels_last`; a map whose rows are joined, (N, D, h·w), with
+    `flat`; or tokens (N, T, D), of which the first `before` and the last `after` belong to no position and
+    the others are the positions of `grid`, row by row.
     """
 
     grid: tuple[int, int]
     channels_last: bool = False
+    flat: bool = False
     tokens: bool = False
     before: int = 0
     after: int = 0
 
     def to_map(self, output: Tensor) -> Tensor:
         """Return an output of the layer as a map (N, D, h, w)."""
+        if self.flat:
+            return output.unflatten(2, self.grid)
         if not self.tokens:
             return output.permute(0, 3, 1, 2) if self.channels_last else output
         patches = output[:, self.before : output.shape[1] - self.after]
@@ -74,12 +79,15 @@ class Execution(Rule):
         self.channels_last = False
         self.grids: list[tuple[int, int]] = []
         self.added: dict[int, tuple[int, int]] = {}  # total → tokens before and after those with a position
+        self.without_position: list[Tensor] = []  # parts of tokens that hold such tokens alone
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call and note what it tells."""
         output = func(*args, **kwargs)
         if isinstance(output, Tensor) and output.requires_grad and output.ndim in (3, 4):
             self.note(func, args, kwargs, output)
+            if func in PART and self._is_without_position(func, args, kwargs):
+                self.without_position.append(output)
         return output
 
     def note(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
@@ -97,13 +105,26 @@ class Execution(Rule):
         elif func in CONCATENATE and output.ndim == 3:
             parts = args[0]
             dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
-            depends = [part.requires_grad for part in parts]
-            if dim % 3 == 1 and not all(depends):
+            depends = [
+                part.requires_grad and not any(part is each for each in self.without_position)
+                for part in parts
+            ]
+            if dim % 3 == 1 and any(depends) and not all(depends):
                 first, last = depends.index(True), len(parts) - depends[::-1].index(True)
                 self.added[output.shape[1]] = (
                     sum(part.shape[1] for part in parts[:first]),
                     sum(part.shape[1] for part in parts[last:]),
                 )
+
+    def _is_without_position(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Return whether a call takes, from tokens (N, T, D), only some that have no position."""
+        whole = args[0]
+        if not isinstance(whole, Tensor) or whole.ndim != 3 or whole.shape[1] not in self.added:
+            return False
+        before, after = self.added[whole.shape[1]]
+        positions = torch.zeros(whole.shape, dtype=torch.bool, device=whole.device)
+        positions[:, before : whole.shape[1] - after] = True
+        return not func(positions, *args[1:], **kwargs).any()
 
     def arrangement(self, output: object, count: int) -> Arrangement | None:
         """Return how the output of a layer for `count` images is arranged; None if it has no positions."""
@@ -121,16 +142,21 @@ class Execution(Rule):
             return Arrangement((first, second) if last else (second, third), channels_last=last)
         if output.ndim != 3:
             return None
-        total = output.shape[1]
-        for before, after in [self.added[total]] if total in self.added else [(0, 0), (1, 0)]:
-            grid = self._grid(total - before - after)
+        total, width = output.shape[1:]
+        if width == 1:  # one value per channel
+            return None
+        ends = [self.added[total]] if total in self.added else [(0, 0), (1, 0)]
+        seen = [self._seen_grid(total - before - after) for before, after in ends]
+        if not any(seen) and (grid := self._seen_grid(width)) is not None:
+            return Arrangement(grid, flat=True)
+        for (before, after), known in sorted(zip(ends, seen, strict=True), key=lambda each: each[1] is None):
+            grid = known or patch_grid(total - before - after, self.images)
             if grid is not None:
                 return Arrangement(grid, tokens=True, before=before, after=after)
         return None
 
-    def _grid(self, count: int) -> tuple[int, int] | None:
-        seen = [grid for grid in reversed(self.grids) if math.prod(grid) == count]
-        return seen[0] if seen else patch_grid(count, self.images)
+    def _seen_grid(self, count: int) -> tuple[int, int] | None:
+        return next((grid for grid in reversed(self.grids) if math.prod(grid) == count), None)
 
     def _may_cover(self, rows: int, columns: int) -> bool:
         """Whether strides, rounded either way, can take the image's height and width to this grid."""
@@ -308,8 +334,10 @@ def default_layer(model: nn.Module, image: Tensor) -> str:
             f"shape {tuple(image.shape[1:])}, and CAM methods need one; use larger images, or a method such "
             "as 'saliency'"
         )
-    norm = _first_norm_of_last_block(record, once)
     graded = _with_gradient(once, logits) or once
+    norm = _first_norm_of_last_block(record, once)
+    if not any(norm is run for run in graded):  # behind the last attention, positions that no head reads
+        norm = None
     outside = [run for run in graded if not any(run.name.startswith(f"{each}.") for each in record.attending)]
     return (norm or _last(outside or graded)).name
 

@@ -54,6 +54,10 @@ class Normalised(nn.Module):
         self.register_buffer("std", _by_channel("std", std, device))
         if not (torch.isfinite(self.mean).all() and torch.isfinite(self.std).all() and (self.std > 0).all()):
             raise InputError(f"mean must be finite and std finite and above 0, not mean={mean}, std={std}")
+        if (self.mean > 1).any():
+            raise InputError(
+                f"mean must be in units of [0, 1], as images are, not mean={mean}; divide mean and std by 255"
+            )
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ from the library's own download (`weights="DEFAULT"`), or from a file that holds
 
 from __future__ import annotations
 
-import contextlib
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -55,18 +56,20 @@ class Facts:
     interpolation: str = "bilinear"
     channels: int | None = None
     weights: str | None = None
+    reversed_channels: bool = False
+    """Whether the network expects blue, green, red."""
 
 
 class Logits(nn.Module):
     """A classifier of transformers as a module that returns the logits (N, K) alone."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, *, reversed_channels: bool = False) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.reversed_channels = net, reversed_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of normalised images (N, C, H, W)."""
-        logits: Tensor = self.net(pixel_values=x).logits
+        logits: Tensor = self.net(pixel_values=x.flip(1) if self.reversed_channels else x).logits
         return logits
 
 
@@ -201,7 +204,7 @@ def wrap(
             check_text(each, "classes, each of them,")
         facts = replace(facts, classes=tuple(classes))
     model = Normalised(
-        Logits(module) if transformer else module,
+        Logits(module, reversed_channels=facts.reversed_channels) if transformer else module,
         (0.0 if facts.mean is None else facts.mean) if mean is None else mean,
         (1.0 if facts.std is None else facts.std) if std is None else std,
     )
@@ -215,12 +218,24 @@ def wrap(
     shape = facts.size
     if shape is not None:
         per_channel = max(len(model.mean), len(model.std))
-        candidates = [facts.channels] if facts.channels else [per_channel] if per_channel > 1 else [3, 1]
+        candidates = [facts.channels] if facts.channels else [per_channel] if per_channel > 1 else [3, 1, 4]
+        problems: list[Exception] = []
         for channels in candidates:
-            with contextlib.suppress(Exception), preserved_rng():  # its first use will say what is wrong
-                num_classes, cam_layer = _run_once(model, (channels, shape[0], shape[1]))
+            try:
+                with preserved_rng():
+                    num_classes, cam_layer = _run_once(model, (channels, shape[0], shape[1]))
+            except Exception as problem:
+                problems.append(problem)
+            else:
                 facts = replace(facts, channels=channels)
                 break
+        if len(problems) == len(candidates):
+            warnings.warn(
+                f"{type(module).__name__} could not be run on an image of {shape[0]}×{shape[1]} pixels with "
+                f"{' or '.join(map(str, candidates))} channels, so its card holds no classes and no layer: "
+                f"{str(problems[0]).splitlines()[0]}",
+                stacklevel=2,
+            )
     if facts.classes is not None:
         if num_classes not in (None, len(facts.classes)):
             if num_classes == 1:
@@ -344,7 +359,7 @@ def _facts_of_timm(net: nn.Module) -> Facts:
     timm = import_library("timm", "pretrained")
     config = timm.data.resolve_model_data_config(net)
     channels, *size = config["input_size"]
-    shorter = int(min(size) / config["crop_pct"])  # as timm's own transform for evaluation
+    scaled = [int(side / config["crop_pct"]) for side in size]  # as timm's own transform for evaluation
     subset = timm.data.infer_imagenet_subset(net)
     names: tuple[str, ...] | None
     if subset == "imagenet-1k":
@@ -357,7 +372,7 @@ def _facts_of_timm(net: nn.Module) -> Facts:
         mean=config["mean"],
         std=config["std"],
         classes=names,
-        resize=(shorter, shorter) if stretched else shorter,
+        resize=(scaled[0], scaled[1]) if stretched else min(scaled),
         interpolation=config["interpolation"] if config["interpolation"] != "random" else "bilinear",
         channels=channels,
     )
@@ -387,7 +402,7 @@ def _transformers(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
 
         net = load_fitting(make, read_state(weights), f"hf/{name}", weights, usual=config.num_labels)
     facts = replace(_facts_of_transformer(net, processor), weights=f"hf/{name}: {weights}")
-    return Logits(net), facts
+    return Logits(net, reversed_channels=facts.reversed_channels), facts
 
 
 def _facts_of_transformer(net: nn.Module, processor: Any) -> Facts:
@@ -397,7 +412,8 @@ def _facts_of_transformer(net: nn.Module, processor: Any) -> Facts:
     size = facts.size
     if size is None and isinstance(getattr(config, "image_size", None), int | list | tuple):
         size = _pair(config.image_size)
-    names = tuple(str(config.id2label[key]) for key in sorted(config.id2label))
+    labels = config.id2label or {}
+    names = tuple(str(labels[key]) for key in sorted(labels)) or None
     return replace(facts, size=size, classes=names, channels=getattr(config, "num_channels", None))
 
 
@@ -430,16 +446,76 @@ def _facts_of_processor(processor: Any) -> Facts:
         )
     if crops.get("height") and crops.get("width"):
         size = (int(crops["height"]), int(crops["width"]))
+        measured = _run_processor(processor, (300, 400), crop=False)
+        if isinstance(resize, int) and measured is not None:
+            resize = min(measured.shape[1:])
+    square = _run_processor(processor, (300, 300))
+    if square is not None and square.shape[1:] != size:  # such as one that resizes after it crops
+        resize, size = max(size), (square.shape[1], square.shape[2])
     normalises = getattr(processor, "do_normalize", True)
     number = getattr(processor, "resample", None)
     mode = InterpolationMode.BILINEAR.value if number is None else modes.get(int(number), "bilinear")
-    return Facts(
+    facts = Facts(
         size=size,
         mean=tuple(processor.image_mean) if normalises else 0.0,
         std=tuple(processor.image_std) if normalises else 1.0,
         resize=resize,
         interpolation=mode,
     )
+    return _with_measured_colours(processor, facts)
+
+
+def _run_processor(
+    processor: Any,
+    size: tuple[int, int],
+    colour: tuple[int, int, int] = (0, 0, 0),
+    *,
+    crop: bool | None = None,
+) -> np.ndarray | None:
+    """Return what a processor makes of an image of one colour, (C, H, W); None if it cannot be run alone."""
+    from PIL import Image
+
+    options = {} if crop is None else {"do_center_crop": crop}
+    image = Image.new("RGB", size[::-1], colour)
+    try:
+        pixels = np.asarray(processor(images=image, return_tensors="pt", **options)["pixel_values"])[0]
+    except Exception:  # whatever a processor of somebody else raises
+        return None
+    return pixels if pixels.ndim == 3 else None
+
+
+def _with_measured_colours(processor: Any, facts: Facts) -> Facts:
+    """Return mean, std and the order of the channels as the processor applies them.
+
+    Some rescale by another factor, normalise twice or reverse the channels, each under a setting of its own,
+    so three images of one colour are run: black, white, and one that tells the channels apart.
+
+    Raises
+    ------
+    InputError
+        If no mean and std of the channels describe what it does.
+    """
+    colours = [(0, 0, 0), (255, 255, 255), (40, 120, 200)]
+    runs = [_run_processor(processor, (300, 300), colour) for colour in colours]
+    centres = [run[:, run.shape[1] // 2, run.shape[2] // 2].astype(float) for run in runs if run is not None]
+    if len(centres) < len(colours) or len(centres[0]) != 3:
+        return facts
+    black, white, mixed = centres
+    extent = white - black
+    shares = np.array(colours[2]) / 255
+    straight, turned = (np.abs(black + extent * each - mixed).max() for each in (shares, shares[::-1]))
+    if not (extent > 0).all() or min(straight, turned) > 0.02 * extent.max():
+        raise InputError(
+            f"the {type(processor).__name__} does more to colours than a mean and a standard deviation can "
+            "describe; pass mean=…, std=… and size=… instead of the processor"
+        )
+    if turned < straight:
+        black, extent = black[::-1], extent[::-1]
+    mean, std = -black / extent, 1 / extent
+    said = [np.broadcast_to(np.asarray(each, dtype=float), 3) for each in (facts.mean, facts.std)]
+    if not all(np.allclose(*each, rtol=1e-4, atol=1e-4) for each in zip(said, (mean, std), strict=True)):
+        facts = replace(facts, mean=tuple(mean.round(6).tolist()), std=tuple(std.round(6).tolist()))
+    return replace(facts, reversed_channels=bool(turned < straight))
 
 
 # --- EfficientNet-Lite0 from PyPI ---------------------------------------------------------------------------

@@ -44,10 +44,10 @@ class StoredMaps:
         maps = as_attributions(self.content, packed=True)
         return replace(maps, settings=settings, function=function, provenance={})
 
-    def classes(self, y: Tensor) -> Tensor:
-        """Return the class that each map is scored for: the one it explains, or the label for a contrast."""
+    def classes(self) -> Tensor:
+        """Return the class that each map is scored for: the one it explains, of a contrast the first."""
         classes = self.content.tensors["classes"]
-        return classes if classes.ndim == 1 else y
+        return classes if classes.ndim == 1 else classes[:, 0]
 
 
 def as_attributions(content: Content, *, packed: bool = False) -> Attributions:
@@ -105,9 +105,9 @@ def compute_scores(
     contents = {}
     by_classes: dict[str, list[str]] = {}
     for label, stored in maps.items():
-        by_classes.setdefault(fingerprint(stored.classes(sample.y)), []).append(label)
+        by_classes.setdefault(fingerprint(stored.classes()), []).append(label)
     for labels in by_classes.values():
-        classes = maps[labels[0]].classes(sample.y)
+        classes = maps[labels[0]].classes()
         attributions = {label: maps[label].attributions() for label in labels}
         jobs = [request.job(sample.masks) for request in requests]
         for method, scores in run_jobs(model, sample.x, classes, attributions, jobs, seed).items():

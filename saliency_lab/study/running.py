@@ -40,12 +40,13 @@ def run_tasks(
 ) -> None:
     """Record the tasks' results in the index, compute those that are missing, and record what failed."""
     index.record({place: each for task in tasks for place, each in task.results.items()}, inputs.networks)
+    inherited: Failures = {}
     failures: Failures = {}
     todo = []
     for task in tasks:
         missing = index.missing(task.results)
         without_maps = {place: failure for place in missing if (failure := _failure_of_maps(place, index))}
-        failures |= without_maps
+        inherited |= without_maps
         if len(missing) > len(without_maps):
             todo.append(task.only([place for place in missing if place not in without_maps]))
     started = time.perf_counter()
@@ -56,6 +57,7 @@ def run_tasks(
             bar.update()
             if done == 1:
                 _announce_long_work(verb, time.perf_counter() - started, len(todo) - 1)
+    failures |= inherited  # the first one is this call's own, if there is one
     for place, failure in failures.items():
         index.fail(place, failure)
     total = sum(len(task.results) for task in tasks)

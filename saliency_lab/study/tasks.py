@@ -115,14 +115,27 @@ def scoring_tasks(
         for member, model in inputs.networks.items():
             results = {
                 Place("scores", method, metric, member.model, member.seed): make_result(
-                    "scores", model, inputs.images, depends, inputs.seed, maps=scored.key
+                    "scores",
+                    model,
+                    inputs.images,
+                    depends,
+                    inputs.seed,
+                    maps=scored.key,
+                    **_scored_for(asked),
                 )
                 for metric, depends in of_metric.items()
-                for method, (scored, _) in maps[member].items()
+                for method, (scored, asked) in maps[member].items()
             }
             lock = fingerprint("scores", model, shared)
             tasks.append(StudyTask(results, group, inputs.seed, lock, maps[member]))
     return tasks
+
+
+def _scored_for(maps: Request) -> dict[str, str]:
+    """Say which class maps are scored for, where 0.1.0 took the label: contrasts with another first class."""
+    target = maps.settings.get("target")
+    another = isinstance(target, tuple) and not (isinstance(target[0], str) and target[0] == "label")
+    return {"scored for": "the first class of the contrast"} if another else {}
 
 
 def attack_tasks(inputs: TaskInputs, request: Request, index: ResultIndex) -> list[StudyTask]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.attribution import attribute, list_methods
@@ -465,3 +466,31 @@ def test_an_error_of_a_method_of_ones_own_stays_as_it_is(net: nn.Module) -> None
 
     with pytest.raises(RuntimeError, match="mine"):
         attribute(net, torch.rand(2, 1, 12, 12), target=0, method=broken)
+
+
+def test_the_probability_of_a_prediction_is_the_output_of_a_model_that_returns_probabilities() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Softmax(1))
+    x = torch.rand(3, 1, 4, 4)
+    maps = attribute(net, x, target="prediction")
+    torch.testing.assert_close(maps.probabilities, net(x).amax(1).detach())
+
+
+def test_deep_lift_names_checkpointing() -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return checkpoint(self.body, x, use_reentrant=False)
+
+    net, x = Checkpointed(), torch.rand(2, 1, 4, 4)
+    assert torch.equal(attribute(net, x, target=1).values, attribute(net.body, x, target=1).values)
+    with pytest.raises(InputError, match=r"Checkpointed computes parts of its forward pass a second time"):
+        attribute(net, x, method="deep_lift", target=1)
+
+
+def test_a_name_in_other_letters_is_answered_with_ours() -> None:
+    for given, known in (("LRP", "lrp"), ("Grad-CAM", "grad_cam"), ("DeepLIFT", "deep_lift")):
+        with pytest.raises(InputError, match=f"unknown method '{given}'; did you mean '{known}'"):
+            attribute(nn.Flatten(), torch.rand(1, 1, 2, 2), method=given, target=0)

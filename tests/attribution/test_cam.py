@@ -10,12 +10,14 @@ import pytest
 import pytorch_grad_cam as reference
 import timm
 import torch
+import transformers
 from pytorch_grad_cam.ablation_layer import AblationLayer, AblationLayerVit
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from pytorch_grad_cam.utils.reshape_transforms import vit_reshape_transform
 from torch import Tensor, nn
 from torchvision import models
 
+import saliency_lab as sl
 from saliency_lab._common.errors import InputError
 from saliency_lab.attribution import attribute
 
@@ -336,3 +338,70 @@ def test_batches_do_not_matter(name):
     together = attribute(model, x, target=1, method=name, **settings).values
     alone = torch.cat([attribute(model, row[None], target=1, method=name, **settings).values for row in x])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "layer_cam", "eigen_cam", "layer_conductance"])
+@pytest.mark.parametrize("channels", [9, 16])
+def test_maps_whose_rows_are_joined_are_those_of_the_same_network(method: str, channels: int) -> None:
+    """(N, channels, positions) is no list of tokens, also where the number of channels is a square."""
+    torch.manual_seed(0)
+    body = [
+        nn.Conv2d(3, channels, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1),
+    ]
+    head = nn.Linear(channels, 5)
+    plain = nn.Sequential(*body, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    joined = nn.Sequential(*body, nn.ReLU(), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), head)
+    x = torch.rand(2, 3, 20, 16)
+    ours, theirs = (attribute(net, x, method=method, target=1) for net in (joined, plain))
+    assert (ours.settings["layer"], theirs.settings["layer"]) == ("4", "3")
+    torch.testing.assert_close(ours.values, theirs.values)
+
+
+def test_a_norm_behind_the_last_attention_is_no_layer_if_the_head_reads_the_class_token() -> None:
+    class PostNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 8, 8, stride=8)
+            self.token = nn.Parameter(torch.randn(1, 1, 8))
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)  # norm_first is False
+            self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            patches = self.patches(x).flatten(2).transpose(1, 2)
+            return self.head(self.encoder(torch.cat([self.token.expand(len(x), -1, -1), patches], 1))[:, 0])
+
+    torch.manual_seed(0)
+    maps = attribute(PostNorm(), torch.rand(2, 3, 32, 32), method="hires_cam", target=1)
+    assert maps.settings["layer"] == "encoder.layers.0"
+    assert maps.values.flatten(1).any(1).all()
+
+
+def test_registers_between_the_class_token_and_the_patches_have_no_position() -> None:
+    """transformers takes the tokens apart behind the position embeddings, and puts registers between."""
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    torch.manual_seed(0)
+    net = transformers.Dinov2WithRegistersForImageClassification(
+        transformers.Dinov2WithRegistersConfig(num_labels=3, **sizes)
+    )
+    model = sl.wrap(net, mean=0.5, std=0.5, size=32)
+    assert model.card.cam_layer == "net.net.dinov2_with_registers.encoder.layer.1.norm1"
+    x = torch.rand(1, 3, 32, 32)
+    layer = net.dinov2_with_registers.encoder.layer[1].norm1
+    caught: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _, __, output: caught.append(output))
+    score = model(x.requires_grad_())[0, 1]
+    handle.remove()
+    (gradient,) = torch.autograd.grad(score, caught[0])
+    patches, slopes = (each[0, 5:].detach().T.unflatten(1, (4, 4)) for each in (caught[0], gradient))
+    expected = (slopes.mean((1, 2), keepdim=True) * patches).sum(0).relu()
+    expected = nn.functional.interpolate(expected[None, None], (32, 32), mode="bilinear")
+    maps = attribute(model, x.detach(), method="grad_cam", target=1).values
+    torch.testing.assert_close(maps, expected.expand_as(maps), rtol=1e-4, atol=1e-7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -348,3 +349,18 @@ def test_a_model_with_two_inputs_is_named(batch):
 
     with pytest.raises(InputError, match=r"needs more than images: mask"):
         sanity_check(Two(144, 5), *batch, ["saliency"])
+
+
+def test_a_model_that_cannot_be_copied_is_named_with_its_attribute() -> None:
+    class Locked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.lock = nn.Linear(16, 3), threading.Lock()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x.flatten(1))
+
+    with pytest.raises(
+        InputError, match="Locked cannot be copied, because of its attribute 'lock': cannot pickle"
+    ):
+        sanity_check(Locked(), torch.rand(2, 1, 4, 4), torch.tensor([0, 1]), "saliency")

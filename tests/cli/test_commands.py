@@ -722,3 +722,11 @@ def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch):
     missing = CliRunner().invoke(app, ["report", "~/missing", "--out=~/page.html"])
     assert missing.exit_code == 2 and f"{tmp_path}/missing" in missing.output
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("methods", ["attention_rollout,saliency", "saliency,attention_rollout"])
+def test_a_method_that_is_refused_costs_the_others_nothing(methods, tmp_path):
+    result = call("attribute", "digits/standard", "--method", methods, "--images", "2", "--out", tmp_path)
+    assert result.exit_code != 0 and (tmp_path / "maps-saliency.png").exists()
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["digits_standard-saliency.safetensors"]

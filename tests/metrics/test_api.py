@@ -816,3 +816,20 @@ class TestLabels:
         model, x, y, maps = scene
         with pytest.raises(InputError, match="at least one metric"):
             evaluate_many(model, x, y, {"map": maps}, [])
+
+
+def test_maps_of_a_contrast_are_scored_for_its_first_class() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    x = torch.rand(4, 1, 4, 4)
+    maps = sl.attribute(net, x, target=(1, 2))
+    with pytest.raises(
+        InputError, match=r"another class than y for 4 of 4 samples; pass y=maps.classes\[:, 0\]"
+    ):
+        sl.evaluate(net, x, torch.full((4,), 3), maps, "pixel_flipping", steps=4)
+    ours = sl.evaluate(net, x, maps.classes[:, 0], maps, "pixel_flipping", steps=4)
+    study = sl.Study({"net": net}, (x, torch.full((4,), 3))).attribute(
+        {"contrast": {"method": "saliency", "target": (1, 2)}}
+    )
+    study.score({"flip": {"metric": "pixel_flipping", "steps": 4}})
+    np.testing.assert_array_equal(study.scores["score"], ours)

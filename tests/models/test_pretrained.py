@@ -419,3 +419,79 @@ def test_timm_models_are_built_by_name_with_random_weights() -> None:
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 4)
     with pytest.raises(UnknownNameError, match="did you mean 'resnet10t'"):
         sl.build_model("timm/resnet10tt", input_shape=(3, 32, 32))
+
+
+HALF = {"image_mean": (0.4, 0.5, 0.6), "image_std": (0.2, 0.3, 0.4)}
+EDGE = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
+PROCESSORS = {
+    "normalises twice": lambda: transformers.EfficientNetImageProcessor(
+        size={"height": 32, "width": 32}, **HALF
+    ),
+    "reversed channels": lambda: transformers.MobileViTImageProcessor(**EDGE),
+    "reversed and normalised": lambda: transformers.MobileViTImageProcessor(
+        **EDGE, do_normalize=True, **HALF
+    ),
+    "a margin of its own": lambda: transformers.LevitImageProcessor(size={"shortest_edge": 32}, crop_size=32),
+    "crops first": lambda: transformers.PerceiverImageProcessor(crop_size=36, size=32),
+    "0 to 2": lambda: transformers.ViTImageProcessor(size=32, rescale_factor=1 / 127.5, do_normalize=False),
+    "0 to 255": lambda: transformers.ViTImageProcessor(size=32, do_rescale=False, do_normalize=False),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_processor_is_taken_as_it_runs(name: str) -> None:
+    """The pixels that reach the network are those of the processor, up to the rounding of 8 bits."""
+    processor, net = PROCESSORS[name](), _vit()
+    rows, columns = np.mgrid[:90, :120]
+    picture = np.stack([rows * 2, columns * 2, (rows + columns) % 256], 2).astype(np.uint8)
+    theirs = torch.as_tensor(
+        np.asarray(processor(images=Image.fromarray(picture), return_tensors="pt")["pixel_values"])
+    )
+    model = sl.wrap(net, processor=processor)
+    seen: list[torch.Tensor] = []
+    handle = net.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
+    )
+    model(sl.load_images([picture], model=model).x)
+    handle.remove()
+    assert seen[0].shape == theirs.shape
+    difference = (seen[0] - theirs).abs()
+    extent = theirs.max() - theirs.min()
+    assert difference.mean() < 0.01 * extent and difference.max() < 0.1 * extent
+
+
+def test_a_processor_that_no_mean_describes_is_refused() -> None:
+    class Squares(transformers.ViTImageProcessor):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            done = super().__call__(*args, **kwargs)
+            done["pixel_values"] = done["pixel_values"] ** 2
+            return done
+
+    processor = Squares(size=32, image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
+    with pytest.raises(InputError, match="does more to colours than a mean"):
+        sl.wrap(_vit(), processor=processor)
+
+
+def test_a_normalisation_of_bytes_is_refused() -> None:
+    bytes_mean, bytes_std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    for build in (sl.wrap, sl.Normalised):
+        with pytest.raises(InputError, match=r"units of \[0, 1\].*divide mean and std by 255"):
+            build(nn.Flatten(), mean=bytes_mean, std=bytes_std)
+
+
+def test_wrapping_warns_if_the_network_cannot_be_run() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.warns(
+        UserWarning, match="Sequential could not be run on an image of 1×1 pixels with 3 or 1 or 4"
+    ):
+        sl.wrap(net, size=1)
+    with pytest.warns(UserWarning, match="with 2 channels, so its card holds no classes"):
+        sl.wrap(net, mean=(0.5, 0.5), std=0.5, size=32)
+    four = nn.Sequential(nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    assert sl.wrap(four, size=32).card.input_shape == (4, 32, 32)
+
+
+def test_a_transformer_without_names_of_classes_can_be_wrapped() -> None:
+    net = _vit()
+    net.config.id2label = None
+    assert sl.wrap(net, mean=0.5, std=0.5, size=32).card.classes is None

@@ -902,3 +902,12 @@ def test_a_baseline_without_results_is_replaced_with_a_warning() -> None:
         assert study.compare().baseline == "net"
     with pytest.raises(InputError, match="unknown baseline"):
         study.compare("broken")
+
+
+def test_a_call_that_fails_raises_its_own_error_first() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    study = Study({"net": net}, (torch.rand(3, 1, 8, 8), torch.arange(3)))
+    with pytest.warns(UserWarning, match="1 of 2 results failed"):
+        study.attribute(["attention_rollout", "saliency"])
+    with pytest.raises(InputError, match="must return one number per sample"):
+        study.score(lambda model, x, y, maps: 3.0)
