@@ -729,4 +729,4 @@ def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch):
 def test_a_method_that_is_refused_costs_the_others_nothing(methods, tmp_path):
     result = call("attribute", "digits/standard", "--method", methods, "--images", "2", "--out", tmp_path)
     assert result.exit_code != 0 and (tmp_path / "maps-saliency.png").exists()
-    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["digits_standard-saliency.safetensors"]
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["standard-saliency.safetensors"]
