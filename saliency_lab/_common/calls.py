@@ -232,7 +232,8 @@ def refuse(method: str, why: str, culprits: list[tuple[str, Call]], instead: str
     """Raise the error that names the first modules a method cannot treat."""
     clauses = list(dict.fromkeys(f"{module} calls {_spelt(func)}" for module, func in culprits))
     more = f" and {len(clauses) - 3} more" if len(clauses) > 3 else ""
-    raise InputError(f"{method} {why}: {'; '.join(clauses[:3])}{more}. {instead}")
+    listed = f": {'; '.join(clauses[:3])}{more}" if clauses else ""
+    raise InputError(f"{method} {why}{listed}. {instead}")
 
 
 def _spelt(func: Call) -> str:

@@ -442,7 +442,8 @@ def _facts_of_processor(processor: Any) -> Facts:
     else:
         raise InputError(
             f"the size of the {type(processor).__name__} is neither a shortest edge nor a height and width; "
-            "pass mean=…, std=… and size=… instead of the processor"
+            "load the network itself and pass mean=…, std=… and size=… to sl.wrap in place of the processor; "
+            "one of timm is loaded as 'timm/NAME'"
         )
     if crops.get("height") and crops.get("width"):
         size = (int(crops["height"]), int(crops["width"]))

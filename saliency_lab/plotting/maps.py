@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -202,18 +203,18 @@ def overlay(
 ) -> Figure:
     """Draw one map (C, H, W), over its image (C, H, W) if that is given, in an Axes of yours or a new figure.
 
-    Parameters as in `grid`.
+    Maps and images of one sample, (1, C, H, W), are accepted too. Other parameters are as in `grid`.
 
     Raises
     ------
     InputError
         If the arrays do not fit each other.
     """
-    shown = layers({"values": as_array(values)[None]}, signed=signed, smooth=smooth, clip=clip)
+    shown = layers({"values": _one(values)}, signed=signed, smooth=smooth, clip=clip)
     layer = shown.columns["values"]
     picture = None
     if image is not None:
-        pictures = check_pictures("the image's pixels", as_array(image)[None])
+        pictures = check_pictures("the image's pixels", _one(image))
         check_same_size("the map", layer.planes, pictures)
         picture = as_pictures(pictures)[0]
     blend = blend_of(blend, layer.planes.shape)
@@ -227,6 +228,12 @@ def overlay(
         ax.set_title("\n".join(heading_lines(full, 3.0)))
     _bar(fig, shown, layer.signed, clip, ax=ax)
     return fig
+
+
+def _one(given: Any) -> np.ndarray:
+    """Return the map or image of one sample, (1, C, H, W)."""
+    array = as_array(given)
+    return array if array.ndim == 4 and len(array) == 1 else array[None]
 
 
 def _title(title: str | None, smooth: float) -> str | None:

@@ -494,3 +494,13 @@ def test_a_name_in_other_letters_is_answered_with_ours() -> None:
     for given, known in (("LRP", "lrp"), ("Grad-CAM", "grad_cam"), ("DeepLIFT", "deep_lift")):
         with pytest.raises(InputError, match=f"unknown method '{given}'; did you mean '{known}'"):
             attribute(nn.Flatten(), torch.rand(1, 1, 2, 2), method=given, target=0)
+
+
+def test_a_network_without_activations_is_refused_without_an_empty_list() -> None:
+    with pytest.raises(InputError, match=r"has none that can be seen\. Its map would be"):
+        attribute(
+            nn.Sequential(nn.Flatten(), nn.Linear(4, 2)),
+            torch.rand(1, 1, 2, 2),
+            method="guided_backprop",
+            target=0,
+        )

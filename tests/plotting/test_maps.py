@@ -307,3 +307,12 @@ def test_saved_figures_do_not_depend_on_the_callers_settings(tmp_path, kind):
         assert dict(mpl.rcParams) == before
     with mpl.rc_context({"savefig.bbox": "tight"}):
         assert fig._repr_png_() == grid(X, MAPS, title="A title")._repr_png_()
+
+
+def test_one_sample_with_its_first_dimension_can_be_drawn_over_its_image() -> None:
+    one, whole = (
+        overlay(values, image).axes[0].images[0] for values, image in ((X[0], X[0]), (X[:1], X[:1]))
+    )
+    np.testing.assert_array_equal(one.get_array(), whole.get_array())
+    with pytest.raises(InputError, match="shape"):
+        overlay(X[:2], X[:2])
