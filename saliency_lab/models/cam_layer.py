@@ -118,7 +118,7 @@ class Execution(Rule):
 
     def _is_without_position(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Return whether a call takes, from tokens (N, T, D), only some that have no position."""
-        whole = args[0]
+        whole = args[0] if args else None  # with keywords alone, nothing is known
         if not isinstance(whole, Tensor) or whole.ndim != 3 or whole.shape[1] not in self.added:
             return False
         before, after = self.added[whole.shape[1]]

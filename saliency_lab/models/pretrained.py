@@ -233,7 +233,7 @@ def wrap(
             warnings.warn(
                 f"{type(module).__name__} could not be run on an image of {shape[0]}×{shape[1]} pixels with "
                 f"{' or '.join(map(str, candidates))} channels, so its card holds no classes and no layer: "
-                f"{str(problems[0]).splitlines()[0]}",
+                f"{(str(problems[0]) or type(problems[0]).__name__).splitlines()[0]}",
                 stacklevel=2,
             )
     if facts.classes is not None:

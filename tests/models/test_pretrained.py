@@ -495,3 +495,26 @@ def test_a_transformer_without_names_of_classes_can_be_wrapped() -> None:
     net = _vit()
     net.config.id2label = None
     assert sl.wrap(net, mean=0.5, std=0.5, size=32).card.classes is None
+
+
+def test_a_network_that_fails_without_a_message_is_named_with_its_error() -> None:
+    class Silent(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert len(x) > 100
+            return x
+
+    with pytest.warns(UserWarning, match="Silent could not be run .*: AssertionError"):
+        sl.wrap(Silent(), size=8)
+
+
+def test_parts_that_are_taken_by_keywords_alone_are_followed() -> None:
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 4, 8, stride=8), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = self.body(x).flatten(2).transpose(1, 2)
+            return self.head(torch.narrow(input=tokens, dim=1, start=0, length=2).mean(1))
+
+    assert sl.wrap(Keywords(), size=32).card.cam_layer == "net.body"
