@@ -303,7 +303,8 @@ class _Copies:
         self.weights = weights
         self.nets: dict[tuple[bool, Layout, str | None], nn.Module | None] = {}
         self.fast: dict[PassPlan, Callable[[Tensor], Tensor] | None] = {}
-        self.used: set[PassPlan] = set()
+        self.used: set[tuple[PassPlan, bool]] = set()
+        """Plans in use, and whether their gradients are used too, and so were compared."""
 
 
 _copies: WeakKeyDictionary[nn.Module, _Copies] = WeakKeyDictionary()
@@ -341,10 +342,11 @@ class _Trial:
         """Remember that a plan is used, and drop copies in forms that none is."""
         used = self.copies.used
         if plan is not None:
-            used.add(replace(plan, milliseconds=0.0))
-        nets = {(each.folded, each.layout, each.dtype) for each in used}
+            used.add((replace(plan, milliseconds=0.0), self.backward))
+        plans = {each for each, _ in used}
+        nets = {(each.folded, each.layout, each.dtype) for each in plans}
         self.copies.nets = {key: net for key, net in self.copies.nets.items() if key in nets or net is None}
-        self.copies.fast = {key: run for key, run in self.copies.fast.items() if key in used or run is None}
+        self.copies.fast = {key: run for key, run in self.copies.fast.items() if key in plans or run is None}
 
     def is_compiled(self, plan: PassPlan) -> bool:
         """Whether the plan's form was compiled before."""
@@ -368,7 +370,8 @@ class _Trial:
         if form.plan.dtype is not None:
             outputs = self._outputs(form, alone=False)
             return outputs is not None and bool(outputs.isfinite().all())
-        known = replace(form.plan, milliseconds=0.0) in self.copies.used  # then one image tells a change
+        use = (replace(form.plan, milliseconds=0.0), self.backward)
+        known = use in self.copies.used  # then one image tells a change
         for alone in (True,) if known else (True, False):
             outputs, expected = self._outputs(form, alone), self._expected(alone)
             if outputs is None or expected is None or not same_logits(outputs, expected):
