@@ -135,7 +135,12 @@ def _gaussian_blur(image: Array, sigma: float, rng: np.random.Generator) -> Arra
 def _filter(image: Array, kernel: Array) -> Array:
     from scipy.ndimage import convolve
 
-    return convolve(image, kernel[..., None] / kernel.sum(), mode="reflect")
+    high, wide = image.shape[:2]
+    # scipy reads beyond its memory where a kernel is several times as large as the image
+    margin = len(kernel) // 2 if len(kernel) > min(high, wide) else 0
+    image = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="symmetric")
+    blurred = convolve(image, kernel[..., None] / kernel.sum(), mode="reflect")
+    return blurred[margin : margin + high, margin : margin + wide]
 
 
 def _defocus_blur(image: Array, strength: tuple[float, float], rng: np.random.Generator) -> Array:

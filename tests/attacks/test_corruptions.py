@@ -9,7 +9,7 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError
-from saliency_lab.attacks.corruptions import CORRUPTIONS, corrupt
+from saliency_lab.attacks.corruptions import CORRUPTIONS, _filter, corrupt
 from saliency_lab.study import Study
 
 
@@ -120,6 +120,25 @@ def test_a_robustbench_model_is_asked_of_its_package(monkeypatch) -> None:
 
 @pytest.mark.parametrize("name", sorted(CORRUPTIONS))
 def test_images_of_three_pixels_are_the_smallest(name: str) -> None:
-    assert corrupt(torch.rand(1, 3, 3, 4), name, 5).isfinite().all()
+    for size in ((3, 4), (3, 3), (3, 70)):
+        assert corrupt(torch.rand(1, 3, *size), name, 5).isfinite().all()
     with pytest.raises(InputError, match="at least 3×3 pixels, not 2×5"):
         corrupt(torch.rand(1, 3, 2, 5), name, 5)
+
+
+@pytest.mark.parametrize("size", [(3, 3), (3, 70), (4, 9), (28, 28)])
+@pytest.mark.parametrize("radius", [1, 8, 14, 20])
+def test_a_kernel_may_be_larger_than_the_image(size, radius) -> None:
+    draws = np.random.default_rng(0)
+    image, kernel = draws.random((*size, 2)), draws.random((2 * radius + 1, 2 * radius + 1))
+    down, across = (_mirrored(side, radius) for side in size)
+    around = image[down][:, across]
+    windows = np.lib.stride_tricks.sliding_window_view(around, kernel.shape, axis=(0, 1))
+    expected = (windows * (kernel / kernel.sum())[::-1, ::-1]).sum((3, 4))
+    assert np.abs(_filter(image, kernel) - expected).max() < 1e-12
+
+
+def _mirrored(side: int, radius: int) -> np.ndarray:
+    """Pixels from −radius to side + radius; an image goes on beyond its edge as in a mirror."""
+    place = np.arange(-radius, side + radius) % (2 * side)
+    return np.where(place < side, place, 2 * side - 1 - place)
