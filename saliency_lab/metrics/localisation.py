@@ -103,6 +103,15 @@ def _positive_mass(case: MetricInput) -> Tensor:
     return _share(pixel_scores(case.maps, absolute=False).clamp_min(0), _inside(case))
 
 
+def _positive_mass_quantus(case: MetricInput) -> Tensor:
+    """Give Quantus positive values, each map's largest 1: it adds 1e-9 to their sum."""
+    positive = pixel_scores(case.maps, absolute=False).clamp_min(0)
+    largest = positive.amax(1, keepdim=True)
+    unit = positive / largest.where(largest > 0, 1.0)
+    settings = {"weighted": False, "max_size": 1.0, "positive_attributions": True, "abs": True}
+    return _quantus("AttributionLocalisation", case, unit, **settings)
+
+
 def _hits(case: MetricInput, counts: Tensor) -> Tensor:
     """Return the share (N,) of the `counts` (N,) highest pixels that lie inside."""
     top = descending_ranks(_scores(case)) < counts[:, None]
@@ -181,20 +190,7 @@ for _name, _reference in (
     ("attribution_localisation", "Kohlbrenner et al., IJCNN 2020"),
     ("energy_pointing_game", "Wang et al. (Score-CAM), CVPR Workshops 2020"),
 ):
-    _register(
-        _name,
-        _reference,
-        PositiveMasks,
-        _positive_mass,
-        lambda case: _quantus(
-            "AttributionLocalisation",
-            case,
-            pixel_scores(case.maps, absolute=False),
-            weighted=False,
-            max_size=1.0,
-            positive_attributions=True,
-        ),
-    )
+    _register(_name, _reference, PositiveMasks, _positive_mass, _positive_mass_quantus)
 _register(
     "top_k_intersection",
     "Theiner et al., WACV 2022",
