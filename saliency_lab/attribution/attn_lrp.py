@@ -34,6 +34,7 @@ from saliency_lab.attribution.lrp import (
     Composite,
     LayerRule,
     Propagation,
+    no_view,
     propagate,
     stabilised,
 )
@@ -51,8 +52,7 @@ class _Product(Function):
     def forward(ctx: Any, a: Tensor, b: Tensor, facts: tuple[Any, float]) -> Tensor:
         ctx.op, ctx.epsilon = facts
         ctx.save_for_backward(a, b)
-        output: Tensor = ctx.op(a, b)
-        return output
+        return no_view(ctx.op(a, b))
 
     @staticmethod
     def backward(ctx: Any, *relevance: Tensor) -> tuple[Tensor, Tensor, None]:

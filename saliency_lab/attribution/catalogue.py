@@ -47,12 +47,15 @@ class Method:
 
         Stored maps of an earlier revision are computed again.
         """
-        own = int(self.name in _NEW_DEFAULT_LAYER and settings.get("layer") is None)
+        new_layer = self.name in _NEW_DEFAULT_LAYER and settings.get("layer") is None
+        own = int(new_layer or self.name in _IN_PLACE)
         base = settings.get("base")
         return max(own, METHODS[base].revision(settings["base_settings"])) if isinstance(base, str) else own
 
 
 _NEW_DEFAULT_LAYER = ("grad_cam", "guided_grad_cam", "layer_conductance")
+_IN_PLACE = ("lrp", "attn_lrp")
+"""They once skipped what changes the output of a layer in place in front of a batch normalisation."""
 
 
 DESCRIBERS: list[Callable[[Extension], Method | None]] = []

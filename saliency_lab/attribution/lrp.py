@@ -105,6 +105,11 @@ def stabilised(z: Tensor, epsilon: float) -> Tensor:
     return torch.copysign(z.new_tensor(epsilon), z).add_(z)
 
 
+def no_view(output: Tensor) -> Tensor:
+    """Return what a custom function may return for the model to change in place: not a view."""
+    return output.clone() if output._is_view() else output
+
+
 @dataclass(frozen=True)
 class Portion:
     """A quotient: `factor` · relevance / z, where z = `bias` + Σ op(input, weight) over `terms`."""
@@ -138,7 +143,7 @@ class _Share(Function):
         ctx: Any, a: Tensor, facts: tuple[Tensor, Callable[[], list[Portion]], Operation, float]
     ) -> Tensor:
         output, *ctx.rest = facts
-        return output
+        return no_view(output)
 
     @staticmethod
     def backward(ctx: Any, *relevance: Tensor) -> tuple[Tensor, None]:
@@ -215,6 +220,22 @@ def input_box(batch: Batch) -> tuple[Tensor, Tensor]:
     return torch.minimum(*ends), torch.maximum(*ends)
 
 
+class _Layer(NamedTuple):
+    """The last layer that ran: its output and the version of that, its input and a copy of it, and its rule.
+
+    The version changes with every operation in place, such as a ReLU between layer and normalisation.
+    """
+
+    output: Tensor
+    version: int
+    a: Tensor
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    op: Operation
+    rule: LayerRule
+
+
 class Propagation(Rule):
     """Computes what the model computes, with backward passes that hand back relevance.
 
@@ -237,7 +258,7 @@ class Propagation(Rule):
         self.running: list[tuple[str, nn.Module]] = []
         self.applied: set[str] = set()
         self.refused: set[Call] = set()
-        self.layer: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Operation, LayerRule] | None = None
+        self.layer: _Layer | None = None
         self.first = True
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -291,7 +312,8 @@ class Propagation(Rule):
         op = lambda part, w: func(part, w, None, *args, **kwargs)  # noqa: E731
         x = a.detach().clone()
         shared = self._by_rule(a, x, output, weight, bias, op, rule)
-        self.layer = (shared, a, x, weight, bias, op, rule)
+        if func in CONVOLUTION or a.ndim == 2:  # channels are dimension 1, as batch normalisation takes them
+            self.layer = _Layer(shared, shared._version, a, x, weight, bias, op, rule)
         return shared
 
     def _matrix_product(self, func: Call, left: Tensor, right: Tensor) -> Tensor:
@@ -404,12 +426,11 @@ class Propagation(Rule):
         output = F.batch_norm(x.detach(), mean, variance, weight, bias, training, momentum, eps)
         scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
         shift = (0.0 if bias is None else bias) - mean * scale
-        if self.layer is not None and self.layer[0] is x:
-            _, a, kept, kernel, offset, op, rule = self.layer
-            merged = shift + (0.0 if offset is None else offset * scale)
-            return self._by_rule(
-                a, kept, output, kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1)), merged, op, rule
-            )
+        layer = self.layer
+        if layer is not None and layer.output is x and layer.version == x._version:
+            merged = shift + (0.0 if layer.bias is None else layer.bias * scale)
+            kernel = layer.weight * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+            return self._by_rule(layer.a, layer.x, output, kernel, merged, layer.op, layer.rule)
         shape = (-1,) + (1,) * (x.ndim - 2)
         portion = Portion([(x.detach().clone(), scale.reshape(shape))], shift.reshape(shape))
         alone: Tensor = _Share.apply(x, (output, lambda: [portion], torch.mul, self.epsilon))

@@ -36,6 +36,58 @@ class Functional(nn.Module):
         return self.last(torch.flatten(hidden, 1))
 
 
+class Rectified(nn.Module):
+    """A linear layer, something between, batch normalisation of dimension 1, and a linear layer."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor], *, tokens: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.change, self.tokens = change, tokens
+        self.first, self.norm, self.last = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)
+        for value in (*self.parameters(), self.norm.running_mean):
+            value.data = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        self.norm.running_var = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(self.change(self.first(x[:, 0] if self.tokens else x.flatten(1))))
+        return self.last(hidden.sum(1) if self.tokens else hidden)
+
+
+def _ratio(relevance: Tensor, z: Tensor) -> Tensor:
+    return relevance / (z + torch.copysign(torch.tensor(1e-6), z))
+
+
+@pytest.mark.parametrize("name", ["lrp", "attn_lrp"])
+@pytest.mark.parametrize(
+    "between", [lambda h: h.relu(), lambda h: h.relu_(), lambda h: h.clamp_(-1, 1), lambda h: h.clone()]
+)
+@pytest.mark.parametrize("tokens", [False, True])
+def test_lrp_follows_what_stands_between_a_layer_and_its_normalisation(name, between, tokens):
+    """The layers' ε rules, one after the other; with tokens, the normalisation is not that of the layer."""
+    net = Rectified(between, tokens=tokens)
+    x = torch.rand(2, 1, *((4, 4) if tokens else (2, 2)), dtype=torch.float64, generator=torch.manual_seed(1))
+    settings = {"preset": "epsilon"} if name == "lrp" else {}
+    maps = attribute(net, x, torch.tensor([2, 0]), name, **settings)
+
+    values = x[:, 0] if tokens else x.flatten(1)
+    with torch.no_grad():
+        first = net.first(values)
+        changed = between(first.clone())
+        normalised = net.norm(changed)
+        pooled = normalised.sum(1) if tokens else normalised
+        logits = net.last(pooled)
+    chosen = torch.zeros_like(logits).scatter_(1, torch.tensor([[2], [0]]), 1.0)
+    back = pooled * (_ratio(logits * chosen, logits) @ net.last.weight)
+    if tokens:
+        back = normalised * _ratio(back, pooled)[:, None]
+    shape = (1, -1, 1) if tokens else (1, -1)
+    scale = ((net.norm.running_var + net.norm.eps).rsqrt() * net.norm.weight).reshape(shape)
+    back = changed * scale * _ratio(back, normalised)
+    expected = values * (_ratio(back, first) @ net.first.weight)
+    torch.testing.assert_close(maps.values, expected.detach().reshape(x.shape).float(), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", REFERENCES)
 def test_rectified_gradients_are_captums(name, rgb_net, rgb_batch):
     x, y = rgb_batch
