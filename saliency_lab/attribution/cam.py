@@ -163,14 +163,18 @@ def ablation_cam(batch: Batch, settings: LayerSettings) -> Explained:
     The paper divides by the score, which scales the map, and turns it around where the score is negative.
     """
     values = read_layer(batch, batch.x, settings.layer)
-    channels = values.output.shape[values.arrangement.channel_dim]
+    channel_dim, batch_dim = values.arrangement.channel_dim, values.arrangement.batch_dim
+    output = values.output.movedim(batch_dim, 0)
+    channels = output.shape[channel_dim]
     layer, falls = find_layer(batch.model, values.name), []
     for group in batch.draws(channels, backward=False, fast=False):
-        outputs = values.output.expand(len(group), *values.output.shape).clone()
-        for channel, output in zip(group, outputs, strict=True):
-            output.select(values.arrangement.channel_dim, channel).zero_()
+        outputs = output.expand(len(group), *output.shape).clone()
+        for channel, ablated in zip(group, outputs, strict=True):
+            ablated.select(channel_dim, channel).zero_()
         points = batch.x.repeat(len(group), 1, 1, 1)
-        handle = layer.register_forward_hook(lambda *_, outputs=outputs: outputs.flatten(0, 1))
+        handle = layer.register_forward_hook(
+            lambda *_, outputs=outputs: outputs.flatten(0, 1).movedim(0, batch_dim)
+        )
         try:
             scores = batch.at(points).score(points)
         finally:

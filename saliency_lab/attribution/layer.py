@@ -53,7 +53,7 @@ def layer_name(model: nn.Module, layer: LayerSpec, image: Tensor) -> str:
 
 @dataclass(frozen=True)
 class LayerValues:
-    """The output (n, …) of a layer in one pass over n points, its arrangement, and the scores (n,) there."""
+    """The output of a layer in one pass over n points, its arrangement, and the scores (n,) there."""
 
     name: str
     output: Tensor
@@ -122,9 +122,11 @@ def read_layer(batch: Batch, points: Tensor, layer: LayerSpec) -> LayerValues:
     if arrangement is None:
         raise InputError(
             f"{title} returns a tensor of shape {tuple(output.shape)}, but a feature map (N, D, h, w) is "
-            f"needed, or tokens (N, T, D) on a grid of the proportions of images {tuple(points.shape[2:])}; "
-            "name another layer by layer=..."
+            "needed, or tokens (N, T, D) or (T, N, D) on a grid of the proportions of images "
+            f"{tuple(points.shape[2:])}; name another layer by layer=..."
         )
+    if output.ndim == 3 and len(output) == output.shape[1] > 1:  # as many images as tokens: which are first?
+        arrangement = read_layer(batch.only(0), points[:1], name).arrangement
     return LayerValues(name, output.detach(), arrangement, scores.detach(), (output, scores), batch)
 
 

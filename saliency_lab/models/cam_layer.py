@@ -40,7 +40,8 @@ class Arrangement:
 
     A map (N, D, h, w), or (N, h, w, D) with `channels_last`; a map whose rows are joined, (N, D, h·w), with
     `flat`; or tokens (N, T, D), of which the first `before` and the last `after` belong to no position and
-    the others are the positions of `grid`, row by row.
+    the others are the positions of `grid`, row by row. With `tokens_first`, tokens are (T, N, D), as in
+    torch's own transformer layers unless they are made with `batch_first=True`.
     """
 
     grid: tuple[int, int]
@@ -49,6 +50,7 @@ class Arrangement:
     tokens: bool = False
     before: int = 0
     after: int = 0
+    tokens_first: bool = False
 
     def to_map(self, output: Tensor) -> Tensor:
         """Return an output of the layer as a map (N, D, h, w)."""
@@ -56,6 +58,7 @@ class Arrangement:
             return output.unflatten(2, self.grid)
         if not self.tokens:
             return output.permute(0, 3, 1, 2) if self.channels_last else output
+        output = output.transpose(0, 1) if self.tokens_first else output
         patches = output[:, self.before : output.shape[1] - self.after]
         return patches.transpose(1, 2).unflatten(2, self.grid)
 
@@ -63,6 +66,11 @@ class Arrangement:
     def channel_dim(self) -> int:
         """The dimension of the output that counts channels."""
         return -1 if self.tokens or self.channels_last else 1
+
+    @property
+    def batch_dim(self) -> int:
+        """The dimension of the output that counts images."""
+        return 1 if self.tokens_first else 0
 
 
 class Execution(Rule):
@@ -109,26 +117,38 @@ class Execution(Rule):
                 part.requires_grad and not any(part is each for each in self.without_position)
                 for part in parts
             ]
-            if dim % 3 == 1 and any(depends) and not all(depends):
+            dim %= 3
+            joins_tokens = dim == 1 or (dim == 0 and output.shape[1] == len(self.images))
+            if joins_tokens and any(depends) and not all(depends):
                 first, last = depends.index(True), len(parts) - depends[::-1].index(True)
-                self.added[output.shape[1]] = (
-                    sum(part.shape[1] for part in parts[:first]),
-                    sum(part.shape[1] for part in parts[last:]),
+                self.added[output.shape[dim]] = (
+                    sum(part.shape[dim] for part in parts[:first]),
+                    sum(part.shape[dim] for part in parts[last:]),
                 )
 
     def _is_without_position(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Return whether a call takes, from tokens (N, T, D), only some that have no position."""
         whole = args[0] if args else None  # with keywords alone, nothing is known
-        if not isinstance(whole, Tensor) or whole.ndim != 3 or whole.shape[1] not in self.added:
+        if not isinstance(whole, Tensor) or whole.ndim != 3:
             return False
-        before, after = self.added[whole.shape[1]]
+        dim = 0 if are_tokens_first(whole, len(self.images)) else 1
+        total = whole.shape[dim]
+        if total not in self.added:
+            return False
+        before, after = self.added[total]
         positions = torch.zeros(whole.shape, dtype=torch.bool, device=whole.device)
-        positions[:, before : whole.shape[1] - after] = True
+        positions.narrow(dim, before, total - before - after).fill_(True)
         return not func(positions, *args[1:], **kwargs).any()
 
     def arrangement(self, output: object, count: int) -> Arrangement | None:
-        """Return how the output of a layer for `count` images is arranged; None if it has no positions."""
-        if not isinstance(output, Tensor) or len(output) != count:
+        """Return how the output of a layer for `count` images is arranged; None if it has no positions.
+
+        A square output (count, count, D) is taken for (N, T, D).
+        """
+        if not isinstance(output, Tensor) or output.ndim == 0:
+            return None
+        tokens_first = are_tokens_first(output, count)
+        if len(output) != count and not tokens_first:
             return None
         if output.ndim == 4:
             first, second, third = output.shape[1:]
@@ -142,17 +162,17 @@ class Execution(Rule):
             return Arrangement((first, second) if last else (second, third), channels_last=last)
         if output.ndim != 3:
             return None
-        total, width = output.shape[1:]
+        total, width = output.shape[0 if tokens_first else 1], output.shape[2]
         if width == 1:  # one value per channel
             return None
         ends = [self.added[total]] if total in self.added else [(0, 0), (1, 0)]
         seen = [self._seen_grid(total - before - after) for before, after in ends]
-        if not any(seen) and (grid := self._seen_grid(width)) is not None:
+        if not tokens_first and not any(seen) and (grid := self._seen_grid(width)) is not None:
             return Arrangement(grid, flat=True)
         for (before, after), known in sorted(zip(ends, seen, strict=True), key=lambda each: each[1] is None):
             grid = known or patch_grid(total - before - after, self.images)
             if grid is not None:
-                return Arrangement(grid, tokens=True, before=before, after=after)
+                return Arrangement(grid, tokens=True, before=before, after=after, tokens_first=tokens_first)
         return None
 
     def _seen_grid(self, count: int) -> tuple[int, int] | None:
@@ -162,6 +182,15 @@ class Execution(Rule):
         """Whether strides, rounded either way, can take the image's height and width to this grid."""
         height, width = self.images.shape[2:]
         return (rows - 1) * width < (columns + 1) * height and (columns - 1) * height < (rows + 1) * width
+
+
+def are_tokens_first(output: Tensor, count: int) -> bool:
+    """Return whether an output for `count` images has the shape (T, N, D), and not (N, T, D).
+
+    >>> are_tokens_first(torch.zeros(16, 1, 8), 1), are_tokens_first(torch.zeros(1, 16, 8), 1)
+    (True, False)
+    """
+    return output.ndim == 3 and len(output) != count == output.shape[1]
 
 
 def patch_grid(count: int, x: Tensor) -> tuple[int, int] | None:

@@ -405,3 +405,41 @@ def test_registers_between_the_class_token_and_the_patches_have_no_position() ->
     expected = nn.functional.interpolate(expected[None, None], (32, 32), mode="bilinear")
     maps = attribute(model, x.detach(), method="grad_cam", target=1).values
     torch.testing.assert_close(maps, expected.expand_as(maps), rtol=1e-4, atol=1e-7)
+
+
+class Encoder(nn.Module):
+    """A class token and 16 patches through torch's transformer layers, tokens first or images first."""
+
+    def __init__(self, *, batch_first: bool) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        self.patches = nn.Conv2d(3, 8, 8, stride=8)
+        self.token = nn.Parameter(torch.randn(8))
+        layer = nn.TransformerEncoderLayer(8, 2, 16, norm_first=True, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2)
+        if self.batch_first:
+            tokens = torch.cat([self.token.expand(len(x), 1, -1), tokens.transpose(1, 2)], 1)
+            return self.head(self.norm(self.encoder(tokens))[:, 0])
+        tokens = torch.cat([self.token.expand(1, len(x), -1), tokens.permute(2, 0, 1)])
+        return self.head(self.norm(self.encoder(tokens))[0])
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "hires_cam", "ablation_cam", "layer_conductance"])
+@pytest.mark.parametrize("count", [2, 17])
+def test_layers_with_tokens_before_images_give_the_maps_of_the_same_network(method: str, count: int) -> None:
+    """Also where there are as many images as tokens, so that the shape does not tell which come first."""
+    torch.manual_seed(0)
+    images_first, tokens_first = Encoder(batch_first=True), Encoder(batch_first=False)
+    tokens_first.load_state_dict(images_first.state_dict())
+    settings = {"steps": 2} if method == "layer_conductance" else {"relu": False}
+    x = torch.rand(count, 3, 32, 32)
+    theirs, ours = (
+        attribute(net, x, method=method, target=1, **settings) for net in (images_first, tokens_first)
+    )
+    assert ours.settings["layer"] == theirs.settings["layer"] == "encoder.layers.1.norm1"
+    assert theirs.values.flatten(1).any(1).all()
+    torch.testing.assert_close(ours.values, theirs.values, rtol=1e-4, atol=1e-6)
