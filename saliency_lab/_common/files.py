@@ -9,9 +9,11 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saliency_lab._common.arguments import check_path
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.text import spreadsheet_text
 
@@ -65,6 +67,27 @@ def writable_folder(folder: str | Path) -> Path:
             "or change its permissions"
         ) from error
     return folder
+
+
+def output_file(path: str | PathLike[str], *endings: str, name: str = "path") -> Path:
+    """Return the path of a file that is to be written, after checking its ending and its folder.
+
+    A command that computes for hours asks this first, and what is called `.pdf` is never something else.
+
+    Raises
+    ------
+    InputError
+        If it has another ending, is a folder, or its folder cannot be written to.
+    """
+    file = check_path(path, name)
+    if file.is_dir():
+        raise InputError(f"{name} must be a file, such as '{file / f'results{endings[0]}'}', not a folder")
+    if not file.name.lower().endswith(endings):
+        raise InputError(
+            f"{name} must end with {' or '.join(endings)}, which is what is written, not '{file.name}'"
+        )
+    writable_folder(file.parent)
+    return file
 
 
 def left_behind(folder: Path, pattern: str) -> Iterator[Path]:

@@ -52,12 +52,14 @@ def audit(
     the others.
     """
     from saliency_lab._common.checks import format_epsilon
-    from saliency_lab._common.files import write_json
+    from saliency_lab._common.files import output_file, write_json
     from saliency_lab.attacks.checklist import run_audit
     from saliency_lab.cli.output import print_table
     from saliency_lab.study.requests import read_attack
     from saliency_lab.study.sample import read_members
 
+    if out is not None:
+        output_file(out, ".json", name="--json")
     request = read_attack(method, eps, settings=attack_settings(settings, [method])[method])
     radius = max(request.eps)
     loaded = load_models(models, device, trust=trust)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saliency_lab._common.files import atomic_path, output_file
 from saliency_lab._common.progress import is_terminal
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ class Output:
     """
 
     def __init__(self, file: Path | None) -> None:
-        self.file = file
         self.silent = file is not None and str(file) == "-"
+        self.file = file if file is None or self.silent else output_file(file, ".json", name="--json")
 
     def comparison(self, comparison: Comparison) -> None:
         """Print a comparison."""
@@ -59,8 +60,6 @@ class Output:
 
     def json(self, table: pd.DataFrame) -> None:
         """Write a table as a JSON list of rows, if it was asked for."""
-        from saliency_lab._common.files import atomic_path
-
         if self.file is None:
             return
         text = table.to_json(orient="records", indent=2, force_ascii=False)

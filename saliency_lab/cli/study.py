@@ -130,6 +130,7 @@ def study(
     if plan:
         _print_plan(declared, store, device, part, trust=trust)
         return
+    _check_outputs(page, pack)
     options = _data_options(data, data_root) + _dtype_option(dtype)
     command = f"saliency-lab study {declaration.name} --page DIR{options}"
     if packed:
@@ -182,6 +183,7 @@ def reproduce(
     if plan:
         _print_plan(declared, store, device, part)
         return
+    _check_outputs(page, pack)
     short = " --quick" if name.endswith("-quick") else ""
     options = short + _data_options(data, data_root) + _dtype_option(dtype)
     command = f"saliency-lab reproduce {name.removesuffix('-quick')}{options}"
@@ -192,6 +194,16 @@ def reproduce(
         results = run_declared(declared, store, executor=pool, device=device, part=part)
     retrained = retrain_declared(declared, store, device=device, part=part)
     _print_results(declared, results, retrained, store, page or store / "results", pack, name, command)
+
+
+def _check_outputs(page: Path | None, pack: Path | None) -> None:
+    """Refuse places that cannot be written to, before anything is computed."""
+    from saliency_lab._common.files import output_file, writable_folder
+
+    if page is not None:
+        writable_folder(page)
+    if pack is not None:
+        output_file(pack, ".tar.xz", name="--pack")
 
 
 def _data_options(data: str | None, root: Path | None) -> str:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.files import atomic_path
+from saliency_lab._common.files import atomic_path, output_file
 from saliency_lab.experiment.run import Run, declared_trainings, is_of
 from saliency_lab.experiment.schema import Declaration
 from saliency_lab.models.checkpoint import CARD
@@ -47,7 +47,7 @@ def pack_results(declared: Declaration, study: Study, runs: Sequence[Run], path:
     runs : sequence of Run
         Its training runs.
     path : path
-        The file to write.
+        The file to write, which ends with .tar.xz.
 
     Returns
     -------
@@ -57,8 +57,9 @@ def pack_results(declared: Declaration, study: Study, runs: Sequence[Run], path:
     Raises
     ------
     InputError
-        If the study is in memory.
+        If the study is in memory, or the file cannot be written.
     """
+    path = output_file(path, ".tar.xz")
     if not isinstance(study.store, FolderStore):
         raise InputError("this study is in memory; study.save('runs/first') gives it a folder to pack")
     with TemporaryDirectory() as scratch:
@@ -73,13 +74,13 @@ def pack_results(declared: Declaration, study: Study, runs: Sequence[Run], path:
                     shutil.copyfile(run.folder / name, own / name)
         shutil.rmtree(folder / "locks", ignore_errors=True)
         files = sorted(each for each in folder.rglob("*") if each.is_file())
-        with atomic_path(Path(path)) as temporary, tarfile.open(temporary, "w:xz", preset=9) as archive:
+        with atomic_path(path) as temporary, tarfile.open(temporary, "w:xz", preset=9) as archive:
             for file in files:
                 entry = tarfile.TarInfo(file.relative_to(folder).as_posix())
                 entry.size = file.stat().st_size
                 with file.open("rb") as content:
                     archive.addfile(entry, content)
-    return Path(path)
+    return path
 
 
 def _sample_of(declared: Declaration) -> dict[str, Any]:

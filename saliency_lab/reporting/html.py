@@ -19,11 +19,10 @@ from saliency_lab._common.arguments import (
     check_count,
     check_fraction,
     check_instance,
-    check_path,
 )
 from saliency_lab._common.checks import format_epsilon, parse_epsilon
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.files import atomic_path
+from saliency_lab._common.files import atomic_path, output_file
 from saliency_lab.explorer.panels import StudyAttack
 from saliency_lab.plotting.style import looks
 from saliency_lab.reporting.document import read_document
@@ -53,7 +52,7 @@ def report(
     study : Study
         With maps, scores or attacks; it may be loaded.
     path : str or path
-        The file; an older one is replaced when the new one is complete.
+        The file, which ends with .html; an older one is replaced when the new one is complete.
     baseline : str, optional
         The model that the others are compared with, as for `Study.compare`.
     level : float, optional
@@ -73,8 +72,8 @@ def report(
     Raises
     ------
     InputError
-        If nothing has been attributed, scored or attacked; `baseline`, `level`, `images` or `attacked` is
-        wrong; or `attacked` is given and the networks are not loaded.
+        If nothing has been attributed, scored or attacked; `path`, `baseline`, `level`, `images` or
+        `attacked` is wrong; or `attacked` is given and the networks are not loaded.
     SaliencyLabError
         If `attacked` names an attack that is a function of another session.
 
@@ -91,9 +90,7 @@ def report(
     """
     check_instance(study, Study, "study", "a saliency_lab.Study")
     images = check_count(images, "images")
-    path = check_path(path)
-    if path.is_dir():
-        raise InputError(f"path must be the file of the page, such as '{path / 'report.html'}', not a folder")
+    path = output_file(path, ".html", ".htm")
     if baseline is not None:
         check_choice(baseline, study.models, "baseline")
     if level is not None:

@@ -41,6 +41,27 @@ def test_several_attacks_are_all_run(methods, tmp_path):
     assert (tmp_path / "robustness-fgsm.png").exists() and (tmp_path / "robustness-noise.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("list", "attacks", "--json", "list.csv"), "--json must end with .json"),
+        (("score", "digits/at", "--json", "."), "--json must be a file, such as 'results.json'"),
+        (("attack", "digits/at", "--eps", 0.1, "--json", "taken/attack.json"), "cannot write to the folder"),
+        (("audit", "digits/at", "--eps", 0.1, "--json", "audit.txt"), "--json must end with .json"),
+        (("reproduce", "digits", "--pack", "digits.zip"), "--pack must end with .tar.xz"),
+        (("reproduce", "digits", "--page", "taken"), "cannot write to the folder 'taken'"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(
+    arguments, named, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("a file, not a folder")
+    done = call(*arguments)
+    assert done.exit_code == 2 and named in done.output
+    assert list(tmp_path.iterdir()) == [tmp_path / "taken"]  # nothing was trained, scored or attacked
+
+
 def test_scores_are_written_as_json(tmp_path):
     shared = ("score", "digits/at", "--images", 4, "--method", "saliency,random", "--metric", "sparseness")
     done = call(*shared, "--out", tmp_path, "--json", "-")

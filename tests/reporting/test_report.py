@@ -283,6 +283,15 @@ def test_nothing_is_left_changed(reported, tmp_path):
     assert torch.equal(reported.read_maps("plain", "saliency").values, values)
 
 
+def test_a_page_is_never_called_something_else(reported, tmp_path):
+    for name in ("report.pdf", "report"):
+        with pytest.raises(InputError, match=r"path must end with \.html or \.htm, .* not 'report"):
+            report(reported, tmp_path / name)
+    with pytest.raises(InputError, match=r"path must be a file, such as '.*html', not a folder"):
+        report(reported, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_names_are_text_wherever_they_stand(make_reported, tmp_path):
     def raises(model, x, classes):
         raise RuntimeError("<img src=x onerror=alert(2)>")
