@@ -105,12 +105,15 @@ class Comparison:
                 check_instance(table, pd.DataFrame, name, "a pandas.DataFrame, as study.scores is")
         if not len(scores) and not len(robustness):
             raise InputError("there is nothing to compare yet; call study.score or study.attack first")
+        _check_columns(scores, "scores", ["metric", "method", "model", "seed", "sample"], "score")
+        _check_columns(robustness, "robustness", ["attack", "eps", "model", "seed", "sample"], "robust")
         check_fraction(level, "level")
         check_seed(seed)
         if better is not None:
             better = check_mapping(better, "better", '{"my_metric": "higher"}')
         self.scores, self.robustness = scores, robustness
-        self.models: list[str] = list(dict.fromkeys([*scores["model"], *robustness["model"]]))
+        named = [table["model"] for table in (scores, robustness) if len(table)]
+        self.models: list[str] = list(dict.fromkeys(pd.concat(named)))
         check_choice(baseline, self.models, "baseline")
         self.baseline, self.level, self.seed = baseline, level, seed
         self._better = dict(better or {})
@@ -319,6 +322,31 @@ class Comparison:
             with some of the models, labelled LABEL, LABEL-2, ….
         """
         return writers.as_latex(self.content, check_text(label, "label"))
+
+
+def _check_columns(table: pd.DataFrame, name: str, keys: list[str], values: str) -> None:
+    """Refuse a table that lacks a column, that names no model or image in a row, or whose values are wrong.
+
+    Scores may be undefined (NaN), but every attacked image is right or wrong.
+    """
+    if not len(table):
+        return
+    for column in (*keys, values):
+        if column not in table:
+            raise InputError(f"{name} has no column '{column}'; it needs {', '.join([*keys, values])}")
+    for column in keys:
+        if table[column].isna().any():
+            raise InputError(f"{name} has rows without '{column}'; fill them in or leave these rows out")
+    if values == "robust":
+        wrong = ~table[values].isin([False, True])
+        if wrong.any():
+            found = table.loc[wrong, values].iloc[0]
+            raise InputError(
+                f"robust must be True or False in every row of {name}, not {found!r}; leave out models that "
+                "were not attacked"
+            )
+    elif not pd.api.types.is_numeric_dtype(table[values]):
+        raise InputError(f"score must be a number in every row of {name}, or NaN where it is undefined")
 
 
 def _arrays(table: pd.DataFrame, keys: list[str], column: str) -> dict[Any, dict[str, np.ndarray]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from saliency_lab._common.checks import format_epsilon
@@ -162,19 +163,38 @@ def explain_entries(table: pd.DataFrame) -> list[str]:
         notes.append("Intervals and tests are over training seeds and images: they are about the recipe.")
     elif table["seeds"].max() == 1:
         notes.append("One training seed: intervals and tests are about these networks, not about the recipe.")
-    if table["seeds_disagree"].any():
-        notes.append(
-            "Seeds disagree: the training seeds are of two kinds, so that no mean describes them; the value "
-            "of each seed is listed."
-        )
-    if (table["mean"].notna() & table["low"].isna()).any():
-        notes.append("A mean without an interval: too few of its values differ from one another.")
+    notes += explain_unusual(table)
     if table["identical"].any():
         rows = count(int(table["identical"].sum()), "row")
         notes.append(
             f"Scores that are identical in both models (in {rows}) are not comparisons: they are not tested "
             "and not counted."
         )
+    return notes
+
+
+def explain_unusual(table: pd.DataFrame) -> list[str]:
+    """Say what the entries of `Comparison.table()` mean that are no mean with an interval."""
+    notes = []
+    if table["seeds_disagree"].any():
+        notes.append(
+            "Seeds disagree: the training seeds are of two kinds, so that no mean describes them; the value "
+            "of each seed is listed."
+        )
+    alone = table[table["low"].isna() & table["mean"].notna()]
+    infinite = np.isinf(alone["mean"])
+    without = pd.Series(
+        [np.isfinite(means).sum() < 2 <= len(means) for means in alone["seed_means"]], alone.index, bool
+    )
+    if (~infinite & ~without).any():
+        notes.append("A mean without an interval: too few of its values differ from one another.")
+    if (~infinite & without).any():
+        notes.append(
+            "A mean without an interval: only one of the training seeds has scores, so that it is not about "
+            "the recipe, and nothing is tested."
+        )
+    if infinite.any():
+        notes.append("inf: some of the values are infinite, so that their mean has no interval.")
     if (table["undefined"] > 0).any():
         notes.append("NaN: the number of values that are undefined and left out.")
     return notes

@@ -122,7 +122,9 @@ class Measure:
             return False
         floor = SHARES_DISAGREE
         if not self._right_or_wrong(values):
-            spreads = [float(np.var(row[~np.isnan(row)])) for row in values if (~np.isnan(row)).sum() > 1]
+            rows = [row[~np.isnan(row)] for row in values]
+            with np.errstate(invalid="ignore"):  # infinite scores have no spread
+                spreads = [float(np.var(row)) for row in rows if len(row) > 1]
             floor = SCORES_DISAGREE * math.sqrt(np.mean(spreads)) if spreads else np.nan
         return statistics.seeds_disagree(np.array(self.seed_means(model)), floor)
 

@@ -20,6 +20,9 @@ from saliency_lab._common.proportions import wilson
 FEWEST_DIFFERENT = 3
 """Fewest values that must differ from a repeated most frequent one for their mean to have an interval."""
 
+_ROUNDING = 1e-9
+"""Values whose standard deviation is below this share of the largest score differ by rounding alone."""
+
 _SMALLEST_TAIL = 1e-15
 """Tail probabilities below this are reported as this; p-values that small are all the same."""
 
@@ -145,7 +148,8 @@ def _estimate(groups: Sequence[np.ndarray], bounds: tuple[float, float]) -> Mean
     groups = [group[:, used] for group in groups]
     with np.errstate(invalid="ignore", over="ignore"):
         mean = float(values.mean())
-        images = _image_distances(values)
+        largest = max(float(np.nanmax(np.abs(group))) for group in groups)
+        images = _image_distances(values, largest)
         if images is None:
             return MeanEstimate(mean)
         spread = _seed_spread([over_seeds(group.T) for group in groups])
@@ -242,12 +246,13 @@ def _with_seeds(images: Distances, seeds: Distances, share: float) -> Distances:
     return distances
 
 
-def _image_distances(values: np.ndarray) -> Distances | None:
+def _image_distances(values: np.ndarray, largest: float) -> Distances | None:
     """Student's limits of the mean of values (N,), corrected for skewness; None where there are none.
 
     The t statistic is transformed by Hall's cubic, which removes its skewness (Journal of the Royal
     Statistical Society B 54, 1992). One value has no interval; nor have values of which too few differ from
-    the most frequent one, such as zero-inflated scores of a few images: no interval from these covers.
+    the most frequent one, such as zero-inflated scores of a few images: no interval from these covers. Values
+    that differ by rounding alone, compared with the `largest` score that they were made of, are constant.
     """
     n = len(values)
     counts = np.unique(values, return_counts=True)[1]
@@ -256,7 +261,7 @@ def _image_distances(values: np.ndarray) -> Distances | None:
         return None
     away = values - values.mean()
     size = float(values.std())
-    if not (size > 0 and math.isfinite(size)):
+    if not (size > _ROUNDING * largest and math.isfinite(size)):
         return None
     error = size / math.sqrt(n - 1)
     slope = float(((away / size) ** 3).mean()) / math.sqrt(n)
@@ -278,13 +283,13 @@ def _seed_spread(by_seed: Sequence[np.ndarray]) -> tuple[list[float], float] | N
 
     A seed without a score (NaN) is left out. A single seed is taken to vary like the seeds of the other
     model; where all models have a single one, the errors are 0. None where a model had several seeds and
-    fewer than two of them have scores, so that nothing says how far seeds spread.
+    fewer than two of them have scores, as where the others collapsed: it says nothing about the recipe.
     """
     defined = [means[~np.isnan(means)] for means in by_seed]
+    if any(len(left) < 2 <= len(means) for left, means in zip(defined, by_seed, strict=True)):
+        return None
     several = [means for means in defined if len(means) > 1]
     if not several:
-        if any(len(means) > 1 for means in by_seed):
-            return None
         return [0.0] * len(by_seed), np.inf
     variances = [float(means.var(ddof=1)) for means in several]
     errors = [

@@ -150,8 +150,7 @@ def _accuracy(document: Document) -> list[str]:
     if document.accuracies is None:
         return []
     table = document.by_model[0]
-    note = table.legend.explain("Bold", "italic") if table.legend is not None else ""
-    return ["## Accuracy", "", *markdown_lines(table), "", note, ""]
+    return ["## Accuracy", "", *markdown_lines(table), "", *_explained(table, legend=True)]
 
 
 def _audits(document: Document) -> list[str]:
@@ -168,8 +167,17 @@ def _scores(document: Document) -> list[str]:
     scored = document.by_model[1:] if document.accuracies is not None else document.by_model
     lines: list[str] = []
     for table in scored:
+        legend = table is document.by_model[0]  # the first table of a page explains the marks of all
         lines += [f"### {markdown_text(table.caption)}", "", *markdown_lines(table), ""]
+        lines += _explained(table, legend=legend)
     return ["## Scores of the maps", "", *lines] if lines else []
+
+
+def _explained(table: Table, *, legend: bool) -> list[str]:
+    """Return a paragraph on the marks of a table and its unusual entries, if there is anything to say."""
+    marks = [table.legend.explain("Bold", "italic")] if legend and table.legend is not None else []
+    text = markdown_text(" ".join([*marks, *table.notes]))
+    return [text, ""] if text else []
 
 
 def _figures(specs: Sequence[FigureSpec], folder: Path, name: str) -> list[str]:

@@ -18,6 +18,7 @@ from saliency_lab.comparison.content import (
     Table,
     Whisker,
     estimate_entry,
+    explain_unusual,
     summary_table,
 )
 from saliency_lab.comparison.format import (
@@ -211,8 +212,11 @@ def by_model(comparison: Comparison, facts: pd.DataFrame) -> list[Table]:
             if name == "accuracy"
             else {"neither": ""}.get(measures[0].better, f" ({MEANING[measures[0].better]})")
         )
-        legend = Legend("column", comparison.level)
-        tables.append(Table(f"by-model-{name}", words(name) + better, columns, rows, legend=legend))
+        legend = Legend("column", comparison.level) if len(comparison.models) > 1 else None
+        own = facts[facts["metric"].isin({measure.metric for measure in measures})]
+        notes = explain_unusual(own)
+        caption = words(name) + better
+        tables.append(Table(f"by-model-{name}", caption, columns, rows, legend=legend, notes=notes))
     return tables
 
 

@@ -478,6 +478,52 @@ def test_the_largest_epsilon_is_the_default_in_any_order() -> None:
     assert Comparison(_scores(), robustness, baseline="a").measure("robust_accuracy").eps == 0.2
 
 
+def test_a_recipe_with_scores_of_a_single_seed_is_not_tested() -> None:
+    table = _scores(3)
+    table.loc[(table["model"] == "b") & (table["seed"] > 0), "score"] = np.nan  # two of three collapsed
+    comparison = Comparison(table, pd.DataFrame(), baseline="a")
+    rows = comparison.table().query("model == 'b'")
+    assert rows["mean"].notna().all() and rows["difference"].notna().all()
+    assert rows[["low", "difference_low", "p", "p_holm"]].isna().all(axis=None)
+    assert not rows["differs"].any()
+    asked = Claim(question="Is b sparser?", model="b", over="a", metric="sparseness")
+    assert set(judge(asked, comparison)["verdict"]) == {"undefined"}
+    assert "only one of the training seeds has scores" in str(comparison)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_infinite_scores_have_a_note_and_no_interval(seeds: int) -> None:
+    table = _scores(seeds)
+    table.loc[(table["model"] == "b") & (table["sample"] < 3), "score"] = np.inf
+    printed = str(Comparison(table, pd.DataFrame(), baseline="a"))
+    assert "inf: some of the values are infinite" in printed and "too few of its values" not in printed
+
+
+@pytest.mark.parametrize("value", [np.nan, "False", 0.5, None])
+def test_what_is_neither_right_nor_wrong_is_refused(value: object) -> None:
+    table = _robustness().astype({"robust": object})
+    assert Comparison(pd.DataFrame(), table, baseline="a").table()["mean"].notna().all()
+    table.loc[5, "robust"] = value
+    with pytest.raises(InputError, match="robust must be True or False in every row"):
+        Comparison(pd.DataFrame(), table, baseline="a")
+
+
+@pytest.mark.parametrize("column", ["model", "seed", "metric", "method", "sample", "score"])
+def test_a_table_without_a_column_is_named(column: str) -> None:
+    with pytest.raises(InputError, match=f"scores has no column '{column}'"):
+        Comparison(_scores().drop(columns=column), pd.DataFrame(), baseline="a")
+
+
+def test_rows_that_belong_nowhere_and_scores_in_words_are_refused() -> None:
+    table = _scores().astype({"seed": float, "score": float})
+    table.loc[7, "seed"] = np.nan
+    with pytest.raises(InputError, match="scores has rows without 'seed'"):
+        Comparison(table, pd.DataFrame(), baseline="a")
+    with pytest.raises(InputError, match="score must be a number in every row"):
+        Comparison(_scores().astype({"score": str}), pd.DataFrame(), baseline="a")
+
+
 def test_an_image_that_is_listed_twice_is_named() -> None:
     scores = _scores()
     scores.loc[1, "sample"] = 0  # and image 1 is missing

@@ -136,7 +136,7 @@ def test_the_skewness_correction_is_halls_cubic() -> None:
 def test_seeds_that_are_all_alike_on_constant_images_are_welchs_test() -> None:
     draws = np.random.default_rng(0)
     a, b = draws.normal(size=(4, 1)) + np.zeros((1, 9)), 2 * draws.normal(size=(6, 1)) + np.zeros((1, 9))
-    jitter = 1e-9 * draws.normal(size=(1, 9))
+    jitter = 1e-7 * draws.normal(size=(1, 9))
     found = difference_estimate(a + jitter, b)
     expected = stats.ttest_ind(a[:, 0], b[:, 0], equal_var=False)
     assert found.p_value() == pytest.approx(expected.pvalue, rel=1e-4)
@@ -281,6 +281,18 @@ def test_too_few_different_values_have_a_mean_and_no_interval(values: np.ndarray
     assert found.mean == pytest.approx(np.nanmean(values))
     assert np.isnan(found.interval()[1:]).all()
     assert np.isnan(found.p_value())
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_differences_that_rounding_alone_makes_differ_are_constant(seeds: int) -> None:
+    base = np.random.default_rng(0).random((seeds, 30))
+    assert (base + 0.1 - base).std() > 0
+    estimate = difference_estimate(base + 0.1, base)
+    assert estimate.mean == pytest.approx(0.1) and math.isnan(estimate.p_value())
+    assert math.isnan(estimate.interval().low) and math.isnan(estimate.interval().high)
+    small = np.random.default_rng(1).normal(1e-6, 1e-6, (1, 30))  # small differences of scores near 1 count
+    tested = difference_estimate(base[:1] + small, base[:1])
+    assert tested.p_value() == pytest.approx(mean_estimate(small).p_value(), rel=1e-5)
 
 
 def test_the_variance_over_seeds_and_images_is_that_of_a_hierarchical_bootstrap() -> None:
@@ -432,6 +444,8 @@ def test_a_seed_without_a_score_leaves_what_is_known() -> None:
     mean, low, high = mean_estimate(lost).interval()
     assert mean == pytest.approx(scores[0].mean())
     assert np.isnan([low, high]).all()
+    for found in (difference_estimate(lost, scores), difference_estimate(scores[:1], lost)):
+        assert np.isfinite(found.mean) and np.isnan(found.interval()[1:]).all() and np.isnan(found.p_value())
     one = mean_estimate(np.array([[0.3], [0.5]])).interval()
     assert one.mean == pytest.approx(0.4)
     assert np.isnan(one[1:]).all()

@@ -110,6 +110,23 @@ def test_figures_of_labels_in_other_letters_are_files_of_their_own(tmp_path: Pat
     assert first != second
 
 
+def test_marks_and_unusual_entries_are_explained_where_they_stand(tmp_path: Path) -> None:
+    file = tmp_path / "scored.toml"
+    for models in ('at = "digits/at"', 'at = "digits/at"\nsgt = "digits/sgt"'):
+        file.write_text(
+            'methods = ["saliency", "constant"]\nmetrics = ["complexity"]\n'
+            f'data = {{ name = "digits", images = 6 }}\n[models]\n{models}\n'
+        )
+        result = CliRunner().invoke(
+            app, ["study", str(file), "--out", str(tmp_path / "store"), "--page", str(tmp_path)]
+        )
+        assert result.exit_code == 0, result.output
+        page = (tmp_path / "scored.md").read_text(encoding="utf-8")
+        table = page.split("### complexity")[1].split("##")[0]
+        assert "A mean without an interval: too few of its values differ" in table
+        assert page.count("Bold: the best") == table.count("Bold: the best") == int("sgt" in models)
+
+
 @pytest.mark.parametrize("name", list_studies().index)
 def test_a_bundled_study_is_valid(name: str, tmp_path: Path) -> None:
     declared = read_declaration(bundled_study(name))
