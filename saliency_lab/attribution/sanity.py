@@ -127,6 +127,8 @@ class SanityCheck:
     def plot_maps(self, image: int = 0) -> Figure:
         """Draw the maps of one image, one row per method and one column per step, with one scale per panel.
 
+        The maps of a method without negative values, such as Grad-CAM's, have a sequential scale.
+
         Parameters
         ----------
         image : int
@@ -142,16 +144,12 @@ class SanityCheck:
         InputError
             If the maps of that image are not among those in `maps`.
         """
-        from saliency_lab.plotting.maps import grid
+        from saliency_lab.plotting.maps import steps
 
         kept = min(maps.shape[1] for maps in self.maps.values())
         image = check_count(image, "image", least=0, most=kept - 1)
         layers = self.likeness.drop_duplicates("step").sort_values("step").layer
-        columns = {
-            layer: torch.stack([maps[step, image] for maps in self.maps.values()])
-            for step, layer in enumerate(layers)
-        }
-        return grid(None, columns, labels=list(self.maps), scale="panel")
+        return steps({name: maps[:, image] for name, maps in self.maps.items()}, list(layers))
 
 
 @gradients_recorded()

@@ -13,7 +13,16 @@ from matplotlib.figure import Figure
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.plotting.arrays import as_array, as_pictures, check_pictures, check_same_size
-from saliency_lab.plotting.painting import CLIP, Layers, Scale, blend_of, colours, layers, paint
+from saliency_lab.plotting.painting import (
+    CLIP,
+    Layers,
+    Scale,
+    blend_of,
+    check_maps,
+    colours,
+    layers,
+    paint,
+)
 from saliency_lab.plotting.panels import Caption, heading_lines, panels
 from saliency_lab.plotting.style import bare, figure, styled, wrap
 
@@ -161,6 +170,7 @@ def gallery(
     if picture.ndim != 3:
         raise InputError(f"the image must have the shape (C, H, W), not {picture.shape}")
     pictures = check_pictures("the image's pixels", picture[None])
+    check_maps(maps)
     batches = {
         name: values if as_array(values).ndim == 4 else as_array(values)[None]
         for name, values in maps.items()
@@ -190,6 +200,44 @@ def gallery(
 
 
 @styled
+def steps(maps: Mapping[str, Any], titles: Sequence[str]) -> Figure:
+    """Draw maps that change step by step: one row per method, one column per step, one scale per panel.
+
+    Parameters
+    ----------
+    maps : mapping of row title to array (S, C, H, W)
+        The maps of the S steps. A row without negative values has a sequential scale.
+    titles : sequence of S str
+        The names of the steps.
+
+    Returns
+    -------
+    Figure
+        A matplotlib figure.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to draw, or the arrays do not fit each other.
+    """
+    shown = layers(maps, scale="panel")
+    count, tall, wide = next(iter(shown.columns.values())).planes.shape
+    if len(titles) != count:
+        raise InputError(f"titles names {len(titles)} steps, and there are maps of {count}")
+    laid = panels(
+        [titles],
+        (tall, wide),
+        labels=[wrap(name, 18) for name in shown.columns],
+        bars=len({layer.signed for layer in shown.columns.values()}),
+    )
+    for row, layer in zip(laid.axes, shown.columns.values(), strict=True):
+        for step, ax in enumerate(row):
+            ax.imshow(paint(layer, step, None, 0.0))
+    _bars(laid.figure, laid.bars, shown, CLIP)
+    return laid.figure
+
+
+@styled
 def overlay(
     values: Any,
     image: Any = None,
@@ -203,18 +251,19 @@ def overlay(
 ) -> Figure:
     """Draw one map (C, H, W), over its image (C, H, W) if that is given, in an Axes of yours or a new figure.
 
-    Maps and images of one sample, (1, C, H, W), are accepted too. Other parameters are as in `grid`.
+    The map comes first, and then the image. Both of one sample, (1, C, H, W), are accepted too. Other
+    parameters are as in `grid`.
 
     Raises
     ------
     InputError
-        If the arrays do not fit each other.
+        If the arrays do not fit each other, or the second is the map.
     """
     shown = layers({"values": _one(values)}, signed=signed, smooth=smooth, clip=clip)
     layer = shown.columns["values"]
     picture = None
     if image is not None:
-        pictures = check_pictures("the image's pixels", _one(image))
+        pictures = _picture_of_overlay(values, image)
         check_same_size("the map", layer.planes, pictures)
         picture = as_pictures(pictures)[0]
     blend = blend_of(blend, layer.planes.shape)
@@ -228,6 +277,26 @@ def overlay(
         ax.set_title("\n".join(heading_lines(full, 3.0)))
     _bar(fig, shown, layer.signed, clip, ax=ax)
     return fig
+
+
+def _picture_of_overlay(values: Any, image: Any) -> np.ndarray:
+    """Return the image (1, C, H, W) of a map; say which comes first if they may be swapped.
+
+    Raises
+    ------
+    InputError
+        If `image` is none.
+    """
+    order = "overlay takes the map first and then the image"
+    if hasattr(image, "method"):
+        raise InputError(f"{order}, and the second of these is an {type(image).__name__}; swap them")
+    try:
+        return check_pictures("the image's pixels", _one(image))
+    except InputError as error:
+        first = as_array(values)
+        if first.size and first.min() >= 0 and first.max() <= 1 and as_array(image).min() < 0:
+            raise InputError(f"{error}; or swap the two, if the first is the image: {order}") from None
+        raise
 
 
 def _one(given: Any) -> np.ndarray:

@@ -79,8 +79,7 @@ def layers(
     InputError
         If there is no map, or the arrays do not fit each other, or a setting is out of range.
     """
-    if not maps:
-        raise InputError("there is no map to draw; give at least one column")
+    check_maps(maps)
     if not 0 < clip <= 100:
         raise InputError(f"clip is a percentile in (0, 100], not {clip}")
     if not 0 <= smooth < np.inf:
@@ -103,6 +102,23 @@ def layers(
             for i, (name, each) in enumerate(group.items()):
                 columns[name] = Layer(each, sign, low[i], high[i])
     return Layers({name: columns[name] for name in planes}, chosen)
+
+
+def check_maps(maps: object) -> None:
+    """Check that `maps` names at least one column.
+
+    Raises
+    ------
+    InputError
+        If it does not.
+    """
+    if not isinstance(maps, Mapping):
+        raise InputError(
+            f"maps must be a mapping, such as {{'saliency': maps}}, not {type(maps).__name__}; the images "
+            "are an argument of their own, in front of it"
+        )
+    if not maps:
+        raise InputError("there is no map to draw; give at least one column")
 
 
 def _plane(name: str, values: Any, signed: bool | None, smooth: float) -> np.ndarray:

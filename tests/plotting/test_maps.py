@@ -11,13 +11,21 @@ from matplotlib import font_manager
 from PIL import Image
 
 from saliency_lab._common.errors import InputError
+from saliency_lab.attribution.result import Attributions
 from saliency_lab.plotting.attacks import attack_path
-from saliency_lab.plotting.maps import Prediction, gallery, grid, overlay
+from saliency_lab.plotting.maps import Prediction, gallery, grid, overlay, steps
 from saliency_lab.plotting.painting import layers, tiles
 from saliency_lab.plotting.style import PALETTE, looks, save
 
 X = torch.rand(3, 3, 10, 10, generator=torch.Generator().manual_seed(0))
 MAPS = {"standard": X - 0.5, "integrated_gradients": 0.1 * (X.flip(3) - 0.5)}
+
+
+def maps_of(x):
+    nothing = torch.zeros(len(x), dtype=torch.int64)
+    return Attributions(
+        x - 0.5, method="saliency", settings={}, target="label", seconds=0.0, seed=0, classes=nothing
+    )
 
 
 def _extents(fig):
@@ -187,6 +195,12 @@ HWC = X.permute(0, 2, 3, 1)
         (lambda: gallery(X[0, :, :5], {"a": X[0]}), "must have the size of their images"),
         (lambda: gallery(255 * X[0], {"a": X[0]}), "divide 8-bit images by 255"),
         (lambda: overlay(X[0], 255 * X[0]), "divide 8-bit images by 255"),
+        (lambda: overlay(X[0], X[0] - 0.5), "swap the two, if the first is the image: overlay takes the map"),
+        (lambda: overlay(X[:1], maps_of(X[:1])), "map first and then the image, .* is an Attributions; swap"),
+        (lambda: grid(MAPS, X), "maps must be a mapping, such as {'saliency': maps}, not Tensor"),
+        (lambda: grid(X, maps_of(X)), "maps must be a mapping, .* not Attributions"),
+        (lambda: gallery(X[0], X), "maps must be a mapping, .* not Tensor"),
+        (lambda: steps({"saliency": X}, ["1", "2"]), "titles names 2 steps, and there are maps of 3"),
         (lambda: overlay(X[0], HWC[0]), "channels of .* seem to come last"),
         (lambda: tiles(X, {"a": X[..., :5]}), "must have the size of their images"),
         (lambda: grid(X, MAPS, smooth=-1), "smooth"),
