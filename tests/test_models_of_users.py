@@ -67,6 +67,15 @@ def inference() -> nn.Module:
         return network()
 
 
+def without_values() -> nn.Module:
+    with torch.device("meta"):
+        return network()
+
+
+def exported() -> nn.Module:
+    return torch.export.export(network().eval(), (X[:2],)).module()
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "one logit, (N, 1)": (
         lambda: network(1),
@@ -82,7 +91,15 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "dictionary": (lambda: Changed(lambda z: {"out": z}), r'returned dict; .* model\(x\)\["out"\]'),
     "two inputs": (TwoInputs, r"forward of TwoInputs needs more than images: mask; .* model\(x, mask\)"),
+    "exported": (
+        exported,
+        "module of an exported program, .* eval mode; pass the module that it was made",
+    ),
     "lazy": (lazy, r"Sequential has lazy modules, .* run it once, as in model\(x\[:1\]\)"),
+    "on meta": (
+        without_values,
+        r"weights on the device meta, .* no values; .* model\.to_empty\(device='cpu'\)",
+    ),
     "inference mode": (inference, "Sequential was made under torch.inference_mode"),
 }
 
@@ -299,3 +316,12 @@ def test_the_error_of_a_custom_method_stays_as_it_is():
 
     with pytest.raises(RuntimeError, match=r"^mine$"):
         sl.attribute(network(), X, Y, method)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_frozen_script_without_a_mode_is_explained_as_the_network_that_it_was_made_from():
+    frozen = torch.jit.freeze(torch.jit.script(network()))
+    assert not hasattr(frozen, "training")
+    for name in ("saliency", "occlusion"):
+        expected = sl.attribute(network(), X, Y, name).values
+        torch.testing.assert_close(sl.attribute(frozen, X, Y, name).values, expected)

@@ -68,10 +68,17 @@ SHAPES = calls(
 """They move values and change none (in eval mode)."""
 
 
-def check_visible(model: nn.Module, method: str) -> None:
+OUTPUTS_ONLY = (
+    "use a method that needs only the outputs and their gradients, such as 'saliency' or "
+    "'integrated_gradients'"
+)
+
+
+def check_visible(model: nn.Module, method: str, otherwise: str | None = OUTPUTS_ONLY) -> None:
     """Refuse a model of which a part was scripted, traced or compiled: what happens inside cannot be seen.
 
-    Every method that needs more than the model's outputs and their gradients uses this check.
+    Every method that needs more than the model's outputs and their gradients uses this check. `otherwise`
+    is what else to do than to pass the module itself.
 
     Raises
     ------
@@ -81,8 +88,7 @@ def check_visible(model: nn.Module, method: str) -> None:
     if hidden := hidden_part(model):
         raise InputError(
             f"{method} must see the modules and calls inside the model, but {hidden[0]} was {hidden[1]}, "
-            "which hides them; pass the module it was made from, or use a method that needs only the outputs "
-            "and their gradients, such as 'saliency' or 'integrated_gradients'"
+            f"which hides them; pass the module it was made from{f', or {otherwise}' if otherwise else ''}"
         )
 
 

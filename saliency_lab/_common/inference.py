@@ -45,18 +45,30 @@ def check_module(model: object, name: str = "the model") -> None:
 
 
 def check_ready(model: nn.Module) -> None:
-    """Refuse a model whose parameters its first pass creates, or that was made under inference mode.
+    """Refuse a model whose weights have no values yet, or that torch.export or inference mode made.
 
     Raises
     ------
     InputError
         Says what to do.
     """
+    graphs = [module for module in model.modules() if isinstance(module, torch.fx.GraphModule)]
+    if any("eval" in vars(graph) for graph in graphs):  # replaced by torch.export
+        raise InputError(
+            f"{type(model).__name__} is the module of an exported program, which cannot be put into eval "
+            "mode; pass the module that it was made from"
+        )
     tensors = [*model.parameters(), *model.buffers()]
     if any(is_lazy(tensor) for tensor in tensors):
         raise InputError(
             f"{type(model).__name__} has lazy modules, whose weights its first pass creates; run it once, as "
             "in model(x[:1]), and then train it or load its weights"
+        )
+    if any(tensor.is_meta for tensor in tensors):
+        raise InputError(
+            f"{type(model).__name__} has weights on the device meta, which have a shape and no values; make "
+            "room for them, model.to_empty(device='cpu'), and load their values, or make the model outside "
+            "torch.device('meta')"
         )
     if any(tensor.is_inference() for tensor in tensors):
         raise InputError(
@@ -97,7 +109,8 @@ _MODELS = SharedState()
 
 
 def _flags(model: nn.Module) -> dict[nn.Module | nn.Parameter, bool]:
-    modes = {module: module.training for module in model.modules()}
+    # a frozen TorchScript module has no mode
+    modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
     return modes | {parameter: parameter.requires_grad for parameter in model.parameters()}
 
 
@@ -291,6 +304,14 @@ def translate_missing_derivatives(error: type[SaliencyLabError]) -> Iterator[Non
             f"the gradient is differentiated here, and torch cannot differentiate that of '{match[1]}'; let "
             "the model use other operations in its place, such as relu6(x + 3) / 6 for hardsigmoid(x)"
         ) from problem
+
+
+def no_gradient(model: nn.Module) -> InputError:
+    """Return the error for a model whose logits have no gradient at the image."""
+    return InputError(
+        f"the logits of {type(model).__name__} have no gradient at the image (does its forward detach it, or "
+        "run under no_grad?); use a method that needs none, such as 'occlusion' or 'rise'"
+    )
 
 
 _SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, TypeError)

@@ -32,6 +32,7 @@ from saliency_lab._common.calls import (
     track_modules,
 )
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.inference import no_gradient
 from saliency_lab._common.seeding import generator
 from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.batch import Batch
@@ -164,6 +165,8 @@ def _watched(name: str, model: nn.Module, points: Tensor) -> tuple[list[_Attenti
     watch = _Watch()
     with torch.enable_grad(), track_modules(model, watch.running), watch:
         logits = model(points.detach().clone().requires_grad_(True) * 1.0)
+    if not logits.requires_grad:
+        raise no_gradient(model)
     seen, count = watch.seen, len(points)
     if not seen and not watch.unexplained:
         raise _refusal(

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.calls import Rule
 from saliency_lab._common.checks import check_logits, refuse_probabilities
-from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import pass_rows
+from saliency_lab._common.inference import no_gradient, pass_rows
 from saliency_lab._common.passes import Passes
 from saliency_lab._common.seeding import sample_seeds
 from saliency_lab.attribution.target import Target
@@ -28,10 +27,7 @@ def slope(score: Tensor, points: Tensor, model: nn.Module) -> Tensor:
     """
     gradient = torch.autograd.grad(score, points, allow_unused=True)[0] if score.requires_grad else None
     if gradient is None:
-        raise InputError(
-            f"the logits of {type(model).__name__} have no gradient at the image (does its forward detach "
-            "it, or run under no_grad?); use a method that needs none, such as 'occlusion' or 'rise'"
-        )
+        raise no_gradient(model)
     return gradient
 
 

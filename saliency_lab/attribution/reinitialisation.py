@@ -29,7 +29,7 @@ def check_randomisable(model: nn.Module) -> None:
     InputError
         Names the part, or the arguments.
     """
-    check_visible(model, "randomising a model")
+    check_visible(model, "randomising a model", otherwise=None)
     check_signature(model)
 
 

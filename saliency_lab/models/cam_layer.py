@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from saliency_lab._common.calls import Call, Rule, calls, hidden_part, track_modules
 from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import undisturbed
+from saliency_lab._common.inference import no_gradient, undisturbed
 from saliency_lab._common.seeding import generator
 from saliency_lab.models.layers import declared_cam_layer
 
@@ -357,11 +357,14 @@ def default_layer(model: nn.Module, image: Tensor) -> str:
     record, logits = _record(model, noise)
     times = Counter(run.name for run in record.runs)
     once = [run for run in record.runs if times[run.name] == 1 and run.has_positions]
+    if not once and not logits.requires_grad:
+        raise no_gradient(model)
     if not once:
         raise InputError(
             f"no module of {type(model).__name__} returns a map with more than one position for images of "
-            f"shape {tuple(image.shape[1:])}, and CAM methods need one; use larger images, or a method such "
-            "as 'saliency'"
+            f"shape {tuple(image.shape[1:])}, and CAM methods need one; use larger images, make a module of "
+            "what its forward computes in functions, such as its last convolution, or use another method, "
+            "such as 'saliency'"
         )
     graded = _with_gradient(once, logits) or once
     norm = _first_norm_of_last_block(record, once)

@@ -232,3 +232,18 @@ def test_a_model_that_tells_no_gradient_is_refused(name, net, batch):
 
     with pytest.raises(InputError, match=r"logits of Quantised have no gradient at the image.*'occlusion'"):
         attribute(Quantised(), *batch, name)
+
+
+@pytest.mark.parametrize("name", ["grad_cam", "eigen_cam", "attention_rollout", "lrp"])
+def test_a_model_under_no_grad_is_refused_for_that(name, net, batch):
+    class Evaluated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self.net(x)
+
+    with pytest.raises(InputError, match=r"logits of Evaluated have no gradient at the image.*'occlusion'"):
+        attribute(Evaluated(), *batch, name)

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +18,7 @@ from saliency_lab.attribution import attribute, sanity_check
 from saliency_lab.attribution.reinitialisation import layers_from_output, randomise
 from saliency_lab.metrics import evaluate
 from saliency_lab.models import build_model
+from saliency_lab.plotting.style import DIVERGING, SEQUENTIAL
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_pictures(check):
     names = [text.get_text() for text in lines.legends[0].get_texts()]
     assert names == [name.replace("_", " ") for name in check.maps]
     assert ax.get_xticklabels()[0].get_text() == "trained"
-    assert len(check.plot_maps().axes) == 5 * 5 + 1
+    assert len(check.plot_maps().axes) == 5 * 5 + 2  # the scales of maps with a sign, and of those without
     with pytest.raises(InputError, match="unknown measure"):
         check.plot("likeness")
 
@@ -202,6 +204,22 @@ def test_a_randomised_parameter_keeps_its_mean_and_spread():
     assert abs(torch.corrcoef(torch.stack([before, norm.scale.detach()]))[0, 1]) < 0.1
 
 
+def test_a_method_without_negative_values_has_a_scale_without_a_sign(rgb_net, rgb_batch):
+    check = sanity_check(rgb_net, rgb_batch[0][:2], rgb_batch[1][:2], ["saliency", "grad_cam"])
+    assert (check.maps["saliency"] < 0).any() and not (check.maps["grad_cam"] < 0).any()
+    signed, plain = (mpl.colormaps[name] for name in (DIVERGING, SEQUENTIAL))
+    steps = check.maps["grad_cam"].shape[0]
+    pictures = [ax.images[0].get_array() for ax in check.plot_maps().axes[: 2 * steps]]
+    for step, picture in enumerate(pictures[:steps]):
+        plane = check.maps["saliency"][step, 0].sum(0).double()
+        end = plane.abs().quantile(0.995).item()
+        np.testing.assert_allclose(picture, signed(((plane / end + 1) / 2).clamp(0, 1).numpy())[..., :3])
+    for step, picture in enumerate(pictures[steps:]):
+        plane = check.maps["grad_cam"][step, 0].sum(0).double()
+        end = plane.quantile(0.995).item() or plane.max().item() or 1.0
+        np.testing.assert_allclose(picture, plain((plane / end).clamp(0, 1).numpy())[..., :3])
+
+
 def test_undefined_similarities_warn(net, batch):
     check = sanity_check(net, *batch, ["saliency", "constant"])
     steps = check.likeness.step.nunique() - 1
@@ -222,9 +240,10 @@ def test_default_methods_that_refuse_the_model_are_left_out(batch):
 
 
 def test_a_model_whose_modules_are_hidden_is_refused(net, batch):
-    for model in (torch.jit.trace(net, batch[0]), torch.compile(net, backend="eager")):
+    for model in (torch.jit.script(net), torch.jit.trace(net, batch[0]), torch.compile(net, backend="eager")):
         with pytest.raises(
-            InputError, match=r"the model was (scripted|traced|compiled), which hides them; pass the module"
+            InputError,
+            match=r"was (scripted|traced|compiled), which hides them; pass the module it was made from$",
         ):
             sanity_check(model, *batch, ["saliency"])
 
