@@ -262,6 +262,46 @@ def test_errors_report_the_users_sizes():
         sl.attribute(network(), X, Y, short)
 
 
+class Batch(nn.Module):
+    """A network whose forward takes batches of one size."""
+
+    def __init__(self, size: int, *, silent: bool = False) -> None:
+        super().__init__()
+        self.size, self.silent, self.net = size, silent, network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.silent and len(x) != self.size:
+            raise AssertionError
+        return self.net(x.view(self.size, 1, 8, 8))
+
+
+def test_a_fixed_size_of_the_batch_is_named():
+    for silent, reason in ((False, "is invalid for input of size 64"), (True, "AssertionError")):
+        together = rf"takes these {len(X)} images together and not one alone \(.*{reason}.*any number"
+        with pytest.raises(InputError, match=together):
+            sl.attack(Batch(len(X), silent=silent), X, Y, eps=0.1)
+        with pytest.raises(InputError, match=rf"does not take images of shape .*{reason}, given one image"):
+            sl.attribute(Batch(3 * len(X), silent=silent), X, Y, "saliency")
+
+
+class Single(nn.Module):
+    """A network that squeezes the answer on one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).squeeze(0)
+
+
+def test_a_network_that_fails_on_one_image_is_refused_every_time():
+    model = Single()
+    for _ in range(2):
+        with pytest.raises(InputError, match="for 1 image"):
+            sl.attack(model, X, Y, eps=0.1)
+
+
 class Opaque(nn.Module):
     """A network that can be evaluated, and raises where it is differentiated."""
 

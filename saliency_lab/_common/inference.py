@@ -343,9 +343,16 @@ def translate_model_errors(model: nn.Module, x: Tensor) -> Iterator[None]:
                 with undisturbed(model):
                     run_without_graph(model, image)
             except _SHAPE_ERRORS as problem:
+                reason = _first_line(problem) or type(problem).__name__
+                if _takes_together(model, x):
+                    raise InputError(
+                        f"{name} takes these {len(x)} images together and not one alone ({reason}), but "
+                        "passes here have other numbers of images; let its forward take any number, by -1 in "
+                        "place of the size of the batch in view and reshape"
+                    ) from problem
                 raise InputError(
-                    f"{name} does not take images of shape {tuple(x.shape[1:])} (C, H, W): "
-                    f"{_first_line(problem)}"
+                    f"{name} does not take images of shape {tuple(x.shape[1:])} (C, H, W): {reason}, given "
+                    "one image"
                 ) from problem
         if torch.is_grad_enabled():
             with undisturbed(model):
@@ -357,6 +364,18 @@ def translate_model_errors(model: nn.Module, x: Tensor) -> Iterator[None]:
                     "as the method 'occlusion' or the attack 'square'"
                 ) from backward
         raise
+
+
+def _takes_together(model: nn.Module, x: Tensor) -> bool:
+    """Whether a model that fails on one image runs on all of them, where these are few enough for a pass."""
+    if not 1 < len(x) <= chunk_rows(x.shape, device_of(model)):
+        return False
+    try:
+        with undisturbed(model):
+            run_without_graph(model, x.detach().to(device_of(model), dtype_of(model, x.dtype), copy=True))
+    except _SHAPE_ERRORS:
+        return False
+    return True
 
 
 def _backward_problem(model: nn.Module, image: Tensor) -> Exception | None:
@@ -578,6 +597,22 @@ def is_batch_coupled(model: nn.Module) -> bool:
     return _CHECKED_FOR_COUPLING.get(model, False)
 
 
+_SEEDS = range(8)
+"""A network that chooses one of two branches at random does so alike under all of them once in 128 times."""
+
+
+def any_differ(compute: Callable[[], Tensor], same: Callable[[Tensor, Tensor], bool]) -> bool:
+    """Whether what `compute` returns changes with the seed of the global generators."""
+    first: Tensor | None = None
+    for seed in _SEEDS:
+        with preserved_rng(seed):
+            now = compute()
+        if first is not None and not same(first, now):
+            return True
+        first = now if first is None else first
+    return False
+
+
 def depends_on_batch(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
     """Whether the model's logits for an image change with the other images of its batch.
 
@@ -596,20 +631,15 @@ def depends_on_batch(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
         span = (together.amax() - together.amin()).clamp_min(torch.finfo(together.dtype).tiny)
         if not ((alone[0] - together).abs().amax() > 1e-3 * span):
             return False
-        with preserved_rng(0):
-            first = predict(model, x[-1:])
-        with preserved_rng(1):
-            second = predict(model, x[-1:])
-    return torch.equal(first, second)
+        return not any_differ(lambda: predict(model, x[-1:]), torch.equal)
 
 
 def warn_if_batch_coupled(model: nn.Module, x: Tensor, logits: Tensor) -> None:
     """Warn, once per model, if its logits for an image change with the other images of the batch."""
     if len(x) < 2 or model in _CHECKED_FOR_COUPLING:
         return
-    _CHECKED_FOR_COUPLING[model] = False
-    if depends_on_batch(model, x, logits):
-        _CHECKED_FOR_COUPLING[model] = True
+    _CHECKED_FOR_COUPLING[model] = coupled = depends_on_batch(model, x, logits)
+    if coupled:
         warnings.warn(
             f"{type(model).__name__} returns other logits for an image alone than for the same image in a "
             "batch, so every result here depends on how images are grouped; let batch normalisation use its "

@@ -294,6 +294,24 @@ def test_a_model_that_is_random_in_eval_mode_does_not_move_the_global_generator(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_random_choice_of_two_branches_is_seen(batch) -> None:
+    """Two passes choose alike as often as not, and then the network seems to be deterministic."""
+
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(784, 10), nn.Linear(784, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            chosen = self.first if torch.rand(()) < 0.5 else self.second
+            return chosen(x.flatten(1))
+
+    torch.manual_seed(0)
+    report = audit(Either().eval(), batch[0][:4], batch[1][:4], eps=0.05, steps=2)
+    assert report["determinism"].verdict == "fail"
+    assert report["determinism"].numbers["random"] == 1
+
+
 @pytest.mark.slow
 def test_few_images_are_never_believed() -> None:
     data, net = sl.load_dataset("digits"), sl.load_model("digits/at")
