@@ -10,7 +10,8 @@ from torch import Tensor
 
 from saliency_lab._common.errors import InputError
 
-Norm = Literal["linf", "l2", "l1", "severity"]
+BallNorm = Literal["linf", "l2", "l1"]
+Norm = BallNorm | Literal["severity"]
 """Of the ball; corruptions have a severity in its place."""
 
 

@@ -8,14 +8,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from saliency_lab.attacks.ascent import Norm, norm_of, project
+from saliency_lab._common.seeding import preserved_rng
+from saliency_lab.attacks.ascent import BallNorm, norm_of, project
+from saliency_lab.attacks.gradient import warn_of_no_gradient
 from saliency_lab.attacks.problem import AttackOutcome, AttackProblem, AttackSettings
 
 
 class CwSettings(AttackSettings):
     """Adam in tanh space on ‖δ‖² + c·max(margin + confidence, 0), with a binary search for c per sample."""
 
-    norm: Norm = "l2"
+    norm: BallNorm = "l2"
     steps: int = Field(default=100, ge=1)
     search_steps: int = Field(default=6, ge=1)
     constant: float = Field(default=1.0, gt=0.0)
@@ -26,7 +28,7 @@ class CwSettings(AttackSettings):
 class EadSettings(AttackSettings):
     """Shrinkage-thresholding on c·max(margin + confidence, 0) + ‖δ‖² + beta·‖δ‖₁, with a search for c."""
 
-    norm: Norm = "l1"
+    norm: BallNorm = "l1"
     steps: int = Field(default=100, ge=1)
     search_steps: int = Field(default=6, ge=1)
     constant: float = Field(default=1.0, gt=0.0)
@@ -38,7 +40,7 @@ class EadSettings(AttackSettings):
 class DeepFoolSettings(AttackSettings):
     """Steps to the nearest boundary of the linearised model, over the `classes` likeliest classes."""
 
-    norm: Norm = "l2"
+    norm: BallNorm = "l2"
     steps: int = Field(default=50, ge=1)
     classes: int = Field(default=10, ge=2)
     overshoot: float = Field(default=0.02, ge=0.0)
@@ -70,6 +72,7 @@ class _Nearest:
 
 def cw(problem: AttackProblem, settings: CwSettings) -> AttackOutcome:
     """Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017 (L2)."""
+    _warn_if_blind(problem)
     x = problem.x
     centre = torch.atanh((2 * x - 1) * (1 - 1e-6))
 
@@ -92,6 +95,7 @@ def cw(problem: AttackProblem, settings: CwSettings) -> AttackOutcome:
 
 def ead(problem: AttackProblem, settings: EadSettings) -> AttackOutcome:
     """Chen et al., "EAD: Elastic-Net Attacks to Deep Neural Networks via Adversarial Examples", AAAI 2018."""
+    _warn_if_blind(problem)
     x = problem.x
 
     def minimise(constant: Tensor, nearest: _Nearest) -> Tensor:
@@ -127,6 +131,22 @@ def _search_constant(
     return nearest.outcome()
 
 
+def _warn_if_blind(problem: AttackProblem) -> None:
+    """Say, once for all steps, that the logits of the first image have no gradient there."""
+    point = problem.x[:1].clone().requires_grad_()
+    with preserved_rng():
+        logits = problem.model(point)
+    if _slope(logits, point) is None:
+        warn_of_no_gradient()
+
+
+def _slope(values: Tensor, point: Tensor) -> Tensor | None:
+    """Gradient of the sum of `values` at `point`, of which the graph is kept; None if there is none."""
+    if not values.requires_grad:
+        return None
+    return torch.autograd.grad(values.sum(), point, retain_graph=True, allow_unused=True)[0]
+
+
 def _shortfall(problem: AttackProblem, logits: Tensor, confidence: float) -> Tensor:
     """What is missing to the goal, by the logits: max(z_y − maxᵢ≠y zᵢ + confidence, 0), or for the target."""
     goal = problem.y if problem.target is None else problem.target
@@ -138,6 +158,7 @@ def _shortfall(problem: AttackProblem, logits: Tensor, confidence: float) -> Ten
 
 def deepfool(problem: AttackProblem, settings: DeepFoolSettings) -> AttackOutcome:
     """Moosavi-Dezfooli et al., "DeepFool: a Simple and Accurate Method to Fool Deep Networks", CVPR 2016."""
+    _warn_if_blind(problem)
     x, count = problem.x, min(settings.classes, problem.logits.shape[1])
     others = problem.logits.scatter(1, problem.y[:, None], torch.inf).topk(count, 1).indices[:, 1:]
     nearest = _Nearest(problem)
@@ -150,12 +171,14 @@ def deepfool(problem: AttackProblem, settings: DeepFoolSettings) -> AttackOutcom
         if not active.any():
             break
         gaps = logits.gather(1, others) - logits.gather(1, problem.y[:, None])  # (N, classes − 1), below 0
+        rows_of_slopes = (_slope(gap, point) for gap in gaps.T)
         slopes = torch.stack(
-            [torch.autograd.grad(gap.sum(), point, retain_graph=True)[0].nan_to_num() for gap in gaps.T], 1
+            [torch.zeros_like(point) if each is None else each.nan_to_num() for each in rows_of_slopes], 1
         )
+        slopes, gaps = _scaled(slopes, gaps.detach())
         flat = slopes.flatten(2)
         dual = flat.norm(dim=2) if problem.norm == "l2" else flat.abs().sum(2)
-        distance = gaps.detach().abs() / dual.clamp_min(1e-12)
+        distance = (gaps.abs() / dual.clamp_min(1e-12)).clamp_max(1e30)
         chosen = distance.argmin(1)
         rows = torch.arange(len(x), device=x.device)
         slope, length = slopes[rows, chosen], (distance[rows, chosen] + 1e-4).reshape(-1, 1, 1, 1)
@@ -168,3 +191,15 @@ def deepfool(problem: AttackProblem, settings: DeepFoolSettings) -> AttackOutcom
     else:
         nearest.offer(point.detach(), problem.judge(point.detach()), active.long())
     return nearest.outcome()
+
+
+def _scaled(slopes: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Multiply slopes (N, R, C, H, W) and gaps (N, R) by the power of 2 that brings the steepest to about 1.
+
+    Where that is no underflow, no digit changes. The squares of gradients of 1e-20 are 0 in float32.
+    """
+    exponent = slopes.flatten(2).abs().amax(2).frexp().exponent.clamp_min(_LEAST_EXPONENT)
+    return torch.ldexp(slopes, -exponent[..., None, None, None]), torch.ldexp(gaps, -exponent)
+
+
+_LEAST_EXPONENT = -126  # of a normal number in float32

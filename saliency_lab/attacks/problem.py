@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from saliency_lab._common.inference import run_without_graph
 from saliency_lab._common.passes import Passes
 from saliency_lab._common.settings import Settings
-from saliency_lab.attacks.ascent import Norm
+from saliency_lab.attacks.ascent import BallNorm, Norm
 
 
 class AttackSettings(Settings):
@@ -20,7 +20,7 @@ class AttackSettings(Settings):
     over transformation); `quantised`: search and return points whose pixels are multiples of 1/255.
     """
 
-    norm: Norm = "linf"
+    norm: BallNorm = "linf"
     samples: int = Field(default=1, ge=1)
     quantised: bool = False
 

@@ -51,6 +51,25 @@ def test_the_distance_to_a_linear_boundary(method, norm, most) -> None:
     assert ratio.min() >= 1 - 1e-6 and ratio.mean() <= most, ratio
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("exponent", [-90, -40, 40])
+def test_the_scale_of_the_logits_does_not_matter_to_deepfool(norm, exponent) -> None:
+    """By a power of 2 no digit changes: the squares of such gradients are 0 in float32."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 4))
+    x = torch.rand(5, 1, 6, 6)
+    with torch.no_grad():
+        net[3].bias -= net(x).mean(0)
+    y = net(x).argmax(1)
+    settings = {"norm": norm, "eps": 1.0 if norm == "linf" else 6.0, "steps": 8}
+    plain = sl.attack(net, x, y, "deepfool", **settings)
+    assert plain.success.any()
+    with torch.no_grad():
+        net[3].weight *= 2.0**exponent
+        net[3].bias *= 2.0**exponent
+    assert torch.equal(sl.attack(net, x, y, "deepfool", **settings).adversarial, plain.adversarial)
+
+
 def _right(name: str, batch: tuple[Tensor, Tensor], count: int) -> tuple[nn.Module, Tensor, Tensor]:
     """A bundled network, and the first `count` digits that it gets right."""
     net, (x, y) = sl.load_model(name), batch
