@@ -126,6 +126,21 @@ def _wrong_output(shape: tuple[int, ...], count: int) -> str:
     return f"{must} {shown} for {count} image{'s' if count > 1 else ''}"
 
 
+def check_default_dtype(what: str) -> None:
+    """Refuse to do `what` where new tensors are not of float32 unless that is asked for.
+
+    Raises
+    ------
+    InputError
+        If `torch.set_default_dtype` has set another type.
+    """
+    if (default := torch.get_default_dtype()) != torch.float32:
+        raise InputError(
+            f"torch's default type is {default}, and {what} need float32; call "
+            "torch.set_default_dtype(torch.float32)"
+        )
+
+
 def are_probabilities(outputs: Tensor) -> bool:
     """Return whether outputs (N, K) are probabilities: every row lies in [0, 1] and sums to 1.
 

@@ -275,7 +275,7 @@ def _search(
             queries[chunk] = outcome.queries.cpu()
             if outcome.loss_curve is not None:
                 if curve is None:
-                    curve = torch.full((len(x), outcome.loss_curve.shape[1]), torch.nan)
+                    curve = torch.full((len(x), outcome.loss_curve.shape[1]), torch.nan, dtype=torch.float32)
                 curve[chunk] = outcome.loss_curve.float().cpu()
             bar.update(len(chunk))
     return points, queries, curve

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from pyautoattack.square import SquareAttack
 from pydantic import Field
 from torch import Tensor
 
+from saliency_lab._common.checks import check_default_dtype
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import (
     derive_seed,
@@ -87,7 +89,7 @@ def apgd_t(problem: AttackProblem, settings: TargetedSettings) -> AttackOutcome:
         rows = search.open_rows()
         if not len(rows):
             break
-        now = problem.take(rows)
+        now = search.problem.take(rows)
         library = APGDAttack_targeted(
             search.model, n_iter=settings.steps, norm=_NORMS[now.norm], eps=_radius(now), device=now.x.device,
             logger=_SILENT,
@@ -106,7 +108,7 @@ def fab_t(problem: AttackProblem, settings: TargetedSettings) -> AttackOutcome:
         rows = search.open_rows()
         if not len(rows):
             break
-        now = problem.take(rows)
+        now = search.problem.take(rows)
         library = FABAttack_PT(
             search.model, norm=_NORMS[now.norm], n_iter=settings.steps, eps=_radius(now), device=now.x.device,
             targeted=True,
@@ -122,6 +124,7 @@ def square(problem: AttackProblem, settings: SquareSettings) -> AttackOutcome:
     if problem.norm == "l2" and problem.x.shape[-2] < 5:
         raise InputError("attack 'square' with norm 'l2' needs images at least 5 pixels high; use 'linf'")
     search = _Search(problem)
+    problem = search.problem
     library = _SharedDraws(
         search.model, norm=_NORMS[problem.norm], n_queries=settings.queries, eps=_radius(problem),
         device=problem.x.device, resc_schedule=problem.norm == "linf",
@@ -186,6 +189,8 @@ class _Search:
     """
 
     def __init__(self, problem: AttackProblem) -> None:
+        check_default_dtype("the attacks of AutoAttack")
+        problem = replace(problem, x=problem.x.contiguous())  # the library takes views of its rows
         self.problem = problem
         self.points = problem.x.clone()
         self.loss = F.cross_entropy(problem.logits, problem.y, reduction="none")
@@ -234,7 +239,7 @@ def _apgd(problem: AttackProblem, settings: ApgdSettings, loss: str) -> AttackOu
         rows = search.open_rows()
         if not len(rows):
             break
-        now = problem.take(rows)
+        now = search.problem.take(rows)
         library = APGDAttack(
             search.model, n_iter=settings.steps, norm=_NORMS[now.norm], eps=_radius(now), loss=loss,
             device=now.x.device, logger=_SILENT,

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from saliency_lab._common.arguments import check_count, check_flag, check_path, check_text
-from saliency_lab._common.checks import check_seed
+from saliency_lab._common.checks import check_default_dtype, check_seed
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.cores import has_bfloat16
 from saliency_lab._common.errors import InputError, SaliencyLabError
@@ -96,6 +96,7 @@ def train(
     >>> model.card.recipe["training"]["epochs"], model.card.seed
     (1, 0)
     """
+    check_default_dtype("the weights in training")
     changes = check_overrides(overrides)
     if seed is not None:
         changes["seed"] = check_seed(seed)

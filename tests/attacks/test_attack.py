@@ -276,13 +276,15 @@ def test_a_nan_gradient_does_not_hide_a_weak_model() -> None:
     assert not sl.attack(Root(), x, y, eps=0.1).robust.any()
 
 
-def test_a_model_without_a_gradient_raises_a_warning(case) -> None:
+@pytest.mark.parametrize("method", ["fgsm", "deepfool", "cw", "ead"])
+def test_a_model_without_a_gradient_raises_a_warning(case, method) -> None:
     class Detached(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return case.model(x.detach())
 
     with pytest.warns(UserWarning, match="no gradient at the image"):
-        found = sl.attack(Detached(), case.x, case.y, "fgsm", eps=0.1)
+        settings = {"norm": METHODS[method].norms[0], **CHEAP.get(method, {})}
+        found = sl.attack(Detached(), case.x, case.y, method, eps=0.1, **settings)
     assert torch.equal(found.adversarial, case.x)
 
 
@@ -465,3 +467,46 @@ def test_a_radius_is_shown_as_it_is_written(case) -> None:
     assert "0.1: " in repr(curve)
     with pytest.raises(sl.SaliencyLabError, match=r"eps=0\.1.*eps=8/255\)"):
         sl.worst_case(found, sl.attack(case.model, case.x, case.y, "fgsm", eps=0.1))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].norms != ("severity",)])
+def test_images_in_any_order_of_memory_are_attacked_alike(method) -> None:
+    """Photographs come as (N, H, W, C), and a permuted view of them is (N, C, H, W)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(120, 5)).double().eval()
+    x = torch.rand(4, 3, 7, 8, dtype=torch.float64)
+    y = model(x).argmax(1)
+    for norm in METHODS[method].norms:
+        settings = {"eps": 0.1, "norm": norm, **CHEAP.get(method, {})}
+        plain = sl.attack(model, x, y, method, **settings)
+        for moved in (
+            x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+            x.transpose(2, 3).contiguous().transpose(2, 3),
+        ):
+            other = sl.attack(model, moved, y, method, **settings)
+            torch.testing.assert_close(other.adversarial, plain.adversarial, rtol=0, atol=1e-6)
+
+
+def test_a_list_of_norms_names_those_of_balls(case) -> None:
+    for method in ("pgd", "cw", "autoattack"):
+        with pytest.raises(sl.SaliencyLabError, match=r"'linf', 'l2' or 'l1' \(given: 'L2'\)"):
+            sl.attack(case.model, case.x, case.y, method, eps=0.1, norm="L2")
+
+
+@pytest.mark.parametrize("method", ["pgd", "deepfool", "cw", "ead", "apgd_ce"])
+def test_another_default_type_of_torch_changes_nothing_or_is_named(case, method) -> None:
+    model, x, settings = case.model.float(), case.x.float(), {"eps": 0.1, **CHEAP.get(method, {})}
+    if "norm" not in settings:
+        settings["norm"] = METHODS[method].norms[0]
+    before = sl.attack(model, x, case.y, method, **settings)
+    torch.set_default_dtype(torch.float64)
+    try:
+        if method == "apgd_ce":
+            with pytest.raises(sl.SaliencyLabError, match=r"default type is torch\.float64"):
+                sl.attack(model, x, case.y, method, **settings)
+            return
+        after = sl.attack(model, x, case.y, method, **settings)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(after.adversarial, before.adversarial)
+    assert after.adversarial.dtype == after.loss.dtype == torch.float32

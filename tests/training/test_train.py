@@ -499,6 +499,15 @@ def test_what_cannot_be_trained_is_refused_before_training(images, tmp_path, giv
     assert not (tmp_path / "run").exists()
 
 
+def test_another_default_type_of_torch_is_refused(images):
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(InputError, match=r"default type is torch\.float64"):
+            sl.train("digits/standard", images, overrides=TINY)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_more_logits_than_classes_are_on_the_card(images):
     mine = linear(7)
     frozen = mine[1].bias.requires_grad_(False).clone()
