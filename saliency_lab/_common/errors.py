@@ -65,5 +65,5 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameEr
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         hint = f"known: {', '.join(names[:_LISTED])}{more}"
     else:
-        hint = "there is none so far"
+        hint = "there is none"
     return UnknownNameError(f"unknown {kind} '{name}'; {hint}")

@@ -160,6 +160,8 @@ def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> No
             meant = _ELSEWHERE.get(key, "")
             if meant in model.model_fields:
                 raise UnknownNameError(f"unknown setting of {of}: '{key}'; it is called '{meant}' here")
+            if not model.model_fields:
+                raise UnknownNameError(f"unknown setting of {of}: '{key}'; it has no settings")
             raise unknown_name(f"setting of {of}:", key, model.model_fields)
         inner = model.model_fields[key].annotation
         if not (isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel)):
