@@ -108,8 +108,8 @@ def _positive_mass_quantus(case: MetricInput) -> Tensor:
     positive = pixel_scores(case.maps, absolute=False).clamp_min(0)
     largest = positive.amax(1, keepdim=True)
     unit = positive / largest.where(largest > 0, 1.0)
-    settings = {"weighted": False, "max_size": 1.0, "positive_attributions": True, "abs": True}
-    return _quantus("AttributionLocalisation", case, unit, **settings)
+    settings: dict[str, Any] = {"weighted": False, "max_size": 1.0, "positive_attributions": True}
+    return _quantus("AttributionLocalisation", case, unit, abs=True, **settings)
 
 
 def _hits(case: MetricInput, counts: Tensor) -> Tensor:
