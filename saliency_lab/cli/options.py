@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 Checkpoints = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(
         metavar="MODEL",
-        help="Folders of trained models, as `train` leaves them, or a name of `saliency-lab list zoo`.",
+        help="Folders of trained models, as `train` leaves them, or a name of `saliency-lab list zoo`; or a "
+        "pretrained network with its weights: torchvision/NAME@DEFAULT, timm/NAME@DEFAULT, hf/NAME@DEFAULT "
+        "(downloaded once), or …@FILE with those of a state dict.",
         show_default=False,
     ),
 ]
@@ -194,8 +196,20 @@ def attack_settings(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dic
     return {name: given[label_of(name)] for name in names}
 
 
+def split_weights(source: str | Path) -> tuple[str, str | None]:
+    """Return the name of a model, and the weights that a pretrained network has behind an "@".
+
+    >>> split_weights("torchvision/resnet50@DEFAULT"), split_weights("runs/me@home")
+    (('torchvision/resnet50', 'DEFAULT'), ('runs/me@home', None))
+    """
+    from saliency_lab.models.pretrained import is_pretrained_name
+
+    name, at, weights = str(source).partition("@")
+    return (name, weights) if at and is_pretrained_name(name) else (str(source), None)
+
+
 def open_study(
-    checkpoints: Sequence[Path],
+    checkpoints: Sequence[str | Path],
     data: str | None,
     root: Path | None,
     images: int,
@@ -235,34 +249,47 @@ def open_study(
 
 
 def load_models(
-    checkpoints: Sequence[Path], device: str, *, trust: bool = False
+    checkpoints: Sequence[str | Path], device: str, *, trust: bool = False
 ) -> dict[str, list[nn.Module]]:
     """Load checkpoints by the recipe they were trained by: several seeds of one recipe are one model.
 
     The name is the recipe's last part ("asgt" for "mnist/asgt") where that is unique. Where recipes of
     one name differ, the keys in which they do follow: "sgt (objective.fraction=0.1)"; so do the data, where
-    one recipe saw different images. A checkpoint without a recipe goes by its folder. Code that a card names
-    is imported with `trust` only.
+    one recipe saw different images. A checkpoint without a recipe goes by its folder, and a pretrained
+    network by its name. Code that a card names is imported with `trust` only.
+
+    Raises
+    ------
+    InputError
+        If a model is named twice, a pretrained network comes without weights, or two runs have one seed.
     """
     from saliency_lab._common.fingerprints import fingerprint
     from saliency_lab._common.inference import named_device
-    from saliency_lab.models import card_of, load_model
+    from saliency_lab.models import ModelCard, card_of, load_model
+    from saliency_lab.models.pretrained import needs_weights
 
     there = named_device(device)
-    seen: dict[str, Path] = {}
+    seen: dict[str, str | Path] = {}
     recipes: dict[str, dict[str, Any]] = {}
-    runs: dict[tuple[str, int | None], Path] = {}
+    runs: dict[tuple[str, int | None], str | Path] = {}
     groups: dict[str, list[nn.Module]] = {}
     for path in checkpoints:
-        model = load_model(path, there, trust=trust)
-        card = card_of(model)
-        assert card is not None
-        if card.sha256 and card.sha256 in seen:
+        source, weights = split_weights(path)
+        if weights is None and needs_weights(source):
             raise InputError(
-                f"'{path}' holds the same weights as '{seen[card.sha256]}'; name each checkpoint once"
+                f"say which weights '{source}' gets: {source}@DEFAULT for the pretrained ones, which are "
+                f"downloaded once, or {source}@FILE for those in a file that holds its state dict"
             )
-        seen[card.sha256] = path
-        recipe = {"name": path.as_posix(), **(card.recipe or {}), "description": "", "seed": None}
+        model = load_model(source, there, weights=weights, trust=trust)
+        card = card_of(model) or ModelCard()
+        identity = card.sha256 or str(path)
+        if identity in seen:
+            raise InputError(
+                f"'{path}' holds the same weights as '{seen[identity]}'; name each checkpoint once"
+            )
+        seen[identity] = path
+        named = {"name": Path(source).as_posix()} | ({} if weights is None else {"weights": weights})
+        recipe = {**named, **(card.recipe or {}), "description": "", "seed": None}
         recipe["name"] = str(recipe["name"])
         recipe["data"] = {**_data_of(card), "fingerprint": (card.data or "")[:8]}
         key = fingerprint(recipe)
@@ -359,4 +386,28 @@ def draw_images(
                     f"the model '{name}' takes images of {tuple(card.input_shape)} (C, H, W), and those of "
                     f"'{loaded.name}' are {tuple(loaded.input_shape)}"
                 )
+            if card and card.classes and not _same_numbers(card.classes, loaded.classes):
+                raise InputError(
+                    f"the model '{name}' numbers {len(card.classes)} classes ('{card.classes[0]}', …), and "
+                    f"the labels of '{loaded.name}' {len(loaded.classes)} others ('{loaded.classes[0]}', …), "
+                    "so a label would stand for another class; name a data set of the model's classes, or "
+                    "your own with their numbers, by --data module:attribute"
+                )
     return loaded.test.sample(images, seed)
+
+
+def _same_numbers(own: Sequence[str], others: Sequence[str]) -> bool:
+    """Return whether labels that number the classes `others` may number those of a model.
+
+    As many classes may have other names, such as those of the folders of ImageNet, and numbers are no names.
+
+    >>> _same_numbers(("cat", "dog", "fox"), ("cat", "dog"))
+    True
+    >>> _same_numbers(("cat", "dog", "fox"), ("dog", "fox"))
+    False
+    """
+    return (
+        len(own) == len(others)
+        or tuple(own[: len(others)]) == tuple(others)
+        or all(name.isdecimal() for name in others)
+    )

@@ -78,6 +78,11 @@ def is_pretrained_name(name: str) -> bool:
     return name.partition("/")[0] in _FAMILIES and not Path(name).exists()
 
 
+def needs_weights(name: str) -> bool:
+    """Return whether a name is one of a pretrained network that can have several weights."""
+    return is_pretrained_name(name) and name.partition("/")[0] != EFFICIENTNET.partition("/")[0]
+
+
 def is_torchvision_model(name: str) -> bool:
     """Return whether torchvision has a classifier of this name."""
     from torchvision import models
@@ -96,7 +101,7 @@ def load_pretrained(name: str, weights: str | Path | None) -> Normalised:
         If there is no such network or there are no such weights, or a library is missing.
     """
     family, _, inner = name.partition("/")
-    if weights is None and name != EFFICIENTNET and family != "imagenet":
+    if weights is None and needs_weights(name):
         raise InputError(
             f"say which weights '{name}' gets: weights=\"DEFAULT\" for the pretrained ones, which are "
             "downloaded once, or the path of a file that holds its state dict; build_model makes a network "
@@ -367,6 +372,12 @@ def _facts_of_timm(net: nn.Module) -> Facts:
     else:
         names = tuple(timm.data.ImageNetInfo(subset).label_descriptions(detailed=False)) if subset else None
     stretched = config["crop_mode"] == "squash"
+    if config["crop_mode"] == "border":
+        warnings.warn(
+            f"timm pads photographs for {type(net).__name__} to a square (crop_mode='border'), which a card "
+            "cannot say: load_images cuts out their centre instead; pad them before, with the mean colour",
+            stacklevel=2,
+        )
     return Facts(
         size=(size[0], size[1]),
         mean=config["mean"],

@@ -17,6 +17,7 @@ import pandas as pd
 import PIL.Image
 import pytest
 import torch
+import torchvision
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -62,6 +63,15 @@ def data():
     x[:, :, :2] *= y.view(-1, 1, 1, 1)
     pairs = list(zip(x, y.tolist()))
     return sl.ImageData.from_datasets(pairs[:40], pairs[40:], name="own", seed=0)
+"""
+
+
+PETS = """
+import torch
+import saliency_lab as sl
+
+pairs = [(torch.zeros(3, 224, 224), label) for label in (0, 1, 0, 1)]
+DATA = sl.ImageData.from_datasets(pairs, pairs, pairs, name="pets", classes=("cat", "dog"))
 """
 
 
@@ -587,13 +597,19 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch):
         (["study", "nowhere.toml"], ["nowhere.toml", "No such file"]),
         (["study", "STUDY", "--executor", "slurm"], ["--executor", "auto", "slurm"]),
         (["study", "STUDY", "--executor", "serial", "--workers", "2"], ["--workers", "--executor"]),
+        (["score", "torchvision/resnet50"], ["torchvision/resnet50@DEFAULT", "resnet50@FILE", "state dict"]),
+        (["attribute", "torchvision/resnet50@V7"], ["weights='V7' is neither one of DEFAULT, IMAGENET1K_V1"]),
+        (["attack", "MODEL@DEFAULT", "--eps", "0.1"], ["@DEFAULT", "no checkpoint"]),
+        (["score", "imagenet/efficientnet_lite0", "--data", "pets:DATA"], ["1000 classes", "2 others"]),
         (["download", "minst"], ["did you mean 'mnist'"]),
     ],
 )
 def test_bad_input_is_one_paragraph_and_exit_code_2(models, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "study.toml").write_text(STUDY)
-    stand_for = {"MODEL": models[0], "STUDY": "study.toml"}
+    (tmp_path / "pets.py").write_text(PETS)
+    stand_for = {"MODEL": models[0], "MODEL@DEFAULT": f"{models[0]}@DEFAULT", "STUDY": "study.toml"}
     result = call(*[stand_for.get(argument, argument) for argument in arguments])
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
@@ -722,6 +738,25 @@ def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch):
     missing = CliRunner().invoke(app, ["report", "~/missing", "--out=~/page.html"])
     assert missing.exit_code == 2 and f"{tmp_path}/missing" in missing.output
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.long
+def test_a_pretrained_network_gets_its_weights_behind_an_at_sign(tmp_path):
+    files = [tmp_path / "first.pth", tmp_path / "second.pth"]
+    for seed, path in enumerate(files):
+        torch.manual_seed(seed)
+        torch.save(torchvision.models.get_model("squeezenet1_1").state_dict(), path)
+    models = [f"torchvision/squeezenet1_1@{path}" for path in files]
+    result = call("attribute", *models, "--data", "photos", "--images", 2, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    found = sorted((tmp_path / "out/maps").glob("*.safetensors"))
+    assert [path.name.partition("weights")[0] for path in found] == ["squeezenet1_1_"] * 2
+    sample = sl.load_dataset("photos").test.sample(2, seed=0)
+    for path, weights in zip(found, files, strict=True):
+        expected = sl.attribute(sl.load_model("torchvision/squeezenet1_1", weights=weights), sample)
+        torch.testing.assert_close(sl.Attributions.load(path).values, expected.values)
+    result = call("attribute", models[0], models[0], "--data", "photos", "--out", tmp_path / "out")
+    assert result.exit_code == 2 and "name each checkpoint once" in result.stderr
 
 
 @pytest.mark.long

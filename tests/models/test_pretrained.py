@@ -119,6 +119,12 @@ def test_a_local_state_dict_of_timm(suffix: str, tmp_path: Path) -> None:
     torch.testing.assert_close(_normalised(ours, model.card), theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_padding_that_a_card_cannot_describe_is_said() -> None:
+    net = timm.create_model("resnet10t", pretrained_cfg_overlay={"crop_mode": "border"})
+    with pytest.warns(UserWarning, match=r"pads photographs for ResNet .*crop_mode='border'"):
+        sl.wrap(net)
+
+
 def test_timms_default_weights_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
 
