@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from saliency_lab._common.compiling import is_compiled
+from saliency_lab._common.errors import TrainingError
 from saliency_lab._common.folding import FoldedCopy
 from saliency_lab._common.seeding import derive_seed, generator
 from saliency_lab._common.settings import Epsilon, Settings
@@ -153,7 +154,7 @@ class Step:
                 z = net(point)
                 # in float16 the gradient of a confident sample would underflow; only its direction is used
                 scale = 1024.0 if z.dtype == torch.float16 else 1.0
-                (g,) = torch.autograd.grad(scale * raised(full_precision(z)), point)
+                g = input_gradient(scale * raised(full_precision(z)), point)
             self.last_gradient = g
             return g
 
@@ -188,15 +189,34 @@ class Step:
         if is_compiled(self.net):
             with self.evaluated() as net:
                 z = full_precision(net(point))
-            (saliency,) = torch.autograd.grad(_score(z, target), point)
+            saliency = input_gradient(_score(z, target), point)
             return self.logits(x), saliency
         trunk, head = trunk_and_head(self.net)
         shared = run(trunk, point)
         with evaluating(self.net), frozen(*head):
             z = full_precision(run(head, shared))
-        (upper,) = torch.autograd.grad(_score(z, target), shared, retain_graph=not head)  # frees the head
+        upper = input_gradient(_score(z, target), shared, retain_graph=not head)  # frees the head
         (saliency,) = torch.autograd.grad(shared, point, upper, retain_graph=True)
         return self._forward(head, shared, draw=0), saliency
+
+
+def input_gradient(value: Tensor, point: Tensor, **how: bool) -> Tensor:
+    """Return the gradient of a scalar at `point`; `how` is passed on to `torch.autograd.grad`.
+
+    Raises
+    ------
+    TrainingError
+        If the scalar does not depend on it, as of a model that detaches or rounds its images.
+    """
+    slope = None
+    if value.requires_grad:
+        slope = torch.autograd.grad(value, point, allow_unused=True, **how)[0]
+    if slope is None:
+        raise TrainingError(
+            "the model's logits have no gradient at the image (it is detached or converted on the way), and "
+            "this objective needs one; change the model, or use 'standard' or 'noise'"
+        )
+    return slope
 
 
 def _score(z: Tensor, target: Tensor | None) -> Tensor:

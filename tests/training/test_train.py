@@ -22,7 +22,7 @@ from saliency_lab._common.compiling import compiler
 from saliency_lab._common.errors import CheckpointError, InputError, TrainingError
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab.data import ImageData, Split
-from saliency_lab.training import Objective, loop, run
+from saliency_lab.training import OBJECTIVES, Objective, loop, run
 from saliency_lab.training.health import Validation
 
 TINY = {
@@ -506,6 +506,29 @@ def test_another_default_type_of_torch_is_refused(images):
             sl.train("digits/standard", images, overrides=TINY)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+class Detached(nn.Module):
+    """A network whose logits have no gradient at the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = linear(3)
+
+    def forward(self, x):
+        return self.net(x.detach())
+
+
+@pytest.mark.filterwarnings("ignore:the model's logits have no gradient")
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_a_model_without_a_gradient_at_the_image(images, name):
+    overrides = TINY | {"objective": {"name": name}, "training.collapse": "keep"}
+    if name in ("standard", "noise"):
+        with pytest.warns(UserWarning, match="gradient is exactly 0 for 100%"):
+            sl.train("digits/standard", images, model=Detached(), overrides=overrides)
+    else:
+        with pytest.raises(TrainingError, match="no gradient at the image.*use 'standard'"):
+            sl.train("digits/standard", images, model=Detached(), overrides=overrides)
 
 
 def test_more_logits_than_classes_are_on_the_card(images):
