@@ -181,6 +181,8 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
             clauses[key] = f"'{key}' must be given{about}"
             continue
         reason = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] in ("dict_type", "model_type"):
+            reason = "Input should be a table of names and values"
         if key in clauses:  # another type that would have done
             before, bracket, given = clauses[key].partition(" (given: ")
             clauses[key] = f"{before} or {reason.removeprefix('Input should be ')}{bracket}{given}"

@@ -393,6 +393,8 @@ def draw_images(
                     "so a label would stand for another class; name a data set of the model's classes, or "
                     "your own with their numbers, by --data module:attribute"
                 )
+    if images > len(loaded.test):
+        raise InputError(f"--images is {images:,}, and '{loaded.name}' has {len(loaded.test):,} test images")
     return loaded.test.sample(images, seed)
 
 

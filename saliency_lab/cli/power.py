@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from saliency_lab._common.errors import InputError
 from saliency_lab.cli.options import numbers
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def power(
     from saliency_lab.cli.output import print_table
     from saliency_lab.comparison.power_analysis import power as simulate
 
+    if 0 < accuracy < 1:
+        raise InputError(f"--accuracy is in percent: {100 * accuracy:g}, not {accuracy:g}")
     level, declared_seeds, declared_images = 0.95, "3,5,10", "500,2000"
     tests = {"": (comparisons or 1, declared_seeds)}
     if study is not None:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from saliency_lab._common.errors import InputError
+from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, output_file
 from saliency_lab.experiment.run import Run, declared_trainings, is_of
 from saliency_lab.experiment.schema import Declaration
@@ -174,8 +174,12 @@ def _unpack(declared: Declaration, path: str | Path, folder: Path, *, trust: boo
                 raise InputError(f"'{path}' is no file of packed results")
             archive.extractall(folder, entries, filter="data")
     except (OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
-        raise InputError(f"the packed results '{path}' cannot be read: {error}") from error
-    index = load_index(folder)
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"the packed results '{path}' cannot be read: {reason}") from error
+    try:
+        index = load_index(folder)
+    except SaliencyLabError as error:
+        raise InputError(f"'{path}' is no file of packed results: it has no readable study.json") from error
     for model, recipe, seed, _ in declared_trainings(declared, trust=trust):
         own = folder / "models" / model / str(seed)
         if (own / RECIPE).exists() and not is_of(recipe, seed, own):
@@ -184,7 +188,7 @@ def _unpack(declared: Declaration, path: str | Path, folder: Path, *, trust: boo
                 "the study declares; the recipe or the study's file has changed since it was packed"
             )
     if (folder / _SAMPLE).exists():  # earlier versions did not pack it
-        packed, wanted = json.loads((folder / _SAMPLE).read_text(encoding="utf-8")), _sample_of(declared)
+        packed, wanted = _read_sample(folder, path), _sample_of(declared)
         for name in wanted:
             if packed.get(name) != wanted[name]:
                 raise InputError(
@@ -201,6 +205,17 @@ def _unpack(declared: Declaration, path: str | Path, folder: Path, *, trust: boo
     same = index.seed == declared.seed and index.purpose.claims == declared.claims
     if not same or not set(index.models) <= known:
         raise InputError(f"'{path}' has the results of another study, or of this one before its file changed")
+
+
+def _read_sample(folder: Path, path: str | Path) -> dict[str, Any]:
+    """Read what an unpacked file says of its images."""
+    try:
+        packed = json.loads((folder / _SAMPLE).read_text(encoding="utf-8"))
+    except ValueError:
+        packed = None
+    if not isinstance(packed, dict):
+        raise InputError(f"'{path}' is no file of packed results: its {_SAMPLE} is not readable")
+    return packed
 
 
 def _is_plain(entry: tarfile.TarInfo) -> bool:

@@ -262,8 +262,14 @@ def load_declared_data(declared: Declaration) -> ImageData:
 def _draw_sample(declared: Declaration, data: ImageData) -> StudySample:
     """Draw the images that a declaration asks for, with their masks where the data set has some."""
     split: Split = getattr(data, declared.data.split)
+    wanted = declared.data.images
+    if wanted > len(split):
+        raise InputError(
+            f"the study asks for data.images = {wanted:,}, and the {declared.data.split} split of "
+            f"'{declared.data.name}' has {len(split):,}"
+        )
     draw = split.located if isinstance(split, LocatedSplit) else split.sample
-    return read_sample(draw(declared.data.images, declared.seed))
+    return read_sample(draw(wanted, declared.seed))
 
 
 def training_runs(

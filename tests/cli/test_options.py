@@ -62,6 +62,18 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(
     assert list(tmp_path.iterdir()) == [tmp_path / "taken"]  # nothing was trained, scored or attacked
 
 
+def test_more_images_than_there_are_name_the_option_and_the_number(tmp_path):
+    done = call("score", "digits/at", "--images", 5000, "--out", tmp_path / "store")
+    assert done.exit_code == 2 and "--images is 5,000, and 'digits' has 359 test images" in done.output
+    (tmp_path / "many.toml").write_text(
+        'models = { at = "digits/at" }\nmethods = ["saliency"]\nmetrics = ["sparseness"]\n'
+        'data = { name = "digits", images = 5000 }\n'
+    )
+    done = call("study", tmp_path / "many.toml", "--plan", "--out", tmp_path / "store")
+    assert done.exit_code == 2
+    assert "data.images = 5,000, and the test split of 'digits' has 359" in done.output
+
+
 def test_scores_are_written_as_json(tmp_path):
     shared = ("score", "digits/at", "--images", 4, "--method", "saliency,random", "--metric", "sparseness")
     done = call(*shared, "--out", tmp_path, "--json", "-")

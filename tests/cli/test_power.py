@@ -67,6 +67,11 @@ def test_numbers_that_are_none_are_refused() -> None:
     assert "--seeds must be whole numbers such as 0,1,2" in result.output
 
 
+def test_a_share_in_place_of_a_percentage_is_refused() -> None:
+    done = CliRunner().invoke(app, ["power", "--accuracy", "0.85"])
+    assert done.exit_code == 2 and "--accuracy is in percent: 85, not 0.85" in done.output
+
+
 def test_the_fewest_seeds_of_the_models_count(tmp_path: Path) -> None:
     recipes = STUDY.replace(
         'recipes = ["digits/at", "digits/asgt", "digits/asgt_random"]',

@@ -244,6 +244,16 @@ def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: p
     assert "grad_cam" in text
 
 
+@pytest.mark.parametrize("line", ["recipes = 5", 'data = "digits"', "attacks = 1"])
+def test_what_should_be_a_table_is_called_so(tmp_path: Path, line: str) -> None:
+    (tmp_path / "wrong.toml").write_text(
+        f"{line}\n" + ("" if "data" in line else 'data = { name = "digits" }\n')
+    )
+    key = line.partition(" ")[0]
+    with pytest.raises(InputError, match=f"'{key}': Input should be a table of names and values .given: "):
+        read_declaration(tmp_path / "wrong.toml")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -196,6 +196,38 @@ def test_a_hostile_file_writes_nothing(tmp_path, entry):
     assert not list(target.iterdir()) and not (tmp_path / "deep" / "outside").exists()
 
 
+def write_archive(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:xz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "study.json"])
+def test_a_file_of_something_else_is_named_as_such(tmp_path, name):
+    (tmp_path / "noise.toml").write_text(TOML)
+    (tmp_path / "target").mkdir()
+    other = write_archive(tmp_path / "other.tar.xz", {name: b"{}"})
+    with pytest.raises(
+        InputError, match=r"'.*other.tar.xz' is no file of packed results: it has no readable"
+    ):
+        unpack_results(read_declaration(tmp_path / "noise.toml"), [other], tmp_path / "target")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("written", [b"zz", b"[1]", b"\xff"])
+def test_what_a_file_says_of_its_images_may_be_damaged(packed, tmp_path, written):
+    with tarfile.open(packed / "noise.tar.xz") as archive:
+        files = {each.name: archive.extractfile(each).read() for each in archive.getmembers()}
+    assert "sample.json" in files
+    damaged = write_archive(tmp_path / "damaged.tar.xz", files | {"sample.json": written})
+    (tmp_path / "target").mkdir()
+    with pytest.raises(InputError, match=r"'.*damaged.tar.xz' is no file of packed results: its sample.json"):
+        unpack_results(read_declaration(packed / "noise.toml"), [damaged], tmp_path / "target")
+
+
 def study_in_shell(*options: str | Path) -> str:
     done = CliRunner().invoke(app, ["study", *map(str, options)])
     assert done.exit_code == 0, done.output
