@@ -184,7 +184,7 @@ def explain_unusual(table: pd.DataFrame) -> list[str]:
     alone = table[table["low"].isna() & table["mean"].notna()]
     infinite = np.isinf(alone["mean"])
     without = pd.Series(
-        [np.isfinite(means).sum() < 2 <= len(means) for means in alone["seed_means"]], alone.index, bool
+        [(~np.isnan(means)).sum() < 2 <= len(means) for means in alone["seed_means"]], alone.index, bool
     )
     if (~infinite & ~without).any():
         notes.append("A mean without an interval: too few of its values differ from one another.")

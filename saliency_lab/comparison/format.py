@@ -28,13 +28,15 @@ def number(value: float, digits: int, *, signed: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def short(value: float) -> str:
+def short(value: float, *, signed: bool = False) -> str:
     """Write a number in four digits.
 
-    >>> short(0.031372549), short(-2.0), short(float("nan"))
-    ('0.03137', '−2', 'undefined')
+    >>> short(0.031372549), short(-2.0), short(0.5, signed=True), short(float("nan"))
+    ('0.03137', '−2', '+0.5', 'undefined')
     """
-    return "undefined" if math.isnan(value) else f"{value:.4g}".replace("-", "−")
+    if math.isnan(value):
+        return "undefined"
+    return (f"{value:+.4g}" if signed and value else f"{value:.4g}").replace("-", "−")
 
 
 def estimate(interval: Interval, *, share: bool, signed: bool = False) -> tuple[str, str]:
@@ -46,6 +48,10 @@ def estimate(interval: Interval, *, share: bool, signed: bool = False) -> tuple[
     ('+25.0\xa0points', '[+20.0,\xa0+30.1]')
     >>> estimate(Interval(-0.0021, -0.0037, -0.0004), share=True, signed=True)
     ('−0.21\xa0points', '[−0.37,\xa0−0.04]')
+    >>> estimate(Interval(2e6, -1e6, 5e6), share=False, signed=True)
+    ('+2e+06', '[−1e+06,\xa0+5e+06]')
+    >>> estimate(Interval(0.3, float("nan"), float("nan")), share=False, signed=True)
+    ('+0.3', '')
     >>> estimate(Interval(float("nan"), float("nan"), float("nan")), share=False)
     ('undefined', '')
     """
@@ -63,10 +69,11 @@ def estimate(interval: Interval, *, share: bool, signed: bool = False) -> tuple[
         return text, f"[{f',{SPACE}'.join(ends)}]"
     width = high - low
     if math.isnan(width):
-        return short(mean), ""
+        return short(mean, signed=signed), ""
     large = max(abs(low), abs(high)) >= 1e5 or 0 < width < 1e-6
     if large or not math.isfinite(width):
-        return short(mean), f"[{short(low)},{SPACE}{short(high)}]"
+        ends = [short(end, signed=signed) for end in (low, high)]
+        return short(mean, signed=signed), f"[{f',{SPACE}'.join(ends)}]"
     digits = 3 if width == 0 else min(max(1 - math.floor(math.log10(width)), 0), 6)
     digits = _side_of_zero(low, high, digits) if signed else digits
     ends = [number(end, digits, signed=signed) for end in (low, high)]

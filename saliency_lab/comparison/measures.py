@@ -128,6 +128,14 @@ class Measure:
             floor = SCORES_DISAGREE * math.sqrt(np.mean(spreads)) if spreads else np.nan
         return statistics.seeds_disagree(np.array(self.seed_means(model)), floor)
 
+    def lost_seeds(self, model: str) -> bool:
+        """Whether fewer than two of a model's several training seeds have scores, as where others collapsed.
+
+        Its mean is then that of one network, and says nothing about the recipe.
+        """
+        means = np.array(self.seed_means(model))
+        return len(means) > 1 and int((~np.isnan(means)).sum()) < 2
+
     def _right_or_wrong(self, values: np.ndarray) -> bool:
         """Whether values are right or wrong: 0 or 1, and not just scores that happen to be 0 for all."""
         return is_binary(values) and (self.share or self.bounds == (0.0, 1.0) or values.min() < values.max())
@@ -144,9 +152,12 @@ class Measure:
         """Say which model is "best", and which are a "tie": not significantly worse than it.
 
         A tie is decided by the paired test at `alpha`, corrected by Holm over the models. Where scores are
-        undefined, a model may be ahead of the best on the images that both have: it is a tie too.
+        undefined, a model may be ahead of the best on the images that both have: it is a tie too. A model
+        with scores of one seed of several is neither.
         """
-        known = {model: mean for model, mean in means.items() if not np.isnan(mean)}
+        known = {
+            model: mean for model, mean in means.items() if not np.isnan(mean) and not self.lost_seeds(model)
+        }
         if self.better == "neither" or len(set(known.values())) < 2:
             return {}
         sign = 1.0 if self.better == "higher" else -1.0

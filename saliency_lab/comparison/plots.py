@@ -59,7 +59,7 @@ def _class_name(pictures: Pictures, label: int) -> str:
     return pictures.classes[label] if label < len(pictures.classes) else str(label)
 
 
-_OPEN_MARKS = "small open marks: single seeds, where seeds disagree"
+_OPEN_MARKS = "open marks: single seeds"
 
 
 class ComparisonPlots:

@@ -478,6 +478,19 @@ def test_the_largest_epsilon_is_the_default_in_any_order() -> None:
     assert Comparison(_scores(), robustness, baseline="a").measure("robust_accuracy").eps == 0.2
 
 
+def test_a_note_on_seeds_that_disagree_leaves_the_panel_its_width() -> None:
+    table = _robustness(3)
+    table.loc[(table["model"] == "b") & (table["seed"] == 0), "robust"] = False
+    widths = []
+    for rows in (_robustness(3), table):
+        comparison = Comparison(pd.DataFrame(), rows, baseline="a")
+        assert comparison.table()["seeds_disagree"].any() == (rows is table)
+        figure = comparison.plot.robustness()
+        figure.draw_without_rendering()
+        widths.append(figure.axes[0].get_position().width)
+    assert widths[1] > 0.9 * widths[0]
+
+
 def test_a_recipe_with_scores_of_a_single_seed_is_not_tested() -> None:
     table = _scores(3)
     table.loc[(table["model"] == "b") & (table["seed"] > 0), "score"] = np.nan  # two of three collapsed
@@ -485,7 +498,7 @@ def test_a_recipe_with_scores_of_a_single_seed_is_not_tested() -> None:
     rows = comparison.table().query("model == 'b'")
     assert rows["mean"].notna().all() and rows["difference"].notna().all()
     assert rows[["low", "difference_low", "p", "p_holm"]].isna().all(axis=None)
-    assert not rows["differs"].any()
+    assert not rows["differs"].any() and not rows["rank"].any()
     asked = Claim(question="Is b sparser?", model="b", over="a", metric="sparseness")
     assert set(judge(asked, comparison)["verdict"]) == {"undefined"}
     assert "only one of the training seeds has scores" in str(comparison)
