@@ -200,8 +200,10 @@ class Step:
         return self._forward(head, shared, draw=0), saliency
 
 
-def input_gradient(value: Tensor, point: Tensor, **how: bool) -> Tensor:
-    """Return the gradient of a scalar at `point`; `how` is passed on to `torch.autograd.grad`.
+def input_gradient(
+    value: Tensor, point: Tensor, *, retain_graph: bool | None = None, create_graph: bool = False
+) -> Tensor:
+    """Return the gradient of a scalar at `point`.
 
     Raises
     ------
@@ -210,7 +212,9 @@ def input_gradient(value: Tensor, point: Tensor, **how: bool) -> Tensor:
     """
     slope = None
     if value.requires_grad:
-        slope = torch.autograd.grad(value, point, allow_unused=True, **how)[0]
+        (slope,) = torch.autograd.grad(
+            value, point, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
+        )
     if slope is None:
         raise TrainingError(
             "the model's logits have no gradient at the image (it is detached or converted on the way), and "

@@ -527,7 +527,7 @@ def test_a_model_without_a_gradient_at_the_image(images, name):
         with pytest.warns(UserWarning, match="gradient is exactly 0 for 100%"):
             sl.train("digits/standard", images, model=Detached(), overrides=overrides)
     else:
-        with pytest.raises(TrainingError, match="no gradient at the image.*use 'standard'"):
+        with pytest.raises(TrainingError, match=r"no gradient at the image.*use 'standard'"):
             sl.train("digits/standard", images, model=Detached(), overrides=overrides)
 
 
