@@ -47,15 +47,18 @@ class Method:
 
         Stored maps of an earlier revision are computed again.
         """
-        new_layer = self.name in _NEW_DEFAULT_LAYER and settings.get("layer") is None
-        own = int(new_layer or self.name in _IN_PLACE)
+        own = _REVISIONS.get(self.name, 0)
         base = settings.get("base")
         return max(own, METHODS[base].revision(settings["base_settings"])) if isinstance(base, str) else own
 
 
-_NEW_DEFAULT_LAYER = ("grad_cam", "guided_grad_cam", "layer_conductance")
-_IN_PLACE = ("lrp", "attn_lrp")
-"""They once skipped what changes the output of a layer in place in front of a batch normalisation."""
+_REVISIONS = {
+    # what changes the output of a layer in place in front of a batch normalisation is not skipped any more
+    **dict.fromkeys(("lrp", "attn_lrp"), 1),
+    # 1: another default layer; 2: channels are followed from call to call, and tokens may come before images
+    **dict.fromkeys(("grad_cam", "guided_grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam"), 2),
+    **dict.fromkeys(("xgrad_cam", "eigen_cam", "score_cam", "ablation_cam", "layer_conductance"), 2),
+}
 
 
 DESCRIBERS: list[Callable[[Extension], Method | None]] = []

@@ -10,12 +10,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saliency_lab._common.calls import Call, Rule, calls, hidden_part, track_modules
+from saliency_lab._common.calls import (
+    CONTRACTIONS,
+    Call,
+    Rule,
+    calls,
+    depending,
+    hidden_part,
+    track_modules,
+)
 from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import no_gradient, undisturbed
@@ -31,6 +40,10 @@ ALONG_CHANNELS = calls("linear", "layer_norm", "rms_norm")
 NORMALISATION = calls("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm")
 PERMUTE, CONCATENATE, SOFTMAX = calls("permute"), calls("cat", "concat", "concatenate"), calls("softmax")
 PART = calls("__getitem__", "narrow", "select", "index_select")
+REORDERED = calls("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims") | {
+    Tensor.mT.__get__  # type: ignore[attr-defined]
+}
+RESHAPED = calls("reshape", "view", "flatten", "unflatten", "reshape_as", "view_as")
 CONVOLUTION = calls("conv2d")
 
 
@@ -76,15 +89,17 @@ class Arrangement:
 class Execution(Rule):
     """Watches a forward pass for what tells how the layers' outputs are arranged.
 
-    The layout of maps follows from the last call that fixes it (a convolution works on channels first, a
-    linear layer on channels last, a permutation changes between them). Tokens without a position are those
-    that were joined to tokens that depend on the image and do not depend on it themselves.
+    Which dimension counts channels is followed from call to call: a convolution works on channels first, a
+    linear layer on channels last, and what reorders or joins dimensions moves it. Where that is lost, the
+    layout is that of the last call that fixes it. Tokens without a position are those that were joined to
+    tokens that depend on the image and do not depend on it themselves.
     """
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
         self.images = images
         self.channels_last = False
+        self.channel_dims: dict[int, tuple[ref[Tensor], int]] = {}  # by id
         self.grids: list[tuple[int, int]] = []
         self.added: dict[int, tuple[int, int]] = {}  # total → tokens before and after those with a position
         self.without_position: list[Tensor] = []  # parts of tokens that hold such tokens alone
@@ -100,6 +115,10 @@ class Execution(Rule):
 
     def note(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """Keep what a call says about the arrangement of its output."""
+        if (dim := self._follow(func, args, kwargs, output)) is not None:
+            self.channel_dims[id(output)] = ref(output), dim
+        else:
+            self.channel_dims.pop(id(output), None)
         if func in SPATIAL and output.ndim == 4:
             self.channels_last = False
             self.grids.append((output.shape[2], output.shape[3]))
@@ -125,6 +144,32 @@ class Execution(Rule):
                     sum(part.shape[dim] for part in parts[:first]),
                     sum(part.shape[dim] for part in parts[last:]),
                 )
+
+    def channel_dim(self, output: Tensor) -> int | None:
+        """Return the dimension of a tensor that counts channels, if it is known."""
+        known, dim = self.channel_dims.get(id(output), (None, None))
+        return dim if known is not None and known() is output else None
+
+    def _follow(
+        self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> int | None:
+        """Return the dimension of a call's output that counts channels, from that of its first input."""
+        if func in SPATIAL and output.ndim == 4:
+            return 1
+        source = next((each for each in depending(args) if self.channel_dim(each) is not None), None)
+        if source is None:
+            return output.ndim - 1 if func in ALONG_CHANNELS else None
+        dim = self.channel_dim(source)
+        assert dim is not None
+        if func in REORDERED:
+            sizes = list(range(2, 2 + source.ndim))
+            moved = func(torch.empty(sizes, device="meta"), *args[1:], **kwargs)
+            return list(moved.shape).index(sizes[dim])
+        if func in RESHAPED:
+            if dim == source.ndim - 1 and output.shape[-1] == source.shape[-1]:
+                return output.ndim - 1
+            return 1 if dim == 1 and output.shape[1] == source.shape[1] else None
+        return dim if output.ndim == source.ndim and func not in CONTRACTIONS else None
 
     def _is_without_position(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Return whether a call takes, from tokens (N, T, D), only some that have no position."""
@@ -152,7 +197,8 @@ class Execution(Rule):
             return None
         if output.ndim == 4:
             first, second, third = output.shape[1:]
-            last = self.channels_last
+            dim = self.channel_dim(output)
+            last = self.channels_last if dim is None else dim == 3
             if last and not self._may_cover(
                 first, second
             ):  # a view may have brought the channels to the front
@@ -167,7 +213,9 @@ class Execution(Rule):
             return None
         ends = [self.added[total]] if total in self.added else [(0, 0), (1, 0)]
         seen = [self._seen_grid(total - before - after) for before, after in ends]
-        if not tokens_first and not any(seen) and (grid := self._seen_grid(width)) is not None:
+        dim = self.channel_dim(output)
+        may_be_flat = not tokens_first and (not any(seen) if dim is None else dim == 1)
+        if may_be_flat and (grid := self._seen_grid(width)) is not None:
             return Arrangement(grid, flat=True)
         for (before, after), known in sorted(zip(ends, seen, strict=True), key=lambda each: each[1] is None):
             grid = known or patch_grid(total - before - after, self.images)

@@ -443,3 +443,38 @@ def test_layers_with_tokens_before_images_give_the_maps_of_the_same_network(meth
     assert ours.settings["layer"] == theirs.settings["layer"] == "encoder.layers.1.norm1"
     assert theirs.values.flatten(1).any(1).all()
     torch.testing.assert_close(ours.values, theirs.values, rtol=1e-4, atol=1e-6)
+
+
+LAYOUTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "permute": (lambda x: x.permute(0, 2, 3, 1), lambda x: x.permute(0, 3, 1, 2)),
+    "movedim": (lambda x: x.movedim(1, -1), lambda x: torch.moveaxis(x, -1, 1)),
+    "transposed twice": (lambda x: x.transpose(1, 2).swapaxes(2, 3), lambda x: x.mT.transpose(1, 2)),
+    "tokens": (lambda x: x.flatten(2).mT, lambda x: x.transpose(1, 2).unflatten(2, (8, 8))),
+}
+
+
+class Mixed(nn.Module):
+    """Layers along 8 channels of a map of 8 × 8 positions, which are moved to the end and back."""
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        self.before, self.behind = LAYOUTS[layout]
+        self.norm, self.mix, self.act = nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(self.act(self.mix(self.norm(self.before(x)))))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_channels_are_followed_through_any_layout_where_sizes_do_not_tell(layout: str) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 8, 4, 4), Mixed(layout))
+    model = nn.Sequential(body, nn.Hardtanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    x = torch.rand(2, 3, 32, 32)
+    features = body(x).detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(model[1:](features)[:, 1].sum(), features)
+    expected = (features * gradient).sum(1, keepdim=True).detach()
+    expected = nn.functional.interpolate(expected, (32, 32), mode="bilinear").expand_as(x)
+    for layer in ("0", "0.1"):
+        maps = attribute(model, x, method="hires_cam", target=1, layer=layer, relu=False)
+        torch.testing.assert_close(maps.values, expected, rtol=1e-4, atol=1e-7)
