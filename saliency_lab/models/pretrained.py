@@ -383,7 +383,8 @@ def _facts_of_timm(net: nn.Module) -> Facts:
         mean=config["mean"],
         std=config["std"],
         classes=names,
-        resize=(scaled[0], scaled[1]) if stretched else min(scaled),
+        # a side alone may leave images that are no squares too small to cover what is cut out
+        resize=(scaled[0], scaled[1]) if stretched else min(scaled) if size[0] == size[1] else None,
         interpolation=config["interpolation"] if config["interpolation"] != "random" else "bilinear",
         channels=channels,
     )

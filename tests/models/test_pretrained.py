@@ -119,6 +119,19 @@ def test_a_local_state_dict_of_timm(suffix: str, tmp_path: Path) -> None:
     torch.testing.assert_close(_normalised(ours, model.card), theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(300, 400), (400, 300), (64, 640)])
+def test_images_that_are_no_squares_are_cut_out_as_timm_does(size: tuple[int, int]) -> None:
+    net = timm.create_model("resnet10t", pretrained_cfg_overlay={"input_size": (3, 96, 64), "crop_pct": 1.0})
+    model = sl.wrap(net)
+    config = timm.data.resolve_model_data_config(net)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
+    expected = timm.data.create_transform(**config, is_training=False)(photo)
+    mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
+    x = sl.load_images([photo], model=model).x[0]
+    assert x.shape == (3, 96, 64) and x.flatten(1).std(1).min() > 0
+    torch.testing.assert_close(x, expected * std + mean, rtol=0, atol=1e-5)
+
+
 def test_padding_that_a_card_cannot_describe_is_said() -> None:
     net = timm.create_model("resnet10t", pretrained_cfg_overlay={"crop_mode": "border"})
     with pytest.warns(UserWarning, match=r"pads photographs for ResNet .*crop_mode='border'"):
