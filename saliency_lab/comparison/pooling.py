@@ -176,6 +176,12 @@ def pool_comparisons(
             if each not in measure.values:
                 raise InputError(f"the study '{name}' has no {metric} of '{each}'")
         intervals[name] = measure.difference(model, over, comparison.level)
+        if math.isnan(intervals[name].high - intervals[name].low):
+            split = [each for each in (model, over) if measure.seeds_disagree(each)]
+            reason = f", because the training seeds of '{split[0]}' disagree" if split else ""
+            raise InputError(
+                f"the study '{name}' has no interval of this difference{reason}; leave the study out"
+            )
         p[name] = measure.p_value(model, over)
         levels.add(comparison.level)
         shares.add(measure.share)

@@ -92,6 +92,18 @@ def test_comparisons_are_pooled_by_their_own_intervals() -> None:
         pool_comparisons(comparisons, "gone", "base", "sparseness")
 
 
+def test_a_study_whose_seeds_disagree_is_named() -> None:
+    split = _comparison(1.0, 0)
+    apart = (split.scores["model"] == "other") & (split.scores["seed"] == 1)
+    split.scores.loc[apart, "score"] += 100.0
+    lost = _comparison(1.0, 1)
+    lost.scores.loc[(lost.scores["model"] == "other") & (lost.scores["seed"] > 0), "score"] = np.nan
+    for bad, reason in ((split, ", because the training seeds of 'other' disagree"), (lost, "")):
+        message = f"the study 'two' has no interval of this difference{reason}; leave the study out"
+        with pytest.raises(InputError, match=message):
+            pool_comparisons({"one": _comparison(1.0, 2), "two": bad}, "other", "base", "sparseness")
+
+
 def test_what_cannot_be_pooled_is_refused() -> None:
     with pytest.raises(InputError, match="at least two studies, not 1"):
         pool_differences({"a": (0.1, 0.0, 0.2)})
