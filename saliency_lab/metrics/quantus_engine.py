@@ -134,8 +134,10 @@ class SumSpace(MaskSpace):
     def correlate(self, a: np.ndarray, b: np.ndarray, **_: Any) -> np.ndarray:
         """Correlate the sums with the changes `b` (N, K); NaN where either does not vary."""
         sums = np.stack(self._sums, axis=1)
-        defined = varies(torch.as_tensor(sums)) & varies(torch.as_tensor(b))
-        return np.where(defined.numpy(), self.correlation(a=sums, b=b, batched=True), np.nan)
+        defined = (varies(torch.as_tensor(sums)) & varies(torch.as_tensor(b))).numpy()
+        rising = np.arange(sums.shape[1], dtype=np.float64)  # in place of what Quantus cannot correlate
+        sums, changes = (np.where(defined[:, None], rows, rising) for rows in (sums, b))
+        return np.where(defined, self.correlation(a=sums, b=changes, batched=True), np.nan)
 
     def _sum(self, indices: np.ndarray) -> None:
         self._sums.append(np.take_along_axis(self.scores, indices, axis=1).sum(axis=1))
@@ -147,7 +149,15 @@ class ImputedSpace(MaskSpace):
     def __init__(self, probe: Probe, noise: Tensor) -> None:
         super().__init__(probe, "black", "logit")
         self.noise = noise
+        self.undefined: list[np.ndarray] = []
+        """Of each prediction, which answers (N,) are not a number; to Quantus these are wrong ones."""
         self._filled: list[Tensor] = []
+
+    def predict(self, masks: np.ndarray) -> np.ndarray:
+        """Return outputs (N, K), float64, and note which are not a number."""
+        out = super().predict(masks)
+        self.undefined.append(torch.as_tensor(out).softmax(1).isnan().any(1).numpy())
+        return out
 
     def impute(self, arr: np.ndarray, indices: np.ndarray, **_: Any) -> np.ndarray:
         """Impute image 0, 1, … in turn; what this returns only fills Quantus's stack."""

@@ -207,7 +207,8 @@ def _road_quantus(case: MetricInput) -> MetricOutput:
         noise=0.0,
         perturb_func=space.impute,
     )
-    return _curve_output(case, torch.as_tensor(np.asarray(correct, dtype=np.float64)))
+    right = np.where(np.stack(space.undefined, axis=1), np.nan, np.asarray(correct, dtype=np.float64))
+    return _curve_output(case, torch.as_tensor(right))
 
 
 register(

@@ -233,6 +233,29 @@ def test_an_answer_that_is_not_a_number_is_no_wrong_answer(scene, name, settings
     assert found.undefined == {"the model's answer is not a number": len(x)}
 
 
+class _NoNumber(nn.Module):
+    """Answers with NaN, or with logits beyond float32."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x) * self.factor
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [(name, engine) for name, engine in CASES if name in PASSES and METRICS[name].family == "faithfulness"],
+)
+def test_no_engine_scores_answers_that_are_not_numbers(scene, small, name, engine, factor):
+    model, x, y, maps = scene
+    found = evaluate_detailed(_NoNumber(model, factor), x, y, maps, name, engine=engine, **small(name, x))
+    assert np.isnan(found.values).all()
+    assert not any("Quantus cannot" in reason for reason in found.reasons)
+
+
 def test_metrics_share_the_passes_on_the_same_images(scene):
     model, x, y, maps = scene
     counting = _Counting(model)
