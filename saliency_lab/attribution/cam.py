@@ -225,9 +225,24 @@ def _bias_of_batch_norm(
     return (0.0 if bias is None else bias) - running_mean * scale
 
 
+def _bias_of_torch_batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor | None:
+    return _bias_of_batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+
+
 _BIASES: dict[Call, Callable[..., Tensor | None]] = {
     **dict.fromkeys(calls("conv2d"), _bias_of_convolution),
     F.batch_norm: _bias_of_batch_norm,
+    torch.batch_norm: _bias_of_torch_batch_norm,
 }
 
 

@@ -78,7 +78,7 @@ COMPOSITES: Mapping[Preset, Composite] = {
 Operation = Callable[[Tensor, Any], Tensor]
 Terms = list[tuple[Tensor, Any]]
 
-CONVOLUTION, LINEAR, BATCH_NORM = calls("conv1d", "conv2d", "conv3d"), calls("linear"), calls("batch_norm")
+CONVOLUTION, LINEAR = calls("conv1d", "conv2d", "conv3d"), calls("linear")
 MATRIX_PRODUCT = calls("matmul", "__matmul__", "bmm", "mm", "__rmatmul__")
 SUM, DIFFERENCE, NEGATION = calls("add", "__radd__"), calls("sub", "subtract"), calls("neg", "negative")
 ONE_BY_ONE = RELU | ELEMENTWISE | PRODUCTS | SUM | DIFFERENCE | NEGATION
@@ -266,7 +266,10 @@ class Propagation(Rule):
         tensors = depending(args, kwargs)
         if (func in CONVOLUTION or func in LINEAR) and len(tensors) == 1 and tensors[0] is args[0]:
             return self._parametric(func, *args, **kwargs)
-        if func in BATCH_NORM and tensors:
+        if func is torch.batch_norm and len(args) == 9 and tensors:
+            x, weight, bias, mean, variance, *more, _ = args  # it takes the weights first
+            return self._batch_norm(x, mean, variance, weight, bias, *more)
+        if func is F.batch_norm and tensors:
             return self._batch_norm(*args, **kwargs)
         if func in MATRIX_PRODUCT and len(tensors) == 1 and len(args) == 2:
             return self._matrix_product(func, *args)

@@ -565,3 +565,26 @@ def test_threads_that_share_a_model_get_the_same_maps(rgb_net, rgb_batch):
         together = [job.result().values for job in jobs]
     assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in rgb_net.modules())
+
+
+@pytest.mark.parametrize("name", ["lrp", "attn_lrp", "full_grad", "deep_lift"])
+def test_a_normalisation_that_is_called_by_torchs_own_name_is_the_same(name, rgb_net, rgb_batch):
+    """torch.batch_norm takes its arguments in another order than torch.nn.functional.batch_norm."""
+
+    class Named(nn.Module):
+        def __init__(self, norm: nn.BatchNorm2d) -> None:
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x: Tensor) -> Tensor:
+            norm = self.norm
+            facts = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+            return torch.batch_norm(x, *facts, False, 0.1, norm.eps, False)
+
+    twin = nn.Sequential(
+        *(Named(layer) if isinstance(layer, nn.BatchNorm2d) else layer for layer in rgb_net)
+    ).eval()
+    assert any(isinstance(layer, Named) for layer in twin)
+    x, y = rgb_batch
+    maps, expected = (attribute(each, x, y, name).values for each in (twin, rgb_net))
+    torch.testing.assert_close(maps, expected, rtol=1e-5, atol=1e-6)
