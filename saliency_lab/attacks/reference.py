@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -25,6 +26,7 @@ from saliency_lab._common.checks import check_default_dtype
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import (
     derive_seed,
+    generator,
     preserved_rng,
     sample_normal,
     sample_seeds,
@@ -121,8 +123,13 @@ def fab_t(problem: AttackProblem, settings: TargetedSettings) -> AttackOutcome:
 
 def square(problem: AttackProblem, settings: SquareSettings) -> AttackOutcome:
     """Andriushchenko et al., "Square Attack: a Query-Efficient Black-Box Adversarial Attack", ECCV 2020."""
-    if problem.norm == "l2" and problem.x.shape[-2] < 5:
-        raise InputError("attack 'square' with norm 'l2' needs images at least 5 pixels high; use 'linf'")
+    high, wide = problem.x.shape[-2:]
+    if problem.norm != "linf" and not _can_be_tiled(high, wide):
+        raise InputError(
+            f"attack 'square' with norm '{problem.norm}' begins with tiles a fifth of the image high, which "
+            f"needs at least 5 pixels, and they do not fit into {high}×{wide} pixels; use 'linf', or "
+            "images of another size"
+        )
     search = _Search(problem)
     problem = search.problem
     library = _SharedDraws(
@@ -130,10 +137,18 @@ def square(problem: AttackProblem, settings: SquareSettings) -> AttackOutcome:
         device=problem.x.device, resc_schedule=problem.norm == "linf",
     )  # fmt: skip
     library.init_hyperparam(problem.x)
+    library.draws = generator(problem.seed, "square")
     with preserved_rng(derive_seed(problem.seed, "square")), torch.no_grad():
         queries, adversarial = library.attack_single_run(problem.x.float(), problem.y)
     search.add(torch.arange(len(problem.x), device=problem.x.device), adversarial, passes=queries.long())
     return search.outcome()
+
+
+def _can_be_tiled(high: int, wide: int) -> bool:
+    """Whether the library's first tiles in L1 and L2 end inside the image; of one pixel, they may go on."""
+    side = high // 5
+    start = (high - 5 * side) // 2
+    return side == 1 or (side > 1 and all(start + each // side * side <= each for each in (high, wide)))
 
 
 def autoattack(problem: AttackProblem, settings: AutoAttackSettings) -> AttackOutcome:
@@ -161,6 +176,7 @@ _NORMS: dict[Norm, Literal["Linf", "L2", "L1"]] = {"linf": "Linf", "l2": "L2", "
 class _SharedDraws(SquareAttack):
     """Square whose sign draws are one row for all samples: none depends on who else is in the batch.
 
+    It draws from a generator of its own, so that no other thread takes a number from the sequence.
     Where the label's logit ties with another one, the predicted class decides whether the margin counts as
     broken: the library calls it broken, and fails with an error if that is so for all samples at the start.
     Logits that are not finite count as right, at a loss that any other point improves on.
@@ -175,10 +191,22 @@ class _SharedDraws(SquareAttack):
         lost = ~(margin.isfinite() & loss.isfinite())
         return margin.masked_fill(lost, 1.0), loss.masked_fill(lost, 1e6)
 
+    draws: torch.Generator
+
+    def _uniform(self, shape: Sequence[int]) -> Tensor:
+        return torch.rand(shape, generator=self.draws).to(self.device)
+
     def random_choice(self, shape: list[int]) -> Tensor:
         row = [1, *shape[1:]] if len(shape) == 4 else shape
-        draw: Tensor = super().random_choice(row)
-        return draw.expand(shape)
+        return (2 * self._uniform(row) - 1).sign().expand(shape)
+
+    def random_int(self, low: int = 0, high: int = 1, shape: Sequence[int] = (1,)) -> Tensor:
+        return (low + (high - low) * self._uniform(shape)).long()
+
+    def eta(self, s: int) -> Tensor:
+        delta: Tensor = super().eta(s)  # positive above and negative below, or turned, by a global draw
+        upright = delta if delta[0, -1] > 0 else delta.T
+        return upright.T if self._uniform([1]) > 0.5 else upright
 
 
 class _Search:

@@ -10,6 +10,7 @@ from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
+from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.seeding import preserved_rng, sample_normal, sample_seeds, sample_uniform
@@ -248,3 +249,38 @@ def test_square_goes_on_where_logits_are_not_finite(norm) -> None:
         Undefined(), x, y, "square", eps={"linf": 0.1, "l2": 1.0, "l1": 5.0}[norm], norm=norm, queries=20
     )
     assert not (found.success & (found.predictions == -1)).any() and found.clean_accuracy == 1
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize(
+    ("size", "fits"),
+    [((28, 28), True), ((14, 14), False), ((24, 24), False), ((14, 13), False), ((4, 9), False)],
+)
+def test_images_that_the_first_tiles_of_square_do_not_fit_are_named(norm, size, fits) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 3)).eval()
+    x = torch.rand(2, 1, *size)
+    y = net(x).argmax(1)
+    if fits:
+        assert len(sl.attack(net, x, y, "square", norm=norm, eps=1, queries=5)) == 2
+        return
+    with pytest.raises(sl.SaliencyLabError, match=f"do not fit into {size[0]}×{size[1]} pixels; use 'linf'"):
+        sl.attack(net, x, y, "square", norm=norm, eps=1, queries=5)
+    assert len(sl.attack(net, x, y, "square", eps=0.1, queries=5)) == 2
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1", "l2"])
+def test_square_draws_the_same_whatever_other_threads_draw(norm) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, 3)).eval()
+    x = torch.rand(3, 1, 15, 15)
+    y = net(x).argmax(1)
+
+    class Interrupted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch.rand(3)  # as another thread does between two steps
+            return net(x)
+
+    settings = {"norm": norm, "eps": {"linf": 0.01, "l1": 1.0, "l2": 0.2}[norm], "queries": 30}
+    alone = sl.attack(net, x, y, "square", **settings)
+    assert torch.equal(sl.attack(Interrupted(), x, y, "square", **settings).adversarial, alone.adversarial)
