@@ -196,18 +196,6 @@ def attack_settings(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dic
     return {name: given[label_of(name)] for name in names}
 
 
-def split_weights(source: str | Path) -> tuple[str, str | None]:
-    """Return the name of a model, and the weights that a pretrained network has behind an "@".
-
-    >>> split_weights("torchvision/resnet50@DEFAULT"), split_weights("runs/me@home")
-    (('torchvision/resnet50', 'DEFAULT'), ('runs/me@home', None))
-    """
-    from saliency_lab.models.pretrained import is_pretrained_name
-
-    name, at, weights = str(source).partition("@")
-    return (name, weights) if at and is_pretrained_name(name) else (str(source), None)
-
-
 def open_study(
     checkpoints: Sequence[str | Path],
     data: str | None,
@@ -266,7 +254,7 @@ def load_models(
     from saliency_lab._common.fingerprints import fingerprint
     from saliency_lab._common.inference import named_device
     from saliency_lab.models import ModelCard, card_of, load_model
-    from saliency_lab.models.pretrained import needs_weights
+    from saliency_lab.models.pretrained import split_weights
 
     there = named_device(device)
     seen: dict[str, str | Path] = {}
@@ -275,11 +263,6 @@ def load_models(
     groups: dict[str, list[nn.Module]] = {}
     for path in checkpoints:
         source, weights = split_weights(path)
-        if weights is None and needs_weights(source):
-            raise InputError(
-                f"say which weights '{source}' gets: {source}@DEFAULT for the pretrained ones, which are "
-                f"downloaded once, or {source}@FILE for those in a file that holds its state dict"
-            )
         model = load_model(source, there, weights=weights, trust=trust)
         card = card_of(model) or ModelCard()
         identity = card.sha256 or str(path)
@@ -349,6 +332,7 @@ def draw_images(
     from saliency_lab._common.settings import parse_settings
     from saliency_lab.data.catalogue import DATASETS
     from saliency_lab.models import card_of, read_card
+    from saliency_lab.models.card import check_data
     from saliency_lab.models.checkpoint import zoo_names
     from saliency_lab.training.api import load_data
     from saliency_lab.training.recipe import DataSpec
@@ -381,35 +365,7 @@ def draw_images(
                 )
     for name, each in cards.items():
         for card in each:
-            if card and card.input_shape and tuple(card.input_shape) != tuple(loaded.input_shape):
-                raise InputError(
-                    f"the model '{name}' takes images of {tuple(card.input_shape)} (C, H, W), and those of "
-                    f"'{loaded.name}' are {tuple(loaded.input_shape)}"
-                )
-            if card and card.classes and not _same_numbers(card.classes, loaded.classes):
-                raise InputError(
-                    f"the model '{name}' numbers {len(card.classes)} classes ('{card.classes[0]}', …), and "
-                    f"the labels of '{loaded.name}' {len(loaded.classes)} others ('{loaded.classes[0]}', …), "
-                    "so a label would stand for another class; name a data set of the model's classes, or "
-                    "your own with their numbers, by --data module:attribute"
-                )
+            check_data(card, name, loaded.name, loaded.input_shape, loaded.classes)
     if images > len(loaded.test):
         raise InputError(f"--images is {images:,}, and '{loaded.name}' has {len(loaded.test):,} test images")
     return loaded.test.sample(images, seed)
-
-
-def _same_numbers(own: Sequence[str], others: Sequence[str]) -> bool:
-    """Return whether labels that number the classes `others` may number those of a model.
-
-    As many classes may have other names, such as those of the folders of ImageNet, and numbers are no names.
-
-    >>> _same_numbers(("cat", "dog", "fox"), ("cat", "dog"))
-    True
-    >>> _same_numbers(("cat", "dog", "fox"), ("dog", "fox"))
-    False
-    """
-    return (
-        len(own) == len(others)
-        or tuple(own[: len(others)]) == tuple(others)
-        or all(name.isdecimal() for name in others)
-    )

@@ -36,9 +36,11 @@ from saliency_lab.data.images import Split, stratified_order
 from saliency_lab.data.located import LocatedSplit
 from saliency_lab.experiment.retraining import Retrained, retrain, retraining_plans, retraining_store
 from saliency_lab.experiment.schema import Declaration
-from saliency_lab.models import ModelCard, build_model, load_model, read_card
+from saliency_lab.models import ModelCard, build_model, card_of, load_model, read_card
+from saliency_lab.models.card import check_data
 from saliency_lab.models.catalogue import ARCHITECTURES, is_custom
 from saliency_lab.models.checkpoint import CARD, check_checkpoint, zoo_names
+from saliency_lab.models.pretrained import is_pretrained_name, split_weights
 from saliency_lab.retraining.api import RoarPlan, missing_networks
 from saliency_lab.study.cache.results import Failure
 from saliency_lab.study.cache.store import FolderStore, MemoryStore
@@ -462,13 +464,15 @@ def _finished_models(
         if not listed:
             raise InputError(f"model '{name}' lists no checkpoint; name one, or leave the model out")
         for position, source in enumerate(listed):
-            path = _found(declared.folder, source)
+            path, weights = _found(declared.folder, source)
             if _is_own(source) and not path.exists():
                 own = ARCHITECTURES[source](len(data.classes), data.input_shape).to(device)
                 models.setdefault(name, []).append(own)
                 continue
             try:
-                models.setdefault(name, []).append(load_model(path, device, trust=trust))
+                net = load_model(path.as_posix(), device, weights=weights, trust=trust)
+                check_data(card_of(net), name, data.name, data.input_shape, data.classes)
+                models.setdefault(name, []).append(net)
             except CheckpointError as error:
                 if not path.exists() or not check_checkpoint(path):
                     raise  # a mistake in the study, not damage
@@ -481,10 +485,15 @@ def _finished_models(
     return {name: networks for name, networks in models.items() if networks}, damaged
 
 
-def _found(folder: Path, source: str) -> Path:
-    """Return the folder of a checkpoint, relative to the study's file; a name of the zoo stays as it is."""
+def _found(folder: Path, source: str) -> tuple[Path, str | Path | None]:
+    """Return the folder of a network, relative to the study's file, or its name; and the weights it gets."""
     path = folder / check_path(source)
-    return path if path.exists() or source not in zoo_names() else Path(source)
+    if path.exists():
+        return path, None
+    name, weights = split_weights(source)
+    if weights is not None and (folder / weights).is_file():
+        return Path(name), folder / weights
+    return Path(name) if name in zoo_names() or is_pretrained_name(name) else path, weights
 
 
 _TIMED_STEPS = (2, 8)

@@ -82,7 +82,8 @@ class Declaration(Purpose):
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Recipe keys that hold for every recipe, such as "training.epochs" = 5."""
     models: dict[str, str | list[str]] = Field(default_factory=dict)
-    """Finished models by name: folders of checkpoints, or module:attribute; several are seeds of one."""
+    """Finished models by name: folders of checkpoints, names of `saliency-lab list zoo`, pretrained networks
+    with their weights (torchvision/NAME@DEFAULT), or module:attribute; several are seeds of one."""
     methods: list[str] | NamedSettings = Field(default_factory=list)
     metrics: list[str] | NamedSettings = Field(default_factory=list)
     attacks: NamedSettings = Field(default_factory=dict)

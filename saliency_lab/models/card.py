@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import facts
 from saliency_lab._common.pictures import Interpolation
 from saliency_lab._common.settings import ClearErrors
@@ -153,3 +154,44 @@ def card_of(model: nn.Module) -> ModelCard | None:
     """Return the card that `build_model`, `train` or `load_model` put on a model; None for any other."""
     card = getattr(model, "card", None)
     return card if isinstance(card, ModelCard) else None
+
+
+def check_data(
+    card: ModelCard | None, model: str, data: str, input_shape: Sequence[int], classes: Sequence[str]
+) -> None:
+    """Check that a model's images and classes are those of a data set, as far as its card says.
+
+    Raises
+    ------
+    InputError
+        If the images have another shape (C, H, W), or a label would stand for another class.
+    """
+    if card and card.input_shape and tuple(card.input_shape) != tuple(input_shape):
+        raise InputError(
+            f"the model '{model}' takes images of {tuple(card.input_shape)} (C, H, W), and those of '{data}' "
+            f"are {tuple(input_shape)}"
+        )
+    if card and card.classes and not _same_numbers(card.classes, classes):
+        raise InputError(
+            f"the model '{model}' numbers {len(card.classes)} classes ('{card.classes[0]}', …), and the "
+            f"labels of '{data}' {len(classes)} others ('{classes[0]}', …), so a label would stand for "
+            "another class; name a data set of the model's classes, or your own with their numbers, as "
+            "module:attribute"
+        )
+
+
+def _same_numbers(own: Sequence[str], others: Sequence[str]) -> bool:
+    """Return whether labels that number the classes `others` may number those of a model.
+
+    As many classes may have other names, such as those of the folders of ImageNet, and numbers are no names.
+
+    >>> _same_numbers(("cat", "dog", "fox"), ("cat", "dog"))
+    True
+    >>> _same_numbers(("cat", "dog", "fox"), ("dog", "fox"))
+    False
+    """
+    return (
+        len(own) == len(others)
+        or tuple(own[: len(others)]) == tuple(others)
+        or all(name.isdecimal() for name in others)
+    )

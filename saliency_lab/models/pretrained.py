@@ -83,6 +83,28 @@ def needs_weights(name: str) -> bool:
     return is_pretrained_name(name) and name.partition("/")[0] != EFFICIENTNET.partition("/")[0]
 
 
+def split_weights(source: str | Path) -> tuple[str, str | None]:
+    """Return the name of a model, and the weights that follow that of a pretrained network behind an "@".
+
+    >>> split_weights("torchvision/resnet50@DEFAULT"), split_weights("runs/me@home")
+    (('torchvision/resnet50', 'DEFAULT'), ('runs/me@home', None))
+
+    Raises
+    ------
+    InputError
+        If no weights follow the name of a pretrained network that can have several.
+    """
+    name, at, weights = str(source).partition("@")
+    if not is_pretrained_name(name):
+        return str(source), None
+    if not weights and (at or needs_weights(name)):
+        raise InputError(
+            f"say which weights '{name}' gets: {name}@DEFAULT for the pretrained ones, which are downloaded "
+            f"once, or {name}@FILE for those in a file that holds its state dict"
+        )
+    return name, weights or None
+
+
 def is_torchvision_model(name: str) -> bool:
     """Return whether torchvision has a classifier of this name."""
     from torchvision import models

@@ -590,7 +590,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch):
         (["score", "MODEL", "--device", "gpu"], ["unknown device 'gpu'", "cuda:1"]),
         (["audit", "MODEL", "--eps", "0.1", "--device", "cuda:99"], ["no device 'cuda:99' here"]),
         (["study", "STUDY", "--device", "cuda:99"], ["no device 'cuda:99' here"]),
-        (["score", "MODEL", "--images", "100000"], ["100000", "359"]),
+        (["score", "MODEL", "--images", "100000"], ["100,000", "359"]),
         (["attribute", "MODEL", "--method", "salency"], ["did you mean 'saliency'"]),
         (["attribute", "MODEL", "--set", "steps=3"], ["NAME.steps"]),
         (["attribute", "MODEL", "--data", "planted", "--images", "4"], ["takes images of", "'planted'"]),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import torchvision
 from filelock import FileLock
 from torch import nn
 from typer.testing import CliRunner
@@ -449,6 +450,47 @@ def test_a_study_may_name_networks_that_come_with_the_package(tmp_path: Path) ->
     )
     study, *_ = run_declared(read_declaration(tmp_path / "study.toml"), tmp_path / "store")
     assert study.members[0].recipe == "digits/at"
+
+
+def test_a_study_may_name_pretrained_networks_and_their_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = torchvision.models.squeezenet1_1()
+    torch.save(net.state_dict(), tmp_path / "mine.pth")
+    (tmp_path / "study.toml").write_text(
+        """
+        models = { mine = "torchvision/squeezenet1_1@mine.pth" }
+        methods = ["saliency"]
+        metrics = ["sparseness"]
+        data = { name = "photos", images = 2 }
+        """
+    )
+    study, *_ = run_declared(read_declaration(tmp_path / "study.toml"), tmp_path / "store")
+    own = sl.wrap(net.eval(), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    torch.testing.assert_close(study.members[0].net(study.x), own(study.x))
+
+
+@pytest.mark.parametrize(
+    ("source", "data", "message"),
+    [
+        ("torchvision/squeezenet1_1", "photos", "torchvision/squeezenet1_1@DEFAULT"),
+        ("torchvision/squeezenet1_1@", "photos", "torchvision/squeezenet1_1@FILE"),
+        ("torchvision/squeezenet1_1@nowhere.pth", "photos", "nowhere.pth"),
+        ("digits/at", "planted", "takes images of"),
+        ("twenty", "photos", "numbers 20 classes"),
+    ],
+)
+def test_networks_of_other_images_classes_or_weights_are_refused(
+    tmp_path: Path, source: str, data: str, message: str
+) -> None:
+    net = build_model("resnet8", num_classes=20, input_shape=(3, 224, 224))
+    classes = tuple(f"kind {k}" for k in range(20))
+    save_model(net, tmp_path / "twenty", card=net.card.model_copy(update={"classes": classes}))
+    (tmp_path / "study.toml").write_text(
+        f'models = {{ mine = "{source}" }}\nmethods = ["saliency"]\nmetrics = ["sparseness"]\n'
+        f'data = {{ name = "{data}", images = 2 }}\n'
+    )
+    with pytest.raises(SaliencyLabError, match=message):
+        run_declared(read_declaration(tmp_path / "study.toml"), tmp_path / "store")
 
 
 def test_a_tilde_in_a_study_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
