@@ -41,6 +41,7 @@ from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.curve import whole_range
 from saliency_lab.attacks.losses import margin
 from saliency_lab.attacks.methods import METHODS, AttackMethod, OwnAttack
+from saliency_lab.attacks.reference import square_begins
 from saliency_lab.attacks.result import AttackResult
 from saliency_lab.attacks.slope import FINE, check_slope
 from saliency_lab.attacks.sources import FiniteDifferences, Smoothed, StraightThrough, inner_networks
@@ -549,17 +550,25 @@ class _Panel:
         return self.compare("rescaled logits", "PGD on rescaled logits and on the margin", tried)
 
     def reference(self, classes: int) -> list[Check]:
-        """Check Square alone, and the attacks of AutoAttack: APGD-CE, targeted APGD-DLR, FAB-T and Square."""
+        """Check Square alone, and the attacks of AutoAttack: APGD-CE, targeted APGD-DLR, FAB-T and Square.
+
+        Square is left out where it cannot begin on images of this size.
+        """
         steps, targets = self.budget.steps, self.budget.targets
         queries = self.budget.queries
-        square = self.breaks("square", queries=queries)
-        strong = [square, self.breaks("apgd_ce", steps=steps)]
+        high, wide = self.x.shape[-2:]
+        begins = square_begins(self.norm, high, wide)
+        square = [self.breaks("square", queries=queries)] if begins else []
+        strong = [*square, self.breaks("apgd_ce", steps=steps)]
         if classes >= 4:
             strong.append(self.breaks("apgd_t", steps=steps, target_classes=targets))
         strong.append(self.breaks("fab_t", steps=steps, target_classes=targets))
+        reason = f"Square in {self.norm} does not fit into {high}×{wide} pixels"
         return [
-            self.blind("black box", f"Square with {queries} queries", [square]),
-            self.compare("AutoAttack", "APGD, FAB-T and Square", strong),
+            self.blind("black box", f"Square with {queries} queries", square)
+            if begins
+            else Check("black box", "skipped", reason, {}),
+            self.compare("AutoAttack", "APGD, FAB-T and Square" if begins else "APGD and FAB-T", strong),
         ]
 
     def blind(self, name: str, who: str, tried: list[Tried]) -> Check:

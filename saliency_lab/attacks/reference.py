@@ -124,7 +124,7 @@ def fab_t(problem: AttackProblem, settings: TargetedSettings) -> AttackOutcome:
 def square(problem: AttackProblem, settings: SquareSettings) -> AttackOutcome:
     """Andriushchenko et al., "Square Attack: a Query-Efficient Black-Box Adversarial Attack", ECCV 2020."""
     high, wide = problem.x.shape[-2:]
-    if problem.norm != "linf" and not _can_be_tiled(high, wide):
+    if not square_begins(problem.norm, high, wide):
         raise InputError(
             f"attack 'square' with norm '{problem.norm}' begins with tiles a fifth of the image high, which "
             f"needs at least 5 pixels, and they do not fit into {high}×{wide} pixels; use 'linf', or "
@@ -144,8 +144,10 @@ def square(problem: AttackProblem, settings: SquareSettings) -> AttackOutcome:
     return search.outcome()
 
 
-def _can_be_tiled(high: int, wide: int) -> bool:
+def square_begins(norm: Norm, high: int, wide: int) -> bool:
     """Whether the library's first tiles in L1 and L2 end inside the image; of one pixel, they may go on."""
+    if norm == "linf":
+        return True
     side = high // 5
     start = (high - 5 * side) // 2
     return side == 1 or (side > 1 and all(start + each // side * side <= each for each in (high, wide)))

@@ -177,6 +177,19 @@ def test_surrogates_have_names(hardened, trained, batch) -> None:
         audit(hardened, *batch, eps=0.1, surrogates=[trained])
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_an_audit_leaves_square_out_where_its_tiles_do_not_fit() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, 4)).eval()
+    x = torch.rand(6, 1, 24, 24)
+    for norm, verdict in (("l2", "skipped"), ("linf", "pass")):
+        found = sl.audit(net, x, net(x).argmax(1), eps=0.01, norm=norm, steps=3)
+        checks = {check.name: check for check in found.checks}
+        assert checks["black box"].verdict == verdict, norm
+        assert ("24×24" in checks["black box"].evidence) == (verdict == "skipped")
+        assert ("Square" in checks["AutoAttack"].evidence) == (verdict == "pass")
+
+
 @pytest.mark.long
 def test_an_adversarially_trained_network_is_believed(hardened, trained, batch) -> None:
     x, y = batch[0][:32], batch[1][:32]
