@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import CHART_WIDTH, chart, head, legend, looks, shade, styled
+from saliency_lab.plotting.style import CHART_WIDTH, chart, head, legend, looks, percent_ticks, shade, styled
 
 Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Positions (K,), means, lower and upper ends."""
@@ -76,7 +76,7 @@ def bands(
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis, in_percent in zip((ax.xaxis, ax.yaxis), percent, strict=True):
         if in_percent:
-            axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            percent_ticks(axis)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     head(ax, title, note)
     legend(fig, {name: look[name] for name in [*curves, *seeds]})

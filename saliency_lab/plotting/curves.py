@@ -9,11 +9,21 @@ from typing import Protocol
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import CHART_WIDTH, INK, NARROW, chart, head, legend, looks, shade, styled
+from saliency_lab.plotting.style import (
+    CHART_WIDTH,
+    INK,
+    NARROW,
+    chart,
+    head,
+    legend,
+    looks,
+    percent_ticks,
+    shade,
+    styled,
+)
 
 _TICKS = 8
 """The largest number of radii that are all named at the axis."""
@@ -101,7 +111,7 @@ def robustness(
         ax.set_xticks(measured, [_tick(place, along) for place in measured])
         ax.minorticks_off()
     ax.set_ylim(0, 1)
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    percent_ticks(ax.yaxis)
     ax.grid(axis="y")
     names = {"eps": "perturbation size ε (image range 0 to 1)", "steps": "steps of the attack"}
     ax.set(xlabel=xlabel or names.get(along, along), ylabel=ylabel)

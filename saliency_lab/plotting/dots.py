@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.plotting.style import (
@@ -16,6 +15,7 @@ from saliency_lab.plotting.style import (
     head,
     legend,
     looks,
+    percent_ticks,
     styled,
     wrap,
 )
@@ -91,7 +91,7 @@ def dots(
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
     if percent:
-        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        percent_ticks(ax.xaxis)
     ax.set_xlabel(axis_label(xlabel, better))
     head(ax, title, note)
     legend(fig, {model: look[model] for model in models}, lines=False)

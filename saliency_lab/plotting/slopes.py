@@ -6,10 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.plotting.style import NARROW, SCREEN_WIDTH, axis_label, chart, head, legend, looks, styled
+from saliency_lab.plotting.style import (
+    NARROW,
+    SCREEN_WIDTH,
+    axis_label,
+    chart,
+    head,
+    legend,
+    looks,
+    percent_ticks,
+    styled,
+)
 from saliency_lab.plotting.tradeoff import Estimate
 
 
@@ -75,7 +84,7 @@ def slopes(
     ax.margins(x=0.08)
     ax.grid(axis="y")
     if percent:
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        percent_ticks(ax.yaxis)
     ax.set_ylabel(axis_label(ylabel, better))
     head(ax, None, note)
     legend(fig, {name.replace("_", " "): each for name, each in look.items()})

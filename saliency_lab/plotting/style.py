@@ -29,11 +29,13 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import matplotlib as mpl
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FuncFormatter
 
 from saliency_lab._common.arguments import check_path
 from saliency_lab._common.errors import InputError
@@ -221,11 +223,37 @@ def bare(ax: Axes) -> None:
 
 
 def head(ax: Axes, title: str | None, note: str | None) -> None:
-    """Write a title above a panel on the left, and a note below it in small letters."""
+    """Write a title above a panel on the left, and a note below it in small letters, in lines that fit."""
+    pad = None
     if note:
-        ax.text(0, 1.02, note, transform=ax.transAxes, va="bottom", fontsize="small", color="#606060")
+        size = 0.83 * mpl.rcParams["font.size"]
+        fig = ax.get_figure(root=True)
+        assert fig is not None
+        width = fig.get_figwidth()
+        lines = _lines(note, 0.55 * width if width >= NARROW else width - 1, size)
+        ax.text(
+            0, 1.02, "\n".join(lines), transform=ax.transAxes, va="bottom", fontsize=size, color="#606060"
+        )
+        pad = 10 + 1.2 * size * len(lines)
     if title:
-        ax.set_title(title, loc="left", pad=18 if note else None)
+        ax.set_title(title, loc="left", pad=pad)
+
+
+def _lines(text: str, width: float, size: float) -> list[str]:
+    """Break a text between words into lines of at most `width` inches, in letters of `size` points."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and text_width(longer, size) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def percent_ticks(axis: Axis) -> None:
+    """Label the ticks of an axis of shares in percent, with the digits that distinguish them."""
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%".replace("-", "−")))
 
 
 def legend(fig: Figure, look: Mapping[str, Look], *, lines: bool = True) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.plotting.style import (
@@ -19,6 +18,7 @@ from saliency_lab.plotting.style import (
     head,
     legend,
     looks,
+    percent_ticks,
     styled,
 )
 
@@ -98,10 +98,10 @@ def tradeoff(
     ax.margins(0.16, 0.14)
     ax.grid(True)
     if percent[0]:
-        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        percent_ticks(ax.xaxis)
         ax.set_xlim(max(ax.get_xlim()[0], -_ROOM), min(ax.get_xlim()[1], 1 + _ROOM))
     if percent[1]:
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        percent_ticks(ax.yaxis)
         ax.set_ylim(max(ax.get_ylim()[0], -_ROOM), min(ax.get_ylim()[1], 1 + _ROOM))
     ax.set(
         xlabel=axis_label(xlabel, better[0]),

@@ -17,6 +17,10 @@ from saliency_lab.plotting.style import looks
 from saliency_lab.plotting.tradeoff import tradeoff
 
 NOTE = "500 images × 3 seeds; 95 % intervals"
+LONG_NOTE = (
+    "500 images × 3 seeds; 95 % intervals; open marks: models without an interval, because their training "
+    "seeds disagree"
+)
 
 
 def table(*accuracy: float) -> pd.DataFrame:
@@ -72,24 +76,31 @@ INTERVALS = {model: (0.1 * i, 0.1 * i - 0.05, 0.1 * i + 0.05) for i, model in en
 
 @pytest.mark.long
 @pytest.mark.parametrize("width", [3.25, 7.0])
+@pytest.mark.parametrize("note", [NOTE, LONG_NOTE], ids=["note", "long note"])
 @pytest.mark.parametrize("models", [["standard", "at"], list(RECIPES), ["_mine", "at"]])
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda models, width: robustness(
-            {m: table(0.9, 0.3, 0.0) for m in models}, title="pgd", note=NOTE, width=width
+        lambda models, width, note: robustness(
+            {m: table(0.9, 0.3, 0.0) for m in models}, title="pgd", note=note, width=width
         ),
-        lambda models, width: bands(dict.fromkeys(models, CURVE), title="saliency", note=NOTE, width=width),
-        lambda models, width: dots(
-            {"integrated_gradients": {m: INTERVALS[m] for m in models}}, note=NOTE, width=width
+        lambda models, width, note: bands(
+            dict.fromkeys(models, CURVE), title="saliency", note=note, width=width
         ),
-        lambda models, width: slopes({"saliency": {m: INTERVALS[m] for m in models}}, note=NOTE, width=width),
-        lambda models, width: tradeoff({m: (INTERVALS[m],) * 2 for m in models}, note=NOTE, width=width),
+        lambda models, width, note: dots(
+            {"integrated_gradients": {m: INTERVALS[m] for m in models}}, note=note, width=width
+        ),
+        lambda models, width, note: slopes(
+            {"saliency": {m: INTERVALS[m] for m in models}}, note=note, width=width
+        ),
+        lambda models, width, note: tradeoff(
+            {m: (INTERVALS[m],) * 2 for m in models}, note=note, width=width
+        ),
     ],
     ids=["robustness", "bands", "dots", "slopes", "tradeoff"],
 )
-def test_a_chart_keeps_its_width_and_no_words_leave_it_or_meet(draw, models, width) -> None:
-    fig = draw(models, width)
+def test_a_chart_keeps_its_width_and_no_words_leave_it_or_meet(draw, models, note, width) -> None:
+    fig = draw(models, width, note)
     assert fig.get_figwidth() == width
     for _ in range(3):
         fig.draw_without_rendering()
@@ -109,6 +120,18 @@ def test_a_chart_keeps_its_width_and_no_words_leave_it_or_meet(draw, models, wid
     for i, box in enumerate(boxes):
         assert box.x0 >= -1 and box.x1 <= fig.bbox.x1 + 1 and box.y0 >= -1 and box.y1 <= fig.bbox.y1 + 1
         assert not any(box.overlaps(other) for other in boxes[:i]) or words[i].get_rotation()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.975, 0.992), (0.9912, 0.9937), (-0.02, 0.05)])
+def test_ticks_in_percent_are_distinct_and_say_where_they_are(low: float, high: float) -> None:
+    at = np.array([1.0, 2.0, 3.0])
+    fig = bands({"at": (at, np.linspace(low, high, 3), at * 0 + low, at * 0 + high)}, percent=(False, True))
+    fig.draw_without_rendering()
+    axis = fig.axes[0].yaxis
+    labels = [text.get_text() for text in axis.get_ticklabels()]
+    assert len(set(labels)) == len(labels) > 2
+    values = [float(label.removesuffix("%").replace("−", "-")) / 100 for label in labels]
+    np.testing.assert_allclose(values, axis.get_ticklocs(), atol=1e-9)
 
 
 def test_a_model_looks_the_same_where_another_is_missing_and_its_legend_shows_how() -> None:
