@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +35,18 @@ def layer_name(model: nn.Module, layer: LayerSpec, image: Tensor) -> str:
     Raises
     ------
     InputError
-        If it is no module of the model.
+        If it is no module of the model, or its tokens are not in the order of the image's rows.
     """
     check_visible(model, "a method of one layer")
+    name = _named(model, layer, image)
+    known = _IN_ROWS.setdefault(model, set())
+    if (name, image.shape[1:]) not in known:
+        _check_rows(model, name, image)
+        known.add((name, image.shape[1:]))
+    return name
+
+
+def _named(model: nn.Module, layer: LayerSpec, image: Tensor) -> str:
     if layer is None:
         return default_layer(model, image)
     if isinstance(layer, str):
@@ -49,6 +59,50 @@ def layer_name(model: nn.Module, layer: LayerSpec, image: Tensor) -> str:
         f"layer={type(layer).__name__}(…) is no module of {type(model).__name__}; give one of its modules, "
         "such as model.layer4, or its name"
     )
+
+
+_IN_ROWS: WeakKeyDictionary[nn.Module, set[tuple[str, torch.Size]]] = WeakKeyDictionary()
+"""Layers that were checked, and the shape of the images."""
+
+
+def _check_rows(model: nn.Module, name: str, image: Tensor) -> None:
+    """Refuse a layer of tokens that are ordered in another way than row by row.
+
+    Two tokens are followed back to the image (1, C, H, W): each must depend on pixels at its own position.
+    NaN · 0 is NaN, so this is dependence by the structure of the network, whatever its weights are.
+    """
+    execution = Execution(image)
+    caught: list[tuple[object, Arrangement | None]] = []
+    handle = find_layer(model, name).register_forward_hook(
+        lambda *given: caught.append((given[-1], execution.arrangement(given[-1], 1)))
+    )
+    point = image.detach().clone().requires_grad_(True)
+    try:
+        with torch.enable_grad(), execution:
+            model(point * 1.0)
+    finally:
+        handle.remove()
+    output, arrangement = caught[0] if len(caught) == 1 else (None, None)
+    if not isinstance(output, Tensor) or arrangement is None or not arrangement.tokens:
+        return  # its rows are those of the tensor, or the method itself refuses it
+    rows, columns = arrangement.grid
+    height, width = image.shape[2:]
+    for row, column in ((rows // 3, columns // 4), (rows * 3 // 4, columns * 2 // 3)):
+        start = torch.zeros_like(output)
+        arrangement.to_map(start)[:, :, row, column] = torch.nan
+        (gradient,) = torch.autograd.grad(output, point, start, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            return
+        reached = gradient.isnan()[0].any(0)
+        own = reached[
+            row * height // rows : -(-(row + 1) * height // rows),
+            column * width // columns : -(-(column + 1) * width // columns),
+        ]
+        if reached.any() and not own.any():
+            raise InputError(
+                f"the tokens of the layer '{name}' are not in the order of the image's rows, so no map can "
+                "be made of them; name another layer by layer=..."
+            )
 
 
 @dataclass(frozen=True)

@@ -445,6 +445,33 @@ def test_layers_with_tokens_before_images_give_the_maps_of_the_same_network(meth
     torch.testing.assert_close(ours.values, theirs.values, rtol=1e-4, atol=1e-6)
 
 
+class Units(nn.Module):
+    """Mixes tokens within square units of four, in the order of the units, as Hiera does, or row by row."""
+
+    def __init__(self, *, in_rows: bool) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.block = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU())
+        self.head, self.in_rows = nn.Linear(8, 5), in_rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x)
+        if not self.in_rows:
+            tokens = tokens.unflatten(3, (4, 2)).unflatten(2, (4, 2)).permute(0, 1, 2, 4, 3, 5)
+        return self.head(self.block(tokens.flatten(2).mT).mean(1))
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "eigen_cam", "ablation_cam", "layer_conductance"])
+@pytest.mark.parametrize("layer", [None, "block", "block.1"])
+def test_tokens_in_another_order_than_the_rows_of_the_image_are_refused(method, layer) -> None:
+    torch.manual_seed(0)
+    x = torch.zeros(1, 3, 32, 32)
+    x[:, :, 4:8, 20:28] = 1
+    assert attribute(Units(in_rows=True), x, method=method, target=1, layer=layer).values.shape == x.shape
+    with pytest.raises(InputError, match="not in the order of the image's rows"):
+        attribute(Units(in_rows=False), x, method=method, target=1, layer=layer)
+
+
 LAYOUTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "permute": (lambda x: x.permute(0, 2, 3, 1), lambda x: x.permute(0, 3, 1, 2)),
     "movedim": (lambda x: x.movedim(1, -1), lambda x: torch.moveaxis(x, -1, 1)),
