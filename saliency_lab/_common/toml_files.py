@@ -22,7 +22,7 @@ def read_toml(path: Path, noun: str) -> Table:
         If the file cannot be read or is not valid TOML.
     """
     try:
-        table: Table = mark_names(tomllib.loads(path.read_text(encoding="utf-8")), path)
+        table: Table = mark_names(tomllib.loads(path.read_text(encoding="utf-8-sig")), path)
         return table
     except OSError as error:
         raise InputError(f"cannot read the {noun} '{path}' ({error.strerror}); name a TOML file") from error

@@ -115,7 +115,7 @@ def _lacking(declared: Declaration, study: Study) -> str:
         return ""
     named = markdown_text(", ".join(models))
     return (
-        f"**This page is incomplete.** The study also declares {named}, which have no results here. "
+        f"**This page is incomplete.** There are no results here of {named}, which the study also declares. "
         "Corrections for several comparisons cover those on this page."
     )
 

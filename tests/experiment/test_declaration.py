@@ -386,6 +386,13 @@ def test_a_checkpoint_of_an_own_architecture_is_loaded_by_its_folder(
     assert torch.equal(study.members[0].net(study.x), trained(study.x))
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(TOML, encoding="utf-8-sig")
+    (tmp_path / "plain.toml").write_text(TOML, encoding="utf-8")
+    read, plain = (read_declaration(tmp_path / f"{name}.toml") for name in ("study", "plain"))
+    assert read.recipes == plain.recipes
+
+
 def test_a_file_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read the study"):
         read_declaration(tmp_path / "none.toml")

@@ -260,7 +260,7 @@ def test_a_part_says_what_it_lacks(packed, tmp_path):
     assert "4 of 4 are missing" in study_in_shell(study, *options, "--plan")
     study_in_shell(study, *options, "--pack", part, "--page", tmp_path)
     written = (tmp_path / "noise.md").read_text()
-    assert "**This page is incomplete.** The study also declares plain, noisy (seed 0)," in written
+    assert "**This page is incomplete.** There are no results here of plain, noisy (seed 0), which" in written
     assert (
         "No answer: nothing that was measured answers the claim 'Does noise help?'. Not measured: plain."
         in written
@@ -340,7 +340,7 @@ def test_parts_of_a_study_with_finished_networks_are_joined_in_any_order(tmp_pat
             study, "--only", name, "--out", tmp_path / name, "--pack", pack, "--page", tmp_path / name
         )
     alone = (tmp_path / "standard" / "given.md").read_text()
-    assert "The study also declares given" in alone and "What was given" not in alone
+    assert "There are no results here of given" in alone and "What was given" not in alone
     pages = []
     for names in (("standard", "given"), ("given", "standard")):
         parts = [each for name in names for each in ("--from", tmp_path / f"{name}.tar.xz")]
