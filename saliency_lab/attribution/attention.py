@@ -38,7 +38,7 @@ from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import Explained, Resolve, method
 from saliency_lab.attribution.fused_attention import FUSED, AttentionRule
-from saliency_lab.attribution.layer import Interpolation, enlarge
+from saliency_lab.attribution.layer import Interpolation, enlarge, reached
 from saliency_lab.models.cam_layer import patch_grid
 
 SOFTMAX = calls("softmax")
@@ -213,15 +213,6 @@ def _heads(weights: Tensor, count: int) -> Tensor:
     return weights if weights.ndim == 4 else weights.unflatten(0, (count, -1))
 
 
-def _reached(outputs: Tensor, at: Tensor, start: Tensor) -> Tensor:
-    """Return which entries of `at` the entries of `outputs` depend on in which `start` is NaN.
-
-    NaN · 0 is NaN, so this is dependence by the structure of the network, whatever its weights are.
-    """
-    (gradient,) = torch.autograd.grad(outputs, at, start, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(at, dtype=torch.bool) if gradient is None else gradient.isnan()
-
-
 def _tokens(reached: Tensor, dim: int) -> Tensor:
     """Return which tokens (T,) have any entry that is true."""
     return reached.movedim(dim, 0).flatten(1).any(1)
@@ -235,7 +226,7 @@ def _check_between(name: str, seen: list[_Attention]) -> None:
         for token in (0, size // 2):
             start = torch.zeros_like(after.scores)
             start[..., token, token] = torch.nan
-            tokens = _tokens(_reached(after.scores, before.output, start), before.token_dim)
+            tokens = _tokens(reached(after.scores, before.output, start), before.token_dim)
             if not tokens.any():
                 raise _refusal(
                     name,
@@ -315,7 +306,7 @@ def _on_image(
     """Average the rows of `flow` (n, T, T) of the tokens that the head reads, on the grid of patches."""
     last = seen[-1].output
     assert last is not None and settings.prefix_tokens is not None
-    read = _tokens(_reached(logits, last, torch.full_like(logits, torch.nan)), seen[-1].token_dim)
+    read = _tokens(reached(logits, last, torch.full_like(logits, torch.nan)), seen[-1].token_dim)
     if not read.any():
         raise _refusal(
             name, f"needs a head that reads the tokens, which that of {type(batch.model).__name__} does not"

@@ -69,7 +69,6 @@ def _check_rows(model: nn.Module, name: str, image: Tensor) -> None:
     """Refuse a layer of tokens that are ordered in another way than row by row.
 
     Two tokens are followed back to the image (1, C, H, W): each must depend on pixels at its own position.
-    NaN · 0 is NaN, so this is dependence by the structure of the network, whatever its weights are.
     """
     execution = Execution(image)
     caught: list[tuple[object, Arrangement | None]] = []
@@ -83,26 +82,35 @@ def _check_rows(model: nn.Module, name: str, image: Tensor) -> None:
     finally:
         handle.remove()
     output, arrangement = caught[0] if len(caught) == 1 else (None, None)
-    if not isinstance(output, Tensor) or arrangement is None or not arrangement.tokens:
-        return  # its rows are those of the tensor, or the method itself refuses it
+    if not isinstance(output, Tensor) or not output.requires_grad:
+        return  # the method itself refuses it
+    if arrangement is None or not arrangement.tokens:
+        return  # it has rows of its own
     rows, columns = arrangement.grid
     height, width = image.shape[2:]
     for row, column in ((rows // 3, columns // 4), (rows * 3 // 4, columns * 2 // 3)):
         start = torch.zeros_like(output)
         arrangement.to_map(start)[:, :, row, column] = torch.nan
-        (gradient,) = torch.autograd.grad(output, point, start, retain_graph=True, allow_unused=True)
-        if gradient is None:
-            return
-        reached = gradient.isnan()[0].any(0)
-        own = reached[
+        pixels = reached(output, point, start)[0].any(0)
+        own = pixels[
             row * height // rows : -(-(row + 1) * height // rows),
             column * width // columns : -(-(column + 1) * width // columns),
         ]
-        if reached.any() and not own.any():
+        if pixels.any() and not own.any():
             raise InputError(
                 f"the tokens of the layer '{name}' are not in the order of the image's rows, so no map can "
                 "be made of them; name another layer by layer=..."
             )
+
+
+def reached(outputs: Tensor, at: Tensor, start: Tensor) -> Tensor:
+    """Return which entries of `at` the entries of `outputs` depend on in which `start` is NaN.
+
+    NaN · 0 is NaN, so this is dependence by the structure of the network, whatever its weights are.
+    """
+    with torch.autograd.set_detect_anomaly(False):  # which refuses NaN
+        (gradient,) = torch.autograd.grad(outputs, at, start, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(at, dtype=torch.bool) if gradient is None else gradient.isnan()
 
 
 @dataclass(frozen=True)

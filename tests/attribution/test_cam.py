@@ -472,6 +472,16 @@ def test_tokens_in_another_order_than_the_rows_of_the_image_are_refused(method, 
         attribute(Units(in_rows=False), x, method=method, target=1, layer=layer)
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("method", ["grad_cam", "attention_rollout"])
+def test_a_caller_who_looks_for_anomalies_finds_none(method: str) -> None:
+    torch.manual_seed(0)
+    net, x = Encoder(batch_first=True), torch.rand(2, 3, 32, 32)
+    expected = attribute(net, x, method=method, target=1).values
+    with torch.autograd.detect_anomaly():
+        assert torch.equal(attribute(net, x, method=method, target=1).values, expected)
+
+
 LAYOUTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "permute": (lambda x: x.permute(0, 2, 3, 1), lambda x: x.permute(0, 3, 1, 2)),
     "movedim": (lambda x: x.movedim(1, -1), lambda x: torch.moveaxis(x, -1, 1)),
