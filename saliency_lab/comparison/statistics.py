@@ -21,7 +21,7 @@ FEWEST_DIFFERENT = 3
 """Fewest values that must differ from a repeated most frequent one for their mean to have an interval."""
 
 _ROUNDING = 1e-9
-"""Values whose standard deviation is below this share of the largest score differ by rounding alone."""
+"""Values whose standard deviation is below this share of the largest score are constant but for rounding."""
 
 _SMALLEST_TAIL = 1e-15
 """Tail probabilities below this are reported as this; p-values that small are all the same."""
@@ -122,7 +122,8 @@ def mean_estimate(scores: np.ndarray, bounds: tuple[float, float] = (-np.inf, np
     The interval is cut off at `bounds`, the smallest and the largest possible score.
 
     One seed: Student's interval over the images, corrected for skewness. Several seeds: the seeds' and the
-    images' parts are added in quadrature; see `_with_seeds`.
+    images' parts are added in quadrature; see `_with_seeds`. Where nothing varies but by rounding, neither
+    over images nor over seeds, there is no interval.
 
     >>> scores = np.arange(12.0).reshape(3, 4)
     >>> [round(end, 2) for end in mean_estimate(scores).interval(0.95)]
@@ -148,14 +149,15 @@ def _estimate(groups: Sequence[np.ndarray], bounds: tuple[float, float]) -> Mean
     groups = [group[:, used] for group in groups]
     with np.errstate(invalid="ignore", over="ignore"):
         mean = float(values.mean())
-        largest = max(float(np.nanmax(np.abs(group))) for group in groups)
-        images = _image_distances(values, largest)
-        if images is None:
-            return MeanEstimate(mean)
+        rounding = _ROUNDING * max(float(np.nanmax(np.abs(group))) for group in groups)
+        constant = len(values) > 1 and float(values.std()) <= rounding
+        images = _no_distances if constant else _image_distances(values)
         spread = _seed_spread([over_seeds(group.T) for group in groups])
-        if spread is None:
+        if images is None or spread is None:
             return MeanEstimate(mean)
         error, freedom = spread
+        if constant and math.hypot(*error) <= rounding:
+            return MeanEstimate(mean)
         share = _interaction_share(groups, float(values.var(ddof=1)) / len(values))
 
     def seeds(tail: float) -> tuple[float, float]:
@@ -246,13 +248,16 @@ def _with_seeds(images: Distances, seeds: Distances, share: float) -> Distances:
     return distances
 
 
-def _image_distances(values: np.ndarray, largest: float) -> Distances | None:
+def _no_distances(tail: float) -> tuple[float, float]:
+    return 0.0, 0.0
+
+
+def _image_distances(values: np.ndarray) -> Distances | None:
     """Student's limits of the mean of values (N,), corrected for skewness; None where there are none.
 
     The t statistic is transformed by Hall's cubic, which removes its skewness (Journal of the Royal
     Statistical Society B 54, 1992). One value has no interval; nor have values of which too few differ from
-    the most frequent one, such as zero-inflated scores of a few images: no interval from these covers. Values
-    that differ by rounding alone, compared with the `largest` score that they were made of, are constant.
+    the most frequent one, such as zero-inflated scores of a few images: no interval from these covers.
     """
     n = len(values)
     counts = np.unique(values, return_counts=True)[1]
@@ -261,7 +266,7 @@ def _image_distances(values: np.ndarray, largest: float) -> Distances | None:
         return None
     away = values - values.mean()
     size = float(values.std())
-    if not (size > _ROUNDING * largest and math.isfinite(size)):
+    if not (size > 0 and math.isfinite(size)):
         return None
     error = size / math.sqrt(n - 1)
     slope = float(((away / size) ** 3).mean()) / math.sqrt(n)
