@@ -184,6 +184,8 @@ class _SharedDraws(SquareAttack):
     Logits that are not finite count as right, at a loss that any other point improves on.
     """
 
+    draws: torch.Generator
+
     def margin_and_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         margin, loss = super().margin_and_loss(x, y)
         tied = margin == 0
@@ -192,8 +194,6 @@ class _SharedDraws(SquareAttack):
             margin[tied] = torch.where(correct, 1.0, -1.0) * torch.finfo(margin.dtype).tiny
         lost = ~(margin.isfinite() & loss.isfinite())
         return margin.masked_fill(lost, 1.0), loss.masked_fill(lost, 1e6)
-
-    draws: torch.Generator
 
     def _uniform(self, shape: Sequence[int]) -> Tensor:
         return torch.rand(shape, generator=self.draws).to(self.device)

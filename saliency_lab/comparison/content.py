@@ -12,6 +12,7 @@ import pandas as pd
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab.comparison.format import ARROWS, count, count_each, one_line, write_mean
+from saliency_lab.comparison.statistics import lost_seeds
 from saliency_lab.comparison.summary import Summary
 
 
@@ -183,9 +184,7 @@ def explain_unusual(table: pd.DataFrame) -> list[str]:
         )
     alone = table[table["low"].isna() & table["mean"].notna()]
     infinite = np.isinf(alone["mean"])
-    without = pd.Series(
-        [(~np.isnan(means)).sum() < 2 <= len(means) for means in alone["seed_means"]], alone.index, bool
-    )
+    without = pd.Series([lost_seeds(np.asarray(means)) for means in alone["seed_means"]], alone.index, bool)
     if (~infinite & ~without).any():
         notes.append("A mean without an interval: too few of its values differ from one another.")
     if (~infinite & without).any():

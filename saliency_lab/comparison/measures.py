@@ -129,12 +129,8 @@ class Measure:
         return statistics.seeds_disagree(np.array(self.seed_means(model)), floor)
 
     def lost_seeds(self, model: str) -> bool:
-        """Whether fewer than two of a model's several training seeds have scores, as where others collapsed.
-
-        Its mean is then that of one network, and says nothing about the recipe.
-        """
-        means = np.array(self.seed_means(model))
-        return len(means) > 1 and int((~np.isnan(means)).sum()) < 2
+        """Whether fewer than two of a model's several training seeds have scores."""
+        return statistics.lost_seeds(np.array(self.seed_means(model)))
 
     def _right_or_wrong(self, values: np.ndarray) -> bool:
         """Whether values are right or wrong: 0 or 1, and not just scores that happen to be 0 for all."""

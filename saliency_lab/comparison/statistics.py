@@ -283,15 +283,26 @@ def _image_distances(values: np.ndarray) -> Distances | None:
     return distances
 
 
+def lost_seeds(means: np.ndarray) -> bool:
+    """Say whether fewer than two of several training seeds have a mean, as where the others collapsed.
+
+    What is left is then about one network, and says nothing about the recipe.
+
+    >>> lost_seeds(np.array([0.5, np.nan])), lost_seeds(np.array([0.5])), lost_seeds(np.array([0.5, 0.6]))
+    (True, False, False)
+    """
+    return int((~np.isnan(means)).sum()) < 2 <= len(means)
+
+
 def _seed_spread(by_seed: Sequence[np.ndarray]) -> tuple[list[float], float] | None:
     """Return the standard error of each model's mean over its seeds, and Welch's degrees of freedom.
 
     A seed without a score (NaN) is left out. A single seed is taken to vary like the seeds of the other
-    model; where all models have a single one, the errors are 0. None where a model had several seeds and
-    fewer than two of them have scores, as where the others collapsed: it says nothing about the recipe.
+    model; where all models have a single one, the errors are 0. None where a model lost seeds
+    (`lost_seeds`).
     """
     defined = [means[~np.isnan(means)] for means in by_seed]
-    if any(len(left) < 2 <= len(means) for left, means in zip(defined, by_seed, strict=True)):
+    if any(map(lost_seeds, by_seed)):
         return None
     several = [means for means in defined if len(means) > 1]
     if not several:
