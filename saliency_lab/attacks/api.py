@@ -42,7 +42,7 @@ from saliency_lab.attacks.ascent import Norm, check_radius, norm_of, to_grid
 from saliency_lab.attacks.methods import METHODS, AttackMethod, OwnAttack
 from saliency_lab.attacks.problem import AttackProblem
 from saliency_lab.attacks.result import UNDEFINED, AttackResult
-from saliency_lab.attacks.sources import Borrowed, Expected, OnGrid
+from saliency_lab.attacks.sources import Borrowed, Expected, OnGrid, Watched
 
 
 def attack(
@@ -190,7 +190,7 @@ def _run(
         attacked = Borrowed(attacked, lender)
     attacked = OnGrid(attacked) if quantised else attacked
     there = clean if source is None else predict(source, x)
-    points, queries, curve = _search(
+    points, queries, curve, blind = _search(
         attacked, x, y, target, there, radius, rows, method, settings, seed, expect=attacked is original
     )
     logits = clean.clone()
@@ -206,6 +206,12 @@ def _run(
     success = (
         clean_correct & (predictions != y) if target is None else (guess != target) & (predictions == target)
     ) & finite
+    if blind and not success[rows].all():
+        warnings.warn(
+            "the model's logits have no gradient at the image, or one that is 0 everywhere, so attack "
+            f"'{method.name}' cannot see where to go; use 'square', and see what audit says",
+            stacklevel=4,  # the caller of `attack`
+        )
     return AttackResult(
         adversarial=points,
         labels=y,
@@ -241,26 +247,29 @@ def _search(
     seed: int,
     *,
     expect: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, bool]:
     """Run the method on the images at `rows`, chunk by chunk.
 
-    Return a point for each image of x (those that are not attacked stay), the queries spent on it, and the
-    curve of the loss (N, steps), if the method records one. `logits` are those of x on `model`; with `expect`
-    the passes are announced, so that a faster form of the model may be measured.
+    Return a point for each image of x (those that are not attacked stay), the queries spent on it, the curve
+    of the loss (N, steps), if the method records one, and whether all gradients were missing or 0. `logits`
+    are those of x on `model`; with `expect` the passes are announced, so that a faster form of the model may
+    be measured.
     """
     device = device_of(model)
     points = empty_tensor(x.shape, x.dtype).copy_(x.detach())
     queries = torch.zeros(len(x), dtype=torch.long)
     curve: Tensor | None = None
     forwards, gradients = Passes(model, x, reduced=False), Passes(model, x, backward=True)
+    blind = True
     with undisturbed(model), progress(label=method.name, total=len(rows)) as bar:
         if expect:
             _expect(forwards, gradients, method, settings, len(rows))
         size = gradients.rows or pass_rows(model, x.shape, backward=True)
         chunks = rows.split(size) if len(rows) else ()  # of nothing, split makes one
         for chunk in chunks:
+            watched = Watched(gradients.differentiable())
             problem = AttackProblem(
-                model=gradients.differentiable(),
+                model=watched,
                 x=x.detach()[chunk.to(x.device)].to(device),
                 y=y[chunk].to(device),
                 target=None if target is None else target[chunk].to(device),
@@ -277,8 +286,9 @@ def _search(
                 if curve is None:
                     curve = torch.full((len(x), outcome.loss_curve.shape[1]), torch.nan, dtype=torch.float32)
                 curve[chunk] = outcome.loss_curve.float().cpu()
+            blind = blind and watched.blind
             bar.update(len(chunk))
-    return points, queries, curve
+    return points, queries, curve, blind
 
 
 _LEFT_ALONE_EARLY = 4  # an attack that stops at the first broken point makes far fewer passes than it may

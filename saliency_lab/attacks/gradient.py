@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import replace
 
 import torch
@@ -212,21 +211,11 @@ class _Best:
 
 
 def _input_gradient(values: Tensor, point: Tensor) -> Tensor:
-    """Gradient of each sample's loss at its own point, NaN taken as 0; all 0, with a warning, if none."""
+    """Gradient of each sample's loss at its own point, NaN taken as 0; all 0 if there is none."""
     slope = torch.autograd.grad(values.sum(), point, allow_unused=True)[0] if values.requires_grad else None
     if slope is None:
-        warn_of_no_gradient()
         return torch.zeros_like(point)
     return slope if slope.sum().isfinite() else slope.nan_to_num()
-
-
-def warn_of_no_gradient() -> None:
-    """Say that an attack along the gradient is blind here."""
-    warnings.warn(
-        "the model's logits have no gradient at the image, so this attack cannot see where to go; "
-        "use 'square', and see what audit says",
-        stacklevel=3,
-    )
 
 
 def step_lengths(eps: Tensor, given: float | None, steps: int) -> Tensor:

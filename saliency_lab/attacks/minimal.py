@@ -8,9 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from saliency_lab._common.seeding import preserved_rng
 from saliency_lab.attacks.ascent import BallNorm, norm_of, project
-from saliency_lab.attacks.gradient import warn_of_no_gradient
 from saliency_lab.attacks.problem import AttackOutcome, AttackProblem, AttackSettings
 
 
@@ -72,7 +70,6 @@ class _Nearest:
 
 def cw(problem: AttackProblem, settings: CwSettings) -> AttackOutcome:
     """Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017 (L2)."""
-    _warn_if_blind(problem)
     x = problem.x
     centre = torch.atanh((2 * x - 1) * (1 - 1e-6))
 
@@ -95,7 +92,6 @@ def cw(problem: AttackProblem, settings: CwSettings) -> AttackOutcome:
 
 def ead(problem: AttackProblem, settings: EadSettings) -> AttackOutcome:
     """Chen et al., "EAD: Elastic-Net Attacks to Deep Neural Networks via Adversarial Examples", AAAI 2018."""
-    _warn_if_blind(problem)
     x = problem.x
 
     def minimise(constant: Tensor, nearest: _Nearest) -> Tensor:
@@ -131,15 +127,6 @@ def _search_constant(
     return nearest.outcome()
 
 
-def _warn_if_blind(problem: AttackProblem) -> None:
-    """Say, once for all steps, that the logits of the first image have no gradient there."""
-    point = problem.x[:1].clone().requires_grad_()
-    with preserved_rng():
-        logits = problem.model(point)
-    if _slope(logits, point) is None:
-        warn_of_no_gradient()
-
-
 def _slope(values: Tensor, point: Tensor) -> Tensor | None:
     """Gradient of the sum of `values` at `point`, of which the graph is kept; None if there is none."""
     if not values.requires_grad:
@@ -158,7 +145,6 @@ def _shortfall(problem: AttackProblem, logits: Tensor, confidence: float) -> Ten
 
 def deepfool(problem: AttackProblem, settings: DeepFoolSettings) -> AttackOutcome:
     """Moosavi-Dezfooli et al., "DeepFool: a Simple and Accurate Method to Fool Deep Networks", CVPR 2016."""
-    _warn_if_blind(problem)
     x, count = problem.x, min(settings.classes, problem.logits.shape[1])
     others = problem.logits.scatter(1, problem.y[:, None], torch.inf).topk(count, 1).indices[:, 1:]
     nearest = _Nearest(problem)

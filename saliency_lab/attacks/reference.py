@@ -33,7 +33,6 @@ from saliency_lab._common.seeding import (
     sample_uniform,
 )
 from saliency_lab.attacks.ascent import Norm, norm_of, project
-from saliency_lab.attacks.gradient import warn_of_no_gradient
 from saliency_lab.attacks.problem import AttackOutcome, AttackProblem, AttackSettings
 
 _SILENT = logging.getLogger("saliency_lab.pyautoattack")
@@ -236,8 +235,6 @@ class _Search:
         if not torch.is_grad_enabled():
             return self.problem.judge(x.to(self.problem.x.dtype)).to(torch.float32).clone()
         logits = self.problem.model(x.to(self.problem.x.dtype))
-        if x.requires_grad and not logits.requires_grad:
-            warn_of_no_gradient()
         return logits.to(torch.float32) + x.flatten(1)[:, :0].sum(1, keepdim=True)
 
     def open_rows(self) -> Tensor:

@@ -4,7 +4,7 @@
 gradient of another network: backward pass differentiable approximation (BPDA). The others provide that
 gradient where the model's own does not describe it: `StraightThrough` runs the model with its
 non-differentiable operations replaced, `FiniteDifferences` measures the gradient by forward passes, and
-`Smoothed` averages it over a neighbourhood.
+`Smoothed` averages it over a neighbourhood. `Watched` is the model itself, and notices whether it has a gradient.
 
 Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense of Security", ICML 2018.
 """
@@ -41,6 +41,32 @@ class Expected(nn.Module):
         """Return logits (N, K)."""
         passes = torch.stack([self.model(x).log_softmax(1) for _ in range(self.samples)])
         return passes.logsumexp(0) - math.log(self.samples)
+
+
+class Watched(nn.Module):
+    """A model, and whether the gradients asked of it were missing or 0 everywhere.
+
+    `blind` is True once the model was run for a gradient, until a gradient with an element other than 0
+    passes. An attack that needed no gradient, since its start was enough, leaves it True as well.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.blind = self._seen = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, K)."""
+        if torch.is_grad_enabled() and x.requires_grad and not self._seen:
+            self.blind = True
+            x = x.view_as(x)  # the gradient that comes through the model alone
+            x.register_hook(self._look)
+        logits: Tensor = self.model(x)
+        return logits
+
+    def _look(self, gradient: Tensor) -> None:
+        if not self._seen and bool((gradient.abs() > 0).any()):
+            self._seen, self.blind = True, False
 
 
 class OnGrid(nn.Module):

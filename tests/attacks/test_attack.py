@@ -276,16 +276,44 @@ def test_a_nan_gradient_does_not_hide_a_weak_model() -> None:
     assert not sl.attack(Root(), x, y, eps=0.1).robust.any()
 
 
-@pytest.mark.parametrize("method", ["fgsm", "deepfool", "cw", "ead"])
-def test_a_model_without_a_gradient_raises_a_warning(case, method) -> None:
-    class Detached(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return case.model(x.detach())
+GRADIENT_ATTACKS = [name for name in METHODS if METHODS[name].access == "gradient"]
 
-    with pytest.warns(UserWarning, match="no gradient at the image"):
-        settings = {"norm": METHODS[method].norms[0], **CHEAP.get(method, {})}
-        found = sl.attack(Detached(), case.x, case.y, method, eps=0.1, **settings)
-    assert torch.equal(found.adversarial, case.x)
+
+def detached(x: Tensor) -> Tensor:
+    return x.detach()
+
+
+def with_an_idle_gradient(x: Tensor) -> Tensor:
+    """Gradients are 0 at all pixels, as those of a step function."""
+    return x.detach() + 0 * x
+
+
+@pytest.mark.parametrize("hide", [detached, with_an_idle_gradient])
+@pytest.mark.parametrize("method", GRADIENT_ATTACKS)
+def test_a_model_without_a_gradient_raises_one_warning(case, method, hide) -> None:
+    class Hidden(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return case.model(hide(x))  # not a submodule: its weights have gradients all the same
+
+    settings = {"norm": METHODS[method].norms[0], **CHEAP.get(method, {})}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = sl.attack(Hidden(), case.x, case.y, method, eps=0.01, **settings)
+    assert found.robust.any()
+    [warning] = caught
+    assert f"no gradient at the image, or one that is 0 everywhere, so attack '{method}'" in str(warning.message)
+    assert warning.filename == __file__
+    if method in ("fgsm", "deepfool", "cw", "ead"):
+        assert torch.equal(found.adversarial, case.x)
+
+
+@pytest.mark.parametrize("method", GRADIENT_ATTACKS)
+def test_an_attack_that_needs_no_gradient_or_has_one_does_not_warn_of_it(case, method, recwarn) -> None:
+    """Where every image is broken at the start, no gradient is asked for."""
+    settings = {"norm": METHODS[method].norms[0], **CHEAP.get(method, {})}
+    for eps in (0.01, 1.0):
+        sl.attack(case.model, case.x, case.y, method, eps=eps, **settings)
+    assert not [each for each in recwarn if "no gradient" in str(each.message)]
 
 
 @pytest.mark.parametrize(
