@@ -130,6 +130,7 @@ def as_keywords(settings: Mapping[str, Any]) -> str:
 _ELSEWHERE = {
     "alpha": "step_size",
     "iterations": "steps",
+    "lr": "learning_rate",
     "n_iter": "steps",
     "nt_samples": "n",
     "n_samples": "n",
@@ -145,11 +146,17 @@ _ELSEWHERE = {
     "target_layer": "layer",
     "target_layers": "layer",
 }
-"""Names of settings in Captum, Quantus, pytorch-grad-cam and torchattacks, and the names here."""
+"""Names of settings in PyTorch, Captum, Quantus, pytorch-grad-cam and torchattacks, and the names here."""
 
 
-def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> None:
-    """Refuse unknown keys, also in nested tables, with the nearest known one."""
+def _check_keys(
+    model: type[BaseModel], given: Mapping[str, Any], of: str, whole: type[BaseModel] | None = None
+) -> None:
+    """Refuse unknown keys, also in nested tables, with the place that has them or the nearest known one.
+
+    `whole` is the outermost model; none: `model` itself.
+    """
+    whole = whole or model
     aliases = {field.alias for field in model.model_fields.values()}
     for key, value in given.items():
         if key in aliases:
@@ -160,14 +167,33 @@ def _check_keys(model: type[BaseModel], given: Mapping[str, Any], of: str) -> No
             meant = _ELSEWHERE.get(key, "")
             if meant in model.model_fields:
                 raise UnknownNameError(f"unknown setting of {of}: '{key}'; it is called '{meant}' here")
+            for name in (key, meant):
+                if places := _places_of(whole, name):
+                    listed = " or ".join(map(repr, places))
+                    raise UnknownNameError(f"unknown setting of {of}: '{key}'; write {listed}")
             if not model.model_fields:
                 raise UnknownNameError(f"unknown setting of {of}: '{key}'; it has no settings")
             raise unknown_name(f"setting of {of}:", key, model.model_fields)
-        inner = model.model_fields[key].annotation
-        if not (isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel)):
-            continue
-        if not isabstract(inner):  # an abstract one picks its class by a name in the table
-            _check_keys(inner, value, f"{of}, table [{key}]")
+        inner = _table_of(model, key)
+        if inner is not None and isinstance(value, Mapping):
+            _check_keys(inner, value, f"{of}, table [{key}]", whole)
+
+
+def _table_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """Return the model of the table `key`; none for a plain value, and where a name in it picks the class."""
+    inner = model.model_fields[key].annotation
+    if isinstance(inner, type) and issubclass(inner, BaseModel) and not isabstract(inner):
+        return inner
+    return None
+
+
+def _places_of(model: type[BaseModel], key: str) -> list[str]:
+    """Return the places inside `model` that have a setting `key`, written with dots, the outermost first."""
+    places = [key] if key in model.model_fields else []
+    for name in model.model_fields:
+        if (inner := _table_of(model, name)) is not None:
+            places += [f"{name}.{place}" for place in _places_of(inner, key)]
+    return places
 
 
 def _describe(error: ValidationError, model: type[BaseModel]) -> str:

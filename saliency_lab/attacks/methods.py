@@ -45,6 +45,7 @@ from saliency_lab.attacks.reference import (
     fab_t,
     square,
 )
+from saliency_lab.attacks.sources import Watched
 
 Access = Literal["gradient", "logits", "none"]
 
@@ -105,9 +106,11 @@ def custom_attack(extension: Extension) -> AttackMethod:
     def run(problem: AttackProblem, settings: Any) -> AttackOutcome:
         """Call the function with the global generators seeded, and check that its points are in the ball."""
         eps = problem.eps[0].item()
+        seen = problem.model
+        network = seen.model if isinstance(seen, Watched) else seen  # the one that the user gave
         given = {key: value for key, value in given_settings(settings).items() if key not in fields}
         with preserved_rng(derive_seed(problem.seed, name)):
-            points = function(problem.model, problem.x.clone(), problem.y.clone(), eps, **given)
+            points = function(network, problem.x.clone(), problem.y.clone(), eps, **given)
         if not isinstance(points, Tensor) or points.shape != problem.x.shape:
             raise InputError(f"attack '{name}' must return points of the shape {tuple(problem.x.shape)}")
         points = points.detach().to(problem.x)

@@ -4,7 +4,8 @@
 gradient of another network: backward pass differentiable approximation (BPDA). The others provide that
 gradient where the model's own does not describe it: `StraightThrough` runs the model with its
 non-differentiable operations replaced, `FiniteDifferences` measures the gradient by forward passes, and
-`Smoothed` averages it over a neighbourhood. `Watched` is the model itself, and notices whether it has a gradient.
+`Smoothed` averages it over a neighbourhood. `Watched` is the model itself, and notices whether it has a
+gradient.
 
 Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense of Security", ICML 2018.
 """

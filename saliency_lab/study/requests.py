@@ -128,8 +128,11 @@ def read_grid(
     return GridRequests(
         () if _is_empty(methods) else read_methods(methods),
         () if _is_empty(metrics) else read_metrics(metrics, sample),
-        [read_attack(**each) for each in _attack_arguments(attacks, "eps")],
-        [read_audit(**each, sample=sample) for each in _attack_arguments(audits, "eps", "images", "budget")],
+        [read_attack(**each) for each in _arguments_of("attack", attacks, "eps")],
+        [
+            read_audit(**each, sample=sample)
+            for each in _arguments_of("audit", audits, "eps", "images", "budget")
+        ],
     )
 
 
@@ -286,21 +289,23 @@ def attack_to_audit(audit: Request, attacks: Mapping[str, Request]) -> Request:
     return replace(audit, settings=attack.settings)
 
 
-def _attack_arguments(given: Mapping[str, Mapping[str, Any]] | None, *names: str) -> list[dict[str, Any]]:
+def _arguments_of(
+    kind: Literal["attack", "audit"], given: Mapping[str, Mapping[str, Any]] | None, *names: str
+) -> list[dict[str, Any]]:
     """Turn label → settings into arguments of `read_attack` or `read_audit`; `names` are not settings."""
+    example = {"attack": "eps = [0.1, 0.2]", "audit": "eps = 0.2"}[kind]
     if given is None:
         return []
     if not isinstance(given, Mapping):
         raise InputError(
-            'attacks and audits must be label → settings, such as {"pgd": {"eps": [0.1, 0.2]}}, '
-            f"not {given!r:.80}"
+            f"{kind}s must be a mapping of labels to settings, such as pgd with {example}, not {given!r:.80}"
         )
     calls = []
     for label, each in given.items():
         if not isinstance(each, Mapping) or "eps" not in each:
-            raise InputError(f"attack '{label}' needs its radii, such as eps = [0.1, 0.2]")
+            raise InputError(f"{kind} '{label}' needs ε, such as {example}")
         if "label" in each:
-            raise InputError(f"attack '{label}' has its label already; leave out label = {each['label']!r}")
+            raise InputError(f"{kind} '{label}' has its label already; leave out label = {each['label']!r}")
         arguments = {key: each[key] for key in names if key in each}
         settings = {key: value for key, value in each.items() if key not in {*arguments, "attack"}}
         calls.append({"attack": each.get("attack", label), "label": label, "settings": settings, **arguments})

@@ -301,7 +301,9 @@ def test_a_model_without_a_gradient_raises_one_warning(case, method, hide) -> No
         found = sl.attack(Hidden(), case.x, case.y, method, eps=0.01, **settings)
     assert found.robust.any()
     [warning] = caught
-    assert f"no gradient at the image, or one that is 0 everywhere, so attack '{method}'" in str(warning.message)
+    assert f"no gradient at the image, or one that is 0 everywhere, so attack '{method}'" in str(
+        warning.message
+    )
     assert warning.filename == __file__
     if method in ("fgsm", "deepfool", "cw", "ead"):
         assert torch.equal(found.adversarial, case.x)

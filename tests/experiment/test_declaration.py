@@ -266,7 +266,7 @@ def test_what_should_be_a_table_is_called_so(tmp_path: Path, line: str) -> None:
         (('baseline = "sgt"', 'baseline = "sgd"'), "did you mean 'sgt'"),
         (("net-1", "net-9"), "no checkpoint at"),
         (("smoothgrad", "smothgrad"), "did you mean 'smoothgrad'"),
-        (('eps = [0.1, "16/255"]', ""), "attack 'few' needs its radii"),
+        (('eps = [0.1, "16/255"]', ""), "attack 'few' needs ε, such as"),
         (("steps = 1", 'label = "x"'), "attack 'few' has its label already"),
         (("mine = [", "sgt = ["), "calls two models 'sgt'"),
         (('"digits/sgt"]', '"digits/standard"]'), "listed twice"),
