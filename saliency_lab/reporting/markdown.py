@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from saliency_lab.reporting.networks import (
     settings_in_words,
     trained_networks,
 )
-from saliency_lab.reporting.provenance import machines
+from saliency_lab.reporting.provenance import machines, method_settings
 
 if TYPE_CHECKING:
     from saliency_lab.experiment.schema import Declaration
@@ -229,7 +230,11 @@ def _missing(document: Document) -> list[str]:
 
 def _provenance(document: Document, declared: Declaration, study: Study) -> list[str]:
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
-    lines = ["## Settings", "", *markdown_lines(document.provenance.settings), ""]
+    settings = document.provenance.settings
+    if not any(place.kind == "maps" for place in study.results):  # packed results have none
+        methods = method_settings(declared.requests(study.sample).methods)
+        settings = replace(settings, rows=[*methods, *settings.rows])
+    lines = ["## Settings", "", *markdown_lines(settings), ""]
     if declared.overrides:
         lines.append(f"- overrides of the recipes: {settings_in_words(declared.overrides)}")
     lines += [

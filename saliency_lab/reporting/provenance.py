@@ -12,6 +12,8 @@ from saliency_lab.comparison.content import Column, Entry, Table
 from saliency_lab.comparison.format import count
 from saliency_lab.reporting.tables import model_entry
 from saliency_lab.study import Study
+from saliency_lab.study.keys import method_dependencies
+from saliency_lab.study.requests import Request
 
 Missing = list[tuple[str, str, str]]
 """Model, what is missing, and why."""
@@ -43,8 +45,9 @@ def provenance(study: Study, models: Sequence[str], unread: Missing) -> Provenan
             continue
         result, info = described
         weights[place.model, place.seed] = str(result.depends["model"])
-        written = _settings(result.depends)
-        settings.setdefault((_KINDS[place.kind], place.metric or place.label), written)
+        label = place.metric or place.label
+        written = _settings(result.depends, label)
+        settings.setdefault((_KINDS[place.kind], label), written)
         source: Mapping[str, Any] = info.get("provenance") or {}
         for package, version in (source.get("versions") or result.depends["versions"]).items():
             ran.setdefault(package, set()).add(str(version))
@@ -80,12 +83,24 @@ def provenance(study: Study, models: Sequence[str], unread: Missing) -> Provenan
             "settings",
             "Settings",
             [Column(""), Column("name"), Column("settings")],
-            [[Entry(kind), Entry(name), Entry(text)] for (kind, name), text in settings.items()],
+            [_setting(kind, name, text) for (kind, name), text in settings.items()],
         ),
         versions=_versions(ran),
         missing=missing,
         problems=problems,
     )
+
+
+def method_settings(requests: Sequence[Request]) -> list[list[Entry]]:
+    """Return the rows of the settings' table for methods whose maps are not stored, as in a packed study."""
+    return [
+        _setting("method", request.label, _settings(method_dependencies(request), request.label))
+        for request in requests
+    ]
+
+
+def _setting(kind: str, name: str, text: str) -> list[Entry]:
+    return [Entry(kind), Entry(name), Entry(text)]
 
 
 def _facts(study: Study) -> list[tuple[str, str]]:
@@ -172,9 +187,13 @@ def _problems(study: Study, unread: Missing, lost: list[tuple[str, int, str]]) -
     return summary, Table("problems", "What is missing, and why", columns, rows)
 
 
-def _settings(depends: Mapping[str, Any]) -> str:
-    """Write what a result depends on besides the network, the images and the versions."""
-    first = {key: depends[key] for key in ("eps",) if key in depends}
+def _settings(depends: Mapping[str, Any], label: str) -> str:
+    """Write what a result depends on besides the network, the images and the versions.
+
+    The name of the method, metric or attack is left out where the result has it as its label.
+    """
+    names = ("method", "metric", "attack", "eps")
+    first = {key: depends[key] for key in names if key in depends and depends[key] != label}
     last = {
         key: depends[key] for key in ("target", "engine", "budget", "dtype", "stored as") if key in depends
     }

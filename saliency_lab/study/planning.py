@@ -144,11 +144,12 @@ class _Withstands(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of `net`, with the first raised beyond reach."""
+        """Return the logits of `net`, the first replaced by log Σ exp(z) + 1, which is above all of them.
+
+        The probability of class 0 stays below 1, so that the loss has a gradient for attacks to follow.
+        """
         logits = self.net(x)
-        beyond = torch.zeros_like(logits)
-        beyond[:, 0] = 1e4
-        return logits + beyond
+        return torch.cat([logits.logsumexp(1, keepdim=True) + 1, logits[:, 1:]], 1)
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the network, for a custom attack that looks into it."""

@@ -26,7 +26,7 @@ TOML = """
 recipes = { plain = "digits/standard", noisy = "digits/noise" }
 overrides = { "training.epochs" = 2 }
 seeds = [0, 1]
-methods = ["saliency"]
+methods = { saliency = {}, wide = { method = "smoothgrad", n = 2, stdev = 0.3 } }
 metrics = ["pixel_flipping"]
 
 [data]
@@ -64,9 +64,8 @@ def packed(tmp_path_factory):
 
 
 def without_figures(page: Path) -> str:
-    """The page without its figures, and without the settings of the maps, which are not packed."""
-    text = page.read_text()
-    return re.sub(r"(?m)^(!\[.*|\*.*\*|\| method \|.*|## Figures)\n+|^- processor.*\n", "", text)
+    """The page without its figures and the processor."""
+    return re.sub(r"(?m)^(!\[.*|\*.*\*|## Figures)\n+|^- processor.*\n", "", page.read_text())
 
 
 @pytest.mark.long
@@ -85,7 +84,9 @@ def test_the_page_is_redrawn_without_data_or_training(packed, tmp_path, monkeypa
     ]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    assert without_figures(tmp_path / "noise.md") == without_figures(packed / "page" / "noise.md")
+    page = without_figures(tmp_path / "noise.md")
+    assert page == without_figures(packed / "page" / "noise.md")
+    assert "| method | wide | method = smoothgrad, n = 2, stdev = 0.3, " in page
     drawn = {path.name for path in tmp_path.glob("*.svg")}
     assert {"noise-robustness-pgd.svg", "noise-learning-clean.svg", "noise-learning-robust.svg"} <= drawn
     assert not [name for name in drawn if "curves" in name]
@@ -257,7 +258,8 @@ def test_parts_of_several_machines_give_the_page_of_one(packed, tmp_path):
 def test_a_part_says_what_it_lacks(packed, tmp_path):
     study, part = packed / "noise.toml", tmp_path / "part.tar.xz"
     options = ["--only", "noisy", "--seeds", "1", "--out", tmp_path / "store"]
-    assert "4 of 4 are missing" in study_in_shell(study, *options, "--plan")
+    plan = study_in_shell(study, *options, "--plan")
+    assert "6 of 6 are missing" in plan and "cannot see where to go" not in plan
     study_in_shell(study, *options, "--pack", part, "--page", tmp_path)
     written = (tmp_path / "noise.md").read_text()
     assert "**This page is incomplete.** There are no results here of plain, noisy (seed 0), which" in written
