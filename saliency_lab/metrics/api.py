@@ -453,6 +453,9 @@ def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> f
     return seconds / len(few)
 
 
+_INFINITE = "the score is infinite, as the logits of the model may be"
+
+
 def _score_block(job: Job, probe: Probe, maps: Tensor, explainer: Explainer, tally: _Tally) -> None:
     absolute = getattr(job.settings, "absolute", False)
     reasons = unusable(maps, job.metric.needs, absolute=absolute)
@@ -460,11 +463,10 @@ def _score_block(job: Job, probe: Probe, maps: Tensor, explainer: Explainer, tal
     usable = maps.where(good[:, None, None, None], 0.0).to(probe.home)
     outcome = _isolated(job, MetricInput(probe, usable, job.settings, explainer))
     failures = outcome.failures or [None] * len(probe)
-    values = np.where(good.numpy(), np.asarray(outcome.values, dtype=np.float64), np.nan)
-    reasons = [
-        reason or failure or (job.metric.undefined if np.isnan(value) else None)
-        for reason, failure, value in zip(reasons, failures, values, strict=True)
-    ]
+    values = np.asarray(outcome.values, dtype=np.float64)
+    own = [_INFINITE if np.isinf(v) else job.metric.undefined if np.isnan(v) else None for v in values]
+    reasons = [first or second or third for first, second, third in zip(reasons, failures, own, strict=True)]
+    values = np.where(good.numpy() & np.isfinite(values), values, np.nan)
     curve = outcome.curve
     if curve is not None:
         curve = Curve(np.where(good.numpy()[:, None], curve.values, np.nan), curve.at)

@@ -233,6 +233,28 @@ def test_an_answer_that_is_not_a_number_is_no_wrong_answer(scene, name, settings
     assert found.undefined == {"the model's answer is not a number": len(x)}
 
 
+class _Overflows(nn.Module):
+    """A model whose logits are infinite for the first image."""
+
+    def __init__(self, model: nn.Module, first: torch.Tensor) -> None:
+        super().__init__()
+        self.model, self.first = model, first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        here = (x == self.first).flatten(1).all(1)[:, None]
+        return self.model(x).masked_fill(here, torch.inf)
+
+
+def test_an_infinite_score_is_undefined_with_its_reason(scene):
+    """Completeness would be infinite, and so would any mean over the images."""
+    model, x, y, maps = scene
+    found = evaluate_detailed(_Overflows(model, x[0]), x, y, maps, "completeness", output="logit")
+    assert np.isnan(found.values[0]) and np.isfinite(found.values[1:]).all()
+    assert found.undefined == {"the score is infinite, as the logits of the model may be": 1}
+    own = evaluate_detailed(model, x, y, maps, lambda model, x, y, maps: 1 / torch.arange(len(x)))
+    assert own.values[0] != own.values[0] and list(own.undefined) == list(found.undefined)
+
+
 class _NoNumber(nn.Module):
     """Answers with NaN, or with logits beyond float32."""
 
