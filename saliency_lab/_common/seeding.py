@@ -80,16 +80,19 @@ def preserved_rng(seed: int | None = None, *, exclusive: bool = False) -> Iterat
     short blocks that must draw the same whatever other threads do are `exclusive`: the others wait.
     """
     with _GENERATORS.changed(
-        _generator_states, lambda: _seed_generators(seed), _restore_generator, exclusive=exclusive
+        _generator_states,
+        lambda: None if seed is None else seed_generators(seed),
+        _restore_generator,
+        exclusive=exclusive,
     ):
         yield
 
 
-def _seed_generators(seed: int | None) -> None:
-    if seed is not None:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.manual_seed(seed)
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
 
 
 def _generator_states() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.hashing import TensorBlocks, fingerprint
 from saliency_lab._common.html import facts, side_by_side, strip
 from saliency_lab._common.mapped import empty_tensor
-from saliency_lab._common.samples import read_items, read_sample
+from saliency_lab._common.samples import as_label, read_items, read_sample
 from saliency_lab._common.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -459,11 +459,16 @@ def _check_split(label: str, split: Split, num_classes: int) -> None:
 
 def _read(dataset: Dataset[Any] | DataLoader[Any], label: str) -> Split:
     if isinstance(dataset, DataLoader):
-        x, labels, _ = read_sample(dataset)
+        x, given, _ = read_sample(dataset)
         images = x.float()
+        numbers = (
+            None
+            if given is None
+            else [as_label(each, f"{label}: the label of item {i}") for i, each in enumerate(given)]
+        )
     else:
         pictures, numbers, _ = read_items(dataset, label)
-        images, labels = torch.stack(pictures), None if numbers is None else torch.tensor(numbers)
-    if labels is None:
+        images = torch.stack(pictures)
+    if numbers is None:
         raise InputError(f"{label}: items must be pairs (image, label); these have no labels")
-    return Split(images, labels.long())
+    return Split(images, torch.tensor(numbers))

@@ -19,7 +19,9 @@ from saliency_lab.experiment.schema import Declaration
 from saliency_lab.models.checkpoint import CARD
 from saliency_lab.study.cache.index import load_index
 from saliency_lab.study.cache.store import FolderStore, read_intact
+from saliency_lab.study.keys import method_dependencies
 from saliency_lab.study.study import Study
+from saliency_lab.training.recipe import dotted
 from saliency_lab.training.run import LOG, RECIPE
 
 _FILES = (RECIPE, CARD, LOG)
@@ -28,8 +30,8 @@ _LEFT_OUT = ("curve", "at")
 """Tensors of scores that only figures need."""
 _MOST_BYTES = 2**30
 """More than this is not unpacked."""
-_SAMPLE = "sample.json"
-"""The images of the study, as they are declared."""
+_DECLARED = "sample.json"
+"""What results depend on and do not show: the images, the methods and the given networks, as declared."""
 
 
 def pack_results(declared: Declaration, study: Study, runs: Sequence[Run], path: str | Path) -> Path:
@@ -65,7 +67,7 @@ def pack_results(declared: Declaration, study: Study, runs: Sequence[Run], path:
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         _copy_without_images(study, study.store, FolderStore(folder))
-        (folder / _SAMPLE).write_text(json.dumps(_sample_of(declared)), encoding="utf-8")
+        (folder / _DECLARED).write_text(json.dumps(_declared(declared)), encoding="utf-8")
         for run in runs:
             own = folder / "models" / run.model / str(run.seed)
             own.mkdir(parents=True)
@@ -83,9 +85,11 @@ def pack_results(declared: Declaration, study: Study, runs: Sequence[Run], path:
     return path
 
 
-def _sample_of(declared: Declaration) -> dict[str, Any]:
-    """Return what decides which images a study has, and every draw."""
-    return {**declared.data.model_dump(mode="json", exclude={"root"}), "seed": declared.seed}
+def _declared(declared: Declaration) -> dict[str, Any]:
+    """Return what decides which images a study has, every draw, how maps are made, and of which networks."""
+    methods = {each.label: method_dependencies(each) for each in declared.method_requests()}
+    images = declared.data.model_dump(mode="json", exclude={"root"})
+    return {**images, "seed": declared.seed, "models": declared.models, "methods": methods}
 
 
 def _copy_without_images(study: Study, store: FolderStore, target: FolderStore) -> None:
@@ -187,13 +191,14 @@ def _unpack(declared: Declaration, path: str | Path, folder: Path, *, trust: boo
                 f"'{path}' has a network of '{model}' (seed {seed}) that was trained by another recipe than "
                 "the study declares; the recipe or the study's file has changed since it was packed"
             )
-    if (folder / _SAMPLE).exists():  # earlier versions did not pack it
-        packed, wanted = _read_sample(folder, path), _sample_of(declared)
-        for name in wanted:
-            if packed.get(name) != wanted[name]:
+    packed, wanted = _read_declared(folder, path), json.loads(json.dumps(_declared(declared)))
+    for part in wanted.keys() & packed.keys():  # earlier versions packed less
+        theirs, ours = dotted({part: packed[part]}), dotted({part: wanted[part]})
+        for name in {**ours, **theirs}:
+            if theirs.get(name) != ours.get(name):
                 raise InputError(
-                    f"'{path}' has results with {name} = {packed.get(name)!r}, and the study declares "
-                    f"{name} = {wanted[name]!r}"
+                    f"'{path}' has results with {name} = {theirs.get(name)!r}, and the study declares "
+                    f"{name} = {ours.get(name)!r}"
                 )
     for member in index.members:
         if member.seed not in declared.trained_seeds.get(member.model, [member.seed]):
@@ -207,14 +212,16 @@ def _unpack(declared: Declaration, path: str | Path, folder: Path, *, trust: boo
         raise InputError(f"'{path}' has the results of another study, or of this one before its file changed")
 
 
-def _read_sample(folder: Path, path: str | Path) -> dict[str, Any]:
-    """Read what an unpacked file says of its images."""
+def _read_declared(folder: Path, path: str | Path) -> dict[str, Any]:
+    """Read what an unpacked file says of its declaration; nothing if it is of an earlier version."""
+    if not (folder / _DECLARED).exists():
+        return {}
     try:
-        packed = json.loads((folder / _SAMPLE).read_text(encoding="utf-8"))
+        packed = json.loads((folder / _DECLARED).read_text(encoding="utf-8"))
     except ValueError:
         packed = None
     if not isinstance(packed, dict):
-        raise InputError(f"'{path}' is no file of packed results: its {_SAMPLE} is not readable")
+        raise InputError(f"'{path}' is no file of packed results: its {_DECLARED} is not readable")
     return packed
 
 

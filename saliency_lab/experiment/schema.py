@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from saliency_lab._common.toml_files import Table, read_extended
 from saliency_lab.comparison.claims import Purpose
 from saliency_lab.comparison.measures import ACCURACY, ROBUST
 from saliency_lab.retraining.api import FRACTIONS
-from saliency_lab.study.requests import GridRequests, read_grid
+from saliency_lab.study.requests import GridRequests, Request, read_grid, read_methods
 from saliency_lab.study.sample import StudySample
 from saliency_lab.training.recipe import DataSource, recipes_folder
 
@@ -127,9 +127,8 @@ class Declaration(Purpose):
             For an unknown name or setting, a study that measures nothing, and a baseline or claim about
             something that the study does not measure.
         """
-        passes = None if self.execution is None else make_execution(**dict(self.execution))
         requests = read_grid(sample, self.methods, self.metrics, self.attacks, self.audits)
-        requests = requests.with_settings(passes, self.compact_maps)
+        requests = self._with_settings(requests)
         models = [*self.recipes, *self.models]
         if self.baseline is not None and self.baseline not in models:
             raise unknown_name("baseline:", self.baseline, models)
@@ -144,6 +143,14 @@ class Declaration(Purpose):
         for claim in self.claims:
             claim.check(models, measured, methods, attacks)
         return requests
+
+    def method_requests(self) -> Sequence[Request]:
+        """Read and validate the methods alone, as `requests` does, for which no images are needed."""
+        return self._with_settings(GridRequests(read_methods(self.methods) if self.methods else ())).methods
+
+    def _with_settings(self, requests: GridRequests) -> GridRequests:
+        passes = None if self.execution is None else make_execution(**dict(self.execution))
+        return requests.with_settings(passes, self.compact_maps)
 
     @field_validator("recipes", mode="before")
     @classmethod

@@ -15,7 +15,6 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_weights
-from safetensors.torch import save as serialise_weights
 from torch import Tensor, nn
 
 from saliency_lab._common.arguments import check_flag, check_instance, check_path
@@ -30,7 +29,13 @@ from saliency_lab.models.layers import Normalised
 from saliency_lab.models.pretrained import is_pretrained_name, is_torchvision_model, load_pretrained
 from saliency_lab.models.robustbench import PREFIX as ROBUSTBENCH
 from saliency_lab.models.robustbench import load_robustbench
-from saliency_lab.models.weights import PICKLED, read_state
+from saliency_lab.models.weights import (
+    PICKLED,
+    read_state,
+    serialised_weights,
+    weights_digest,
+    without_wrapper,
+)
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 ZOO = Path(__file__).parent / "zoo"
@@ -72,7 +77,7 @@ def save_model(model: nn.Module, folder: str | Path, card: ModelCard | None = No
     folder = check_path(folder, "folder")
     if card is not None:
         check_instance(card, ModelCard, "card", "a saliency_lab.ModelCard")
-    weights = _weights(model)
+    weights = serialised_weights(model)
     card = _finished(card or _own_card(model, weights), model, weights)
     with atomic_path(folder / WEIGHTS) as temporary:
         temporary.write_bytes(weights)
@@ -82,24 +87,7 @@ def save_model(model: nn.Module, folder: str | Path, card: ModelCard | None = No
 
 def put_card(model: nn.Module, card: ModelCard) -> None:
     """Make `card`, finished as `save_model` does, the model's own: it describes these weights only."""
-    model.card = _finished(card, model, _weights(model))  # type: ignore[assignment]
-
-
-def _weights(model: nn.Module) -> bytes:
-    state = model.state_dict()
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise InputError(
-                f"the state of {type(model).__name__} holds '{name}', which is no tensor but a "
-                f"{type(value).__name__}; a checkpoint holds tensors, so save the model this one was made "
-                "from"
-            )
-    return serialise_weights(
-        {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in state.items()
-        }
-    )
+    model.card = _finished(card, model, serialised_weights(model))  # type: ignore[assignment]
 
 
 def _finished(card: ModelCard, model: nn.Module, weights: bytes) -> ModelCard:
@@ -267,8 +255,9 @@ def _load_into(model: nn.Module | None, path: Path) -> nn.Module:
             "load_model(…, model=my_module), or its name, load_model('torchvision/NAME', weights='"
             f"{path}')"
         )
-    _load_state(model, read_state(path), path, type(model).__name__)
-    model.card = ModelCard(weights=path.name)  # type: ignore[assignment]
+    state = without_wrapper(read_state(path), model.state_dict())
+    _load_state(model, state, path, type(model).__name__)
+    model.card = ModelCard(weights=path.name, sha256=weights_digest(model))  # type: ignore[assignment]
     return model
 
 

@@ -35,6 +35,7 @@ from saliency_lab.models.weights import (
     read_state,
     tensors_only,
     unknown_weights,
+    weights_digest,
 )
 
 EFFICIENTNET = "imagenet/efficientnet_lite0"
@@ -58,6 +59,19 @@ class Facts:
     weights: str | None = None
     reversed_channels: bool = False
     """Whether the network expects blue, green, red."""
+
+
+class Reversed(nn.Module):
+    """A network whose images have blue first, as one of images that have red first."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of normalised images (N, C, H, W)."""
+        logits: Tensor = self.net(x.flip(1))
+        return logits
 
 
 class Logits(nn.Module):
@@ -230,15 +244,20 @@ def wrap(
         for each in classes:
             check_text(each, "classes, each of them,")
         facts = replace(facts, classes=tuple(classes))
+    inner = module
+    if transformer:
+        inner = Logits(module, reversed_channels=facts.reversed_channels)
+    elif facts.reversed_channels:
+        inner = Reversed(module)
     model = Normalised(
-        Logits(module, reversed_channels=facts.reversed_channels) if transformer else module,
+        inner,
         (0.0 if facts.mean is None else facts.mean) if mean is None else mean,
         (1.0 if facts.std is None else facts.std) if std is None else std,
     )
     if cam_layer is not None:
         names = [name for name, _ in module.named_modules() if name]
         check_choice(cam_layer, names, f"cam_layer of {type(module).__name__}")
-        cam_layer = f"net.net.{cam_layer}" if transformer else f"net.{cam_layer}"
+        cam_layer = f"net.{cam_layer}" if inner is module else f"net.net.{cam_layer}"
         model.cam_layer = cam_layer  # type: ignore[assignment]
     model.eval()
     num_classes = None
@@ -291,6 +310,7 @@ def _put_card(model: Normalised, facts: Facts, **more: Any) -> None:
             resize=facts.resize,
             interpolation=facts.interpolation,
             weights=facts.weights,
+            sha256=weights_digest(model) if facts.weights else "",
             **more,
         )
     except (ValidationError, TypeError) as error:
@@ -326,19 +346,38 @@ def _torchvision(name: str, weights: str | Path) -> tuple[nn.Module, Facts]:
     )
     if not is_weights_file(weights):
         with explain_failed_download(f"torchvision/{name}", entry.url, _torch_hub_folder()), tensors_only():
-            return models.get_model(name, weights=entry, progress=False), facts
-    state = {key: value for key, value in read_state(weights).items() if not key.startswith(_AUXILIARY)}
+            net = models.get_model(name, weights=entry, progress=False)
+        return _normalised_once(net, facts)
+    state = {
+        key: value
+        for key, value in read_state(weights).items()
+        if not key.removeprefix("module.").startswith(_AUXILIARY)
+    }
     if "densenet" in name:
         state = {_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
 
     def make(num_classes: int) -> nn.Module:
-        # the weights of these two were trained on images normalised in another way, which this undoes
         single = {"aux_logits": False, "init_weights": False, "transform_input": True}
         more = single if name in ("googlenet", "inception_v3") else {}
         net: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **more)
         return net
 
-    return load_fitting(make, state, f"torchvision/{name}", weights), facts
+    return _normalised_once(load_fitting(make, state, f"torchvision/{name}", weights), facts)
+
+
+def _normalised_once(net: nn.Module, facts: Facts) -> tuple[nn.Module, Facts]:
+    """Let the wrapper alone normalise, and leave the network as `build_model` makes it.
+
+    The weights of GoogLeNet and Inception are for (x − 0.5) / 0.5. With `transform_input` these two undo
+    another normalisation first, and their printed form does not show it.
+    """
+    if getattr(net, "transform_input", False):
+        net.transform_input = False  # type: ignore[assignment]
+        facts = replace(facts, mean=(0.5,) * 3, std=(0.5,) * 3)
+        for name in [key for key, module in net._modules.items() if module is None]:  # the auxiliary heads
+            del net._modules[name]
+            setattr(net, name, None)
+    return net, facts
 
 
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")

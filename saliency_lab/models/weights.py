@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import CheckpointError, InputError
@@ -43,8 +45,7 @@ def tensors_only() -> Iterator[None]:
 def read_state(path: str | Path) -> State:
     """Return the state dict in a .safetensors file, or in one of torch.save that holds nothing but tensors.
 
-    A dict that holds it as "state_dict", "model_state_dict" or "model" is unwrapped, and the prefix "module."
-    of DataParallel is removed.
+    A dict that holds it as "state_dict", "model_state_dict" or "model" is unwrapped.
 
     Raises
     ------
@@ -80,8 +81,48 @@ def read_state(path: str | Path) -> State:
         raise CheckpointError(
             f"'{path}' does not hold a state dict (names → tensors); save model.state_dict()"
         )
-    prefix = "module."
-    return {str(key).removeprefix(prefix): value for key, value in state.items()}
+    return {str(key): value for key, value in state.items()}
+
+
+def without_wrapper(state: State, own: Iterable[str]) -> State:
+    """Remove the prefixes of DataParallel and torch.compile, unless the network itself has them in `own`."""
+    known = set(own)
+    for prefix in ("module.", "_orig_mod.", "module."):
+        if known.isdisjoint(state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def serialised_weights(model: nn.Module) -> bytes:
+    """Return the state of a model as the content of a .safetensors file.
+
+    Raises
+    ------
+    InputError
+        If it holds what is no tensor, as that of a quantised model does.
+    """
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"the state of {type(model).__name__} holds '{name}', which is no tensor but a "
+                f"{type(value).__name__}; a checkpoint holds tensors, so save the model this one was made "
+                "from"
+            )
+    return serialise(
+        {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in state.items()
+        }
+    )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of the weights, as a card has it; nothing if they cannot be saved."""
+    try:
+        return hashlib.sha256(serialised_weights(model)).hexdigest()
+    except InputError:
+        return ""
 
 
 def load_fitting(
@@ -90,6 +131,7 @@ def load_fitting(
     """The network with as many classes as the state dict has, and its weights."""
     with torch.device("meta"):
         outline = make(usual).state_dict()
+    state = without_wrapper(state, outline)
     pairs = {
         (len(tensor), len(state[key]))
         for key, tensor in outline.items()

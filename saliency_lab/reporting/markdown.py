@@ -231,8 +231,10 @@ def _missing(document: Document) -> list[str]:
 def _provenance(document: Document, declared: Declaration, study: Study) -> list[str]:
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
     settings = document.provenance.settings
-    if not any(place.kind == "maps" for place in study.results):  # packed results have none
-        methods = method_settings(declared.requests(study.sample).methods)
+    if not any(
+        place.kind == "maps" for place in study.results
+    ):  # packed results have none, and are those of the declared methods
+        methods = method_settings(declared.method_requests())
         settings = replace(settings, rows=[*methods, *settings.rows])
     lines = ["## Settings", "", *markdown_lines(settings), ""]
     if declared.overrides:

@@ -42,6 +42,11 @@ class StudySample:
         """Hash of images, labels and masks."""
         return fingerprint(*self.tensors.values()) if self.hashes is None else self.hashes[1]
 
+    @property
+    def located(self) -> bool:
+        """Whether there are masks, also where they were left out with the images."""
+        return self.masks is not None if self.hashes is None else self.hashes[0] != self.hashes[1]
+
     def without_images(self) -> StudySample:
         """Return the labels alone, with the images' shape and hashes."""
         shape_only = torch.empty(self.x.shape, device="meta")

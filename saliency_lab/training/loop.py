@@ -26,7 +26,7 @@ from saliency_lab._common.folding import FoldedCopy
 from saliency_lab._common.inference import run_without_graph, translate_missing_derivatives
 from saliency_lab._common.memory import freed_memory_kept
 from saliency_lab._common.progress import no_progress, progress, watched
-from saliency_lab._common.seeding import derive_seed, generator
+from saliency_lab._common.seeding import derive_seed, generator, seed_generators
 from saliency_lab.data import ImageData
 from saliency_lab.training.augmentation import crop_and_flip
 from saliency_lab.training.health import (
@@ -116,14 +116,25 @@ def _optimizer(spec: OptimizerSpec, net: nn.Module) -> torch.optim.Optimizer:
 def warm_average(decay: float) -> Callable[[PARAM_LIST, PARAM_LIST, Tensor | int], None]:
     """Return the update of a moving average whose decay after t updates is min(decay, (1 + t) / (10 + t)).
 
-    With a constant decay, the initial weights keep the share decayᵗ, which may be nearly everything.
+    With a constant decay, the initial weights keep the share decayᵗ, which may be nearly everything. Buffers
+    of whole numbers, such as indices and counts, are copied, and so is what has no average, as −∞ in a mask.
     """
 
     def update(averaged: PARAM_LIST, current: PARAM_LIST, updates: Tensor | int) -> None:
         t = int(updates)
-        get_ema_multi_avg_fn(min(decay, (1 + t) / (10 + t)))(averaged, current, updates)
+        real = averaged[0].is_floating_point() or averaged[0].is_complex()  # all are of one type
+        if real:
+            get_ema_multi_avg_fn(min(decay, (1 + t) / (10 + t)))(averaged, current, updates)
+        for mean, value in zip(averaged, current, strict=True):
+            mean.copy_(torch.where(mean.isnan(), value, mean) if real else value)
 
     return update
+
+
+def _unsaved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that the state dict leaves out, and on which the next step may depend."""
+    saved = module.state_dict()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
 
 
 def _cpu_copy(module: nn.Module) -> dict[str, Tensor]:
@@ -295,8 +306,8 @@ class Trainer:
         return {term: value.detach().float() for term, value in terms.items()}
 
     def _seed_model(self, *keys: object) -> None:
-        """Seed the global generator, for networks that draw from it in eval mode."""
-        torch.manual_seed(derive_seed(self.recipe.seed, "model", *keys, self.fabric.global_rank))
+        """Seed the global generators, for networks that draw from them in eval mode."""
+        seed_generators(derive_seed(self.recipe.seed, "model", *keys, self.fabric.global_rank))
 
     def _validate(self) -> Validation:
         self._seed_model("validation", self.position.epoch)
@@ -375,6 +386,7 @@ class Trainer:
                 "net": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
+                "unsaved buffers": [_unsaved_buffers(each) for each in self._networks],
                 "best": self.best_weights,
                 "precision": self.fabric.strategy.precision.state_dict(),
             }
@@ -398,7 +410,14 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        for network, buffers in zip(self._networks, state.get("unsaved buffers", ()), strict=False):
+            for name, value in _unsaved_buffers(network).items():
+                value.copy_(buffers[name])
         self.best_weights = state["best"]
+
+    @property
+    def _networks(self) -> list[nn.Module]:
+        return [self.net] if self.average is None else [self.net, self.average.module]
 
 
 def _summary(row: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from saliency_lab._common.compiling import is_compiled
 from saliency_lab._common.errors import TrainingError
 from saliency_lab._common.folding import FoldedCopy
-from saliency_lab._common.seeding import derive_seed, generator
+from saliency_lab._common.seeding import derive_seed, generator, seed_generators
 from saliency_lab._common.settings import Epsilon, Settings
 from saliency_lab.attacks.ascent import check_radius, projected_ascent, random_start
 from saliency_lab.training.trunk import Part, run, trunk_and_head
@@ -118,7 +118,7 @@ class Step:
         return self._forward([self.net], x, draw)
 
     def _forward(self, chain: list[Part], x: Tensor, draw: int) -> Tensor:
-        torch.manual_seed(derive_seed(self.seed, "dropout", draw, self.rank))
+        seed_generators(derive_seed(self.seed, "dropout", draw, self.rank))
         return full_precision(run(chain, x))
 
     @contextmanager

@@ -183,6 +183,16 @@ def test_a_loader_is_read_like_its_data_set_and_what_is_neither_is_named() -> No
         ImageData.from_datasets(TensorDataset(torch.rand(20, 1, 4, 4)), pairs)
 
 
+@pytest.mark.parametrize("load", [lambda pairs: pairs, lambda pairs: DataLoader(pairs, batch_size=3)])
+def test_labels_are_read_the_same_from_a_loader_and_a_data_set(load) -> None:
+    x = torch.rand(8, 1, 4, 4)
+    column = TensorDataset(x, torch.arange(8)[:, None] % 2)  # as MedMNIST has them
+    assert ImageData.from_datasets(load(column), column).test.labels.tolist() == [0, 1] * 4
+    shares = TensorDataset(x, 0.9 + torch.arange(8) % 2)
+    with pytest.raises(InputError, match="the label of item 0 must be a whole number"):
+        ImageData.from_datasets(load(column), load(shares))
+
+
 def test_the_fingerprint_is_of_the_content() -> None:
     images, labels = torch.rand(20, 1, 4, 4), torch.arange(20) % 2
 

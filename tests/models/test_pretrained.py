@@ -23,6 +23,7 @@ from saliency_lab._common.errors import CheckpointError, InputError, UnknownName
 from saliency_lab.models.weights import read_state
 
 SMALL = "mobilenet_v3_small"
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
@@ -96,6 +97,51 @@ def test_a_local_state_dict_of_torchvision_says_how_many_classes(
     assert (model.card.classes is None) == (classes != 1000)
     x = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(model(x), net.eval()(_normalised(x, model.card)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_a_network_that_normalises_again_is_saved_and_loaded_as_it_is(name: str, tmp_path: Path) -> None:
+    more = {"init_weights": False, "transform_input": True}
+    net = torchvision.models.get_model(name, weights=None, num_classes=4, **more).eval()
+    torch.save(net.state_dict(), tmp_path / "mine.pth")
+    model = sl.load_model(f"torchvision/{name}", weights=tmp_path / "mine.pth")
+    x = torch.rand(2, 3, 96, 96)
+    mean, std = (torch.tensor(each)[:, None, None] for each in IMAGENET)
+    torch.testing.assert_close(model(x), net((x - mean) / std), atol=1e-4, rtol=1e-4)
+    sl.save_model(model, tmp_path / "saved")
+    again = sl.load_model(tmp_path / "saved")
+    assert again.card.architecture == f"torchvision/{name}" and again.card.weights == model.card.weights
+    assert torch.equal(again(x), model(x))
+
+
+def test_a_network_whose_weights_have_changed_is_not_said_to_have_those_of_the_file(tmp_path: Path) -> None:
+    net = torchvision.models.get_model(SMALL, weights=None, num_classes=3)
+    torch.save(net.state_dict(), tmp_path / "mine.pth")
+    for model in (
+        sl.load_model(f"torchvision/{SMALL}", weights=tmp_path / "mine.pth"),
+        sl.load_model(tmp_path / "mine.pth", model=net),
+    ):
+        kept = sl.save_model(model, tmp_path / "kept")
+        with torch.no_grad():
+            next(model.parameters()).mul_(0.5)
+        changed = sl.save_model(model, tmp_path / "changed")
+        assert kept.weights and Path(kept.weights).name == "mine.pth" and changed.weights is None
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_names_of_wrappers_are_removed_unless_they_are_the_networks_own(prefix: str, tmp_path: Path) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(12, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.module(x.flatten(1))
+
+    net = Own()
+    torch.save({f"{prefix}{key}": value for key, value in net.state_dict().items()}, tmp_path / "own.pth")
+    loaded = sl.load_model(tmp_path / "own.pth", model=Own())
+    assert torch.equal(loaded.module.weight, net.module.weight)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -477,6 +523,23 @@ def test_a_processor_is_taken_as_it_runs(name: str) -> None:
     difference = (seen[0] - theirs).abs()
     extent = theirs.max() - theirs.min()
     assert difference.mean() < 0.01 * extent and difference.max() < 0.1 * extent
+
+
+def test_the_order_of_channels_holds_for_any_network_behind_the_processor() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = _vit()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(pixel_values=x).logits
+
+    processor, inner = PROCESSORS["reversed and normalised"](), Inner().eval()
+    x = torch.rand(2, 3, 32, 32)
+    expected = sl.wrap(inner.net, processor=processor)(x)
+    model = sl.wrap(inner, processor=processor, cam_layer="net")
+    torch.testing.assert_close(model(x), expected)
+    assert model.get_submodule(model.cam_layer) is inner.net
 
 
 def test_a_processor_that_no_mean_describes_is_refused() -> None:

@@ -154,6 +154,55 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_weights(
     ]
 
 
+class Unruly(nn.Module):
+    """Draws from every generator in train mode, and has buffers that no average or state dict is made for."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.out = nn.Linear(28 * 28, 3)
+        self.register_buffer("order", torch.arange(28 * 28).flip(0))
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+        self.register_buffer("steps", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        logits = self.out(x.flatten(1)[:, self.order]) + self.mask[0]
+        if not self.training:
+            return logits
+        self.steps += 1
+        draws = random.random() + np.random.rand() + torch.rand(()).item()  # noqa: NPY002
+        return logits * draws / (1 + 0.1 * self.steps)
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_a_network_with_draws_and_buffers_of_its_own_repeats_and_resumes(
+    images, tmp_path, monkeypatch, decay
+):
+    overrides = TINY | ({} if decay is None else {"training.ema_decay": decay})
+    net = Unruly()
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    whole = sl.train("digits/standard", images, model=net, overrides=overrides)
+    assert torch.equal(whole.order, net.order) and torch.equal(whole.mask, net.mask)
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "LOOK_EVERY_BATCHES", 1)
+    step, taken = loop.Trainer._step, []
+
+    def stopping(self, indices):
+        if len(taken) == 4:
+            raise Stopped
+        taken.append(indices)
+        return step(self, indices)
+
+    random.seed(2)
+    np.random.seed(2)  # noqa: NPY002
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(loop.Trainer, "_step", stopping)
+        sl.train("digits/standard", images, model=net, out=tmp_path, overrides=overrides)
+    resumed = sl.train("digits/standard", images, model=net, out=tmp_path, overrides=overrides)
+    assert same(weights(whole), weights(resumed))
+
+
 KILLED = """
 import sys, torch
 torch.set_num_threads(1)

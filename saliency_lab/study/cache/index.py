@@ -162,7 +162,7 @@ class ResultIndex:
         """Describe this study for `study.json`."""
         return Manifest(
             images=self.images,
-            sample="" if self.sample.masks is None else self.sample.fingerprint,
+            sample=self.sample.fingerprint if self.sample.located else "",
             seed=self.seed,
             members=[
                 ManifestMember(
