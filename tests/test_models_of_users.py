@@ -165,6 +165,8 @@ def test_one_label_of_several():
     torch.testing.assert_close(sl.BinaryLogits(net, output=3)(X)[:, 1] * 2, net(X)[:, 3])
     with pytest.raises(InputError, match=r"\(N, K\) with a column 4; Sequential returned \(5, 4\)"):
         sl.BinaryLogits(net, output=4)(X)
+    with pytest.raises(InputError, match="with a column 5"):
+        sl.BinaryLogits(network(1), output=5)(X)
     with pytest.raises(InputError, match=r"one logit per image.* returned \(5, 4\)"):
         sl.BinaryLogits(net)(X)
     with pytest.raises(InputError, match="output must be a whole number from 0"):

@@ -88,9 +88,8 @@ def guided_grad_cam(batch: Batch, settings: LayerSettings) -> Explained:
 def grad_cam_plus_plus(batch: Batch, settings: LayerSettings) -> Explained:
     """Weight each channel by its positive gradients, each with the coefficient g² / (2 g² + g³ Σ A)."""
     activations, gradients = _read(batch, settings)
-    total = activations.sum((2, 3), keepdim=True)
-    share = gradients**2 / (2 * gradients**2 + total * gradients**3 + 1e-6)
-    share = share.where(gradients != 0, 0)
+    bottom = 2 + activations.sum((2, 3), keepdim=True) * gradients  # divided by g², which may underflow
+    share = (1 / bottom).where((gradients != 0) & (bottom != 0), 0)
     weights = (share * gradients.relu()).sum((2, 3), keepdim=True)
     return _finish(_weighted(weights, activations), batch, settings)
 
@@ -128,7 +127,8 @@ def eigen_cam(batch: Batch, settings: LayerSettings) -> Explained:
     grid = maps.shape[2:]
     rows = maps.to(float64_device(maps.device), torch.float64).flatten(2).transpose(1, 2)  # (n, positions, D)
     centred = rows - rows.mean(1, keepdim=True)
-    component = torch.linalg.svd(centred, full_matrices=False).Vh[:, 0]
+    # NaN, for which the decomposition fails, comes back by `centred`
+    component = torch.linalg.svd(centred.nan_to_num(0, 0, 0), full_matrices=False).Vh[:, 0]
     projection = (centred @ component[:, :, None])[:, :, 0]
     lengths = rows.norm(dim=2)
     along = (projection * (lengths - lengths.mean(1, keepdim=True))).sum(1, keepdim=True)

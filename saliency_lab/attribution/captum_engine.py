@@ -230,8 +230,9 @@ def _for_batch(key: str, value: Any, kind: Any, batch: Batch) -> Any:
     """Return an option for the images of the batch: named baselines, and one entry per image where given."""
     if key == "baselines" and not issubclass(kind, _BATCH_OF_BASELINES) and isinstance(value, str | Tensor):
         return resolve_baseline(value, batch)
-    if isinstance(value, Tensor) and key == "feature_mask" and len(value) > 1:
-        return value[batch.index.to(value.device)].to(batch.x.device)
+    if isinstance(value, Tensor) and key == "feature_mask":
+        mask = value[(None,) * (batch.x.ndim - value.ndim)]  # (H, W) and (C, H, W) are those of every image
+        return (mask if len(mask) == 1 else mask[batch.index.to(mask.device)]).to(batch.x.device)
     return value.to(batch.x.device) if isinstance(value, Tensor) else value
 
 

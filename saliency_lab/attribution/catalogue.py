@@ -56,7 +56,8 @@ _REVISIONS = {
     # what changes the output of a layer in place in front of a batch normalisation is not skipped any more
     **dict.fromkeys(("lrp", "attn_lrp"), 1),
     # 1: another default layer; 2: channels are followed from call to call, and tokens may come before images
-    **dict.fromkeys(("grad_cam", "guided_grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam"), 2),
+    **dict.fromkeys(("grad_cam", "guided_grad_cam", "layer_cam", "hires_cam"), 2),
+    "grad_cam_plus_plus": 3,  # a constant of 1e-6 in the denominator outweighed small gradients
     **dict.fromkeys(("xgrad_cam", "eigen_cam", "score_cam", "ablation_cam", "layer_conductance"), 2),
 }
 

@@ -47,7 +47,8 @@ def guided_ig(batch: Batch, settings: GuidedSettings) -> Explained:
         gradient = batch.gradient(points.to(batch.x))[0].double().cpu()
         for row in range(len(points)):
             before = points[row].clone()
-            _move(points[row], gradient[row].abs(), starts[row], ends[row], step, settings)
+            size = gradient[row].abs().nan_to_num(nan=torch.inf)  # NaN would be chosen never, and moved never
+            _move(points[row], size, starts[row], ends[row], step, settings)
             total[row] += (points[row] - before) * gradient[row]
     return total.to(batch.x), batch.score(batch.x) - batch.score(base)
 

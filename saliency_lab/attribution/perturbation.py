@@ -339,7 +339,8 @@ def _by_surrogate(
             value = one.score(one.x) - one.score(base[row : row + 1])
             maps.append(value.reshape(1, 1, 1, 1).expand_as(one.x))
             continue
-        explained = explainer(partial(_score, one))
+        failed: list[Tensor] = []
+        explained = explainer(partial(_finite_score, one, failed))
         with preserved_rng(seed, exclusive=True):
             values = explained.attribute(
                 one.x,
@@ -348,12 +349,16 @@ def _by_surrogate(
                 n_samples=settings.n,
                 perturbations_per_eval=batch.rows(backward=False),
             )
-        maps.append(values)
+        maps.append(torch.full_like(values, torch.nan) if failed else values)
     return torch.cat(maps)
 
 
-def _score(batch: Batch, points: Tensor) -> Tensor:
-    return batch.at(points).score(points)
+def _finite_score(batch: Batch, failed: list[Tensor], points: Tensor) -> Tensor:
+    """Return scores to fit a model to; those that are not finite are put into `failed`, and are 0."""
+    scores = batch.at(points).score(points)
+    if not scores.isfinite().all():
+        failed.append(scores)
+    return scores.nan_to_num(0, 0, 0)
 
 
 class RiseSettings(Settings):

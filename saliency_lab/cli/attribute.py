@@ -68,9 +68,11 @@ def attribute(
     stems = distinct_stems({model: re.sub(r"[^\w.=,-]+", "_", model).strip("_") for model in study.models})
     for name in wanted:
         try:
-            for model, by_method in study.maps.items():
-                path = out / "maps" / f"{stems[model]}-{name}.safetensors"
-                by_method[name].save(path)
+            for member in study.members:
+                several_seeds = sum(each.model == member.model for each in study.members) > 1
+                seed_of = f"-seed-{member.seed}" if several_seeds else ""
+                path = out / "maps" / f"{stems[member.model]}{seed_of}-{name}.safetensors"
+                study.read_maps(member.model, name, member.seed).save(path)
                 print(path)
             path = out / f"maps-{name}.png"
             save(maps_of(study, study.models, name, rows), path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
@@ -61,22 +61,21 @@ def power(
     if 0 < accuracy < 1:
         raise InputError(f"--accuracy is in percent: {100 * accuracy:g}, not {accuracy:g}")
     level, declared_seeds, declared_images = 0.95, "3,5,10", "500,2000"
-    tests = {"": (comparisons or 1, declared_seeds)}
+    tests: dict[str, _Test] = {"": (comparisons or 1, declared_seeds, None)}
     if study is not None:
         declared = _declaration(study)
         level, declared_images = declared.level, str(declared.data.images)
         primary, secondary = _differences(declared)
-        margins = [c.primary.margin for c in declared.claims if c.primary and c.primary.margin]
-        if margin is None and margins:
-            margin = 100 * margins[0]
-        tests = {"primary endpoint": (1, _fewest_seeds(declared, primary))} if primary else {}
-        if secondary:
-            number = len(secondary)
-            tests[f"{number} corrected together"] = number, _fewest_seeds(declared, secondary)
+        if not primary | secondary:
+            raise InputError(
+                "this study compares nothing, so it detects no difference; give it a second model"
+            )
+        tests = _tests(declared, secondary)
         if comparisons:
-            fewest = _fewest_seeds(declared, primary | secondary)
-            tests = {f"{comparisons} corrected together": (comparisons, fewest)}
-    for name, (number, own_seeds) in tests.items():
+            fewest = _fewest_seeds(declared, [pair for *_, pair in primary | secondary])
+            tests = {f"{comparisons} corrected together": (comparisons, fewest, None)}
+    for name, (number, own_seeds, own_margin) in tests.items():
+        within = own_margin if margin is None else margin / 100
         table = simulate(
             [each / 100 for each in numbers("--difference", difference, float)],
             seeds=numbers("--seeds", seeds or own_seeds, int),
@@ -85,7 +84,7 @@ def power(
             seed_spread=seed_spread / 100,
             correlation=correlation,
             comparisons=number,
-            margin=None if margin is None else margin / 100,
+            margin=within,
             level=level,
             runs=runs,
         )
@@ -95,6 +94,37 @@ def power(
             if column in table:
                 table[column] = [f"{100 * value:.0f} %" for value in table[column]]
         print_table(table.rename(columns={"half_width": "half-width of the interval"}), name or None)
+
+
+_Test: TypeAlias = tuple[int, str, float | None]
+"""How many tests are corrected together, the seeds of a model, and the margin of equivalence if any."""
+
+
+def _tests(declared: Declaration, secondary: Collection[_Difference]) -> dict[str, _Test]:
+    """Return the tests of a study by the title of their table.
+
+    The simulation is of accuracies, so scores of maps have a table only if nothing else is compared.
+    Equivalence is tested for primary endpoints alone, each within its own margin.
+    """
+    from saliency_lab.comparison.measures import SHARES
+
+    tests: dict[str, _Test] = {}
+    endpoints = [claim.primary for claim in declared.claims if claim.primary is not None]
+    endpoints = [endpoint for endpoint in endpoints if endpoint.metric in SHARES]
+    for margin in dict.fromkeys(endpoint.margin for endpoint in endpoints):
+        pairs = [{each.model, each.over} for each in endpoints if each.margin == margin]
+        within = "" if margin is None else f", equivalent within {100 * margin:g} points"
+        tests[f"primary endpoint{within}"] = 1, _fewest_seeds(declared, pairs), margin
+    if any(metric in SHARES for metric, *_ in secondary):
+        number = len(secondary)
+        seeds = _fewest_seeds(declared, [pair for *_, pair in secondary])
+        tests[f"{number} corrected together"] = number, seeds, None
+    if not tests:
+        raise InputError(
+            "this study compares scores of maps alone, and the power of accuracies is what is simulated; "
+            "--comparisons N simulates N tests of accuracies with its seeds and images"
+        )
+    return tests
 
 
 def _declaration(study: str) -> Declaration:
@@ -108,11 +138,11 @@ _Difference: TypeAlias = tuple[str, str, float, frozenset[str]]
 """Metric, method, ε, and the two models."""
 
 
-def _fewest_seeds(declared: Declaration, differences: Collection[_Difference]) -> str:
-    """Return the smallest number of networks of any model that these differences compare."""
+def _fewest_seeds(declared: Declaration, pairs: Iterable[Collection[str]]) -> str:
+    """Return the smallest number of networks of any model that is compared."""
     counts = {model: len(seeds) for model, seeds in declared.trained_seeds.items()}
     counts |= {model: 1 if isinstance(each, str) else len(each) for model, each in declared.models.items()}
-    return str(min(counts[model] for *_, pair in differences for model in pair))
+    return str(min(counts[model] for pair in pairs for model in pair))
 
 
 def _differences(declared: Declaration) -> tuple[set[_Difference], set[_Difference]]:
@@ -123,11 +153,12 @@ def _differences(declared: Declaration) -> tuple[set[_Difference], set[_Differen
     """
     from saliency_lab._common.checks import parse_radii
     from saliency_lab.comparison.measures import ACCURACY, ROBUST, Measure
+    from saliency_lab.study.requests import attack_arguments
 
     measures = [Measure(ACCURACY, "", 0.0, "higher", {})] if declared.attacks else []
-    for attack, settings in declared.attacks.items():
-        radii = [eps for eps in parse_radii(settings["eps"]) if eps > 0]
-        measures += [Measure(ROBUST, attack, eps, "higher", {}) for eps in radii]
+    for attack in attack_arguments("attack", declared.attacks, "eps"):
+        radii = [eps for eps in parse_radii(attack["eps"]) if eps > 0]
+        measures += [Measure(ROBUST, attack["label"], eps, "higher", {}) for eps in radii]
     measures += [
         Measure(metric, method, 0.0, "neither", {})
         for metric in declared.metrics

@@ -237,25 +237,31 @@ class ComparisonPlots:
         measure = summary.measure(metric, method)
         if summary.pictures is None:
             raise InputError("this comparison was made from tables and has no curves; use study.compare()")
-        drawn = {}
-        right_or_wrong = True
+        drawn: dict[str, bands.Band] = {}
+        seeds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        share = right_or_wrong = True
         for model in measure.values:
             curves = None if measure.share else summary.pictures.read_curves(model, measure.method, metric)
             if curves is None:
                 raise InputError(f"'{metric}' has no curve that could be averaged over images")
             values, at = curves
             right_or_wrong &= is_binary(values[~np.isnan(values)])
+            share &= bool(at.max() <= 1)
+            if measure.seeds_disagree(model):
+                seeds[model] = [(at, pd.DataFrame(own).mean().to_numpy()) for own in values]
+                continue
             steps = [values[:, :, k] for k in range(len(at))]
             ends = [measure.estimate_mean(step).interval(summary.level) for step in steps]
             drawn[model] = (at, *np.array(ends).T)
-        share = bool(max(at.max() for at, *_ in drawn.values()) <= 1)
+        note = self._note()
         return bands.bands(
             drawn,
+            seeds=seeds,
             xlabel="share of the pixels replaced" if share else "step",
             ylabel=metric.replace("_", " "),
             percent=(share, right_or_wrong),
             title=measure.method.replace("_", " "),
-            note=self._note(),
+            note=f"{note}; thin lines: single seeds, where seeds disagree" if seeds else note,
             width=width,
             among=self._summary.models,
         )

@@ -66,7 +66,7 @@ def read_image_folder(
     if size is not None and not (
         isinstance(size, tuple | list)
         and len(size) == 2
-        and all(isinstance(side, Integral) and side >= 1 for side in size)
+        and all(isinstance(side, Integral) and not isinstance(side, bool) and side >= 1 for side in size)
     ):
         raise InputError(f"image_size must be one positive number or (height, width), not {image_size!r}")
     if root.is_dir():
@@ -131,10 +131,11 @@ def _list_folder(root: Path) -> tuple[Listing, list[str]]:
 
 def _list_zip(archive: zipfile.ZipFile) -> tuple[Listing, list[str], str]:
     """The images of the parts, the names of what is skipped, and the one folder that holds everything."""
+    here = "./" if all(info.filename.startswith("./") for info in archive.infolist()) else ""
     members = {
-        info.filename: info
+        info.filename.removeprefix(here): info
         for info in archive.infolist()
-        if not any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
+        if not any(part.startswith((".", "__MACOSX")) for part in info.filename.removeprefix(here).split("/"))
     }
     tops = {name.partition("/")[0] for name in members}
     top = f"{tops.pop()}/" if len(tops) == 1 and not tops & _PARTS.keys() else ""
@@ -150,7 +151,7 @@ def _list_zip(archive: zipfile.ZipFile) -> tuple[Listing, list[str], str]:
                 skipped[f"{part}/{label}/{folder}{'/' if deeper else ''}"] = None
             case [part, *_] if not info.is_dir():
                 skipped[name if part in _PARTS else f"{part}/" if "/" in name else name] = None
-    return listing, list(skipped), top
+    return listing, list(skipped), here + top
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, root: Path) -> bytes:

@@ -14,7 +14,9 @@ from saliency_lab.experiment.schema import Declaration
 from saliency_lab.metrics.catalogue import LERF, MORF
 from saliency_lab.retraining.api import RoarPlan, make_plan, run_plan
 from saliency_lab.retraining.result import RoarResult
+from saliency_lab.study.cache.results import Failure
 from saliency_lab.study.cache.store import FolderStore
+from saliency_lab.study.study import Study
 from saliency_lab.training import Recipe
 
 ORDERS = {"roar": MORF, "kar": LERF}
@@ -65,14 +67,18 @@ def retraining_plans(
     return plans
 
 
-def retrain(plans: Mapping[tuple[str, str], RoarPlan], store: Path, device: str) -> Retrained:
-    """Train what is missing; a recipe whose training fails is left out, with a warning."""
+def retrain(
+    plans: Mapping[tuple[str, str], RoarPlan], study: Study | None, store: Path, device: str
+) -> Retrained:
+    """Train what is missing; a recipe whose training fails is left out, which `study` notes."""
     results: Retrained = {}
     for (table, model), plan in plans.items():
         try:
             results[table, model] = run_plan(plan, store, retraining_store(store), device)
         except (TrainingError, CheckpointError) as error:
             warnings.warn(f"[{table}] of {model} is left out: {error}", stacklevel=3)
+            if study is not None:
+                study.note_failure(model, plan.seeds[0], table, Failure.of(error))
     return results
 
 

@@ -169,7 +169,7 @@ def run_declared(
         for place, failure in error.failures.items():
             study.note_failure(place.model, place.seed, place.what, failure)
     else:
-        study.write_manifest(exclusive=not (failures or damaged))
+        study.write_manifest(exclusive=part == WHOLE and not (failures or damaged))
     return study, study.compare(), runs
 
 
@@ -177,6 +177,7 @@ def retrain_declared(
     declared: Declaration,
     store: str | Path,
     *,
+    study: Study | None = None,
     device: str = "auto",
     trust: bool = False,
     part: Part = WHOLE,
@@ -184,12 +185,12 @@ def retrain_declared(
     """Carry out the tables [roar] and [kar] of a declared study; return the results by table and model.
 
     The networks that are explained are those of the study. Results are stored in the folder `roar` of the
-    store. A recipe whose training fails is left out, with a warning.
+    store. A recipe whose training fails is left out, with a warning, and is a failure of `study`.
     """
     store = Path(store).resolve()
     data = load_declared_data(declared)
     runs = training_runs(declared, data.fingerprint, store, part, trust=trust)
-    return retrain(_retraining(declared, data, runs), store, device)
+    return retrain(_retraining(declared, data, runs), study, store, device)
 
 
 def _retraining(

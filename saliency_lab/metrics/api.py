@@ -319,11 +319,7 @@ def run_jobs(
     model: nn.Module, x: Images, y: Tensor | None, attributions: Mapping[str, Any], jobs: list[Job], seed: int
 ) -> dict[str, list[Scores]]:
     """Score each method's maps by each job, block by block, so that memory does not grow with the samples."""
-    if y is None:
-        y = next(
-            (classes for each in attributions.values() if (classes := _explained(each)) is not None), None
-        )
-    x, y = read_labelled(x, y)
+    x, y = read_labelled(x, explained_classes(attributions.values()) if y is None else y)
     seed, x, y = check_seed(seed), check_images(x).detach().cpu(), check_labels(y, len(x)).cpu()
     height, width = x.shape[2:]
     jobs = [replace(job, settings=settings_at_size(job.settings, height, width)) for job in jobs]
@@ -377,9 +373,12 @@ def _values(given: Any, x: Tensor) -> Tensor | PackedMaps:
     return values if isinstance(values, PackedMaps) else check_maps(given, x)
 
 
-def _explained(given: Any) -> Tensor | None:
-    """Return the class that each map explains, if the maps state one each."""
-    return given.classes if isinstance(given, Attributions) and given.classes.ndim == 1 else None
+def explained_classes(attributions: Iterable[Any]) -> Tensor | None:
+    """Return the class that each map explains, of the first maps that state one each; None if none do."""
+    for given in attributions:
+        if isinstance(given, Attributions) and given.classes.ndim == 1:
+            return given.classes
+    return None
 
 
 def _check_classes(given: Any, y: Tensor) -> None:

@@ -68,16 +68,28 @@ def _non_sensitivity(case: MetricInput) -> MetricOutput:
 
 
 class Shifted(nn.Module):
-    """f((1 + shift)·x' − shift): what f says of x, when given x' = (x + shift) / (1 + shift)."""
+    """f((1 + shift)·x' − shift): what f says of x, when given x' = (x + shift) / (1 + shift).
+
+    Its parts are those of f under their own names, by which settings of a method may name a layer.
+    """
+
+    _shifted: nn.Module
 
     def __init__(self, model: nn.Module, shift: float) -> None:
         super().__init__()
-        self.model = model
         self.shift = shift
+        parts = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
+        self.__dict__.update({"_shifted": model, **{part: getattr(model, part) for part in parts}})
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
-        return self.model((1 + self.shift) * x - self.shift)
+        logits: Tensor = self._shifted((1 + self.shift) * x - self.shift)
+        return logits
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of f as well."""
+        self._shifted.train(mode)
+        return super().train(mode)
 
 
 def _input_invariance(case: MetricInput) -> MetricOutput:

@@ -23,7 +23,7 @@ from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import generator, sample_normal, sample_seeds, sample_uniform
 from saliency_lab._common.selection import read_selection
 from saliency_lab.attribution import Attributions
-from saliency_lab.metrics.api import evaluate_many
+from saliency_lab.metrics.api import evaluate_many, explained_classes
 from saliency_lab.metrics.catalogue import METRICS, Better, Metric
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.maps import take_maps
@@ -58,6 +58,8 @@ def meta_evaluate(
 
     Parameters
     ----------
+    x, y
+        As for `evaluate`.
     attributions : mapping
         Two methods or more → what `attribute` returned for them.
     metrics : str, callable, sequence of these, or mapping
@@ -78,7 +80,7 @@ def meta_evaluate(
     check_count(draws, "draws", most=10_000)
     check_seed(seed)
     check_module(model)
-    x, y = read_labelled(x, y)
+    x, y = read_labelled(x, explained_classes(attributions.values()) if y is None else y)
     check_images(x)
     if len(attributions) < 2:
         raise InputError("meta_evaluate ranks methods, so attributions must hold the maps of two or more")

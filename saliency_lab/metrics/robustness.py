@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -170,28 +171,47 @@ def _representation_change(case: MetricInput, points: Tensor) -> Tensor:
 
 
 def _representations(case: MetricInput, points: Tensor) -> Tensor:
-    """Return the input (N, 1 + S, D) of the model's last linear layer."""
+    """Return the input (N, 1 + S, D) of the linear layer that the model runs last."""
     probe = case.probe
-    layers = [module for module in probe.model.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise InputError(
-            "relative_representation_stability reads the input of the last nn.Linear, and there is none"
-        )
-    caught: list[Tensor] = []
+    linear = [module for module in probe.model.modules() if isinstance(module, nn.Linear)]
     thread = threading.get_ident()
+    ran: list[nn.Module] = []
+    caught: list[Tensor] = []
+
+    def note(layer: nn.Module, _: tuple[Tensor, ...]) -> None:
+        if threading.get_ident() == thread:  # other threads may use the model too
+            ran.append(layer)
 
     def catch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if threading.get_ident() == thread:  # other threads may use the model too
+        if threading.get_ident() == thread:
             caught.append(inputs[0].cpu().double())
 
-    handle = layers[-1].register_forward_pre_hook(catch)
-    try:
-        every = torch.cat([probe.images[:, None], points], 1)
+    with _hooked(linear, note):
+        probe.logits(probe.images[:1].to(probe.device))
+    if not ran or ran.count(ran[-1]) > 1:
+        found = "which runs several times per image" if ran else "and none runs"
+        raise InputError(
+            "relative_representation_stability reads the input of the nn.Linear that the model runs last, "
+            f"{found}; use relative_output_stability"
+        )
+    every = torch.cat([probe.images[:, None], points], 1)
+    with _hooked([ran[-1]], catch):
         for chunk in every.flatten(0, 1).split(probe.chunk):
             probe.logits(chunk.to(probe.device))
-    finally:
-        handle.remove()
     return torch.cat(caught).flatten(1).unflatten(0, every.shape[:2])
+
+
+@contextmanager
+def _hooked(
+    layers: Sequence[nn.Module], hook: Callable[[nn.Module, tuple[Tensor, ...]], None]
+) -> Iterator[None]:
+    """Call `hook` before each of the layers runs."""
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _quantus_neighbours(name: str, case: MetricInput, **settings: object) -> MetricOutput:
@@ -267,6 +287,12 @@ def _by_pixel(case: MetricInput, compare: Callable[[Tensor, Tensor], Tensor]) ->
     return _under_attack(case, lambda a, b: compare(scores(a), scores(b)))
 
 
+def _top_k(given: Tensor, attacked: Tensor, k: float) -> Tensor:
+    """Return the overlap of the k·P largest values; NaN where those of the attacked map do not vary."""
+    rows = attacked.flatten(1)
+    return top_k_overlap(given, attacked, k).masked_fill((rows == rows[:, :1]).all(1), torch.nan)
+
+
 def _register_neighbours(
     name: str,
     reference: str,
@@ -325,19 +351,25 @@ _register_neighbours(
 )
 
 
-def _register_relative(name: str, changes: Callable[[MetricInput, Tensor], Tensor]) -> None:
+def _register_relative(
+    name: str, changes: Callable[[MetricInput, Tensor], Tensor], revision: int = 1
+) -> None:
     _register_neighbours(
         name,
         "Agarwal et al., arXiv:2203.06877, 2022",
         lambda case: _relative_stability(case, changes),
         settings=RelativeNeighbours,
-        revision=1,  # a zero of the map once counted as 1e-6 whatever the map's scale
+        revision=revision,  # 1: a zero of the map once counted as 1e-6 whatever the map's scale
     )
 
 
 _register_relative("relative_input_stability", _input_change)
 _register_relative("relative_output_stability", _output_change)
-_register_relative("relative_representation_stability", _representation_change)
+_register_relative(
+    "relative_representation_stability",
+    _representation_change,
+    revision=2,  # the layer is the one that runs last, which need not be the one defined last
+)
 register(
     Metric(
         name="continuity",
@@ -362,10 +394,12 @@ def _register_attacked(
     *,
     range_: str = "[-1, 1]",
     needs: Needs = "ranking",
+    revision: int = 0,
 ) -> None:
     register(
         Metric(
             name=name,
+            revision=revision,
             shares="maps of attacked images",
             family="robustness",
             better="higher",
@@ -386,6 +420,7 @@ _register_attacked("attack_ssim", Attacked, lambda case: _under_attack(case, ssi
 _register_attacked(
     "attack_top_k",
     AttackedTopK,
-    lambda case: _by_pixel(case, lambda a, b: top_k_overlap(a, b, case.settings.k)),
+    lambda case: _by_pixel(case, lambda a, b: _top_k(a, b, case.settings.k)),
     range_="[0, 1]",
+    revision=1,  # a constant map of the attacked image once had the overlap of its first pixels
 )

@@ -142,9 +142,9 @@ class BinaryLogits(nn.Module):
             If `net` does not return one logit per image, or has no such `output`.
         """
         z = self.net(x)
-        if self.output is not None and z.ndim == 2 and self.output < z.shape[1]:
-            z = z[:, self.output]
-        if z.shape not in ((len(x),), (len(x), 1)):
+        lacks = self.output is not None and not (z.ndim == 2 and self.output < z.shape[1])
+        z = z if self.output is None or lacks else z[:, self.output]
+        if lacks or z.shape not in ((len(x),), (len(x), 1)):
             column = "" if self.output is None else f" with a column {self.output}"
             raise InputError(
                 f"BinaryLogits needs a network that returns one logit per image, (N,) or (N, 1), or (N, K)"

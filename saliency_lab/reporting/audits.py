@@ -184,11 +184,14 @@ def _stored_audits(study: Study) -> list[tuple[str, Mapping[str, Any]]]:
 def _transfer_sources(study: Study, stored: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """Say from which models points were transferred, where an audit did not use all: in a part of a study."""
     models = {str(member): member.model for member in study.members}
+    several = {model for model in study.models if list(models.values()).count(model) > 1}
     used: dict[str, set[str]] = {}
+    complete = True
     for model, depends in stored:
         named = {models.get(name, name) for name in depends.get("sources", {})}
         used[model] = used.get(model, set()) | named
-    if all(set(study.models) <= sources | {model} for model, sources in used.items()):
+        complete &= set(study.models) - ({model} - several) <= named  # one seed cannot serve itself
+    if complete:
         return []
     groups: dict[str, list[str]] = {}
     for model, sources in used.items():

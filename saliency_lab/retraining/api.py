@@ -60,6 +60,7 @@ class RoarPlan:
             "recipe": {**self.recipe.portable(), "seed": seed},
             "data": self.data.fingerprint,
             "architecture": self.architecture,
+            **self.recipe.own_code(),
             "versions": cache_versions("retraining"),
         }
         if method is not None:

@@ -128,10 +128,10 @@ def read_grid(
     return GridRequests(
         () if _is_empty(methods) else read_methods(methods),
         () if _is_empty(metrics) else read_metrics(metrics, sample),
-        [read_attack(**each) for each in _arguments_of("attack", attacks, "eps")],
+        [read_attack(**each) for each in attack_arguments("attack", attacks, "eps")],
         [
             read_audit(**each, sample=sample)
-            for each in _arguments_of("audit", audits, "eps", "images", "budget")
+            for each in attack_arguments("audit", audits, "eps", "images", "budget")
         ],
     )
 
@@ -289,7 +289,7 @@ def attack_to_audit(audit: Request, attacks: Mapping[str, Request]) -> Request:
     return replace(audit, settings=attack.settings)
 
 
-def _arguments_of(
+def attack_arguments(
     kind: Literal["attack", "audit"], given: Mapping[str, Mapping[str, Any]] | None, *names: str
 ) -> list[dict[str, Any]]:
     """Turn label → settings into arguments of `read_attack` or `read_audit`; `names` are not settings."""

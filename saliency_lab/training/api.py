@@ -110,14 +110,18 @@ def train(
     settled = load_recipe(recipe, changes, trust=trust)
     _check_given(settled, data, model, changes)
     named, data = data is None, data if data is not None else load_data(settled.data)
-    if not len(data.train):
+    count, batch = len(data.train), settled.training.batch_size
+    if not count:
         raise InputError(f"data set '{data.name}' has no training images, only images to explain and score")
+    if batch > count:
+        raise InputError(f"training.batch_size = {batch} is more than the {count} training images; lower it")
     own = model if model is not None else named_module(settled, data)
     classes = len(data.classes) if own is None else _check_own(own, data)
     identity = {
         "recipe": settled.portable(),
         "data": data.fingerprint,
         "architecture": settled.model.name if own is None else model_fingerprint(own),
+        **settled.own_code(),
     }
     run = RunFolder(out, identity) if out is not None else None
     if run is not None and run.finished:

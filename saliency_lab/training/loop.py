@@ -154,10 +154,6 @@ class Trainer:
                 f"a batch of {batch} images cannot be shared equally by {fabric.world_size} processes; "
                 f"set training.batch_size to a multiple of {fabric.world_size}"
             )
-        if batch > len(data.train):
-            raise InputError(
-                f"training.batch_size = {batch} is more than the {len(data.train)} training images; lower it"
-            )
         self.batches = len(data.train) // batch
         self.net = copy_model(net).train()
         if fabric.world_size > 1 and fabric.device.type == "cuda":

@@ -14,6 +14,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from saliency_lab._common.arguments import check_flag, check_mapping, check_path, check_text
 from saliency_lab._common.errors import InputError, RecipeError, UnknownNameError, unknown_name
+from saliency_lab._common.fingerprints import canonical, fingerprint
 from saliency_lab._common.html import facts
 from saliency_lab._common.plugins import check_names
 from saliency_lab._common.settings import Settings, parse_settings
@@ -145,6 +146,13 @@ class Recipe(Settings):
                 if getattr(getattr(self, part), key) == defaults[key].default:
                     del table[part][key]
         return table
+
+    def own_code(self) -> dict[str, str]:
+        """Return the fingerprint of an objective that is not built in, whose code decides the run as well."""
+        kind = type(self.objective)
+        if OBJECTIVES.built_in.get(kind.name) is kind:
+            return {}
+        return {"objective": fingerprint(canonical(kind))}
 
     def _repr_html_(self) -> str:
         rows = {"name": self.name, "description": self.description, "seed": str(self.seed)}

@@ -170,7 +170,7 @@ def run_folder_name(recipe: Recipe, seed: int, *content: str) -> str:
 
     `content` are the fingerprints of the data and, where there is one, of the custom network.
     """
-    key = fingerprint({**recipe.portable(), "seed": seed}, *content)
+    key = fingerprint({**recipe.portable(), "seed": seed}, *content, *recipe.own_code().values())
     return f"{recipe.name.replace('/', '-')}-seed-{seed}-{key[:12]}"
 
 

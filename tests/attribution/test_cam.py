@@ -15,6 +15,7 @@ from pytorch_grad_cam.ablation_layer import AblationLayer, AblationLayerVit
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from pytorch_grad_cam.utils.reshape_transforms import vit_reshape_transform
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision import models
 
 import saliency_lab as sl
@@ -515,3 +516,57 @@ def test_channels_are_followed_through_any_layout_where_sizes_do_not_tell(layout
     for layer in ("0", "0.1"):
         maps = attribute(model, x, method="hires_cam", target=1, layer=layer, relu=False)
         torch.testing.assert_close(maps.values, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6])
+def test_grad_cam_plus_plus_is_its_formula_at_any_size_of_the_gradient(scale):
+    model, x, y = small_resnet(), images(), torch.tensor([0, 1, 2])
+    model.get_classifier().weight.data *= scale
+    maps = sl.attribute(model, x, y, "grad_cam_plus_plus", layer="layer2").values.double()
+    caught = []
+    handle = model.layer2.register_forward_hook(lambda _, __, output: caught.append(output))
+    logits = model(x)
+    handle.remove()
+    (gradients,) = torch.autograd.grad(logits.gather(1, y[:, None]).sum(), caught[0])
+    a, g = caught[0].detach().double(), gradients.double()
+    share = torch.where(g != 0, g**2 / (2 * g**2 + a.sum((2, 3), keepdim=True) * g**3), 0)
+    coarse = ((share * g.relu()).sum((2, 3), keepdim=True) * a).sum(1, keepdim=True).relu()
+    expected = F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False).expand_as(maps)
+    torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("eigen_cam", {}), ("lime", {"n": 20, "alpha": 1e-6}), ("kernel_shap", {"n": 20})],
+)
+def test_an_image_whose_scores_are_not_numbers_loses_its_own_map_alone(method, settings):
+    class Divides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small_resnet()
+
+        def forward(self, x):
+            return self.net(x / (x.amin((1, 2, 3), keepdim=True) > 0).float())  # 0 / 0 where a pixel is black
+
+    x, y = images(), torch.tensor([0, 1, 2])
+    x[1] = 0
+    more = {} if method == "eigen_cam" else {"baseline": "white"}
+    with pytest.warns(UserWarning, match="1 of 3 maps are not finite"):
+        maps = sl.attribute(Divides().eval(), x, y, method, **settings, **more).values
+    assert maps[[0, 2]].isfinite().all() and not maps[1].isfinite().any()
+
+
+def test_guided_ig_ends_where_the_gradient_is_not_a_number():
+    class Standardised(nn.Module):
+        """Divides a black image, where the path begins, by its standard deviation."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = small_resnet()
+
+        def forward(self, x):
+            return self.net((x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True))
+
+    with pytest.warns(UserWarning, match="1 of 1 maps are not finite"):
+        maps = sl.attribute(Standardised().eval(), images(1), torch.tensor([0]), "guided_ig", steps=3)
+    assert maps.values.isnan().any()

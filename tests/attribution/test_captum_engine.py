@@ -302,3 +302,15 @@ def test_lrp_by_captum_on_a_network_of_torchvision():
     given = {"target": 1, "method": "lrp", "preset": "epsilon"}
     ours, theirs = (attribute(net, x, engine=engine, **given).values for engine in ("fast", "captum"))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6 * float(ours.abs().max()))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("kind", [ca.FeatureAblation, ca.KernelShap])
+def test_a_mask_of_features_without_a_row_per_image_is_that_of_every_image(net, batch, kind, count):
+    x, y = (each[:count] for each in batch)
+    mask = torch.arange(12)[:, None] // 6 * 2 + torch.arange(12)[None] // 6
+    more = {"n_samples": 8} if kind is ca.KernelShap else {}
+    expected = attribute(net, x, y, kind, feature_mask=mask.expand(count, 1, 12, 12), **more).values
+    assert len(expected[0].unique()) == 4
+    for given in (mask, mask[None], mask[None, None]):
+        torch.testing.assert_close(attribute(net, x, y, kind, feature_mask=given, **more).values, expected)

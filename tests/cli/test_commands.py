@@ -252,6 +252,15 @@ def test_a_changed_recipe_is_another_model_and_a_seed_is_not(models, tmp_path):
         "sgt_objective.fraction=0.1-saliency.safetensors",
         "sgt_objective.fraction=0.5-saliency.safetensors",
     ]
+    result = call("attribute", models[1], tmp_path / "seed", "--images", 4, "--rows", 1, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    written = sorted((tmp_path / "maps").glob("*.safetensors"))
+    assert [path.name for path in written] == [
+        "sgt-seed-0-saliency.safetensors",
+        "sgt-seed-1-saliency.safetensors",
+    ]
+    first, second = (load_file(path)["values"] for path in written)
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -152,6 +153,29 @@ def test_bands_of_shares_stay_shares(digits_sample: LabelledImages) -> None:
     heights = band.get_paths()[0].vertices[:, 1]
     assert heights.min() == pytest.approx(share.min())
     assert heights.max() == pytest.approx(share.max())
+
+
+def test_curves_of_seeds_that_disagree_are_drawn_one_by_one() -> None:
+    """A mean of trained and collapsed networks, with a band, would describe none of them."""
+    x, y = sl.load_dataset("digits").test.sample(200, seed=0)
+    trained, collapsed = (sl.load_model("digits/standard") for _ in range(2))
+    with torch.no_grad():
+        for each in collapsed.parameters():
+            each.mul_(0.02)
+        each[0] += 5  # the last bias: class 0 for every image
+    rows = y == 0
+    study = Study({"net": [trained, trained, collapsed], "one": trained}, (x[rows], y[rows]))
+    study.attribute(["saliency"]).score({"masked_input_accuracy": {"steps": 4}})
+    comparison = study.compare()
+    assert comparison.table().set_index("model").loc["net", "seeds_disagree"]
+    assert comparison.pictures is not None
+    values, _ = comparison.pictures.read_curves("net", "saliency", "masked_input_accuracy")
+    figure = comparison.plot.curves("masked_input_accuracy")
+    (ax,) = figure.axes
+    assert len(ax.collections) == 1  # the band of the model with one seed
+    alone = [line.get_ydata() for line in ax.lines if line.get_label() == "_seeds"]
+    np.testing.assert_allclose(alone, values.mean(1))
+    assert any("single seeds, where seeds disagree" in text.get_text() for text in [*figure.texts, *ax.texts])
 
 
 def test_what_cannot_be_ranked_says_why(ranked: Comparison) -> None:

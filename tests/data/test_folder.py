@@ -352,13 +352,18 @@ def test_what_is_skipped_is_counted_and_named(
     )
 
 
-def test_a_zip_with_one_folder_at_its_top_is_read(pictures: tuple[Path, dict[str, np.ndarray]]) -> None:
+@pytest.mark.parametrize("above", ["pets/", "./", "./pets/"])
+def test_a_zip_with_one_folder_at_its_top_is_read(
+    pictures: tuple[Path, dict[str, np.ndarray]], above: str
+) -> None:
     root, _ = pictures
     path = root.with_suffix(".zip")
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(root.rglob("*.png")):
-            archive.write(file, f"pets/{file.relative_to(root).as_posix()}")
-        archive.writestr("__MACOSX/pets/train/cat/._0.png", b"as macOS writes it")
+            info = zipfile.ZipInfo(f"{above}{file.relative_to(root).as_posix()}")  # `write` removes "./"
+            archive.writestr(info, file.read_bytes())
+        if above == "pets/":
+            archive.writestr("__MACOSX/pets/train/cat/._0.png", b"as macOS writes it")
     assert (
         sl.load_dataset("image_folder", path).fingerprint == sl.load_dataset("image_folder", root).fingerprint
     )

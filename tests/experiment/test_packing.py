@@ -350,3 +350,93 @@ def test_parts_of_a_study_with_finished_networks_are_joined_in_any_order(tmp_pat
         pages.append((tmp_path / names[0] / "given.md").read_text())
     assert pages[0] == pages[1] and "digits/sgt" in pages[0]
     assert "points were transferred to standard from none; given from given." in pages[0]
+
+
+FINISHED = """
+[data]
+name = "digits"
+images = 8
+
+[models]
+standard = "digits/standard"
+at = ["digits/at", "digits/asgt"]
+
+[methods]
+few = { method = "smoothgrad", n = 2, stdev = 0.1 }
+
+[metrics]
+sparseness = {}
+"""
+
+
+def test_what_changed_since_it_was_packed_is_refused(tmp_path):
+    """Maps are not packed, so their settings are; parts of other settings must not be compared."""
+    study, changed = tmp_path / "few.toml", tmp_path / "changed.toml"
+    study.write_text(FINISHED)
+    study_in_shell(study, "--only", "standard", "--out", tmp_path / "a", "--pack", tmp_path / "a.tar.xz")
+    study_in_shell(study, "--from", tmp_path / "a.tar.xz", "--page", tmp_path)
+    page = (tmp_path / "few.md").read_text()
+    assert "| method | few | method = smoothgrad, n = 2, stdev = 0.1, " in page
+    for old, new, message in (
+        (
+            "n = 2",
+            "n = 5",
+            "with methods.few.settings.n = 2, and the study declares methods.few.settings.n = 5",
+        ),
+        ("few =", "many =", "with methods.many.method = None"),
+        ("[data]", "compact_maps = true\n[data]", "methods.few.stored as = None, and the study declares"),
+        (
+            '"digits/asgt"]',
+            '"digits/sgt"]',
+            "models.at = ['digits/at', 'digits/asgt'], and the study declares",
+        ),
+        (', "digits/asgt"', "", "models.at = ['digits/at', 'digits/asgt'], and the study declares"),
+    ):
+        changed.write_text(FINISHED.replace(old, new))
+        done = CliRunner().invoke(app, ["study", str(changed), "--from", str(tmp_path / "a.tar.xz")])
+        assert done.exit_code == 2 and message in " ".join(done.output.split()), (new, done.output)
+
+
+def test_a_study_with_masks_is_packed_joined_and_redrawn(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_networks.py").write_text(
+        "import math\n\nfrom torch import nn\n\n\ndef make(num_classes, input_shape):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), num_classes))\n"
+    )
+    study = tmp_path / "masks.toml"
+    study.write_text(
+        'methods = ["saliency"]\nmetrics = ["pointing_game"]\n[data]\nname = "planted"\nimages = 8\n'
+        '[models]\none = "own_networks:make"\ntwo = "own_networks:make"'
+    )
+    for name in ("one", "two"):
+        options = ["--only", name, "--out", tmp_path / name, "--pack", tmp_path / f"{name}.tar.xz"]
+        study_in_shell(study, "--trust", *options)
+    parts = ["--from", tmp_path / "one.tar.xz", "--from", tmp_path / "two.tar.xz"]
+    study_in_shell(study, "--trust", *parts, "--page", tmp_path, "--pack", tmp_path / "both.tar.xz")
+    study_in_shell(study, "--trust", "--from", tmp_path / "both.tar.xz", "--page", tmp_path / "again")
+    page = (tmp_path / "masks.md").read_text()
+    assert "pointing_game" in page and "| method | saliency |" in page
+    assert (tmp_path / "again" / "masks.md").read_text() == page
+
+
+def test_parts_computed_in_one_store_stay_listed(tmp_path):
+    study = tmp_path / "few.toml"
+    study.write_text(FINISHED)
+    for name in ("standard", "at"):
+        study_in_shell(study, "--only", name, "--out", tmp_path / "store")
+    assert set(Study.load(tmp_path / "store").models) == {"standard", "at"}
+    study_in_shell(study, "--out", tmp_path / "store")
+    assert set(Study.load(tmp_path / "store").models) == {"standard", "at"}
+
+
+def test_audits_of_parts_by_seeds_say_what_points_were_transferred_from(packed, tmp_path):
+    """One seed of a recipe has no other seed of it to be attacked from."""
+    study = tmp_path / "noise.toml"
+    study.write_text(TOML + "\n[audits.fgsm]\neps = 0.1\nimages = 10\n")
+    for seed in ("0", "1"):
+        options = ["--seeds", seed, "--out", packed / "store", "--pack", tmp_path / f"{seed}.tar.xz"]
+        study_in_shell(study, *options)
+    parts = ["--from", tmp_path / "0.tar.xz", "--from", tmp_path / "1.tar.xz"]
+    study_in_shell(study, *parts, "--page", tmp_path)
+    page = (tmp_path / "noise.md").read_text()
+    assert "points were transferred to plain from noisy; noisy from plain." in page

@@ -214,3 +214,75 @@ def test_every_metric_that_makes_maps_again_is_among_those_tested(small):
     relative = {name for name in METRICS if name.startswith("relative_") and name.endswith("_stability")}
     remade = {name for name in METRICS if METRICS[name].maps is not None}
     assert remade == set(remaking(x)) | shared | relative
+
+
+class Convolved(nn.Module):
+    """A network with named layers, and a linear one that is not part of a prediction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv, self.out, self.unused = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(3, 4), nn.Linear(3, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("grad_cam", {}),
+        ("layer_conductance", {"steps": 4}),
+        ("lrp", {"rules": {"conv": "flat"}}),
+        ("smoothgrad", {"n": 3, "base": "grad_cam"}),
+    ],
+)
+def test_methods_that_name_a_layer_are_made_again_behind_the_shift(method, settings):
+    model, (x, y) = Convolved().eval(), images(3)
+    maps = sl.attribute(model, x, y, method, **settings)
+    names = [name for name, _ in model.named_modules()]
+    found = sl.evaluate(model, x, y, maps, "input_invariance")
+    assert np.isfinite(found).any() and (found[np.isfinite(found)] <= 1).all()
+    if method == "grad_cam":  # which looks at the activations, and these are those of the unshifted image
+        np.testing.assert_allclose(found[np.isfinite(found)], 1, atol=1e-5)
+    assert [name for name, _ in model.named_modules()] == names and not model.training
+
+
+def test_the_representation_is_that_of_the_linear_layer_that_runs_last():
+    model, (x, y) = Convolved().eval(), images(3)
+    maps = sl.attribute(model, x, y, "input_x_gradient")
+    name = "relative_representation_stability"
+    found = sl.evaluate(model, x, y, maps, name, samples=3)
+    del model.unused
+    again = sl.evaluate(model, x, y, maps.values, name, samples=3, explain=explain)
+    np.testing.assert_array_equal(found, again)
+
+    class Twice(Convolved):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + super().forward(x.flip(3))
+
+    class Functional(Convolved):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.relu(self.conv(x)).mean((2, 3))
+            return nn.functional.linear(hidden, self.out.weight, self.out.bias)
+
+    for other, message in ((Twice(), "runs several times"), (Functional(), "and none runs")):
+        own = sl.attribute(other.eval(), x, y, "input_x_gradient")
+        with pytest.raises(InputError, match=message):
+            sl.evaluate(other, x, y, own, name, samples=3)
+
+
+def explain(model: nn.Module, points: Tensor, classes: Tensor) -> Tensor:
+    return sl.attribute(model, points, classes, "input_x_gradient").values
+
+
+def test_a_constant_map_of_the_attacked_image_has_no_overlap():
+    model, (x, y) = Curved(), images(3)
+    maps = sl.attribute(model, x, y, "saliency").values
+    for value in (0.0, 0.5):
+        constant = {
+            "attacked": x.flip(3),
+            "explain": lambda m, points, c, v=value: torch.full_like(points, v),
+        }
+        assert np.isnan(sl.evaluate(model, x, y, maps, "attack_top_k", **constant)).all()

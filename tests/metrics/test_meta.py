@@ -38,6 +38,17 @@ def test_shuffling_the_pixels_is_noticed_by_faithfulness_and_not_by_sparseness(t
     assert table.loc["sensitivity_n", "map"] > table.loc["sparseness", "map"]
 
 
+def test_the_class_is_taken_from_the_maps_as_in_evaluate(digits_sample, trained):
+    x, _ = digits_sample
+    names = ("saliency", "input_x_gradient")
+    maps = {name: sl.attribute(trained, x, None, name, target="prediction") for name in names}
+    metrics = {"masked_input_accuracy": {}}
+    classes = maps["saliency"].classes
+    expected = meta_evaluate(trained, x, classes, maps, metrics, draws=1)
+    for given in (x, (x, (classes + 1) % 10)):
+        pd.testing.assert_frame_equal(meta_evaluate(trained, given, None, maps, metrics, draws=1), expected)
+
+
 def test_one_method_cannot_be_ranked(digits_sample, trained):
     x, y = digits_sample
     with pytest.raises(InputError, match="two or more"):

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import saliency_lab as sl
-from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab._common.errors import InputError, SaliencyLabError, TrainingError
 from saliency_lab.cli.app import app
 from saliency_lab.data import ImageData
 from saliency_lab.data.images import MappedSplit, Split
+from saliency_lab.experiment import retraining as declared_retraining
 from saliency_lab.experiment.run import plan_declared, retrain_declared, run_declared
 from saliency_lab.experiment.schema import read_declaration
 from saliency_lab.metrics.catalogue import LERF, MORF
@@ -359,6 +360,28 @@ def test_in_a_study_file(tmp_path: Path):
     study.gc()
     assert plan_declared(declared, store)["missing"].sum() == 0, "gc leaves the retrained networks"
     assert len(list((store / "models").glob("*/model.json"))) == 1, "the study's network is the one explained"
+
+
+@pytest.mark.long
+def test_a_failure_is_on_the_page_and_in_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object):
+        raise TrainingError("the loss is not finite")
+
+    monkeypatch.setattr(declared_retraining, "run_plan", fail)
+    (tmp_path / "first.toml").write_text(STUDY, encoding="utf-8")
+    command = [
+        "study",
+        str(tmp_path / "first.toml"),
+        "--out",
+        str(tmp_path / "store"),
+        "--page",
+        str(tmp_path),
+    ]
+    with pytest.warns(UserWarning, match=r"\[roar\] of standard is left out"):
+        shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 1 and "the loss is not finite" in shown.output
+    missing = (tmp_path / "first.md").read_text(encoding="utf-8").split("## What is missing")[1]
+    assert "roar" in missing and "the loss is not finite" in missing
 
 
 def test_a_study_file_is_checked_before_anything_is_trained(tmp_path: Path):

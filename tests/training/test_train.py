@@ -1,7 +1,9 @@
 """The loop: repeatable, resumable to the bit, and honest about runs that are none."""
 
 import csv
+import importlib
 import json
+import linecache
 import os
 import random
 import signal
@@ -760,9 +762,44 @@ def test_selection_keeps_the_best_epoch_and_patience_stops(images, tmp_path):
     assert scores.index(max(scores)) == len(scores) - 3
 
 
-def test_batches_that_cannot_be_made_are_refused(images):
+def test_batches_that_cannot_be_made_are_refused(images, tmp_path):
     with pytest.raises(InputError, match=r"training\.batch_size = 65 is more than the 64 training images"):
-        sl.train("digits/standard", images, overrides=TINY | {"training.batch_size": 65})
+        sl.train(
+            "digits/standard", images, out=tmp_path / "run", overrides=TINY | {"training.batch_size": 65}
+        )
+    assert not (tmp_path / "run").exists()  # which a corrected call may use
+
+
+OWN_OBJECTIVE = """
+import torch.nn.functional as F
+from saliency_lab.training import Objective
+
+
+class Weighted(Objective):
+    def terms(self, step):
+        return {"clean": FACTOR * F.cross_entropy(step.logits(step.x), step.y)}
+"""
+
+
+def test_the_code_of_an_objective_is_part_of_the_run(images, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    overrides = TINY | {"objective.name": "own_objective:Weighted", "training.epochs": 1}
+    names = []
+    for factor in ("1.0", "0.5"):
+        (tmp_path / "own_objective.py").write_text(OWN_OBJECTIVE.replace("FACTOR", factor))
+        sys.modules.pop("own_objective", None)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        recipe = sl.load_recipe("digits/standard", overrides)
+        names.append(run.run_folder_name(recipe, 0, "data"))
+        if factor == "1.0":
+            first = sl.train(recipe, images, out=tmp_path / "run")
+            assert same(weights(sl.train(recipe, images, out=tmp_path / "run")), weights(first))
+        else:
+            with pytest.raises(InputError, match=r"holds another run \(it differs in objective"):
+                sl.train(recipe, images, out=tmp_path / "run")
+    assert names[0] != names[1]
+    assert sl.load_recipe("digits/asgt").own_code() == {}
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed"])
