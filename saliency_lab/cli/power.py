@@ -70,10 +70,11 @@ def power(
             raise InputError(
                 "this study compares nothing, so it detects no difference; give it a second model"
             )
-        tests = _tests(declared, secondary)
         if comparisons:
             fewest = _fewest_seeds(declared, [pair for *_, pair in primary | secondary])
             tests = {f"{comparisons} corrected together": (comparisons, fewest, None)}
+        else:
+            tests = _tests(declared, secondary)
     for name, (number, own_seeds, own_margin) in tests.items():
         within = own_margin if margin is None else margin / 100
         table = simulate(

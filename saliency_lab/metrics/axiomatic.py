@@ -83,13 +83,13 @@ class Shifted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
-        logits: Tensor = self._shifted((1 + self.shift) * x - self.shift)
+        # the mode of the parts is set through this module
+        mode, self._shifted.training = self._shifted.training, self.training
+        try:
+            logits: Tensor = self._shifted((1 + self.shift) * x - self.shift)
+        finally:
+            self._shifted.training = mode
         return logits
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of f as well."""
-        self._shifted.train(mode)
-        return super().train(mode)
 
 
 def _input_invariance(case: MetricInput) -> MetricOutput:

@@ -246,7 +246,19 @@ def test_methods_that_name_a_layer_are_made_again_behind_the_shift(method, setti
     assert np.isfinite(found).any() and (found[np.isfinite(found)] <= 1).all()
     if method == "grad_cam":  # which looks at the activations, and these are those of the unshifted image
         np.testing.assert_allclose(found[np.isfinite(found)], 1, atol=1e-5)
-    assert [name for name, _ in model.named_modules()] == names and not model.training
+    assert [name for name, _ in model.named_modules()] == names
+    assert not any(module.training for module in model.modules())
+
+
+def test_the_mode_of_a_network_with_dropout_at_its_root_stays_and_does_not_count():
+    class Dropped(Convolved):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(nn.functional.dropout(torch.relu(self.conv(x)).mean((2, 3)), 0.5, self.training))
+
+    model, (x, y) = Dropped().train(), images(3)
+    maps = sl.attribute(model, x, y, "saliency")
+    np.testing.assert_allclose(sl.evaluate(model, x, y, maps, "input_invariance"), 1, atol=1e-5)
+    assert all(module.training for module in model.modules())
 
 
 def test_the_representation_is_that_of_the_linear_layer_that_runs_last():
