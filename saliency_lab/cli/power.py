@@ -104,8 +104,13 @@ _Test: TypeAlias = tuple[int, str, float | None]
 def _tests(declared: Declaration, secondary: Collection[_Difference]) -> dict[str, _Test]:
     """Return the tests of a study by the title of their table.
 
-    The simulation is of accuracies, so scores of maps have a table only if nothing else is compared.
-    Equivalence is tested for primary endpoints alone, each within its own margin.
+    The simulation is of accuracies, so endpoints that are scores of maps have no table. Equivalence is tested
+    for primary endpoints alone, each within its own margin.
+
+    Raises
+    ------
+    InputError
+        If no accuracy is compared.
     """
     from saliency_lab.comparison.measures import SHARES
 

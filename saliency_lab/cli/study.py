@@ -138,7 +138,7 @@ def study(
         return
     with open_executor(executor, workers, address, device) as pool:
         results = run_declared(declared, store, executor=pool, device=device, trust=trust, part=part)
-    retrained = retrain_declared(declared, store, study=results[0], device=device, trust=trust, part=part)
+    retrained = retrain_declared(declared, results[0], store, device=device, trust=trust, part=part)
     _print_results(declared, results, retrained, store, page, pack, declaration.stem, command)
 
 
@@ -192,7 +192,7 @@ def reproduce(
         return
     with open_executor(executor, workers, address, device) as pool:
         results = run_declared(declared, store, executor=pool, device=device, part=part)
-    retrained = retrain_declared(declared, store, study=results[0], device=device, part=part)
+    retrained = retrain_declared(declared, results[0], store, device=device, part=part)
     _print_results(declared, results, retrained, store, page or store / "results", pack, name, command)
 
 

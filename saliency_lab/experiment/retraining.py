@@ -67,9 +67,7 @@ def retraining_plans(
     return plans
 
 
-def retrain(
-    plans: Mapping[tuple[str, str], RoarPlan], study: Study | None, store: Path, device: str
-) -> Retrained:
+def retrain(plans: Mapping[tuple[str, str], RoarPlan], study: Study, store: Path, device: str) -> Retrained:
     """Train what is missing; a recipe whose training fails is left out, which `study` notes."""
     results: Retrained = {}
     for (table, model), plan in plans.items():
@@ -77,8 +75,7 @@ def retrain(
             results[table, model] = run_plan(plan, store, retraining_store(store), device)
         except (TrainingError, CheckpointError) as error:
             warnings.warn(f"[{table}] of {model} is left out: {error}", stacklevel=3)
-            if study is not None:
-                study.note_failure(model, plan.seeds[0], table, Failure.of(error))
+            study.note_failure(model, plan.seeds[0], table, Failure.of(error))
     return results
 
 

@@ -175,9 +175,9 @@ def run_declared(
 
 def retrain_declared(
     declared: Declaration,
+    study: Study,
     store: str | Path,
     *,
-    study: Study | None = None,
     device: str = "auto",
     trust: bool = False,
     part: Part = WHOLE,

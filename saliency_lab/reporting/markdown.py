@@ -231,9 +231,8 @@ def _missing(document: Document) -> list[str]:
 def _provenance(document: Document, declared: Declaration, study: Study) -> list[str]:
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
     settings = document.provenance.settings
-    if not any(
-        place.kind == "maps" for place in study.results
-    ):  # packed results have none, and are those of the declared methods
+    packed = not any(place.kind == "maps" for place in study.results)
+    if packed:  # by the declared methods, which was checked
         methods = method_settings(declared.method_requests())
         settings = replace(settings, rows=[*methods, *settings.rows])
     lines = ["## Settings", "", *markdown_lines(settings), ""]

@@ -355,7 +355,7 @@ def test_in_a_study_file(tmp_path: Path):
     assert (store / "tables" / "retraining.csv").exists()
     assert plan_declared(declared, store)["missing"].sum() == 0
     study, *_ = run_declared(declared, store)
-    result = retrain_declared(declared, store)["roar", "standard"]
+    result = retrain_declared(declared, study, store)["roar", "standard"]
     assert set(result.correct) == {"saliency", "random"} and result.seeds == (0,)
     study.gc()
     assert plan_declared(declared, store)["missing"].sum() == 0, "gc leaves the retrained networks"
