@@ -69,13 +69,18 @@ QUESTIONS = (
 
 
 def packed_difference(name: str, question: Question, eps: float) -> tuple[Interval, float] | None:
-    """The difference and its p-value in the packed results of a study; None if it lacks one of the models."""
+    """The difference and its p-value in the packed results of a study.
+
+    None if it lacks one of the models, or has one seed of it: its interval is over images alone, and its weight
+    would be too large.
+    """
     with TemporaryDirectory() as scratch:
         study, _ = unpack_results(
             read_declaration(STUDIES / f"{name}.toml"), [FOLDER / f"{name}.tar.xz"], Path(scratch)
         )
         comparison = study.compare()
-        if not {question.model, question.over} <= set(comparison.models):
+        models = [member.model for member in study.members]
+        if min(models.count(question.model), models.count(question.over)) < 2:
             return None
         measure = comparison.measure("robust_accuracy", "pgd", eps)
         difference = measure.difference(question.model, question.over, comparison.level)
@@ -133,7 +138,7 @@ def section(question: Question) -> list[str]:
                 "" if pd.isna(row["p"]) else p_value(row["p"]),
             ]
         )
-    left = f" Not run so far: {', '.join(missing)}." if missing else ""
+    left = f" Not run so far, or with fewer than two seeds: {', '.join(missing)}." if missing else ""
     return [
         f"## {question.text}",
         "",
