@@ -117,7 +117,8 @@ class _ZeroLast(AblationLayerVit):
 def test_methods_are_those_of_pytorch_grad_cam(name, network, monkeypatch):
     build, layer, reshape = NETWORKS[network]
     model, x, y = build(), images(), torch.tensor([0, 1, 2])
-    model.get_classifier().weight.data *= 30  # pytorch-grad-cam adds 1e-7 to what it divides a map by,
+    # pytorch-grad-cam adds 1e-7 to what it divides a map by, 1e-6 to a denominator of Grad-CAM++,
+    model.get_classifier().weight.data *= 3000 if name == "grad_cam_plus_plus" else 30
     model.get_classifier().bias.data += 600  # and divides the weights of Ablation-CAM by the score
     peer = copy.deepcopy(model)
     settings = {}
