@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Self
 
 import torch
@@ -79,16 +80,13 @@ class Shifted(nn.Module):
         super().__init__()
         self.shift = shift
         parts = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
-        self.__dict__.update({"_shifted": model, **{part: getattr(model, part) for part in parts}})
+        # a shallow copy has a mode of its own, which other threads that use f do not see
+        self.__dict__.update({"_shifted": copy.copy(model), **{part: getattr(model, part) for part in parts}})
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
-        # the mode of the parts is set through this module
-        mode, self._shifted.training = self._shifted.training, self.training
-        try:
-            logits: Tensor = self._shifted((1 + self.shift) * x - self.shift)
-        finally:
-            self._shifted.training = mode
+        self._shifted.training = self.training  # the mode of its parts, which are those of this, is set here
+        logits: Tensor = self._shifted((1 + self.shift) * x - self.shift)
         return logits
 
 
