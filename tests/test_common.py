@@ -8,6 +8,7 @@ import os
 import pkgutil
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -43,13 +44,40 @@ def test_mode_and_flags_come_back_after_an_exception():
     assert [p.requires_grad for p in model.parameters()] == [True, True, False, True]
 
 
+def of_its_batch():
+    return nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(16, 2))
+
+
 def test_a_model_that_looks_at_the_batch_in_eval_mode_is_warned_about(recwarn):
     sound = nn.Sequential(nn.BatchNorm2d(1), nn.InstanceNorm2d(1))
     with undisturbed(sound):
         assert not recwarn.list
-    blind = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(16, 2))
     with pytest.warns(UserWarning, match="Sequential has batch .* depends on the others of its pass"):
-        attribute(blind, torch.rand(3, 1, 4, 4), target=0)
+        attribute(of_its_batch(), torch.rand(3, 1, 4, 4), target=0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda *given: sl.attack(*given, "fgsm", eps=0.1),
+        lambda *given: sl.robustness_curve(*given, "fgsm", eps=(0, 0.1)),
+        lambda *given: sl.steps_curve(*given, eps=0.1, steps=(0, 1)),
+        lambda *given: sl.minimal_epsilon(*given, "fgsm", tolerance=0.5),
+        lambda model, x, y: sl.attribute(model, x, "saliency", target=y),
+        lambda model, x, y: sl.evaluate(model, x, y, x - 0.5, "pixel_flipping"),
+    ],
+    ids=["attack", "robustness_curve", "steps_curve", "minimal_epsilon", "attribute", "evaluate"],
+)
+def test_a_warning_points_to_the_line_of_the_user(call):
+    """However deep the call; a line of the package would be shown once for all models of a program."""
+    x, y = torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.long)
+    for _ in range(2):  # the second model is warned about as well
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            call(of_its_batch(), x, y)
+        shown = [each for each in caught if "running statistics" in str(each.message)]
+        assert shown
+        assert {each.filename for each in shown} == {__file__}
 
 
 def test_what_is_no_module_is_refused():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -24,6 +23,7 @@ from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.memory import raise_mmap_threshold
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.threads import SharedState
+from saliency_lab._common.warn import warn
 
 
 def check_module(model: object, name: str = "the model") -> None:
@@ -95,11 +95,10 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     check_ready(model)
     raise_mmap_threshold()
     if any(isinstance(each, _BatchNorm) and each.running_mean is None for each in model.modules()):
-        warnings.warn(
+        warn(
             f"{type(model).__name__} has batch normalisation without running statistics, so what it says of "
             "an image depends on the others of its pass, and so does every result here; let it track them "
             "(track_running_stats=True) and train it again, or use another normalisation",
-            stacklevel=3,
         )
     with _MODELS.changed(lambda: _flags(model), lambda: _switch_off(model), _restore_flag):
         yield model
@@ -640,9 +639,8 @@ def warn_if_batch_coupled(model: nn.Module, x: Tensor, logits: Tensor) -> None:
         return
     _CHECKED_FOR_COUPLING[model] = coupled = depends_on_batch(model, x, logits)
     if coupled:
-        warnings.warn(
+        warn(
             f"{type(model).__name__} returns other logits for an image alone than for the same image in a "
             "batch, so every result here depends on how images are grouped; let batch normalisation use its "
             "running statistics, and turn off adaptation at test time",
-            stacklevel=3,
         )

@@ -19,6 +19,7 @@ from saliency_lab._common.arguments import check_callable, check_choice, shown
 from saliency_lab._common.errors import InputError, UnknownNameError, unknown_name
 from saliency_lab._common.plugins import import_object
 from saliency_lab._common.settings import Settings
+from saliency_lab._common.warn import warn
 
 Kind = Literal["method", "metric", "attack", "objective", "dataset", "model"]
 """What can be registered."""
@@ -338,10 +339,9 @@ def load_entry_points() -> None:
         try:
             entry.load()
         except Exception as error:
-            warnings.warn(
+            warn(
                 f"the extension '{entry.name}' ({entry.value}) cannot be loaded: "
                 f"{type(error).__name__}: {error}",
-                stacklevel=2,
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from typing import Any
 
 import torch
@@ -38,6 +37,7 @@ from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings
+from saliency_lab._common.warn import warn
 from saliency_lab.attacks.ascent import Norm, check_radius, norm_of, to_grid
 from saliency_lab.attacks.methods import METHODS, AttackMethod, OwnAttack
 from saliency_lab.attacks.problem import AttackProblem
@@ -207,10 +207,9 @@ def _run(
         clean_correct & (predictions != y) if target is None else (guess != target) & (predictions == target)
     ) & finite
     if blind and not success[rows].all():
-        warnings.warn(
+        warn(
             "the model's logits have no gradient at the image, or one that is 0 everywhere, so attack "
             f"'{method.name}' cannot see where to go; use 'square', and see what audit says",
-            stacklevel=4,  # the caller of `attack`
         )
     return AttackResult(
         adversarial=points,
@@ -344,10 +343,9 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
         check_model(model, x)
         logits = finite_logits(model, x)
     if are_probabilities(logits):
-        warnings.warn(
+        warn(
             "the model returns probabilities, not logits: its gradient vanishes where it is confident, so an "
             "attack can fail although the model is not robust; remove its last softmax",
-            stacklevel=2,
         )
     return logits, check_labels(y, len(x), logits.shape[1])
 

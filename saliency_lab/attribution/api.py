@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -32,6 +31,7 @@ from saliency_lab._common.registry import given_settings
 from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab._common.warn import warn
 from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.captum_engine import by_captum
 from saliency_lab.attribution.catalogue import METHODS, Explained, Method, settings_of_rows
@@ -201,10 +201,9 @@ def run_call(model: nn.Module, x: Tensor, y: Tensor | None, call: MethodCall, se
     ):
         x = check_images(x).detach()
         if chosen.family != "control" and are_probabilities(check_classifier(model, x)):
-            warnings.warn(
+            warn(
                 f"{type(model).__name__} returns probabilities, not logits: their gradient, and with it the "
                 "map, vanishes where the model is confident; remove its last softmax",
-                stacklevel=3,
             )
         aim = resolve_target(model, x.to(dtype_of(model)), y, target)
         parsed = _resolved(chosen, parsed, model, x)
@@ -220,10 +219,9 @@ def run_call(model: nn.Module, x: Tensor, y: Tensor | None, call: MethodCall, se
                 totals = torch.empty(len(x), dtype=torch.float64) if totals is None else totals
                 totals[rows] = total.cpu().double()
     if broken:
-        warnings.warn(
+        warn(
             f"{name}: {broken} of {len(x)} maps are not finite; look for NaN or infinity in what "
             f"{type(model).__name__} returns, or in its gradient",
-            stacklevel=3,
         )
     return Attributions(
         values=values,

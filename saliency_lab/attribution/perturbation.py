@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import partial
 from types import EllipsisType
@@ -21,6 +20,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import float64_device
 from saliency_lab._common.seeding import generator, preserved_rng
 from saliency_lab._common.settings import Settings
+from saliency_lab._common.warn import warn
 from saliency_lab.attribution.baseline import Baseline, resolve_baseline
 from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import Added, Explained, method
@@ -316,10 +316,9 @@ def lime(batch: Batch, settings: LimeSettings) -> Explained:
 
     maps = _by_surrogate(batch, settings, build)
     if not maps.flatten(1).any(1).all():
-        warnings.warn(
+        warn(
             f"lime: at alpha={settings.alpha:g} the lasso's penalty leaves a map of zeros, as where hiding "
             "superpixels hardly moves the score; lower alpha",
-            stacklevel=2,
         )
     return maps, None
 

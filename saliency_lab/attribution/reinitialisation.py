@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -17,6 +16,7 @@ from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import check_signature, device_of, dtype_of, undisturbed
 from saliency_lab._common.seeding import preserved_rng
+from saliency_lab._common.warn import warn
 
 _POWER_ITERATIONS = 30  # after which the spectral norm of new weights is known to a few percent or better
 
@@ -140,10 +140,9 @@ class ChangeCheck:
                 "computes its weights from others at each pass, or ignores them; remove that, or give the "
                 "modules a method reset_parameters() that draws what the weights are computed from"
             )
-        warnings.warn(
+        warn(
             f"re-initialising {names} did not change what {self.name} returns: the layers do not run, their "
             "outputs are multiplied by zero, or their weights are computed from others at each pass",
-            stacklevel=3,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from saliency_lab._common.inference import (
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import derive_seed
+from saliency_lab._common.warn import warn
 from saliency_lab.attribution.api import attribute
 from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.attribution.reinitialisation import (
@@ -97,10 +97,9 @@ class SanityCheck:
             counted = [
                 f"{name} ({row['sum']} of {row['size']})" for name, row in counts.iterrows() if row["sum"]
             ]
-            warnings.warn(
+            warn(
                 f"the means leave out similarities that are NaN: {', '.join(counted)}; one of the two maps "
                 "is constant or not finite there",
-                stacklevel=2,
             )
         return self._means()
 
@@ -286,7 +285,7 @@ def _not_refused(
         raise next(iter(refusals.values()))
     if refusals:
         why = "; ".join(str(error) for error in refusals.values())
-        warnings.warn(f"the sanity check leaves out {', '.join(refusals)}: {why}", stacklevel=4)
+        warn(f"the sanity check leaves out {', '.join(refusals)}: {why}")
     return left
 
 

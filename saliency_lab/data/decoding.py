@@ -6,7 +6,6 @@ import contextlib
 import glob
 import os
 import stat
-import warnings
 from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
@@ -26,6 +25,7 @@ from saliency_lab._common.limits import check_memory
 from saliency_lab._common.pictures import eight_bit, is_grey, open_picture
 from saliency_lab._common.progress import progress
 from saliency_lab._common.tensor_files import tensors_header
+from saliency_lab._common.warn import warn
 
 CACHE = ".saliency_lab"
 """The folder of decoded images, next to the folder or zip file that they are of."""
@@ -141,10 +141,9 @@ def read_decoded(
     except (_CannotKeepError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        warnings.warn(
+        warn(
             f"the decoded images of '{root}' could not be kept in '{folder}', and are decoded each time; "
             f"the variable XDG_CACHE_HOME names another cache folder ({error})",
-            stacklevel=2,
         )
         return _decode_to_memory(names, decode)
     alike = glob.escape(stem) + "[0-9a-f]" * len(key) + ".safetensors"
@@ -294,7 +293,7 @@ def _read_if_sound(path: Path) -> dict[str, Tensor] | None:
     try:
         return read_cache(path)
     except ValueError as error:
-        warnings.warn(f"{error}; the images are decoded again", stacklevel=3)
+        warn(f"{error}; the images are decoded again")
         with contextlib.suppress(OSError):
             path.unlink()
         return None

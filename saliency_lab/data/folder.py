@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import zipfile
 from collections.abc import Callable
 from numbers import Integral
@@ -21,6 +20,7 @@ from saliency_lab._common.pictures import (
     read_file,
     visible_entries,
 )
+from saliency_lab._common.warn import warn
 from saliency_lab.data.decoding import read_decoded
 from saliency_lab.data.images import MappedSplit, Split
 
@@ -165,10 +165,9 @@ def _read_member(archive: zipfile.ZipFile, name: str, root: Path) -> bytes:
 
 def _warn_of_skipped(root: Path, skipped: list[str]) -> None:
     if skipped:
-        warnings.warn(
+        warn(
             f"{describe_skipped(root, skipped)}; images are read from train/CLASS/, val/CLASS/ and "
             "test/CLASS/ only, not from folders inside these",
-            stacklevel=4,
         )
 
 

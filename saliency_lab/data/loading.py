@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from saliency_lab._common.pictures import (
     visible_entries,
 )
 from saliency_lab._common.progress import progress
+from saliency_lab._common.warn import warn
 
 if TYPE_CHECKING:
     pass
@@ -254,7 +254,7 @@ def _list_folder(folder: Path) -> list[Path]:
         raise DataNotFoundError(f"the folder '{folder}' holds no images{instead}")
     if skipped:
         names = [f"{path.name}/" if path.is_dir() else path.name for path in skipped]
-        warnings.warn(describe_skipped(folder, names), stacklevel=4)
+        warn(describe_skipped(folder, names))
     return images
 
 

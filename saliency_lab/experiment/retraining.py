@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from saliency_lab._common.errors import CheckpointError, InputError, TrainingError, unknown_name
+from saliency_lab._common.warn import warn
 from saliency_lab.data import ImageData
 from saliency_lab.experiment.schema import Declaration
 from saliency_lab.metrics.catalogue import LERF, MORF
@@ -74,7 +74,7 @@ def retrain(plans: Mapping[tuple[str, str], RoarPlan], study: Study, store: Path
         try:
             results[table, model] = run_plan(plan, store, retraining_store(store), device)
         except (TrainingError, CheckpointError) as error:
-            warnings.warn(f"[{table}] of {model} is left out: {error}", stacklevel=3)
+            warn(f"[{table}] of {model} is left out: {error}")
             study.note_failure(model, plan.seeds[0], table, Failure.of(error))
     return results
 

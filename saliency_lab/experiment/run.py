@@ -30,6 +30,7 @@ from saliency_lab._common.errors import (
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import named_device
 from saliency_lab._common.progress import no_progress, progress
+from saliency_lab._common.warn import warn
 from saliency_lab.comparison.comparison import Comparison
 from saliency_lab.data import ImageData
 from saliency_lab.data.images import Split, stratified_order
@@ -158,14 +159,14 @@ def run_declared(
         study.note_failure(model, seed, "loading", failure)
     baseline = declared.baseline if declared.baseline in study.models else None
     if declared.baseline is not None and baseline is None and part.has(declared.baseline):
-        warnings.warn(f"the baseline '{declared.baseline}' could not be trained or loaded", stacklevel=2)
+        warn(f"the baseline '{declared.baseline}' could not be trained or loaded")
     study.purpose = declared.purpose.model_copy(update={"baseline": baseline})
     try:
         study.compute(requests)
     except ExecutorError as error:
         if study.scores.empty and study.robustness.empty:
             raise
-        warnings.warn(str(error), stacklevel=2)
+        warn(str(error))
         for place, failure in error.failures.items():
             study.note_failure(place.model, place.seed, place.what, failure)
     else:
@@ -343,7 +344,7 @@ def _train_all(
                     "%s (seed %d): another process is training it, so it comes last", run.model, run.seed
                 )
             except (TrainingError, CheckpointError) as error:
-                warnings.warn(f"{run.model} (seed {run.seed}) could not be trained: {error}", stacklevel=3)
+                warn(f"{run.model} (seed {run.seed}) could not be trained: {error}")
                 outcomes[index] = Failure.of(error)
     return [outcomes[index] for index in range(len(runs))]
 
@@ -368,10 +369,9 @@ def _train_by(
                     raise error
                 bar.update()
     except Exception as error:  # each kind of executor has its own
-        warnings.warn(
+        warn(
             f"the executor did not finish the training ({type(error).__name__}: {error}); what is missing is "
             "trained in this process",
-            stacklevel=4,
         )
     finally:
         for job in jobs:
@@ -404,9 +404,7 @@ def _train(run: Run, data: ImageData, device: str, *, wait: bool) -> nn.Module:
             logger.info("model '%s' is %s with %s:", run.model, run.recipe.name, changes)
         problems = _damage(run)
         if problems:
-            warnings.warn(
-                f"{'; '.join(problems)}; {run.model} (seed {run.seed}) is trained again", stacklevel=4
-            )
+            warn(f"{'; '.join(problems)}; {run.model} (seed {run.seed}) is trained again")
             shutil.rmtree(run.folder)
         return train(run.recipe, data, seed=run.seed, out=run.folder, **fabric_device(device))
 
@@ -477,7 +475,7 @@ def _finished_models(
             except CheckpointError as error:
                 if not path.exists() or not check_checkpoint(path):
                     raise  # a mistake in the study, not damage
-                warnings.warn(f"{name}: {error}; the study continues without it", stacklevel=3)
+                warn(f"{name}: {error}; the study continues without it")
                 seed = position
                 with contextlib.suppress(CheckpointError):
                     known = read_card(path).seed

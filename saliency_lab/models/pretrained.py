@@ -7,7 +7,6 @@ from the library's own download (`weights="DEFAULT"`), or from a file that holds
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.inference import check_module, device_of, dtype_of, in_float32
 from saliency_lab._common.plugins import import_library
 from saliency_lab._common.seeding import preserved_rng
+from saliency_lab._common.warn import warn
 from saliency_lab.models.cam_layer import cam_layer_for_card
 from saliency_lab.models.card import CUSTOM, ModelCard
 from saliency_lab.models.catalogue import imagenet_model
@@ -276,11 +276,10 @@ def wrap(
                 facts = replace(facts, channels=channels)
                 break
         if len(problems) == len(candidates):
-            warnings.warn(
+            warn(
                 f"{type(module).__name__} could not be run on an image of {shape[0]}×{shape[1]} pixels with "
                 f"{' or '.join(map(str, candidates))} channels, so its card holds no classes and no layer: "
                 f"{(str(problems[0]) or type(problems[0]).__name__).splitlines()[0]}",
-                stacklevel=2,
             )
     if facts.classes is not None:
         if num_classes not in (None, len(facts.classes)):
@@ -434,10 +433,9 @@ def _facts_of_timm(net: nn.Module) -> Facts:
         names = tuple(timm.data.ImageNetInfo(subset).label_descriptions(detailed=False)) if subset else None
     stretched = config["crop_mode"] == "squash"
     if config["crop_mode"] == "border":
-        warnings.warn(
+        warn(
             f"timm pads photographs for {type(net).__name__} to a square (crop_mode='border'), which a card "
             "cannot say: load_images cuts out their centre instead; pad them before, with the mean colour",
-            stacklevel=2,
         )
     return Facts(
         size=(size[0], size[1]),

@@ -22,6 +22,7 @@ from saliency_lab._common.passes import predict_classes
 from saliency_lab._common.progress import progress
 from saliency_lab._common.provenance import machine, versions
 from saliency_lab._common.selection import Selection
+from saliency_lab._common.warn import warn
 from saliency_lab.data import ImageData
 from saliency_lab.metrics.catalogue import LERF, MORF, Order
 from saliency_lab.retraining.replacement import channel_means, pixel_ranks, replace_pixels
@@ -290,10 +291,9 @@ def run_plan(plan: RoarPlan, folder: Path, store: Store, device: str) -> RoarRes
                     collapsed[seed, label, fraction] = content.info["collapsed"]
                 bar.update()
     if count := sum(collapsed.values()):
-        warnings.warn(
+        warn(
             f"recipe '{plan.recipe.name}': {count} of the retrained networks predict one class for nearly "
             "all test images; if that is too many, lower optimizer.learning_rate or the fractions",
-            stacklevel=3,
         )
     shares = (0.0, *plan.fractions)
 

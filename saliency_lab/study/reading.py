@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from saliency_lab._common.files import write_table
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.html import facts, strip
 from saliency_lab._common.passes import Predictions, predict_classes
+from saliency_lab._common.warn import warn
 from saliency_lab.attribution import Attributions
 from saliency_lab.comparison.claims import Answered, Purpose, answer
 from saliency_lab.comparison.comparison import Comparison
@@ -309,10 +309,9 @@ class StudyResults:
             measured = [*dict.fromkeys([*self.scores["model"], *self.robustness["model"]])]
             if measured and baseline not in measured:
                 left = next(model for model in self.models if model in measured)
-                warnings.warn(
+                warn(
                     f"the baseline '{baseline}' has no results, so models are compared with '{left}'; see "
                     "study.failures",
-                    stacklevel=2,
                 )
                 baseline = left
         return Comparison(

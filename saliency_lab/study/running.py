@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab._common.progress import announce, progress
+from saliency_lab._common.warn import warn
 from saliency_lab.metrics.cost import LONG, duration
 from saliency_lab.study.cache.index import ResultIndex
 from saliency_lab.study.cache.results import Failure, Place
@@ -68,10 +68,9 @@ def run_tasks(
         raise first.exception or SaliencyLabError(first.error)
     if failures:
         first = next(iter(failures.values()))
-        warnings.warn(
+        warn(
             f"{len(failures)} of {total} results failed and the others are finished; study.failures says why "
             f"(the first: {first.error})",
-            stacklevel=4,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -20,6 +19,7 @@ from saliency_lab._common.files import writable_folder
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.samples import Images
 from saliency_lab._common.selection import Selection
+from saliency_lab._common.warn import warn
 from saliency_lab.study.cache.index import ResultIndex, load_index
 from saliency_lab.study.cache.results import Failure, Place
 from saliency_lab.study.cache.store import FolderStore, MemoryStore
@@ -435,10 +435,9 @@ def _warn_of_copies(members: Sequence[Member], weights: Mapping[tuple[str, int],
     for member in members:
         twin = first.setdefault(weights[member.model, member.seed], member)
         if twin is not member:
-            warnings.warn(
+            warn(
                 f"{member} and {twin} are the same network, so their results are the same too; give each "
                 "model its own network",
-                stacklevel=4,
             )
 
 

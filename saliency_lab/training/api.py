@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +22,7 @@ from saliency_lab._common.execution import execution
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import check_input_kept, predict
 from saliency_lab._common.seeding import derive_seed, preserved_rng
+from saliency_lab._common.warn import warn
 from saliency_lab.data import ImageData, Split, load_dataset
 from saliency_lab.models import ModelCard, build_model, card_of, load_model, save_model
 from saliency_lab.models.card import CUSTOM
@@ -144,7 +144,7 @@ def train(
             net.card = save_model(net, run.path, card_of(net))  # type: ignore[assignment]
             run.close()
     for concern in fitted.concerns:
-        warnings.warn(f"recipe '{settled.name}': {concern}", stacklevel=2)
+        warn(f"recipe '{settled.name}': {concern}")
     return net.eval()
 
 
@@ -223,10 +223,9 @@ def _fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str,
     if precision == "16-mixed" and accelerator == "cpu":
         raise InputError('training.precision = "16-mixed" needs a GPU; on the CPU use "bf16-mixed"')
     if precision == "bf16-mixed" and accelerator == "cpu" and not has_bfloat16():
-        warnings.warn(
+        warn(
             "this processor has no instructions for bfloat16, so training in it takes about ten times as "
             'long as in float32; training.precision = "32-true" is faster here, and gives other weights',
-            stacklevel=4,
         )
     if strategy.startswith(("fsdp", "deepspeed", "xla")):
         raise InputError(f"strategy '{strategy}' shards the weights, which `train` cannot save; use 'ddp'")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.warn import warn
 from saliency_lab.comparison.claims import Purpose
 from saliency_lab.metrics.catalogue import Better
 from saliency_lab.models import card_of
@@ -221,10 +221,9 @@ class ResultIndex:
         other = FolderStore(existing_folder(folder))
         manifest = other.read_manifest()
         if manifest is not None and (manifest.images, manifest.seed) != (self.images, self.seed):
-            warnings.warn(
+            warn(
                 f"'{folder}' contains a study of other images, or of another seed: its results are copied, "
                 "and nothing of it appears in the tables of this study",
-                stacklevel=3,
             )
             manifest = None
         differ = self.manifest().differing(manifest) if manifest is not None else []

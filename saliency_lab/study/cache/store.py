@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping, MutableMapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from saliency_lab._common.files import atomic_path, left_behind
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.passes import PassPlan
 from saliency_lab._common.tensor_files import write_tensors
+from saliency_lab._common.warn import warn
 from saliency_lab.study.cache.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from saliency_lab.study.cache.plans import PlanFolder
 from saliency_lab.study.cache.results import Content, Kind, Result
@@ -138,7 +138,7 @@ class FolderStore:
             try:
                 yield read_result(path)
             except DamagedFileError as error:
-                warnings.warn(f"{error}; it is left out", stacklevel=2)
+                warn(f"{error}; it is left out")
 
     @contextmanager
     def lock(self, name: str, *, wait: bool) -> Iterator[None]:
@@ -200,10 +200,9 @@ class FolderStore:
             return
         aside = self.folder / f"study.damaged-{len(self.damaged_manifests()) + 1}.json"
         path.rename(aside)
-        warnings.warn(
+        warn(
             f"'{path}' is damaged, so the results of other runs in this store are no longer listed; it was "
             f"renamed to '{aside.name}'. Run those studies again: they read their results, which are intact",
-            stacklevel=3,
         )
 
     def read_sample(self, name: str) -> StudySample | None:
@@ -240,7 +239,7 @@ class FolderStore:
             read_weights(path)
         except DamagedFileError as error:
             if path.exists():
-                warnings.warn(f"{error}; it is written again", stacklevel=2)
+                warn(f"{error}; it is written again")
             self._write(path, tensors, {"digest": _weights_digest(model, tensors)})
 
     def weights_path(self, model: str) -> Path:
@@ -285,7 +284,7 @@ def read_intact(store: Store, kind: Kind, key: str) -> Content | None:
     try:
         return store.read(kind, key)
     except DamagedFileError as error:
-        warnings.warn(f"{error}; it is computed again", stacklevel=2)
+        warn(f"{error}; it is computed again")
         return None
 
 
