@@ -33,7 +33,7 @@ from saliency_lab.study.keys import method_dependencies
 from saliency_lab.study.requests import Request, read_methods
 from saliency_lab.training import Recipe, load_recipe, train
 from saliency_lab.training.api import fabric_device, load_data, named_module
-from saliency_lab.training.health import CONSTANT_SHARE
+from saliency_lab.training.health import is_constant
 from saliency_lab.training.recipe import check_overrides
 from saliency_lab.training.run import run_folder_name
 
@@ -387,7 +387,11 @@ class _SeedRun:
                 for rows in torch.arange(len(labels)).split(4096)
             ]
         )
-        constant = predicted.bincount().max() >= CONSTANT_SHARE * len(labels)
+        correct = predicted == labels
+        share = predicted.bincount().max() / len(labels)
         provenance = {"device": str(named_device(self.device)), **machine(), "versions": versions()}
-        info = {"collapsed": bool(constant), "provenance": provenance}
-        return Content({"correct": predicted == labels}, info)
+        info = {
+            "collapsed": is_constant(float(share), float(correct.double().mean())),
+            "provenance": provenance,
+        }
+        return Content({"correct": correct}, info)

@@ -15,7 +15,7 @@ from saliency_lab.attacks import attack
 from saliency_lab.training.recipe import Recipe
 
 CONSTANT_SHARE = 0.99
-BALANCED_SHARE = 0.9
+RIGHT_SHARE = 0.9
 ZERO_GRADIENT_SHARE = 0.5
 _SMALLER = 'lower optimizer.learning_rate or attack.eps, or set training.precision = "32-true"'
 
@@ -30,15 +30,13 @@ class Validation:
     """Accuracy after PGD at the recipe's ε and the validation's steps."""
     constant_share: float
     """Share of the most frequent predicted class."""
-    label_share: float
-    """Share of the most frequent label: above it, a constant prediction is no surprise."""
     zero_gradient_share: float
     """Share of the images whose cross-entropy has an input gradient of exactly 0."""
 
     @property
     def collapsed(self) -> bool:
-        """Whether nearly all predictions are one class although the labels are not."""
-        return self.constant_share >= CONSTANT_SHARE and self.label_share < BALANCED_SHARE
+        """Whether the network collapsed to a constant prediction."""
+        return is_constant(self.constant_share, self.clean)
 
     def concerns(self) -> list[str]:
         """Return warnings about the run, each with the recipe key to change."""
@@ -49,6 +47,14 @@ class Validation:
             "images (the softmax is saturated), so gradient attacks fail there and the robust "
             "accuracy is too high: lower training.epochs or raise optimizer.weight_decay, and audit it"
         ]
+
+
+def is_constant(share: float, accuracy: float) -> bool:
+    """Say whether a `share` of at least 99 % of the predictions is one class, and fewer than 90 % are right.
+
+    Where more are right, nearly all labels are that class.
+    """
+    return share >= CONSTANT_SHARE and accuracy < RIGHT_SHARE
 
 
 def collapse_message(validation: Validation, recipe: Recipe, *, attacked: bool) -> str:
@@ -95,7 +101,6 @@ def validate(net: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> Validation
         clean=(predictions == y).double().mean().item(),
         robust=outcome.robust_accuracy,
         constant_share=(predictions.bincount().max() / len(y)).item(),
-        label_share=(y.bincount().max() / len(y)).item(),
         zero_gradient_share=_zero_gradient_share(net, x, y),
     )
 

@@ -123,6 +123,9 @@ def test_a_collapsed_seed_is_named_and_drawn_alone(packed, tmp_path):
     log.to_csv(kept.folder / LOG, index=False)
     (run,) = (run for run in runs if (run.model, run.seed) == ("noisy", 1))
     log = pd.read_csv(run.folder / LOG)
+    log.assign(val_clean=0.95, val_constant_share=1.0).to_csv(run.folder / LOG, index=False)
+    networks = trained_networks(runs, study.models)
+    assert networks is not None and len(networks.notes) == 1  # nearly all labels are that class
     log.assign(val_clean=0.1, val_constant_share=1.0).to_csv(run.folder / LOG, index=False)
     networks = trained_networks(runs, study.models)
     assert networks is not None and "Collapsed" in networks.notes[1] and "noisy (seed 1)" in networks.notes[1]

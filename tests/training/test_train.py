@@ -336,7 +336,7 @@ def test_labels_of_nearly_one_class_are_no_collapse(images):
 
 def epoch(clean, *, constant=False):
     """The validation of one epoch."""
-    return Validation(clean, 0.0, 1.0 if constant else 0.4, 0.4, 0.0)
+    return Validation(clean, 0.0, 1.0 if constant else 0.4, 0.0)
 
 
 def scripted(monkeypatch, epochs):
