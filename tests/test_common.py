@@ -44,6 +44,37 @@ def test_mode_and_flags_come_back_after_an_exception():
     assert [p.requires_grad for p in model.parameters()] == [True, True, False, True]
 
 
+class Merging(nn.Linear):
+    """An adapter of low rank, which is merged into the weight in eval mode, as in loralib."""
+
+    def __init__(self):
+        super().__init__(16, 2)
+        self.down, self.up = nn.Parameter(torch.randn(1, 16)), nn.Parameter(torch.randn(2, 1))
+        self.merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode is self.merged:
+            change = self.up @ self.down
+            self.weight.data += -change if mode else change
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        return super().forward(x) + (0 if self.merged else x @ self.down.T @ self.up.T)
+
+
+def test_a_module_that_changes_with_its_mode_changes_back():
+    model, x = nn.Sequential(nn.Flatten(), Merging()).train(), torch.rand(3, 1, 4, 4)
+    before, expected = model[1].weight.clone(), model(x).detach()
+    sl.attribute(model, x, torch.tensor([0, 1, 0]), "saliency")
+    assert model.training and not model[1].merged
+    torch.testing.assert_close(model[1].weight, before)
+    torch.testing.assert_close(model(x).detach(), expected)
+    model(x).sum().backward()
+    assert model[1].down.grad is not None
+
+
 def of_its_batch():
     return nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(16, 2))
 

@@ -7,8 +7,8 @@ seen are calls inside TorchScript and inside a function compiled by `torch.compi
 
 from __future__ import annotations
 
+import functools
 import inspect
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.threads import in_this_thread
 
 Call = Callable[..., Any]
 
@@ -196,21 +197,19 @@ class _Recorder(Rule):
 @contextmanager
 def track_modules(model: nn.Module, running: list[tuple[str, nn.Module]]) -> Iterator[None]:
     """Keep names and modules whose `forward` is running in `running`, the innermost one last."""
-    thread, handles = threading.get_ident(), []
+    handles = []
 
-    def enter(name: str, module: nn.Module) -> None:
-        if threading.get_ident() == thread:  # another thread may use the model at the same time
-            running.append((name, module))
+    def enter(name: str, module: nn.Module, _: tuple[Any, ...]) -> None:
+        running.append((name, module))
 
-    def leave() -> None:
-        if threading.get_ident() == thread:
-            running.pop()
+    def leave(*_: Any) -> None:
+        running.pop()
 
     try:
         for name, module in model.named_modules():
             handles += [
-                module.register_forward_pre_hook(lambda module, _, name=name: enter(name, module)),
-                module.register_forward_hook(lambda *_: leave(), always_call=True),
+                module.register_forward_pre_hook(in_this_thread(functools.partial(enter, name))),
+                module.register_forward_hook(in_this_thread(leave), always_call=True),
             ]
         yield
     finally:

@@ -28,8 +28,10 @@ def model_fingerprint(model: nn.Module) -> str:
     A module whose class is not part of torch, torchvision or saliency_lab counts with the code of the class
     and with its public attributes. Attributes whose name starts with an underscore do not count, and neither
     do tensors and containers that a method other than `__init__` assigns, such as the activations of the last
-    pass. A module that `torch.compile` returned counts as the network that was compiled. A `__cache_key__`,
-    see `canonical`, replaces code and attributes, but not parameters and buffers.
+    pass. A forward hook counts with its code and the numbers and texts that it uses, but not with tensors and
+    containers, in which hooks keep what they saw. A module that `torch.compile` returned counts as the
+    network that was compiled. A `__cache_key__`, see `canonical`, replaces code, attributes and hooks, but
+    not parameters and buffers.
 
     Returns
     -------
@@ -162,7 +164,7 @@ def _is_compiled(module: nn.Module) -> bool:
 def _more_than_state(model: nn.Module, state: Mapping[str, Tensor], visited: _Visited) -> dict[str, Any]:
     """Describe what the printed form and float32 values do not show; empty for known layers in float32."""
     classes: dict[str, Any] = {}
-    modules = {}
+    modules, hooks = {}, {}
     for path, module in model.named_modules():
         kind = type(module)
         if not is_known(kind) and _name(kind) not in classes:
@@ -170,6 +172,8 @@ def _more_than_state(model: nn.Module, state: Mapping[str, Tensor], visited: _Vi
         attributes = _module_attributes(module, visited)
         if attributes or not is_known(kind):
             modules[path] = [_name(kind), attributes]
+        if described := [_hook(hook) for hook in _hooks(module)]:
+            hooks[path] = described
     facts = {
         "dtypes": {
             name: [str(tensor.dtype), fingerprint(tensor)]
@@ -181,8 +185,14 @@ def _more_than_state(model: nn.Module, state: Mapping[str, Tensor], visited: _Vi
             for name, tensor in model.named_buffers(remove_duplicate=False)
             if name not in state
         },
+        "parameters": {  # those that the class leaves out of its state
+            name: fingerprint(tensor)
+            for name, tensor in model.named_parameters(remove_duplicate=False)
+            if name not in state
+        },
         "classes": classes,
         "modules": modules,
+        "hooks": hooks,
     }
     return {name: fact for name, fact in facts.items() if fact}
 
@@ -204,11 +214,13 @@ def _module_attributes(module: nn.Module, visited: _Visited) -> dict[str, Any]:
     """Return the attributes on which a module's output may depend and that its printed form may omit."""
     kind = type(module)
     silent = kind.__module__.startswith("torch.nn.") and kind.extra_repr is nn.Module.extra_repr
+    unprinted = _unprinted(module) if is_known(kind) and not silent else set()
     attributes = {}
     for name, value in vars(module).items():
         if name.startswith("_") or name in ("training", "card"):
             continue
-        if is_known(kind) and not silent and (name != "forward" or _is_compiled(module)):
+        replaced = name == "forward" and not _is_compiled(module)
+        if is_known(kind) and not (silent or replaced or name in unprinted):
             continue
         if not isinstance(value, str | int | float) and name in _assigned_later(kind):
             continue
@@ -220,6 +232,83 @@ def _module_attributes(module: nn.Module, visited: _Visited) -> dict[str, Any]:
                 f"depend on it, call it '_{name}'"
             ) from None
     return attributes
+
+
+def _unprinted(module: nn.Module) -> set[str]:
+    """Return the settings of a known module that it reads, does not print, and does not have by default.
+
+    `AvgPool2d` does not print `count_include_pad`, for example, and torchvision's `Permute` prints nothing.
+    """
+    kind, given = type(module), vars(module)
+    prints = kind.extra_repr is not nn.Module.extra_repr or kind.__repr__ is not nn.Module.__repr__
+    shown = repr(module) if prints else ""
+    arguments = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+    usual = {each.name: each.default for each in arguments}
+    if isinstance(module, nn.RNN):  # which takes any arguments
+        usual["mode"] = "RNN_TANH"
+    return {
+        name
+        for name, default in usual.items()
+        if name in given
+        and name in _read(kind)
+        and f"{name}=" not in shown
+        and not (prints and default is inspect.Parameter.empty)  # printed without its name
+        and not _is_default(given[name], default)
+    }
+
+
+@functools.cache
+def _read(kind: type) -> set[str]:
+    """Return the names of the attributes that the methods of a class read, apart from `__init__`."""
+    return {
+        step.argval
+        for base in kind.__mro__
+        if base not in (nn.Module, object)
+        for name, function in vars(base).items()
+        if inspect.isfunction(function) and name not in ("__init__", "extra_repr")
+        for step in dis.get_instructions(function)
+        if step.opname == "LOAD_ATTR"
+    }
+
+
+def _is_default(value: object, default: object) -> bool:
+    """Return whether a setting is its default, such as 1, or (1, 1) where one number stands for both."""
+    values = value if isinstance(value, tuple) and not isinstance(default, tuple) else (value,)
+    return all(type(each) is type(default) and each == default for each in values)
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    """Return the forward hooks of a module that are the user's."""
+    registered = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return [hook for hook in registered if not is_known(hook if inspect.isroutine(hook) else type(hook))]
+
+
+def _hook(hook: Any) -> list[Any]:
+    """Describe a forward hook by its code and the numbers and texts that it uses."""
+    if isinstance(hook, functools.partial):
+        return ["partial", _hook(hook.func), _plain([*hook.args, *hook.keywords.values()])]
+    if inspect.ismethod(hook):
+        return [*_hook(hook.__func__), _attributes_of(hook.__self__)]
+    if not inspect.isfunction(hook):
+        call = type(hook).__call__
+        return [_name(type(hook)), *(_hook(call) if inspect.isfunction(call) else []), _attributes_of(hook)]
+    closure = [cell.cell_contents for cell in hook.__closure__ or () if cell != _EMPTY]
+    used = [*closure, *(hook.__defaults__ or ()), *(hook.__kwdefaults__ or {}).values()]
+    return [_text(hook), _plain([*used, *used_globals(hook).values()])]
+
+
+def _plain(values: Iterable[Any]) -> list[str | int | float | None]:
+    return [each for each in values if each is None or isinstance(each, str | int | float)]
+
+
+def _attributes_of(value: object) -> dict[str, str | int | float | None]:
+    """Return the numbers and texts that an object holds, without those that its methods count up."""
+    later = _assigned_later(type(value))
+    return {
+        name: each
+        for name, each in getattr(value, "__dict__", {}).items()
+        if name not in later and (each is None or isinstance(each, str | int | float))
+    }
 
 
 def _assigned_later(kind: type) -> set[str]:

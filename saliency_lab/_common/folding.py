@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from saliency_lab._common.calls import Call, Rule, calls
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.inference import float64_device
 
@@ -22,9 +23,10 @@ def fold_batch_norm(model: nn.Module, image: Tensor, run: Callable[[nn.Module, T
     """Fold the batch normalisations of a model in eval mode into the layers before them, in place.
 
     Which layer comes before a normalisation is read from one pass: `run(model, image)`. A pair is folded if
-    each of the two ran once, the normalisation received exactly what the layer returned, and no other module
-    has the layer's weights. What else reads the layer's output is not seen, so the caller must compare the
-    outputs with those of the original.
+    each of the two ran once, the normalisation received exactly what the layer returned and nothing else
+    reads it, and no other module has the layer's weights. Nothing is folded if the pass looks at values, as
+    to take one branch or another, because other images could take other ones. The caller must compare the
+    outputs with those of the original all the same: compiled code hides its calls.
 
     Parameters
     ----------
@@ -162,7 +164,8 @@ def copy_for_evaluation(model: nn.Module) -> nn.Module:
 def _pairs(
     model: nn.Module, image: Tensor, run: Callable[[nn.Module, Tensor], object]
 ) -> list[tuple[nn.Module, nn.Module]]:
-    """A layer and the normalisation of its output, where both ran once in the pass."""
+    """A layer and the normalisation of its output, which nothing else reads, where both ran once."""
+    reads = _Reads()
     produced: dict[int, tuple[nn.Module, Tensor, int]] = {}  # holds the tensors, so that no id comes twice
     ran: Counter[nn.Module] = Counter()
     pairs: list[tuple[nn.Module, nn.Module]] = []
@@ -171,6 +174,7 @@ def _pairs(
         ran[layer] += 1
         if isinstance(output, Tensor):
             produced[id(output)] = layer, output, output._version
+            reads.count[id(output)] = 0  # those of an earlier tensor that had this id
 
     def before(norm: nn.Module, given: tuple[Any, ...]) -> None:
         ran[norm] += 1
@@ -185,12 +189,45 @@ def _pairs(
         elif is_frozen_norm(module):
             handles.append(module.register_forward_pre_hook(before))
     try:
-        run(model, image)
+        with reads:
+            run(model, image)
     finally:
         for handle in handles:
             handle.remove()
+    if reads.values:
+        return []
     layers = Counter(layer for layer, _ in pairs)
-    return [(a, b) for a, b in pairs if ran[a] == ran[b] == layers[a] == 1]
+    used = {layer: reads.count[key] for key, (layer, _, _) in produced.items()}
+    return [(a, b) for a, b in pairs if ran[a] == ran[b] == layers[a] == used[a] == 1]
+
+
+class _Reads(Rule):
+    """Counts the calls that take each tensor, and notes whether values leave the tensors, as for a branch."""
+
+    _VALUES = calls(
+        *("__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__", "item", "tolist"),
+        *("numpy", "equal", "allclose", "is_nonzero"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[int] = Counter()
+        self.values = False
+
+    def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.values = self.values or func in self._VALUES
+        output = func(*args, **kwargs)
+        if isinstance(output, Tensor | list | tuple):
+            self.count.update(id(each) for each in _tensors_in([*args, *kwargs.values()]))
+        return output
+
+
+def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    for each in values:
+        if isinstance(each, Tensor):
+            yield each
+        elif isinstance(each, list | tuple):
+            yield from _tensors_in(each)
 
 
 def is_frozen_norm(module: nn.Module) -> bool:

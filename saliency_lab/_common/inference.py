@@ -22,7 +22,7 @@ from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.memory import raise_mmap_threshold
 from saliency_lab._common.seeding import preserved_rng
-from saliency_lab._common.threads import SharedState
+from saliency_lab._common.threads import SharedState, in_this_thread
 from saliency_lab._common.warn import warn
 
 
@@ -121,6 +121,8 @@ def _switch_off(model: nn.Module) -> None:
 
 def _restore_flag(part: nn.Module | nn.Parameter, flag: bool) -> None:
     if isinstance(part, nn.Module):
+        if part.training != flag and type(part).train is not nn.Module.train:
+            part.train(flag)  # such as an adapter that merges its weights in eval mode
         part.training = flag
     else:
         part.requires_grad_(flag)
@@ -540,7 +542,7 @@ def _activations_noted(model: nn.Module, images: Tensor) -> Iterator[None]:
             size += output.numel() * output.element_size() / len(images)
 
     leaves = [module for module in model.modules() if next(module.children(), None) is None]
-    handles = [leaf.register_forward_hook(add) for leaf in leaves]
+    handles = [leaf.register_forward_hook(in_this_thread(add)) for leaf in leaves]
     try:
         yield
     finally:

@@ -213,8 +213,7 @@ class Passes:
         form = self._form
         if form is None or not self.usable() or images.shape[1:] != self.x.shape[1:]:
             return run_without_graph(self.model, images.clone())
-        with torch.no_grad():
-            return torch.cat([form(chunk) for chunk in images.split(form.plan.rows)])
+        return torch.cat([run_without_graph(form, chunk) for chunk in images.split(form.plan.rows)])
 
     def differentiable(self) -> nn.Module:
         """Return the module whose logits and gradients stand for the model's, or the model itself."""
@@ -317,7 +316,7 @@ class _Trial:
         self.model, self.backward = model, backward
         self.x, self.device = x, device_of(model)
         self.few = x[:_FIRST].to(self.device, dtype_of(model, x.dtype))
-        digest = (_weights(model), weights_digest(model))
+        digest = (_weights(model), weights_digest(model), _plain_attributes(model))
         copies = _copies.get(model)
         if copies is None or copies.weights != digest:
             copies = _copies[model] = _Copies(digest)
@@ -381,8 +380,8 @@ class _Trial:
         if form._fast is None or known:
             return True
         images = _fitted(self.x, form.plan.rows, self.few)
-        with torch.no_grad():
-            return same_logits(form(images), run_without_graph(self.model, images.clone()))
+        expected = run_without_graph(self.model, images.clone())
+        return same_logits(run_without_graph(form, images), expected)
 
     def _same_gradients(self, form: _Form) -> bool:
         """Whether the gradients on the first images are the model's own; False if either cannot be had."""
@@ -456,8 +455,7 @@ class _Trial:
         if self.backward:
             self._gradient(form, images)
         else:
-            with torch.no_grad():
-                form(images)
+            run_without_graph(form, images)
 
 
 def _measure(
@@ -601,22 +599,45 @@ def weights_digest(model: nn.Module) -> tuple[int, ...]:
 
     `torch.hash_tensor` will not do: it adds up bits modulo 2, so that twice the weights often have its value.
     """
-    tensors = [each.detach() for each in (*model.parameters(), *model.buffers()) if each.is_floating_point()]
-    return tuple(
-        zlib.crc32(each.cpu().contiguous().flatten().view(torch.uint8).numpy().data) for each in tensors
-    )
+    tensors = (*model.parameters(), *model.buffers())
+    return tuple(_checksum(each) for each in tensors if each.is_floating_point())
+
+
+def _checksum(tensor: Tensor) -> int:
+    values = tensor.detach().cpu().contiguous().flatten()
+    return zlib.crc32(values.view(torch.uint8).numpy().data)
 
 
 def _plain_attributes(model: nn.Module) -> list[Any]:
-    """Numbers, text and sizes of containers among the attributes of all modules."""
-    attributes: list[Any] = []
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, int | float | str | bool | None.__class__):
-                attributes.append((name, value))
-            elif isinstance(value, list | dict | set | tuple):
-                attributes.append((name, len(value)))
-    return attributes + [(name, float(each.double().sum())) for name, each in model.named_buffers()]
+    """Numbers and text among the attributes of all modules, also in containers and objects, and checksums."""
+    attributes = [
+        (name, _plain(value, _DEPTH))
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name not in _OF_TORCH
+    ]
+    return attributes + [(name, _checksum(each)) for name, each in model.named_buffers()]
+
+
+_DEPTH = 3  # of objects in attributes
+_OF_TORCH = vars(nn.Module()).keys()
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """The numbers and text in an attribute; of modules and functions, their type alone."""
+    if value is None or isinstance(value, int | float | str):
+        return value
+    kind = type(value).__qualname__
+    if isinstance(value, Tensor):
+        plain = value.layout is torch.strided and not (value.is_quantized or value.is_meta)
+        return _checksum(value) if plain else kind
+    if depth == 0 or callable(value):
+        return kind
+    if isinstance(value, dict):
+        return [kind, *((str(key), _plain(each, depth - 1)) for key, each in value.items())]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [kind, *(_plain(each, depth - 1) for each in value)]
+    return [kind, *((key, _plain(each, depth - 1)) for key, each in getattr(value, "__dict__", {}).items())]
 
 
 def _plan_key(

@@ -5,6 +5,7 @@ Every public function that takes images reads them with `read_sample`, so that a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -196,6 +197,21 @@ def as_image(image: Any, label: str) -> Tensor:
             f"not {tensor.dtype} {tuple(tensor.shape)}"
         )
     return tensor if tensor.dtype == torch.uint8 else tensor.float()
+
+
+def distinct_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names of classes of which no two are the same: those that repeat get the number of their class.
+
+    Predictions are shown, and labels found, by name, so that a name must stand for one class.
+
+    >>> distinct_classes(["crane", "dog", "crane"])
+    ('crane (0)', 'dog', 'crane (2)')
+    """
+    found = tuple(names)
+    while len(set(found)) < len(found):  # again where a name such as 'crane (0)' was there before
+        counts = Counter(found)
+        found = tuple(f"{name} ({k})" if counts[name] > 1 else name for k, name in enumerate(found))
+    return found
 
 
 def _is_batch(x: Any) -> bool:

@@ -1,4 +1,4 @@
-"""State that several threads change and put back: the last one to leave restores what the first one found."""
+"""State that several threads change and put back, and hooks that other threads do not notice."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
+
+
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook of a module that does nothing where another thread runs the module at the same time."""
+    thread = threading.get_ident()
+
+    def bound(*args: Any, **kwargs: Any) -> Any:
+        return hook(*args, **kwargs) if threading.get_ident() == thread else None
+
+    return bound
 
 
 class SharedState:

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from saliency_lab._common.inference import run_without_graph
 from saliency_lab._common.seeding import generator
+from saliency_lab._common.threads import in_this_thread
 
 
 class Expected(nn.Module):
@@ -223,7 +224,7 @@ def inner_networks(model: nn.Module, x: Tensor) -> list[nn.Module]:
         if image.shape[1:] == x.shape[1:] and output.ndim == 2:
             shapes[module] = output.shape[1:]
 
-    handles = [module.register_forward_hook(note) for module in model.modules()]
+    handles = [module.register_forward_hook(in_this_thread(note)) for module in model.modules()]
     try:
         logits = run_without_graph(model, x)
     finally:
@@ -251,7 +252,8 @@ def _entering(model: nn.Module, x: Tensor, inner: list[nn.Module]) -> Iterator[N
         around = x if image.shape == x.shape else F.interpolate(x, image.shape[2:], mode="bilinear")
         return (image.detach() + around - around.detach(), *given[1:])
 
-    handles = [m.register_forward_pre_hook(connect) for m in model.modules() if m is not model]
+    hook = in_this_thread(connect)
+    handles = [m.register_forward_pre_hook(hook) for m in model.modules() if m is not model]
     try:
         yield
     finally:

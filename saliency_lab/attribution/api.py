@@ -152,10 +152,9 @@ class MethodCall:
 
     def of_rows(self, rows: Tensor) -> MethodCall:
         """Return the call for the images at `rows`: what has one entry per image is cut to these."""
-        settings = self.settings
-        if self.method.function is None:
-            cut = settings_of_rows(self.method.name, dict(settings), rows)
-            settings = type(settings).model_construct(**cut)
+        given = {name: getattr(self.settings, name) for name in self.settings.model_fields_set}
+        cut = settings_of_rows(self.method, given, rows)
+        settings = type(self.settings).model_construct(**cut)
         return replace(self, settings=settings, target=target_of_rows(self.target, rows))
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.calls import Rule
 from saliency_lab._common.checks import check_logits, refuse_probabilities
-from saliency_lab._common.inference import no_gradient, pass_rows
+from saliency_lab._common.inference import no_gradient, pass_rows, run_without_graph
 from saliency_lab._common.passes import Passes
 from saliency_lab._common.seeding import sample_seeds
 from saliency_lab.attribution.target import Target
@@ -80,9 +80,11 @@ class Batch:
         images = x[:1] if shared else x
         if self.forwards.plan is not None and not torch.is_grad_enabled():
             output = self.forwards.logits(images)
-        else:
+        elif torch.is_grad_enabled():
             output = self.model(images.clone())  # a model may begin with an in-place operation
-        logits = check_logits(output, 1 if shared else count)
+        else:
+            output = run_without_graph(self.model, images.clone())
+        logits = check_logits(output, 1 if shared else count).to(self.x)
         return logits.expand(count, -1) if shared else logits
 
     def at(self, points: Tensor, keys: Tensor | None = None) -> Batch:

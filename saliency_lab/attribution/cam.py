@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from saliency_lab._common.calls import Call, Rule, calls, check_visible
 from saliency_lab._common.inference import float64_device
 from saliency_lab._common.settings import Settings
+from saliency_lab._common.threads import in_this_thread
 from saliency_lab.attribution.baseline import Baseline, resolve_baseline
 from saliency_lab.attribution.batch import Batch, slope
 from saliency_lab.attribution.catalogue import Explained, method
@@ -173,7 +174,7 @@ def ablation_cam(batch: Batch, settings: LayerSettings) -> Explained:
             ablated.select(channel_dim, channel).zero_()
         points = batch.x.repeat(len(group), 1, 1, 1)
         handle = layer.register_forward_hook(
-            lambda *_, outputs=outputs: outputs.flatten(0, 1).movedim(0, batch_dim)
+            in_this_thread(lambda *_, outputs=outputs: outputs.flatten(0, 1).movedim(0, batch_dim))
         )
         try:
             scores = batch.at(points).score(points)

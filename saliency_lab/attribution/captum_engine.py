@@ -8,7 +8,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import captum.attr as ca
 import torch
@@ -34,9 +34,10 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.registry import Extension
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.settings import Settings
+from saliency_lab._common.threads import in_this_thread
 from saliency_lab.attribution.baseline import resolve_baseline
 from saliency_lab.attribution.batch import Batch
-from saliency_lab.attribution.catalogue import CAPTUM, DESCRIBERS, Explained, Method
+from saliency_lab.attribution.catalogue import CAPTUM, DESCRIBERS, Explained, Method, PerImage
 from saliency_lab.attribution.layer import LayerSpec, enlarge, find_layer, layer_name, read_layer
 from saliency_lab.attribution.perturbation import window_and_stride
 from saliency_lab.attribution.segments import find_segments
@@ -101,6 +102,9 @@ def captum_method(extension: Extension) -> Method | None:
         ("quadrature" if name == "method" else name): (Any, default)
         for name, default in (construct | attribute).items()
     }
+    for name in {"baselines", "feature_mask"} & fields.keys():
+        if name != "baselines" or not issubclass(kind, _BATCH_OF_BASELINES):
+            fields[name] = (Annotated[Any, PerImage(4)], fields[name][1])
     of_layer = layered and "neuron_selector" not in attribute and kind is not ca.GuidedGradCam
     if layered:
         fields["layer"] = (LayerSpec, None)
@@ -460,11 +464,16 @@ def _check_lrp_rules(model: nn.Module, x: Tensor, settings: Any, convolution: An
         if isinstance(module, nn.Conv2d | nn.Linear)
         and not isinstance(convolution if isinstance(module, nn.Conv2d) else linear, EpsilonRule)
     }
-    handles = [module.register_forward_pre_hook(partial(look, name)) for name, module in layers.items()]
-    with torch.no_grad():
-        model(x.clone())
-    for handle in handles:
-        handle.remove()
+    handles = [
+        module.register_forward_pre_hook(in_this_thread(partial(look, name)))
+        for name, module in layers.items()
+    ]
+    try:
+        with torch.no_grad():
+            model(x.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
     if signed:
         raise InputError(
             f"Captum's rules of preset='{settings.preset}' are for layers with non-negative inputs, and "

@@ -159,21 +159,22 @@ def key_settings(model: type[Settings], settings: Mapping[str, Any]) -> dict[str
     kept = dict(settings)
     for name, field in model.model_fields.items():
         added = any(isinstance(mark, Added) for mark in field.metadata)
-        if added and name in kept and kept[name] is field.default:
+        if added and name in kept and type(kept[name]) is type(field.default) and kept[name] == field.default:
             del kept[name]
     return kept
 
 
-def settings_of_rows(name: str, settings: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+def settings_of_rows(method: Method, settings: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
     """Return a method's settings for the images at `rows`: tensors with one entry per image are cut."""
-    fields = METHODS[name].settings.model_fields
+    fields = method.settings.model_fields
     cut = dict(settings)
     for key, value in settings.items():
         marks = fields[key].metadata if key in fields else []
         if any(isinstance(mark, PerImage) and mark.holds(value) for mark in marks):
             cut[key] = value[rows]
     if isinstance(settings.get("base_settings"), Mapping):
-        cut["base_settings"] = settings_of_rows(settings["base"], settings["base_settings"], rows)
+        base = METHODS.find(settings["base"])
+        cut["base_settings"] = settings_of_rows(base, settings["base_settings"], rows)
     return cut
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.calls import check_visible
 from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.threads import in_this_thread
 from saliency_lab.attribution.batch import Batch
 from saliency_lab.models.cam_layer import Arrangement, Execution, default_layer
 
@@ -73,7 +74,7 @@ def _check_rows(model: nn.Module, name: str, image: Tensor) -> None:
     execution = Execution(image)
     caught: list[tuple[object, Arrangement | None]] = []
     handle = find_layer(model, name).register_forward_hook(
-        lambda *given: caught.append((given[-1], execution.arrangement(given[-1], 1)))
+        in_this_thread(lambda *given: caught.append((given[-1], execution.arrangement(given[-1], 1))))
     )
     point = image.detach().clone().requires_grad_(True)
     try:
@@ -167,7 +168,7 @@ def read_layer(batch: Batch, points: Tensor, layer: LayerSpec) -> LayerValues:
         # a copy, so that an in-place operation that follows leaves what was caught alone
         return output.clone() if isinstance(output, Tensor) else None
 
-    handle = module.register_forward_hook(catch)
+    handle = module.register_forward_hook(in_this_thread(catch))
     try:
         with torch.enable_grad(), execution:
             scores = batch.at(points).score(points.detach().requires_grad_(True))

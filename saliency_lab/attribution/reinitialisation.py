@@ -16,6 +16,7 @@ from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import check_signature, device_of, dtype_of, undisturbed
 from saliency_lab._common.seeding import preserved_rng
+from saliency_lab._common.threads import in_this_thread
 from saliency_lab._common.warn import warn
 
 _POWER_ITERATIONS = 30  # after which the spectral norm of new weights is known to a few percent or better
@@ -40,6 +41,19 @@ def is_layer(module: nn.Module) -> bool:
     return parametrize.is_parametrized(module) or any(True for _ in module.parameters(recurse=False))
 
 
+def modules_in_order(model: nn.Module, image: Tensor) -> list[nn.Module]:
+    """Return the modules that take part in the forward pass, in the order in which they run first."""
+    executed: list[nn.Module] = []
+    note = in_this_thread(lambda module, _: executed.append(module))
+    handles = [module.register_forward_pre_hook(note) for module in model.modules()]
+    try:
+        outputs_of(model, image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(dict.fromkeys(executed))
+
+
 def layers_from_output(model: nn.Module, image: Tensor) -> list[tuple[str, list[tuple[str, nn.Module]]]]:
     """Return layers with parameters, last executed first: a name, and a layer with its normalisation.
 
@@ -51,15 +65,9 @@ def layers_from_output(model: nn.Module, image: Tensor) -> list[tuple[str, list[
     names = {
         module: name for name, module in model.named_modules() if "parametrizations" not in name.split(".")
     }
-    executed: list[nn.Module] = []
-    handles = [module.register_forward_pre_hook(lambda each, _: executed.append(each)) for module in names]
-    try:
-        outputs_of(model, image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    executed = [module for module in modules_in_order(model, image) if module in names]
     layers: list[tuple[str, list[tuple[str, nn.Module]]]] = []
-    for module in dict.fromkeys(executed):
+    for module in executed:
         children = (child for child in module.children() if child in names and child not in executed)
         for each in (module, *children):
             if not is_layer(each):

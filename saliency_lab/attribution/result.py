@@ -120,8 +120,10 @@ class Attributions:
         which = torch.from_numpy(chosen)
         total = None if self.total is None else self.total[which]
         settings = self.settings
-        if not self.own and self.method in METHODS:
-            settings = settings_of_rows(self.method, settings, which)
+        if self.function is not None:
+            settings = settings_of_rows(METHODS.find(self.function), settings, which)
+        elif not self.own and self.method in METHODS:
+            settings = settings_of_rows(METHODS[self.method], settings, which)
         values, classes = self.values[which], self.classes[which]
         provenance = {key: value for key, value in self.provenance.items() if key != "images"}  # of the whole
         names = tuple(self.class_names[row] for row in chosen) if self.class_names else ()

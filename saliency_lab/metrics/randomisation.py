@@ -15,7 +15,13 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.passes import Passes, weights_digest
 from saliency_lab._common.ranks import mean_ranks, pearson
 from saliency_lab._common.seeding import derive_seed, sample_normal, sample_uniform
-from saliency_lab.attribution.reinitialisation import ChangeCheck, check_randomisable, is_layer, randomise
+from saliency_lab.attribution.reinitialisation import (
+    ChangeCheck,
+    check_randomisable,
+    is_layer,
+    modules_in_order,
+    randomise,
+)
 from saliency_lab.attribution.similarity import ssim
 from saliency_lab.metrics.catalogue import MapsMade, Metric, MetricInput, MetricOutput, register
 from saliency_lab.metrics.explainer import Explaining
@@ -52,12 +58,13 @@ class OtherClass(Explaining):
     similarity: Similarity = "ssim"
 
 
-def randomised(model: nn.Module, order: Order, seed: int, image: Tensor | None = None) -> Iterator[nn.Module]:
+def randomised(model: nn.Module, order: Order, seed: int, image: Tensor) -> Iterator[nn.Module]:
     """Yield a copy of the network with one more layer re-initialised each time (`independent`: only one).
 
     It is the same copy each time. A layer is a module with parameters of its own (a convolution, an
-    attention, the owner of a class token); its draw is keyed by (seed, its name). With an image
-    (1, C, H, W), the outputs are verified to change, once for the same weights, order and seed.
+    attention, the owner of a class token); its draw is keyed by (seed, its name). The order is that in which
+    the layers run on the image (1, C, H, W). The outputs for it are verified to change, once for the same
+    weights, order and seed.
 
     Raises
     ------
@@ -66,12 +73,12 @@ def randomised(model: nn.Module, order: Order, seed: int, image: Tensor | None =
         image never changes, or is not finite any more.
     """
     check_randomisable(model)
-    names = layer_names(model)
+    names = _in_order(model, image)
     if not names:
         raise InputError("the model has no layer with parameters, so there is nothing to randomise")
     network = copy_model(model)
     known, facts = _SEEN_TO_CHANGE.setdefault(model, set()), (weights_digest(model), order, seed)
-    check = None if image is None or facts in known else ChangeCheck(network, image)
+    check = None if facts in known else ChangeCheck(network, image)
     for name in names[::-1] if order == "top_down" else names:
         module = network.get_submodule(name)
         before = _tensors(module) if order == "independent" else {}
@@ -100,8 +107,19 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """Return the names of the modules with parameters of their own, in the order of registration."""
+    """Return the names of the modules with parameters of their own."""
     return [name for name, module in model.named_modules() if _is_layer(name, module)]
+
+
+def _in_order(model: nn.Module, image: Tensor) -> list[str]:
+    """Return the names of the layers in the order in which they run; others follow their parents."""
+    runs = {module: place for place, module in enumerate(modules_in_order(model, image))}
+
+    def place(name: str) -> int:
+        module = model.get_submodule(name)
+        return runs[module] if module in runs or not name else place(name.rpartition(".")[0])
+
+    return sorted(layer_names(model), key=place)
 
 
 def _is_layer(name: str, module: nn.Module) -> bool:
@@ -216,6 +234,7 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_mprt,
+        revision=1,  # layers are randomised in the order in which they run, not in that of their definition
         maps=lambda s: MapsMade(per_layer=1),
     )
 )
@@ -231,6 +250,7 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_smooth_mprt,
+        revision=1,
         maps=lambda s: MapsMade(fixed=s.samples, per_layer=s.samples),
     )
 )

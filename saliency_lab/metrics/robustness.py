@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -15,6 +14,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import fingerprint
 from saliency_lab._common.seeding import sample_uniform
 from saliency_lab._common.settings import Epsilon
+from saliency_lab._common.threads import in_this_thread
 from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
 from saliency_lab.metrics import quantus_engine as quantus
 from saliency_lab.metrics.catalogue import MapsMade, Metric, MetricInput, MetricOutput, added_later, register
@@ -174,17 +174,14 @@ def _representations(case: MetricInput, points: Tensor) -> Tensor:
     """Return the input (N, 1 + S, D) of the linear layer that the model runs last."""
     probe = case.probe
     linear = [module for module in probe.model.modules() if isinstance(module, nn.Linear)]
-    thread = threading.get_ident()
     ran: list[nn.Module] = []
     caught: list[Tensor] = []
 
     def note(layer: nn.Module, _: tuple[Tensor, ...]) -> None:
-        if threading.get_ident() == thread:  # other threads may use the model too
-            ran.append(layer)
+        ran.append(layer)
 
     def catch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if threading.get_ident() == thread:
-            caught.append(inputs[0].cpu().double())
+        caught.append(inputs[0].cpu().double())
 
     with _hooked(linear, note):
         probe.logits(probe.images[:1].to(probe.device))
@@ -206,7 +203,7 @@ def _hooked(
     layers: Sequence[nn.Module], hook: Callable[[nn.Module, tuple[Tensor, ...]], None]
 ) -> Iterator[None]:
     """Call `hook` before each of the layers runs."""
-    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+    handles = [layer.register_forward_pre_hook(in_this_thread(hook)) for layer in layers]
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -29,6 +30,7 @@ from saliency_lab._common.checks import check_logits
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import no_gradient, undisturbed
 from saliency_lab._common.seeding import generator
+from saliency_lab._common.threads import in_this_thread
 from saliency_lab.models.layers import declared_cam_layer
 
 SPATIAL = calls(
@@ -310,7 +312,7 @@ class _Record(Execution):
         """Note that a module begins."""
         self.begun.append(self.number)
 
-    def leave(self, name: str, module: nn.Module, output: object) -> Tensor | None:
+    def leave(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: object) -> Tensor | None:
         """Note that a module ends; return a copy of its output for the network to go on with.
 
         An in-place operation that follows then leaves the recorded output alone.
@@ -371,12 +373,9 @@ def _record(model: nn.Module, image: Tensor) -> tuple[_Record, Tensor]:
     with track_modules(model, record.running):
         try:
             for name, module in model.named_modules():
-                handles.append(module.register_forward_pre_hook(record.enter))
-                handles.append(
-                    module.register_forward_hook(
-                        lambda module, _, output, name=name: record.leave(name, module, output)
-                    )
-                )
+                leave = in_this_thread(partial(record.leave, name))
+                handles.append(module.register_forward_pre_hook(in_this_thread(record.enter)))
+                handles.append(module.register_forward_hook(leave))
             with torch.enable_grad(), record:
                 logits = model(image.detach().clone().requires_grad_(True) * 1.0)
         finally:

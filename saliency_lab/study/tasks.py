@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -91,6 +91,29 @@ def attribution_tasks(inputs: TaskInputs, requests: Sequence[Request]) -> list[S
             place = Place("maps", request.label, "", member.model, member.seed)
             tasks.append(StudyTask({place: result}, {request.label: request}, inputs.seed, result.key))
     return tasks
+
+
+def _with_layer_names(request: Request, networks: Iterable[Member]) -> Request:
+    """Return the request of a method in which layers that were given as modules are given by their names.
+
+    Two layers may look the same, so that a hash of the module would not distinguish them.
+    """
+    names = {
+        module: name
+        for member in networks
+        if member.module is not None
+        for name, module in member.module.named_modules()
+        if name
+    }
+
+    def named(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return names.get(value, value)
+        if isinstance(value, Mapping):
+            return {key: named(each) for key, each in value.items()}
+        return value
+
+    return replace(request, settings=named(request.settings))
 
 
 def scoring_tasks(
@@ -194,10 +217,11 @@ def make_tasks(step: StudyStep, inputs: TaskInputs, index: ResultIndex) -> list[
     InputError
         If there are no maps to score.
     """
-    by_label = {request.label: request for request in step.requests}
     if step.verb == "attribute":
-        index.methods |= by_label
-        return attribution_tasks(inputs, step.requests)
+        requests = [_with_layer_names(request, inputs.networks) for request in step.requests]
+        index.methods |= {request.label: request for request in requests}
+        return attribution_tasks(inputs, requests)
+    by_label = {request.label: request for request in step.requests}
     if step.verb == "score":
         if not index.methods:
             raise InputError("there are no maps to score yet; call study.attribute([...]) first")

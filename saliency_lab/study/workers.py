@@ -74,8 +74,13 @@ def _read_sample(folder: str, name: str) -> StudySample:
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and buffer by name, also the buffers that a state_dict leaves out."""
-    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    """Return every parameter and buffer by name: also the buffers that a state_dict leaves out, and a tensor
+    that two modules share under both names, because a skeleton has two tensors there.
+    """
+    return {
+        **dict(net.named_parameters(remove_duplicate=False)),
+        **dict(net.named_buffers(remove_duplicate=False)),
+    }
 
 
 def assemble(store: FolderStore, inputs: WorkerInputs) -> nn.Module:

@@ -52,3 +52,17 @@ def test_gradients_that_the_caller_keeps_are_left_alone(net, batch):
     kept = {name: parameter.grad.clone() for name, parameter in half.named_parameters()}
     attribute(half, *batch, "saliency")
     assert all(torch.equal(parameter.grad, kept[name]) for name, parameter in half.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "method", ["rise", "shapley_value_sampling", "occlusion", "integrated_gradients", "lime"]
+)
+def test_logits_may_have_another_type_than_the_weights(net, batch, method):
+    class Double(nn.Module):
+        def forward(self, x):
+            return net(x).double()
+
+    settings = {"rise": {"n": 16}, "integrated_gradients": {"steps": 4}}.get(method, {})
+    expected = attribute(net, *batch, method, **settings)
+    found = attribute(Double(), *batch, method, **settings)
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-4, atol=1e-6)

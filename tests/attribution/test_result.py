@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import captum.attr
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 
+import saliency_lab as sl
 from saliency_lab._common.errors import InputError
 from saliency_lab.attribution import Attributions, attribute
 
@@ -176,3 +178,29 @@ def test_repr_and_show(maps):
 def test_bad_words_are_named(maps, call, message):
     with pytest.raises(InputError, match=message):
         call(maps)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(captum.attr.IntegratedGradients, "baselines"), ("integrated_gradients", "baseline")]
+)
+def test_settings_per_image_are_cut_with_the_maps_whatever_the_method(rgb_net, rgb_batch, method, name):
+    x, y = rgb_batch
+    baselines = torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
+    steps = {"n_steps": 4} if name == "baselines" else {"steps": 4}
+    maps = attribute(rgb_net, x, y, method, **{name: baselines}, **steps)
+    part = maps[1:]
+    assert torch.equal(part.settings[name], baselines[1:])
+    whole, own = (
+        sl.evaluate(rgb_net, x[rows], y[rows], each, "max_sensitivity", samples=2)
+        for rows, each in ((slice(None), maps), (slice(1, None), part))
+    )
+    np.testing.assert_allclose(own, whole[1:], rtol=1e-5)
+
+
+def test_masks_per_image_are_cut_and_a_set_of_baselines_is_not(rgb_net, rgb_batch):
+    x, y = rgb_batch
+    masks = torch.arange(x[:, :1].numel()).reshape(x[:, :1].shape) % 4
+    maps = attribute(rgb_net, x, y, captum.attr.FeatureAblation, feature_mask=masks)
+    assert torch.equal(maps[[2, 0]].settings["feature_mask"], masks[[2, 0]])
+    maps = attribute(rgb_net, x, y, captum.attr.GradientShap, baselines=x, n_samples=2)
+    assert torch.equal(maps[1:].settings["baselines"], x)

@@ -298,3 +298,27 @@ def test_a_constant_map_of_the_attacked_image_has_no_overlap():
             "explain": lambda m, points, c, v=value: torch.full_like(points, v),
         }
         assert np.isnan(sl.evaluate(model, x, y, maps, "attack_top_k", **constant)).all()
+
+
+class Defined(nn.Module):
+    """Defines its layers in an order of its own; they run from `first` to `head`."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        makes = {"first": lambda: nn.Conv2d(1, 4, 3), "second": lambda: nn.Conv2d(4, 4, 3)}
+        makes["head"] = lambda: nn.Linear(4, 3)
+        for name in names:
+            self.add_module(name, makes[name]())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x).tanh()).tanh().mean((2, 3)))
+
+
+@pytest.mark.parametrize("order", ["top_down", "bottom_up"])
+def test_layers_are_randomised_in_the_order_in_which_they_run(order):
+    torch.manual_seed(0)
+    net, other = Defined(("first", "second", "head")).eval(), Defined(("head", "second", "first")).eval()
+    other.load_state_dict(net.state_dict())
+    x, y = torch.rand(5, 1, 8, 8), torch.arange(5) % 3
+    scores = [sl.evaluate(each, x, y, sl.attribute(each, x, y), "mprt", order=order) for each in (net, other)]
+    np.testing.assert_array_equal(*scores)

@@ -153,3 +153,30 @@ def test_in_any_order_of_threads_the_change_lasts_while_a_block_is_open(steps):
             while opened[thread]:
                 leave(thread)
     assert box["training"] is True
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["grad_cam", "ablation_cam"])
+def test_hooks_of_one_thread_do_not_reach_another(method):
+    """One of them replaces what a layer returns; the scores and maps of the other thread stay the same."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 64, 3)).eval()
+    x, y = torch.rand(8, 1, 8, 8), torch.arange(8) % 3
+    noise = torch.rand_like(x)
+
+    def calls():
+        return [
+            *(sl.attribute(net, x, y, name).values for name in ("saliency", "occlusion", method)),
+            torch.from_numpy(sl.evaluate(net, x, y, noise, "pixel_flipping")),
+        ]
+
+    def again():
+        return [sl.attribute(net, x, y, method).values for _ in range(6)]
+
+    expected = calls()
+    for _ in range(3):
+        *others, found = together([again, again, calls])
+        assert all(torch.equal(each, expected[2]) for other in others for each in other)
+        for mine, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-6)

@@ -144,3 +144,25 @@ def test_a_worker_assembles_the_same_network(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(InputError, match=r"abc\.safetensors' are missing or damaged"):
         assemble(store, inputs)
+
+
+class Tied(nn.Module):
+    """Two convolutions share their weight, and two normalisations their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1)
+        self.c, self.d = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
+        self.b.weight, self.d.running_mean = self.a.weight, self.c.running_mean
+        self.head = nn.Linear(1, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.d(self.b(self.c(self.a(x)))).mean((2, 3)))
+
+
+def test_networks_that_share_tensors_are_assembled(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x, y = Tied().eval(), torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    with ThreadPoolExecutor(1) as pool:
+        study = Study({"tied": net}, (x, y), store=tmp_path, executor=pool).attribute("saliency")
+    assert torch.equal(study.maps["tied"]["saliency"].values, sl.attribute(net, x, y, "saliency").values)

@@ -26,6 +26,7 @@ from torch import nn
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.fingerprints import canonical, fingerprint, model_fingerprint
+from saliency_lab.attribution.catalogue import METHODS, key_settings
 from saliency_lab.study import Study
 
 
@@ -446,3 +447,33 @@ def test_many_objects_that_all_know_each_other_are_hashed_quickly() -> None:
     for each in crowd:
         each.others = crowd  # type: ignore[attr-defined]
     assert canonical(_closed(crowd)).startswith("function ")
+
+
+def test_layers_that_look_alike_are_told_apart(tiny_sample: tuple[torch.Tensor, torch.Tensor]) -> None:
+    x, y = tiny_sample
+    torch.manual_seed(0)
+    channels, classes = x.shape[1], int(y.max()) + 1
+    layers = [nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, classes)).eval()
+    given = {
+        "first": {"method": "layer_cam", "layer": net[1]},
+        "second": {"method": "layer_cam", "layer": net[3]},
+        "averaged": {"method": "smoothgrad", "n": 2, "base": "layer_cam", "base_settings": {"layer": net[1]}},
+    }
+    study = Study({"net": net, "twin": copy.deepcopy(net)}, tiny_sample).attribute(given)
+    for model in ("net", "twin"):  # the name of the layer holds for every network
+        maps = study.maps[model]
+        assert maps["first"].settings["layer"] == "1" and maps["second"].settings["layer"] == "3"
+        for label, layer in (("first", "1"), ("second", "3")):
+            expected = sl.attribute(net, x, y, "layer_cam", layer=layer).values
+            assert torch.equal(maps[label].values, expected)
+    assert not torch.equal(study.maps["net"]["first"].values, study.maps["net"]["second"].values)
+
+
+def test_a_default_that_is_given_is_the_default() -> None:
+    lime = METHODS["lime"].settings
+    keys = [
+        canonical(key_settings(lime, dict(lime(**given)))) for given in ({}, {"kernel_width": float("1.0")})
+    ]
+    assert keys[0] == keys[1]
+    assert canonical(key_settings(lime, dict(lime(kernel_width=0.5)))) != keys[0]
