@@ -214,7 +214,7 @@ def _module_attributes(module: nn.Module, visited: _Visited) -> dict[str, Any]:
     """Return the attributes on which a module's output may depend and that its printed form may omit."""
     kind = type(module)
     silent = kind.__module__.startswith("torch.nn.") and kind.extra_repr is nn.Module.extra_repr
-    unprinted = _unprinted(module) if is_known(kind) and not silent else set()
+    unprinted = _unprinted(module) if is_known(kind) and not (silent or _is_compiled(module)) else set()
     attributes = {}
     for name, value in vars(module).items():
         if name.startswith("_") or name in ("training", "card"):

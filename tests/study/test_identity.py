@@ -472,8 +472,7 @@ def test_layers_that_look_alike_are_told_apart(tiny_sample: tuple[torch.Tensor, 
 
 def test_a_default_that_is_given_is_the_default() -> None:
     lime = METHODS["lime"].settings
-    keys = [
-        canonical(key_settings(lime, dict(lime(**given)))) for given in ({}, {"kernel_width": float("1.0")})
-    ]
+    given = [{}, {"kernel_width": float("1.0")}]  # another object than the default
+    keys = [canonical(key_settings(lime, dict(lime(**each)))) for each in given]
     assert keys[0] == keys[1]
     assert canonical(key_settings(lime, dict(lime(kernel_width=0.5)))) != keys[0]
