@@ -242,15 +242,16 @@ def _unprinted(module: nn.Module) -> set[str]:
     kind, given = type(module), vars(module)
     prints = kind.extra_repr is not nn.Module.extra_repr or kind.__repr__ is not nn.Module.__repr__
     shown = repr(module) if prints else ""
-    arguments = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+    arguments = inspect.signature(kind.__init__).parameters.values()
     usual = {each.name: each.default for each in arguments}
+    read = _read(kind)  # type: ignore[arg-type]
     if isinstance(module, nn.RNN):  # which takes any arguments
         usual["mode"] = "RNN_TANH"
     return {
         name
         for name, default in usual.items()
         if name in given
-        and name in _read(kind)
+        and name in read
         and f"{name}=" not in shown
         and not (prints and default is inspect.Parameter.empty)  # printed without its name
         and not _is_default(given[name], default)

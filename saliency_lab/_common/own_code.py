@@ -30,8 +30,8 @@ _DATA = (
 )
 
 
-def is_known(kind: type) -> bool:
-    """Return whether a class is part of Python, torch, torchvision or this package."""
+def is_known(kind: Any) -> bool:
+    """Return whether a class or a function is part of Python, torch, torchvision or this package."""
     return kind.__module__.partition(".")[0] in _KNOWN
 
 

@@ -301,7 +301,7 @@ class Attributions:
         Figure
             One row per image.
         """
-        from saliency_lab.plotting.maps import grid
+        from saliency_lab.plotting.maps import Prediction, grid
 
         check_count(n, "n")
         if images is not None:
@@ -309,7 +309,7 @@ class Attributions:
         labels = list(self.class_names[:n]) or [str(row.tolist()) for row in self.classes[:n]]
         if self.probabilities is not None:
             chances = self.probabilities[:n].tolist()
-            labels = [f"{label}, {chance:.0%}" for label, chance in zip(labels, chances, strict=True)]
+            labels = [str(Prediction(*each)) for each in zip(labels, chances, strict=True)]
         shown = None if images is None else images[:n]
         return grid(shown, {self.method: self.values[:n]}, labels=labels)
 

@@ -94,7 +94,7 @@ def roar(
         device=device,
         trust=trust,
     )
-    output.table(result.summary())
+    output.table(result.summary().drop(columns="seed_means"))
     picture = folder / f"{result.name.lower()}-{result.recipe.replace('/', '-')}.png"
     save(result.plot(), picture)
     output.path(picture)

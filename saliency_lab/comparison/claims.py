@@ -15,7 +15,7 @@ from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Epsilon, Settings
 from saliency_lab.comparison import statistics
-from saliency_lab.comparison.format import one_line, p_equation, write_difference, write_value
+from saliency_lab.comparison.format import one_line, p_equation, write_difference
 from saliency_lab.comparison.measures import ROBUST, SHARES, Measure
 
 if TYPE_CHECKING:
@@ -369,8 +369,7 @@ def _primary_in_words(row: Mapping[Any, Any]) -> str:
     facts = [f"difference {one_line(write_difference(row, share=share))}", p_equation(row["p"])]
     verdict = row["verdict"]
     if not math.isnan(row["margin"]):
-        margin = write_value(row["margin"], share=share)
-        margin = one_line((margin.replace("%", "points") if share else margin, ""))
+        margin = f"{100 * row['margin']:g} points" if share else f"{row['margin']:g}"
         facts.append(f"equivalence within ±{margin}: {p_equation(row['p_equivalence'])}")
         verdict += f" within ±{margin}" if verdict == "equivalent" else ""
     return f"{about}: {verdict} ({', '.join(facts)})"

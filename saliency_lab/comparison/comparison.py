@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from saliency_lab._common.arguments import (
     check_instance,
     check_mapping,
     check_text,
+    shown,
 )
 from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError
@@ -28,6 +29,9 @@ from saliency_lab.metrics.catalogue import METRICS, Better
 
 if TYPE_CHECKING:
     from saliency_lab.comparison.plots import ComparisonPlots
+
+Values = tuple[dict[str, np.ndarray], dict[str, tuple[int, ...]]]
+"""Values (seeds, images) and the training seeds of their rows, both by model."""
 
 
 class Comparison:
@@ -50,7 +54,8 @@ class Comparison:
     Parameters
     ----------
     scores, robustness : DataFrame
-        As `Study.scores` and `Study.robustness`; one may be empty.
+        As `Study.scores` and `Study.robustness`; one may be empty. Names that a file held as numbers are read
+        as text.
     baseline : str
         The model that the others are tested against.
     level : float
@@ -58,7 +63,11 @@ class Comparison:
     seed : int
         Seed of the bootstrap of `aggregate`.
     better : mapping, optional
-        Label of a metric → "higher", "lower" or "neither"; by default as `list_metrics()` says.
+        Label of a metric → "higher", "lower" or "neither"; by default as `list_metrics()` says of a metric
+        with this name.
+    bounds : mapping, optional
+        Label of a metric → its smallest and its largest possible value; by default as for `better`. Scores of
+        0 and 1 between the bounds (0, 1) are tested as right and wrong predictions are.
     audits : DataFrame, optional
         As `Study.audits`: verdicts on the accuracies under attack, printed below the table.
     pictures : Pictures, optional
@@ -97,6 +106,7 @@ class Comparison:
         level: float = 0.95,
         seed: int = 0,
         better: Mapping[str, Better] | None = None,
+        bounds: Mapping[str, tuple[float, float]] | None = None,
         audits: pd.DataFrame | None = None,
         pictures: Pictures | None = None,
     ) -> None:
@@ -109,39 +119,40 @@ class Comparison:
         _check_columns(robustness, "robustness", ["attack", "eps", "model", "seed", "sample"], "robust")
         check_fraction(level, "level")
         check_seed(seed)
-        if better is not None:
-            better = check_mapping(better, "better", '{"my_metric": "higher"}')
-        self.scores, self.robustness = scores, robustness
-        named = [table["model"] for table in (scores, robustness) if len(table)]
+        self._better = {} if better is None else _check_better(better)
+        self._bounds = {} if bounds is None else _check_bounds(bounds)
+        self.scores, self.robustness = _with_names(scores), _with_names(robustness)
+        self.audits = pd.DataFrame() if audits is None else _with_names(audits)
+        named = [table["model"] for table in (self.scores, self.robustness) if len(table)]
         self.models: list[str] = list(dict.fromkeys(pd.concat(named)))
-        check_choice(baseline, self.models, "baseline")
-        self.baseline, self.level, self.seed = baseline, level, seed
-        self._better = dict(better or {})
-        self.audits = pd.DataFrame() if audits is None else audits
+        self.baseline = check_choice(_name(baseline), self.models, "baseline")
+        self.level, self.seed = level, seed
         self.pictures = pictures
 
     @cached_property
     def measures(self) -> list[Measure]:
         """What is compared: accuracies first, then each metric by method."""
         judged = _arrays(self.robustness, ["attack", "eps"], "robust")
-        clean = self._unattacked()
-        measured = [Measure(ACCURACY, "", 0.0, "higher", clean)] if clean else []
-        for (attack, eps), values in judged.items():
+        clean, seeds = self._unattacked()
+        measured = [Measure(ACCURACY, "", 0.0, "higher", clean, seeds=seeds)] if clean else []
+        for (attack, eps), (values, seeds) in judged.items():
             if eps > 0:
-                measured.append(Measure(ROBUST, attack, float(eps), "higher", values))
-        for (metric, method), values in _arrays(self.scores, ["metric", "method"], "score").items():
-            bounds = METRICS[metric].bounds if metric in METRICS else (-np.inf, np.inf)
-            measured.append(Measure(metric, method, np.nan, self._direction(metric), values, bounds))
+                measured.append(Measure(ROBUST, attack, float(eps), "higher", values, seeds=seeds))
+        for (metric, method), (values, seeds) in _arrays(self.scores, ["metric", "method"], "score").items():
+            known = METRICS[metric].bounds if metric in METRICS else (-np.inf, np.inf)
+            bounds = self._bounds.get(metric, known)
+            better = self._direction(metric)
+            measured.append(Measure(metric, method, np.nan, better, values, bounds, seeds))
         return measured
 
-    def _unattacked(self) -> dict[str, np.ndarray]:
+    def _unattacked(self) -> Values:
         """Return the predictions without an attack, which every attack that did not fail has recorded."""
         if not len(self.robustness):
-            return {}
+            return {}, {}
         at_zero = self.robustness[self.robustness["eps"] == 0]
         once = at_zero.drop_duplicates(["model", "seed", "sample"], keep="last")
-        clean = _arrays(once, [], "robust").get((), {})
-        return {model: clean[model] for model in self.models if model in clean}
+        clean, seeds = _arrays(once, [], "robust").get((), ({}, {}))
+        return {model: clean[model] for model in self.models if model in clean}, seeds
 
     @cached_property
     def summary(self) -> Summary:
@@ -324,6 +335,43 @@ class Comparison:
         return writers.as_latex(self.content, check_text(label, "label"))
 
 
+def _check_better(given: Mapping[str, Better]) -> dict[str, Better]:
+    """Refuse directions of metrics that there are not."""
+    better = check_mapping(given, "better", '{"my_metric": "higher"}')
+    for label, direction in better.items():
+        check_choice(direction, get_args(Better), f"direction of '{label}' in better")
+    return better
+
+
+def _check_bounds(given: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """Refuse bounds of metrics that are not two numbers in rising order."""
+    bounds = check_mapping(given, "bounds", '{"my_metric": (0, 1)}')
+    for label, ends in bounds.items():
+        pair = isinstance(ends, tuple | list) and len(ends) == 2
+        if not (pair and all(isinstance(end, int | float) for end in ends) and ends[0] < ends[1]):
+            raise InputError(
+                f"bounds of '{label}' must be its smallest and its largest value, such as (0, 1), not "
+                f"{shown(ends)}"
+            )
+    return {label: (float(low), float(high)) for label, (low, high) in bounds.items()}
+
+
+def _with_names(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a copy in which all names are text, which reading a file may have made numbers."""
+    named = [column for column in ("model", "metric", "method", "attack") if column in table]
+    return table.assign(
+        **{
+            column: table[column].map({name: _name(name) for name in table[column].unique()})
+            for column in named
+        }
+    )
+
+
+def _name(given: Any) -> Any:
+    """Return a name that was read as a number as text; 1.0 is the name 1 next to names such as 0.1."""
+    return str(given).removesuffix(".0") if isinstance(given, int | float | np.number) else given
+
+
 def _check_columns(table: pd.DataFrame, name: str, keys: list[str], values: str) -> None:
     """Refuse a table that lacks a column, that names no model or image in a row, or whose values are wrong.
 
@@ -349,8 +397,8 @@ def _check_columns(table: pd.DataFrame, name: str, keys: list[str], values: str)
         raise InputError(f"score must be a number in every row of {name}, or NaN where it is undefined")
 
 
-def _arrays(table: pd.DataFrame, keys: list[str], column: str) -> dict[Any, dict[str, np.ndarray]]:
-    """Return values (seeds, images) by key and model, seeds in rising order, images in one order for all."""
+def _arrays(table: pd.DataFrame, keys: list[str], column: str) -> dict[Any, Values]:
+    """Return values by key and model, seeds in rising order, images in one order for all."""
     if not len(table):
         return {}
     samples, position = np.unique(table["sample"].to_numpy(), return_inverse=True)
@@ -372,8 +420,11 @@ def _arrays(table: pd.DataFrame, keys: list[str], column: str) -> dict[Any, dict
             )
         row = np.empty(len(samples), values.dtype)
         row[position[at]] = values[at]
-        rows.setdefault(tuple(key), {}).setdefault(str(model), {})[seed] = row
+        rows.setdefault(tuple(key), {}).setdefault(model, {})[seed] = row
     return {
-        key: {model: np.stack([of[seed] for seed in sorted(of)]) for model, of in models.items()}
+        key: (
+            {model: np.stack([of[seed] for seed in sorted(of)]) for model, of in models.items()},
+            {model: tuple(sorted(of)) for model, of in models.items()},
+        )
         for key, models in rows.items()
     }

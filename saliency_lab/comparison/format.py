@@ -70,11 +70,11 @@ def estimate(interval: Interval, *, share: bool, signed: bool = False) -> tuple[
     width = high - low
     if math.isnan(width):
         return short(mean, signed=signed), ""
-    large = max(abs(low), abs(high)) >= 1e5 or 0 < width < 1e-6
+    large = max(abs(low), abs(high)) >= 1e5 or width < 1e-6
     if large or not math.isfinite(width):
         ends = [short(end, signed=signed) for end in (low, high)]
         return short(mean, signed=signed), f"[{f',{SPACE}'.join(ends)}]"
-    digits = 3 if width == 0 else min(max(1 - math.floor(math.log10(width)), 0), 6)
+    digits = min(max(1 - math.floor(math.log10(width)), 0), 6)
     digits = _side_of_zero(low, high, digits) if signed else digits
     ends = [number(end, digits, signed=signed) for end in (low, high)]
     return number(mean, digits, signed=signed), f"[{f',{SPACE}'.join(ends)}]"
@@ -95,10 +95,12 @@ def _side_of_zero(low: float, high: float, digits: int) -> int:
 def write_value(value: float, *, share: bool) -> str:
     r"""Write a number that stands without its interval.
 
-    >>> write_value(0.51234, share=False), write_value(0.25, share=True)
-    ('0.512', '25.0\xa0%')
+    >>> write_value(0.51234, share=False), write_value(0.00020412, share=False), write_value(0.25, share=True)
+    ('0.512', '0.0002041', '25.0\xa0%')
     """
-    return estimate(Interval(value, value, value), share=share)[0]
+    if share:
+        return estimate(Interval(value, value, value), share=True)[0]
+    return number(value, 3) if value == 0 or 0.1 <= abs(value) < 1e5 else short(value)
 
 
 def write_mean(row: Mapping[Any, Any], *, share: bool) -> tuple[str, str]:

@@ -34,6 +34,8 @@ class Measure:
     values: Mapping[str, np.ndarray]
     bounds: tuple[float, float] = (-np.inf, np.inf)
     """Smallest and largest possible value, where an interval of the mean is cut off."""
+    seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """The training seeds of the rows of `values`, by model, where they are known."""
     _estimates: dict[tuple[str, ...], MeanEstimate] = field(default_factory=dict, init=False, repr=False)
     """By model, or by the two models of a difference: tables, ties and claims ask for the same."""
 
@@ -58,7 +60,7 @@ class Measure:
     def estimate_mean(self, values: np.ndarray) -> MeanEstimate:
         """Estimate the mean of values (S, N) of this measure."""
         if self._right_or_wrong(values):
-            return statistics.share_estimate(values.astype(bool))
+            return statistics.share_estimate(values)
         low, high = self.bounds
         if (values < low).any() or (values > high).any():  # settings that change the usual range
             low, high = -np.inf, np.inf
@@ -80,7 +82,7 @@ class Measure:
         if self.identical(model, other):
             return MeanEstimate(0.0)
         if self._right_or_wrong(a) and self._right_or_wrong(b):
-            return statistics.share_difference_estimate(a.astype(bool), b.astype(bool))
+            return statistics.share_difference_estimate(a, b)
         return statistics.difference_estimate(a.astype(float), b.astype(float))
 
     def interval(self, model: str, level: float) -> Interval:
@@ -101,7 +103,7 @@ class Measure:
         estimate = self.estimate_difference(model, other)
         shares = self._right_or_wrong(a) and self._right_or_wrong(b)
         if estimate.distances is not None and len(a) == len(b) == 1 and shares:
-            return statistics.mcnemar_test(a.astype(bool), b.astype(bool)).p
+            return statistics.mcnemar_test(a, b).p
         return estimate.p_value()
 
     def rank_test(self, model: str, other: str) -> PairedTest:
@@ -115,17 +117,20 @@ class Measure:
     def seeds_disagree(self, model: str) -> bool:
         """Whether the training seeds of a model are of two kinds, so that their mean describes none.
 
-        Scores of one image say nothing about it, because their spread over images is unknown.
+        Scores of one image, and scores that vary over images by rounding alone, say nothing about it: a
+        difference of seeds is measured by the spread over images.
         """
         values = self.values[model].astype(float)
         if len(values) < 2:
             return False
         floor = SHARES_DISAGREE
-        if not self._right_or_wrong(values):
-            rows = [row[~np.isnan(row)] for row in values]
+        if not (self.share or self._right_or_wrong(values)):
+            rows = [row for row in (row[~np.isnan(row)] for row in values) if len(row) > 1]
+            size = float(statistics.largest(values))
             with np.errstate(invalid="ignore"):  # infinite scores have no spread
-                spreads = [float(np.var(row)) for row in rows if len(row) > 1]
-            floor = SCORES_DISAGREE * math.sqrt(np.mean(spreads)) if spreads else np.nan
+                if all(statistics.is_constant(row, size) for row in rows):
+                    return False
+                floor = SCORES_DISAGREE * math.sqrt(np.mean([np.var(row) for row in rows]))
         return statistics.seeds_disagree(np.array(self.seed_means(model)), floor)
 
     def lost_seeds(self, model: str) -> bool:
@@ -133,23 +138,29 @@ class Measure:
         return statistics.lost_seeds(np.array(self.seed_means(model)))
 
     def _right_or_wrong(self, values: np.ndarray) -> bool:
-        """Whether values are right or wrong: 0 or 1, and not just scores that happen to be 0 for all."""
-        return is_binary(values) and (self.share or self.bounds == (0.0, 1.0) or values.min() < values.max())
+        """Whether the defined values are 0 or 1 for right or wrong, not scores that are 0 for all images."""
+        defined = values[~np.isnan(values)]
+        differ = bool((defined != defined[:1]).any())
+        return is_binary(defined) and (self.share or self.bounds == (0.0, 1.0) or differ)
 
     def identical(self, model: str, other: str) -> bool:
-        """Whether every network of both models has the same scores, as with maps that ignore the model."""
+        """Whether every network of both models has the same scores, as with maps that ignore the model.
+
+        Scores that differ by rounding alone are the same.
+        """
         if self.share:
             return False
-        a, b = self.values[model], self.values[other]
-        same = np.isclose(np.concatenate([a, b]), a[0], rtol=1e-9, atol=0, equal_nan=True)
-        return bool(same.all()) and not bool(np.isnan(a).all())
+        places = statistics.places(np.concatenate([self.values[model], self.values[other]]))
+        same = (places == places[0]) | np.isnan(places).all(axis=0)
+        return bool(same.all()) and not bool(np.isnan(places).all())
 
     def leaders(self, means: Mapping[str, float], alpha: float) -> dict[str, str]:
         """Say which model is "best", and which are a "tie": not significantly worse than it.
 
         A tie is decided by the paired test at `alpha`, corrected by Holm over the models. Where scores are
         undefined, a model may be ahead of the best on the images that both have: it is a tie too. A model
-        with scores of one seed of several is neither.
+        with scores of one seed of several is neither, nor is one that could not be tested, unless its scores
+        are identical to those of the best. If no model could be tested, there is no best.
         """
         known = {
             model: mean for model, mean in means.items() if not np.isnan(mean) and not self.lost_seeds(model)
@@ -160,10 +171,14 @@ class Measure:
         best = max(known, key=lambda model: sign * known[model])
         others = [model for model in known if model != best]
         p = statistics.holm([self.p_value(model, best) for model in others])
+        if np.isnan(p).all():
+            return {}
         tied = [
             model
             for model, value in zip(others, p, strict=True)
-            if not (value < alpha and sign * self.estimate_difference(model, best).mean < 0)
+            if self.identical(model, best)
+            or value >= alpha
+            or (value < alpha and sign * self.estimate_difference(model, best).mean >= 0)
         ]
         return {best: "best"} | dict.fromkeys(tied, "tie")
 

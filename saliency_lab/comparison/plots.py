@@ -152,6 +152,7 @@ class ComparisonPlots:
     ) -> Figure:
         """Draw one measure against another: one point per model with both intervals, seeds as small marks.
 
+        A mark is one trained network, so seeds that have one of the two measures alone have none.
         Models for which one of the two is undefined are left out.
 
         Parameters
@@ -175,9 +176,10 @@ class ComparisonPlots:
         points, marks = {}, {}
         for model in models:
             across, up = (m.interval(model, summary.level) for m in measures)
-            xs, ys = (m.seed_means(model) for m in measures)
-            if 1 < len(xs) == len(ys) and not np.isnan([*xs, *ys]).all():
-                marks[model] = (xs, ys)
+            xs, ys = (dict(zip(m.seeds[model], m.seed_means(model), strict=True)) for m in measures)
+            both = [seed for seed in xs if seed in ys and not np.isnan([xs[seed], ys[seed]]).any()]
+            if both and max(len(xs), len(ys)) > 1:
+                marks[model] = ([xs[seed] for seed in both], [ys[seed] for seed in both])
             if not np.isnan([across.mean, up.mean]).any():  # undefined for every image, or seeds disagree
                 points[model] = (across, up)
         return tradeoff.tradeoff(

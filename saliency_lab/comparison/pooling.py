@@ -66,7 +66,7 @@ class PooledDifference:
     def __str__(self) -> str:
         width = max(len(str(name)) for name in self.table.index)
         lines = [
-            f"{name:<{width}}  {one_line(estimate(_interval(row), share=self.share, signed=True))}"
+            f"{name:<{width}}  {self._written(row)}"
             + ("" if math.isnan(row["p"]) else f"  {p_equation(row['p'])}")
             for name, row in self.table.iterrows()
         ]
@@ -78,6 +78,10 @@ class PooledDifference:
         )
 
     __repr__ = __str__
+
+    def _written(self, row: pd.Series) -> str:
+        """Write the difference and the interval of a row."""
+        return one_line(estimate(_interval(row), share=self.share, signed=True))
 
     def plot(self, *, title: str | None = None) -> Figure:
         """Draw a forest plot: each study's difference with its interval, and the pooled ones below.
@@ -101,6 +105,7 @@ class PooledDifference:
         return forest(
             {name: row for name, row in rows.items() if name not in POOLED},
             {name: rows[name] for name in POOLED},
+            texts={str(name): self._written(row) for name, row in self.table.iterrows()},
             xlabel="difference in accuracy" if self.share else "difference",
             percent=self.share,
             title=title,
@@ -252,9 +257,10 @@ def pool_differences(
     quantile = -float(special.ndtri((1 - level) / 2))
     errors = width / (2 * quantile)
     effects = table["difference"].to_numpy(float)
-    combined = combine_effects(
-        effects, errors**2, method_re="iterated", row_names=list(table.index), use_t=False
-    )
+    with np.errstate(divide="ignore"):  # in its I², which is not used
+        combined = combine_effects(
+            effects, errors**2, method_re="iterated", row_names=list(table.index), use_t=False
+        )
     table["p"] = np.nan
     table["weight_fixed"] = combined.weights_fe / combined.weights_fe.sum()
     table["weight_random"] = combined.weights_re / combined.weights_re.sum()
@@ -273,11 +279,11 @@ def pool_differences(
         random, random - student * random_error, random + student * random_error,
         2 * float(special.stdtr(freedom, -abs(random) / random_error)),
     ]  # fmt: skip
-    homogeneity = combined.test_homogeneity()
+    q = float(((effects - fixed) ** 2 / errors**2).sum())  # Cochran's; that of statsmodels cancels
     return PooledDifference(
         table,
-        max(0.0, float(combined.i2)),
-        float(homogeneity.pvalue),
+        1 - freedom / q if q > freedom else 0.0,
+        float(special.chdtrc(freedom, q)),
         float(np.sqrt(max(combined.tau2, 0.0))),
         level,
         share,

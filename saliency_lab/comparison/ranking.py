@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from saliency_lab._common.errors import InputError
+from saliency_lab.comparison.statistics import places
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,9 @@ class Ranking:
 
 
 def rank(values: Mapping[str, np.ndarray], *, higher: bool, alpha: float = 0.05) -> Ranking:
-    """Rank treatments, each with one value per block (N,), and test the mean ranks; ties share their rank.
+    """Rank treatments, each with one value per block (N,), and test the mean ranks.
+
+    Ties share their rank; values of a block that differ by rounding alone are ties.
 
     Demšar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 2006.
 
@@ -69,10 +72,10 @@ def rank(values: Mapping[str, np.ndarray], *, higher: bool, alpha: float = 0.05)
     n, k = table.shape
     if k < 3 or n < 2:
         raise InputError(f"ranks need three methods and two images with a score for each, not {k} and {n}")
-    ranks = stats.rankdata(-table if higher else table, axis=1)
+    ranks = stats.rankdata(places(-table.T if higher else table.T), axis=0).T
     mean = pd.Series(ranks.mean(axis=0), index=names)
     alike = bool((ranks == ranks[:, :1]).all())
-    p = 1.0 if alike else float(stats.friedmanchisquare(*table.T).pvalue)
+    p = 1.0 if alike else float(stats.friedmanchisquare(*ranks.T).pvalue)
     unit = np.sqrt(k * (k + 1) / (6 * n)) / np.sqrt(2)  # of the studentised range
     apart = np.abs(mean.to_numpy()[:, None] - mean.to_numpy()) / unit
     pairs = pd.DataFrame(stats.studentized_range.sf(apart, k, np.inf), index=names, columns=names)
@@ -113,7 +116,8 @@ def agreement(scores: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> pd.Da
         values = np.array(
             [[model.get(metric, {}).get(name, unknown) for name in methods] for metric in metrics]
         )
-        ranks = stats.rankdata(values, axis=1)  # NaN in an image makes its ranks NaN
+        levels = [places(of_metric) for of_metric in values]
+        ranks = stats.rankdata(levels, axis=1)  # NaN in an image makes its ranks NaN
         ranks -= ranks.mean(axis=1, keepdims=True)
         length = np.linalg.norm(ranks, axis=1, keepdims=True)
         unit = np.divide(ranks, length, out=np.full_like(ranks, np.nan), where=length > 0)

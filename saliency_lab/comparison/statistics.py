@@ -20,8 +20,11 @@ from saliency_lab._common.proportions import wilson
 FEWEST_DIFFERENT = 3
 """Fewest values that must differ from a repeated most frequent one for their mean to have an interval."""
 
-_ROUNDING = 1e-9
-"""Values whose standard deviation is below this share of the largest score are constant but for rounding."""
+ROUNDING = 1e-6
+"""What differs by less than this share of the largest score is equal but for rounding.
+
+Scores are computed in float32, in which a sum of a thousand numbers has an error of up to about this share.
+"""
 
 _SMALLEST_TAIL = 1e-15
 """Tail probabilities below this are reported as this; p-values that small are all the same."""
@@ -149,14 +152,14 @@ def _estimate(groups: Sequence[np.ndarray], bounds: tuple[float, float]) -> Mean
     groups = [group[:, used] for group in groups]
     with np.errstate(invalid="ignore", over="ignore"):
         mean = float(values.mean())
-        rounding = _ROUNDING * max(float(np.nanmax(np.abs(group))) for group in groups)
-        constant = len(values) > 1 and float(values.std()) <= rounding
+        size = max(float(largest(group)) for group in groups)
+        constant = len(values) > 1 and is_constant(values, size)
         images = _no_distances if constant else _image_distances(values)
         spread = _seed_spread([over_seeds(group.T) for group in groups])
         if images is None or spread is None:
             return MeanEstimate(mean)
         error, freedom = spread
-        if constant and math.hypot(*error) <= rounding:
+        if constant and math.hypot(*error) <= ROUNDING * size:
             return MeanEstimate(mean)
         share = _interaction_share(groups, float(values.var(ddof=1)) / len(values))
 
@@ -168,48 +171,60 @@ def _estimate(groups: Sequence[np.ndarray], bounds: tuple[float, float]) -> Mean
 
 
 def share_estimate(right: np.ndarray) -> MeanEstimate:
-    """Estimate the share of right predictions (S, N).
+    """Estimate the share of right predictions (S, N); undefined ones (NaN) are left out.
 
     One seed: Wilson's interval over the images. Several: the seeds' part is Student's interval on the
     arcsine scale, on which accuracies near 0 and 1 are nearly symmetric, added to Wilson's in quadrature.
     """
-    share, n = float(right.mean()), right.shape[1]
+    right = right.astype(float)
+    by_image = over_seeds(right)
+    used = ~np.isnan(by_image)
+    if not used.any():
+        return MeanEstimate(np.nan)
+    by_image, right = by_image[used], right[:, used]
+    share, n = float(by_image.mean()), len(by_image)
 
     def images(tail: float) -> tuple[float, float]:
         low, high = wilson(share * n, n, 1 - 2 * tail) if tail < 0.5 else (share, share)
         return max(share - low, 0.0), max(high - share, 0.0)
 
-    by_seed = right.mean(axis=1)
-    spread = _seed_spread([np.arcsin(np.sqrt(by_seed))])
-    if spread is None:  # not reached: a share is defined for every seed
+    spread = _seed_spread([np.arcsin(np.sqrt(over_seeds(right.T)))])
+    if spread is None:
         return MeanEstimate(share)
     (error,), freedom = spread
 
     def seeds(tail: float) -> tuple[float, float]:
         return _arcsine_distances(share, _student(freedom, tail) * error)
 
-    variance = float(right.mean(axis=0).var(ddof=1)) / n if n > 1 else 0.0
-    part = _with_seeds(images, seeds, _interaction_share([right.astype(float)], variance))
+    variance = float(by_image.var(ddof=1)) / n if n > 1 else 0.0
+    part = _with_seeds(images, seeds, _interaction_share([right], variance))
     return MeanEstimate(share, share, part, (0.0, 1.0))
 
 
 def share_difference_estimate(a: np.ndarray, b: np.ndarray) -> MeanEstimate:
     """Estimate the difference of two shares of right predictions, a − b on the same images.
 
+    Images for which either is undefined (NaN) are left out.
+
     One seed each: the interval of Bonett & Price (Journal of Educational and Behavioral Statistics 2012),
     which is Wald's with two images added, of which each model alone has one right. Several seeds: each
     model's interval over its seeds on the arcsine scale is combined with the other's and with that over the
     images by the method of variance estimates recovery (Zou & Donner, Statistics in Medicine 2008).
     """
-    by_image = over_seeds(a.astype(float)) - over_seeds(b.astype(float))
+    groups = [a.astype(float), b.astype(float)]
+    by_image = _signed_sum([over_seeds(group) for group in groups])
+    used = ~np.isnan(by_image)
+    if not used.any():
+        return MeanEstimate(np.nan)
+    by_image, groups = by_image[used], [group[:, used] for group in groups]
     pairs = np.append(by_image, [1.0, -1.0])
     of_images = float(pairs.std()) / len(pairs) ** 0.5
-    shares = [float(group.mean()) for group in (a, b)]
-    by_seed = [group.mean(axis=1) for group in (a, b)]
+    shares = [float(over_seeds(group).mean()) for group in groups]
+    by_seed = [over_seeds(group.T) for group in groups]
     linear = _seed_spread(by_seed)
     arcsine = _seed_spread([np.arcsin(np.sqrt(means)) for means in by_seed])
     mean = float(by_image.mean())
-    if linear is None or arcsine is None:  # not reached: a share is defined for every seed
+    if linear is None or arcsine is None:
         return MeanEstimate(mean)
     freedom, errors = linear[1], arcsine[0]
 
@@ -225,7 +240,7 @@ def share_difference_estimate(a: np.ndarray, b: np.ndarray) -> MeanEstimate:
         return math.hypot(below_a, above_b), math.hypot(above_a, below_b)
 
     variance = float(by_image.var(ddof=1)) / len(by_image) if len(by_image) > 1 else 0.0
-    part = _with_seeds(images, seeds, _interaction_share([a.astype(float), b.astype(float)], variance))
+    part = _with_seeds(images, seeds, _interaction_share(groups, variance))
     return MeanEstimate(mean, float(pairs.mean()), part, (-1.0, 1.0))
 
 
@@ -368,7 +383,7 @@ def seeds_disagree(by_seed: np.ndarray, floor: float) -> bool:
     split = int(np.diff(means).argmax())
     gap = means[split + 1] - means[split]
     within = max(means[split] - means[0], means[-1] - means[split + 1])
-    rounding = 1e-9 * np.abs(means).max()
+    rounding = ROUNDING * largest(means)
     return bool(gap > rounding and gap >= floor - rounding and gap >= (5 if len(means) < 5 else 3) * within)
 
 
@@ -403,31 +418,73 @@ def rank_test(a: np.ndarray, b: np.ndarray) -> PairedTest:
 def _signed_levels(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Replace each a − b by its sign times the place of |a − b| among them, from 1 up; undefined ones go.
 
-    Magnitudes that differ by rounding alone share a place, and those that differ from 0 by rounding alone
-    have place 0: 2/3 − 1/3 and 1 − 2/3 are a tie, which floats would break.
+    It is 0 where a and b differ by rounding alone. Magnitudes share a place where only the rounding of means
+    in float64 separates them: 2/3 − 1/3 and 1 − 2/3 are a tie, which floats would break. `ROUNDING` would be
+    too coarse for this, because the magnitudes of many images lie that close to each other by chance.
 
     >>> _signed_levels(np.array([1.0, 2 / 3, 0.0]), np.array([2 / 3, 1.0, 1.0])).tolist()
     [1.0, -1.0, -2.0]
     """
     defined = ~np.isnan(a - b)
-    a, b = a[defined], b[defined]
-    sizes = np.abs(a - b)
+    pairs = np.stack([a[defined], b[defined]])
+    of_a, of_b = places(pairs)
+    sizes = np.where(of_a == of_b, 0.0, np.abs(pairs[0] - pairs[1]))
     order = sizes.argsort()
-    largest = np.maximum(np.abs(a), np.abs(b))
-    rounding = 1e-13 * np.max(largest, initial=0.0, where=np.isfinite(largest))
-    places, rising = np.empty(len(sizes)), sizes[order]
-    places[order] = (rising > np.append(0.0, rising)[:-1] + rounding).cumsum()
-    return np.sign(a - b) * places
+    rising, levels = sizes[order], np.empty(len(sizes))
+    levels[order] = (rising > np.append(0.0, rising)[:-1] + 1e-13 * largest(pairs)).cumsum()
+    return (of_a - of_b) * levels
+
+
+def places(values: np.ndarray) -> np.ndarray:
+    """Return the place of each value of an image among them, from 1 up, for values (K, N); NaN stays NaN.
+
+    Neighbours that differ by rounding alone share a place: by at most `ROUNDING` times the largest finite
+    magnitude of the image, or of a typical image (the median) if that is larger, because a score near 0 may
+    be what is left of larger numbers.
+
+    >>> places(np.array([[0.2, 3.0], [0.1, np.nan], [0.2 + 1e-9, 2.0]])).tolist()
+    [[2.0, 2.0], [1.0, nan], [2.0, 1.0]]
+    """
+    order = values.argsort(axis=0)  # NaN sorts last
+    rising = np.take_along_axis(values, order, axis=0)
+    size = largest(values, axis=0)
+    typical = np.median(size) if len(size) else 0.0
+    with np.errstate(invalid="ignore"):  # equal infinite values share a place
+        steps = np.diff(rising, axis=0, prepend=rising[:1]) > ROUNDING * np.maximum(size, typical)
+    found = np.empty(values.shape)
+    np.put_along_axis(found, order, 1.0 + steps.cumsum(axis=0), axis=0)
+    return np.where(np.isnan(values), np.nan, found)
+
+
+def is_constant(values: np.ndarray, size: float) -> bool:
+    """Return whether values differ by rounding alone, if the scores behind them are as large as `size`.
+
+    >>> is_constant(np.array([0.1, 0.1 + 1e-9]), 1.0), is_constant(np.array([0.1, 0.1 + 1e-5]), 1.0)
+    (True, False)
+    """
+    return bool(np.ptp(values) <= ROUNDING * size)
+
+
+def largest(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Return the largest finite magnitude of all values, or along an axis; 0 where there is none.
+
+    >>> float(largest(np.array([1.0, -2.0, np.inf, np.nan])))
+    2.0
+    """
+    sizes = np.abs(values)
+    return np.max(sizes, axis=axis, initial=0.0, where=np.isfinite(sizes))
 
 
 def mcnemar_test(a: np.ndarray, b: np.ndarray) -> PairedTest:
     """Test right predictions (1, N) on the same images with McNemar's exact test.
 
-    The effect is the difference of the shares.
+    Images for which either is undefined (NaN) are left out. The effect is the difference of the shares.
     """
-    counts = [[int((one & other).sum()) for other in (b[0], ~b[0])] for one in (a[0], ~a[0])]
+    defined = ~(np.isnan(a[0]) | np.isnan(b[0]))
+    one, other = a[0, defined] == 1, b[0, defined] == 1
+    counts = [[int((first & second).sum()) for second in (other, ~other)] for first in (one, ~one)]
     p = float(mcnemar(counts, exact=True).pvalue)
-    return PairedTest(a.shape[1], p, float(a.mean() - b.mean()))
+    return PairedTest(len(one), p, float(one.mean() - other.mean()))
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:

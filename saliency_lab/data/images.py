@@ -18,7 +18,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.hashing import TensorBlocks, fingerprint
 from saliency_lab._common.html import facts, side_by_side, strip
 from saliency_lab._common.mapped import empty_tensor
-from saliency_lab._common.samples import as_label, read_items, read_sample
+from saliency_lab._common.samples import as_label, distinct_classes, read_items, read_sample
 from saliency_lab._common.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -255,7 +255,8 @@ class ImageData:
         Of one image size. The validation split is cut from the training part unless the data have one; the
         test part is never touched. Data to look at only, not to train on, have no images in train and val.
     classes : tuple of str
-        Label k is the class `classes[k]`.
+        Label k is the class `classes[k]`. Where several have one name, each gets its number, as in
+        `ModelCard`.
 
     Raises
     ------
@@ -289,6 +290,7 @@ class ImageData:
             )
         for each in self.classes:
             check_text(each, "classes, each of them,")
+        object.__setattr__(self, "classes", distinct_classes(self.classes))
         untrained = len(self.train) == 0 and len(self.val) == 0
         splits = {"test": self.test} if untrained else self._splits()
         for part, split in splits.items():

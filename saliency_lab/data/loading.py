@@ -334,6 +334,9 @@ def _labels(labels: Any, count: int, card: Any) -> Tensor | None:
                     raise InputError(
                         "labels are names; pass a model=… whose card has class names, or numbers"
                     )
+                alike = [name for name in classes if name.startswith(f"{label} (")]
+                if label not in classes and len(alike) > 1:
+                    raise InputError(f"several classes are called '{label}'; say which: {', '.join(alike)}")
                 if label not in classes:
                     raise unknown_name("class", label, classes)
                 numbers.append(classes.index(label))

@@ -14,6 +14,7 @@ from saliency_lab.comparison.format import ARROWS
 from saliency_lab.explorer import page
 from saliency_lab.explorer.panels import NoMaps, Panel, PanelSource, StudyAttack
 from saliency_lab.explorer.samples import Samples
+from saliency_lab.plotting.maps import Prediction, caption, distinct_numbers
 from saliency_lab.plotting.painting import CLIP, Layer, Tiles, as_pixels, blend_of, tiles
 from saliency_lab.plotting.panels import is_photograph
 
@@ -185,9 +186,11 @@ class Explorer(widgets.VBox):
         """Write the predicted class with its probability, and whether it is right."""
         if panel.predictions is None:
             return ""
-        label, share = panel.predictions.classes[place], panel.predictions.probabilities[place]
-        mark = "✓" if label == self._samples.labels[row] else "✗"
-        return f"{mark} {self._name(label)}, {100 * share:.0f} %"
+        name = self._name(panel.predictions.classes[place])
+        written = caption(
+            Prediction(name, panel.predictions.probabilities[place]), self._name(self._samples.labels[row])
+        )
+        return "" if written is None else written.text
 
     def _legends(self, layers: Sequence[Layer]) -> str:
         shared = self.scale.value == "shared"
@@ -203,12 +206,12 @@ class Explorer(widgets.VBox):
                     max(float(each.high.max()) for each in group),
                 )
                 ends = (
-                    (f"{low:.2g}", f"{high:.2g}")
+                    distinct_numbers([low, high])
                     if shared
                     else ("−1" if signed else "lowest", "1" if signed else "highest")
                 )
                 note = of if signed else f"{of} (maps without negative values)"
-                legends.append(page.legend(ends[0].replace("-", "−"), ends[1], note, signed))
+                legends.append(page.legend(ends[0], ends[1], note, signed))
         return "".join(legends)
 
     def _column(self, member: Member, method: str) -> str:

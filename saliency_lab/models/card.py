@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import facts
 from saliency_lab._common.pictures import Interpolation
+from saliency_lab._common.samples import distinct_classes
 from saliency_lab._common.settings import ClearErrors
 
 CUSTOM = "custom"
@@ -33,7 +34,8 @@ class ModelCard(BaseModel, metaclass=ClearErrors):
     mean, std : tuple of float, optional
         Normalisation inside the model, one value or one per channel, in units of [0, 1].
     classes : tuple of str, optional
-        Names of the classes, in the order of the logits.
+        Names of the classes, in the order of the logits. Where several have one name, each gets its number,
+        such as "crane (134)", the bird, and "crane (517)", the machine.
     resize : int or (int, int), optional
         How a photograph becomes an image, as in `load_images`: the length in pixels of its shorter side, or
         the height and width to stretch it to, before its centre is cut out. By default it becomes just large
@@ -91,6 +93,11 @@ class ModelCard(BaseModel, metaclass=ClearErrors):
     versions: dict[str, str] = {}
     machine: dict[str, str | int] = {}
     created: str = ""
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if names is None else distinct_classes(names)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> ModelCard:
         """Return a copy with other values of some fields, which are validated.

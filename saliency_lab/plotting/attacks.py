@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.plotting.arrays import as_pictures, check_batch, check_pictures, check_same_size
-from saliency_lab.plotting.maps import Prediction
+from saliency_lab.plotting.maps import caption
 from saliency_lab.plotting.panels import Caption, panels
 from saliency_lab.plotting.style import ALERT, DIVERGING, PALETTE, SCREEN_WIDTH, figure, styled, wrap
 
@@ -141,10 +141,5 @@ def audit_table(table: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 
 def _caption(prediction: object, label: object) -> Caption:
-    name = (
-        f"{prediction.name}, {100 * prediction.probability:.0f} %"
-        if isinstance(prediction, Prediction)
-        else prediction
-    )
-    plain = prediction.name if isinstance(prediction, Prediction) else prediction
-    return Caption(f"predicted {name}", str(plain) != str(label))
+    judged = caption(prediction, label)
+    return Caption(f"predicted {prediction}", judged is not None and judged.wrong)

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Protocol
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saliency_lab._common.checks import format_epsilon
@@ -21,6 +22,7 @@ from saliency_lab.plotting.style import (
     legend,
     looks,
     percent_ticks,
+    settle,
     shade,
     styled,
 )
@@ -107,9 +109,6 @@ def robustness(
     if along == "steps":
         ax.set_xscale("symlog", linthresh=1)
     measured = sorted({float(place) for table in tables.values() for place in table[along]})
-    if along == "steps" or len(measured) <= _TICKS:
-        ax.set_xticks(measured, [_tick(place, along) for place in measured])
-        ax.minorticks_off()
     ax.set_ylim(0, 1)
     percent_ticks(ax.yaxis)
     ax.grid(axis="y")
@@ -128,7 +127,24 @@ def robustness(
                 f"{name}, {height:.0%}", (1, height), (10, 0), color=INK, va="center",
                 xycoords=("axes fraction", "data"), textcoords="offset points", annotation_clip=False,
             )  # fmt: skip
+    if along == "steps" or len(measured) <= _TICKS:
+        _name_ticks(fig, ax, {place: _tick(place, along) for place in measured})
     return fig
+
+
+def _name_ticks(fig: Figure, ax: Axes, names: dict[float, str]) -> None:
+    """Put ticks at these places, and name the first, the last, and those between that have room for it."""
+    ax.set_xticks(list(names), list(names.values()))
+    ax.minorticks_off()
+    settle(fig)
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    space = 0.5 * boxes[0].height
+    named, end = [], -math.inf
+    for name, box in zip(names.values(), boxes, strict=True):
+        free = box.x0 > end and (box is boxes[-1] or box.x1 + space < boxes[-1].x0)
+        named.append(name if free else "")
+        end = box.x1 + space if free else end
+    ax.set_xticks(list(names), named)
 
 
 def _tick(place: float, along: str) -> str:

@@ -17,6 +17,7 @@ def forest(
     studies: Mapping[str, Estimate],
     pooled: Mapping[str, Estimate],
     *,
+    texts: Mapping[str, str],
     xlabel: str = "",
     percent: bool = False,
     title: str | None = None,
@@ -28,6 +29,8 @@ def forest(
     Parameters
     ----------
     studies, pooled : mapping of name to (value, low, high)
+    texts : mapping of name to str
+        What stands at the right of each row: its numbers as the table has them.
     xlabel : str
     percent : bool
         Write the axis in percentage points.
@@ -62,10 +65,9 @@ def forest(
     if percent:
         xlabel = f"{xlabel}, in points" if xlabel else "points"
     ax.set_xlabel(xlabel)
-    for row, estimate in enumerate([*studies.values(), *pooled.values()]):
-        written = [_signed(scale * end, 1 if percent else None) for end in estimate]
+    for row, name in enumerate(names):
         ax.annotate(
-            f"{written[0]} [{written[1]}, {written[2]}]",
+            texts[name],
             (1, row),
             (8, 0),
             xycoords=("axes fraction", "data"),
@@ -77,11 +79,11 @@ def forest(
     return fig
 
 
-def _signed(value: float, decimals: int | None = None) -> str:
-    """Write a number with a sign, a true minus, and so many decimals or three digits.
+def _signed(value: float) -> str:
+    """Write a number in three digits, with a sign and a true minus.
 
-    >>> _signed(-2.5), _signed(0.0), _signed(3.04, 1)
-    ('−2.5', '0', '+3.0')
+    >>> _signed(-2.5), _signed(0.0)
+    ('−2.5', '0')
     """
-    text = f"{value:+.3g}" if decimals is None else f"{value:+.{decimals}f}"
+    text = f"{value:+.3g}"
     return "0" if text in ("+0", "-0") else text.replace("-", "−")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,10 +32,21 @@ IMAGE = "image"
 
 
 class Prediction(NamedTuple):
-    """A predicted class and its probability, for the `predictions` of `grid`."""
+    """A predicted class and its probability, for the `predictions` of `grid`.
+
+    Where the probability is not a number, as in a network that diverged, no class is predicted.
+    """
 
     name: str
     probability: float
+
+    @property
+    def defined(self) -> bool:
+        """Whether a class is predicted at all."""
+        return math.isfinite(self.probability)
+
+    def __str__(self) -> str:
+        return f"{self.name}, {100 * self.probability:.0f} %" if self.defined else "undefined"
 
 
 @styled
@@ -345,21 +357,35 @@ def _captions(
 def caption(prediction: object, label: object | None) -> Caption | None:
     """Say which class is predicted, and whether it is the `label`; a bare name that is right needs no words.
 
+    A prediction that is undefined is neither right nor wrong.
+
     >>> caption(Prediction("cat", 0.41), "cat").text, caption(Prediction("dog", 0.87), "cat").text
     ('✓ cat, 41 %', '✗ dog, 87 %')
     >>> caption("dog", "cat").text, caption("cat", "cat")
     ('✗ dog', None)
+    >>> caption(Prediction("cat", float("nan")), "cat")
+    Caption(text='undefined', wrong=False)
     """
-    name, share = (
-        (prediction.name, f", {100 * prediction.probability:.0f} %")
-        if isinstance(prediction, Prediction)
-        else (str(prediction), "")
-    )
+    name = prediction.name if isinstance(prediction, Prediction) else str(prediction)
     wrong = label is not None and name != str(label)
-    if not share and not wrong:
+    if isinstance(prediction, Prediction):
+        if not prediction.defined:
+            return Caption(str(prediction))
+    elif not wrong:
         return None
     mark = "" if label is None else "✗ " if wrong else "✓ "
-    return Caption(f"{mark}{name}{share}", wrong)
+    return Caption(f"{mark}{prediction}", wrong)
+
+
+def distinct_numbers(values: Sequence[float]) -> list[str]:
+    """Write the values of a scale with the digits that distinguish its ends, and two at least.
+
+    >>> distinct_numbers([-0.0312, 0.0, 0.0312]), distinct_numbers([0.5, 0.50291])
+    (['−0.031', '0', '0.031'], ['0.5', '0.5029'])
+    """
+    largest, span = max(map(abs, values)), max(values) - min(values)
+    digits = 2 + max(0, math.floor(math.log10(largest / span)))
+    return [f"{value:.{digits}g}".replace("-", "−") for value in values]
 
 
 def _bars(fig: Figure, places: Sequence[Axes], shown: Layers, clip: float) -> None:
@@ -388,7 +414,7 @@ def _bar(
     if relative and not signed:
         texts = ["lowest", "highest" if clip == 100 else f"percentile\n{clip:g}"]
     else:
-        texts = [f"{tick:.2g}".replace("-", "−") for tick in bar.get_ticks()]
+        texts = distinct_numbers(bar.get_ticks().tolist())
     bar.ax.set_yticklabels(texts)
     label = "signed attribution" if signed else "attribution"
     if relative:

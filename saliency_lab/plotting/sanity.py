@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy import special
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.plotting.style import figure, legend, looks, styled
@@ -17,9 +18,10 @@ _TITLES = {
 
 @styled
 def cascade(table: pd.DataFrame, measure: str = "rank_correlation") -> Figure:
-    """Draw one line per method over the randomised layers: mean over samples with its 95 % interval.
+    """Draw one line per method over the randomised layers: mean over samples with Student's 95 % interval.
 
-    `table` has the columns `method`, `step`, `layer` and the measure, one row per sample.
+    One sample has no interval. `table` has the columns `method`, `step`, `layer` and the measure, one row per
+    sample.
 
     Raises
     ------
@@ -36,7 +38,7 @@ def cascade(table: pd.DataFrame, measure: str = "rank_correlation") -> Figure:
     look = looks(methods)
     for method in methods:
         groups = table[table.method == method].groupby("step")[measure]
-        mean, error = groups.mean(), 1.96 * groups.sem().fillna(0.0)
+        mean, error = groups.mean(), groups.sem() * special.stdtrit(groups.count() - 1, 0.975)
         ax.fill_between(
             mean.index, mean - error, mean + error, color=look[method].colour, alpha=0.2, linewidth=0
         )

@@ -129,8 +129,7 @@ class LabFigure(Figure):
         """Write the figure as it looks here, whatever the caller's rcParams say."""
         with _own_style():
             if self.get_layout_engine() is not None:
-                for _ in range(3):  # the constrained layout needs a few passes until long labels fit
-                    self.draw_without_rendering()
+                settle(self)
             super().savefig(*given, **named)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
@@ -139,6 +138,12 @@ class LabFigure(Figure):
         self.savefig(buffer, format="png", dpi=_SHARP * _RC["figure.dpi"])
         width, height = (round(side * _RC["figure.dpi"]) for side in self.get_size_inches())
         return buffer.getvalue(), {"width": width, "height": height}
+
+
+def settle(fig: Figure) -> None:
+    """Lay the figure out, so that the places and sizes of its texts can be measured."""
+    for _ in range(3):  # the constrained layout needs a few passes until long labels fit
+        fig.draw_without_rendering()
 
 
 _SHARP = 2
@@ -256,22 +261,39 @@ def percent_ticks(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%".replace("-", "−")))
 
 
+_PANEL = 0.7
+"""Share of its height that a narrow figure keeps, at least, above a legend of long names."""
+
+
 def legend(fig: Figure, look: Mapping[str, Look], *, lines: bool = True) -> None:
-    """Draw a legend at the right of the panel, or below it where the figure is narrow."""
+    """Draw a legend at the right of the panel, or below it where the figure is narrow.
+
+    The figure becomes wider where the names need more than one column at the right, and higher where they are
+    below.
+    """
     names = [wrap(name, 24) for name in look]
     handles = [
         Line2D([], [], color=each.colour, marker=each.marker, linestyle=each.stroke if lines else "")
         for each in look.values()
     ]
+    length = 3 if lines else 1
     width = fig.get_figwidth()
     if width < NARROW:
         longest = max(len(line) for name in names for line in name.split("\n"))
         columns = max(1, int(width / (0.55 + 0.065 * longest)))
-        place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns}
-        fig.set_figheight(fig.get_figheight() + 0.17 * -(-len(names) // columns))
-    else:
-        place = {"loc": "outside right upper"}
-    fig.legend(handles, names, handlelength=3 if lines else 1, **place)
+        below = fig.legend(handles, names, handlelength=length, loc="outside lower center", ncols=columns)
+        taken, height = below.get_window_extent().height / fig.dpi, fig.get_figheight()
+        fig.set_figheight(max(height + 0.17 * -(-len(names) // columns), _PANEL * height + taken))
+        return
+    narrowest = 0.0
+    for columns in range(1, len(names) + 1):
+        drawn = fig.legend(handles, names, handlelength=length, loc="outside right upper", ncols=columns)
+        box = drawn.get_window_extent()
+        narrowest = narrowest or box.width
+        if box.height <= 0.98 * fig.bbox.height or columns == len(names):
+            fig.set_figwidth(width + (box.width - narrowest) / fig.dpi)
+            return
+        drawn.remove()
 
 
 def wrap(name: str, limit: int = 14) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -235,13 +236,18 @@ def _limits(planes: Planes, signs: Mapping[str, bool], methods: Sequence[str], s
 
 
 def _predictions(study: Study, predictions: Predictions | None, shown: int) -> dict[str, Any] | None:
-    """Return the class that a model predicts for each image, by name, and its probability."""
+    """Return the class that a model predicts for each image, by name, and its probability.
+
+    The probability is None where it is not a number, so that no class is predicted.
+    """
     if predictions is None:
         return None
     names = dict(enumerate(study.classes))
     return {
         "classes": [names.get(label, str(label)) for label in predictions.classes[:shown]],
-        "probabilities": [round(float(p), 4) for p in predictions.probabilities[:shown]],
+        "probabilities": [
+            round(p, 4) if math.isfinite(p) else None for p in predictions.probabilities[:shown]
+        ],
     }
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from torch import nn
 
 from saliency_lab.comparison.content import Column, Entry, Table
-from saliency_lab.comparison.format import p_value, write_value
+from saliency_lab.comparison.format import one_line, p_value, write_difference, write_mean, write_value
 from saliency_lab.comparison.measures import SHARES_DISAGREE
 from saliency_lab.comparison.statistics import seeds_disagree
 from saliency_lab.experiment.retraining import Retrained, tabulate
@@ -171,8 +171,8 @@ def retrained_networks(results: Retrained, level: float) -> Section | None:
     rows = []
     row: Any
     for row in tabulate(results, level).itertuples():
-        area = f"{row.area:.3f} ({row.low:.3f} … {row.high:.3f})"
-        gap = f"{row.difference:+.3f} ({row.difference_low:+.3f} … {row.difference_high:+.3f})"
+        area = one_line(write_mean({**row._asdict(), "mean": row.area}, share=False))
+        gap = one_line(write_difference(row._asdict(), share=False))
         tail = ["", ""] if math.isnan(row.difference) else [gap, p_value(row.p)]
         rows.append([row.procedure, row.model, row.method, area, *tail])
     note = (

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from saliency_lab._common.html import facts
-from saliency_lab.comparison.statistics import (
-    MeanEstimate,
-    difference_estimate,
-    mean_estimate,
-    share_difference_estimate,
-    share_estimate,
-)
-from saliency_lab.metrics.catalogue import MORF, Order
+from saliency_lab.comparison.format import one_line, write_mean
+from saliency_lab.comparison.measures import ACCURACY, Measure
+from saliency_lab.metrics.catalogue import MORF, Better, Order
 from saliency_lab.plotting.curves import robustness
 
 CONTROL = "random"
@@ -103,24 +99,25 @@ class RoarResult:
         Returns
         -------
         DataFrame
-            One row per method and fraction: mean `accuracy` with `low` and `high`; `difference` from the
-            control at the same fraction, `difference_low` and `difference_high` (NaN for the control itself
-            and at fraction 0); how many networks `collapsed`; and `n`, the number of test images.
+            One row per method and fraction: mean `accuracy` with `low` and `high`, NaN where the training
+            seeds are of two kinds (`seeds_disagree`), so that only `seed_means` describe them; `difference`
+            from the control at the same fraction, `difference_low` and `difference_high` (NaN for the control
+            itself, at fraction 0, and where the seeds of either disagree); how many networks `collapsed`; and
+            `n`, the number of test images.
         """
+        measures = [
+            self._measure({method: correct[:, f] for method, correct in self.correct.items()})
+            for f in range(len(self.fractions))
+        ]
         rows = []
         for method, correct in self.correct.items():
             for f, fraction in enumerate(self.fractions):
-                accuracy = share_estimate(correct[:, f]).interval(level)
-                compared = method != CONTROL and fraction > 0
-                gap = share_difference_estimate(correct[:, f], self.correct[CONTROL][:, f])
                 rows.append(
                     {
                         "method": method,
                         "fraction": fraction,
-                        "accuracy": accuracy.mean,
-                        "low": accuracy.low,
-                        "high": accuracy.high,
-                        **_difference(gap if compared else None, level),
+                        **_mean("accuracy", measures[f], method, level),
+                        **_difference(measures[f], method, level, compared=fraction > 0),
                         "collapsed": int(self.collapsed[method][:, f].sum()),
                         "n": correct.shape[2],
                     }
@@ -142,25 +139,21 @@ class RoarResult:
         Returns
         -------
         DataFrame
-            One row per method, indexed by `method`, the best first: `area` with `low` and `high`, its
-            `difference` from the control with `difference_low` and `difference_high`, and the p-value of the
-            hypothesis that the difference is 0, which is not corrected for the number of methods.
+            One row per method, indexed by `method`, the best first: `area` with `low` and `high`,
+            `seed_means` and `seeds_disagree` as in `table`, the `difference` from the control with
+            `difference_low` and `difference_high`, and the p-value of the hypothesis that the difference is
+            0, which is not corrected for the number of methods.
         """
-        areas = {method: self._areas(correct) for method, correct in self.correct.items()}
-        rows = []
-        for method, area in areas.items():
-            interval = mean_estimate(area, (0.0, 1.0)).interval(level)
-            gap = None if method == CONTROL else difference_estimate(area, areas[CONTROL])
-            rows.append(
-                {
-                    "method": method,
-                    "area": interval.mean,
-                    "low": interval.low,
-                    "high": interval.high,
-                    **_difference(gap, level),
-                    "p": np.nan if gap is None else gap.p_value(),
-                }
-            )
+        areas = self._measure({method: self._areas(correct) for method, correct in self.correct.items()})
+        rows = [
+            {
+                "method": method,
+                **_mean("area", areas, method, level),
+                **_difference(areas, method, level),
+                "p": np.nan if method == CONTROL else areas.p_value(method, CONTROL),
+            }
+            for method in self.correct
+        ]
         table = pd.DataFrame(rows).set_index("method")
         return table.sort_values("area", ascending=self.order == MORF, kind="stable")
 
@@ -175,20 +168,30 @@ class RoarResult:
         Returns
         -------
         Figure
-            Bands are 95 % intervals.
+            Bands are 95 % intervals. Where the training seeds disagree, each has a small mark.
         """
         table = self.table()
         kind = "most" if self.order == MORF else "least"
         seeds = f"{len(self.seeds)} training seeds" if len(self.seeds) > 1 else "1 training seed"
         images = next(iter(self.correct.values())).shape[2]
+        note = f"{images} test images, {seeds}; bands: 95 % intervals"
+        marks: dict[str, list[tuple[float, float]]] = {}
+        for row in table[table["seeds_disagree"]].to_dict("records"):
+            marks.setdefault(row["method"], []).extend((row["fraction"], mean) for mean in row["seed_means"])
         return robustness(
             {method: table[table["method"] == method] for method in self.correct},
+            seeds=marks,
             along="fraction",
             title=title or f"{self.name}, {self.recipe}",
             xlabel=f"fraction of the pixels replaced, {kind} important first",
             ylabel="accuracy after retraining",
-            note=f"{images} test images, {seeds}; bands: 95 % intervals",
+            note=f"{note}; open marks: single seeds" if marks else note,
         )
+
+    def _measure(self, values: Mapping[str, np.ndarray]) -> Measure:
+        """Compare the accuracies (seeds, images) of the methods; an area is a mean of accuracies."""
+        better: Better = "lower" if self.order == MORF else "higher"
+        return Measure(ACCURACY, "", np.nan, better, values, (0.0, 1.0))
 
     def _areas(self, correct: np.ndarray) -> np.ndarray:
         """Area under the curve of each seed and image, (S, N)."""
@@ -212,13 +215,21 @@ class RoarResult:
 
     def _repr_html_(self) -> str:
         rows = {
-            f"area, {method}": f"{row['area']:.3f} ({row['low']:.3f} … {row['high']:.3f})"
+            f"area, {method}": one_line(write_mean({**row, "mean": row["area"]}, share=False))
             for method, row in self.summary().iterrows()
         }
         return facts(self.name, self._facts() | rows)
 
 
-def _difference(gap: MeanEstimate | None, level: float) -> dict[str, float]:
-    """Columns of a difference; NaN where there is none."""
-    mean, low, high = (np.nan, np.nan, np.nan) if gap is None else gap.interval(level)
+def _mean(name: str, measure: Measure, method: str, level: float) -> dict[str, Any]:
+    """Columns of a mean."""
+    mean, low, high = measure.interval(method, level)
+    by_seed = {"seed_means": measure.seed_means(method), "seeds_disagree": measure.seeds_disagree(method)}
+    return {name: mean, "low": low, "high": high, **by_seed}
+
+
+def _difference(measure: Measure, method: str, level: float, *, compared: bool = True) -> dict[str, float]:
+    """Columns of the difference from the control; NaN for the control itself, and if none is `compared`."""
+    none = method == CONTROL or not compared
+    mean, low, high = (np.nan,) * 3 if none else measure.difference(method, CONTROL, level)
     return {"difference": mean, "difference_low": low, "difference_high": high}

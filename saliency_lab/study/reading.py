@@ -321,6 +321,7 @@ class StudyResults:
             level=self.purpose.level if level is None else level,
             seed=self.seed,
             better=self._index.better,
+            bounds=self._index.bounds,
             audits=self.audits,
             pictures=self,
         )

@@ -191,8 +191,26 @@ def test_equivalence_within_the_margin_is_an_answer() -> None:
         verdicts[margin] = row["verdict"]
         assert (row["p_equivalence"] < 0.05) == (row["verdict"] == "equivalent")
     assert verdicts == {0.001: "not significantly different", 0.5: "equivalent"}
-    assert "equivalent within ±50.0 points (difference" in asked.primary
-    assert "equivalence within ±50.0 points: p" in asked.primary
+    assert "equivalent within ±50 points (difference" in asked.primary
+    assert "equivalence within ±50 points: p" in asked.primary
+
+
+@pytest.mark.parametrize(
+    ("metric", "margin", "written"),
+    [
+        ("robust_accuracy", 0.0125, "±1.25 points:"),
+        ("robust_accuracy", 0.0004, "±0.04 points:"),
+        ("sparseness", 0.0004, "±0.0004:"),
+        ("sparseness", 0.125, "±0.125:"),
+    ],
+)
+def test_a_margin_is_printed_as_it_was_declared(metric: str, margin: float, written: str) -> None:
+    share = metric == "robust_accuracy"
+    comparison = _accuracies(RATES) if share else _comparison()
+    model, over = ("asgt", "at") if share else ("good", "base")
+    endpoint = Endpoint(model=model, over=over, metric=metric, eps=0.2 if share else None, margin=margin)
+    claim = Claim(question="?", model=model, over=over, metric=metric, primary=endpoint)
+    assert f"equivalence within {written} p = " in answer([claim], comparison)[0].primary
 
 
 def test_seeds_that_disagree_and_identical_scores_are_no_differences() -> None:

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import copy
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
+from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.comparison import Comparison, statistics
@@ -143,7 +149,8 @@ def test_a_model_that_is_ahead_where_both_have_scores_is_no_worse_than_the_best(
     metric: str, sign: float
 ) -> None:
     plain = np.arange(40.0)
-    ahead = np.where(plain < 30, plain + 1, np.nan)  # undefined where scores are best, so its mean is lower
+    lead = 1 + np.sin(plain)  # that varies, so that it can be tested
+    ahead = np.where(plain < 30, plain + lead, np.nan)  # undefined where scores are best: a lower mean
     measure = Measure(
         metric, "saliency", np.nan, "higher" if sign > 0 else "lower",
         {"plain": sign * plain[None], "ahead": sign * ahead[None]},
@@ -436,9 +443,25 @@ def test_seeds_with_the_same_score_for_all_images_do_not_disagree(value: float) 
     assert table.loc[1, "identical"]
 
 
-def test_seeds_of_two_kinds_without_a_spread_over_images_disagree() -> None:
-    table = Comparison(_constant("complexity", {"a": [6.6, 6.6, 1.0]}), NOTHING, baseline="a").table()
-    assert table["seeds_disagree"].all()
+@pytest.mark.parametrize("by_seed", [[0.3, 0.31], [6.6, 6.6, 1.0]])
+def test_scores_that_do_not_depend_on_the_image_have_the_interval_of_the_seeds(by_seed: list[float]) -> None:
+    scores = _constant("complexity", {"a": by_seed})
+    noise = np.random.default_rng(0).normal(0, 1e-8, len(scores))
+    for size in (0.0, 1.0):  # and with the rounding of float32
+        scores["score"] += size * noise
+        (row,) = Comparison(scores, NOTHING, baseline="a").table().to_dict("records")
+        assert not row["seeds_disagree"] and row["mean"] == pytest.approx(np.mean(by_seed))
+        expected = stats.ttest_1samp(by_seed, 0.0).confidence_interval()
+        ends = [max(expected.low, 0.0), expected.high]  # complexity is not negative
+        assert [row["low"], row["high"]] == pytest.approx(ends, rel=1e-5)
+
+
+def test_seeds_of_two_kinds_disagree_where_scores_vary_over_images() -> None:
+    scores = _constant("complexity", {"a": [6.6, 6.6, 1.0]})
+    scores["score"] += np.random.default_rng(0).normal(0, 1e-3, len(scores))
+    assert Comparison(scores, NOTHING, baseline="a").table()["seeds_disagree"].all()
+    hits = _constant("pointing_game", {"a": [1.0, 1.0, 0.0]})  # shares, which are judged by their gap alone
+    assert Comparison(hits, NOTHING, baseline="a").table()["seeds_disagree"].all()
 
 
 def test_one_image_does_not_say_that_seeds_are_of_two_kinds() -> None:
@@ -553,3 +576,162 @@ def test_a_score_that_failed_for_one_seed_cannot_be_aggregated() -> None:
     comparison = Comparison(scores[~lost], NOTHING, baseline="a")
     with pytest.raises(InputError, match=r"numbers of training seeds \(saliency: 6, smoothgrad: 5\)"):
         comparison.aggregate("sparseness")
+
+
+def _single(metric: str, values: dict[str, list[float]]) -> pd.DataFrame:
+    """Scores of one seed."""
+    rows = [
+        (model, 0, metric, "saliency", image, score)
+        for model, own in values.items()
+        for image, score in enumerate(own)
+    ]
+    return _table("score", rows, "metric", "method")
+
+
+@pytest.mark.parametrize(("metric", "bounds"), [("pointing_game", None), ("pg", {"pg": (0, 1)})])
+@pytest.mark.parametrize("undefined", [0, 1, 4])
+def test_a_score_of_right_and_wrong_is_tested_as_such_whatever_its_label(
+    metric: str, bounds: dict[str, tuple[float, float]] | None, undefined: int
+) -> None:
+    hits = {"a": [1.0] * 20 + [np.nan] * undefined, "b": [1.0] * 15 + [0.0] * 5 + [1.0] * undefined}
+    table = Comparison(_single(metric, hits), NOTHING, baseline="a", bounds=bounds).table()
+    a, b = table.to_dict("records")
+    assert b["p"] == pytest.approx(stats.binomtest(0, 5).pvalue) == 0.0625
+    assert (a["low"], a["high"]) == pytest.approx(proportion_confint(20, 20, method="wilson"))
+    right = 15 + undefined
+    assert (b["low"], b["high"]) == pytest.approx(proportion_confint(right, right + 5, method="wilson"))
+    p, q = 1 / 22, 6 / 22  # Bonett and Price, of the 20 images that both have
+    half = stats.norm.isf(0.025) * np.sqrt((p + q - (p - q) ** 2) / 22)
+    assert b["difference"] == pytest.approx(-0.25)
+    assert [b["difference_low"], b["difference_high"]] == pytest.approx([p - q - half, p - q + half])
+
+
+def test_a_study_says_what_its_labels_stand_for(
+    tiny_sample: tuple[Tensor, Tensor], make_net: Callable[[int], nn.Module], tmp_path: Path
+) -> None:
+    def always(model: nn.Module, x: Tensor, y: Tensor, maps: Tensor) -> Tensor:
+        return torch.ones(len(x))
+
+    x, y = tiny_sample
+    study = Study({"plain": make_net(0)}, (x, y, torch.ones_like(x)), store=tmp_path / "store")
+    study.attribute("saliency").score({"pg": {"metric": "pointing_game"}, "monotonicity": always})
+    loaded = Study.load(tmp_path / "store")
+    for comparison in (study.compare(), loaded.compare()):
+        table = comparison.table().set_index(["metric", "model"])
+        ends = table.loc[("pg", "plain"), ["low", "high"]].tolist()  # the mask is the whole image: all hits
+        assert ends == pytest.approx(proportion_confint(len(x), len(x), method="wilson"))
+        assert np.isnan(table.loc[("monotonicity", "plain"), "low"])  # a user's own, of unknown range
+
+
+def _read_back(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    table.to_csv(path, index=False)
+    return pd.read_csv(path)
+
+
+@pytest.mark.parametrize("names", ["12", ["1", "2", "0.1"]])
+def test_models_whose_names_are_numbers_are_compared(names: Sequence[str], tmp_path: Path) -> None:
+    named = dict(zip("abc", names, strict=False))
+    tables = [table[table["model"].isin([*named])] for table in (_scores(), _robustness())]
+    written = [table.replace({"model": named}) for table in tables]
+    read = [_read_back(table, tmp_path / "table.csv") for table in written]
+    assert all(pd.api.types.is_numeric_dtype(table["model"]) for table in read)
+    expected = Comparison(*tables, baseline="b").table().replace({"model": named})
+    for baseline in ("2", 2, 2.0, np.int64(2)):
+        found = Comparison(*read, baseline=baseline)  # type: ignore[arg-type]
+        assert found.baseline == "2" and found.models == [*names]
+        pd.testing.assert_frame_equal(found.table(), expected)
+    assert pd.api.types.is_numeric_dtype(read[0]["model"]), "the table of the caller is left as it was"
+    with pytest.raises(InputError, match="unknown baseline: '3'"):
+        Comparison(*read, baseline=3)  # type: ignore[arg-type]
+
+
+def test_metrics_methods_and_attacks_whose_names_are_numbers_are_compared() -> None:
+    scores = _scores().query("metric == 'sparseness'").replace({"method": {"saliency": 1, "smoothgrad": 2}})
+    comparison = Comparison(scores.assign(metric=7), _robustness().assign(attack=8), baseline="a")
+    assert {(m.metric, m.method) for m in comparison.measures if not m.share} == {("7", "1"), ("7", "2")}
+    assert comparison.measure("robust_accuracy").method == "8"
+    assert "7" in str(comparison) and comparison.plot.robustness("8").axes
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"better": {"sparseness": "up"}},
+            "unknown direction of 'sparseness' in better: 'up'; known: higher",
+        ),
+        ({"better": {"sparseness": None}}, "direction of 'sparseness' in better must be one of 'higher'"),
+        ({"bounds": {"sparseness": (1, 0)}}, "bounds of 'sparseness' must be its smallest and its largest"),
+        ({"bounds": {"sparseness": 1}}, "bounds of 'sparseness' must be its smallest and its largest"),
+        ({"bounds": {"sparseness": (0, np.nan)}}, "bounds of 'sparseness' must be its smallest"),
+        ({"bounds": {"sparseness": ("0", "1")}}, "bounds of 'sparseness' must be its smallest"),
+        ({"bounds": [0, 1]}, "bounds must be a mapping"),
+    ],
+)
+def test_what_is_said_of_a_metric_is_checked(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        Comparison(_scores(), _robustness(), baseline="a", **given)
+
+
+def test_networks_that_compute_one_function_have_identical_scores() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(),
+            nn.Linear(512, 3),
+        ).eval()  # fmt: skip
+        x, order = torch.rand(60, 1, 8, 8), torch.randperm(8)
+    permuted, other = copy.deepcopy(net), copy.deepcopy(net)
+    with torch.no_grad():
+        permuted[0].weight.copy_(net[0].weight[order])
+        permuted[0].bias.copy_(net[0].bias[order])
+        permuted[2].weight.copy_(net[2].weight[:, order])
+        other[0].weight.mul_(1.001)
+    study = Study({"net": net, "permuted": permuted, "other": other}, (x, torch.arange(60) % 3))
+    study.attribute(["saliency", "input_x_gradient"]).score(["sparseness", "complexity"])
+    table = study.compare().table()
+    scores = study.scores.pivot(index=["metric", "method", "sample"], columns="model", values="score")
+    assert (scores["net"] != scores["permuted"]).any()
+    assert table[table["model"] == "permuted"]["identical"].all()
+    assert not table[table["model"] == "other"]["identical"].any()
+    assert table[table["model"] == "other"]["p"].notna().all()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"a": [0.5], "b": [0.6]},
+        {"a": [0.5] * 20, "b": [0.6] * 20},
+        {"a": [0.5] * 20, "b": [0.5 + 1e-12] * 20, "c": [0.6] * 20},
+    ],
+    ids=["one image", "constant", "constant and identical"],
+)
+def test_models_that_were_not_tested_have_no_marks(values: dict[str, list[float]]) -> None:
+    comparison = Comparison(_single("sparseness", values), NOTHING, baseline="a")
+    assert comparison.table()["p"].isna().all() and not comparison.table()["rank"].any()
+
+
+def test_only_models_that_were_tested_or_are_identical_are_ties() -> None:
+    draws = np.random.default_rng(0)
+    best = 2 + draws.random(40)
+    values = {
+        "best": best,
+        "same": best - 1e-9,
+        "worse": best - 1 - 0.1 * draws.random(40),
+        "untested": best - 1,
+    }
+    comparison = Comparison(
+        _single("sparseness", {model: own.tolist() for model, own in values.items()}),
+        NOTHING,
+        baseline="best",
+    )
+    ranks = comparison.table().set_index("model")["rank"].to_dict()
+    assert ranks == {"best": "best", "same": "tie", "worse": "", "untested": ""}
+
+
+def test_small_scores_of_seeds_that_disagree_are_not_printed_as_zero() -> None:
+    scores = _constant("infidelity", {"a": [0.000204, 0.000012]})
+    scores["score"] *= 1 + 1e-3 * np.random.default_rng(0).normal(size=len(scores))
+    printed = str(Comparison(scores, NOTHING, baseline="a"))
+    means = scores.groupby("seed")["score"].mean()
+    assert f"seeds disagree {means[0]:.4g}, {means[1]:.4g}".replace("-", "−") in printed

@@ -32,6 +32,17 @@ def test_the_fixed_effect_is_the_mean_weighted_by_precision() -> None:
     assert pooled.table["weight_fixed"].iloc[:3].tolist() == pytest.approx(list(weights / weights.sum()))
 
 
+def test_studies_that_agree_are_not_heterogeneous() -> None:
+    draws = np.random.default_rng(0)
+    for _ in range(100):
+        effect, halves = round(float(draws.normal(0, 0.05)), 2), draws.uniform(0.01, 0.06, 3).round(2)
+        pooled = pool_differences({str(i): (effect, effect - h, effect + h) for i, h in enumerate(halves)})
+        assert (pooled.heterogeneity, pooled.tau) == (0.0, 0.0)
+        assert pooled.p_heterogeneity == pytest.approx(1.0)
+        assert "heterogeneity: I² = 0 %, p = 1" in str(pooled)
+        assert pooled.table.loc["random effects", "difference"] == pytest.approx(effect)
+
+
 def test_random_effects_solve_paule_and_mandels_equation() -> None:
     studies = {"a": (0.5, 0.4, 0.6), "b": (0.1, 0.0, 0.2), "c": (-0.2, -0.35, -0.05), "d": (0.3, 0.1, 0.5)}
     pooled = pool_differences(studies)

@@ -68,6 +68,61 @@ def test_images_with_an_undefined_score_are_left_out_and_ties_share_ranks() -> N
         rank({"a": a, "b": a}, higher=True)
 
 
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("higher", [True, False])
+def test_scores_that_only_rounding_separates_share_ranks(size: float, higher: bool) -> None:
+    draws = np.random.default_rng(2)
+    scores = size * draws.random(200)
+    noise = scores * draws.normal(-1e-7, 1e-8, 200)  # always below, as a float32 sum in another order may be
+    exact, rounded = (
+        rank({"a": scores, "b": scores + shift, "c": scores + size * draws.normal(size=200)}, higher=higher)
+        for shift, draws in ((0.0, np.random.default_rng(3)), (noise, np.random.default_rng(3)))
+    )
+    assert rounded.ranks.to_dict() == exact.ranks.to_dict() and rounded.p == exact.p
+    assert exact.ranks["a"] == exact.ranks["b"]
+    alike = rank({"a": scores, "b": scores + noise, "c": scores - noise}, higher=higher)
+    assert alike.p == 1.0 and set(alike.ranks) == {2.0}
+    apart = rank({"a": scores, "b": scores - 1e-4 * size, "c": scores - 2e-4 * size}, higher=higher)
+    assert apart.ranks.to_dict() == ({"a": 1, "b": 2, "c": 3} if higher else {"c": 1, "b": 2, "a": 3})
+
+
+def test_rounding_is_measured_by_the_scores_of_its_own_image() -> None:
+    first, second = np.array([1e9, 1.0, 1.0, 1.0]), np.array([1e9 + 1, 1.001, 1.001, 1.001])  # one tie
+    found = rank({"first": first, "second": second, "zero": np.zeros(4)}, higher=True)
+    assert found.ranks.to_dict() == {"second": 1.125, "first": 1.875, "zero": 3.0}
+
+
+def test_agreement_ignores_what_only_rounding_separates() -> None:
+    draws = np.random.default_rng(4)
+    first, second = draws.random((2, 3, 50))
+    first[1] = first[0]
+
+    def of(shift: float) -> pd.DataFrame:
+        noisy = first + shift * np.array([[0.0], [1.0], [0.0]])
+        by_method = [dict(zip("xyz", each, strict=True)) for each in (noisy, second)]
+        return agreement([{"one": by_method[0], "two": by_method[1]}])
+
+    pd.testing.assert_frame_equal(of(1e-8), of(0.0))
+    assert not np.allclose(of(1e-2), of(0.0))
+
+
+def test_methods_that_are_equal_in_theory_have_equal_ranks() -> None:
+    """Grad-CAM, HiResCAM and XGrad-CAM are one method on a network that averages its last feature maps."""
+    source = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3, padding=1),
+            torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 3),
+        ).eval()  # fmt: skip
+    x, y = torch.rand(60, 1, 16, 12, generator=source), torch.arange(60) % 3
+    study = Study({"gap": net}, (x, y)).attribute(["grad_cam", "hires_cam", "xgrad_cam"])
+    comparison = study.score(["sparseness", "complexity"]).compare()
+    for metric in ("sparseness", "complexity"):
+        found = comparison.ranking(metric)
+        assert set(found.ranks) == {2.0} and found.p == 1.0
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(3, 6), st.integers(1, 5))
 @settings(max_examples=20, deadline=None)
 def test_agreement_is_the_mean_of_spearmans_correlations(seed: int, methods: int, images: int) -> None:
@@ -165,7 +220,7 @@ def test_curves_of_seeds_that_disagree_are_drawn_one_by_one() -> None:
         each[0] += 5  # the last bias: class 0 for every image
     rows = y == 0
     study = Study({"net": [trained, trained, collapsed], "one": trained}, (x[rows], y[rows]))
-    study.attribute(["saliency"]).score({"masked_input_accuracy": {"steps": 4}})
+    study.attribute(["saliency"]).score({"masked_input_accuracy": {"steps": 8}})
     comparison = study.compare()
     assert comparison.table().set_index("model").loc["net", "seeds_disagree"]
     assert comparison.pictures is not None

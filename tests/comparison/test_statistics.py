@@ -299,6 +299,16 @@ def test_differences_that_rounding_alone_makes_differ_are_constant() -> None:
     assert tested.p_value() == pytest.approx(mean_estimate(small).p_value(), rel=1e-5)
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_scores_that_rounding_in_float32_makes_differ_are_constant(shift: float) -> None:
+    noise = np.random.default_rng(0).normal(0, 3e-8, (2, 200))
+    a, b = (np.float32(0.25 + each + noise) for each in (shift, 0.0))
+    assert len(np.unique(a[0])) > 2
+    for estimate in (mean_estimate(a.astype(float)), difference_estimate(a.astype(float), b.astype(float))):
+        assert estimate.distances is None
+    assert mean_estimate(a.astype(float)).mean == pytest.approx(0.25 + shift)
+
+
 def test_the_variance_over_seeds_and_images_is_that_of_a_hierarchical_bootstrap() -> None:
     draws = np.random.default_rng(0)
     scores = draws.normal(size=(30, 1)) / 3 + draws.normal(size=(1, 200)) + draws.normal(size=(30, 200)) / 3
@@ -427,6 +437,78 @@ def test_differences_that_rounding_alone_makes_share_a_rank() -> None:
     assert (found.p, found.effect) == (1.0, 0.0)
     scores = np.random.default_rng(0).random((3, 30))
     assert statistics.rank_test(scores, scores[[2, 0, 1]]) == (30, 1.0, 0.0)  # means in another order
+
+
+@given(
+    st.lists(st.lists(st.integers(-9, 9), min_size=3, max_size=3), min_size=1, max_size=8),
+    st.integers(0, 99),
+    st.sampled_from([1e-20, 1.0, 1e20]),
+)
+@settings(max_examples=40, deadline=None)
+def test_places_are_those_of_the_numbers_before_rounding(
+    images: list[list[int]], key: int, size: float
+) -> None:
+    exact = np.array(images, float)
+    noise = np.random.default_rng(key).uniform(-1e-8, 1e-8, exact.shape)
+    largest = np.abs(exact).max(axis=1, keepdims=True)
+    found = statistics.places(size * (exact + largest * noise).T)
+    np.testing.assert_array_equal(found, stats.rankdata(exact, method="dense", axis=1).T)
+
+
+@pytest.mark.filterwarnings("error")
+def test_places_of_what_is_not_finite() -> None:
+    values = np.array([[math.inf, 1.0, math.nan, -math.inf, math.inf, 1.0 + 1e-9]])
+    expected = np.array([[3.0, 2.0, math.nan, 1.0, 3.0, 2.0]])
+    np.testing.assert_array_equal(statistics.places(values.T), expected.T)
+    nothing = np.full((3, 2), math.nan)
+    np.testing.assert_array_equal(statistics.places(nothing), nothing)
+    assert statistics.places(np.empty((3, 0))).shape == (3, 0)
+
+
+def test_differences_that_rounding_in_float32_makes_are_none() -> None:
+    draws = np.random.default_rng(0)
+    a = draws.random((1, 60)) * np.logspace(-6, 6, 60)  # each image has its own scale
+    found = statistics.rank_test(a, a * (1 + 1e-7 * draws.normal(1, 0.1, (1, 60))))
+    assert found == (60, 1.0, 0.0)
+
+
+def test_differences_of_many_images_that_are_close_by_chance_keep_their_ranks() -> None:
+    draws = np.random.default_rng(0)
+    b = draws.random((1, 20_000))
+    a = b + draws.normal(1e-4, 1e-2, b.shape)
+    assert np.median(np.diff(np.sort(np.abs(a - b)[0]))) < statistics.ROUNDING
+    found = statistics.rank_test(a, b)
+    ranks, signs = stats.rankdata(np.abs(a - b)[0]), np.sign(a - b)[0]
+    assert found.effect == pytest.approx((ranks * signs).sum() / ranks.sum(), abs=1e-4)
+    assert found.p == pytest.approx(stats.wilcoxon((a - b)[0]).pvalue, rel=1e-2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_undefined_predictions_are_left_out_of_shares() -> None:
+    draws = np.random.default_rng(0)
+    a, b = (np.where(draws.random((3, 40)) < share, 1.0, 0.0) for share in (0.9, 0.6))
+    a[:, 3], b[:, 7] = np.nan, np.nan
+    both = np.delete(a, [3, 7], axis=1), np.delete(b, [3, 7], axis=1)
+    alone = np.delete(a, 3, axis=1)
+    assert share_estimate(a).interval() == share_estimate(alone > 0).interval()
+    found = share_difference_estimate(a, b)
+    assert found.interval() == share_difference_estimate(*(each > 0 for each in both)).interval()
+    one = statistics.mcnemar_test(a[:1], b[:1])
+    only_a, only_b = ((each[0] > other[0]).sum() for each, other in (both, both[::-1]))
+    assert (one.n, one.p) == (38, pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue))
+    lost = a.copy()
+    lost[1] = np.nan
+    assert share_estimate(lost).interval() == share_estimate(a[[0, 2]]).interval()
+    lost[2] = np.nan  # one of three: nothing says how seeds differ
+    for estimate in (share_estimate(lost), share_difference_estimate(lost, b)):
+        assert math.isfinite(estimate.mean) and estimate.distances is None
+    nothing = np.full((1, 4), np.nan)
+    for estimate in (share_estimate(nothing), share_difference_estimate(nothing, b[:1, :4])):
+        assert math.isnan(estimate.mean)
+    single = np.where(draws.random((3, 40)) < 0.1, np.nan, a)  # an image that some seeds have counts
+    assert share_estimate(single).mean == pytest.approx(mean_estimate(single).mean)
+    difference = share_difference_estimate(single, b)
+    assert difference.mean == pytest.approx(difference_estimate(single, b).mean)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30))

@@ -169,6 +169,8 @@ def test_tensors_stay_what_they_are_and_a_given_validation_set_is_used() -> None
     assert torch.equal(data.train.all().x, images)
     assert len(data.val) == 20
     assert data.classes == ("a", "b", "c", "d")
+    data = ImageData.from_datasets(pairs, pairs, pairs, classes=["a", "b", "a", "d"])
+    assert data.classes == ("a (0)", "b", "a (2)", "d")
 
 
 def test_a_loader_is_read_like_its_data_set_and_what_is_neither_is_named() -> None:

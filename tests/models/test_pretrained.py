@@ -197,6 +197,41 @@ def test_timms_default_weights_are_asked_for_by_name(monkeypatch: pytest.MonkeyP
     assert model.card.weights == "c3_in1k"
 
 
+def test_names_of_classes_that_repeat_are_told_apart_wherever_they_come_from(tmp_path: Path) -> None:
+    names, distinct = ("crane", "dog", "crane"), ("crane (0)", "dog", "crane (2)")
+    net = _vit()
+    net.config.id2label = dict(enumerate(names))
+    net.save_pretrained(tmp_path / "hub")
+    _vit_processor().save_pretrained(tmp_path / "hub")
+    own = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
+    models = [
+        sl.load_model(f"hf/{tmp_path / 'hub'}", weights="DEFAULT"),
+        sl.wrap(net, processor=_vit_processor()),
+        sl.wrap(own, classes=names, size=8),
+    ]
+    for model in models:
+        assert model.card.classes == distinct
+        assert model.card.model_copy(update={"seed": 3}).classes == distinct
+    wrapped = models[-1]
+    sl.save_model(wrapped, tmp_path / "saved")
+    assert sl.load_model(tmp_path / "saved", model=sl.wrap(own)).card.classes == distinct
+    picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    assert sl.load_images([picture] * 2, model=wrapped, labels=["crane (2)", "dog"]).y.tolist() == [2, 1]
+    with pytest.raises(InputError, match=r"several classes are called 'crane'; .* crane \(0\), crane \(2\)"):
+        sl.load_images(picture, model=wrapped, labels=["crane"])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["a", "a (0)", "a"], ["a (0)", "a", "a"], ["a", "a", "a (0)", "a (0) (0)"], [""] * 3, ["a", "b"]],
+)
+def test_no_two_classes_of_a_card_have_one_name(names: list[str]) -> None:
+    found = sl.ModelCard(classes=names).classes
+    assert len(set(found)) == len(names)
+    assert all(one == other or one.startswith(f"{other} (") for one, other in zip(found, names, strict=True))
+    assert sl.ModelCard(classes=found).classes == found
+
+
 def test_a_folder_of_transformers_and_its_processor(tmp_path: Path) -> None:
     net, processor = _vit(), _vit_processor()
     net.save_pretrained(tmp_path)

@@ -10,6 +10,7 @@ import torch
 
 import saliency_lab as sl
 from saliency_lab.plotting.attacks import attack_path, audit_table
+from saliency_lab.plotting.maps import Prediction
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -36,6 +37,18 @@ def test_attack_path(channels) -> None:
     assert dict(mpl.rcParams) == before
     with pytest.raises(sl.SaliencyLabError, match="adversarial"):
         attack_path(x, moved[:1], labels="ab", before="ab", after="ab")
+
+
+def test_a_prediction_that_is_undefined_is_not_wrong() -> None:
+    x = torch.full((3, 1, 4, 4), 0.5)
+    after = [Prediction("cat", float("nan")), Prediction("cat", 0.4), Prediction("dog", 1.0)]
+    fig = attack_path(x, x, labels=["cat"] * 3, before=["cat"] * 3, after=after)
+    below = [ax.xaxis.label for ax in np.array(fig.axes).reshape(3, 3)[:, 2]]
+    assert [each.get_text() for each in below] == [
+        "predicted undefined", "predicted cat, 40 %", "predicted dog, 100 %"
+    ]  # fmt: skip
+    ink, same, alert = (each.get_color() for each in below)
+    assert ink == same != alert
 
 
 def test_audit_table_marks_each_check() -> None:

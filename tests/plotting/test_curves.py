@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from fractions import Fraction
+from itertools import pairwise
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import saliency_lab as sl
 from saliency_lab.plotting.bands import bands
 from saliency_lab.plotting.curves import robustness
 from saliency_lab.plotting.dots import dots
 from saliency_lab.plotting.slopes import slopes
-from saliency_lab.plotting.style import looks
+from saliency_lab.plotting.style import MARKERS, PALETTE, looks, settle
 from saliency_lab.plotting.tradeoff import tradeoff
 
 NOTE = "500 images × 3 seeds; 95 % intervals"
@@ -156,3 +161,74 @@ def test_a_model_looks_the_same_where_another_is_missing_and_its_legend_shows_ho
         assert expected[shown[0]][0] in {
             mpl.colors.to_hex(line.get_color()).upper() for line in fig.axes[0].lines
         }
+
+
+MANY = [f"model_{i:03d}" + ("_with_a_long_name_and_more" if i % 3 == 0 else "") for i in range(132)]
+POINTS = {name: ((0.004 * i, 0.0, 1.0),) * 2 for i, name in enumerate(MANY)}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("width", [3.25, 7.0])
+@pytest.mark.parametrize("count", [21, len(PALETTE) * len(MARKERS)])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda names, width: robustness({name: table(0.9, 0.3, 0.0) for name in names}, width=width),
+        lambda names, width: dots({"g": dict.fromkeys(names, (0.5, 0.4, 0.6))}, width=width),
+        lambda names, width: slopes({name: {"a": (0.5, 0.4, 0.6)} for name in names}, width=width),
+        lambda names, width: tradeoff({name: POINTS[name] for name in names}, width=width),
+    ],
+    ids=["robustness", "dots", "slopes", "tradeoff"],
+)
+def test_a_legend_shows_every_name_whole_and_leaves_room_for_the_panel(draw, count, width) -> None:
+    fig = draw(MANY[:count], width)
+    settle(fig)
+    (legend,) = fig.legends
+    texts = legend.get_texts()
+    letters = [re.sub(r"[\s_]", "", text) for text in [*(text.get_text() for text in texts), *MANY[:count]]]
+    assert letters[:count] == letters[count:] and len(texts) == count
+    boxes = [text.get_window_extent() for text in texts]
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= fig.bbox.x1 and box.y1 <= fig.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[:i])
+    panel = fig.axes[0].get_window_extent()
+    assert panel.width > 80 and panel.height > 80
+    assert not panel.overlaps(legend.get_window_extent())
+
+
+RADII = {
+    "eighths": [0, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255],
+    "decades": [0, 0.001, 0.01, 0.1],
+    "end": [0, 0.1, 0.29, 0.3],
+    "even": [0, 0.1, 0.2, 0.3],
+    "alone": [0.1],
+}
+
+
+@pytest.mark.parametrize("width", [3.25, 7.0])
+@pytest.mark.parametrize("radii", RADII.values(), ids=list(RADII))
+def test_names_of_radii_do_not_meet_and_the_ends_have_theirs(radii: list[float], width: float) -> None:
+    curve = table(*np.linspace(0.9, 0.1, len(radii))).assign(eps=radii)
+    fig = robustness({"standard": curve, "at": curve}, width=width)
+    settle(fig)
+    axis = fig.axes[0].xaxis
+    assert axis.get_ticklocs().tolist() == radii
+    labels = {at: label for at, label in zip(radii, axis.get_ticklabels(), strict=True) if label.get_text()}
+    assert [float(Fraction(label.get_text())) for label in labels.values()] == pytest.approx(list(labels))
+    assert {radii[0], radii[-1]} <= {*labels} and (len(labels) == len(radii) or radii is not RADII["even"])
+    _assert_apart(list(labels.values()))
+
+
+def _assert_apart(labels: list[Text]) -> None:
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(left.x1 + 2 < right.x0 for left, right in pairwise(boxes))
+
+
+def test_names_of_numbers_of_steps_do_not_meet() -> None:
+    steps = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+    curve = table(*np.linspace(0.9, 0.1, len(steps))).assign(steps=steps)
+    fig = robustness({"standard": curve}, along="steps", width=3.25)
+    settle(fig)
+    labels = [label for label in fig.axes[0].get_xticklabels() if label.get_text()]
+    assert labels[0].get_text() == "1" and labels[-1].get_text() == "1e+03"
+    _assert_apart(labels)

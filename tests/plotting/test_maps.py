@@ -330,3 +330,29 @@ def test_one_sample_with_its_first_dimension_can_be_drawn_over_its_image() -> No
     np.testing.assert_array_equal(one.get_array(), whole.get_array())
     with pytest.raises(InputError, match="shape"):
         overlay(X[:2], X[:2])
+
+
+@pytest.mark.parametrize("share", [float("nan"), float("inf")])
+def test_a_prediction_that_is_undefined_has_no_mark(share):
+    rows = [Prediction("cat", share), Prediction("dog", share), Prediction("cat", 0.414)]
+    fig = grid(X, {"standard": MAPS["standard"]}, labels=["cat"] * 3, predictions={"standard": rows})
+    below = [ax.xaxis.label for ax in fig.axes if ax.get_xlabel()]
+    assert [each.get_text() for each in below] == ["undefined", "undefined", "✓ cat, 41 %"]
+    assert len({each.get_color() for each in below}) == 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.5, 0.503), (0.99, 1.0), (12.0, 12.0004), (1000.0, 1003.0), (0.2, 0.9), (0.0, 3e-7)]
+)
+def test_the_ends_of_a_colour_bar_are_written_apart(low, high):
+    values = torch.linspace(low, high, 100, dtype=torch.float64).reshape(1, 1, 10, 10)
+    bar = grid(None, {"rise": values}, scale="shared", clip=100).axes[-1]
+    ends = [float(label.get_text().replace("−", "-")) for label in bar.get_yticklabels()]
+    np.testing.assert_allclose(ends, bar.get_ylim(), atol=0.5 * (high - low))
+    assert ends[1] - ends[0] >= 0.5 * (high - low)
+
+
+def test_the_ends_of_a_colour_bar_with_a_sign_have_two_digits():
+    bar = grid(None, {"a": 0.01234 * (X - 0.5) / (X - 0.5).abs().max()}, scale="shared", signed=True).axes[-1]
+    low, middle, high = (label.get_text() for label in bar.get_yticklabels())
+    assert low == f"−{high}" and middle == "0" and len(high.lstrip("0.")) <= 2

@@ -4,8 +4,11 @@ import itertools
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
+import pytest
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+import saliency_lab as sl
 from saliency_lab.plotting.style import MARKERS, PALETTE, looks
 from saliency_lab.plotting.tradeoff import NAMED, tradeoff
 
@@ -47,3 +50,37 @@ def test_ten_models_have_ten_colours_and_markers_that_differ_also_for_colour_bli
 
 def test_a_new_objective_needs_no_entry_in_a_list_of_colours() -> None:
     assert looks(["asgt", "mine"]) == dict(zip(("asgt", "mine"), looks(["a", "b"]).values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("attacked", "scored"),
+    [((0, 1), (1, 2)), ((2, 0, 1), (0, 2)), ((0, 1), (1, 0)), ((0, 1), (2, 3)), ((5,), (5,))],
+)
+def test_a_small_mark_is_one_trained_network(attacked: tuple[int, ...], scored: tuple[int, ...]) -> None:
+    draws = np.random.default_rng(0)
+    rows, predictions = [], []
+    for model, image in itertools.product(("a", "b"), range(30)):
+        rows += [
+            {
+                "model": model, "seed": seed, "metric": "sparseness", "method": "saliency", "sample": image,
+                "score": 0.3 + 0.02 * seed + 0.3 * draws.random(),
+            }
+            for seed in scored
+        ]  # fmt: skip
+        predictions += [
+            {
+                "model": model, "seed": seed, "attack": "pgd", "eps": eps, "sample": image,
+                "robust": draws.random() < 0.8 - eps,
+            }
+            for seed in attacked
+            for eps in (0.0, 0.1)
+        ]  # fmt: skip
+    scores, robustness = pd.DataFrame(rows), pd.DataFrame(predictions)
+    (ax,) = sl.Comparison(scores, robustness, baseline="a").plot.tradeoff().axes
+    drawn = [line.get_xydata() for line in ax.lines if line.get_alpha() is not None]
+    x = robustness[robustness["eps"] > 0].groupby(["model", "seed"])["robust"].mean()
+    y = scores.groupby(["model", "seed"])["score"].mean()
+    both = sorted({*attacked} & {*scored}) if len(attacked) > 1 else []
+    assert len(drawn) == (2 if both else 0)
+    for model, marks in zip(("a", "b"), drawn, strict=False):
+        np.testing.assert_allclose(marks, [(x[model, seed], y[model, seed]) for seed in both])

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from torch import nn
 
 import saliency_lab as sl
 from saliency_lab.reporting import report
@@ -372,3 +374,20 @@ def test_without_scripts_the_tables_and_figures_are_there(browser, path):
         assert "Scores of the maps" in names and any(name.startswith("Accuracy under") for name in names)
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_a_prediction_that_is_undefined_has_no_mark(browser, tmp_path):
+    class Diverged(nn.Module):
+        def forward(self, x):
+            lost = (x.mean((1, 2, 3)) > 0.5)[:, None]
+            return torch.where(lost, torch.nan, x.flatten(1)[:, :3])
+
+    x = torch.rand(9, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    study = sl.Study({"diverged": Diverged().eval()}, (x, torch.arange(9) % 3)).attribute("saliency")
+    page = browser.open(report(study, tmp_path / "report.html"))
+    texts = page.run("[...document.querySelectorAll('#cards .state')].map(e => e.textContent)")
+    lost = (x.mean((1, 2, 3)) > 0.5).tolist()
+    assert [text == "undefined" for text in texts] == lost
+    assert all(text[0] in "✓✗" for text in texts if text != "undefined")
+    page.run(f"document.querySelectorAll('#cards .tile')[{lost.index(True)}].click()")
+    assert page.run("document.getElementById('zoom-text').textContent").startswith("predicts nothing")

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.figure import Figure
+from torch import nn
 from typer.testing import CliRunner
 
 import saliency_lab as sl
@@ -239,6 +240,53 @@ def test_predictions_are_stored_with_the_maps_and_shown_without_an_attack(make_r
             shares, classes = net(study.x).softmax(1).max(1)
             assert found["classes"] == [str(k) for k in classes.tolist()]
             assert found["probabilities"] == pytest.approx(shares.tolist(), abs=1e-4)
+
+
+class Diverged(nn.Module):
+    """A network whose outputs are no numbers for some images, or for all."""
+
+    def __init__(self, some):
+        super().__init__()
+        self.net, self.some = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), some
+
+    def forward(self, x):
+        lost = x.mean((1, 2, 3)) > 0.5 if self.some else torch.ones(len(x), dtype=torch.bool)
+        return torch.where(lost[:, None], torch.nan, self.net(x))
+
+
+@pytest.mark.parametrize("some", [True, False])
+def test_a_network_that_diverged_predicts_nothing(tmp_path, some):
+    x, y = torch.rand(9, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
+    diverged = Diverged(some).eval()
+    study = Study({"plain": diverged.net, "diverged": diverged}, (x, y))
+    study.attribute("saliency").score("sparseness")
+    found = Page(report(study, tmp_path / "report.html")).data
+    lost = (x.mean((1, 2, 3)) > 0.5).tolist() if some else [True] * 9
+    sound, broken = (each["probabilities"] for each in found["predictions"])
+    assert [share is None for share in broken] == lost and None not in sound
+    labels = [ax.get_xlabel() for ax in study.compare().plot.maps(n=9).axes]
+    assert labels.count("undefined") == sum(lost)
+    assert sum(label.startswith(("✓", "✗")) for label in labels) == 18 - sum(lost)
+
+
+def test_classes_of_one_name_are_told_apart(tmp_path):
+    class Last(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :3] * 1e-3 + torch.tensor([0.0, 0.0, 1.0])
+
+    model = sl.wrap(Last(), classes=("crane", "dog", "crane"))
+    x = torch.rand(6, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0, 1, 2, 2, 0, 2])
+    study = Study({"last": model}, (x, y), store=tmp_path / "store").attribute("saliency").score("sparseness")
+    for each in (study, Study.load(tmp_path / "store")):
+        page = Page(report(each, tmp_path / "report.html"))
+        (predicted,) = page.data["predictions"]
+        right = [a == b for a, b in zip(predicted["classes"], page.data["classes"], strict=True)]
+        assert right == (y == 2).tolist()
+        assert page.data["names"] == ["crane (0)", "crane (2)", "dog"]
+        assert "6 images of 3 classes" in page.text
+    marks = [ax.get_xlabel()[0] for ax in study.compare().plot.maps(n=6).axes if ax.get_xlabel()]
+    assert marks == ["✓" if label == 2 else "✗" for label in y.tolist()]
 
 
 def test_attacked_images_are_on_the_page_when_asked_for(reported, tmp_path):

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -247,8 +248,63 @@ def test_areas_and_intervals_come_from_every_image_and_seed():
     by_fraction = result.table().set_index(["method", "fraction"])
     assert by_fraction.loc[("a", 0.5), "difference"] == -0.5
     assert by_fraction.loc[("a", 0.0), "difference"] != by_fraction.loc[("a", 0.0), "difference"]  # NaN
-    assert len(result.plot().axes[0].lines) == 2
+    assert {line.get_label() for line in result.plot().axes[0].lines} == {"a", "random", "_seeds"}
     assert "area, a" in result._repr_html_() and "ROAR" in repr(result)
+
+
+def _result(accuracies: dict[str, list[list[float]]], images: int = 200) -> RoarResult:
+    """Networks with these accuracies by method, seed and fraction, on images of differing difficulty."""
+    correct = {
+        method: np.arange(images)[None, None, :] < images * np.array(rates)[:, :, None]
+        for method, rates in accuracies.items()
+    }
+    seeds, fractions, _ = correct["random"].shape
+    none = {method: np.zeros((seeds, fractions), bool) for method in correct}
+    return RoarResult("tiny", MORF, tuple(np.linspace(0, 0.9, fractions)), tuple(range(seeds)), correct, none)
+
+
+def test_retrained_networks_of_two_kinds_have_no_mean():
+    control = [[0.95, 0.93, 0.9], [0.95, 0.92, 0.9], [0.95, 0.93, 0.89]]
+    split = [[0.95, 0.9, 0.5], [0.95, 0.1, 0.5], [0.95, 0.9, 0.49]]
+    alike = [[0.95, 0.8, 0.5], [0.95, 0.79, 0.5], [0.95, 0.8, 0.49]]
+    result = _result({"split": split, "alike": alike, "random": control})
+    table = result.table().set_index(["method", "fraction"])
+    row = table.loc[("split", 0.45)]
+    assert row["seeds_disagree"] and row["seed_means"] == pytest.approx((0.9, 0.1, 0.9))
+    unknown = ["accuracy", "low", "high", "difference", "difference_low", "difference_high"]
+    assert row[unknown].isna().all()
+    assert not table.drop(index=("split", 0.45))["seeds_disagree"].any()
+    assert table.drop(index=("split", 0.45))[["accuracy", "low", "high"]].notna().all(axis=None)
+    summary = result.summary()
+    assert summary.index.tolist() == ["alike", "random", "split"]
+    assert summary.loc["split", "seeds_disagree"] and summary.loc["split", ["area", "p", "low"]].isna().all()
+    areas = tuple((first + 2 * second + third) / 4 for first, second, third in split)
+    assert summary.loc["split", "seed_means"] == pytest.approx(areas)
+    assert summary.loc["alike", ["area", "p"]].notna().all() and not summary.loc["alike", "seeds_disagree"]
+    (ax,) = result.plot().axes
+    (marks,) = (line for line in ax.lines if line.get_label() == "_seeds")
+    assert marks.get_xdata().tolist() == pytest.approx([0.45] * 3)
+    assert marks.get_ydata().tolist() == pytest.approx([0.9, 0.1, 0.9])
+    assert any("open marks: single seeds" in " ".join(text.get_text().split()) for text in ax.texts)
+    assert "seeds disagree 0.812, 0.412, 0.810" in result._repr_html_() and "nan" not in result._repr_html_()
+
+
+def test_tables_of_retraining_are_those_of_a_comparison():
+    rates = {"a": [[0.9, 0.6], [0.92, 0.5], [0.91, 0.55]], "random": [[0.9, 0.8], [0.92, 0.7], [0.91, 0.8]]}
+    result = _result(rates)
+    rows = [
+        {"model": method, "seed": seed, "attack": "roar", "eps": eps, "sample": sample, "robust": bool(right)}
+        for method, correct in result.correct.items()
+        for seed in range(3)
+        for eps, own in zip(result.fractions, correct[seed], strict=True)
+        for sample, right in enumerate(own)
+    ]
+    compared = sl.Comparison(pd.DataFrame(), pd.DataFrame(rows), baseline="random").table()
+    expected = compared.query("metric == 'robust_accuracy'").set_index("model").loc["a"]
+    (row,) = result.table().query("method == 'a' and fraction > 0").to_dict("records")
+    for column in ("low", "high", "seed_means", "seeds_disagree", "difference", "difference_low"):
+        assert row[column] == expected[column]
+    assert row["accuracy"] == expected["mean"]
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,10 @@ if (source) {
     const stream = new Blob([bytes(text)]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Uint8Array(await new Response(stream).arrayBuffer());
   };
-  const number = (value) => {
+  const number = (value, digits = 3) => {
     if (value === null) return "undefined";
     const size = Math.abs(value);
-    const text = size >= 1e-3 && size < 1e3 ? value.toPrecision(3) : String(Number(value.toPrecision(3)));
+    const text = size >= 1e-3 && size < 1e3 ? value.toPrecision(digits) : String(Number(value.toPrecision(digits)));
     return text.replaceAll("-", "−");
   };
 
@@ -200,8 +200,10 @@ if (source) {
     byId("bar-low").textContent = ask.kind === "signed" ? `−${end}` : "0";
     byId("bar-high").textContent = end;
     paintScale(byId("unsigned-bar"), colours.magnitude);
-    byId("unsigned-low").textContent = all ? number(data.limits.magnitude[0]) : "low";
-    byId("unsigned-high").textContent = all ? number(data.limits.magnitude[1]) : "high";
+    const [low, high] = data.limits.magnitude;
+    const digits = 3 + Math.max(0, Math.floor(Math.log10(high / (high - low)))); // which distinguish the ends
+    byId("unsigned-low").textContent = all ? number(low, digits) : "low";
+    byId("unsigned-high").textContent = all ? number(high, digits) : "high";
   };
 
   // --- cards ---------------------------------------------------------------------------------
@@ -210,17 +212,23 @@ if (source) {
   const prediction = (model, image, attacked) => {
     const found = (attacked ? data.attacked : data).predictions[model];
     if (!found) return null;
+    if (found.probabilities[image] === null) {
+      return { state: "", text: "undefined", inWords: "predicts nothing, because its output is not a number" };
+    }
     const right = found.classes[image] === data.classes[image];
-    const share = `${(100 * found.probabilities[image]).toFixed(0)} %`;
-    return { right, text: `${right ? "✓" : "✗"} ${found.classes[image]}, ${share}` };
+    const text = `${found.classes[image]}, ${(100 * found.probabilities[image]).toFixed(0)} %`;
+    return {
+      state: right ? "right" : "missed",
+      text: `${right ? "✓" : "✗"} ${text}`,
+      inWords: `predicts ${text}, which is ${right ? "right" : "wrong"}`,
+    };
   };
   const predicted = (model, image, attacked = false) => {
     const found = prediction(model, image, attacked);
     if (!found) return [];
     const when = attacked ? `attacked by ${data.attacked.name}: ` : "";
-    const title = `${when}predicts ${found.text.slice(2)}, which is ${found.right ? "right" : "wrong"}`;
     const textContent = `${attacked ? "→ " : ""}${found.text}`;
-    return [make("span", { className: `state ${found.right ? "right" : "missed"}`, textContent, title })];
+    return [make("span", { className: `state ${found.state}`, textContent, title: `${when}${found.inWords}` })];
   };
   const MARKS = { wrong: "wrong already", changed: "changed", right: "holds" };
 
@@ -314,8 +322,7 @@ if (source) {
       `${words(data.methods[method])} on ${data.models[model]}: image ${image}, class ${data.classes[image]}${attackedBy}`;
     dialog.querySelector(".zoomed").replaceChildren(picture, large);
     const found = prediction(model, image, ask.attacked);
-    const predictedText = found ? [`predicts ${found.text.slice(2)} (${found.right ? "right" : "wrong"})`] : [];
-    byId("zoom-text").textContent = [...predictedText, `largest magnitude ${number(map.scale[image])}`, ...scores].join(" · ");
+    byId("zoom-text").textContent = [...(found ? [found.inWords] : []), `largest magnitude ${number(map.scale[image])}`, ...scores].join(" · ");
     large.addEventListener("pointermove", async (event) => {
       const levels = await levelsOf(map);
       const [x, y] = [Math.floor((event.offsetX / large.clientWidth) * width), Math.floor((event.offsetY / large.clientHeight) * height)];

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.warn import warn
 from saliency_lab.comparison.claims import Purpose
-from saliency_lab.metrics.catalogue import Better
+from saliency_lab.metrics.catalogue import METRICS, Better
 from saliency_lab.models import card_of
 from saliency_lab.study.cache.manifest import MANIFEST, Manifest, ManifestMember
 from saliency_lab.study.cache.results import Content, Failure, Kind, Place, Result
@@ -63,6 +64,23 @@ class ResultIndex:
     def metrics(self) -> list[str]:
         """The labels of the metrics, each once."""
         return list(dict.fromkeys(place.metric for place in self.results if place.metric))
+
+    @property
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """The smallest and the largest possible score of each metric, by its label.
+
+        They are read from what the stored scores depend on; infinite for metrics of users.
+        """
+        found: dict[str, tuple[float, float]] = {}
+        for place, key in self.results.items():
+            if place.kind != "scores" or place.metric in found:
+                continue
+            described = self.store.describe(place.kind, key)
+            if described is not None:
+                name = described[0].depends["metric"]
+                known = isinstance(name, str) and name in METRICS.built_in
+                found[place.metric] = METRICS[name].bounds if known else (-math.inf, math.inf)
+        return found
 
     @property
     def models(self) -> list[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from saliency_lab._common.files import read_checked_json, write_checked_json
+from saliency_lab._common.samples import distinct_classes
 from saliency_lab._common.settings import Settings
 from saliency_lab.comparison.claims import Purpose
 from saliency_lab.metrics.catalogue import Better
@@ -74,6 +75,11 @@ class Manifest(Settings):
     classes: list[str] = Field(default_factory=list)
     """Names of the classes, where they are known."""
     purpose: Purpose = Field(default_factory=Purpose)
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, names: list[str]) -> list[str]:
+        return list(distinct_classes(names))
 
     @property
     def places(self) -> dict[Place, str]:
