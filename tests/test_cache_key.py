@@ -170,10 +170,16 @@ def test_a_hook_counts_with_its_code_and_its_numbers(make: Any) -> None:
 
 
 def test_a_hook_that_records_keeps_its_key() -> None:
-    net, seen = _with_a_head(nn.ReLU()), []
+    net, seen, count = _with_a_head(nn.ReLU()), [], 0
+
+    def note(*_: Any) -> None:
+        nonlocal count
+        count += 1
+
+    net[0].register_forward_hook(note)
     net[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
     before = model_fingerprint(net)
     net(torch.rand(1, 1, 8, 8))
-    assert seen and model_fingerprint(net) == before
+    assert seen and count and model_fingerprint(net) == before
     net[0].register_forward_pre_hook(lambda module, inputs: (inputs[0].clamp(0, 0.1),))
     assert model_fingerprint(net) != before

@@ -285,7 +285,7 @@ def _hooks(module: nn.Module) -> list[Any]:
 
 
 def _hook(hook: Any) -> list[Any]:
-    """Describe a forward hook by its code and the numbers and texts that it uses."""
+    """Describe a forward hook by its code and the numbers and texts that it uses and does not assign."""
     if isinstance(hook, functools.partial):
         return ["partial", _hook(hook.func), _plain([*hook.args, *hook.keywords.values()])]
     if inspect.ismethod(hook):
@@ -293,9 +293,14 @@ def _hook(hook: Any) -> list[Any]:
     if not inspect.isfunction(hook):
         call = type(hook).__call__
         return [_name(type(hook)), *(_hook(call) if inspect.isfunction(call) else []), _attributes_of(hook)]
-    closure = [cell.cell_contents for cell in hook.__closure__ or () if cell != _EMPTY]
-    used = [*closure, *(hook.__defaults__ or ()), *(hook.__kwdefaults__ or {}).values()]
-    return [_text(hook), _plain([*used, *used_globals(hook).values()])]
+    cells = zip(hook.__code__.co_freevars, hook.__closure__ or (), strict=True)
+    used = used_globals(hook) | {name: cell.cell_contents for name, cell in cells if cell != _EMPTY}
+    counted = {step.argval for step in dis.get_instructions(hook) if step.opname in _ASSIGNS}
+    kept = [value for name, value in used.items() if name not in counted]
+    return [_text(hook), _plain([*kept, *(hook.__defaults__ or ()), *(hook.__kwdefaults__ or {}).values()])]
+
+
+_ASSIGNS = ("STORE_DEREF", "STORE_GLOBAL")
 
 
 def _plain(values: Iterable[Any]) -> list[str | int | float | None]:

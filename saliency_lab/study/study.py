@@ -448,7 +448,7 @@ def _refuse_changed_maps(tasks: Sequence[StudyTask], index: ResultIndex) -> None
             if index.results.get(Place("maps", label, "", *task.network)) != result.key:
                 model, seed = task.network
                 raise InputError(
-                    f"the weights of {model} (seed {seed}), its attributes, or what '{label}' uses changed "
-                    "since study.attribute; call it again (an attribute that every run changes, such as a "
-                    "counter, needs a name that starts with an underscore)"
+                    f"the weights of {model} (seed {seed}), its attributes or hooks, or what '{label}' uses "
+                    "changed since study.attribute; call it again (an attribute that every run changes, such "
+                    "as a counter, needs a name that starts with an underscore)"
                 )

@@ -350,7 +350,7 @@ def test_attack_metrics_compare_the_two_maps(scene):
 def test_randomisation_destroys_what_was_learned_and_leaves_the_model(scene):
     model, x, y, _ = scene
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    states = [copy.deepcopy(each.state_dict()) for each in randomised(model, "independent", 0)]
+    states = [copy.deepcopy(each.state_dict()) for each in randomised(model, "independent", 0, x[:1])]
     assert len(states) == 2
     for changed, state in zip(("4.", "0."), states[::-1], strict=True):
         for key, value in state.items():
@@ -370,7 +370,7 @@ def test_mprt_is_quantus_s_on_the_same_networks(scene):
     maps = gradient(model, x, y).abs()
     ours = sl.evaluate(model, x, y, maps, "mprt", explain=gradient)
     rows = []
-    for network in randomised(model, "top_down", 0):
+    for network in randomised(model, "top_down", 0, x[:1]):
         other = gradient(network, x, y).abs()
         rows.append(
             quantus.functions.similarity_func.correlation_spearman(
@@ -383,7 +383,7 @@ def test_mprt_is_quantus_s_on_the_same_networks(scene):
 def test_efficient_mprt_is_the_relative_rise_of_entropy(scene):
     model, x, y, _ = scene
     maps = gradient(model, x, y)
-    *_, network = randomised(model, "top_down", 0)
+    *_, network = randomised(model, "top_down", 0, x[:1])
     other = gradient(network, x, y)
     want = []
     for a, b in zip(maps, other, strict=True):
@@ -463,12 +463,11 @@ class _Tokens(nn.Module):
 
 
 def test_every_parameter_is_randomised_also_of_attention_and_class_tokens():
-    model = _Tokens()
-    *_, last = randomised(model, "top_down", 0)
+    model, image = _Tokens(), torch.rand(1, 1, 4, 6)
+    *_, last = randomised(model, "top_down", 0, image)
     before = dict(model.named_parameters())
-    assert (
-        len(list(randomised(model, "independent", 0))) == 4
-    )  # the token, the attention, its output, the head
+    layers = len(list(randomised(model, "independent", 0, image)))
+    assert layers == 4  # the token, the attention, its output, the head
     for name, parameter in last.named_parameters():
         assert not torch.equal(parameter, before[name]) or name.endswith("bias"), name
 
@@ -476,7 +475,7 @@ def test_every_parameter_is_randomised_also_of_attention_and_class_tokens():
 def test_layers_of_a_convolutional_network_are_drawn_by_their_own_initialisation():
     """By name and seed, with the network's own order: the draws are those of `reset_parameters` alone."""
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, affine=False), nn.ReLU(), nn.Linear(4, 2))
-    networks = list(randomised(model, "bottom_up", 7))
+    networks = list(randomised(model, "bottom_up", 7, torch.rand(1, 1, 6, 6)))
     assert len(networks) == 3
     expected = copy.deepcopy(model)
     for name in ("0", "1", "3"):
@@ -493,15 +492,15 @@ def test_a_model_is_verified_to_change_once_for_the_same_weights(order):
     image = torch.rand(1, 1, 4, 4)
     first = [copy.deepcopy(each.state_dict()) for each in randomised(model, order, 0, image)]
     passes = len(seen)
-    assert passes == 3  # the model itself and two layers
+    assert passes == 4  # the order of the layers, the model itself and two layers
     again = [copy.deepcopy(each.state_dict()) for each in randomised(model, order, 0, image)]
-    assert len(seen) == passes
+    assert len(seen) == passes + 1
     for a, b in zip(first, again, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     with torch.no_grad():
         model[0].weight.mul_(2)
     list(randomised(model, order, 0, image))
-    assert len(seen) == 2 * passes
+    assert len(seen) == 2 * passes + 1
 
 
 def test_a_layer_with_normalised_weights_is_restored_before_the_next():
@@ -513,7 +512,7 @@ def test_a_layer_with_normalised_weights_is_restored_before_the_next():
         other = copy_model(model)
         randomise(other.get_submodule(name), derive_seed(0, "randomised", name))
         expected.append(other(x))
-    found = [network(x) for network in randomised(model, "independent", 0)]
+    found = [network(x) for network in randomised(model, "independent", 0, x)]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
 
