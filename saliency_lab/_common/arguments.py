@@ -164,8 +164,8 @@ def _one_or_several(values: object, name: str, kind: str) -> list[Any]:
     return given
 
 
-def check_fraction(value: object, name: str) -> float:
-    """Return `value` as a float if it lies between 0 and 1, both excluded.
+def check_fraction(value: object, name: str, example: float = 0.95) -> float:
+    """Return `value` as a float if it lies between 0 and 1, both excluded; `example` is one that would do.
 
     Raises
     ------
@@ -177,7 +177,7 @@ def check_fraction(value: object, name: str) -> float:
     except InputError:
         number = math.nan
     if not 0 < number < 1:
-        raise InputError(f"{name} must be a number between 0 and 1, such as 0.95, not {shown(value)}")
+        raise InputError(f"{name} must be a number between 0 and 1, such as {example}, not {shown(value)}")
     return number
 
 

@@ -204,7 +204,11 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
         if problem["type"] == "missing":
             summaries = [(base.__doc__ or "").strip().partition("\n")[0] for base in model.__mro__]
             about = next((f": {text}" for text in summaries if f"`{key}`" in text), "")
-            clauses[key] = f"'{key}' must be given{about}"
+            field = model.model_fields.get(key)
+            tensor = field is not None and "Tensor" in f"{field.annotation}"
+            clauses[key] = f"'{key}' must be given{about.removesuffix('.')}" + (
+                f" (it is a tensor, so it can only be given in Python, as {key}=…)" if tensor else ""
+            )
             continue
         reason = problem["msg"].removeprefix("Value error, ")
         if problem["type"] in ("dict_type", "model_type"):

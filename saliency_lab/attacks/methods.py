@@ -112,7 +112,10 @@ def custom_attack(extension: Extension) -> AttackMethod:
         with preserved_rng(derive_seed(problem.seed, name)):
             points = function(network, problem.x.clone(), problem.y.clone(), eps, **given)
         if not isinstance(points, Tensor) or points.shape != problem.x.shape:
-            raise InputError(f"attack '{name}' must return points of the shape {tuple(problem.x.shape)}")
+            got = tuple(points.shape) if isinstance(points, Tensor) else type(points).__name__
+            raise InputError(
+                f"attack '{name}' must return a tensor of the points, {tuple(problem.x.shape)}, not {got}"
+            )
         points = points.detach().to(problem.x)
         inside = project(points, problem.x, problem.eps, problem.norm)
         away = (points - inside).abs().max().item()

@@ -64,7 +64,7 @@ class Watched(nn.Module):
             x = x.view_as(x)  # the gradient that comes through the model alone
             x.register_hook(self._look)
         logits: Tensor = self.model(x)
-        return logits
+        return logits.to(x.dtype)  # a model may return another type than it is given
 
     def _look(self, gradient: Tensor) -> None:
         if not self._seen and bool((gradient.abs() > 0).any()):
@@ -108,7 +108,7 @@ class Borrowed(nn.Module):
         value = run_without_graph(self.model, x.detach())
         if not (torch.is_grad_enabled() and x.requires_grad):
             return value
-        logits: Tensor = _ValueAndGradient.apply(value, self.source(x))
+        logits: Tensor = _ValueAndGradient.apply(value, self.source(x).to(value.dtype))
         return logits
 
 

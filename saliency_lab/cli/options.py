@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from saliency_lab._common.errors import InputError, unknown_name
+from saliency_lab._common.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +26,8 @@ Checkpoints = Annotated[
         metavar="MODEL",
         help="Folders of trained models, as `train` leaves them, or a name of `saliency-lab list zoo`; or a "
         "pretrained network with its weights: torchvision/NAME@DEFAULT, timm/NAME@DEFAULT, hf/NAME@DEFAULT "
-        "(downloaded once), or …@FILE with those of a state dict.",
+        "(downloaded once), or …@FILE with those of a state dict, which gets the normalisation and size of "
+        "NAME@DEFAULT, ImageNet's for most; for others use `sl.wrap`.",
         show_default=False,
     ),
 ]
@@ -76,7 +77,7 @@ NamedSettings = Annotated[
     typer.Option(
         "--set",
         metavar="NAME.KEY=VALUE",
-        help="A setting of what is named above, such as pgd.steps=100 or smoothgrad.n=50; repeatable.",
+        help="A setting of a method, metric or attack of this command, such as NAME.KEY=50; repeatable.",
     ),
 ]
 
@@ -161,14 +162,15 @@ def key_values(pairs: Sequence[str]) -> dict[str, Any]:
 
 def named_settings(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Give each name its settings from `NAME.KEY=VALUE` options; `module:f` goes by the name `f`."""
-    names = [label_of(name) for name in names]
-    settings: dict[str, dict[str, Any]] = {name: {} for name in names}
+    settings: dict[str, dict[str, Any]] = {label_of(name): {} for name in names}
     for key, value in key_values(pairs).items():
-        name, dot, setting = key.partition(".")
+        given, dot, setting = key.partition(".")
         if not dot:
             raise InputError(f"--set {key}=… names no method, metric or attack; write NAME.{key}=…")
+        name = label_of(given)
         if name not in settings:
-            raise unknown_name("owner of a setting:", name, names)
+            known = ", ".join(settings) or "nothing"
+            raise InputError(f"--set {key}=…: this command runs {known}, and not '{given}'")
         settings[name][setting] = value
     return settings
 

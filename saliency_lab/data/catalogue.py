@@ -206,7 +206,7 @@ def load_dataset(
     ImageData('digits', train 1294, val 144, test 359 images (1, 28, 28), 10 classes)
     """
     check_flag(download, "download")
-    check_fraction(val_fraction, "val_fraction")
+    check_fraction(val_fraction, "val_fraction", 0.1)
     check_seed(seed)
     where = data_root(root)
     entry = DATASETS.find(name)

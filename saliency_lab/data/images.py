@@ -359,7 +359,7 @@ class ImageData:
         ImageData('noise', train 36, val 4, test 40 images (1, 8, 8), 2 classes)
         """
         check_text(name, "name")
-        check_fraction(val_fraction, "val_fraction")
+        check_fraction(val_fraction, "val_fraction", 0.1)
         check_seed(seed)
         train_split = _read(train, f"{name}, train")
         test_split = _read(test, f"{name}, test")
@@ -424,7 +424,7 @@ def split_off_validation(
     name: str, train: Split, test: Split, classes: Sequence[str], val_fraction: float, seed: int
 ) -> ImageData:
     """Cut a stratified validation split of `val_fraction` from the training images."""
-    check_fraction(val_fraction, "val_fraction")
+    check_fraction(val_fraction, "val_fraction", 0.1)
     count = max(1, round(val_fraction * len(train)))
     order = stratified_order(train.labels, seed, "validation")
     kept, held_out = order[count:].sort().values, order[:count].sort().values

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saliency_lab._common.arguments import shown
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.inference import undisturbed
 from saliency_lab._common.own_code import check_callable
@@ -93,12 +94,16 @@ def _function(metric: Callable[..., Any], case: MetricInput) -> MetricOutput:
     with undisturbed(probe.model):
         maps = case.maps.float().to(probe.device)
         values = metric(probe.model, x, y, maps, **given_settings(case.settings))
-    values = np.asarray(torch.as_tensor(values).detach().cpu(), dtype=np.float64)
-    if values.shape != (len(probe),):
-        raise InputError(
-            f"your metric must return one number per sample, ({len(probe)},), not {values.shape}"
-        )
-    return MetricOutput(values)
+    wanted = f"your metric must return one number per sample, ({len(probe)},)"
+    try:
+        scores = torch.as_tensor(values).detach().cpu()
+    except (RuntimeError, TypeError, ValueError):
+        raise InputError(f"{wanted}, not {type(values).__name__}: {shown(values)}") from None
+    if scores.is_complex():
+        raise InputError(f"{wanted}, not complex numbers")
+    if scores.shape != (len(probe),):
+        raise InputError(f"{wanted}, not {tuple(scores.shape)}")
+    return MetricOutput(scores.numpy().astype(np.float64))
 
 
 def _quantus_object(metric: Any, case: MetricInput) -> MetricOutput:

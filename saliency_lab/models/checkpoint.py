@@ -31,6 +31,7 @@ from saliency_lab.models.robustbench import PREFIX as ROBUSTBENCH
 from saliency_lab.models.robustbench import load_robustbench
 from saliency_lab.models.weights import (
     PICKLED,
+    misfit,
     read_state,
     serialised_weights,
     weights_digest,
@@ -152,7 +153,8 @@ def load_model(
         CPU).
     model : nn.Module, optional
         A module to load the weights into, for a "custom" checkpoint; a .safetensors file or a .pth file of
-        any origin will do, and then needs no .json.
+        any origin will do, and then needs no .json. If the weights are those of this module as `wrap` returns
+        it, it comes back wrapped, with the same mean and std.
     weights : str or path, optional
         For a pretrained network: "DEFAULT" for those that its library calls so, which are downloaded once;
         the name of others of torchvision, such as "IMAGENET1K_V1"; or a file that holds its state dict, whose
@@ -242,7 +244,7 @@ def load_model(
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in state:
                 tensor.data = tensor.data.to(state[name].dtype)
-    _load_state(model, state, weights_path, _describe(card, model))
+    model = _load_state(model, state, weights_path, _describe(card, model))
     model.card = card  # type: ignore[assignment]
     return model.to(device).eval()
 
@@ -256,23 +258,34 @@ def _load_into(model: nn.Module | None, path: Path) -> nn.Module:
             f"{path}')"
         )
     state = without_wrapper(read_state(path), model.state_dict())
-    _load_state(model, state, path, type(model).__name__)
+    model = _load_state(model, state, path, type(model).__name__)
     model.card = ModelCard(weights=path.name, sha256=weights_digest(model))  # type: ignore[assignment]
     return model
 
 
-def _load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, architecture: str) -> None:
-    """Load a state dict; if it does not fit, leave the model as it was."""
+def _load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, architecture: str) -> nn.Module:
+    """Load a state dict and return the model, wrapped if the state is that of the wrapped model.
+
+    If the state does not fit, the model is left as it was.
+    """
+    if set(state) == {"mean", "std", *(f"net.{key}" for key in model.state_dict())}:
+        try:
+            model = Normalised(model, *(state[name].flatten().tolist() for name in ("mean", "std")))
+        except InputError as error:
+            raise CheckpointError(
+                f"'{path}' holds a mean and a std that cannot normalise images ({error}); pass the module "
+                "that has them itself"
+            ) from error
     before = copy.deepcopy(model.state_dict())
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         model.load_state_dict(before)  # torch loads what fits before it complains
-        problem = str(error).split("\n")[1].strip()
         raise CheckpointError(
             f"'{path}' holds the weights of another architecture than {architecture}: "
-            f"{problem} Load it into a module of the architecture it was saved from."
+            f"{misfit(error)}. Load it into a module of the architecture it was saved from."
         ) from None
+    return model
 
 
 def read_card(path: str | Path) -> ModelCard:

@@ -62,13 +62,13 @@ def read_state(path: str | Path) -> State:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"'{path}' cannot be read ({error}); fetch it again") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"'{path}' holds more than tensors, and reading that could run code of its author, so it is "
-            "refused; save the state dict alone: torch.save(model.state_dict(), …), or "
-            "safetensors.torch.save_file"
-        ) from error
     except Exception as error:  # torch raises whatever it met
+        if isinstance(error, pickle.UnpicklingError) and _is_of_torch_save(path):
+            raise CheckpointError(
+                f"'{path}' holds more than tensors, and reading that could run code of its author, so it is "
+                "refused; save the state dict alone: torch.save(model.state_dict(), …), or "
+                "safetensors.torch.save_file"
+            ) from error
         raise CheckpointError(f"'{path}' is damaged or no file of torch.save; fetch it again") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -84,13 +84,45 @@ def read_state(path: str | Path) -> State:
     return {str(key): value for key, value in state.items()}
 
 
+def _is_of_torch_save(path: Path) -> bool:
+    """Whether a file begins as those of torch.save do: as a zip archive, or before torch 1.6 as a pickle."""
+    with path.open("rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))
+
+
 def without_wrapper(state: State, own: Iterable[str]) -> State:
-    """Remove the prefixes of DataParallel and torch.compile, unless the network itself has them in `own`."""
+    """Remove the prefixes of wrappers from the names of a state dict, unless the network has them in `own`.
+
+    They are those of DataParallel and torch.compile, and any other that all names share, such as "model." of
+    Lightning, if the names without it are those of the network.
+    """
     known = set(own)
     for prefix in ("module.", "_orig_mod.", "module."):
         if known.isdisjoint(state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
+    prefix = next(iter(state), "").partition(".")[0] + "."
+    if set(state) == {prefix + key for key in known}:
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def misfit(error: RuntimeError) -> str:
+    """Return what `load_state_dict` complains about, with three items of each list and its length."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
+    lines = lines[1:] or lines  # the first only introduces the others
+    complaints, sizes = [], []
+    for line in lines:
+        what, found, names = line.partition(" key(s) in state_dict: ")
+        if found:  # sorted, because safetensors returns the names in any order
+            complaints.append(what + found + _first_three(sorted(names.split(", ")), ", "))
+        else:
+            sizes.append(line)
+    return ". ".join([*complaints, *([_first_three(sizes, "; ")] if sizes else [])])
+
+
+def _first_three(items: Sequence[str], separator: str) -> str:
+    more = [f"… ({len(items)} in all)"] if len(items) > 3 else []
+    return separator.join([*items[:3], *more])
 
 
 def serialised_weights(model: nn.Module) -> bytes:
@@ -142,9 +174,9 @@ def load_fitting(
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
-        problem = str(error).split("\n")[1].strip()
         raise CheckpointError(
-            f"'{path}' holds the weights of another architecture than '{name}': {problem}"
+            f"'{path}' holds the weights of another architecture than '{name}': {misfit(error)}. Name the "
+            "network it was saved from, or make that and call load_model(FILE, model=my_module)."
         ) from None
     return net
 
@@ -158,14 +190,16 @@ def explain_failed_download(
         yield
     except (InputError, CheckpointError):
         raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"the weights of '{name}' hold more than tensors, and reading that could run code of their "
-            "author, so they are refused"
-        ) from error
     except Exception as error:  # every library raises its own errors when there is no network or no such file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         file = source.rpartition("/")[2]
+        if isinstance(error, pickle.UnpicklingError):
+            if cache is None or _is_of_torch_save(cache / file):
+                raise CheckpointError(
+                    f"the weights of '{name}' hold more than tensors, and reading that could run code of "
+                    "their author, so they are refused"
+                ) from error
+            reason = "the file is damaged or none of torch.save"
         if folder:
             advice = (
                 f"copy the files of {source} (config.json, preprocessor_config.json, model.safetensors) into "

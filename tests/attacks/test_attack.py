@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import saliency_lab as sl
+from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import sample_seeds, sample_uniform
 from saliency_lab.attacks.methods import METHODS
 
@@ -540,3 +541,33 @@ def test_another_default_type_of_torch_changes_nothing_or_is_named(case, method)
         torch.set_default_dtype(torch.float32)
     assert torch.equal(after.adversarial, before.adversarial)
     assert after.adversarial.dtype == after.loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].norms != ("severity",)])
+def test_logits_may_have_another_type_than_the_images(case, method) -> None:
+    class Double(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return model(x).double()
+
+    model, x = case.model.float(), case.x.float()
+    settings = {"norm": METHODS[method].norms[0], **CHEAP.get(method, {})}
+    expected = sl.attack(model, x, case.y, method, eps=0.02, **settings)
+    found = sl.attack(Double(), x, case.y, method, eps=0.02, **settings)
+    assert found.adversarial.dtype == torch.float32
+    torch.testing.assert_close(found.adversarial, expected.adversarial, rtol=0, atol=1e-4)
+    assert torch.equal(found.robust, expected.robust)
+
+
+def test_gradients_may_come_from_a_network_of_another_type(case) -> None:
+    class Double(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return model(x).double()
+
+    model, x = case.model.float(), case.x.float()
+    found = sl.attack(model, x, case.y, "pgd", eps=0.02, steps=3, gradients_from=Double())
+    assert torch.equal(found.robust, sl.attack(model, x, case.y, "pgd", eps=0.02, steps=3).robust)
+
+
+def test_an_attack_of_ones_own_that_returns_an_array_is_told_so(case) -> None:
+    with pytest.raises(InputError, match=r"must return a tensor of the points, \(5, 1, 8, 8\), not ndarray"):
+        sl.attack(case.model, case.x, case.y, lambda model, x, y, eps: x.numpy(), eps=0.1)

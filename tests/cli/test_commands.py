@@ -27,7 +27,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab.cli import main
 from saliency_lab.cli import train as train_verb
 from saliency_lab.cli.app import app
-from saliency_lab.cli.options import draw_images, load_models
+from saliency_lab.cli.options import draw_images, load_models, named_settings
 from saliency_lab.cli.output import print_comparison, print_table
 from saliency_lab.data import ImageData, Split
 from saliency_lab.study import Study
@@ -774,3 +774,14 @@ def test_a_method_that_is_refused_costs_the_others_nothing(methods, tmp_path):
     result = call("attribute", "digits/standard", "--method", methods, "--images", "2", "--out", tmp_path)
     assert result.exit_code != 0 and (tmp_path / "maps-saliency.png").exists()
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["standard-saliency.safetensors"]
+
+
+def test_settings_are_for_what_the_command_runs(tmp_path):
+    command = ("attribute", "digits/at", "--images", 10, "--out", tmp_path / "maps")
+    for name in ("mine:scaled", "scaled"):
+        assert named_settings([f"{name}.k=2"], ["mine:scaled"]) == {"scaled": {"k": 2}}
+    refused = call(*command, "--set", "smoothgrad.n=3")
+    assert refused.exit_code != 0
+    assert "--set smoothgrad.n=…: this command runs saliency, and not 'smoothgrad'" in refused.stderr
+    tensor = call(*command, "--method", "gradient_shap")
+    assert "can only be given in Python, as baselines=…" in tensor.stderr

@@ -219,3 +219,18 @@ class TestMapsMadeAgain:
 
 def test_an_own_metric_has_no_bounds():
     assert METRICS.find(lambda model, x, y, maps: torch.zeros(len(x))).bounds == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (None, "not NoneType: None"),
+        ({"a": 1}, "not dict"),
+        (["a"] * 6, "not list"),
+        (torch.zeros(6, dtype=torch.complex64), "not complex numbers"),
+        (torch.zeros(6, 2), r"not \(6, 2\)"),
+    ],
+)
+def test_a_metric_that_returns_something_else_is_told_so(scene, returned, words):
+    with pytest.raises(InputError, match=rf"must return one number per sample, \(6,\), {words}"):
+        sl.evaluate(*scene, lambda model, x, y, maps: returned)

@@ -151,6 +151,64 @@ def test_a_users_own_module_with_shared_weights(tmp_path: Path) -> None:
         sl.load_model(tmp_path / "own", model=nn.Linear(2, 2))
 
 
+def _own(classes: int = 2) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, classes))
+
+
+@pytest.mark.parametrize("file", ["saved", "saved/model.safetensors", "saved.pth"])
+@pytest.mark.parametrize("std", [0.2, (0.2, 0.3, 0.4)])
+def test_the_module_inside_a_wrapped_model_comes_back_wrapped(file: str, std: Any, tmp_path: Path) -> None:
+    model = sl.wrap(_own(), mean=0.5, std=std, classes=("cat", "dog"), size=8)
+    sl.save_model(model, tmp_path / "saved")
+    torch.save(model.state_dict(), tmp_path / "saved.pth")
+    x = torch.rand(2, 3, 8, 8)
+    for own in (_own(), sl.Normalised(_own(), 0.5, std)):
+        loaded = sl.load_model(tmp_path / file, model=own)
+        assert torch.equal(loaded(x), model(x))
+        assert loaded.card.classes == (None if file == "saved.pth" else ("cat", "dog"))
+        assert not own.training
+
+
+def test_a_module_that_does_not_fit_a_wrapped_model_is_left_as_it_was(tmp_path: Path) -> None:
+    sl.save_model(sl.wrap(_own(), mean=0.5, std=0.2), tmp_path / "saved")
+    own = _own(classes=3)
+    before = copy.deepcopy(own.state_dict())
+    with pytest.raises(
+        CheckpointError, match=r"another architecture than Sequential: size mismatch for net\."
+    ):
+        sl.load_model(tmp_path / "saved", model=own)
+    assert all(torch.equal(before[name], tensor) for name, tensor in own.state_dict().items())
+    torch.save(sl.Normalised(_own()).state_dict() | {"std": torch.zeros(1)}, tmp_path / "zero.pth")
+    with pytest.raises(CheckpointError, match=r"zero\.pth' holds a mean and a std that cannot .*above 0"):
+        sl.load_model(tmp_path / "zero.pth", model=own)
+
+
+def test_what_does_not_fit_is_named_by_three_names_of_each_kind(tmp_path: Path) -> None:
+    sl.save_model(_own(), tmp_path / "saved")
+    with pytest.raises(CheckpointError) as caught:
+        sl.load_model(tmp_path / "saved", model=nn.Linear(2, 2))
+    assert str(caught.value).partition("Linear: ")[2] == (
+        'Missing key(s) in state_dict: "bias", "weight". Unexpected key(s) in state_dict: "0.bias", '
+        '"0.weight", "3.bias", … (4 in all). Load it into a module of the architecture it was saved from.'
+    )
+    wider = nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2, 5))
+    with pytest.raises(
+        CheckpointError, match=r"size mismatch for 0\.weight.*for 3\.weight.*; … \(4 in all\)\."
+    ):
+        sl.load_model(tmp_path / "saved", model=wider)
+
+    class Refusing(nn.Linear):
+        """Complains in its own words."""
+
+        def load_state_dict(self, state: Any, *given: Any, **named: Any) -> Any:
+            if "0.weight" in state:
+                raise RuntimeError("not these")
+            return super().load_state_dict(state, *given, **named)
+
+    with pytest.raises(CheckpointError, match=r"another architecture than Refusing: not these\. Load it"):
+        sl.load_model(tmp_path / "saved", model=Refusing(2, 2))
+
+
 def test_what_is_no_module_to_load_into_and_no_tensor_to_save_is_refused(tmp_path: Path) -> None:
     sl.save_model(_Tied(), tmp_path / "own")
     with pytest.raises(InputError, match=r"the model must be a torch\.nn\.Module, not function"):

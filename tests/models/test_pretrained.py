@@ -128,7 +128,9 @@ def test_a_network_whose_weights_have_changed_is_not_said_to_have_those_of_the_f
         assert kept.weights and Path(kept.weights).name == "mine.pth" and changed.weights is None
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "module.net."]
+)
 def test_names_of_wrappers_are_removed_unless_they_are_the_networks_own(prefix: str, tmp_path: Path) -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
@@ -142,6 +144,19 @@ def test_names_of_wrappers_are_removed_unless_they_are_the_networks_own(prefix: 
     torch.save({f"{prefix}{key}": value for key, value in net.state_dict().items()}, tmp_path / "own.pth")
     loaded = sl.load_model(tmp_path / "own.pth", model=Own())
     assert torch.equal(loaded.module.weight, net.module.weight)
+
+
+def test_the_state_dict_of_lightning_is_loaded_by_the_name_of_the_network(tmp_path: Path) -> None:
+    net = torchvision.models.get_model(SMALL, weights=None, num_classes=3).eval()
+    state = {f"model.{key}": value for key, value in net.state_dict().items()}
+    path = tmp_path / "last.ckpt"
+    torch.save({"epoch": 3, "state_dict": state, "hyper_parameters": {"lr": 0.1}}, path)
+    model = sl.load_model(f"torchvision/{SMALL}", weights=path)
+    x = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(model(x), net(_normalised(x, model.card)))
+    torch.save(state | {"loss.weight": torch.ones(3)}, path)
+    with pytest.raises(CheckpointError, match=r'Unexpected key\(s\) in state_dict: "loss\.weight", "model\.'):
+        sl.load_model(f"torchvision/{SMALL}", weights=path)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -370,6 +385,21 @@ def test_a_poisoned_file_at_torchs_hub_runs_no_code(
     assert "must not run" not in capsys.readouterr().out
 
 
+def test_a_file_that_torch_did_not_save_is_not_said_to_run_code(
+    hub_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    path = folder / hub_file.name
+    _at_hub(path, monkeypatch)
+    for content in (b"<!DOCTYPE html><title>404</title>", b"\x17" + bytes(range(256)), b"c", b""):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"is damaged or no file of torch\.save; fetch it again"):
+            read_state(path)
+        with pytest.raises(CheckpointError, match=r"could not be loaded .*; fetch https://.* copy it to '"):
+            sl.load_model(f"torchvision/{SMALL}", weights="DEFAULT")
+
+
 def _no_network(*given: Any, **named: Any) -> Any:
     raise URLError("Name or service not known")
 
@@ -427,7 +457,9 @@ def test_files_that_hold_no_state_dict_of_the_network_are_named(tmp_path: Path) 
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_state(tmp_path / "w.safetensors")
     torch.save(nn.Linear(2, 2).state_dict(), path)
-    with pytest.raises(CheckpointError, match=f"of another architecture than 'torchvision/{SMALL}'"):
+    with pytest.raises(
+        CheckpointError, match=f"architecture than 'torchvision/{SMALL}'.*in all.*Name the net"
+    ):
         sl.load_model(f"torchvision/{SMALL}", weights=path)
 
 
