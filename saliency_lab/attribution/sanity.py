@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -24,9 +24,9 @@ from saliency_lab._common.inference import (
 from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import derive_seed
+from saliency_lab._common.selection import Selection, read_selection
 from saliency_lab._common.warn import warn
-from saliency_lab.attribution.api import attribute
-from saliency_lab.attribution.catalogue import METHODS
+from saliency_lab.attribution.api import MethodCall, attribute, parse_call, run_call
 from saliency_lab.attribution.reinitialisation import (
     ChangeCheck,
     check_randomisable,
@@ -54,10 +54,10 @@ class SanityCheck:
     Attributes
     ----------
     likeness : DataFrame
-        One row per method, step and sample: `method`, `step` (0 is the trained model), `layer` (the last one
-        randomised), `sample`, `rank_correlation` (Spearman of the signed maps), `absolute_rank_correlation`
-        and `ssim` (of their magnitudes).
-    maps : mapping of method to Tensor
+        One row per method, step and sample: `method` (its label), `step` (0 is the trained model), `layer`
+        (the last one randomised), `sample`, `rank_correlation` (Spearman of the signed maps),
+        `absolute_rank_correlation` and `ssim` (of their magnitudes).
+    maps : mapping of label to Tensor
         (steps + 1, n, C, H, W): the maps of the first images.
     """
 
@@ -156,7 +156,7 @@ def sanity_check(
     model: nn.Module,
     x: Images,
     y: Tensor | None = None,
-    methods: str | Sequence[str] | None = None,
+    methods: Selection | None = None,
     *,
     target: TargetSpec = "label",
     seed: int = 0,
@@ -176,14 +176,16 @@ def sanity_check(
         Images (N, C, H, W) in [0, 1], or what else `attribute` takes.
     y : Tensor, optional
         Labels (N,), needed for `target="label"`.
-    methods : str or sequence of str, optional
-        Names of `list_methods()`. By default `saliency`, `integrated_gradients`, `guided_backprop` and
-        `edges`; those that do not support the model are left out with a warning.
+    methods : str, callable, sequence of these, or mapping of label to settings, optional
+        Methods as for `Study.attribute`: names of `list_methods()`, your own functions or classes of Captum,
+        whose names are their labels; or label → settings, which name the `method` unless the label does. By
+        default `saliency`, `integrated_gradients`, `guided_backprop` and `edges`; those that do not support
+        the model are left out with a warning.
     target : "label", "prediction", int, Tensor (N,), or a pair of these
         The logit to explain, as for `attribute`.
     seed : int
         Seed of the new weights and of the methods.
-    settings : mapping of method to settings, optional
+    settings : mapping of label to settings, optional
         Settings of the methods that are not to have their defaults.
 
     Returns
@@ -212,10 +214,7 @@ def sanity_check(
     check_randomisable(model)
     check_classifier(model, x)
     by_default = methods is None
-    methods = DEFAULTS if methods is None else _names(methods)
-    chosen = check_mapping({} if settings is None else settings, "settings", '{"smoothgrad": {"n": 10}}')
-    if stray := set(chosen) - set(methods):
-        raise InputError(f"settings are given for methods that are not checked: {', '.join(sorted(stray))}")
+    calls = _calls(DEFAULTS if methods is None else methods, {} if settings is None else settings)
     twin = copy_model(model)
     with translate_model_errors(model, x):
         layers = layers_from_output(twin, x[:1])
@@ -224,20 +223,19 @@ def sanity_check(
     fixed: TargetSpec = classes if classes.ndim == 1 else (classes[:, 0], classes[:, 1])
     if by_default:
         first: TargetSpec = classes[:1] if classes.ndim == 1 else (classes[:1, 0], classes[:1, 1])
-        methods = _not_refused(model, x[:1], first, methods, chosen)
+        calls = _not_refused(model, x[:1], first, calls)
     check = ChangeCheck(twin, x)
     reference: dict[str, Tensor] = {}
-    kept: dict[str, list[Tensor]] = {name: [] for name in methods}
+    kept: dict[str, list[Tensor]] = {name: [] for name in calls}
     rows = []
-    with progress(label="sanity check", total=len(methods) * (len(layers) + 1)) as bar:
+    with progress(label="sanity check", total=len(calls) * (len(layers) + 1)) as bar:
         for step, (layer, modules) in enumerate([(TRAINED, []), *layers]):
             for module_name, module in modules:
                 randomise(module, derive_seed(seed, "randomise", module_name))
             if modules:
                 check.update(twin, layer, [module for _, module in modules])
-            for name in methods:
-                options = chosen.get(name, {})
-                maps = attribute(twin, x, y, name, target=fixed, seed=seed, **options).values
+            for name, call in calls.items():
+                maps = run_call(twin, x, y, replace(call, target=fixed), seed).values
                 base = reference.setdefault(name, maps)
                 kept[name].append(maps[:_SHOWN])
                 rows.append(_likeness(base, maps).assign(method=name, step=step, layer=layer))
@@ -247,26 +245,25 @@ def sanity_check(
     return SanityCheck(likeness, {name: torch.stack(each) for name, each in kept.items()})
 
 
-def _names(methods: str | Sequence[str]) -> list[str]:
-    """Return the names of the methods without repetitions, after checking that each exists."""
-    several = methods if isinstance(methods, Iterable) and not isinstance(methods, Mapping | bytes) else []
-    names = list(dict.fromkeys([methods] if isinstance(methods, str) else several))
-    if not names:
-        raise InputError(
-            f"methods must be a name of list_methods(), or several, such as ['saliency'], not {methods!r}"
-        )
-    for name in names:
-        METHODS[name]
-    return names
+def _calls(methods: Selection, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, MethodCall]:
+    """Return the methods with their settings, parsed, by label; one that is named twice is there once."""
+    if isinstance(methods, Iterable) and not isinstance(methods, str | bytes | Mapping):
+        methods = list(dict.fromkeys(methods))
+    selected = read_selection(methods, "method")
+    chosen = check_mapping(settings, "settings", '{"smoothgrad": {"n": 10}}')
+    if stray := set(chosen) - set(selected):
+        raise InputError(f"settings are given for methods that are not checked: {', '.join(sorted(stray))}")
+    calls = {}
+    for label, (what, own) in selected.items():
+        given = own | check_mapping(chosen.get(label, {}), f"the settings of '{label}'", '{"n": 10}')
+        engine = given.pop("engine", "fast")
+        calls[label] = parse_call(what, given, engine=engine, label=label)
+    return calls
 
 
 def _not_refused(
-    model: nn.Module,
-    image: Tensor,
-    target: TargetSpec,
-    methods: Sequence[str],
-    settings: Mapping[str, Mapping[str, Any]],
-) -> list[str]:
+    model: nn.Module, image: Tensor, target: TargetSpec, calls: Mapping[str, MethodCall]
+) -> dict[str, MethodCall]:
     """Return those methods that support the model; a warning says why the others do not.
 
     Raises
@@ -275,13 +272,13 @@ def _not_refused(
         The first refusal, if only controls are left.
     """
     refusals: dict[str, InputError] = {}
-    for name in methods:
+    for label, call in calls.items():
         try:
-            attribute(model, image, None, name, target=target, **settings.get(name, {}))
+            run_call(model, image, None, replace(call, target=target), seed=0)
         except InputError as error:
-            refusals[name] = error
-    left = [name for name in methods if name not in refusals]
-    if refusals and all(METHODS[name].family == "control" for name in left):
+            refusals[label] = error
+    left = {label: call for label, call in calls.items() if label not in refusals}
+    if refusals and all(call.method.family == "control" for call in left.values()):
         raise next(iter(refusals.values()))
     if refusals:
         why = "; ".join(str(error) for error in refusals.values())

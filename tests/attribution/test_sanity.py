@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable
 
+import captum.attr
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -119,8 +120,13 @@ def test_pictures(check):
     [
         ({"methods": ["salency"]}, "did you mean 'saliency'"),
         ({"settings": {"lrp": {}}}, "methods that are not checked: lrp"),
-        ({"methods": []}, "methods must be a name"),
-        ({"methods": lambda model, x, classes: x}, "methods must be a name"),
+        ({"methods": []}, "name at least one method"),
+        ({"methods": 5}, "methods must be a name, a function, several, or label"),
+        (
+            {"methods": "saliency", "settings": {"saliency": 3}},
+            "the settings of 'saliency' must be a mapping",
+        ),
+        ({"methods": [lambda m, x, c: x, lambda m, x, c: -x]}, "two different methods are called '<lambda>'"),
     ],
 )
 def test_bad_input_is_named(trained, digits_sample, options, message):
@@ -136,6 +142,28 @@ def test_images_that_the_model_does_not_take_are_named(trained, digits_sample):
 def test_a_method_named_twice_is_checked_once(net, batch):
     twice = sanity_check(net, *batch, ["saliency", "saliency"])
     pd.testing.assert_frame_equal(twice.likeness, sanity_check(net, *batch, "saliency").likeness)
+
+
+def scaled_input(model, x, classes, factor: float = 1.0):
+    return factor * x
+
+
+def test_functions_and_classes_of_captum_are_checked_as_named_methods_are(net, batch):
+    check = sanity_check(net, *batch, [scaled_input, captum.attr.Saliency, "input"])
+    assert check.likeness.method.unique().tolist() == ["scaled_input", "Saliency", "input"]
+    assert (check.summary().rank_correlation[["scaled_input", "input"]] > 1 - 1e-9).all()
+    expected = attribute(net, *batch, captum.attr.Saliency).values
+    torch.testing.assert_close(check.maps["Saliency"][0], expected[:4])
+    alone = sanity_check(net, *batch, scaled_input, settings={"scaled_input": {"factor": -1.0}})
+    torch.testing.assert_close(alone.maps["scaled_input"], -check.maps["scaled_input"])
+
+
+def test_a_method_can_be_checked_with_several_settings(net, batch):
+    few, more = ({"method": "smoothgrad", "n": n} for n in (2, 3))
+    check = sanity_check(net, *batch, {"few": few, "more": more}, settings={"more": {"stdev": 0.3}})
+    for label, settings in (("few", {"n": 2}), ("more", {"n": 3, "stdev": 0.3})):
+        expected = attribute(net, *batch, "smoothgrad", **settings).values
+        torch.testing.assert_close(check.maps[label][0], expected[:4])
 
 
 def test_it_says_in_a_line_what_was_found(check):
