@@ -160,7 +160,9 @@ def test_images_are_explained_without_a_training_set_or_labels(tmp_path: Path) -
     assert maps.class_names[0] in ("cat", "dog")
     figure = maps.show(batch)
     text = [label.get_text() for ax in figure.axes for label in (ax.yaxis.label,)]
-    assert any(maps.class_names[0] in each and f"{maps.probabilities[0]:.0%}" in each for each in text)
+    assert any(
+        maps.class_names[0] in each and f"{100 * maps.probabilities[0]:.0f} %" in each for each in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_a_function_of_any_keyword_is_given_all(net, images):
 @pytest.mark.usefixtures("unregistered")
 def test_a_metric_of_known_direction_has_a_best_model(net, images):
     study = sl.Study({"a": net, "b": nn.Sequential(nn.Flatten(), nn.Linear(16, 3))}, images)
-    study.attribute("saliency").score({"plain": {"metric": mean_of}})
+    study.attribute("input_x_gradient").score({"plain": {"metric": mean_of}})
     assert set(study.compare().table()["rank"]) == {""}
     sl.register("metric", "directed", better="higher")(mean_of)
     study.score("directed")
