@@ -794,3 +794,26 @@ def test_a_model_that_differentiates_itself_is_explained_and_scored_in_every_way
         with sl.execution(compile=compile):
             scores.append(torch.from_numpy(sl.evaluate(model, x, y, maps, "pixel_flipping")))
     torch.testing.assert_close(*scores, rtol=0, atol=1e-5)
+
+
+class Sparse(nn.Module):
+    """Has a matrix of few entries as a buffer and another as an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("first", (torch.rand(64, 64) * (torch.rand(64, 64) < 0.1)).to_sparse())
+        self.last = torch.rand(64, 3).to_sparse()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.sparse.mm(self.first, x.flatten(1).T)
+        return torch.sparse.mm(self.last.T, hidden).T
+
+
+def test_networks_with_sparse_matrices_are_scored_in_every_way() -> None:
+    model, x = Sparse().eval(), torch.rand(6, 1, 8, 8)
+    y, maps, scores = model(x).argmax(1), torch.rand(6, 1, 8, 8), []
+    for compile in (False, True):
+        with sl.execution(compile=compile):
+            scores.append(torch.from_numpy(sl.evaluate(model, x, y, maps, "pixel_flipping")))
+    torch.testing.assert_close(*scores, rtol=0, atol=1e-5)

@@ -308,7 +308,7 @@ def _plain(values: Iterable[Any]) -> list[str | int | float | None]:
 
 
 def _attributes_of(value: object) -> dict[str, str | int | float | None]:
-    """Return the numbers and texts that an object holds, without those that its methods count up."""
+    """Return the numbers and texts that an object holds, without those that its methods assign."""
     later = _assigned_later(type(value))
     return {
         name: each

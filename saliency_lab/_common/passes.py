@@ -571,6 +571,8 @@ def _may_copy(model: nn.Module) -> bool:
     """Whether a copy can stand for the model, as far as that can be seen without running it."""
     if is_batch_coupled(model) or _has_hooks(model) or dtype_of(model) != torch.float32:
         return False
+    if any(each.layout is not torch.strided for each in (*model.parameters(), *model.buffers())):
+        return False
     return not any(
         isinstance(module, torch.jit.ScriptModule | DataParallel | DistributedDataParallel)
         or hasattr(module, "_orig_mod")
@@ -604,7 +606,8 @@ def weights_digest(model: nn.Module) -> tuple[int, ...]:
 
 
 def _checksum(tensor: Tensor) -> int:
-    values = tensor.detach().cpu().contiguous().flatten()
+    dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    values = dense.detach().cpu().contiguous().flatten()
     return zlib.crc32(values.view(torch.uint8).numpy().data)
 
 
@@ -629,8 +632,7 @@ def _plain(value: Any, depth: int) -> Any:
         return value
     kind = type(value).__qualname__
     if isinstance(value, Tensor):
-        plain = value.layout is torch.strided and not (value.is_quantized or value.is_meta)
-        return _checksum(value) if plain else kind
+        return kind if value.is_quantized or value.is_meta else _checksum(value)
     if depth == 0 or callable(value):
         return kind
     if isinstance(value, dict):

@@ -54,8 +54,8 @@ class Comparison:
     Parameters
     ----------
     scores, robustness : DataFrame
-        As `Study.scores` and `Study.robustness`; one may be empty. Names that a file held as numbers are read
-        as text.
+        As `Study.scores` and `Study.robustness`; one may be empty. Names that became numbers when a
+        table was read from a file are converted to text.
     baseline : str
         The model that the others are tested against.
     level : float
@@ -357,7 +357,7 @@ def _check_bounds(given: Mapping[str, tuple[float, float]]) -> dict[str, tuple[f
 
 
 def _with_names(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a copy in which all names are text, which reading a file may have made numbers."""
+    """Return a copy in which all names are text; reading a file may have turned some into numbers."""
     named = [column for column in ("model", "metric", "method", "attack") if column in table]
     return table.assign(
         **{
