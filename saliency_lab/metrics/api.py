@@ -347,17 +347,16 @@ def _run(
         announce_long_work(model, x, attributions, jobs, seconds_per_image)
         run = passes_of(model, x)
         run.expect(predicted_images(x, attributions, jobs))
+        explainers = {method: Explainer(given, x, y, seed) for method, given in attributions.items()}
         for rows, chosen in progress(blocks, label="score"):
             probe = Probe(model, x[rows], y[rows], seed=seed, passes=run)
-            explainers = {
-                method: Explainer(given, x, y, seed).rows(rows) for method, given in attributions.items()
-            }
+            explaining = {method: explainer.rows(rows) for method, explainer in explainers.items()}
             for index in chosen:
                 job = replace(jobs[index], settings=_rows_of(jobs[index].settings, rows))
                 for method, values in maps.items():
                     began = time.perf_counter()
                     tally = tallies[method][index]
-                    _score_block(job, probe, take_maps(values[rows], x[rows]), explainers[method], tally)
+                    _score_block(job, probe, take_maps(values[rows], x[rows]), explaining[method], tally)
                     tally.seconds += time.perf_counter() - began
     return {
         method: [
@@ -460,6 +459,8 @@ def _score_block(job: Job, probe: Probe, maps: Tensor, explainer: Explainer, tal
     reasons = unusable(maps, job.metric.needs, absolute=absolute)
     good = torch.tensor([reason is None for reason in reasons])
     usable = maps.where(good[:, None, None, None], 0.0).to(probe.home)
+    if job.metric.maps is not None:
+        explainer.compare(probe.model, usable, job.settings.explain)
     outcome = _isolated(job, MetricInput(probe, usable, job.settings, explainer))
     failures = outcome.failures or [None] * len(probe)
     values = np.asarray(outcome.values, dtype=np.float64)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.settings import Settings
+from saliency_lab._common.warn import warn
 from saliency_lab.attribution import Attributions
 from saliency_lab.attribution.api import Originals, attribute_points
 from saliency_lab.metrics.maps import take_maps
@@ -21,6 +22,10 @@ Explain = Callable[[nn.Module, Tensor, Tensor], Any]
 It is called as `attribute` calls a custom method: on chunks, on the model's device and in its type, with
 the model in eval mode, gradients on and the generators seeded; all of it is put back.
 """
+
+
+DIFFERENT = 0.1
+"""Relative change of a map from which it is another one; rounding stays far below in any precision."""
 
 
 class Explaining(Settings):
@@ -39,6 +44,7 @@ class Explainer:
         self.places = torch.arange(len(x))
         self.seed = seed if self.source is None else self.source.seed
         self.memory: dict[Any, Any] = {}
+        self._compared: set[Explain | None] = set()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,6 +94,27 @@ class Explainer:
             settings=settings,
         )
         return maps.double().reshape(points.shape)
+
+    def compare(self, model: nn.Module, maps: Tensor, explain: Explain | None = None) -> None:
+        """Warn if `maps` (n, C, H, W) are not those of `model`; one map is made again to see it.
+
+        That map is the first that is not zero. It is made once for each `explain`, whatever the rows.
+        """
+        varied = maps.flatten(1).any(1).nonzero()
+        if explain in self._compared or not len(varied):
+            return
+        self._compared.add(explain)
+        row = int(varied[0])
+        given = maps[row].cpu().double()
+        alone = self.rows(slice(row, row + 1))
+        change = float((alone(model, alone.images, explain)[0] - given).norm() / given.norm())
+        if change > DIFFERENT:
+            name = "explain" if self.source is None or explain is not None else f"'{self.source.method}'"
+            warn(
+                f"{name} makes other maps of this model than those given: the map of image "
+                f"{int(self.places[row])} differs by {change:.0%} of its norm. The metric compares the two, "
+                "so its scores say little; pass the model that the maps were made for"
+            )
 
     def _method(self) -> tuple[Any, Mapping[str, Any]]:
         """Return the method that made the given maps, and its settings."""

@@ -134,11 +134,13 @@ def _call(metric: Any, case: MetricInput, rows: slice, seed: int) -> Any:
     if hasattr(fresh, "return_auc_per_sample"):
         fresh.return_auc_per_sample = False
     probe, settings, explainer = case.probe, case.settings, case.explainer.rows(rows)
+    made: list[int] = []
 
     def explain(model: nn.Module, inputs: np.ndarray, targets: np.ndarray, **_: Any) -> np.ndarray:
         points = torch.as_tensor(np.asarray(inputs), dtype=torch.float32)
         points = points.unflatten(0, (len(explainer), -1))  # usually all of one image
         classes = torch.as_tensor(np.asarray(targets)).long().flatten()
+        made.append(len(points))
         maps = explainer(model, points, settings.explain, classes=classes)
         return maps.flatten(0, 1).numpy()
 
@@ -151,7 +153,7 @@ def _call(metric: Any, case: MetricInput, rows: slice, seed: int) -> Any:
             preserved_rng(seed, exclusive=True),
             no_warnings(),
         ):
-            return fresh(
+            scores = fresh(
                 model=probe.model,
                 x_batch=probe.images[rows].cpu().numpy().copy(),
                 y_batch=probe.labels[rows].cpu().numpy(),
@@ -168,6 +170,9 @@ def _call(metric: Any, case: MetricInput, rows: slice, seed: int) -> Any:
     finally:  # its caches would keep the model alive
         PyTorchModel._get_last_softmax_layer_index.cache_clear()
         PyTorchModel._get_model_with_linear_top.cache_clear()
+    if made:
+        explainer.compare(probe.model, case.maps[rows], settings.explain)
+    return scores
 
 
 def _area(values: np.ndarray, dx: int = 1, batched: bool = False) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -322,3 +325,60 @@ def test_layers_are_randomised_in_the_order_in_which_they_run(order):
     x, y = torch.rand(5, 1, 8, 8), torch.arange(5) % 3
     scores = [sl.evaluate(each, x, y, sl.attribute(each, x, y), "mprt", order=order) for each in (net, other)]
     np.testing.assert_array_equal(*scores)
+
+
+MAKES_MAPS = sorted(name for name in METRICS if METRICS[name].maps is not None)
+
+
+def scored(model: nn.Module, x: Tensor, y: Tensor, maps: sl.Attributions, name: str) -> None:
+    attacked = {"attacked": x.flip(0)} if name.startswith("attack_") else {}
+    few = {"samples": 2} if "samples" in METRICS[name].settings.model_fields else {}
+    sl.evaluate(model, x, y, maps, name, **attacked, **few)
+
+
+@pytest.mark.parametrize("name", MAKES_MAPS)
+def test_maps_of_another_network_are_noticed(name):
+    """Its weights may have changed in place since, too: the object is the same."""
+    model, (x, y) = Curved(), images(3)
+    maps = sl.attribute(model, x, y, "saliency")
+    with torch.no_grad():
+        model.first.weight.mul_(torch.linspace(-1, 1, 36))
+    with pytest.warns(UserWarning, match="'saliency' makes other maps of this model .* image 0 differs by"):
+        scored(model, x, y, maps, name)
+
+
+@pytest.mark.parametrize("method", [*sampled(torch.empty(0)), "random", "saliency"])
+def test_maps_of_this_network_are_believed(method):
+    """Also behind a zero map, as rows of other maps, and rounded to half the precision."""
+    model, (x, y) = Curved(), images(5)
+    name, settings = sampled(x).get(method, (method, {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        maps = sl.attribute(model, x, y, name, **settings)
+        maps.values[0] = 0
+        scored(model, x, y, maps, "max_sensitivity")
+        scored(model, x[[4, 2]], y[[4, 2]], maps[[4, 2]], "max_sensitivity")
+        halved = replace(maps, values=maps.values.half().float())
+        scored(model, x, y, halved, "max_sensitivity")
+
+
+def test_another_explanation_is_noticed_once():
+    model, (x, y) = Curved(), images(3)
+    maps = sl.attribute(model, x, y, "saliency").values
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        explain = {"explain": lambda model, x, classes: x}
+        requests = {"max_sensitivity": explain, "continuity": explain}
+        sl.evaluate_many(model, x, y, {"plain": maps}, requests)
+    assert ["explain makes other maps" in str(each.message) for each in seen] == [True]
+
+
+def test_quantus_metrics_notice_maps_of_another_network():
+    quantus = pytest.importorskip("quantus")
+    model, (x, y) = Curved(), images(2)
+    maps = sl.attribute(model, x, y, "saliency")
+    with torch.no_grad():
+        model.first.weight.mul_(torch.linspace(-1, 1, 36))
+    metric = quantus.MaxSensitivity(nr_samples=2, disable_warnings=True)
+    with pytest.warns(UserWarning, match="'saliency' makes other maps of this model"):
+        sl.evaluate(model, x, y, maps, metric)
