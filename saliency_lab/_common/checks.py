@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.text import number_of
 
 
 def check_images(x: Tensor) -> Tensor:
@@ -123,7 +124,7 @@ def _wrong_output(shape: tuple[int, ...], count: int) -> str:
             f"{must} a map per image, {shown}, as for segmentation; wrap it in a module whose forward "
             "returns one number per class, such as model(x).mean((2, 3)), or the mean over a region"
         )
-    return f"{must} {shown} for {count} image{'s' if count > 1 else ''}"
+    return f"{must} {shown} for {number_of(count, 'image')}"
 
 
 def check_default_dtype(what: str) -> None:

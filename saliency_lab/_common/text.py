@@ -1,4 +1,4 @@
-"""Names that users chose, as a terminal, Markdown, LaTeX and a spreadsheet show them and never obey them."""
+"""Counted nouns, and names that users chose, as a terminal, Markdown, LaTeX and a spreadsheet show them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ import unicodedata
 
 _BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+")
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def number_of(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    >>> number_of(1, "image"), number_of(2000, "class")
+    ('1 image', '2,000 classes')
+    """
+    plural = f"{noun}{'es' if noun.endswith('s') else 's'}"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def plain_text(text: str) -> str:

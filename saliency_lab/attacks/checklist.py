@@ -300,8 +300,11 @@ class _Panel:
         """Judge a check by the share of samples that those in `tried` broke and the audited attack missed."""
         if not len(self.rows):
             return Check(name, "pass", "no sample survived the audited attack", {"missed": 0.0})
-        broken = torch.stack([each.success for each in tried]).any(0)
-        return self.judge(name, who, broken, "attack")
+        check = self.judge(name, who, torch.stack([each.success for each in tried]).any(0), "attack")
+        if len(self.left) == len(self.rows):
+            return check
+        left = f"it was run on the {len(self.left)} that gradients from elsewhere did not break"
+        return replace(check, evidence=f"{check.evidence}; {left}")
 
     def judge(self, name: str, who: str, broken: Tensor, about: About) -> Check:
         """Fail if `broken` (of the survivors) is significantly more than `MISSED` of all samples."""

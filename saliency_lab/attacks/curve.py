@@ -23,6 +23,7 @@ from saliency_lab._common.proportions import wilson
 from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings
+from saliency_lab._common.text import number_of
 from saliency_lab.attacks.api import check_batch, run_attack
 from saliency_lab.attacks.ascent import Norm
 from saliency_lab.attacks.methods import METHODS, AttackMethod, OwnAttack
@@ -64,7 +65,7 @@ class RobustnessCurve:
             (f"{format_epsilon(row[0])}", f"{row.accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]")
             for row in self.table().itertuples(index=False)
         ]
-        caption = f"{self.method} ({self.norm}) on {self.robust.shape[1]} images"
+        caption = f"{self.method} ({self.norm}) on {number_of(self.robust.shape[1], 'image')}"
         return table(caption, ["ε" if self.along == "eps" else "steps", "accuracy [95% interval]"], rows)
 
     @property

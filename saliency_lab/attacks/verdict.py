@@ -11,6 +11,7 @@ from torch import Tensor
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.html import facts, table
+from saliency_lab._common.text import number_of
 from saliency_lab.attacks.result import AttackResult
 
 Verdict = Literal["pass", "warn", "fail", "skipped"]
@@ -79,7 +80,8 @@ class Audit:
             "ε": f"{format_epsilon(self.audited.eps)} ({self.audited.norm})",
         }
         checks = [
-            (check.name, f"{MARKS[check.verdict]} {check.verdict}", check.evidence) for check in self.checks
+            (check.name, f"{MARKS[check.verdict]}\N{NO-BREAK SPACE}{check.verdict}", check.evidence)
+            for check in self.checks
         ]
         return facts("audit", rows) + table("checklist", ["check", "verdict", "evidence"], checks)
 
@@ -163,4 +165,4 @@ def summarise(checks: Sequence[Check], n: int) -> tuple[Summary, str]:
             also = severity[1][1] if summary == "do not believe" else []
             return summary, "; ".join(f"{check.name}: {check.evidence}" for check in [*deciding, *also])
     passed = sum(check.verdict == "pass" for check in checks)
-    return "believe", f"{passed} checks passed on {n} images"
+    return "believe", f"{number_of(passed, 'check')} passed on {number_of(n, 'image')}"

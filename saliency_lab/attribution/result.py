@@ -24,6 +24,7 @@ from saliency_lab._common.html import facts, strip
 from saliency_lab._common.ranks import mean_ranks
 from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.settings import as_keywords
+from saliency_lab._common.text import number_of
 from saliency_lab.attribution.catalogue import METHODS, settings_of_rows
 from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
 
@@ -407,7 +408,8 @@ class Attributions:
 
         few = self.values[:_SHOWN]
         drawn = tiles(torch.zeros_like(few), {self.method: few}, scale="panel").maps[self.method]
-        alt = f"the first {len(few)} maps, each on its own scale: red raises the class, blue lowers it"
+        first = number_of(len(few), "map")
+        alt = f"the first {first}, each on its own scale: red raises the class, blue lowers it"
         return facts("attributions", self._facts()) + strip(drawn.transpose(0, 3, 1, 2) / 255, alt)
 
 

@@ -25,6 +25,7 @@ from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab._common.selection import Selection, read_selection
+from saliency_lab._common.text import number_of
 from saliency_lab._common.warn import warn
 from saliency_lab.attribution.api import MethodCall, attribute, parse_call, run_call
 from saliency_lab.attribution.reinitialisation import (
@@ -71,8 +72,9 @@ class SanityCheck:
 
     def _repr_html_(self) -> str:
         rows = [(str(name), *(f"{mean:.2g}" for mean in row)) for name, row in self._means().iterrows()]
+        images = number_of(self.likeness["sample"].nunique(), "image")
         title = (
-            f"sanity check on {self.likeness['sample'].nunique()} images: mean similarity to the trained "
+            f"sanity check on {images}: mean similarity to the trained "
             f"model's maps over {self.likeness.step.max()} steps of randomising layers"
         )
         return table(title, ["method", *(measure.replace("_", " ") for measure in MEASURES)], rows)

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import typer
 
+from saliency_lab._common.text import number_of
 from saliency_lab.cli.options import DataRoot
 
 OPTIONAL = {
@@ -35,7 +36,7 @@ def doctor(data_root: DataRoot = None) -> None:
 
     print_table(pd.DataFrame(versions().items(), columns=["package", "version"]), "versions")
     threads = torch.get_num_threads()
-    devices = [("cpu", f"{threads} thread{'s' if threads > 1 else ''}", "")]
+    devices = [("cpu", number_of(threads, "thread"), "")]
     for index in range(torch.cuda.device_count()):
         devices.append((f"cuda:{index}", torch.cuda.get_device_name(index), ""))
     if not torch.cuda.is_available():

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from saliency_lab._common.checks import format_epsilon
-from saliency_lab.comparison.format import ARROWS, count, count_each, one_line, write_mean
+from saliency_lab._common.text import number_of
+from saliency_lab.comparison.format import ARROWS, count_each, one_line, write_mean
 from saliency_lab.comparison.statistics import lost_seeds
 from saliency_lab.comparison.summary import Summary
 
@@ -152,8 +153,8 @@ def estimate_entry(row: Mapping[Any, Any], share: bool, mark: str = "") -> Entry
 def _caption(summary: Summary) -> str:
     images = max(next(iter(measure.values.values())).shape[1] for measure in summary.measures)
     seeds = summary.table["seeds"].astype(int).tolist()
-    over = count(images, "image") + (f" and {count_each(seeds, 'seed')}" if max(seeds) > 1 else "")
-    models = count(len(summary.models), "model")
+    over = number_of(images, "image") + (f" and {count_each(seeds, 'seed')}" if max(seeds) > 1 else "")
+    models = number_of(len(summary.models), "model")
     return f"{models} on {over}: mean [{100 * summary.level:g} % interval]"
 
 
@@ -166,7 +167,7 @@ def explain_entries(table: pd.DataFrame) -> list[str]:
         notes.append("One training seed: intervals and tests are about these networks, not about the recipe.")
     notes += explain_unusual(table)
     if table["identical"].any():
-        rows = count(int(table["identical"].sum()), "row")
+        rows = number_of(int(table["identical"].sum()), "row")
         notes.append(
             f"Scores that are identical in both models (in {rows}) are not comparisons: they are not tested "
             "and not counted."
@@ -239,7 +240,7 @@ def audit_notes(audits: pd.DataFrame) -> list[str]:
         written = f"{each.model} {verdicts} ({100 * each.worst_case:.1f} %)"
         models.setdefault((each.attack, each.eps, each.n), []).append(written)
     return [
-        f"Audit of {attack}, ε = {format_epsilon(eps)}, on {n} images (worst case over all its attacks): "
-        f"{', '.join(written)}."
+        f"Audit of {attack}, ε = {format_epsilon(eps)}, on {number_of(n, 'image')} "
+        f"(worst case over all its attacks): {', '.join(written)}."
         for (attack, eps, n), written in models.items()
     ]

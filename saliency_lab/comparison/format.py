@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from saliency_lab._common.checks import format_epsilon
+from saliency_lab._common.text import number_of
 from saliency_lab.comparison.statistics import Interval
 
 SPACE = "\N{NO-BREAK SPACE}"
@@ -165,23 +166,13 @@ def p_equation(p: float) -> str:
     return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
 
 
-def count(number: int, noun: str) -> str:
-    """Write a number of things.
-
-    >>> count(1, "image"), count(2000, "class")
-    ('1 image', '2,000 classes')
-    """
-    plural = f"{noun}{'es' if noun.endswith('s') else 's'}"
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
 def count_each(numbers: Collection[int], noun: str) -> str:
     """Write how many of a thing each of several has.
 
     >>> count_each([3, 3], "seed"), count_each([1, 3], "seed")
     ('3 seeds each', 'up to 3 seeds')
     """
-    most = count(max(numbers), noun)
+    most = number_of(max(numbers), noun)
     return f"{most} each" if min(numbers) == max(numbers) else f"up to {most}"
 
 

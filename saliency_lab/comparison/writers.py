@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
@@ -9,7 +10,7 @@ from html import escape
 from saliency_lab._common.html import caption
 from saliency_lab._common.text import latex_text, markdown_text, plain_text
 from saliency_lab.comparison.content import Entry, Table
-from saliency_lab.comparison.format import one_line, words
+from saliency_lab.comparison.format import SPACE, one_line, words
 
 _FACES = ("Bold", "italic")
 _DOTS = {"best": " •", "tie": " ◦"}
@@ -71,9 +72,14 @@ def pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def as_html(table: Table) -> str:
-    """Write an HTML table; the best is bold and its ties are italic."""
+    """Write an HTML table; the best is bold and its ties are italic. No line ends inside an interval."""
     marks = {"best": "<b>{}</b>", "tie": "<i>{}</i>"}
-    head, rows = _columns(table, lambda entry: marks.get(entry.badge, "{}").format(escape(entry.line)))
+
+    def write(entry: Entry) -> str:
+        unbroken = re.sub(r"\[[^]]*\]", lambda interval: interval[0].replace(" ", SPACE), entry.line)
+        return marks.get(entry.badge, "{}").format(escape(unbroken))
+
+    head, rows = _columns(table, write)
     header = "".join(f'<th style="text-align:left">{escape(title)}</th>' for title in head)
     body = "".join(
         "<tr>" + "".join(f'<td style="text-align:left">{text}</td>' for text in row) + "</tr>" for row in rows

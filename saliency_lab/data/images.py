@@ -20,6 +20,7 @@ from saliency_lab._common.html import facts, side_by_side, strip
 from saliency_lab._common.mapped import empty_tensor
 from saliency_lab._common.samples import as_label, distinct_classes, read_items, read_sample
 from saliency_lab._common.seeding import derive_seed
+from saliency_lab._common.text import number_of
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -34,7 +35,7 @@ class LabelledImages(NamedTuple):
     def _repr_html_(self) -> str:
         shown = self.x[:_SHOWN]
         return facts("sample", {"images": f"{len(self.x)} × {tuple(self.x.shape[1:])}"}) + strip(
-            shown, f"the first {len(shown)} images"
+            shown, f"the first {number_of(len(shown), 'image')}"
         )
 
 
@@ -105,7 +106,7 @@ class Split:
         return self.batch(index)
 
     def __repr__(self) -> str:
-        return f"Split({len(self)} images {tuple(self.images.shape[1:])})"
+        return f"Split({number_of(len(self), 'image')} {tuple(self.images.shape[1:])})"
 
     def batch(self, indices: Tensor | Sequence[int] | slice | int) -> LabelledImages:
         """Return copies of some of the images and labels.
@@ -391,11 +392,12 @@ class ImageData:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{part} {len(split)}" for part, split in self._splits().items())
-        return f"ImageData('{self.name}', {sizes} images {self.input_shape}, {len(self.classes)} classes)"
+        classes = number_of(len(self.classes), "class")
+        return f"ImageData('{self.name}', {sizes} images {self.input_shape}, {classes})"
 
     def _repr_html_(self) -> str:
         channels, height, width = self.input_shape
-        sizes = {part: f"{len(split)} images" for part, split in self._splits().items()}
+        sizes = {part: number_of(len(split), "image") for part, split in self._splits().items()}
         more = len(self.classes) - _SHOWN_CLASSES
         rows = sizes | {
             "image": f"{channels} × {height} × {width}",

@@ -29,6 +29,7 @@ from saliency_lab._common.pictures import (
     visible_entries,
 )
 from saliency_lab._common.progress import progress
+from saliency_lab._common.text import number_of
 from saliency_lab._common.warn import warn
 
 if TYPE_CHECKING:
@@ -102,14 +103,14 @@ class ImageBatch:
         more = f" and {len(self) - _NAMED} more" if len(self) > _NAMED else ""
         labelled = "no labels" if self.y is None else "labels"
         return (
-            f"ImageBatch({len(self)} images {tuple(self.x.shape[1:])}, {labelled}: "
+            f"ImageBatch({number_of(len(self), 'image')} {tuple(self.x.shape[1:])}, {labelled}: "
             f"{', '.join(self.names[:_NAMED])}{more})"
         )
 
     def _repr_html_(self) -> str:
         rows = {"images": f"{len(self)} × {tuple(self.x.shape[1:])}", "names": ", ".join(self.names[:_SHOWN])}
         few = self.x[:_SHOWN]
-        return facts("images", rows) + strip(few, f"the first {len(few)} images")
+        return facts("images", rows) + strip(few, f"the first {number_of(len(few), 'image')}")
 
 
 def load_images(

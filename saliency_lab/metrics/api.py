@@ -460,7 +460,7 @@ def _score_block(job: Job, probe: Probe, maps: Tensor, explainer: Explainer, tal
     good = torch.tensor([reason is None for reason in reasons])
     usable = maps.where(good[:, None, None, None], 0.0).to(probe.home)
     if job.metric.maps is not None:
-        explainer.compare(probe.model, usable, job.settings.explain)
+        explainer.compare(probe.model, usable, getattr(job.settings, "explain", None))
     outcome = _isolated(job, MetricInput(probe, usable, job.settings, explainer))
     failures = outcome.failures or [None] * len(probe)
     values = np.asarray(outcome.values, dtype=np.float64)

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from saliency_lab._common.checks import format_epsilon
+from saliency_lab._common.text import number_of
 from saliency_lab.attacks.checklist import BUDGETS
 from saliency_lab.attacks.verdict import MARKS, Verdict
 from saliency_lab.comparison.content import Column, Entry, Table, audits_by_model
-from saliency_lab.comparison.format import count, one_line, radius, write_value
+from saliency_lab.comparison.format import one_line, radius, write_value
 from saliency_lab.study import Study
 
 _KEYS = ["model", "seed", "attack", "eps", "n", "robust_accuracy", "worst_case", "verdict", "reason"]
@@ -54,7 +55,7 @@ class Audited:
         reported, worst = (write_value(each, share=True) for each in (self.robust_accuracy, self.worst_case))
         return (
             f"{self.attack} at {self.radius} reports {reported} robust; the worst case over all attacks is "
-            f"{worst}, on {count(self.n, 'image')}."
+            f"{worst}, on {number_of(self.n, 'image')}."
         )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from saliency_lab._common.text import number_of
 from saliency_lab.comparison import Comparison
-from saliency_lab.comparison.format import count, listing, radius, words, write_difference, write_mean
+from saliency_lab.comparison.format import listing, radius, words, write_difference, write_mean
 from saliency_lab.comparison.measures import ACCURACY, ROBUST, SHARES
 from saliency_lab.reporting.audits import Audited
 
@@ -92,7 +93,7 @@ def _scores(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
     if not total:
         return []
     counted = [f"{'all' if number == total else number} {word}" for word, number in counts.items() if number]
-    return [f"of {count(total, 'map score')}, {listing(counted)}"]
+    return [f"of {number_of(total, 'map score')}, {listing(counted)}"]
 
 
 def _word(row: Mapping[Any, Any]) -> str:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from saliency_lab._common.text import number_of
 from saliency_lab.comparison import Comparison
 from saliency_lab.comparison.claims import Answered, answer, describe_tests, measure_in_words
 from saliency_lab.comparison.content import Column, Entry, Table
 from saliency_lab.comparison.format import (
     SPACE,
-    count,
     count_each,
     listing,
     p_value,
@@ -135,11 +135,11 @@ def _lede(study: Study) -> str:
     seeds = [sum(each.model == name for each in study.members) for name in study.models]
     nouns = {"maps": "attribution method", "scores": "metric", "attack": "attack"}
     parts = [
-        count(len(study.models), "model")
+        number_of(len(study.models), "model")
         + (f" of {count_each(seeds, 'training seed')}" if max(seeds) > 1 else ""),
-        *(count(len(labels[kind]), noun) for kind, noun in nouns.items() if kind in labels),
+        *(number_of(len(labels[kind]), noun) for kind, noun in nouns.items() if kind in labels),
     ]
-    images = f"{count(len(study.x), 'image')} of {count(len(set(study.labels)), 'class')}"
+    images = f"{number_of(len(study.x), 'image')} of {number_of(len(set(study.labels)), 'class')}"
     return f"{listing(parts)}, on the same {images}."
 
 
@@ -181,5 +181,5 @@ def _differences(asked: Answered, number: int) -> Table:
                 *(Entry(p_value(row[key]), row[key]) for key in ("p", "p_corrected")),
             ]
         )
-    caption = f"{asked.question} {count(len(rows), 'difference')} on the same images."
+    caption = f"{asked.question} {number_of(len(rows), 'difference')} on the same images."
     return Table(f"question-{number}", caption, DIFFERENCES, rows)

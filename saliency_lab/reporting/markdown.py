@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from saliency_lab._common.errors import SaliencyLabError
 from saliency_lab._common.files import atomic_path, distinct_stems, writable_folder
 from saliency_lab._common.provenance import versions
-from saliency_lab._common.text import markdown_text
+from saliency_lab._common.text import markdown_text, number_of
 from saliency_lab.comparison.comparison import Comparison
 from saliency_lab.comparison.content import Table
 from saliency_lab.comparison.writers import markdown_lines
@@ -73,7 +73,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _repeat(declared: Declaration, study: Study, command: str) -> list[str]:
-    networks, models = len(study.members), _count(len(study.models), "model")
+    networks, models = len(study.members), number_of(len(study.models), "model")
     split = {"test": "test", "val": "validation"}[declared.data.split]
     if networks > len(study.models):
         models += f", {networks} networks"
@@ -89,10 +89,6 @@ def _repeat(declared: Declaration, study: Study, command: str) -> list[str]:
         f"    {command}",
         "",
     ]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _seeds(seeds: Sequence[int]) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.provenance import machine, versions
+from saliency_lab._common.text import number_of
 from saliency_lab.comparison.content import Column, Entry, Table
-from saliency_lab.comparison.format import count
 from saliency_lab.reporting.tables import model_entry
 from saliency_lab.study import Study
 from saliency_lab.study.keys import method_dependencies
@@ -75,10 +75,11 @@ def provenance(study: Study, models: Sequence[str], unread: Missing) -> Provenan
         Column("device", "code"),
         Column("key", "code"),
     ]
+    stored = f"The study's {number_of(len(rows), 'stored result')}"
     return Provenance(
         facts=_facts(study),
         members=_members(study, models, weights),
-        results=Table("results", f"The study's {count(len(rows), 'stored result')}", columns, rows, head=1),
+        results=Table("results", stored, columns, rows, head=1),
         settings=Table(
             "settings",
             "Settings",
@@ -125,9 +126,9 @@ def machines(study: Study) -> str:
         described = study.store.describe(place.kind, key)
         source = (described[1].get("provenance") or {}) if described is not None else {}
         if "processor" in source:
-            computed.append(f"{source['processor']}, {count(source['threads'], 'thread')}")
+            computed.append(f"{source['processor']}, {number_of(source['threads'], 'thread')}")
     here = machine()
-    written = f"{here['processor']}, {count(int(here['threads']), 'thread')}"
+    written = f"{here['processor']}, {number_of(int(here['threads']), 'thread')}"
     names = list(dict.fromkeys(computed))
     if not names:
         return f"{written} (this page; the results do not say)"
@@ -182,7 +183,7 @@ def _problems(study: Study, unread: Missing, lost: list[tuple[str, int, str]]) -
         causes.setdefault((what, error), []).append(f"{model} (seed {seed})")
     rows = [[Entry(what), Entry(", ".join(of)), Entry(error)] for (what, error), of in causes.items()]
     verb = "is" if len(why) == 1 else "are"
-    summary = f"{count(len(why), 'result')} of this study {verb} missing." if why else ""
+    summary = f"{number_of(len(why), 'result')} of this study {verb} missing." if why else ""
     columns = [Column("what"), Column("of"), Column("why")]
     return summary, Table("problems", "What is missing, and why", columns, rows)
 

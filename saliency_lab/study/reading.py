@@ -17,6 +17,7 @@ from saliency_lab._common.files import write_table
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.html import facts, strip
 from saliency_lab._common.passes import Predictions, predict_classes
+from saliency_lab._common.text import number_of
 from saliency_lab._common.warn import warn
 from saliency_lab.attribution import Attributions
 from saliency_lab.comparison.claims import Answered, Purpose, answer
@@ -364,11 +365,13 @@ class StudyResults:
         return list(written)
 
     def __repr__(self) -> str:
-        count, seeds = len(self.models), len(self.members)
-        models = f"{count} model{'s' if count > 1 else ''}" + (f" ({seeds} seeds)" if seeds > count else "")
+        seeds = len(self.members)
+        models = number_of(len(self.models), "model") + (
+            f" ({seeds} seeds)" if seeds > len(self.models) else ""
+        )
         listed = "".join(f"; {what}: {names}" for what, names in self._names().items())
         failed = f"; {len(self._index.failures)} failed" if self._index.failures else ""
-        return f"Study({models}, {len(self.x)} images {tuple(self.x.shape[1:])}{listed}{failed})"
+        return f"Study({models}, {number_of(len(self.x), 'image')} {tuple(self.x.shape[1:])}{listed}{failed})"
 
     def _repr_html_(self) -> str:
         seeds = {name: sum(member.model == name for member in self.members) for name in self.models}
@@ -384,9 +387,9 @@ class StudyResults:
                 for row in audited.to_dict("records")
             )
         if self._index.failures:
-            rows["failed"] = f"{len(self._index.failures)} results; study.failures says why"
+            rows["failed"] = f"{number_of(len(self._index.failures), 'result')}; study.failures says why"
         shown = self.x[:_SHOWN]
-        return facts("study", rows) + strip(shown, f"the first {len(shown)} images")
+        return facts("study", rows) + strip(shown, f"the first {number_of(len(shown), 'image')}")
 
     def _names(self) -> dict[str, str]:
         index = self._index
