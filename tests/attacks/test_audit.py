@@ -94,6 +94,19 @@ def test_known_faults_are_not_believed(trained, batch, fault, eps, caught_by) ->
 
 
 @pytest.mark.long
+def test_an_attack_says_on_how_many_samples_it_ran(trained, batch) -> None:
+    """Square finds nothing that other gradients have not broken; alone it would break most of them."""
+    x, y = batch[0][:24], batch[1][:24]
+    report = audit(Quantised(trained).eval(), x, y, eps=0.1)
+    broken = round(24 * report["other gradients"].numbers["missed"])
+    left = int(report.audited.robust.sum()) - broken
+    assert broken > 0
+    for name in ("single step", "black box", "AutoAttack"):
+        assert f"; it was run on the {left} that gradients from elsewhere" in report[name].evidence
+    assert "it was run on" not in report["strongest attack"].evidence
+
+
+@pytest.mark.long
 def test_saturated_logits_are_a_weak_attack_not_a_misleading_gradient(trained, batch) -> None:
     """The gradient is right; the cross-entropy is what fails, and the report names what does not."""
     report = audit(Loud(trained).eval(), batch[0][:24], batch[1][:24], eps=0.1)
