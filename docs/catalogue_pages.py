@@ -19,6 +19,7 @@ sys.path.insert(0, str(DOCS / "_extensions"))
 
 from catalogue import grouped, settings, shown, text  # noqa: E402
 
+from saliency_lab._common.settings import Settings  # noqa: E402
 from saliency_lab.attribution.catalogue import CAPTUM, METHODS  # noqa: E402
 from saliency_lab.metrics.catalogue import METRICS, Metric  # noqa: E402
 from saliency_lab.metrics.sizes import settings_at_size  # noqa: E402
@@ -123,17 +124,27 @@ def metric_facts(name: str) -> Iterator[tuple[str, str]]:
     yield "source", metric.reference
 
 
+GIVEN = {"baselines": "training_images", "masks": "masks", "attacked": "result.adversarial"}
+"""What the example of a page passes for a setting without a default."""
+
+
+def required(settings: type[Settings]) -> str:
+    """Write the settings that a call must give."""
+    names = [name for name, field in settings.model_fields.items() if field.is_required()]
+    return "".join(f", {name}={GIVEN[name]}" for name in names)
+
+
 def page(kind: str, name: str) -> str:
     """Write the page of a method or a metric."""
     note = NOTES[kind][name]
     if kind == "methods":
         thing, facts, ending = METHODS[name], method_facts(name), "jpg"
-        call = f'maps = sl.attribute(model, x, y, "{name}")'
+        call = f'maps = sl.attribute(model, x, y, "{name}"{required(thing.settings)})'
         opening = docstring(METHODS[name].run)
         overview, reference = "attribution.md", "all methods"
     else:
         thing, facts, ending = METRICS[name], metric_facts(name), "png"
-        call = f'scores = sl.evaluate(model, x, y, maps, "{name}")'
+        call = f'scores = sl.evaluate(model, x, y, maps, "{name}"{required(thing.settings)})'
         opening = f"{note['short'][0].upper()}{note['short'][1:]}."
         overview, reference = "metrics.md", "all metrics"
     heading = FAMILIES[thing.family]

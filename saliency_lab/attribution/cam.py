@@ -289,7 +289,10 @@ def _scaled(values: Tensor) -> Tensor:
 
 
 class ConductanceSettings(Settings):
-    """As for `grad_cam`, with `steps` on the line from the `baseline` to the image."""
+    """`layer` and `interpolation` are those of `grad_cam`; `steps` is the number of points.
+
+    They lie on the line from the `baseline` to the image.
+    """
 
     layer: LayerSpec = None
     steps: int = Field(20, ge=2)

@@ -16,7 +16,7 @@ def add_to(app: typer.Typer) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the models, tables and figures.")] = Path("runs/demo"),
 ) -> None:
-    """Do the whole job on scikit-learn's digits: train four recipes, attribute, score, attack, compare.
+    """Run a complete example on scikit-learn's digits: train, explain, score, attack and compare networks.
 
     Nothing is downloaded. A second run finds what the first one left, and takes seconds.
     """

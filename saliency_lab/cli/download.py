@@ -21,7 +21,7 @@ def download(
     ],
     data_root: DataRoot = None,
 ) -> None:
-    """Fetch a data set's files. Only this and pretrained weights (load_model) use the network."""
+    """Fetch a data set's files. Only this, pretrained weights and RobustBench models use the network."""
     from saliency_lab.data import list_datasets, load_dataset
 
     data = load_dataset(name, data_root, download=True)

@@ -24,10 +24,10 @@ Checkpoints = Annotated[
     list[str],
     typer.Argument(
         metavar="MODEL",
-        help="Folders of trained models, as `train` leaves them, or a name of `saliency-lab list zoo`; or a "
-        "pretrained network with its weights: torchvision/NAME@DEFAULT, timm/NAME@DEFAULT, hf/NAME@DEFAULT "
-        "(downloaded once), or …@FILE with those of a state dict, which gets the normalisation and size of "
-        "NAME@DEFAULT, ImageNet's for most; for others use `sl.wrap`.",
+        help="Folders of trained models, as `train` leaves them; names of `saliency-lab list zoo`; or "
+        "pretrained networks: torchvision/NAME@DEFAULT, timm/NAME@DEFAULT or hf/NAME@DEFAULT (downloaded "
+        "once). NAME@FILE loads a state dict instead; images are normalised and resized as for NAME@DEFAULT. "
+        "For another normalisation, use `sl.wrap` in Python.",
         show_default=False,
     ),
 ]
@@ -77,7 +77,8 @@ NamedSettings = Annotated[
     typer.Option(
         "--set",
         metavar="NAME.KEY=VALUE",
-        help="A setting of a method, metric or attack of this command, such as NAME.KEY=50; repeatable.",
+        help="A setting of a method, metric or attack of this command, such as smoothgrad.n=50 or "
+        "pgd.steps=20; repeatable.",
     ),
 ]
 
@@ -109,7 +110,10 @@ Compile = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option("--dtype", help="bfloat16: run these passes in lower precision; scores change slightly."),
+    typer.Option(
+        "--dtype",
+        help="bfloat16 runs passes that only evaluate a model in lower precision; scores change slightly.",
+    ),
 ]
 
 

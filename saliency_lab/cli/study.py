@@ -32,7 +32,9 @@ Plan = Annotated[bool, typer.Option("--plan", help="Only say what there is to do
 Verify = Annotated[bool, typer.Option("--verify", help="Only check every file of the store.")]
 Page = Annotated[
     Path | None,
-    typer.Option("--page", metavar="DIR", help="Write the study's page, claims, tables and figures, here."),
+    typer.Option(
+        "--page", metavar="DIR", help="Folder for the study's page with its claims, tables and figures."
+    ),
 ]
 From = Annotated[
     list[Path] | None,

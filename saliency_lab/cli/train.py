@@ -45,7 +45,9 @@ def train(
         str, typer.Option(help="How many devices (processes) on this machine, or auto.")
     ] = "1",
     num_nodes: Annotated[int, typer.Option(min=1, help="How many machines.")] = 1,
-    strategy: Annotated[str, typer.Option(help="Fabric's strategy, such as ddp.")] = "auto",
+    strategy: Annotated[
+        str, typer.Option(help="Strategy of Lightning Fabric for several devices, such as ddp.")
+    ] = "auto",
     precision: Annotated[
         str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed; short for --set training.precision=…")
     ] = None,

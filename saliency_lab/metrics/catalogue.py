@@ -169,7 +169,7 @@ _ELSEWHERE = {
 
 METRICS: Registry[Metric] = Registry("metric", "metric", elsewhere=_ELSEWHERE)
 
-NOT_A_NUMBER = "the model's answer is not a number"
+NOT_A_NUMBER = "the model's output is not a number"
 """Why a score that is computed from the model's outputs is NaN."""
 
 

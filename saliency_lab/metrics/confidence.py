@@ -14,7 +14,7 @@ from saliency_lab.metrics.explainer import Explaining
 from saliency_lab.metrics.maps import pixel_scores
 from saliency_lab.metrics.probe import Baseline, Output
 
-UNDEFINED = "the map has no positive score, or the model's answer on the image is not a positive number"
+UNDEFINED = "the map has no positive score, or the model's output for the image is not a positive number"
 
 
 class MaskSettings(Settings):
@@ -29,7 +29,11 @@ class MaskSettings(Settings):
 
 
 class MaskingExplained(MaskSettings, Explaining):
-    """As `MaskSettings`; the masked image is explained again."""
+    """The image is blended with the baseline, by pixel scores that are divided by the largest.
+
+    Negative scores count as zero, or with `absolute` as their magnitudes. The blended image is explained
+    again.
+    """
 
 
 def unit_masks(case: MetricInput, maps: Tensor) -> Tensor:

@@ -396,7 +396,7 @@ register(
         settings=Segments,
         forwards=lambda s, pixels: s.segments + 1,
         needs="ranking",
-        undefined="the image has a single segment, or the model's answer on it is zero or not a number",
+        undefined="the image has a single segment, or the model's output for it is zero or not a number",
         fast=_irof,
         quantus=_irof_quantus,
         serial=("quantus",),

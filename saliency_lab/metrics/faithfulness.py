@@ -24,7 +24,7 @@ from saliency_lab.metrics.sizes import Size, SizedSettings, pixels_of
 ONE_PATCH = "patches removed one at a time"
 """What `without_units` answers for several metrics."""
 
-UNVARIED = "the model's answer, or the map's sum, is the same for everything removed, or not a number"
+UNVARIED = "the model's output, or the map's sum, is the same for everything removed, or not a number"
 
 
 class RandomSubsets(SizedSettings):

@@ -30,9 +30,10 @@ POINTS = 101
 
 
 class InformationCurve(Settings):
-    """The top `thresholds` of the pixels are shown, and a random share `seen` of them in the blurred image.
+    """`thresholds` are the shares of the pixels that are put back into a blurred image, highest scores first.
 
-    An image on which the answer is below `minimum` has no score.
+    In the blurred image a random share `seen` of all pixels is known. An image for which the output is below
+    `minimum` has no score.
     """
 
     thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
@@ -178,9 +179,9 @@ def _information_curve(case: MetricInput, *, accuracy: bool) -> MetricOutput:
 
 def _why_undefined(sizes: np.ndarray, answers: np.ndarray, minimum: float) -> str | None:
     if not answers[1] >= minimum:
-        return f"the model's answer on the image is below minimum={minimum}, or not a number"
+        return f"the model's output for the image is below minimum={minimum}, or not a number"
     if not answers[0] < answers[1]:
-        return "the model's answer on the blurred image is not below that on the image"
+        return "the model's output for the blurred image is not below that for the image"
     if not sizes[0] < sizes[1]:
         return "the blurred image does not hold less information than the image"
     return None
@@ -197,7 +198,8 @@ for _name, _accuracy in (("sic", False), ("aic", True)):
             settings=InformationCurve,
             forwards=lambda s, pixels: len(s.thresholds) + 2,
             needs="ranking",
-            undefined="the model's answer is not a number",
+            undefined="the output for the image is below `minimum` or not a number, the output for the "
+            "blurred image is not below that for the image, or the blurred image does not hold less information",
             fast=lambda case, accuracy=_accuracy: _information_curve(case, accuracy=accuracy),  # type: ignore[misc]
             shares="images with the map's top pixels shown",
         )

@@ -221,7 +221,7 @@ def _random_logit(case: MetricInput) -> MetricOutput:
     return MetricOutput(likeness_to(case.maps.cpu(), case.settings.similarity)(maps).numpy())
 
 
-CONSTANT = "a map of a randomised network, or of the other class, is constant, zero or not finite"
+CONSTANT = "a map of a randomised network is constant, zero or not finite"
 register(
     Metric(
         name="mprt",
@@ -279,7 +279,7 @@ register(
         settings=OtherClass,
         forwards=lambda s, pixels: 0,
         needs="varying",
-        undefined=CONSTANT,
+        undefined="the map of the other class is constant, zero or not finite",
         fast=_random_logit,
         maps=lambda s: MapsMade(1),
     )
