@@ -146,24 +146,33 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     check_module(model)
     given = dtype_of(model)
     with _PRECISIONS.changed(lambda: _data(model), lambda: _widen(model), _put_back):
-        widened = given in HALF
         try:
             yield
         except (RuntimeError, InputError) as error:
-            if widened and "the same dtype" in f"{error}":
-                raise InputError(
-                    f"{type(model).__name__} is run in float32 with its own weights, because {given} rounds "
-                    f"small differences away, but its forward converts to another type ({error}); take that "
-                    "out of it"
-                ) from error
-            raise
+            if "the same dtype" not in f"{error}" or (isinstance(error, InputError) and given not in HALF):
+                raise
+            why = f", because {given} rounds small differences away" if given in HALF else ""
+            raise InputError(
+                f"{type(model).__name__} is run in float32 with its own weights{why}, but its forward "
+                f"converts to another type ({error}); take that out of it"
+            ) from error
 
 
 _PRECISIONS = SharedState()
 
 
-def _data(model: nn.Module) -> dict[Tensor, Tensor]:
-    return {tensor: tensor.data for tensor in (*model.parameters(), *model.buffers())}
+def _data(model: nn.Module) -> dict[Any, Any]:
+    """Return the data of each tensor, and the type of each buffer by its owner and name.
+
+    A forward may replace a buffer by a new tensor.
+    """
+    buffers = {
+        (module, name): buffer.dtype
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    }
+    return {tensor: tensor.data for tensor in (*model.parameters(), *model.buffers())} | buffers
 
 
 def _widen(model: nn.Module) -> None:
@@ -172,9 +181,15 @@ def _widen(model: nn.Module) -> None:
             tensor.data = tensor.data.float()
 
 
-def _put_back(tensor: Tensor, data: Tensor) -> None:
-    if tensor.dtype != data.dtype:
-        tensor.data = data
+def _put_back(part: Tensor | tuple[nn.Module, str], found: Any) -> None:
+    if isinstance(part, Tensor):
+        if part.dtype != found.dtype:
+            part.data = found
+        return
+    module, name = part
+    buffer = module._buffers.get(name)
+    if buffer is not None and buffer.dtype != found and found in HALF:
+        module._buffers[name] = buffer.to(found)
 
 
 @contextmanager
@@ -528,18 +543,24 @@ def pass_rows(model: nn.Module, shape: torch.Size, *, backward: bool) -> int:
 
 @contextmanager
 def _activations_noted(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Note the size of what the layers of a model return for images (N, C, H, W) inside, once per model."""
+    """Note the size of what the layers of a model return for images (N, C, H, W) inside, once per model.
+
+    A layer with weights of float32 that returns half precision, as under `torch.autocast` inside of the
+    forward, is warned about.
+    """
     known = _ACTIVATION_BYTES.setdefault(model, {})
     shape = images.shape[1:]
     if shape in known or hidden_part(model) is not None:
         yield
         return
-    size = 0.0
+    size, rounded = 0.0, None
 
     def add(layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        nonlocal size
+        nonlocal size, rounded
         if isinstance(output, Tensor):
             size += output.numel() * output.element_size() / len(images)
+            weight = next(layer.parameters(), output)
+            rounded = output.dtype if output.dtype in HALF and weight.dtype not in HALF else rounded
 
     leaves = [module for module in model.modules() if next(module.children(), None) is None]
     handles = [leaf.register_forward_hook(in_this_thread(add)) for leaf in leaves]
@@ -548,6 +569,12 @@ def _activations_noted(model: nn.Module, images: Tensor) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+    if rounded is not None and not known:
+        warn(
+            f"the forward of {type(model).__name__} computes in {str(rounded).removeprefix('torch.')}, as "
+            "under torch.autocast, although its weights are float32. That rounds small differences of its "
+            "outputs away, which maps and scores are made of; take it out of the forward"
+        )
     known[shape] = size
 
 

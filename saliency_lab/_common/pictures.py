@@ -144,7 +144,12 @@ def damaged(label: str, reason: object) -> DataNotFoundError:
 
 def is_grey(picture: Image) -> bool:
     """Whether a picture holds one channel of grey, of 1, 8 or 16 bits."""
-    return picture.mode in ("1", "L") or picture.mode.startswith("I;16")
+    return picture.mode in ("1", "L") or has_16_bits(picture)
+
+
+def has_16_bits(picture: Image) -> bool:
+    """Whether a picture holds grey of 0 to 65535, which Pillow gives 32 bits where it read a PGM file."""
+    return picture.mode.startswith("I;16") or (picture.format == "PPM" and picture.mode == "I")
 
 
 def eight_bit(picture: Image, label: str, mode: Literal["L", "RGB"] | None = None) -> Image:
@@ -166,9 +171,10 @@ def eight_bit(picture: Image, label: str, mode: Literal["L", "RGB"] | None = Non
         picture.load()
     except Exception as error:  # Pillow's decoders raise whatever they met
         raise damaged(label, error) from error
+    sixteen_bits = has_16_bits(picture)
     with contextlib.suppress(Exception):  # EXIF data that cannot be parsed contain no orientation
         picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):
+    if sixteen_bits:
         picture = Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
     if picture.mode in ("I", "F"):
         raise InputError(

@@ -103,8 +103,8 @@ def ead(problem: AttackProblem, settings: EadSettings) -> AttackOutcome:
             loss = loss + (ahead - x).flatten(1).square().sum(1)
             slope = torch.autograd.grad(loss.sum(), ahead)[0].nan_to_num()
             rate = settings.learning_rate * (1 - step / settings.steps) ** 0.5
-            delta = (ahead.detach() - rate * slope).clamp(0, 1) - x
-            shrunk = x + delta.sign() * (delta.abs() - settings.beta * rate).clamp_min(0)
+            delta = ahead.detach() - rate * slope - x
+            shrunk = (x + delta.sign() * (delta.abs() - settings.beta * rate).clamp_min(0)).clamp(0, 1)
             ahead, point = shrunk + step / (step + 3) * (shrunk - point), shrunk
             reached |= nearest.offer(point, problem.judge(point), passes=2)
         return reached

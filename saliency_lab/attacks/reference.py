@@ -64,7 +64,10 @@ class SquareSettings(AttackSettings):
 
 
 class AutoAttackSettings(AttackSettings):
-    """The standard ensemble: APGD-CE, targeted APGD-DLR, FAB-T, Square."""
+    """The standard ensemble: APGD-CE, targeted APGD-DLR, FAB-T, Square.
+
+    As there, APGD-CE has 5 restarts in L1 and targeted APGD-DLR at most 5 classes; otherwise 1 and 9.
+    """
 
     steps: int = Field(default=100, ge=1)
     target_classes: int = Field(default=9, ge=1)
@@ -156,10 +159,11 @@ def autoattack(problem: AttackProblem, settings: AutoAttackSettings) -> AttackOu
     """Croce and Hein, ICML 2020: APGD-CE, targeted APGD-DLR, FAB-T, Square; each on what the last left."""
     _need_classes(problem, 4, "autoattack")
     steps, targets = settings.steps, settings.target_classes
+    restarts, aimed = (5, min(targets, 5)) if problem.norm == "l1" else (1, targets)
     search = _Search(problem)
     for run in (
-        lambda now: apgd_ce(now, ApgdSettings(norm=now.norm, steps=steps)),
-        lambda now: apgd_t(now, TargetedSettings(norm=now.norm, steps=steps, target_classes=targets)),
+        lambda now: apgd_ce(now, ApgdSettings(norm=now.norm, steps=steps, restarts=restarts)),
+        lambda now: apgd_t(now, TargetedSettings(norm=now.norm, steps=steps, target_classes=aimed)),
         lambda now: fab_t(now, TargetedSettings(norm=now.norm, steps=steps, target_classes=targets)),
         lambda now: square(now, SquareSettings(norm=now.norm, queries=settings.queries)),
     ):

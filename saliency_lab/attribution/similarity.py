@@ -24,7 +24,8 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Compute the structural similarity of maps scaled by their largest magnitude; NaN for a map of zeros.
 
-    Windows have 7 × 7 pixels, or fewer on smaller maps; a map with a side of 1 or 2 pixels is one window.
+    The range of the values is 2, or 1 where neither map has a negative value, as for magnitudes. Windows have
+    7 × 7 pixels, or fewer on smaller maps; a map with a side of 1 or 2 pixels is one window.
     Wang et al., IEEE Transactions on Image Processing, 2004.
 
     >>> x = torch.rand(2, 3, 8, 8)
@@ -40,21 +41,19 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
             scores.append(np.nan)
             continue
         first, second = first / scales[0], second / scales[1]
+        span = 1.0 if min(first.min(), second.min()) >= 0 else 2.0
         if window < 3:
-            scores.append(float(np.mean([_one_window(*pair) for pair in zip(first, second, strict=True)])))
+            scores.append(
+                float(np.mean([_one_window(*pair, span) for pair in zip(first, second, strict=True)]))
+            )
             continue
-        scores.append(
-            structural_similarity(first, second, data_range=_RANGE, channel_axis=0, win_size=window)
-        )
+        scores.append(structural_similarity(first, second, data_range=span, channel_axis=0, win_size=window))
     return torch.tensor(scores, dtype=torch.float64)
 
 
-_RANGE = 2.0
-
-
-def _one_window(a: np.ndarray, b: np.ndarray) -> float:
+def _one_window(a: np.ndarray, b: np.ndarray, span: float) -> float:
     """Return the structural similarity of two planes (H, W) that are one window each."""
-    c1, c2 = (0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2
+    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
     (va, cov), (_, vb) = np.cov(a.ravel(), b.ravel()) if a.size > 1 else np.zeros((2, 2))
     ma, mb = a.mean(), b.mean()
     return float((2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2)))

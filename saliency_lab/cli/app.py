@@ -82,11 +82,20 @@ class Command(TyperCommand):
         rest = super().parse_args(ctx, args)
         for option in self.params:
             given = ctx.params.get(option.name)
-            if isinstance(given, Path) and f"{given}".startswith("~"):
-                from saliency_lab._common.arguments import check_path
-
-                ctx.params[option.name] = check_path(given, option.opts[-1])
+            if isinstance(given, Path):
+                ctx.params[option.name] = _expanded(given, option)
+            elif isinstance(given, list):
+                ctx.params[option.name] = [
+                    _expanded(each, option) if isinstance(each, Path) else each for each in given
+                ]
         return rest
+
+
+def _expanded(path: Path, option: Any) -> Path:
+    """Return a path with the home folder in place of ~, which a shell leaves after an equals sign."""
+    from saliency_lab._common.arguments import check_path
+
+    return check_path(path, option.opts[-1]) if f"{path}".startswith("~") else path
 
 
 class Commands(TyperGroup):

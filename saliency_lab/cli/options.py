@@ -166,7 +166,15 @@ def key_values(pairs: Sequence[str]) -> dict[str, Any]:
 
 def named_settings(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Give each name its settings from `NAME.KEY=VALUE` options; `module:f` goes by the name `f`."""
-    settings: dict[str, dict[str, Any]] = {label_of(name): {} for name in names}
+    named = {label_of(name): name for name in names}
+    for name in names:
+        label = label_of(name)
+        if named[label] != name:
+            raise InputError(
+                f"'{name}' and '{named[label]}' would both be listed as '{label}'; name one of them here, or "
+                "give each a label of its own in the file of a study"
+            )
+    settings: dict[str, dict[str, Any]] = {label: {} for label in named}
     for key, value in key_values(pairs).items():
         given, dot, setting = key.partition(".")
         if not dot:

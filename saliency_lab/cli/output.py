@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saliency_lab._common.files import atomic_path, output_file
 from saliency_lab._common.progress import is_terminal
@@ -62,13 +64,21 @@ class Output:
         """Write a table as a JSON list of rows, if it was asked for."""
         if self.file is None:
             return
-        text = table.to_json(orient="records", indent=2, force_ascii=False)
+        # pandas would write ten decimals, and so 0.0 for a small p
+        rows = [{key: _plain(value) for key, value in row.items()} for row in table.to_dict("records")]
+        text = json.dumps(rows, indent=2, ensure_ascii=False, default=str)
         if self.silent:
             print(text)
             return
         with atomic_path(self.file) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
         print(self.file)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a table as JSON has it: None for what is no number."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(table: pd.DataFrame, title: str | None = None) -> None:

@@ -312,6 +312,9 @@ def lost_seeds(means: np.ndarray) -> bool:
 def _seed_spread(by_seed: Sequence[np.ndarray]) -> tuple[list[float], float] | None:
     """Return the standard error of each model's mean over its seeds, and Welch's degrees of freedom.
 
+    They are at most those of seeds that vary equally. Otherwise, where one model has few seeds that happen to
+    be alike, the degrees of freedom would be those of the other model's many seeds.
+
     A seed without a score (NaN) is left out. A single seed is taken to vary like the seeds of the other
     model; where all models have a single one, the errors are 0. None where a model lost seeds
     (`lost_seeds`).
@@ -330,7 +333,9 @@ def _seed_spread(by_seed: Sequence[np.ndarray]) -> tuple[list[float], float] | N
     known = errors if len(several) == len(by_seed) else [math.sqrt(sum(error**2 for error in errors))]
     spread = sum(error**4 / (len(means) - 1) for error, means in zip(known, several, strict=True))
     freedom = sum(error**2 for error in known) ** 2 / spread if spread > 0 else np.inf
-    return errors, freedom
+    counts = [len(means) for means in several]
+    equal = sum(1 / n for n in counts) ** 2 / sum(1 / (n**2 * (n - 1)) for n in counts)
+    return errors, min(freedom, equal)
 
 
 def _interaction_share(groups: Sequence[np.ndarray], of_images: float) -> float:

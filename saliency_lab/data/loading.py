@@ -268,7 +268,7 @@ def _read(item: Any, label: str, mode: Any) -> Any:
     if hasattr(item, "getbands"):
         return eight_bit(item, label, mode)
     if isinstance(item, Tensor):
-        array = item.detach().cpu().numpy()
+        array = (item.float() if item.dtype == torch.bfloat16 else item).detach().cpu().numpy()
     else:
         try:
             array = np.asarray(item)

@@ -320,7 +320,7 @@ def run_jobs(
 ) -> dict[str, list[Scores]]:
     """Score each method's maps by each job, block by block, so that memory does not grow with the samples."""
     x, y = read_labelled(x, explained_classes(attributions.values()) if y is None else y)
-    seed, x, y = check_seed(seed), check_images(x).detach().cpu(), check_labels(y, len(x)).cpu()
+    seed, x, y = check_seed(seed), in_full_precision(check_images(x)), check_labels(y, len(x)).cpu()
     height, width = x.shape[2:]
     jobs = [replace(job, settings=settings_at_size(job.settings, height, width)) for job in jobs]
     with gradients_recorded(), in_float32(model):
@@ -364,6 +364,11 @@ def _run(
         ]
         for method in maps
     }
+
+
+def in_full_precision(x: Tensor) -> Tensor:
+    """Return images on the CPU; those of half precision in float32, so that neighbours and fills are too."""
+    return x.detach().cpu().to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _values(given: Any, x: Tensor) -> Tensor | PackedMaps:

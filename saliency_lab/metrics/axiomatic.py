@@ -44,7 +44,7 @@ class NonSensitivity(SizedSettings):
 
 
 class Shift(Explaining):
-    """The input is shifted by `shift` (and scaled back into [0, 1]), and the network undoes it."""
+    """The input is shifted by `shift`, beyond [0, 1], and the network undoes it."""
 
     shift: float = Field(0.5, gt=0)
 
@@ -69,7 +69,7 @@ def _non_sensitivity(case: MetricInput) -> MetricOutput:
 
 
 class Shifted(nn.Module):
-    """f((1 + shift)·x' − shift): what f says of x, when given x' = (x + shift) / (1 + shift).
+    """f(x' − shift): the output of f for x, given x' = x + shift.
 
     Its parts are those of f under their own names, by which settings of a method may name a layer.
     """
@@ -86,15 +86,14 @@ class Shifted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
         self._shifted.training = self.training  # the mode of its parts, which are those of this, is set here
-        logits: Tensor = self._shifted((1 + self.shift) * x - self.shift)
+        logits: Tensor = self._shifted(x - self.shift)
         return logits
 
 
 def _input_invariance(case: MetricInput) -> MetricOutput:
     shift = case.settings.shift
     network = Shifted(case.probe.model, shift)
-    x = ((case.probe.images + shift) / (1 + shift)).clamp(0, 1)
-    maps = case.explainer(network, x, case.settings.explain)
+    maps = case.explainer(network, case.probe.images + shift, case.settings.explain)
     given, shifted = case.maps.cpu().flatten(1), maps.flatten(1)
     lengths = given.norm(dim=1) * shifted.norm(dim=1)
     cosine = (given * shifted).sum(1) / lengths.where(
@@ -146,6 +145,7 @@ register(
         needs="nonzero",
         undefined="the map of the shifted image is not finite",
         fast=_input_invariance,
+        revision=1,  # the shifted image was scaled into [0, 1], so that noise of a method weighed more on it
         maps=lambda s: MapsMade(1),
     )
 )

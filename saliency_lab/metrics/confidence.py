@@ -48,7 +48,7 @@ def masked_images(case: MetricInput) -> Tensor:
     probe = case.probe
     mask = unit_masks(case, case.maps).nan_to_num(0).view(len(probe), 1, *probe.x.shape[2:]).to(probe.x)
     fill = probe.fill(case.settings.baseline)
-    return fill + mask * (probe.x - fill)
+    return torch.lerp(fill, probe.x, mask)  # exactly the image where the mask is 1
 
 
 def _answers(case: MetricInput) -> tuple[Tensor, Tensor]:

@@ -244,13 +244,15 @@ def _irof(case: MetricInput) -> MetricOutput:
     ranks, count = _segment_ranks(case)
     cut = torch.arange(int(count.max()) + 1, device=probe.home).minimum(count)
     answers = removal(probe, ranks, cut.int(), settings.baseline).read(settings.output)
-    return _irof_output(answers / answers[:, :1], cut, count)
+    return _irof_output(case, answers / answers[:, :1], cut, count)
 
 
-def _irof_output(curve: Tensor, cut: Tensor, count: Tensor) -> MetricOutput:
+def _irof_output(case: MetricInput, curve: Tensor, cut: Tensor, count: Tensor) -> MetricOutput:
+    """Return 1 − the area; a share of a negative output would grow as the output falls."""
     at = cut.double() / count
     over = 1 - torch.trapezoid(curve, at, dim=1)
-    return outcome(over.where(count[:, 0] > 1, torch.nan), curve, at)
+    positive = case.probe.clean.read(case.settings.output)[:, 0].to(over.device) > 0
+    return outcome(over.where((count[:, 0] > 1) & positive, torch.nan), curve, at)
 
 
 def _irof_quantus(case: MetricInput) -> MetricOutput:
@@ -277,7 +279,7 @@ def _irof_quantus(case: MetricInput) -> MetricOutput:
     after = torch.as_tensor(curves[0])
     curve = torch.cat([torch.ones(len(after), 1, dtype=torch.float64), after.double()], 1)
     cut = torch.arange(curve.shape[1]).minimum(count.cpu())
-    return _irof_output(curve, cut, count.cpu())
+    return _irof_output(case, curve, cut, count.cpu())
 
 
 register(
@@ -396,7 +398,7 @@ register(
         settings=Segments,
         forwards=lambda s, pixels: s.segments + 1,
         needs="ranking",
-        undefined="the image has a single segment, or the model's output for it is zero or not a number",
+        undefined="the image has a single segment, or the model's output for it is not a positive number",
         fast=_irof,
         quantus=_irof_quantus,
         serial=("quantus",),

@@ -198,8 +198,8 @@ for _name, _accuracy in (("sic", False), ("aic", True)):
             settings=InformationCurve,
             forwards=lambda s, pixels: len(s.thresholds) + 2,
             needs="ranking",
-            undefined="the output for the image is below `minimum` or not a number, the output for the "
-            "blurred image is not below that for the image, or the blurred image does not hold less information",
+            undefined="the output for the image is below `minimum` or not a number, or that for the blurred "
+            "image is not below it, or the blurred image does not hold less information",
             fast=lambda case, accuracy=_accuracy: _information_curve(case, accuracy=accuracy),  # type: ignore[misc]
             shares="images with the map's top pixels shown",
         )

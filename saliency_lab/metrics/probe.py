@@ -185,13 +185,13 @@ class Probe:
         return ProbePredictions(*(torch.cat(parts)[at] for parts in zip(*rows, strict=True)))
 
     def _answer(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = self.logits(images)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        # float64 before softmax: near 1, probabilities of float32 are 6e-8 apart, which is a drop's size
+        logits, labels = self.logits(images).to(self.home).double(), labels.to(self.home)
         at = labels[:, None]
         return (
-            logits.gather(1, at)[:, 0].to(self.home).double(),
-            logits.softmax(1).gather(1, at)[:, 0].to(self.home).double(),
-            (logits.argmax(1) == labels).to(self.home),
+            logits.gather(1, at)[:, 0],
+            logits.softmax(1).gather(1, at)[:, 0],
+            logits.argmax(1) == labels,
         )
 
     @property

@@ -77,7 +77,8 @@ class MaskSpace:
         if same.any():
             clean = self.probe.remember(("quantus outputs",), lambda: self._outputs(self.probe.x))
             out = clean.where(same[:, None], out)
-        return (out.softmax(1) if self.output == "probability" else out).double().numpy()
+        out = out.double()
+        return (out.softmax(1) if self.output == "probability" else out).numpy()
 
     def _outputs(self, images: Tensor) -> Tensor:
         out = torch.cat([self.probe.logits(chunk) for chunk in images.split(self.probe.chunk)]).cpu()

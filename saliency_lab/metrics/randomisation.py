@@ -234,7 +234,7 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_mprt,
-        revision=1,  # layers are randomised in the order in which they run, not in that of their definition
+        revision=2,  # 1: the order of layers is that in which they run; 2: magnitudes range over 0 to 1
         maps=lambda s: MapsMade(per_layer=1),
     )
 )
@@ -250,7 +250,7 @@ register(
         needs="varying",
         undefined=CONSTANT,
         fast=_smooth_mprt,
-        revision=1,
+        revision=2,
         maps=lambda s: MapsMade(fixed=s.samples, per_layer=s.samples),
     )
 )
@@ -281,6 +281,7 @@ register(
         needs="varying",
         undefined="the map of the other class is constant, zero or not finite",
         fast=_random_logit,
+        revision=1,
         maps=lambda s: MapsMade(1),
     )
 )

@@ -191,11 +191,28 @@ def _representations(case: MetricInput, points: Tensor) -> Tensor:
             "relative_representation_stability reads the input of the nn.Linear that the model runs last, "
             f"{found}; use relative_output_stability"
         )
+
+    def read(images: Tensor) -> Tensor:
+        caught.clear()
+        with _hooked([ran[-1]], catch):
+            probe.logits(images.to(probe.device))
+        return caught[0]
+
+    one, two = read(probe.images[:1]), read(probe.images[[0, -1]])
+    # which dimension grows with the images; tokens may come first, or be rows of their own
+    grown = [at for at, (few, more) in enumerate(zip(one.shape, two.shape, strict=True)) if more == 2 * few]
+
+    def rows(inputs: Tensor, images: int) -> Tensor:
+        return inputs.movedim(grown[0], 0).reshape(images, -1)
+
+    if not grown or (rows(two, 2)[0] - rows(one, 1)[0]).norm() > 1e-3 * one.norm():
+        raise InputError(
+            "relative_representation_stability reads the input of the nn.Linear that the model runs last, "
+            "which does not hold the images one after the other; use relative_output_stability"
+        )
     every = torch.cat([probe.images[:, None], points], 1)
-    with _hooked([ran[-1]], catch):
-        for chunk in every.flatten(0, 1).split(probe.chunk):
-            probe.logits(chunk.to(probe.device))
-    return torch.cat(caught).flatten(1).unflatten(0, every.shape[:2])
+    chunks = every.flatten(0, 1).split(probe.chunk)
+    return torch.cat([rows(read(chunk), len(chunk)) for chunk in chunks]).unflatten(0, every.shape[:2])
 
 
 @contextmanager
@@ -365,7 +382,7 @@ _register_relative("relative_output_stability", _output_change)
 _register_relative(
     "relative_representation_stability",
     _representation_change,
-    revision=2,  # the layer is the one that runs last, which need not be the one defined last
+    revision=3,  # 2: the layer is the one that runs last; 3: its input may have tokens first
 )
 register(
     Metric(
@@ -413,7 +430,13 @@ def _register_attacked(
 
 
 _register_attacked("attack_rank_correlation", AttackedRanks, lambda case: _by_pixel(case, rank_correlation))
-_register_attacked("attack_ssim", Attacked, lambda case: _under_attack(case, ssim), needs="varying")
+_register_attacked(
+    "attack_ssim",
+    Attacked,
+    lambda case: _under_attack(case, ssim),
+    needs="varying",
+    revision=1,  # maps without negative values were compared as if their values ranged over −1 to 1
+)
 _register_attacked(
     "attack_top_k",
     AttackedTopK,

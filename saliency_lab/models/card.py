@@ -190,15 +190,30 @@ def check_data(
 def _same_numbers(own: Sequence[str], others: Sequence[str]) -> bool:
     """Return whether labels that number the classes `others` may number those of a model.
 
-    As many classes may have other names, such as those of the folders of ImageNet, and numbers are no names.
+    As many classes may have other names, such as those of the folders of ImageNet, unless a name that both
+    lists have has another number in each; and numbers are no names.
 
     >>> _same_numbers(("cat", "dog", "fox"), ("cat", "dog"))
     True
     >>> _same_numbers(("cat", "dog", "fox"), ("dog", "fox"))
     False
+    >>> _same_numbers(("cat", "dog"), ("bird", "cat"))
+    False
+    >>> _same_numbers(("cat", "dog"), ("n02121620", "n02084071"))
+    True
     """
+    at, there = _numbers(own), _numbers(others)
+    moved = any(at[name].isdisjoint(there[name]) for name in at.keys() & there.keys())
     return (
-        len(own) == len(others)
+        (len(own) == len(others) and not moved)
         or tuple(own[: len(others)]) == tuple(others)
         or all(name.isdecimal() for name in others)
     )
+
+
+def _numbers(classes: Sequence[str]) -> dict[str, set[int]]:
+    """Return the numbers of each name; in ImageNet, two classes are called crane."""
+    numbers: dict[str, set[int]] = {}
+    for number, name in enumerate(classes):
+        numbers.setdefault(name, set()).add(number)
+    return numbers

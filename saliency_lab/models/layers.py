@@ -88,7 +88,7 @@ class Normalised(nn.Module):
         Tensor
             Normalised images (N, C, H, W).
         """
-        return (x - self.mean) / self.std
+        return ((x - self.mean) / self.std).to(x.dtype)
 
 
 class BinaryLogits(nn.Module):

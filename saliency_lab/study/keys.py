@@ -43,14 +43,16 @@ def metric_dependencies(request: Request, sample: StudySample) -> Dependencies:
     depends = {"metric": _identity(request), "engine": job.engine, "settings": canonical(stored)}
     if job.metric.revision:
         depends["definition"] = job.metric.revision
+    if isinstance(request.what, str) and getattr(job.settings, "output", None) == "probability":
+        depends["softmax"] = "float64"  # of float32 before
     return depends | _revision(request, dict(job.settings)) | _precision(request)
 
 
 _NEUTRAL = {"samples": 1, "quantised": False}
 """Attack settings that change nothing at these values; keys from before they existed stay valid."""
 
-_REVISED_IN_LINF = ("square", "autoattack")
-"""Attacks whose results changed in L∞, when Square's schedule was scaled to its number of queries."""
+_REVISED = {"square": ("linf",), "autoattack": ("linf", "l1"), "ead": ("l1", "l2", "linf")}
+"""Norms in which an attack changed: Square's schedule in L∞, AutoAttack's restarts in L1, the box of EAD."""
 
 
 def attack_dependencies(request: Request) -> Dependencies:
@@ -58,7 +60,7 @@ def attack_dependencies(request: Request) -> Dependencies:
     given = canonical(request.settings)
     settings = {k: v for k, v in given.items() if not (k in _NEUTRAL and v == _NEUTRAL[k])}
     depends = {"attack": _identity(request), "settings": settings}
-    if request.what in _REVISED_IN_LINF and given.get("norm", "linf") == "linf":
+    if isinstance(request.what, str) and given.get("norm", "linf") in _REVISED.get(request.what, ()):
         depends["revision"] = 2
     if isinstance(request.what, str) and request.what in CORRUPTIONS:
         depends["scikit-image"] = versions()["scikit-image"]

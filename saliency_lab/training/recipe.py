@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, Literal
 
 import pandas as pd
@@ -18,6 +18,7 @@ from saliency_lab._common.fingerprints import canonical, fingerprint
 from saliency_lab._common.html import facts
 from saliency_lab._common.plugins import check_names
 from saliency_lab._common.settings import Settings, parse_settings
+from saliency_lab._common.text import plain_text
 from saliency_lab._common.toml_files import merge_tables, read_extended
 from saliency_lab.training.objectives import OBJECTIVES, Objective, Standard
 from saliency_lab.training.schedules import Schedule
@@ -120,6 +121,17 @@ class Recipe(Settings):
     optimizer: OptimizerSpec = OptimizerSpec()
     training: TrainingSpec = TrainingSpec()
     validation: ValidationSpec = ValidationSpec()
+
+    @field_validator("name")
+    @classmethod
+    def _name_of_a_folder(cls, value: str) -> str:
+        """Refuse a name that would lead out of the folder `runs`, where `train` of the shell puts it."""
+        parts = value.replace("\\", "/").split("/")
+        if {"", ".", ".."} & set(parts) or PureWindowsPath(value).drive or plain_text(value) != value:
+            raise InputError(
+                f"must be a plain name, such as 'mine/asgt', as a folder is named after it, not {value!r}"
+            )
+        return value
 
     @field_validator("objective", mode="before")
     @classmethod

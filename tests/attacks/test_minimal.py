@@ -28,6 +28,21 @@ def _nearest(gap: Tensor, normal: Tensor, x: Tensor, norm: str) -> float:
     return length
 
 
+def test_ead_reaches_the_ends_of_the_range() -> None:
+    """The box comes after the shrinkage, as in the paper; before it, no pixel could be 0 or 1."""
+
+    class Bright(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first = x.flatten(1)[:, :1]
+            return torch.cat([0 * first, 100 * (first - 0.998)], 1)
+
+    x = torch.full((1, 1, 4, 4), 0.5)
+    found = sl.attack(Bright(), x, torch.tensor([0]), "ead", eps=0.6)
+    assert not found.robust.any()
+    assert found.adversarial.max() <= 1
+    assert float((found.adversarial - x).abs().sum()) < 0.5 + 1e-3
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "norm", "most"),

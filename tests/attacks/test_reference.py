@@ -14,6 +14,7 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.seeding import preserved_rng, sample_normal, sample_seeds, sample_uniform
+from saliency_lab.attacks import reference
 
 EPS = {"linf": 0.1, "l2": 1.5}
 LIBRARY_NORM = {"linf": "Linf", "l2": "L2"}
@@ -106,6 +107,31 @@ def test_apgd_is_the_librarys_point_by_point_given_its_starts(trained, batch, lo
     assert ours.success.any()
     broken = ours.success
     torch.testing.assert_close(ours.adversarial[broken], theirs[broken], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_ensemble_is_the_librarys_standard_in_every_norm(batch, norm) -> None:
+    """Restarts, classes and steps of its first two attacks, as given to them."""
+    given: dict[str, dict[str, int]] = {}
+
+    def note(name: str):
+        attack = getattr(reference, name)
+
+        def run(problem, settings):
+            given[name] = settings.model_dump()
+            return attack(problem, settings.model_copy(update={"steps": 1}))
+
+        return run
+
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), batch[0][:4]
+    with mock.patch.multiple(reference, apgd_ce=note("apgd_ce"), apgd_t=note("apgd_t")):
+        sl.attack(net, x, net(x).argmax(1), "autoattack", eps=1e-6, norm=norm, queries=1)
+    names = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+    standard = AutoAttack(net, norm=names[norm], eps=0.1, version="standard")
+    assert given["apgd_ce"]["restarts"] == standard.apgd.n_restarts
+    assert given["apgd_ce"]["steps"] == standard.apgd.n_iter
+    assert given["apgd_t"]["target_classes"] == standard.apgd_targeted.n_target_classes
+    assert given["apgd_t"]["steps"] == standard.apgd_targeted.n_iter
 
 
 @pytest.mark.long

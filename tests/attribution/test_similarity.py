@@ -23,7 +23,24 @@ def test_maps_with_a_side_of_one_or_two_pixels_have_a_similarity(height, width):
 
 def test_one_window_is_that_of_scikit_image():
     a, b = (maps(3, 3, seed)[0, 0].double().numpy() for seed in (0, 1))
-    assert _one_window(a, b) == pytest.approx(structural_similarity(a, b, data_range=2.0, win_size=3))
+    for span in (1.0, 2.0):
+        assert _one_window(a, b, span) == pytest.approx(
+            structural_similarity(a, b, data_range=span, win_size=3)
+        )
+
+
+@pytest.mark.parametrize("sign", [1, 2, 3])
+def test_magnitudes_range_over_half_of_what_signed_values_do(sign):
+    """1: both maps are magnitudes; 2 and 3: one of them has a sign."""
+    a, b = maps(9, 8, 0).double(), maps(9, 8, 1).double()
+    a, b = (a if sign == 2 else a.abs()), (b if sign == 3 else b.abs())
+    expected = [
+        structural_similarity(
+            x / np.abs(x).max(), y / np.abs(y).max(), data_range=1.0 if sign == 1 else 2.0, channel_axis=0
+        )
+        for x, y in zip(a.numpy(), b.numpy(), strict=True)
+    ]
+    assert ssim(a, b).tolist() == pytest.approx(expected)
 
 
 def test_larger_maps_are_compared_by_scikit_image():

@@ -79,6 +79,22 @@ def test_the_test_of_a_difference_keeps_its_level_with_several_seeds(seeds: int,
     assert 0 < np.mean(np.array(p) < 0.05) <= 0.05 + 1.96 * math.sqrt(0.05 * 0.95 / 400)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(("seeds", "others"), [(5, 2), (10, 2), (20, 2), (10, 3)])
+def test_the_test_of_a_difference_keeps_its_level_with_unequal_seeds(seeds: int, others: int) -> None:
+    """Welch's degrees of freedom alone reject 9 to 11 % with two seeds against ten or twenty."""
+    draws = np.random.default_rng(5)
+    p = []
+    for _ in range(800):
+        common = draws.normal(size=(1, 40))
+        a, b = (
+            common + 0.4 * draws.normal(size=(n, 1)) + 0.5 * draws.normal(size=(n, 40))
+            for n in (seeds, others)
+        )
+        p.append(difference_estimate(a, b).p_value())
+    assert 0 < np.mean(np.array(p) < 0.05) <= 0.05 + 1.96 * math.sqrt(0.05 * 0.95 / 800)
+
+
 def test_many_tests_with_three_seeds_keep_the_family_wise_error() -> None:
     """Null differences, 3 seeds, 300 images, a seed standard deviation of 0.5, tables of 20 scores."""
     draws = np.random.default_rng(4)

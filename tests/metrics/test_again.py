@@ -327,6 +327,58 @@ def test_layers_are_randomised_in_the_order_in_which_they_run(order):
     np.testing.assert_array_equal(*scores)
 
 
+class Sequence(nn.Module):
+    """A head on every token, and the mean over tokens: they come first, second or as rows of their own."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embed, self.head = nn.Linear(6, 5), nn.Linear(5, 4)
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.tanh(nn.functional.linear(x[:, 0], self.embed.weight, self.embed.bias))  # (N, 6, 5)
+        if self.order == "first":
+            return self.head(tokens.transpose(0, 1)).mean(0)
+        if self.order == "rows":
+            return self.head(tokens.flatten(0, 1)).unflatten(0, (len(x), -1)).mean(1)
+        if self.order == "rows of tokens":
+            return self.head(tokens.transpose(0, 1).flatten(0, 1)).unflatten(0, (-1, len(x))).mean(0)
+        return self.head(tokens).mean(1)
+
+
+@pytest.mark.parametrize("count", [1, 4, 6])
+@pytest.mark.parametrize("order", ["first", "rows"])
+def test_the_representation_is_that_of_the_image_wherever_tokens_are(order, count):
+    """Also with as many images as tokens."""
+    x, y = images(count)
+    scores = []
+    for each in (order, "second"):
+        model = Sequence(each).eval()
+        maps = sl.attribute(model, x, y, "input_x_gradient")
+        scores.append(
+            sl.evaluate(model, x, y, maps, "relative_representation_stability", samples=3, radius=0.01)
+        )
+    assert np.isfinite(scores[1]).any()
+    np.testing.assert_allclose(*scores, rtol=1e-4)
+
+
+def test_a_representation_that_mixes_images_is_refused():
+    model, (x, y) = Sequence("rows of tokens").eval(), images(3)
+    maps = sl.attribute(model, x, y, "input_x_gradient")
+    with pytest.raises(InputError, match="does not hold the images one after the other"):
+        sl.evaluate(model, x, y, maps, "relative_representation_stability", samples=3)
+
+
+@pytest.mark.parametrize("method", ["smoothgrad", "vargrad", "saliency"])
+def test_a_method_with_noise_is_invariant_to_a_shift(method):
+    model, (x, y) = Curved(), images(3)
+    settings = {} if method == "saliency" else SMOOTH
+    maps = sl.attribute(model, x, y, method, **settings)
+    np.testing.assert_allclose(sl.evaluate(model, x, y, maps, "input_invariance"), 1, atol=1e-5)
+
+
 MAKES_MAPS = sorted(name for name in METRICS if METRICS[name].maps is not None)
 
 
