@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -77,7 +77,7 @@ class PassPlan:
     folded: bool = False
     compiled: bool = False
     dtype: str | None = None
-    milliseconds: float = 0.0
+    milliseconds: float = field(default=0.0, compare=False)
     """Per image, when it was measured."""
 
     def facts(self) -> dict[str, Any]:
@@ -341,7 +341,7 @@ class _Trial:
         """Remember that a plan is used, and drop copies in forms that none is."""
         used = self.copies.used
         if plan is not None:
-            used.add((replace(plan, milliseconds=0.0), self.backward))
+            used.add((plan, self.backward))
         plans = {each for each, _ in used}
         nets = {(each.folded, each.layout, each.dtype) for each in plans}
         self.copies.nets = {key: net for key, net in self.copies.nets.items() if key in nets or net is None}
@@ -349,7 +349,7 @@ class _Trial:
 
     def is_compiled(self, plan: PassPlan) -> bool:
         """Whether the plan's form was compiled before."""
-        return self.copies.fast.get(replace(plan, milliseconds=0.0)) is not None
+        return self.copies.fast.get(plan) is not None
 
     def form(self, plan: PassPlan) -> _Form | None:
         """Return the form of a plan, or None if it cannot be made or its logits are not the model's."""
@@ -369,7 +369,7 @@ class _Trial:
         if form.plan.dtype is not None:
             outputs = self._outputs(form, alone=False)
             return outputs is not None and bool(outputs.isfinite().all())
-        use = (replace(form.plan, milliseconds=0.0), self.backward)
+        use = (form.plan, self.backward)
         known = use in self.copies.used  # then one image tells a change
         for alone in (True,) if known else (True, False):
             outputs, expected = self._outputs(form, alone), self._expected(alone)
@@ -429,17 +429,16 @@ class _Trial:
         return net
 
     def _fast(self, net: nn.Module, plan: PassPlan) -> Callable[[Tensor], Tensor] | None:
-        key = replace(plan, milliseconds=0.0)
-        if key not in self.copies.fast:
+        if plan not in self.copies.fast:
             example = _arranged(_fitted(self.x, plan.rows, self.few), plan.layout)
             if plan.dtype is not None:
                 example = example.to(getattr(torch, plan.dtype))
             try:
-                self.copies.fast[key] = compiled(net, example)
+                self.copies.fast[plan] = compiled(net, example)
             except CompileError as error:
                 _say(self.model, f"is not compiled: {error}")
-                self.copies.fast[key] = None
-        return self.copies.fast[key]
+                self.copies.fast[plan] = None
+        return self.copies.fast[plan]
 
     def seconds(self, form: _Form, rows: int) -> float:
         """Time passes of `rows` images, per image."""
