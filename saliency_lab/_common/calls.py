@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +119,7 @@ class Rule(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def is_in_place(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def is_in_place(func: Call, kwargs: dict[str, Any]) -> bool:
     """Return whether a call of an elementwise function changes its argument."""
     name = getattr(func, "__name__", "")
     return bool(kwargs.get("inplace", False)) or (name.endswith("_") and not name.endswith("__"))
@@ -127,7 +127,7 @@ def is_in_place(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bo
 
 def deliver(result: Tensor, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Hand over the replacement's result, by changing the argument if that is what was asked for."""
-    return args[0].copy_(result) if is_in_place(func, args, kwargs) else result
+    return args[0].copy_(result) if is_in_place(func, kwargs) else result
 
 
 def _spelt_alike(
@@ -173,6 +173,14 @@ def depending(*parts: Any) -> list[Tensor]:
     return tensors
 
 
+class Traced(NamedTuple):
+    """A call, and the name and module of the innermost `forward` that makes it."""
+
+    name: str
+    module: nn.Module
+    func: Call
+
+
 Question = Callable[[Call, tuple[Any, ...], list[Tensor]], bool]
 """Asked of a function, its arguments, and those tensors among them that depend on the image."""
 
@@ -180,17 +188,17 @@ Question = Callable[[Call, tuple[Any, ...], list[Tensor]], bool]
 class _Recorder(Rule):
     """Notes which module makes which call, where the result depends on the image and the answer is yes."""
 
-    def __init__(self, question: Question) -> None:
+    def __init__(self, model: nn.Module, question: Question) -> None:
         super().__init__()
         self.question = question
-        self.running: list[tuple[str, nn.Module]] = []
-        self.seen: list[tuple[str, Call]] = []
+        self.running: list[tuple[str, nn.Module]] = [("", model)]
+        self.seen: list[Traced] = []
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         noted = self.question(func, args, depending(args, kwargs))
         output = func(*args, **kwargs)
         if noted and depending(output):
-            self.seen.append((describe_module(self.running), func))
+            self.seen.append(Traced(*self.running[-1], func))
         return output
 
 
@@ -223,9 +231,9 @@ def describe_module(running: list[tuple[str, nn.Module]]) -> str:
     return "" if module is None else f"{name or 'the model'} ({type(module).__name__})"
 
 
-def trace(model: nn.Module, image: Tensor, question: Question) -> list[tuple[str, Call]]:
-    """Return module and function of the calls in a pass on `image` (1, C, H, W) that `question` accepts."""
-    recorder = _Recorder(question)
+def trace(model: nn.Module, image: Tensor, question: Question) -> list[Traced]:
+    """Return the calls in a pass on `image` (1, C, H, W) that `question` accepts, in their order."""
+    recorder = _Recorder(model, question)
     with track_modules(model, recorder.running), torch.enable_grad():
         point = image.detach().clone().requires_grad_(True) * 1.0  # no leaf: a model may change it in place
         with recorder:
@@ -233,9 +241,11 @@ def trace(model: nn.Module, image: Tensor, question: Question) -> list[tuple[str
     return recorder.seen
 
 
-def refuse(method: str, why: str, culprits: list[tuple[str, Call]], instead: str) -> NoReturn:
+def refuse(method: str, why: str, culprits: list[Traced], instead: str) -> NoReturn:
     """Raise the error that names the first modules a method cannot treat."""
-    clauses = list(dict.fromkeys(f"{module} calls {_spelt(func)}" for module, func in culprits))
+    clauses = list(
+        dict.fromkeys(f"{describe_module([each[:2]])} calls {_spelt(each.func)}" for each in culprits)
+    )
     more = f" and {len(clauses) - 3} more" if len(clauses) > 3 else ""
     listed = f": {'; '.join(clauses[:3])}{more}" if clauses else ""
     raise InputError(f"{method} {why}{listed}. {instead}")
