@@ -273,7 +273,7 @@ class _Form(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (n, K)."""
-        images = _arranged(images, self.plan.layout)
+        images = arranged(images, self.plan.layout)
         if self.plan.dtype is not None:
             images = images.to(getattr(torch, self.plan.dtype))
         if self._fast is not None and len(images) == self.plan.rows and not torch.is_grad_enabled():
@@ -283,7 +283,7 @@ class _Form(nn.Module):
         return output.float() if self.plan.dtype is not None else output
 
 
-def _arranged(images: Tensor, layout: Layout) -> Tensor:
+def arranged(images: Tensor, layout: Layout) -> Tensor:
     """Copy images in a memory layout; one channel is in both at once, and then the strides say which."""
     if layout == "contiguous":
         return images.clone(memory_format=torch.contiguous_format)
@@ -430,7 +430,7 @@ class _Trial:
 
     def _fast(self, net: nn.Module, plan: PassPlan) -> Callable[[Tensor], Tensor] | None:
         if plan not in self.copies.fast:
-            example = _arranged(_fitted(self.x, plan.rows, self.few), plan.layout)
+            example = arranged(_fitted(self.x, plan.rows, self.few), plan.layout)
             if plan.dtype is not None:
                 example = example.to(getattr(torch, plan.dtype))
             try:

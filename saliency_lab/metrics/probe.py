@@ -19,7 +19,7 @@ from saliency_lab._common.inference import (
     run_without_graph,
     undisturbed,
 )
-from saliency_lab._common.passes import Layout, Passes
+from saliency_lab._common.passes import Layout, Passes, arranged
 from saliency_lab._common.seeding import sample_seeds
 
 Output = Literal["probability", "logit"]
@@ -53,22 +53,6 @@ class ProbePredictions:
         """Join answers (N, K₁), (N, K₂), … into (N, K₁ + K₂ + …)."""
         joined = zip(*((part.logit, part.probability, part.correct) for part in parts), strict=True)
         return ProbePredictions(*(torch.cat(tensors, 1) for tensors in joined))
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """Return `images` in the memory order that convolutions prefer.
-
-    One channel is in both orders at once; then the strides say which, and nothing is copied.
-    """
-    _, channels, height, width = images.shape
-    if channels == 1:
-        return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-def _plain(images: Tensor) -> Tensor:
-    """Copy `images` in the plain memory order; a model may begin with an in-place operation."""
-    return images.clone(memory_format=torch.contiguous_format)
 
 
 def _is_wide(model: nn.Module) -> bool:
@@ -119,7 +103,7 @@ class Probe:
         self.passes = passes_of(model, x) if passes is None else passes
         self.chunk = self.passes.rows or _own_rows(model, x.shape)
         self._memory: dict[Any, Any] = {}
-        self._layout = _plain if _is_wide(model) else None
+        self._layout: Layout | None = "contiguous" if _is_wide(model) else None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -147,13 +131,13 @@ class Probe:
                 out = self.passes.logits(images)
             elif self._layout is None:
                 try:
-                    out = run_without_graph(self.model, channels_last(images.clone()))
-                    self._layout = channels_last
+                    out = run_without_graph(self.model, arranged(images, "channels_last"))
+                    self._layout = "channels_last"
                 except RuntimeError:  # `.view` in the model needs rows in the plain order
-                    self._layout = _plain
-                    out = run_without_graph(self.model, _plain(images))
+                    self._layout = "contiguous"
+                    out = run_without_graph(self.model, arranged(images, self._layout))
             else:
-                out = run_without_graph(self.model, self._layout(images))
+                out = run_without_graph(self.model, arranged(images, self._layout))
         return check_logits(out, len(images))
 
     def ask(
