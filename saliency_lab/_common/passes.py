@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from saliency_lab._common.calls import hidden_part
 from saliency_lab._common.checks import are_probabilities
 from saliency_lab._common.compiling import CompileError, compile_seconds, compiled
 from saliency_lab._common.cores import has_bfloat16
@@ -45,6 +46,7 @@ from saliency_lab._common.inference import (
 from saliency_lab._common.progress import announce
 from saliency_lab._common.provenance import machine
 from saliency_lab._common.seeding import preserved_rng
+from saliency_lab._common.threads import HOOKS
 
 Layout = Literal["contiguous", "channels_last"]
 
@@ -572,22 +574,16 @@ def _may_copy(model: nn.Module) -> bool:
         return False
     if any(each.layout is not torch.strided for each in (*model.parameters(), *model.buffers())):
         return False
-    return not any(
-        isinstance(module, torch.jit.ScriptModule | DataParallel | DistributedDataParallel)
-        or hasattr(module, "_orig_mod")
-        or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if hidden_part(model) is not None:
+        return False
+    return not any(isinstance(module, DataParallel | DistributedDataParallel) for module in model.modules())
 
 
 def _has_hooks(model: nn.Module) -> bool:
     """Whether somebody looks into the model as it runs."""
     if nn.modules.module._has_any_global_hook():
         return True
-    return any(getattr(module, name) for module in model.modules() for name in _HOOKS)
+    return any(getattr(module, name) for module in model.modules() for name in HOOKS)
 
 
 def _weights(model: nn.Module) -> tuple[tuple[int, int], ...]:
