@@ -346,10 +346,11 @@ def _run(
         _check_outputs(model, x, y, jobs)
         announce_long_work(model, x, attributions, jobs)
         run = passes_of(model, x)
+        networks: dict[str, nn.Module] = {}
         run.expect(predicted_images(x, attributions, jobs))
         explainers = {method: Explainer(given, x, y, seed) for method, given in attributions.items()}
         for rows, chosen in progress(blocks, label="score"):
-            probe = Probe(model, x[rows], y[rows], seed=seed, passes=run)
+            probe = Probe(model, x[rows], y[rows], seed=seed, passes=run, networks=networks)
             explaining = {method: explainer.rows(rows) for method, explainer in explainers.items()}
             for index in chosen:
                 job = replace(jobs[index], settings=_rows_of(jobs[index].settings, rows))
@@ -486,7 +487,14 @@ def _isolated(job: Job, case: MetricInput) -> MetricOutput:
 
 def _only(case: MetricInput, row: int) -> MetricInput:
     probe, one = case.probe, slice(row, row + 1)
-    alone = Probe(probe.model, probe.images[one], probe.labels[one], seed=probe.seed, passes=probe.passes)
+    alone = Probe(
+        probe.model,
+        probe.images[one],
+        probe.labels[one],
+        seed=probe.seed,
+        passes=probe.passes,
+        networks=probe.networks,
+    )
     return MetricInput(alone, case.maps[one], _rows_of(case.settings, one), case.explainer.rows(one))
 
 

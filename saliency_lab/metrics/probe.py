@@ -86,11 +86,18 @@ class Probe:
     Predictions are cached by the images they are for, so that methods and metrics that need the same
     share the forward passes. Images and their variants are on `device`, the model's; maps and predictions,
     float64, are at `home`, which is the same wherever there is float64. `passes` are those of the call, which
-    may run in a faster form of the model.
+    may run in a faster form of the model. `networks` are those that are made once for all blocks of the call.
     """
 
     def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int, passes: Passes | None = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        seed: int,
+        passes: Passes | None = None,
+        networks: dict[str, nn.Module] | None = None,
     ) -> None:
         self.model = model
         self.device, self.dtype = device_of(model), dtype_of(model)
@@ -102,6 +109,7 @@ class Probe:
         self.seed = seed
         self.passes = passes_of(model, x) if passes is None else passes
         self.chunk = self.passes.rows or _own_rows(model, x.shape)
+        self.networks = {} if networks is None else networks
         self._memory: dict[Any, Any] = {}
         self._layout: Layout | None = "contiguous" if _is_wide(model) else None
 

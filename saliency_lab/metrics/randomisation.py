@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.passes import Passes, weights_digest
+from saliency_lab._common.passes import weights_digest
 from saliency_lab._common.ranks import mean_ranks, pearson
 from saliency_lab._common.seeding import derive_seed, sample_normal, sample_uniform
 from saliency_lab.attribution.reinitialisation import (
@@ -190,16 +190,12 @@ def histogram_entropy(maps: Tensor, bins: int) -> Tensor:
     return torch.stack(rows)
 
 
-_FULLY_RANDOMISED: WeakKeyDictionary[Passes, dict[int, nn.Module]] = WeakKeyDictionary()
-"""The network of each call and seed, for the blocks and methods of the call."""
-
-
 def _fully_randomised(probe: Probe) -> nn.Module:
     """Return the network with all layers re-initialised, which is made once per call."""
-    networks = _FULLY_RANDOMISED.setdefault(probe.passes, {})
-    if probe.seed not in networks:
-        *_, networks[probe.seed] = randomised(probe.model, "top_down", probe.seed, probe.images[:1])
-    return networks[probe.seed]
+    if "fully randomised" not in probe.networks:
+        *_, network = randomised(probe.model, "top_down", probe.seed, probe.images[:1])
+        probe.networks["fully randomised"] = network
+    return probe.networks["fully randomised"]
 
 
 def _efficient_mprt(case: MetricInput) -> MetricOutput:
