@@ -160,17 +160,20 @@ def softmax_dim(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return dim
 
 
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in nested containers."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple | set | frozenset):
+        for each in value:
+            yield from tensors_in(each)
+    elif isinstance(value, Mapping):
+        yield from tensors_in([*value.values()])
+
+
 def depending(*parts: Any) -> list[Tensor]:
     """Return the tensors in nested arguments that depend on the image: those that take a gradient."""
-    tensors = []
-    for part in parts:
-        if isinstance(part, Tensor):
-            tensors += [part] if part.requires_grad else []
-        elif isinstance(part, Mapping):
-            tensors += depending(*part.values())
-        elif isinstance(part, list | tuple):
-            tensors += depending(*part)
-    return tensors
+    return [tensor for tensor in tensors_in(parts) if tensor.requires_grad]
 
 
 class Traced(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from saliency_lab._common.copying import copy_model
+from saliency_lab._common.copying import copy_model, named_tensors
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.passes import weights_digest
 from saliency_lab._common.ranks import mean_ranks, pearson
@@ -81,13 +81,13 @@ def randomised(model: nn.Module, order: Order, seed: int, image: Tensor) -> Iter
     check = None if facts in known else ChangeCheck(network, image)
     for name in names[::-1] if order == "top_down" else names:
         module = network.get_submodule(name)
-        before = _tensors(module) if order == "independent" else {}
+        before = named_tensors(module) if order == "independent" else {}
         before = {key: tensor.detach().clone() for key, tensor in before.items()}
         randomise(module, derive_seed(seed, "randomised", name))
         if check is not None:
             check.update(network, name, [module], cumulative=order != "independent")
         yield network
-        now = _tensors(module)
+        now = named_tensors(module)
         with torch.no_grad():
             for key, tensor in before.items():
                 now[key].copy_(tensor)
@@ -99,11 +99,6 @@ def randomised(model: nn.Module, order: Order, seed: int, image: Tensor) -> Iter
 
 _SEEN_TO_CHANGE: WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = WeakKeyDictionary()
 """Models whose outputs change with every layer: for which weights, order and seed."""
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; both kinds in one dictionary, because no name is used twice."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def layer_names(model: nn.Module) -> list[str]:

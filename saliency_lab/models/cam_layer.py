@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +23,7 @@ from saliency_lab._common.calls import (
     calls,
     depending,
     hidden_part,
+    tensors_in,
     track_modules,
 )
 from saliency_lab._common.checks import check_logits
@@ -329,7 +329,7 @@ class _Record(Execution):
             self.begun.pop(),
             self.number,
             original,
-            next((tuple(each.shape) for each in _tensors(output)), None),
+            next((tuple(each.shape) for each in tensors_in(output)), None),
             self.arrangement(output, 1) if depends else None,
             normalises=normal and not any(True for _ in module.children()),
             pools=bool(called) and called <= AVERAGE_POOL,
@@ -354,16 +354,6 @@ def _attention_size(
     if func in SOFTMAX and isinstance(output, Tensor) and output.ndim >= 3:
         return output.shape[-2], output.shape[-1]
     return None
-
-
-def _tensors(output: object) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        yield from _tensors(list(output.values()))
-    elif isinstance(output, tuple | list):
-        for each in output:
-            yield from _tensors(each)
 
 
 def _record(model: nn.Module, image: Tensor) -> tuple[_Record, Tensor]:
