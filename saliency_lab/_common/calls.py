@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any, NamedTuple, NoReturn
 
@@ -208,7 +208,6 @@ class _Recorder(Rule):
 @contextmanager
 def track_modules(model: nn.Module, running: list[tuple[str, nn.Module]]) -> Iterator[None]:
     """Keep names and modules whose `forward` is running in `running`, the innermost one last."""
-    handles = []
 
     def enter(name: str, module: nn.Module, _: tuple[Any, ...]) -> None:
         running.append((name, module))
@@ -216,16 +215,12 @@ def track_modules(model: nn.Module, running: list[tuple[str, nn.Module]]) -> Ite
     def leave(*_: Any) -> None:
         running.pop()
 
-    try:
+    with ExitStack() as hooks:
         for name, module in model.named_modules():
-            handles += [
-                module.register_forward_pre_hook(in_this_thread(functools.partial(enter, name))),
-                module.register_forward_hook(in_this_thread(leave), always_call=True),
-            ]
+            entered = in_this_thread(functools.partial(enter, name))
+            hooks.enter_context(module.register_forward_pre_hook(entered))
+            hooks.enter_context(module.register_forward_hook(in_this_thread(leave), always_call=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def describe_module(running: list[tuple[str, nn.Module]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -177,18 +178,13 @@ def _pairs(
         if producer is not None and producer[1]._version == producer[2]:
             pairs.append((producer[0], norm))
 
-    handles = []
-    for module in model.modules():
-        if type(module) in _FOLDABLE:
-            handles.append(module.register_forward_hook(after))
-        elif is_frozen_norm(module):
-            handles.append(module.register_forward_pre_hook(before))
-    try:
-        with reads:
-            run(model, image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, reads:
+        for module in model.modules():
+            if type(module) in _FOLDABLE:
+                hooks.enter_context(module.register_forward_hook(after))
+            elif is_frozen_norm(module):
+                hooks.enter_context(module.register_forward_pre_hook(before))
+        run(model, image)
     if reads.values:
         return []
     layers = Counter(layer for layer, _ in pairs)

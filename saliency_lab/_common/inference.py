@@ -541,13 +541,11 @@ def _activations_noted(model: nn.Module, images: Tensor) -> Iterator[None]:
         if isinstance(output, Tensor):
             size += output.numel() * output.element_size() / len(images)
 
-    leaves = [module for module in model.modules() if next(module.children(), None) is None]
-    handles = [leaf.register_forward_hook(in_this_thread(add)) for leaf in leaves]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if next(module.children(), None) is None:
+                hooks.enter_context(module.register_forward_hook(in_this_thread(add)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
     known[shape] = size
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -442,16 +443,10 @@ def _check_lrp_rules(model: nn.Module, x: Tensor, settings: Any, convolution: An
         if isinstance(module, nn.Conv2d | nn.Linear)
         and not isinstance(convolution if isinstance(module, nn.Conv2d) else linear, EpsilonRule)
     }
-    handles = [
-        module.register_forward_pre_hook(in_this_thread(partial(look, name)))
-        for name, module in layers.items()
-    ]
-    try:
-        with torch.no_grad():
-            model(x.clone())
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in layers.items():
+            hooks.enter_context(module.register_forward_pre_hook(in_this_thread(partial(look, name))))
+        model(x.clone())
     if signed:
         raise InputError(
             f"Captum's rules of preset='{settings.preset}' are for layers with non-negative inputs, and "

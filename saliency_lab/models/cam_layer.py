@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -359,18 +360,13 @@ def _attention_size(
 def _record(model: nn.Module, image: Tensor) -> tuple[_Record, Tensor]:
     """Run the model on one image, and return what happened and the logits."""
     record = _Record(image)
-    handles = []
-    with track_modules(model, record.running):
-        try:
-            for name, module in model.named_modules():
-                leave = in_this_thread(partial(record.leave, name))
-                handles.append(module.register_forward_pre_hook(in_this_thread(record.enter)))
-                handles.append(module.register_forward_hook(leave))
-            with torch.enable_grad(), record:
-                logits = model(image.detach().clone().requires_grad_(True) * 1.0)
-        finally:
-            for handle in handles:
-                handle.remove()
+    with track_modules(model, record.running), ExitStack() as hooks:
+        for name, module in model.named_modules():
+            leave = in_this_thread(partial(record.leave, name))
+            hooks.enter_context(module.register_forward_pre_hook(in_this_thread(record.enter)))
+            hooks.enter_context(module.register_forward_hook(leave))
+        with torch.enable_grad(), record:
+            logits = model(image.detach().clone().requires_grad_(True) * 1.0)
     return record, check_logits(logits, 1)
 
 
