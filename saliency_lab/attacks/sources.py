@@ -115,10 +115,10 @@ class Borrowed(nn.Module):
 class Smoothed(nn.Module):
     """The mean logits over `samples` Gaussian draws around the image, the same draws for every image."""
 
-    def __init__(self, model: nn.Module, sigma: float, samples: int, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, sigma: float, samples: int) -> None:
         super().__init__()
         self.model, self.sigma, self.samples = model, sigma, samples
-        self._source = generator(seed, "smoothed gradient")
+        self._source = generator(0, "smoothed gradient")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, K)."""
