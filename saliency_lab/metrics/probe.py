@@ -156,7 +156,7 @@ class Probe:
         source: Tensor | None = None,
         base: ProbePredictions | None = None,
     ) -> ProbePredictions:
-        """Return ProbePredictions (N, count) on variants of each image.
+        """Return predictions (N, count) on variants of each image.
 
         `build(i, j)` returns variant `j[k]` of image `i[k]` for each k; passes are full chunks over
         images × variants, all images' first variant first: variants of a kind are built together.
@@ -188,7 +188,7 @@ class Probe:
 
     @property
     def clean(self) -> ProbePredictions:
-        """ProbePredictions (N, 1) on the images themselves."""
+        """Predictions (N, 1) on the images themselves."""
         return self.remember(("clean",), lambda: self.ask(1, lambda i, j: self.x[i]))
 
     @property
@@ -200,7 +200,7 @@ class Probe:
         )
 
     def empty(self, baseline: Baseline) -> ProbePredictions:
-        """Return ProbePredictions (N, 1) on the baselines themselves."""
+        """Return predictions (N, 1) on the baselines themselves."""
         return self.remember(("empty", baseline), lambda: self.ask(1, lambda i, j: self.fill(baseline)[i]))
 
     def fill(self, baseline: Baseline) -> Tensor:
