@@ -29,12 +29,7 @@ from saliency_lab.metrics.randomisation import histogram_entropy, randomised
 from saliency_lab.metrics.removal import cuts, patches
 from saliency_lab.metrics.road import interpolate
 from saliency_lab.metrics.robustness import neighbours
-
-
-def gradient(model, x, classes):
-    with torch.enable_grad():
-        x = x.detach().clone().requires_grad_(True)
-        return torch.autograd.grad(model(x).gather(1, classes[:, None]).sum(), x)[0]
+from tests.metrics.conftest import gradient
 
 
 @pytest.fixture(params=[1, 3], ids=["grey", "rgb"])
