@@ -518,11 +518,11 @@ def test_random_logit_asks_for_another_class(scene):
 
     def explain(model, x, classes):
         asked.append(classes)
-        return maps
+        return maps[: len(x)]  # one image is explained first, to compare its map with the one given
 
     sl.evaluate(model, x, y, maps, "random_logit", explain=explain)
-    assert (asked[0] != y).all()
-    assert ((asked[0] >= 0) & (asked[0] < 5)).all()
+    assert (asked[-1] != y).all()
+    assert ((asked[-1] >= 0) & (asked[-1] < 5)).all()
 
 
 class TestLocalisation:
