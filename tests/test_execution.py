@@ -555,7 +555,7 @@ def test_a_model_whose_backward_pass_raises_is_not_timed():
 
 def test_a_form_with_another_gradient_is_not_used(monkeypatch):
     net, x = lively(Residual()), torch.rand(4, 3, 8, 8)
-    monkeypatch.setattr(passes, "_arranged", lambda images, layout: images.clone().detach_()
+    monkeypatch.setattr(passes, "arranged", lambda images, layout: images.clone().detach_()
                         if layout == "channels_last" else images.clone())  # fmt: skip
 
     def seconds(self, form, rows):

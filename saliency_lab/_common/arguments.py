@@ -142,9 +142,7 @@ def check_number(value: object, name: str, *, low: float = -math.inf, high: floa
     return number
 
 
-def check_numbers(
-    values: object, name: str, *, low: float = -math.inf, high: float = math.inf
-) -> list[float]:
+def check_numbers(values: object, name: str) -> list[float]:
     """Return one number or several as a list; see `check_number`.
 
     Raises
@@ -153,7 +151,7 @@ def check_numbers(
         If one of them is none, or there is none.
     """
     given = _one_or_several(values, name, "number")
-    return [check_number(value, name, low=low, high=high) for value in given]
+    return [check_number(value, name) for value in given]
 
 
 def _one_or_several(values: object, name: str, kind: str) -> list[Any]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +119,7 @@ class Rule(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def is_in_place(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def is_in_place(func: Call, kwargs: dict[str, Any]) -> bool:
     """Return whether a call of an elementwise function changes its argument."""
     name = getattr(func, "__name__", "")
     return bool(kwargs.get("inplace", False)) or (name.endswith("_") and not name.endswith("__"))
@@ -127,7 +127,7 @@ def is_in_place(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bo
 
 def deliver(result: Tensor, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Hand over the replacement's result, by changing the argument if that is what was asked for."""
-    return args[0].copy_(result) if is_in_place(func, args, kwargs) else result
+    return args[0].copy_(result) if is_in_place(func, kwargs) else result
 
 
 def _spelt_alike(
@@ -160,17 +160,28 @@ def softmax_dim(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return dim
 
 
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in nested containers."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple | set | frozenset):
+        for each in value:
+            yield from tensors_in(each)
+    elif isinstance(value, Mapping):
+        yield from tensors_in([*value.values()])
+
+
 def depending(*parts: Any) -> list[Tensor]:
     """Return the tensors in nested arguments that depend on the image: those that take a gradient."""
-    tensors = []
-    for part in parts:
-        if isinstance(part, Tensor):
-            tensors += [part] if part.requires_grad else []
-        elif isinstance(part, Mapping):
-            tensors += depending(*part.values())
-        elif isinstance(part, list | tuple):
-            tensors += depending(*part)
-    return tensors
+    return [tensor for tensor in tensors_in(parts) if tensor.requires_grad]
+
+
+class Traced(NamedTuple):
+    """A call, and the name and module of the innermost `forward` that makes it."""
+
+    name: str
+    module: nn.Module
+    func: Call
 
 
 Question = Callable[[Call, tuple[Any, ...], list[Tensor]], bool]
@@ -180,24 +191,23 @@ Question = Callable[[Call, tuple[Any, ...], list[Tensor]], bool]
 class _Recorder(Rule):
     """Notes which module makes which call, where the result depends on the image and the answer is yes."""
 
-    def __init__(self, question: Question) -> None:
+    def __init__(self, model: nn.Module, question: Question) -> None:
         super().__init__()
         self.question = question
-        self.running: list[tuple[str, nn.Module]] = []
-        self.seen: list[tuple[str, Call]] = []
+        self.running: list[tuple[str, nn.Module]] = [("", model)]
+        self.seen: list[Traced] = []
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         noted = self.question(func, args, depending(args, kwargs))
         output = func(*args, **kwargs)
         if noted and depending(output):
-            self.seen.append((describe_module(self.running), func))
+            self.seen.append(Traced(*self.running[-1], func))
         return output
 
 
 @contextmanager
 def track_modules(model: nn.Module, running: list[tuple[str, nn.Module]]) -> Iterator[None]:
     """Keep names and modules whose `forward` is running in `running`, the innermost one last."""
-    handles = []
 
     def enter(name: str, module: nn.Module, _: tuple[Any, ...]) -> None:
         running.append((name, module))
@@ -205,16 +215,12 @@ def track_modules(model: nn.Module, running: list[tuple[str, nn.Module]]) -> Ite
     def leave(*_: Any) -> None:
         running.pop()
 
-    try:
+    with ExitStack() as hooks:
         for name, module in model.named_modules():
-            handles += [
-                module.register_forward_pre_hook(in_this_thread(functools.partial(enter, name))),
-                module.register_forward_hook(in_this_thread(leave), always_call=True),
-            ]
+            entered = in_this_thread(functools.partial(enter, name))
+            hooks.enter_context(module.register_forward_pre_hook(entered))
+            hooks.enter_context(module.register_forward_hook(in_this_thread(leave), always_call=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def describe_module(running: list[tuple[str, nn.Module]]) -> str:
@@ -223,9 +229,9 @@ def describe_module(running: list[tuple[str, nn.Module]]) -> str:
     return "" if module is None else f"{name or 'the model'} ({type(module).__name__})"
 
 
-def trace(model: nn.Module, image: Tensor, question: Question) -> list[tuple[str, Call]]:
-    """Return module and function of the calls in a pass on `image` (1, C, H, W) that `question` accepts."""
-    recorder = _Recorder(question)
+def trace(model: nn.Module, image: Tensor, question: Question) -> list[Traced]:
+    """Return the calls in a pass on `image` (1, C, H, W) that `question` accepts, in their order."""
+    recorder = _Recorder(model, question)
     with track_modules(model, recorder.running), torch.enable_grad():
         point = image.detach().clone().requires_grad_(True) * 1.0  # no leaf: a model may change it in place
         with recorder:
@@ -233,9 +239,11 @@ def trace(model: nn.Module, image: Tensor, question: Question) -> list[tuple[str
     return recorder.seen
 
 
-def refuse(method: str, why: str, culprits: list[tuple[str, Call]], instead: str) -> NoReturn:
+def refuse(method: str, why: str, culprits: list[Traced], instead: str) -> NoReturn:
     """Raise the error that names the first modules a method cannot treat."""
-    clauses = list(dict.fromkeys(f"{module} calls {_spelt(func)}" for module, func in culprits))
+    clauses = list(
+        dict.fromkeys(f"{describe_module([each[:2]])} calls {_spelt(each.func)}" for each in culprits)
+    )
     more = f" and {len(clauses) - 3} more" if len(clauses) > 3 else ""
     listed = f": {'; '.join(clauses[:3])}{more}" if clauses else ""
     raise InputError(f"{method} {why}{listed}. {instead}")

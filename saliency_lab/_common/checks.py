@@ -241,6 +241,15 @@ def parse_epsilon(value: float | str, *, name: str = "eps") -> float:
     return number
 
 
+def same_epsilon(one: float, other: float) -> bool:
+    """Whether two ε are the same radius, of which one may have been written with six digits.
+
+    >>> same_epsilon(0.0313725, 8 / 255), same_epsilon(0.0314, 8 / 255)
+    (True, False)
+    """
+    return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-9)
+
+
 def format_epsilon(eps: float) -> str:
     """Write ε as a user would: a short decimal, or else a fraction of 255 levels.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from torch import Tensor, nn
 
+from saliency_lab._common.calls import tensors_in
 from saliency_lab._common.errors import InputError
 
 M = TypeVar("M", bound=nn.Module)
@@ -28,7 +28,7 @@ def copy_model(model: M) -> M:
     memo = {
         id(tensor): tensor.detach().clone()
         for module in model.modules()
-        for tensor in _tensors(vars(module))
+        for tensor in tensors_in(vars(module))  # modules and parameters are left to `deepcopy`
         if not tensor.is_leaf
     }
     try:
@@ -49,12 +49,11 @@ def _culprit(model: nn.Module) -> str:
     return ""
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
-    """Tensors in nested containers; modules and parameters are left to `copy.deepcopy`."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple | set | frozenset):
-        for each in value:
-            yield from _tensors(each)
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer by name: also the buffers that a state_dict leaves out, and a tensor
+    that two modules share under both names.
+    """
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from saliency_lab._common.calls import Call, Rule, calls
-from saliency_lab._common.copying import copy_model
+from saliency_lab._common.calls import Call, Rule, calls, tensors_in
+from saliency_lab._common.copying import copy_model, named_tensors
 from saliency_lab._common.inference import float64_device
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -86,8 +87,10 @@ class FoldedCopy:
             (net.get_submodule(layer), modules[layer], modules[norm]) for layer, norm in pairs
         ]
         folded = {f"{layer}.{part}" for layer, _ in pairs for part in ("weight", "bias")}
-        sources = _tensors(model)
-        self._others = [(each, sources[name]) for name, each in _tensors(net).items() if name not in folded]
+        sources = named_tensors(model)
+        self._others = [
+            (each, sources[name]) for name, each in named_tensors(net).items() if name not in folded
+        ]
         self._versions: list[int] = []
 
     @classmethod
@@ -131,16 +134,9 @@ class FoldedCopy:
         return self._net
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-
-
 def _versions(model: nn.Module) -> list[int]:
     """How often each parameter and buffer was changed in place."""
-    return [each._version for each in _tensors(model).values()]
+    return [each._version for each in named_tensors(model).values()]
 
 
 def _randomise_norms(model: nn.Module) -> nn.Module:
@@ -182,18 +178,13 @@ def _pairs(
         if producer is not None and producer[1]._version == producer[2]:
             pairs.append((producer[0], norm))
 
-    handles = []
-    for module in model.modules():
-        if type(module) in _FOLDABLE:
-            handles.append(module.register_forward_hook(after))
-        elif is_frozen_norm(module):
-            handles.append(module.register_forward_pre_hook(before))
-    try:
-        with reads:
-            run(model, image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, reads:
+        for module in model.modules():
+            if type(module) in _FOLDABLE:
+                hooks.enter_context(module.register_forward_hook(after))
+            elif is_frozen_norm(module):
+                hooks.enter_context(module.register_forward_pre_hook(before))
+        run(model, image)
     if reads.values:
         return []
     layers = Counter(layer for layer, _ in pairs)
@@ -218,16 +209,8 @@ class _Reads(Rule):
         self.values = self.values or func in self._VALUES
         output = func(*args, **kwargs)
         if isinstance(output, Tensor | list | tuple):
-            self.count.update(id(each) for each in _tensors_in([*args, *kwargs.values()]))
+            self.count.update(id(each) for each in tensors_in((args, kwargs)))
         return output
-
-
-def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    for each in values:
-        if isinstance(each, Tensor):
-            yield each
-        elif isinstance(each, list | tuple):
-            yield from _tensors_in(each)
 
 
 def is_frozen_norm(module: nn.Module) -> bool:

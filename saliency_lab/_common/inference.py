@@ -562,13 +562,11 @@ def _activations_noted(model: nn.Module, images: Tensor) -> Iterator[None]:
             weight = next(layer.parameters(), output)
             rounded = output.dtype if output.dtype in HALF and weight.dtype not in HALF else rounded
 
-    leaves = [module for module in model.modules() if next(module.children(), None) is None]
-    handles = [leaf.register_forward_hook(in_this_thread(add)) for leaf in leaves]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if next(module.children(), None) is None:
+                hooks.enter_context(module.register_forward_hook(in_this_thread(add)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
     if rounded is not None and not known:
         warn(
             f"the forward of {type(model).__name__} computes in {str(rounded).removeprefix('torch.')}, as "

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from saliency_lab._common.calls import hidden_part
 from saliency_lab._common.checks import are_probabilities
 from saliency_lab._common.compiling import CompileError, compile_seconds, compiled
 from saliency_lab._common.cores import has_bfloat16
@@ -45,6 +46,7 @@ from saliency_lab._common.inference import (
 from saliency_lab._common.progress import announce
 from saliency_lab._common.provenance import machine
 from saliency_lab._common.seeding import preserved_rng
+from saliency_lab._common.threads import HOOKS
 
 Layout = Literal["contiguous", "channels_last"]
 
@@ -77,7 +79,7 @@ class PassPlan:
     folded: bool = False
     compiled: bool = False
     dtype: str | None = None
-    milliseconds: float = 0.0
+    milliseconds: float = field(default=0.0, compare=False)
     """Per image, when it was measured."""
 
     def facts(self) -> dict[str, Any]:
@@ -273,7 +275,7 @@ class _Form(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (n, K)."""
-        images = _arranged(images, self.plan.layout)
+        images = arranged(images, self.plan.layout)
         if self.plan.dtype is not None:
             images = images.to(getattr(torch, self.plan.dtype))
         if self._fast is not None and len(images) == self.plan.rows and not torch.is_grad_enabled():
@@ -283,7 +285,7 @@ class _Form(nn.Module):
         return output.float() if self.plan.dtype is not None else output
 
 
-def _arranged(images: Tensor, layout: Layout) -> Tensor:
+def arranged(images: Tensor, layout: Layout) -> Tensor:
     """Copy images in a memory layout; one channel is in both at once, and then the strides say which."""
     if layout == "contiguous":
         return images.clone(memory_format=torch.contiguous_format)
@@ -341,7 +343,7 @@ class _Trial:
         """Remember that a plan is used, and drop copies in forms that none is."""
         used = self.copies.used
         if plan is not None:
-            used.add((replace(plan, milliseconds=0.0), self.backward))
+            used.add((plan, self.backward))
         plans = {each for each, _ in used}
         nets = {(each.folded, each.layout, each.dtype) for each in plans}
         self.copies.nets = {key: net for key, net in self.copies.nets.items() if key in nets or net is None}
@@ -349,7 +351,7 @@ class _Trial:
 
     def is_compiled(self, plan: PassPlan) -> bool:
         """Whether the plan's form was compiled before."""
-        return self.copies.fast.get(replace(plan, milliseconds=0.0)) is not None
+        return self.copies.fast.get(plan) is not None
 
     def form(self, plan: PassPlan) -> _Form | None:
         """Return the form of a plan, or None if it cannot be made or its logits are not the model's."""
@@ -369,7 +371,7 @@ class _Trial:
         if form.plan.dtype is not None:
             outputs = self._outputs(form, alone=False)
             return outputs is not None and bool(outputs.isfinite().all())
-        use = (replace(form.plan, milliseconds=0.0), self.backward)
+        use = (form.plan, self.backward)
         known = use in self.copies.used  # then one image tells a change
         for alone in (True,) if known else (True, False):
             outputs, expected = self._outputs(form, alone), self._expected(alone)
@@ -429,17 +431,16 @@ class _Trial:
         return net
 
     def _fast(self, net: nn.Module, plan: PassPlan) -> Callable[[Tensor], Tensor] | None:
-        key = replace(plan, milliseconds=0.0)
-        if key not in self.copies.fast:
-            example = _arranged(_fitted(self.x, plan.rows, self.few), plan.layout)
+        if plan not in self.copies.fast:
+            example = arranged(_fitted(self.x, plan.rows, self.few), plan.layout)
             if plan.dtype is not None:
                 example = example.to(getattr(torch, plan.dtype))
             try:
-                self.copies.fast[key] = compiled(net, example)
+                self.copies.fast[plan] = compiled(net, example)
             except CompileError as error:
                 _say(self.model, f"is not compiled: {error}")
-                self.copies.fast[key] = None
-        return self.copies.fast[key]
+                self.copies.fast[plan] = None
+        return self.copies.fast[plan]
 
     def seconds(self, form: _Form, rows: int) -> float:
         """Time passes of `rows` images, per image."""
@@ -573,22 +574,16 @@ def _may_copy(model: nn.Module) -> bool:
         return False
     if any(each.layout is not torch.strided for each in (*model.parameters(), *model.buffers())):
         return False
-    return not any(
-        isinstance(module, torch.jit.ScriptModule | DataParallel | DistributedDataParallel)
-        or hasattr(module, "_orig_mod")
-        or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if hidden_part(model) is not None:
+        return False
+    return not any(isinstance(module, DataParallel | DistributedDataParallel) for module in model.modules())
 
 
 def _has_hooks(model: nn.Module) -> bool:
     """Whether somebody looks into the model as it runs."""
     if nn.modules.module._has_any_global_hook():
         return True
-    return any(getattr(module, name) for module in model.modules() for name in _HOOKS)
+    return any(getattr(module, name) for module in model.modules() for name in HOOKS)
 
 
 def _weights(model: nn.Module) -> tuple[tuple[int, int], ...]:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module of torch keeps its hooks."""
+
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Return a hook of a module that does nothing where another thread runs the module at the same time."""

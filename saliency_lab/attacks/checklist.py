@@ -644,9 +644,6 @@ def _batch(model: nn.Module, x: Tensor, logits: Tensor) -> Check:
 def _check_surrogates(
     surrogates: Mapping[str, nn.Module] | None, x: Tensor, classes: int
 ) -> Mapping[str, nn.Module]:
-    if not isinstance(surrogates or {}, Mapping):
-        got = type(surrogates).__name__
-        raise InputError(f"surrogates must map names to models, such as {{'standard': model}}, not {got}")
     for name, source in (surrogates or {}).items():
         check_source(source, x, classes, name=f"surrogate '{name}'")
     return surrogates or {}

@@ -197,7 +197,7 @@ def steps_curve(
     model: nn.Module,
     x: Images,
     y: Tensor | None = None,
-    method: str = "pgd",
+    method: str | OwnAttack = "pgd",
     *,
     eps: float | str,
     steps: Sequence[int] = (0, 1, 2, 5, 10, 20, 50, 100),
@@ -217,7 +217,7 @@ def steps_curve(
         Images (N, C, H, W) in [0, 1], or what else `attack` takes.
     y : Tensor, optional
         Labels (N,).
-    method : str
+    method : str or callable
         An attack with the setting `steps`.
     eps : float or str
         Radius of the ball in image units; text such as "8/255" is accepted.
@@ -249,8 +249,8 @@ def steps_curve(
     """
     chosen = METHODS.find(method)
     if "steps" not in chosen.settings.model_fields:
-        raise InputError(f"attack '{method}' has no steps; 'pgd' has")
-    if method == "autoattack":
+        raise InputError(f"attack '{chosen.name}' has no steps; 'pgd' has")
+    if chosen.name == "autoattack":
         raise InputError(
             "autoattack is four attacks, one of which has no steps, so a curve over its steps says little; "
             "use 'apgd_ce' or 'apgd_t'"

@@ -6,7 +6,7 @@ Ghorbani, Abid and Zou, "Interpretation of Neural Networks is Fragile", AAAI 201
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from saliency_lab._common.calls import RELU, Call, Rule, deliver, is_in_place
 from saliency_lab._common.checks import check_images, check_seed, format_epsilon, parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.html import facts, side_by_side, strip
@@ -284,32 +284,19 @@ def smoothed(model: nn.Module, beta: float) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-class _SoftRelus(TorchFunctionMode):
+class _SoftRelus(Rule):
     """Answers every call of a ReLU with softplus(βz)/β."""
-
-    _PLAIN = (F.relu, torch.relu, Tensor.relu)
-    _IN_PLACE = (torch.relu_, Tensor.relu_)
 
     def __init__(self, beta: float) -> None:
         super().__init__()
         self.beta = beta
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function, or the softplus; a ReLU in place leaves the softplus where its input was."""
-        given = kwargs or {}
-        if func not in self._PLAIN and func not in self._IN_PLACE:
-            return func(*args, **given)
-        z = args[0] if args else given["input"]
-        in_place = func in self._IN_PLACE or given.get("inplace", len(args) > 1 and args[1])
-        if in_place:
-            return z.copy_(F.softplus(z.clone(), self.beta))
-        return F.softplus(z, self.beta)
+        if func not in RELU:
+            return func(*args, **kwargs)
+        z = args[0].clone() if is_in_place(func, kwargs) else args[0]
+        return deliver(F.softplus(z, self.beta), func, args, kwargs)
 
 
 def input_gradient(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -115,10 +115,10 @@ class Borrowed(nn.Module):
 class Smoothed(nn.Module):
     """The mean logits over `samples` Gaussian draws around the image, the same draws for every image."""
 
-    def __init__(self, model: nn.Module, sigma: float, samples: int, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, sigma: float, samples: int) -> None:
         super().__init__()
         self.model, self.sigma, self.samples = model, sigma, samples
-        self._source = generator(seed, "smoothed gradient")
+        self._source = generator(0, "smoothed gradient")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, K)."""
@@ -224,12 +224,10 @@ def inner_networks(model: nn.Module, x: Tensor) -> list[nn.Module]:
         if image.shape[1:] == x.shape[1:] and output.ndim == 2:
             shapes[module] = output.shape[1:]
 
-    handles = [module.register_forward_hook(in_this_thread(note)) for module in model.modules()]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_hook(in_this_thread(note)))
         logits = run_without_graph(model, x)
-    finally:
-        for handle in handles:
-            handle.remove()
     for module in model.modules():  # outer modules come first
         inside = any(module in set(outer.modules()) for outer in networks)
         if shapes.get(module) == logits.shape[1:] and not inside:
@@ -252,13 +250,11 @@ def _entering(model: nn.Module, x: Tensor, inner: list[nn.Module]) -> Iterator[N
         around = x if image.shape == x.shape else F.interpolate(x, image.shape[2:], mode="bilinear")
         return (image.detach() + around - around.detach(), *given[1:])
 
-    hook = in_this_thread(connect)
-    handles = [m.register_forward_pre_hook(hook) for m in model.modules() if m is not model]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if module is not model:
+                hooks.enter_context(module.register_forward_pre_hook(in_this_thread(connect)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 _ROUNDING = frozenset(

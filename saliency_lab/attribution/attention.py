@@ -99,7 +99,7 @@ class _Watch(AttentionRule):
         if func in SOFTMAX:
             self._softmax(args, kwargs, output)
         elif func in CONTRACTIONS and len(inputs) == 2:
-            self._product(func, args, inputs, output)
+            self._product(args, inputs, output)
         elif func in CONVOLUTION and _mixes(func, args, kwargs, output):
             self.convolutions.append((len(self.seen), describe_module(self.running)))
         else:
@@ -122,7 +122,7 @@ class _Watch(AttentionRule):
             self.unexplained.pop(number, None)
         self._tag(self.weights, output, _Attention(describe_module(self.running), args[0], output))
 
-    def _product(self, func: Call, args: tuple[Any, ...], inputs: list[Tensor], output: Tensor) -> None:
+    def _product(self, args: tuple[Any, ...], inputs: list[Tensor], output: Tensor) -> None:
         known = [self.weights.get(id(each)) for each in inputs]
         place = next(
             (place for place, each in enumerate(known) if each and inputs[place].shape[-2:] == each.size),

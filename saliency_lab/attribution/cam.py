@@ -173,13 +173,9 @@ def ablation_cam(batch: Batch, settings: LayerSettings) -> Explained:
         for channel, ablated in zip(group, outputs, strict=True):
             ablated.select(channel_dim, channel).zero_()
         points = batch.x.repeat(len(group), 1, 1, 1)
-        handle = layer.register_forward_hook(
-            in_this_thread(lambda *_, outputs=outputs: outputs.flatten(0, 1).movedim(0, batch_dim))
-        )
-        try:
+        replace = in_this_thread(lambda *_, outputs=outputs: outputs.flatten(0, 1).movedim(0, batch_dim))
+        with layer.register_forward_hook(replace):
             scores = batch.at(points).score(points)
-        finally:
-            handle.remove()
         falls.append(values.scores - scores.reshape(len(group), -1))
     weights = torch.cat(falls).T[:, :, None, None]
     return _finish(_weighted(weights, values.maps), batch, settings)

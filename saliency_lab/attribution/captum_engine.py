@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -21,13 +22,10 @@ from torch.overrides import resolve_name
 
 from saliency_lab._common.calls import (
     SHAPES,
-    Call,
-    Rule,
     calls,
     check_visible,
-    depending,
     describe_module,
-    track_modules,
+    trace,
 )
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
@@ -371,21 +369,6 @@ _LRP_LAYERS = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgP
 _LRP_MODULES = (*_LRP_LAYERS, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU, nn.Tanh, nn.Dropout)
 
 
-class _ModuleCalls(Rule):
-    """Notes the modules in which operations on the image run, in the order of the calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.running: list[tuple[str, nn.Module]] = []
-        self.calls: list[tuple[str, nn.Module, Call]] = []
-
-    def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        output = func(*args, **kwargs)
-        if depending(args, kwargs) and depending(output):
-            self.calls.append((*self.running[-1], func))
-        return output
-
-
 def _lrp(batch: Batch, settings: Any) -> Tensor:
     """Compute Captum's LRP, where its rules are those of `settings` on this network."""
     if settings.rules:
@@ -429,12 +412,8 @@ _LRP_RULES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 
 def _check_lrp_modules(model: nn.Module, image: Tensor) -> None:
     """Refuse networks of which Captum's hooks do not see every operation, or give it another rule."""
-    watch = _ModuleCalls()
-    with torch.enable_grad(), track_modules(model, watch.running):
-        point = image.clone().requires_grad_(True) * 1.0  # no leaf: a model may change it in place
-        with watch:
-            model(point)
-    for name, module, func in watch.calls:
+    traced = trace(model, image, lambda func, args, inputs: bool(inputs))
+    for name, module, func in traced:
         if not isinstance(module, _LRP_MODULES) and func not in SHAPES:
             where = describe_module([(name, module)])
             reason = (
@@ -443,7 +422,7 @@ def _check_lrp_modules(model: nn.Module, image: Tensor) -> None:
                 else f"does not see or has no rule for {resolve_name(func)}, which is called in {where}"
             )
             raise InputError(f"Captum's LRP {reason}; use engine='fast'")
-    names = [name for name, module, _ in watch.calls if isinstance(module, _LRP_LAYERS)]
+    names = [name for name, module, _ in traced if isinstance(module, _LRP_LAYERS)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(
             f"Captum's LRP takes each layer once, and '{twice[0]}' runs again; use engine='fast'"
@@ -464,16 +443,10 @@ def _check_lrp_rules(model: nn.Module, x: Tensor, settings: Any, convolution: An
         if isinstance(module, nn.Conv2d | nn.Linear)
         and not isinstance(convolution if isinstance(module, nn.Conv2d) else linear, EpsilonRule)
     }
-    handles = [
-        module.register_forward_pre_hook(in_this_thread(partial(look, name)))
-        for name, module in layers.items()
-    ]
-    try:
-        with torch.no_grad():
-            model(x.clone())
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in layers.items():
+            hooks.enter_context(module.register_forward_pre_hook(in_this_thread(partial(look, name))))
+        model(x.clone())
     if signed:
         raise InputError(
             f"Captum's rules of preset='{settings.preset}' are for layers with non-negative inputs, and "

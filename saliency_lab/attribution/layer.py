@@ -73,15 +73,10 @@ def _check_rows(model: nn.Module, name: str, image: Tensor) -> None:
     """
     execution = Execution(image)
     caught: list[tuple[object, Arrangement | None]] = []
-    handle = find_layer(model, name).register_forward_hook(
-        in_this_thread(lambda *given: caught.append((given[-1], execution.arrangement(given[-1], 1))))
-    )
     point = image.detach().clone().requires_grad_(True)
-    try:
-        with torch.enable_grad(), execution:
-            model(point * 1.0)
-    finally:
-        handle.remove()
+    note = in_this_thread(lambda *given: caught.append((given[-1], execution.arrangement(given[-1], 1))))
+    with find_layer(model, name).register_forward_hook(note), torch.enable_grad(), execution:
+        model(point * 1.0)
     output, arrangement = caught[0] if len(caught) == 1 else (None, None)
     if not isinstance(output, Tensor) or not output.requires_grad:
         return  # the method itself refuses it
@@ -168,12 +163,8 @@ def read_layer(batch: Batch, points: Tensor, layer: LayerSpec) -> LayerValues:
         # a copy, so that an in-place operation that follows leaves what was caught alone
         return output.clone() if isinstance(output, Tensor) else None
 
-    handle = module.register_forward_hook(in_this_thread(catch))
-    try:
-        with torch.enable_grad(), execution:
-            scores = batch.at(points).score(points.detach().requires_grad_(True))
-    finally:
-        handle.remove()
+    with module.register_forward_hook(in_this_thread(catch)), torch.enable_grad(), execution:
+        scores = batch.at(points).score(points.detach().requires_grad_(True))
     title = f"the layer '{name}' ({type(module).__name__})"
     if len(caught) != 1:
         raise InputError(f"{title} runs {len(caught)} times in one forward pass; name another by layer=...")

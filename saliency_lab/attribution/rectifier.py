@@ -55,7 +55,7 @@ class _RectifierRule(Rule):
         if func not in RELU or not args[0].requires_grad:
             return func(*args, **kwargs)
         self.used = True
-        return _PositiveReLU.apply(args[0], self.guided, is_in_place(func, args, kwargs))
+        return _PositiveReLU.apply(args[0], self.guided, is_in_place(func, kwargs))
 
 
 def rectified_gradient(batch: Batch, method: str, *, guided: bool) -> Tensor:

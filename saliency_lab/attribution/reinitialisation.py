@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +46,10 @@ def modules_in_order(model: nn.Module, image: Tensor) -> list[nn.Module]:
     """Return the modules that take part in the forward pass, in the order in which they run first."""
     executed: list[nn.Module] = []
     note = in_this_thread(lambda module, _: executed.append(module))
-    handles = [module.register_forward_pre_hook(note) for module in model.modules()]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_pre_hook(note))
         outputs_of(model, image)
-    finally:
-        for handle in handles:
-            handle.remove()
     return list(dict.fromkeys(executed))
 
 

@@ -416,15 +416,12 @@ class Attributions:
 _SHOWN = 8  # maps, in Jupyter
 
 
-_TENSOR = "tensor ("  # how a tensor's shape and fingerprint begin in a file
-
-
 def _fingerprinted(settings: Mapping[str, Any]) -> list[str]:
     keys = []
     for key, value in settings.items():
         if isinstance(value, Mapping):
             keys += [f"{key}.{inner}" for inner in _fingerprinted(value)]
-        elif isinstance(value, str) and value.startswith(_TENSOR):
+        elif isinstance(value, str) and value.startswith("tensor ("):  # as `_plain` writes it
             keys.append(key)
     return keys
 

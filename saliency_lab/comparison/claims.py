@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field
 
-from saliency_lab._common.checks import format_epsilon
+from saliency_lab._common.checks import format_epsilon, same_epsilon
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Epsilon, Settings
 from saliency_lab.comparison import statistics
@@ -27,6 +27,17 @@ def _listed(given: Any) -> Any:
 
 
 Names = Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
+
+
+def _is_among(
+    measure: Measure, metrics: Sequence[str], methods: Sequence[str], radii: Sequence[float]
+) -> bool:
+    """Whether a measure has one of the metrics, and one of the methods and ε if there are any of these."""
+    return (
+        measure.metric in metrics
+        and (not methods or not measure.method or measure.method in methods)
+        and (not radii or not measure.eps > 0 or any(same_epsilon(measure.eps, eps) for eps in radii))
+    )
 
 
 class Endpoint(Settings):
@@ -50,11 +61,8 @@ class Endpoint(Settings):
 
     def is_measured_by(self, measure: Measure) -> bool:
         """Whether this measure may be the endpoint's."""
-        return (
-            measure.metric == self.metric
-            and (not self.method or not measure.method or measure.method == self.method)
-            and (self.eps is None or not measure.eps > 0 or abs(measure.eps - self.eps) < 1e-9)
-        )
+        methods = [self.method] if self.method else []
+        return _is_among(measure, [self.metric], methods, [] if self.eps is None else [self.eps])
 
 
 class Claim(Settings):
@@ -78,11 +86,7 @@ class Claim(Settings):
 
     def asks_about(self, measure: Measure) -> bool:
         """Whether this measure is among those asked for."""
-        return (
-            measure.metric in self.metric
-            and (not self.method or not measure.method or measure.method in self.method)
-            and (not measure.eps > 0 or not self.eps or any(abs(measure.eps - e) < 1e-9 for e in self.eps))
-        )
+        return _is_among(measure, self.metric, self.method, self.eps)
 
     def check(
         self,
@@ -123,7 +127,7 @@ class Claim(Settings):
             raise InputError(f"the claim '{self.question}' asks for {maps[0]}; name a method of maps too")
         radii = sorted({eps for declared in attacks.values() for eps in declared if eps > 0})
         for eps in self.eps:
-            if not any(abs(eps - each) < 1e-9 for each in radii):
+            if not any(same_epsilon(eps, each) for each in radii):
                 there = ", ".join(map(format_epsilon, radii)) or "none"
                 raise InputError(f"ε = {format_epsilon(eps)} {place} is not attacked at; there are: {there}")
         if self.primary is not None:
@@ -157,7 +161,7 @@ class Claim(Settings):
             radii = [eps for eps in attacks[endpoint.method or next(iter(attacks))] if eps > 0]
             if endpoint.eps is None and len(radii) > 1:
                 raise InputError(f"{place} must name one ε: {', '.join(map(format_epsilon, radii))}")
-            if endpoint.eps is not None and not any(abs(endpoint.eps - eps) < 1e-9 for eps in radii):
+            if endpoint.eps is not None and not any(same_epsilon(endpoint.eps, eps) for eps in radii):
                 raise InputError(
                     f"{place} names ε = {format_epsilon(endpoint.eps)}, at which {endpoint.method} is not run"
                 )
@@ -416,7 +420,8 @@ def _absent(claim: Claim, comparison: Comparison | None) -> list[str]:
 def _missing(claim: Claim, rows: pd.DataFrame) -> list[str]:
     """Names and ε of a claim that no row is about: misspelt, or failed."""
     there = {*rows["model"], *rows["over"], *rows["metric"], *rows["method"]}
-    radii = [eps for eps in claim.eps if not np.isclose(rows["eps"].to_numpy(float), eps).any()]
+    known = rows["eps"].to_numpy(float)
+    radii = [eps for eps in claim.eps if not any(same_epsilon(each, eps) for each in known)]
     missing = [
         *(n for n in _names(claim) if n not in there),
         *(f"ε = {format_epsilon(eps)}" for eps in radii),

@@ -11,7 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from saliency_lab._common.arguments import check_choice
-from saliency_lab._common.checks import format_epsilon, parse_epsilon
+from saliency_lab._common.checks import format_epsilon, parse_epsilon, same_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab.comparison import aggregate, statistics
@@ -95,7 +95,7 @@ class Summary:
             return matching[-1]
         if radius is None:
             return max(matching, key=lambda m: m.eps)
-        near = [m for m in matching if np.isclose(m.eps, radius)]
+        near = [m for m in matching if same_epsilon(m.eps, radius)]
         if not near:
             raise InputError(
                 f"no attack at ε = {format_epsilon(radius)}; "

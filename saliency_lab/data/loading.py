@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +31,6 @@ from saliency_lab._common.pictures import (
 from saliency_lab._common.progress import progress
 from saliency_lab._common.text import number_of
 from saliency_lab._common.warn import warn
-
-if TYPE_CHECKING:
-    pass
 
 _NAMED = 3  # files in the printed form
 _SHOWN = 8  # images in Jupyter

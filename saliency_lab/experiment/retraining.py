@@ -12,7 +12,7 @@ from saliency_lab._common.warn import warn
 from saliency_lab.data import ImageData
 from saliency_lab.experiment.schema import Declaration
 from saliency_lab.metrics.catalogue import LERF, MORF
-from saliency_lab.retraining.api import RoarPlan, make_plan, run_plan
+from saliency_lab.retraining.api import STORE, RoarPlan, make_plan, run_plan
 from saliency_lab.retraining.result import RoarResult
 from saliency_lab.study.cache.results import Failure
 from saliency_lab.study.cache.store import FolderStore
@@ -81,7 +81,7 @@ def retrain(plans: Mapping[tuple[str, str], RoarPlan], study: Study, store: Path
 
 def retraining_store(store: Path) -> FolderStore:
     """Return where the results are stored, given the store of the study."""
-    return FolderStore(store / "roar")
+    return FolderStore(store / STORE)
 
 
 def tabulate(results: Retrained, level: float) -> pd.DataFrame:

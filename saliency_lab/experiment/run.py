@@ -244,7 +244,7 @@ def plan_declared(
         rows.append(row)
     last = []
     for (table, model), plan in retraining.items():
-        row = {"step": table, "what": model, "results": sum(1 for _ in plan.networks())}
+        row = {"step": table, "what": model, "results": len(plan.networks())}
         row["missing"] = missing_networks(plan, retraining_store(Path(store)))
         if row["missing"]:
             row["seconds"] = row["missing"] * _training_seconds(plan.recipe, data, device)

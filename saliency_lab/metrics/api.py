@@ -343,13 +343,14 @@ def _run(
     whole = [index for index, job in enumerate(jobs) if job.metric.whole]
     blocks = [(rows, by_block) for rows in slices if by_block] + [(slice(None), whole)] * bool(whole)
     with preserved_rng():
-        seconds_per_image = _check_outputs(model, x, y, jobs)
-        announce_long_work(model, x, attributions, jobs, seconds_per_image)
+        _check_outputs(model, x, y, jobs)
+        announce_long_work(model, x, attributions, jobs)
         run = passes_of(model, x)
+        networks: dict[str, nn.Module] = {}
         run.expect(predicted_images(x, attributions, jobs))
         explainers = {method: Explainer(given, x, y, seed) for method, given in attributions.items()}
         for rows, chosen in progress(blocks, label="score"):
-            probe = Probe(model, x[rows], y[rows], seed=seed, passes=run)
+            probe = Probe(model, x[rows], y[rows], seed=seed, passes=run, networks=networks)
             explaining = {method: explainer.rows(rows) for method, explainer in explainers.items()}
             for index in chosen:
                 job = replace(jobs[index], settings=_rows_of(jobs[index].settings, rows))
@@ -433,11 +434,8 @@ def _rows_of(settings: Settings, rows: slice) -> Settings:
     return settings.model_copy(update=own)
 
 
-def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> float | None:
-    """Check on a few images that labels are among the classes, and that outputs are logits where needed.
-
-    Return the seconds of the forward pass per image; None if no metric makes one.
-    """
+def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> None:
+    """Check on a few images that labels are among the classes, and that outputs are logits where needed."""
     pixels = x.shape[2] * x.shape[3]
     read = {
         getattr(job.settings, "output", None) for job in jobs if job.metric.forwards(job.settings, pixels)
@@ -445,15 +443,11 @@ def _check_outputs(model: nn.Module, x: Tensor, y: Tensor, jobs: list[Job]) -> f
     if not read:
         if any(job.metric.maps for job in jobs):
             check_signature(model)
-        return None
-    few = x[:2]
-    began = time.perf_counter()
-    logits = check_classifier(model, few)
-    seconds = time.perf_counter() - began
+        return
+    logits = check_classifier(model, x[:2])
     check_labels(y, len(y), logits.shape[1])
     if "probability" in read:
         refuse_probabilities(logits, "pass output='logit' to score its outputs as they are")
-    return seconds / len(few)
 
 
 _INFINITE = "the score is infinite, as the logits of the model may be"
@@ -498,7 +492,14 @@ def _isolated(job: Job, case: MetricInput) -> MetricOutput:
 
 def _only(case: MetricInput, row: int) -> MetricInput:
     probe, one = case.probe, slice(row, row + 1)
-    alone = Probe(probe.model, probe.images[one], probe.labels[one], seed=probe.seed, passes=probe.passes)
+    alone = Probe(
+        probe.model,
+        probe.images[one],
+        probe.labels[one],
+        seed=probe.seed,
+        passes=probe.passes,
+        networks=probe.networks,
+    )
     return MetricInput(alone, case.maps[one], _rows_of(case.settings, one), case.explainer.rows(one))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saliency_lab._common.inference import seconds_per_image
 from saliency_lab._common.progress import announce
 from saliency_lab.attribution import Attributions
 from saliency_lab.metrics.job import Job
@@ -27,21 +28,19 @@ def announce_long_work(
     x: Tensor,
     attributions: Mapping[str, Any],
     jobs: Sequence[Job],
-    first_pass: float | None,
 ) -> None:
     """Show how long the jobs take, if that is more than a minute.
 
-    `first_pass` is the time of a forward pass per image, if one was made. A first pass is slow, so if it
-    announces long work, the time is measured on more images. The estimate is an upper bound where metrics or
-    methods share predictions, or a removal changes nothing.
+    The passes that checks made were first ones and slow, so if they announce long work, the time is measured
+    on more images. The estimate is an upper bound where metrics or methods share predictions, or a removal
+    changes nothing.
     """
-    if first_pass is None and not any(job.metric.maps for job in jobs):
+    if not any(any(_counts(model, x, job)) for job in jobs):
         return
-    if first_pass is None:
-        first_pass = seconds_per_image(model, x[:1])
+    first_pass = seconds_per_image(model, x.shape[1:]) or _measured(model, x[:1])
     if sum(estimate(model, x, attributions, jobs, first_pass)) < LONG:
         return
-    seconds = estimate(model, x, attributions, jobs, seconds_per_image(model, x))
+    seconds = estimate(model, x, attributions, jobs, _measured(model, x))
     if sum(seconds) < LONG:
         return
     longest = sorted(zip(seconds, (job.metric.name for job in jobs), strict=True), reverse=True)[:3]
@@ -87,8 +86,8 @@ def _counts(model: nn.Module, x: Tensor, job: Job) -> tuple[int, int]:
     return forwards, count.fixed + (count.per_layer * len(layer_names(model)) if count.per_layer else 0)
 
 
-def seconds_per_image(model: nn.Module, x: Tensor) -> float:
-    """Measure a forward pass of the images that fit into one pass."""
+def _measured(model: nn.Module, x: Tensor) -> float:
+    """Seconds per image of a forward pass of the images that fit into one pass."""
     probe = Probe(model, x[:1], torch.zeros(1, dtype=torch.long), seed=0)
     images = x[: probe.chunk].to(probe.device)
     began = time.perf_counter()

@@ -113,7 +113,7 @@ def random_subsets(probe: Probe, runs: int, size: int) -> Tensor:
 
 
 def without(probe: Probe, subsets: Tensor, baseline: Baseline) -> ProbePredictions:
-    """Return ProbePredictions (N, runs) with each subset (N, runs, size) replaced by the baseline."""
+    """Return predictions (N, runs) with each subset (N, runs, size) replaced by the baseline."""
     subsets = subsets.to(probe.device)
 
     def build(i: Tensor, j: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ def without_units(probe: Probe, units: Tensor, baseline: Baseline) -> ProbePredi
 
 
 def _alone(probe: Probe, units: Tensor, baseline: Baseline) -> ProbePredictions:
-    """Return ProbePredictions (N, U) with each unit of `units` (N, H·W) alone replaced by the baseline.
+    """Return predictions (N, U) with each unit of `units` (N, H·W) alone replaced by the baseline.
 
     Where that changes nothing (black pixels made black), the answer is the one on the image itself.
     """

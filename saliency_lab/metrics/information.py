@@ -106,7 +106,7 @@ def shown_counts(pixels: int, thresholds: tuple[float, ...]) -> list[int]:
 
 
 def _ask(probe: Probe, images: np.ndarray) -> ProbePredictions:
-    """Return ProbePredictions (N, K) on 8-bit images (N, K, H, W, C)."""
+    """Return predictions (N, K) on 8-bit images (N, K, H, W, C)."""
     variants = torch.as_tensor(images).permute(0, 1, 4, 2, 3)
 
     def build(i: Tensor, j: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def _register(
     *,
     undefined: str = "the mask is empty, or the map has no value to share",
 ) -> None:
-    """Return a metric of `masks`; no score for an empty mask, or a map without a value to share."""
+    """Register a metric of `masks`; no score for an empty mask, or a map without a value to share."""
 
     def scored(case: MetricInput, run: Callable[[MetricInput], Tensor]) -> MetricOutput:
         defined = _inside(case).any(1)

@@ -19,7 +19,7 @@ from saliency_lab._common.inference import (
     run_without_graph,
     undisturbed,
 )
-from saliency_lab._common.passes import Layout, Passes
+from saliency_lab._common.passes import Layout, Passes, arranged
 from saliency_lab._common.seeding import sample_seeds
 
 Output = Literal["probability", "logit"]
@@ -55,22 +55,6 @@ class ProbePredictions:
         return ProbePredictions(*(torch.cat(tensors, 1) for tensors in joined))
 
 
-def channels_last(images: Tensor) -> Tensor:
-    """Return `images` in the memory order that convolutions prefer.
-
-    One channel is in both orders at once; then the strides say which, and nothing is copied.
-    """
-    _, channels, height, width = images.shape
-    if channels == 1:
-        return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-def _plain(images: Tensor) -> Tensor:
-    """Copy `images` in the plain memory order; a model may begin with an in-place operation."""
-    return images.clone(memory_format=torch.contiguous_format)
-
-
 def _is_wide(model: nn.Module) -> bool:
     """Return whether a convolution has more than 128 channels.
 
@@ -102,11 +86,18 @@ class Probe:
     Predictions are cached by the images they are for, so that methods and metrics that need the same
     share the forward passes. Images and their variants are on `device`, the model's; maps and predictions,
     float64, are at `home`, which is the same wherever there is float64. `passes` are those of the call, which
-    may run in a faster form of the model.
+    may run in a faster form of the model. `networks` are those that are made once for all blocks of the call.
     """
 
     def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int, passes: Passes | None = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        seed: int,
+        passes: Passes | None = None,
+        networks: dict[str, nn.Module] | None = None,
     ) -> None:
         self.model = model
         self.device, self.dtype = device_of(model), dtype_of(model)
@@ -118,8 +109,9 @@ class Probe:
         self.seed = seed
         self.passes = passes_of(model, x) if passes is None else passes
         self.chunk = self.passes.rows or _own_rows(model, x.shape)
+        self.networks = {} if networks is None else networks
         self._memory: dict[Any, Any] = {}
-        self._layout = _plain if _is_wide(model) else None
+        self._layout: Layout | None = "contiguous" if _is_wide(model) else None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -147,13 +139,13 @@ class Probe:
                 out = self.passes.logits(images)
             elif self._layout is None:
                 try:
-                    out = run_without_graph(self.model, channels_last(images.clone()))
-                    self._layout = channels_last
+                    out = run_without_graph(self.model, arranged(images, "channels_last"))
+                    self._layout = "channels_last"
                 except RuntimeError:  # `.view` in the model needs rows in the plain order
-                    self._layout = _plain
-                    out = run_without_graph(self.model, _plain(images))
+                    self._layout = "contiguous"
+                    out = run_without_graph(self.model, arranged(images, self._layout))
             else:
-                out = run_without_graph(self.model, self._layout(images))
+                out = run_without_graph(self.model, arranged(images, self._layout))
         return check_logits(out, len(images))
 
     def ask(
@@ -164,7 +156,7 @@ class Probe:
         source: Tensor | None = None,
         base: ProbePredictions | None = None,
     ) -> ProbePredictions:
-        """Return ProbePredictions (N, count) on variants of each image.
+        """Return predictions (N, count) on variants of each image.
 
         `build(i, j)` returns variant `j[k]` of image `i[k]` for each k; passes are full chunks over
         images × variants, all images' first variant first: variants of a kind are built together.
@@ -196,7 +188,7 @@ class Probe:
 
     @property
     def clean(self) -> ProbePredictions:
-        """ProbePredictions (N, 1) on the images themselves."""
+        """Predictions (N, 1) on the images themselves."""
         return self.remember(("clean",), lambda: self.ask(1, lambda i, j: self.x[i]))
 
     @property
@@ -208,7 +200,7 @@ class Probe:
         )
 
     def empty(self, baseline: Baseline) -> ProbePredictions:
-        """Return ProbePredictions (N, 1) on the baselines themselves."""
+        """Return predictions (N, 1) on the baselines themselves."""
         return self.remember(("empty", baseline), lambda: self.ask(1, lambda i, j: self.fill(baseline)[i]))
 
     def fill(self, baseline: Baseline) -> Tensor:

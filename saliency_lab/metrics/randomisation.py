@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from saliency_lab._common.copying import copy_model
+from saliency_lab._common.copying import copy_model, named_tensors
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.passes import Passes, weights_digest
+from saliency_lab._common.passes import weights_digest
 from saliency_lab._common.ranks import mean_ranks, pearson
 from saliency_lab._common.seeding import derive_seed, sample_normal, sample_uniform
 from saliency_lab.attribution.reinitialisation import (
@@ -81,13 +81,13 @@ def randomised(model: nn.Module, order: Order, seed: int, image: Tensor) -> Iter
     check = None if facts in known else ChangeCheck(network, image)
     for name in names[::-1] if order == "top_down" else names:
         module = network.get_submodule(name)
-        before = _tensors(module) if order == "independent" else {}
+        before = named_tensors(module) if order == "independent" else {}
         before = {key: tensor.detach().clone() for key, tensor in before.items()}
         randomise(module, derive_seed(seed, "randomised", name))
         if check is not None:
             check.update(network, name, [module], cumulative=order != "independent")
         yield network
-        now = _tensors(module)
+        now = named_tensors(module)
         with torch.no_grad():
             for key, tensor in before.items():
                 now[key].copy_(tensor)
@@ -99,11 +99,6 @@ def randomised(model: nn.Module, order: Order, seed: int, image: Tensor) -> Iter
 
 _SEEN_TO_CHANGE: WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = WeakKeyDictionary()
 """Models whose outputs change with every layer: for which weights, order and seed."""
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; both kinds in one dictionary, because no name is used twice."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def layer_names(model: nn.Module) -> list[str]:
@@ -190,16 +185,12 @@ def histogram_entropy(maps: Tensor, bins: int) -> Tensor:
     return torch.stack(rows)
 
 
-_FULLY_RANDOMISED: WeakKeyDictionary[Passes, dict[int, nn.Module]] = WeakKeyDictionary()
-"""The network of each call and seed, for the blocks and methods of the call."""
-
-
 def _fully_randomised(probe: Probe) -> nn.Module:
     """Return the network with all layers re-initialised, which is made once per call."""
-    networks = _FULLY_RANDOMISED.setdefault(probe.passes, {})
-    if probe.seed not in networks:
-        *_, networks[probe.seed] = randomised(probe.model, "top_down", probe.seed, probe.images[:1])
-    return networks[probe.seed]
+    if "fully randomised" not in probe.networks:
+        *_, network = randomised(probe.model, "top_down", probe.seed, probe.images[:1])
+        probe.networks["fully randomised"] = network
+    return probe.networks["fully randomised"]
 
 
 def _efficient_mprt(case: MetricInput) -> MetricOutput:

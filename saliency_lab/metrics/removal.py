@@ -1,4 +1,4 @@
-"""ProbePredictions as units (pixels, patches, segments) are removed in the order of the map."""
+"""Predictions as units (pixels, patches, segments) are removed in the order of the map."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cuts(units: int, steps: int) -> Tensor:
 def removal(
     probe: Probe, ranks: Tensor, cut: Tensor, baseline: Baseline, *, insert: bool = False
 ) -> ProbePredictions:
-    """Return ProbePredictions (N, K) with the pixels of rank below cut k replaced by the baseline.
+    """Return predictions (N, K) with the pixels of rank below cut k replaced by the baseline.
 
     `ranks` (N, H·W) and `cut` (K,), or (N, K) with one row per sample, are int32; cuts rise from 0. With
     `insert`, the pixels of rank at or above the cut are replaced instead: the image is rebuilt from the

@@ -154,7 +154,7 @@ def imputation_noise(probe: Probe, noise: float) -> Tensor:
 
 
 def imputed(probe: Probe, ranks: Tensor, counts: Tensor, noise: float) -> ProbePredictions:
-    """Return ProbePredictions (N, K) with the pixels of rank below count k imputed."""
+    """Return predictions (N, K) with the pixels of rank below count k imputed."""
     draws, ranks = imputation_noise(probe, noise), ranks.to(probe.device)
 
     def build(i: Tensor, j: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
 import torch
@@ -220,12 +220,10 @@ def _hooked(
     layers: Sequence[nn.Module], hook: Callable[[nn.Module, tuple[Tensor, ...]], None]
 ) -> Iterator[None]:
     """Call `hook` before each of the layers runs."""
-    handles = [layer.register_forward_pre_hook(in_this_thread(hook)) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(in_this_thread(hook)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _quantus_neighbours(name: str, case: MetricInput, **settings: object) -> MetricOutput:

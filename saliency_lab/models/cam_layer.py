@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from saliency_lab._common.calls import (
     calls,
     depending,
     hidden_part,
+    tensors_in,
     track_modules,
 )
 from saliency_lab._common.checks import check_logits
@@ -329,7 +330,7 @@ class _Record(Execution):
             self.begun.pop(),
             self.number,
             original,
-            next((tuple(each.shape) for each in _tensors(output)), None),
+            next((tuple(each.shape) for each in tensors_in(output)), None),
             self.arrangement(output, 1) if depends else None,
             normalises=normal and not any(True for _ in module.children()),
             pools=bool(called) and called <= AVERAGE_POOL,
@@ -356,31 +357,16 @@ def _attention_size(
     return None
 
 
-def _tensors(output: object) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        yield from _tensors(list(output.values()))
-    elif isinstance(output, tuple | list):
-        for each in output:
-            yield from _tensors(each)
-
-
 def _record(model: nn.Module, image: Tensor) -> tuple[_Record, Tensor]:
     """Run the model on one image, and return what happened and the logits."""
     record = _Record(image)
-    handles = []
-    with track_modules(model, record.running):
-        try:
-            for name, module in model.named_modules():
-                leave = in_this_thread(partial(record.leave, name))
-                handles.append(module.register_forward_pre_hook(in_this_thread(record.enter)))
-                handles.append(module.register_forward_hook(leave))
-            with torch.enable_grad(), record:
-                logits = model(image.detach().clone().requires_grad_(True) * 1.0)
-        finally:
-            for handle in handles:
-                handle.remove()
+    with track_modules(model, record.running), ExitStack() as hooks:
+        for name, module in model.named_modules():
+            leave = in_this_thread(partial(record.leave, name))
+            hooks.enter_context(module.register_forward_pre_hook(in_this_thread(record.enter)))
+            hooks.enter_context(module.register_forward_hook(leave))
+        with torch.enable_grad(), record:
+            logits = model(image.detach().clone().requires_grad_(True) * 1.0)
     return record, check_logits(logits, 1)
 
 

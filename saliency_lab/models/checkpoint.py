@@ -197,7 +197,7 @@ def load_model(
     if weights is not None:
         weights = check_path(weights, "weights")
     if model is None and name.startswith(ROBUSTBENCH):
-        return load_robustbench(name, str(device))
+        return load_robustbench(name).to(device)
     if model is None and is_pretrained_name(name):
         return load_pretrained(name, None if weights is None else str(weights)).to(device)
     if weights is not None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import named_device
 
 PREFIX = "robustbench/"
 
 
-def load_robustbench(name: str, device: str = "cpu") -> nn.Module:
+def load_robustbench(name: str) -> nn.Module:
     """Load "robustbench/DATASET/THREAT/MODEL", such as "robustbench/cifar10/Linf/Carmon2019Unlabeled".
 
     The model takes images in [0, 1] and returns logits, as RobustBench asks of its entries.
@@ -36,4 +35,4 @@ def load_robustbench(name: str, device: str = "cpu") -> nn.Module:
         net: nn.Module = load_model(model_name=model, dataset=dataset, threat_model=threat)
     except (KeyError, ValueError) as error:
         raise InputError(f"RobustBench has no model '{name}': {error}") from None
-    return net.to(named_device(device)).eval()
+    return net.eval()

@@ -22,7 +22,6 @@ def forest(
     percent: bool = False,
     title: str | None = None,
     note: str | None = None,
-    width: float = CHART_WIDTH,
 ) -> Figure:
     """Draw each study's difference with its interval, and each pooled one as a diamond below.
 
@@ -36,8 +35,6 @@ def forest(
         Write the axis in percentage points.
     title, note : str, optional
         Above the panel.
-    width : float
-        Inches.
 
     Raises
     ------
@@ -47,7 +44,7 @@ def forest(
     if not studies:
         raise InputError("studies must hold at least one difference")
     names = [*studies, *pooled]
-    fig, ax = chart(width, 1.3 + 0.32 * len(names))
+    fig, ax = chart(CHART_WIDTH, 1.3 + 0.32 * len(names))
     ax.axvline(0, color="#999999", linewidth=0.8)
     for row, (value, low, high) in enumerate(studies.values()):
         ax.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="s", color=INK, markersize=5)

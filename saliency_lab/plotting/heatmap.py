@@ -13,14 +13,13 @@ from saliency_lab.plotting.style import DIVERGING, INK, figure, styled
 
 
 @styled
-def correlations(table: pd.DataFrame, *, title: str | None = None, label: str = "rank correlation") -> Figure:
+def correlations(table: pd.DataFrame, *, label: str = "rank correlation") -> Figure:
     """Draw correlations in [−1, 1] with their numbers; undefined ones are grey.
 
     Parameters
     ----------
     table : DataFrame
         Square, with the same names along both sides.
-    title : str, optional
     label : str
         Label of the colour bar.
 
@@ -50,8 +49,6 @@ def correlations(table: pd.DataFrame, *, title: str | None = None, label: str = 
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    if title:
-        ax.set_title(title, loc="left")
     lines = "\n".join(textwrap.wrap(label, max(12, int(4.5 * size))))  # no longer than the bar
     fig.colorbar(image, ax=ax, shrink=0.7, label=lines, ticks=[-1, 0, 1])
     return fig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import zlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -82,8 +82,3 @@ def as_jpeg(image: np.ndarray) -> str:
 def pack(values: np.ndarray) -> str:
     """Deflate the bytes of an array; text in base64."""
     return base64.b64encode(zlib.compress(np.ascontiguousarray(values).tobytes(), 9)).decode("ascii")
-
-
-def unpack(text: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Undo `pack`."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype).reshape(shape)

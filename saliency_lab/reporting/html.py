@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from saliency_lab._common.arguments import (
     check_fraction,
     check_instance,
 )
-from saliency_lab._common.checks import format_epsilon, parse_epsilon
+from saliency_lab._common.checks import format_epsilon, parse_epsilon, same_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path, output_file
 from saliency_lab.explorer.panels import StudyAttack
@@ -114,8 +115,8 @@ def _attack_of(study: Study, attacked: tuple[str, float | str] | None) -> StudyA
     rows = study.robustness[["attack", "eps"]].drop_duplicates()
     known = [StudyAttack(label, eps) for label, eps in rows.itertuples(index=False) if eps > 0]
     label, eps = attacked if isinstance(attacked, tuple | list) and len(attacked) == 2 else (attacked, None)
-    radius = None if eps is None else parse_epsilon(eps)
-    attack = next((each for each in known if each.label == label and each.eps == radius), None)
+    radius = math.nan if eps is None else parse_epsilon(eps)
+    attack = next((each for each in known if each.label == label and same_epsilon(each.eps, radius)), None)
     if attack is None:
         listed = ", ".join(f'("{each.label}", "{format_epsilon(each.eps)}")' for each in known)
         raise InputError(

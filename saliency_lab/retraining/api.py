@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ from saliency_lab.training.run import run_folder_name
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
+STORE = "roar"
+"""The folder of the results, inside that of the whole call or study."""
+
 
 @dataclass(frozen=True, eq=False)
 class RoarPlan:
@@ -69,12 +72,14 @@ class RoarPlan:
             depends |= {"ranking": ranking, "fraction": fraction}
         return Result("retraining", depends)
 
-    def networks(self) -> Iterator[tuple[int, Request | None, float]]:
-        """Yield seed, method and fraction of every network; that on whole images first."""
-        for seed in self.seeds:
-            yield seed, None, 0.0
-            for method in self.methods.values():
-                yield from ((seed, method, fraction) for fraction in self.fractions)
+    def cells(self) -> list[tuple[Request | None, float]]:
+        """Return method and fraction of every network of one seed; that on whole images first."""
+        retrained = [(method, fraction) for method in self.methods.values() for fraction in self.fractions]
+        return [(None, 0.0), *retrained]
+
+    def networks(self) -> list[tuple[int, Request | None, float]]:
+        """Return seed, method and fraction of every network."""
+        return [(seed, *cell) for seed in self.seeds for cell in self.cells()]
 
 
 def roar(
@@ -171,7 +176,7 @@ def roar(
     named_device(device)
     if out is not None:
         out = check_path(out, "out")
-        return run_plan(plan, out, FolderStore(out / "roar"), device)
+        return run_plan(plan, out, FolderStore(out / STORE), device)
     with tempfile.TemporaryDirectory() as folder:
         return run_plan(plan, Path(folder), MemoryStore(), device)
 
@@ -271,47 +276,48 @@ def run_plan(plan: RoarPlan, folder: Path, store: Store, device: str) -> RoarRes
 
     Networks that other processes train in the store come last.
     """
-    correct: dict[tuple[int, str, float], Tensor] = {}
-    collapsed: dict[tuple[int, str, float], bool] = {}
-    with progress(label="retraining", total=sum(1 for _ in plan.networks())) as bar:
+    found: dict[tuple[int, str | None, float], Content] = {}
+    with progress(label="retraining", total=len(plan.networks())) as bar:
         for seed, wait in [(seed, wait) for wait in (False, True) for seed in plan.seeds]:
             run = _SeedRun(plan, seed, folder, store, device)
-            for method, fraction in [(None, 0.0), *_product(plan)]:
-                labels = plan.methods if method is None else [method.label]
-                if all((seed, label, fraction) in correct for label in labels):
+            for method, fraction in plan.cells():
+                network = seed, None if method is None else method.label, fraction
+                if network in found:
                     continue
                 try:
-                    content = run.content(method, fraction, wait=wait)
+                    found[network] = run.content(method, fraction, wait=wait)
                 except LockedError:
                     if method is None:  # the others depend on this network
                         break
                     continue
-                for label in labels:
-                    correct[seed, label, fraction] = content.tensors["correct"]
-                    collapsed[seed, label, fraction] = content.info["collapsed"]
                 bar.update()
-    if count := sum(collapsed.values()):
+    if count := sum(content.info["collapsed"] for content in found.values()):
         warn(
             f"recipe '{plan.recipe.name}': {count} of the retrained networks predict one class for nearly "
             "all test images; if that is too many, lower optimizer.learning_rate or the fractions",
         )
     shares = (0.0, *plan.fractions)
 
-    def collect(values: Mapping[tuple[int, str, float], Any], method: str) -> np.ndarray:
-        return np.array([[np.asarray(values[seed, method, each]) for each in shares] for seed in plan.seeds])
+    def collect(read: Callable[[Content], Any], method: str) -> np.ndarray:
+        return np.array(
+            [
+                [np.asarray(read(found[seed, method if share else None, share])) for share in shares]
+                for seed in plan.seeds
+            ]
+        )
 
     return RoarResult(
         recipe=plan.recipe.name,
         order=plan.order,
         fractions=shares,
         seeds=plan.seeds,
-        correct={method: collect(correct, method) for method in plan.methods},
-        collapsed={method: collect(collapsed, method) for method in plan.methods},
+        correct={
+            method: collect(lambda content: content.tensors["correct"], method) for method in plan.methods
+        },
+        collapsed={
+            method: collect(lambda content: content.info["collapsed"], method) for method in plan.methods
+        },
     )
-
-
-def _product(plan: RoarPlan) -> list[tuple[Request, float]]:
-    return [(method, fraction) for method in plan.methods.values() for fraction in plan.fractions]
 
 
 class _SeedRun:
@@ -360,7 +366,7 @@ class _SeedRun:
             )
             self._ranks = method.label, ranks
         changed = replace_pixels(plan.data, self._ranks[1], fraction, channel_means(plan.data))
-        run = self.folder / "roar" / "runs" / key
+        run = self.folder / STORE / "runs" / key
         kept = load_recipe(plan.recipe, {"training.collapse": "keep"})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about single networks

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from saliency_lab._common.copying import copy_model
+from saliency_lab._common.copying import copy_model, named_tensors
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import device_of, named_device
 from saliency_lab._common.progress import show_progress
@@ -38,7 +38,7 @@ class WorkerInputs:
 
 def hand_over(store: FolderStore, sample: str, weights: str, net: nn.Module) -> WorkerInputs:
     """Write the weights of a network into the store; return what a worker needs to assemble the network."""
-    store.write_weights(weights, _tensors(net))
+    store.write_weights(weights, named_tensors(net))
     skeleton = copy_model(net).to("meta")
     return WorkerInputs(str(store.folder.resolve()), sample, weights, skeleton, str(device_of(net)))
 
@@ -73,23 +73,13 @@ def _read_sample(folder: str, name: str) -> StudySample:
     return sample
 
 
-def _tensors(net: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and buffer by name: also the buffers that a state_dict leaves out, and a tensor
-    that two modules share under both names, because a skeleton has two tensors there.
-    """
-    return {
-        **dict(net.named_parameters(remove_duplicate=False)),
-        **dict(net.named_buffers(remove_duplicate=False)),
-    }
-
-
 def assemble(store: FolderStore, inputs: WorkerInputs) -> nn.Module:
     """Build the network from its skeleton and the weights in the store, which are checked."""
     net = copy.deepcopy(inputs.skeleton).to_empty(device=named_device(inputs.device))
     try:
         weights = read_weights(store.weights_path(inputs.weights))
         with torch.no_grad():
-            for name, tensor in _tensors(net).items():
+            for name, tensor in named_tensors(net).items():  # two in a skeleton where modules share one
                 tensor.copy_(weights[name])
     except (DamagedFileError, KeyError) as error:
         raise InputError(f"{error}; run the same again, which writes them anew") from error

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from saliency_lab._common.threads import HOOKS
 from saliency_lab.models.convnets import ConvNet
 from saliency_lab.models.layers import Normalised
 from saliency_lab.training.layout import convert_gradient
@@ -47,8 +48,7 @@ def _known(module: nn.Module) -> bool:
 
 
 def _hooked(module: nn.Module) -> bool:
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(hook is not convert_gradient for name in hooks for hook in getattr(module, name).values())
+    return any(hook is not convert_gradient for name in HOOKS for hook in getattr(module, name).values())
 
 
 def trunk_and_head(net: nn.Module) -> tuple[list[Part], list[Part]]:

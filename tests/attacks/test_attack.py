@@ -543,28 +543,31 @@ def test_another_default_type_of_torch_changes_nothing_or_is_named(case, method)
     assert after.adversarial.dtype == after.loss.dtype == torch.float32
 
 
+class Double(nn.Module):
+    """Returns the logits of a model in float64."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).double()
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].norms != ("severity",)])
 def test_logits_may_have_another_type_than_the_images(case, method) -> None:
-    class Double(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return model(x).double()
-
     model, x = case.model.float(), case.x.float()
     settings = {"norm": METHODS[method].norms[0], **CHEAP.get(method, {})}
     expected = sl.attack(model, x, case.y, method, eps=0.02, **settings)
-    found = sl.attack(Double(), x, case.y, method, eps=0.02, **settings)
+    found = sl.attack(Double(model), x, case.y, method, eps=0.02, **settings)
     assert found.adversarial.dtype == torch.float32
     torch.testing.assert_close(found.adversarial, expected.adversarial, rtol=0, atol=1e-4)
     assert torch.equal(found.robust, expected.robust)
 
 
 def test_gradients_may_come_from_a_network_of_another_type(case) -> None:
-    class Double(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return model(x).double()
-
     model, x = case.model.float(), case.x.float()
-    found = sl.attack(model, x, case.y, "pgd", eps=0.02, steps=3, gradients_from=Double())
+    found = sl.attack(model, x, case.y, "pgd", eps=0.02, steps=3, gradients_from=Double(model))
     assert torch.equal(found.robust, sl.attack(model, x, case.y, "pgd", eps=0.02, steps=3).robust)
 
 

@@ -55,6 +55,19 @@ def test_steps_curve(case) -> None:
         steps_curve(case.model, case.x, case.y, eps=0.1, method="fgsm")
 
 
+def test_a_function_has_a_steps_curve_if_it_has_steps(case) -> None:
+    def nothing(model, x, y, eps, steps=1):
+        return x
+
+    def single(model, x, y, eps):
+        return x
+
+    curve = steps_curve(case.model, case.x, case.y, nothing, eps=0.02, steps=(0, 2))
+    assert curve.method == "nothing" and torch.equal(curve.robust[0], curve.robust[1])
+    with pytest.raises(sl.SaliencyLabError, match="attack 'single' has no steps"):
+        steps_curve(case.model, case.x, case.y, single, eps=0.02)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_minimal_epsilon_of_a_linear_model_is_the_distance_to_its_boundary(norm) -> None:
     """|z₁ − z₀| over the dual norm of w₁ − w₀, for two classes, far from the limits of the image range."""

@@ -19,12 +19,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 import saliency_lab as sl
 from saliency_lab.metrics import evaluate_detailed
 from saliency_lab.metrics.catalogue import LERF, METRICS
-
-
-def gradient(model, x, classes):
-    with torch.enable_grad():
-        x = x.detach().clone().requires_grad_(True)
-        return torch.autograd.grad(model(x).gather(1, classes[:, None]).sum(), x)[0]
+from tests.metrics.conftest import gradient
 
 
 def cams(maps):

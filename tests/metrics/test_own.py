@@ -17,14 +17,9 @@ from saliency_lab._common.seeding import preserved_rng
 from saliency_lab.metrics import evaluate_detailed, evaluate_many
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.metrics.probe import Probe
+from tests.metrics.conftest import gradient
 
 QUIET = {"disable_warnings": True, "return_aggregate": False}
-
-
-def gradient(model, x, classes):
-    with torch.enable_grad():
-        x = x.detach().clone().requires_grad_(True)
-        return torch.autograd.grad(model(x).gather(1, classes[:, None]).sum(), x)[0]
 
 
 @pytest.mark.parametrize(

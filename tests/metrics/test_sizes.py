@@ -116,7 +116,7 @@ class TestEstimate:
             sl.evaluate(model, x, y, maps, "infidelity")
             assert "takes up to" not in capsys.readouterr().err
             monkeypatch.setattr(cost, "LONG", 1e-9)
-            monkeypatch.setattr(cost, "seconds_per_image", lambda model, x: 1.0)
+            monkeypatch.setattr(cost, "_measured", lambda model, x: 1.0)
             sl.evaluate(model, x, y, maps, "infidelity")
             shown = capsys.readouterr().err
             assert "scoring the maps of 6 images takes up to" in shown

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import zlib
 from collections import Counter
 from html.parser import HTMLParser
 
@@ -31,6 +32,11 @@ from saliency_lab.study.cache import store
 
 VOID = {"meta", "link", "input", "br", "img", "wbr"}
 NASTY = ["<script>alert(1)</script>", "a & \"b\" 'c'", "modèle_ε → 模型", "</title><b>"]
+
+
+def unpack(text, shape, dtype):
+    """Undo `bundle.pack`."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype).reshape(shape)
 
 
 class Page(HTMLParser):
@@ -177,11 +183,11 @@ def test_maps_of_the_page_are_the_studys_to_half_a_step(reported, page):
         (model, method) for model in reported.models for method in reported.maps[model]
     ]
     for each in data["maps"]:
-        levels = bundle.unpack(each["levels"], shape, np.int8).astype(float)
+        levels = unpack(each["levels"], shape, np.int8).astype(float)
         scale = np.array(each["scale"])[:, None, None]
         truth = reported.read_maps(each["model"], each["method"]).values.sum(1).numpy()
         assert np.all(np.abs(levels * scale / 127 - truth) <= scale * (0.5 / 127 + 1e-6))
-    images = bundle.unpack(data["images"]["pixels"], shape, np.uint8) / 255
+    images = unpack(data["images"]["pixels"], shape, np.uint8) / 255
     assert np.abs(images - reported.x[:, 0].numpy()).max() <= 0.5 / 255 + 1e-6
 
 
@@ -212,7 +218,7 @@ finite = st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([0.0, floa
 )
 def test_a_quantised_map_is_half_a_step_away_at_most(maps):
     found = bundle.quantise(maps)
-    levels = bundle.unpack(bundle.pack(found.levels), maps.shape, np.int8)
+    levels = unpack(bundle.pack(found.levels), maps.shape, np.int8)
     known = np.isfinite(maps)
     assert ((levels == bundle.UNDEFINED) == ~known).all()
     step = found.scale[:, None, None] / bundle.STEPS
@@ -296,14 +302,14 @@ def test_attacked_images_are_on_the_page_when_asked_for(reported, tmp_path):
     for index, model in enumerate(reported.models):
         net = reported.members[index].net
         x = sl.attack(net, reported.x, reported.y, "pgd", eps=0.2, steps=2, seed=reported.seed).adversarial
-        pixels = bundle.unpack(attacked["images"][index]["pixels"], (15, 6, 6), np.uint8)
+        pixels = unpack(attacked["images"][index]["pixels"], (15, 6, 6), np.uint8)
         assert np.abs(pixels / 255 - x[:, 0].numpy()).max() <= 0.5 / 255 + 1e-6
         shares = net(x).softmax(1).detach()
         predictions = attacked["predictions"][index]
         assert predictions["classes"] == [str(k) for k in shares.argmax(1).tolist()]
         np.testing.assert_allclose(predictions["probabilities"], shares.amax(1), atol=5e-5)
         entry = next(m for m in attacked["maps"] if (m["model"], m["method"]) == (model, "saliency"))
-        levels = bundle.unpack(entry["levels"], (15, 6, 6), np.int8)
+        levels = unpack(entry["levels"], (15, 6, 6), np.int8)
         maps = sl.attribute(net, x, reported.y, "saliency").values.sum(1).numpy()
         step = np.abs(maps).max((1, 2), keepdims=True) / bundle.STEPS
         assert (np.abs(levels * step - maps) <= 0.51 * step).all()
@@ -396,7 +402,7 @@ def test_a_part_that_is_missing_from_the_study_is_missing_from_the_page(
     if "explorer" in ids:
         depth = 3 if asked.get("channels") == 3 else 1
         shape = (6, 6, 6, 3)[: 3 if depth == 1 else 4]
-        images = bundle.unpack(page.data["images"]["pixels"], shape, np.uint8)
+        images = unpack(page.data["images"]["pixels"], shape, np.uint8)
         expected = study.x.permute(0, 2, 3, 1).numpy() if depth == 3 else study.x.mean(1).numpy()
         assert np.abs(images / 255 - expected).max() <= 0.5 / 255 + 1e-6
 
@@ -414,7 +420,7 @@ def test_seeds_are_named_where_they_matter(make_reported, tmp_path):
     assert "Intervals and tests are over training seeds and images" in page.text
     first = study.read_maps("other", "saliency", seed=0).values.sum(1).numpy()
     found = next(m for m in page.data["maps"] if (m["model"], m["method"]) == ("other", "saliency"))
-    levels = bundle.unpack(found["levels"], first.shape, np.int8)
+    levels = unpack(found["levels"], first.shape, np.int8)
     assert (
         np.abs(levels * np.array(found["scale"])[:, None, None] / 127 - first).max()
         < 0.01 * np.abs(first).max()

@@ -227,6 +227,22 @@ def test_a_network_that_learns_nothing_counts_and_is_reported(blocks, linear):
     assert len(networks) and (networks["accuracy"] == 0.5).all()
 
 
+def test_a_collapsed_network_on_whole_images_is_counted_once(blocks, linear, fitted, monkeypatch):
+    fit = api.train
+
+    def constant_on_whole_images(*args, out, **kwargs):
+        net = fit(*args, out=out, **kwargs)
+        if out.parent.name == "models":
+            with torch.no_grad():
+                net[1].weight.zero_()
+        return net
+
+    monkeypatch.setattr(api, "train", constant_on_whole_images)
+    with pytest.warns(UserWarning, match=": 1 of the retrained networks predict one class"):
+        result = sl.roar(RECIPE, blocks, METHODS, fractions=[0.1], seeds=[0], model=linear)
+    assert all(flags.tolist() == [[True, False]] for flags in result.collapsed.values())
+
+
 def test_areas_and_intervals_come_from_every_image_and_seed():
     correct = np.zeros((3, 3, 40), dtype=bool)
     correct[:, 0], correct[:, 1, :20], correct[0, 2, :10] = True, True, True

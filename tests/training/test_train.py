@@ -12,6 +12,7 @@ import sys
 import time
 import types
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,24 @@ class Stopped(Exception):
     """Stands for whatever ends a run between two steps."""
 
 
+@contextmanager
+def stopped_after(steps, monkeypatch):
+    """Save after every batch from now on, and end the training inside after some steps."""
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "LOOK_EVERY_BATCHES", 1)
+    step, taken = loop.Trainer._step, []
+
+    def stopping(self, indices):
+        if len(taken) == steps:
+            raise Stopped
+        taken.append(indices)
+        return step(self, indices)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(loop.Trainer, "_step", stopping)
+        yield
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("recipe", ["digits/standard", "digits/asgt"])
 @pytest.mark.parametrize("stop_at", [1, 4, 6])
@@ -131,20 +150,8 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_weights(
         "optimizer.schedule": "one_cycle",
     }
     whole = weights(sl.train(recipe, images, overrides=overrides))
-    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "LOOK_EVERY_BATCHES", 1)
-    step, taken = loop.Trainer._step, []
-
-    def stopping(self, indices):
-        if len(taken) == stop_at:
-            raise Stopped
-        taken.append(indices)
-        return step(self, indices)
-
-    monkeypatch.setattr(loop.Trainer, "_step", stopping)
-    with pytest.raises(Stopped):
+    with stopped_after(stop_at, monkeypatch):
         sl.train(recipe, images, out=tmp_path, overrides=overrides)
-    monkeypatch.setattr(loop.Trainer, "_step", step)
     assert not (tmp_path / "model.safetensors").exists()
     resumed = sl.train(recipe, images, out=tmp_path, overrides=overrides)
     assert same(whole, weights(resumed))
@@ -186,20 +193,9 @@ def test_a_network_with_draws_and_buffers_of_its_own_repeats_and_resumes(
     np.random.seed(1)  # noqa: NPY002
     whole = sl.train("digits/standard", images, model=net, overrides=overrides)
     assert torch.equal(whole.order, net.order) and torch.equal(whole.mask, net.mask)
-    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "LOOK_EVERY_BATCHES", 1)
-    step, taken = loop.Trainer._step, []
-
-    def stopping(self, indices):
-        if len(taken) == 4:
-            raise Stopped
-        taken.append(indices)
-        return step(self, indices)
-
     random.seed(2)
     np.random.seed(2)  # noqa: NPY002
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(loop.Trainer, "_step", stopping)
+    with stopped_after(4, monkeypatch):
         sl.train("digits/standard", images, model=net, out=tmp_path, overrides=overrides)
     resumed = sl.train("digits/standard", images, model=net, out=tmp_path, overrides=overrides)
     assert same(weights(whole), weights(resumed))
@@ -425,20 +421,8 @@ def test_a_network_that_draws_in_eval_mode_repeats_and_resumes_too(images, tmp_p
     keys = TINY | {"training.select": "robust", "objective.ranking": "signed"}
     whole = sl.train("digits/asgt", images, model=net, overrides=keys)
     torch.manual_seed(5)
-    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "LOOK_EVERY_BATCHES", 1)
-    step, taken = loop.Trainer._step, []
-
-    def stopping(self, indices):
-        if len(taken) == 5:
-            raise Stopped
-        taken.append(indices)
-        return step(self, indices)
-
-    monkeypatch.setattr(loop.Trainer, "_step", stopping)
-    with pytest.raises(Stopped):
+    with stopped_after(5, monkeypatch):
         sl.train("digits/asgt", images, model=net, out=tmp_path, overrides=keys)
-    monkeypatch.setattr(loop.Trainer, "_step", step)
     torch.manual_seed(6)
     resumed = sl.train("digits/asgt", images, model=net, out=tmp_path, overrides=keys)
     assert same(weights(whole), weights(resumed))
