@@ -746,6 +746,8 @@ def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch):
     assert CliRunner().invoke(app, ["verify", "~/store"]).exit_code == 0
     missing = CliRunner().invoke(app, ["report", "~/missing", "--out=~/page.html"])
     assert missing.exit_code == 2 and f"{tmp_path}/missing" in missing.output
+    packed = CliRunner().invoke(app, ["reproduce", "digits", "--from=~/missing.tar.xz", "--page=~/page"])
+    assert packed.exit_code == 2 and f"{tmp_path}/missing.tar.xz" in packed.output.replace("\n", "")
     assert not (tmp_path / "~").exists()
 
 

@@ -29,6 +29,58 @@ def test_a_list_is_written_as_json(what, tmp_path):
     assert json.loads((tmp_path / "list.json").read_text()) == json.loads(printed.stdout)
 
 
+OWN = """
+def f(model, x, target):
+    return 0 * x
+
+
+def g(model, x, y, eps):
+    return x
+
+
+saliency = f
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("attribute", "--method", "first:f,second:f"),
+        ("score", "--method", "saliency,first:saliency", "--metric", "sparseness"),
+        ("score", "--method", "saliency", "--metric", "sparseness,first:sparseness"),
+        ("attack", "--method", "first:g,second:g", "--eps", "0.1"),
+        ("roar", "--method", "saliency,first:saliency"),
+    ],
+)
+def test_two_of_one_name_are_refused(command, tmp_path, monkeypatch):
+    """In the file of a study each has a label; on the command line one of them would be lost."""
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    name, *options = command
+    subject = ["digits/standard"] if name == "roar" else ["digits/at"]
+    refused = call(name, *subject, *options, "--out", tmp_path / "out")
+    assert refused.exit_code == 2, refused.output
+    assert "would both be listed as" in refused.output.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_json_has_small_numbers_in_full(tmp_path):
+    """Pandas alone writes ten decimals, and 0.0 for less."""
+    shared = ("--images", 40, "--out", tmp_path, "--json", "-")
+    done = call(
+        "score", "digits/at", "digits/standard", "--method", "saliency", "--metric", "infidelity", *shared
+    )
+    assert done.exit_code == 0, done.output
+    written = {row["model"]: row for row in json.loads(done.stdout) if row["metric"] == "infidelity"}
+    table = sl.Study.load(tmp_path).compare(baseline="at").table().query("metric == 'infidelity'")
+    for row in table.to_dict("records"):
+        for key in ("mean", "low", "p"):
+            same = written[row["model"]][key]
+            assert (pd.isna(row[key]) and same is None) or same == pytest.approx(row[key], rel=1e-12)
+    assert 0 < written["standard"]["p"] < 1e-6
+
+
 @pytest.mark.parametrize("methods", [["--method", "fgsm,noise"], ["--method", "fgsm", "--method", "noise"]])
 def test_several_attacks_are_all_run(methods, tmp_path):
     shared = ("attack", "digits/at", "--eps", "0.05,0.1", "--images", 6, "--out", tmp_path)

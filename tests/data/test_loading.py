@@ -47,6 +47,21 @@ def test_colours_of_any_mode_become_rgb(mode: str, tmp_path: Path) -> None:
     torch.testing.assert_close(x[0, :, 0, 0], torch.tensor([1.0, 0.0, 0.0]), atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize("ending", ["pgm", "png", "tif"])
+def test_grey_of_16_bits_is_scaled_in_every_format(ending: str, tmp_path: Path) -> None:
+    """Pillow reads a PGM file of 16 bits into 32."""
+    levels = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / f"a.{ending}")
+    x = sl.load_images(tmp_path / f"a.{ending}", model=_net((1, 8, 8))).x
+    torch.testing.assert_close(x[0, 0], torch.tensor(levels / 65535).float(), atol=1 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_every_precision_are_read(dtype: torch.dtype) -> None:
+    x = torch.rand(2, 3, 8, 8).to(dtype)
+    assert torch.equal(sl.load_images(x).x, x.float())
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16"])
 def test_grey_becomes_rgb_or_stays_grey_as_the_model_takes_it(mode: str, tmp_path: Path) -> None:
     grey = np.full((8, 8), 255 if mode == "1" else 128, np.uint8)

@@ -484,6 +484,7 @@ def test_a_study_may_name_pretrained_networks_and_their_weights(tmp_path: Path) 
         ("torchvision/squeezenet1_1@nowhere.pth", "photos", "nowhere.pth"),
         ("digits/at", "planted", "takes images of"),
         ("twenty", "photos", "numbers 20 classes"),
+        ("moved", "photos", "a label would stand for another class"),
     ],
 )
 def test_networks_of_other_images_classes_or_weights_are_refused(
@@ -492,6 +493,9 @@ def test_networks_of_other_images_classes_or_weights_are_refused(
     net = build_model("resnet8", num_classes=20, input_shape=(3, 224, 224))
     classes = tuple(f"kind {k}" for k in range(20))
     save_model(net, tmp_path / "twenty", card=net.card.model_copy(update={"classes": classes}))
+    thousand = build_model("resnet8", num_classes=1000, input_shape=(3, 224, 224))
+    names = tuple(reversed(sl.load_dataset("photos").classes))
+    save_model(thousand, tmp_path / "moved", card=thousand.card.model_copy(update={"classes": names}))
     (tmp_path / "study.toml").write_text(
         f'models = {{ mine = "{source}" }}\nmethods = ["saliency"]\nmetrics = ["sparseness"]\n'
         f'data = {{ name = "{data}", images = 2 }}\n'

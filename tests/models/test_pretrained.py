@@ -357,6 +357,7 @@ def test_a_network_of_any_precision_has_a_cam_layer_and_keeps_its_weights(dtype:
     assert {each.dtype for each in net.parameters()} == {dtype}
     maps = sl.attribute(model, torch.rand(1, 3, 16, 16), method="grad_cam", target=0)
     assert maps.settings["layer"] == model.card.cam_layer
+    assert model(torch.rand(1, 3, 16, 16, dtype=dtype)).dtype == dtype
 
 
 @pytest.mark.parametrize("name", [f"torchvision/{SMALL}", "timm/resnet10t"])

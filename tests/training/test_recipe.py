@@ -112,6 +112,10 @@ def test_a_users_recipe_is_not_called_what_it_extends_is_called(tmp_path):
         ('[data]\nname = "digits"\n[objective]\nname = "sgt"\nranking = "abs"', ["ranking", "'absolute'"]),
         ('[data]\nname = "digits"\n[objective]\nweight = 1.0', ["objective's name"]),
         ('[data]\nname = "digits"\n[training]\npatience = 3', ["patience", "select"]),
+        *(
+            (f"name = '{name}'\n[data]\nname = \"digits\"", ["'name'", "must be a plain name"])
+            for name in ("/tmp/there", "../there", "a/../../there", "", "C:/there", "a//b")
+        ),
         ("[attack]\neps = 0.1", ["'data' must be given"]),
         ("[data\nname", ["not valid TOML"]),
         ('extends = "nowhere"', ["nowhere.toml"]),
