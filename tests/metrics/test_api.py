@@ -230,7 +230,7 @@ def test_an_answer_that_is_not_a_number_is_no_wrong_answer(scene, name, settings
     model, x, y, maps = scene
     found = evaluate_detailed(_Standardised(model), x, y, maps, name, **settings)
     assert np.isnan(found.values).all()
-    assert found.undefined == {"the model's answer is not a number": len(x)}
+    assert found.undefined == {"the model's output is not a number": len(x)}
 
 
 class _Overflows(nn.Module):
