@@ -128,6 +128,17 @@ def write_difference(row: Mapping[Any, Any], *, share: bool) -> tuple[str, str]:
     return estimate(difference, share=share, signed=True)
 
 
+def write_compared(row: Mapping[Any, Any], key: str, *, share: bool) -> str:
+    """Write one of the two means of a difference, with as many digits as the difference's interval supports.
+
+    >>> row = {"mean": 0.09788, "difference": -0.05, "difference_low": -0.083, "difference_high": -0.016}
+    >>> write_compared(row, "mean", share=False)
+    '0.098'
+    """
+    half = (row["difference_high"] - row["difference_low"]) / 2
+    return estimate(Interval(row[key], row[key] - half, row[key] + half), share=share)[0]
+
+
 def one_line(written: tuple[str, str]) -> str:
     r"""Write an estimate in one line, with spaces where any line may end.
 

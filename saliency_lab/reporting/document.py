@@ -15,8 +15,8 @@ from saliency_lab.comparison.format import (
     count_each,
     listing,
     p_value,
+    write_compared,
     write_difference,
-    write_value,
 )
 from saliency_lab.comparison.measures import SHARES
 from saliency_lab.reporting import cards, tables
@@ -176,7 +176,7 @@ def _differences(asked: Answered, number: int) -> Table:
                 Entry(f"{row['model']} − {row['over']}"),
                 Entry(measure_in_words(row)),
                 Entry(row["verdict"]),
-                *(Entry(write_value(row[key], share=share), row[key]) for key in ("mean", "mean_over")),
+                *(Entry(write_compared(row, key, share=share), row[key]) for key in ("mean", "mean_over")),
                 Entry(text, row["difference"], interval),
                 *(Entry(p_value(row[key]), row[key]) for key in ("p", "p_corrected")),
             ]
