@@ -92,6 +92,7 @@ def _register(
     *,
     range_: str = "[0, 1]",
     again: bool = False,
+    revision: int = 0,
 ) -> None:
     register(
         Metric(
@@ -106,6 +107,7 @@ def _register(
             undefined=undefined,
             fast=score,
             maps=(lambda s: MapsMade(1)) if again else None,
+            revision=revision,
         )
     )
 
@@ -117,6 +119,7 @@ _register(
     "Chattopadhay et al. (Grad-CAM++), WACV 2018",
     _increase,
     range_="{0, 1}",
+    revision=1,  # rounding could count as an increase
 )
 _register(
     "adcc",

@@ -416,5 +416,6 @@ register(
         needs="ranking",
         undefined=NOT_A_NUMBER,
         fast=_monotonicity,
+        revision=1,  # probabilities were rounded to float32, which decided small drops
     )
 )

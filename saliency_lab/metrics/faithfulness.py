@@ -296,6 +296,7 @@ register(
         needs="nonzero",
         undefined=UNVARIED,
         fast=_faithfulness_correlation,
+        revision=1,  # probabilities were rounded to float32, which decided small drops
         same_for_all_maps=True,
         quantus=_faithfulness_correlation_quantus,
         serial=("quantus",),
@@ -313,6 +314,7 @@ register(
         needs="ranking",
         undefined=UNVARIED,
         fast=_faithfulness_estimate,
+        revision=1,  # probabilities were rounded to float32, which decided small drops
         quantus=_faithfulness_estimate_quantus,
     )
 )
@@ -328,6 +330,7 @@ register(
         needs="nonzero",
         undefined=UNVARIED,
         fast=_sensitivity_n,
+        revision=1,  # probabilities were rounded to float32, which decided small drops
         same_for_all_maps=True,
     )
 )
@@ -343,6 +346,7 @@ register(
         needs="ranking",
         undefined=UNVARIED,
         fast=_monotonicity_correlation,
+        revision=1,  # probabilities were rounded to float32, which decided small drops
         quantus=_monotonicity_correlation_quantus,
     )
 )

@@ -43,8 +43,6 @@ def metric_dependencies(request: Request, sample: StudySample) -> Dependencies:
     depends = {"metric": _identity(request), "engine": job.engine, "settings": canonical(stored)}
     if job.metric.revision:
         depends["definition"] = job.metric.revision
-    if isinstance(request.what, str) and getattr(job.settings, "output", None) == "probability":
-        depends["softmax"] = "float64"  # of float32 before
     return depends | _revision(request, dict(job.settings)) | _precision(request)
 
 
