@@ -309,20 +309,26 @@ def _maps_of(place: Place) -> Place:
     return place._replace(kind="maps", metric="")
 
 
-_COMPARED = ("method", "metric", "attack", "engine", "revision", "definition", "dtype", "stored as")
-"""What two models must have in common, besides the settings, to be compared."""
+_COMPARED = (
+    *("method", "metric", "attack", "engine", "revision", "definition", "dtype", "stored as"),
+    *("budget", "checklist"),
+)
+"""What two models must have in common, besides the settings, to be compared. The networks that an audit
+transfers points from differ from model to model."""
 
 
 def refuse_different_settings(results: Iterable[tuple[Place, str]], store: Store) -> None:
     """Refuse to compare models of which one was treated with other settings than another."""
     first: dict[tuple[str, str, str], tuple[str, dict[str, object]]] = {}
     for place, key in results:
-        described = store.describe(place.kind, key) if place.kind != "audit" else None
+        described = store.describe(place.kind, key)
         if described is None:
             continue
         depends = described[0].depends
         own = {name: depends[name] for name in _COMPARED if name in depends}
         own |= depends.get("settings") or {}
+        if place.kind == "audit":
+            own["images"] = described[1].get("n")
         other, theirs = first.setdefault((place.kind, place.label, place.metric), (place.model, own))
         differing = [name for name in own | theirs if own.get(name) != theirs.get(name)]
         if differing:
