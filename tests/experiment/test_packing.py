@@ -459,4 +459,6 @@ def test_audits_with_different_settings_are_not_joined(tmp_path, old, new, diffe
     parts = ["--from", f"{tmp_path / 'standard.tar.xz'}", "--from", f"{tmp_path / 'at.tar.xz'}"]
     done = CliRunner().invoke(app, ["study", f"{study}", *parts, "--page", f"{tmp_path}"])
     message = " ".join(done.output.split())
-    assert done.exit_code == 2 and f"'audit of pgd, ε = 0.1' was run on 'standard' with {differs} and" in message
+    assert (
+        done.exit_code == 2 and f"'audit of pgd, ε = 0.1' was run on 'standard' with {differs} and" in message
+    )

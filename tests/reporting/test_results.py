@@ -9,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import saliency_lab as sl
 from saliency_lab.cli.app import app
 from saliency_lab.experiment import list_studies
 from saliency_lab.experiment.run import run_declared, training_runs
@@ -130,7 +131,7 @@ def test_marks_and_unusual_entries_are_explained_where_they_stand(tmp_path: Path
 @pytest.mark.parametrize("name", list_studies().index)
 def test_a_bundled_study_is_valid(name: str, tmp_path: Path) -> None:
     declared = read_declaration(bundled_study(name))
-    runs = training_runs(declared, "data", tmp_path)
+    runs = training_runs(declared, sl.load_dataset("digits"), tmp_path)
     assert len({run.folder for run in runs}) == len(runs)
     images = declared.data.images
     x, y, masks = (
@@ -198,7 +199,7 @@ def test_a_page_of_the_documentation_is_of_its_study_as_it_is(page: Path, tmp_pa
     absent = {model: [int(seed) for seed in seeds.split(", ") if seed] for model, seeds in named}
     runs = [
         run
-        for run in training_runs(declared, "data", tmp_path)
+        for run in training_runs(declared, sl.load_dataset("digits"), tmp_path)
         if run.model not in absent or (absent[run.model] and run.seed not in absent[run.model])
     ]
     assert written == [(run.model, run.seed, run.recipe.training.epochs) for run in runs]

@@ -34,7 +34,8 @@ def _finish(study: Study) -> Study:
 def _as_earlier_versions_wrote_it(folder: Path) -> dict[str, Any]:
     """Return the content of `study.json` without what earlier versions did not write."""
     manifest = json.loads((folder / "study.json").read_text())
-    return {key: value for key, value in manifest.items() if key not in ("digest", "missing", "weights")}
+    added = ("digest", "missing", "weights", "failed")
+    return {key: value for key, value in manifest.items() if key not in added}
 
 
 def _files(folder: Path) -> list[Path]:
