@@ -135,7 +135,8 @@ def run_declared(
     store = Path(store).resolve()  # a worker may have another working folder
     data = load_declared_data(declared)
     sample = _draw_sample(declared, data)
-    runs = training_runs(declared, data, store, part, trust=trust)
+    all_runs = training_runs(declared, data, store, trust=trust)
+    runs = [run for run in all_runs if part.has(run.model, run.seed)]
     requests = declared.requests(sample)
     _retraining(declared, data, runs)
     finished, damaged = _finished_models(declared, data, there, part, trust=trust)
@@ -152,6 +153,7 @@ def run_declared(
         first = next(iter((failures | damaged).values()))
         raise SaliencyLabError(f"no model of this study could be trained or loaded: {first.error}")
     study = Study(models, sample, store=store, seed=declared.seed, executor=executor)
+    study._index.of_file, study._index.origins = True, _origins(declared, all_runs)
     for (model, seed), failure in failures.items():
         study.note_failure(model, seed, "training", failure)
     for (model, seed), failure in damaged.items():
@@ -169,8 +171,17 @@ def run_declared(
         for place, failure in error.failures.items():
             study.note_failure(place.model, place.seed, place.what, failure)
     else:
-        study.write_manifest(exclusive=part == WHOLE and not (failures or damaged))
+        study.write_manifest(exclusive=part == WHOLE)
     return study, study.compare(), runs
+
+
+def _origins(declared: Declaration, runs: Sequence[Run]) -> dict[tuple[str, int | None], str]:
+    """Return where each network that is declared comes from: its training run, or what the file names."""
+    given = {
+        (model, None): sources if isinstance(sources, str) else ", ".join(sources)
+        for model, sources in declared.models.items()
+    }
+    return given | {(run.model, run.seed): run.folder.name for run in runs}
 
 
 def retrain_declared(

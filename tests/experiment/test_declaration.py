@@ -24,6 +24,8 @@ from saliency_lab.cli.app import app
 from saliency_lab.data import ImageData
 from saliency_lab.experiment import run as declared
 from saliency_lab.experiment.run import (
+    WHOLE,
+    Part,
     plan_declared,
     retrain_declared,
     run_declared,
@@ -338,6 +340,58 @@ def test_a_run_that_collapses_is_recorded_and_the_rest_goes_on(tmp_path: Path) -
         study, comparison, _ = run_declared(read_declaration(path), tmp_path / "store")
     assert study.models == ["sound"] == comparison.models
     assert study.failures[["model", "seed", "what"]].to_numpy().tolist() == [["wild", 0, "training"]]
+
+
+CHANGING = """
+methods = ["saliency"]
+metrics = ["sparseness"]
+data = { name = "digits", images = 6 }
+overrides = { "validation.images" = 16, "validation.steps" = 1, "training.epochs" = 1 }
+seeds = [0, 1]
+[recipes]
+sound = "digits/standard"
+tuned = { recipe = "digits/standard", overrides = { "optimizer.learning_rate" = 0.003 } }
+[models]
+given = ["digits/at"]
+"""
+
+
+def listed(store: Path) -> list[tuple[str, int]]:
+    """The networks of a stored study that have scores."""
+    networks = Study.load(store).scores[["model", "seed"]].drop_duplicates()
+    return [*networks.itertuples(index=False, name=None)]
+
+
+def test_results_of_a_recipe_that_changed_are_not_listed(tmp_path: Path) -> None:
+    path, store = tmp_path / "study.toml", tmp_path / "store"
+
+    def run(text: str, part: Part = WHOLE) -> Study:
+        path.write_text(text)
+        return run_declared(read_declaration(path), store, part=part)[0]
+
+    run(CHANGING)
+    both = [("sound", 0), ("sound", 1), ("tuned", 0), ("tuned", 1), ("given", 0)]
+    assert listed(store) == both
+    failing = CHANGING.replace("0.003", "1e9")
+    with pytest.warns(UserWarning, match="tuned .seed 1. could not be trained"):
+        run(failing, Part(seeds=(1,)))
+    assert set(listed(store)) == {("sound", 0), ("sound", 1), ("given", 0)}  # tuned, seed 0, is another now
+    loaded = Study.load(store)
+    assert loaded.failures[["model", "seed", "what"]].to_numpy().tolist() == [["tuned", 1, "training"]]
+    page = sl.report(loaded, tmp_path / "report.html").read_text()
+    assert "tuned (seed 1)" in page and "TrainingError" in page
+    assert Study.load(store).save(tmp_path / "copy").failures["model"].tolist() == ["tuned"]
+    run(CHANGING.replace('["digits/at"]', '["digits/sgt"]'), Part(("tuned",)))
+    assert set(listed(store)) == set(both) - {("given", 0)}
+    assert Study.load(store).failures.empty
+    run(CHANGING.replace("seeds = [0, 1]", "seeds = [1]"), Part(("sound",)))
+    assert set(listed(store)) == {("sound", 1), ("tuned", 1)}  # no longer declared
+    with pytest.warns(UserWarning, match="could not be trained"):
+        run(failing)
+    assert set(listed(store)) == {("sound", 0), ("sound", 1), ("given", 0)}
+    assert set(Study.load(store).failures["seed"]) == {0, 1}
+    run(CHANGING)
+    assert listed(store) == both and Study.load(store).failures.empty
 
 
 def test_networks_that_another_process_trains_come_last(
