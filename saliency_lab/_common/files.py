@@ -197,10 +197,28 @@ def write_table(stem: str | Path, table: pd.DataFrame) -> None:
             write(temporary, index=False)
             digests[path.name] = file_digest(temporary)
     listed = stem.with_name(TABLE_DIGESTS)
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError):  # a damaged one is replaced
-        known = read_checked_json(listed, ())
-    write_checked_json(listed, known | digests)
+    write_checked_json(listed, _known_digests(listed) | digests)
+
+
+def remove_table(stem: str | Path) -> None:
+    """Delete the files that `write_table` wrote for `stem`, and their digests; other files stay."""
+    stem = Path(stem)
+    listed = stem.with_name(TABLE_DIGESTS)
+    digests = _known_digests(listed)
+    known = [name for name in digests if Path(name).stem == stem.name]
+    for name in known:
+        stem.with_name(name).unlink(missing_ok=True)
+        del digests[name]
+    if known:
+        write_checked_json(listed, digests)
+
+
+def _known_digests(listed: Path) -> dict[str, Any]:
+    """Read the digests of the tables in a folder; none where their file is missing or damaged."""
+    try:
+        return read_checked_json(listed, ())
+    except (OSError, ValueError):
+        return {}
 
 
 def file_digest(path: Path) -> str:

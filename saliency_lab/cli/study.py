@@ -290,6 +290,11 @@ def _redraw(
         print(write_page(declared, runs, done, done.compare(), page, name=name, command=command))
 
 
+def _retraining_table(store: Path) -> Path:
+    """Return where the table of ROAR and KAR is written, without a suffix."""
+    return store / "tables" / "retraining"
+
+
 def _print_retrained(declared: Declaration, retrained: Retrained, store: Path) -> None:
     """Print the results of ROAR and KAR, and write their table."""
     from saliency_lab._common.files import write_table
@@ -298,7 +303,7 @@ def _print_retrained(declared: Declaration, retrained: Retrained, store: Path) -
 
     table = tabulate(retrained, declared.level)
     print_table(table)
-    stem = store / "tables" / "retraining"
+    stem = _retraining_table(store)
     write_table(stem, table)
     print(stem.with_suffix(".parquet"))
 
@@ -314,6 +319,7 @@ def _print_results(
     command: str,
 ) -> None:
     """Print the comparison and the answers, and write the tables and the page of a study that was run."""
+    from saliency_lab._common.files import remove_table
     from saliency_lab.cli.output import print_comparison
     from saliency_lab.comparison.claims import answer
     from saliency_lab.experiment.packing import pack_results
@@ -327,6 +333,8 @@ def _print_results(
         print(path)
     if retrained:
         _print_retrained(declared, retrained, store)
+    else:
+        remove_table(_retraining_table(store))
     if pack is not None:
         print(pack_results(declared, done, runs, pack))
     if page is not None:

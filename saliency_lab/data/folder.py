@@ -33,7 +33,7 @@ _DECODING = 2
 IN_MEMORY = 10**9
 """Bytes of decoded images that are read into memory; if they are more, they stay in their file."""
 
-Listing = dict[str, tuple[int, int]]
+Listing = dict[str, tuple[int, ...]]
 """Path within the root ("train/CLASS/NAME") → what changes when the file does."""
 
 
@@ -119,7 +119,7 @@ def _list_folder(root: Path) -> tuple[Listing, list[str]]:
                     skipped.append(f"{name}/")
                 elif is_image_name(entry.name):
                     info = file_status(entry, _label(root, name))
-                    listing[name] = info.st_size, info.st_mtime_ns
+                    listing[name] = info.st_size, info.st_mtime_ns, info.st_ctime_ns
                 else:
                     skipped.append(name)
             if len(listing) == before:

@@ -39,7 +39,7 @@ from saliency_lab.experiment.retraining import Retrained, retrain, retraining_pl
 from saliency_lab.experiment.schema import Declaration
 from saliency_lab.models import ModelCard, build_model, card_of, load_model, read_card
 from saliency_lab.models.card import check_data
-from saliency_lab.models.catalogue import ARCHITECTURES, is_custom
+from saliency_lab.models.catalogue import ARCHITECTURES, is_custom, own_module
 from saliency_lab.models.checkpoint import CARD, check_checkpoint, zoo_names
 from saliency_lab.models.pretrained import is_pretrained_name, split_weights
 from saliency_lab.retraining.api import RoarPlan, missing_networks
@@ -52,9 +52,8 @@ from saliency_lab.study.sample import Member, StudySample, read_members, read_sa
 from saliency_lab.study.study import Study
 from saliency_lab.study.workers import WORKER_LOCK
 from saliency_lab.training import Recipe, load_recipe, train
-from saliency_lab.training.api import fabric_device, load_data, named_module
-from saliency_lab.training.recipe import dotted
-from saliency_lab.training.run import RECIPE, check_run, read_identity, run_folder_name
+from saliency_lab.training.api import fabric_device, load_data, named_module, run_folder
+from saliency_lab.training.run import RECIPE, check_run, read_identity
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +135,8 @@ def run_declared(
     store = Path(store).resolve()  # a worker may have another working folder
     data = load_declared_data(declared)
     sample = _draw_sample(declared, data)
-    runs = training_runs(declared, data.fingerprint, store, part, trust=trust)
+    all_runs = training_runs(declared, data, store, trust=trust)
+    runs = [run for run in all_runs if part.has(run.model, run.seed)]
     requests = declared.requests(sample)
     _retraining(declared, data, runs)
     finished, damaged = _finished_models(declared, data, there, part, trust=trust)
@@ -153,6 +153,7 @@ def run_declared(
         first = next(iter((failures | damaged).values()))
         raise SaliencyLabError(f"no model of this study could be trained or loaded: {first.error}")
     study = Study(models, sample, store=store, seed=declared.seed, executor=executor)
+    study._index.of_file, study._index.origins = True, _origins(declared, all_runs)
     for (model, seed), failure in failures.items():
         study.note_failure(model, seed, "training", failure)
     for (model, seed), failure in damaged.items():
@@ -170,8 +171,17 @@ def run_declared(
         for place, failure in error.failures.items():
             study.note_failure(place.model, place.seed, place.what, failure)
     else:
-        study.write_manifest(exclusive=part == WHOLE and not (failures or damaged))
+        study.write_manifest(exclusive=part == WHOLE)
     return study, study.compare(), runs
+
+
+def _origins(declared: Declaration, runs: Sequence[Run]) -> dict[tuple[str, int | None], str]:
+    """Return where each network that is declared comes from: its training run, or what the file names."""
+    given = {
+        (model, None): sources if isinstance(sources, str) else ", ".join(sources)
+        for model, sources in declared.models.items()
+    }
+    return given | {(run.model, run.seed): run.folder.name for run in runs}
 
 
 def retrain_declared(
@@ -190,7 +200,7 @@ def retrain_declared(
     """
     store = Path(store).resolve()
     data = load_declared_data(declared)
-    runs = training_runs(declared, data.fingerprint, store, part, trust=trust)
+    runs = training_runs(declared, data, store, part, trust=trust)
     return retrain(_retraining(declared, data, runs), study, store, device)
 
 
@@ -221,7 +231,7 @@ def plan_declared(
     there = named_device(device)
     data = load_declared_data(declared)
     sample = _draw_sample(declared, data)
-    runs = training_runs(declared, data.fingerprint, Path(store), part, trust=trust)
+    runs = training_runs(declared, data, Path(store), part, trust=trust)
     requests = declared.requests(sample)
     retraining = _retraining(declared, data, runs)
     trained = [_load_trained(run, data, there) for run in runs]
@@ -277,13 +287,13 @@ def _draw_sample(declared: Declaration, data: ImageData) -> StudySample:
 
 
 def training_runs(
-    declared: Declaration, data: str, store: Path, part: Part = WHOLE, *, trust: bool = False
+    declared: Declaration, data: ImageData, store: Path, part: Part = WHOLE, *, trust: bool = False
 ) -> list[Run]:
     """Every training run of a part of a study; its folder is named by the content of what decides it."""
     runs = []
     for model, recipe, seed, changes in declared_trainings(declared, trust=trust):
         if part.has(model, seed):
-            folder = store / "models" / run_folder_name(recipe, seed, data)
+            folder = run_folder(store / "models", recipe, data, seed)
             runs.append(Run(model, recipe, seed, folder, changes))
     return runs
 
@@ -301,7 +311,7 @@ def declared_trainings(
     for model, trained in declared.recipes.items():
         name = trained.recipe
         source = declared.folder / check_path(name) if name.endswith(".toml") else name
-        overrides = dotted(declared.overrides) | dotted(trained.overrides)
+        overrides = declared.overrides | trained.overrides
         for key in ("image_size", "val_fraction", "root"):
             if f"data.{key}" in overrides:
                 raise InputError(f"'data.{key}' is the study's: set it in the table [data], not in overrides")
@@ -430,7 +440,7 @@ def _load_trained(run: Run, data: ImageData, device: torch.device) -> nn.Module 
     """Load the network of a finished run; None if it has to be trained."""
     if not run.finished or _damage(run):
         return None
-    return load_model(run.folder, device, model=named_module(run.recipe, data))
+    return load_model(run.folder, device, model=named_module(run.recipe, data, run.seed))
 
 
 def _untrained(run: Run, data: ImageData, device: torch.device) -> nn.Module:
@@ -465,8 +475,8 @@ def _finished_models(
         for position, source in enumerate(listed):
             path, weights = _found(declared.folder, source)
             if _is_own(source) and not path.exists():
-                own = ARCHITECTURES[source](len(data.classes), data.input_shape).to(device)
-                models.setdefault(name, []).append(own)
+                own = own_module(source, len(data.classes), data.input_shape, declared.seed)
+                models.setdefault(name, []).append(own.to(device))
                 continue
             try:
                 net = load_model(path.as_posix(), device, weights=weights, trust=trust)

@@ -19,7 +19,7 @@ from saliency_lab.comparison.measures import ACCURACY, ROBUST
 from saliency_lab.retraining.api import FRACTIONS
 from saliency_lab.study.requests import GridRequests, Request, read_grid, read_methods
 from saliency_lab.study.sample import StudySample
-from saliency_lab.training.recipe import DataSource, recipes_folder
+from saliency_lab.training.recipe import DataSource, dotted, recipes_folder
 
 NamedSettings = dict[str, dict[str, Any]]
 
@@ -41,13 +41,17 @@ def _distinct(seeds: list[int]) -> list[int]:
 TrainingSeeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
 
 
+Overrides = Annotated[dict[str, Any], AfterValidator(dotted)]
+"""Recipe keys and their values, by dotted keys; a file may give them in tables too."""
+
+
 class Trained(Settings):
     """A model that the study trains: a recipe, by bundled name or TOML file, and what is changed in it."""
 
     recipe: str
     seeds: TrainingSeeds | None = None
     """Instead of those of the study."""
-    overrides: dict[str, Any] = Field(default_factory=dict)
+    overrides: Overrides = Field(default_factory=dict)
     """In addition to those of the study, such as "objective.fraction" = 0.1."""
 
 
@@ -79,7 +83,7 @@ class Declaration(Purpose):
     """Models to train, by name. The file may also have a list of recipes, or name = recipe."""
     seeds: TrainingSeeds = Field(default_factory=lambda: [0])
     """Each recipe is trained with each seed."""
-    overrides: dict[str, Any] = Field(default_factory=dict)
+    overrides: Overrides = Field(default_factory=dict)
     """Recipe keys that hold for every recipe, such as "training.epochs" = 5."""
     models: dict[str, str | list[str]] = Field(default_factory=dict)
     """Finished models by name: folders of checkpoints, names of `saliency-lab list zoo`, pretrained networks
@@ -252,8 +256,9 @@ def _merge(below: Table, table: Table) -> Table:
     """Merge [data] and overrides key by key; everything else in `table` replaces what is below."""
     merged = {**below, **table}
     for key in ("data", "overrides"):
-        if isinstance(below.get(key), Mapping) and isinstance(table.get(key), Mapping):
-            merged[key] = {**below[key], **table[key]}
+        lower, upper = below.get(key), table.get(key)
+        if isinstance(lower, Mapping) and isinstance(upper, Mapping):
+            merged[key] = dotted(lower) | dotted(upper)  # a table of the overrides may be written either way
     return merged
 
 

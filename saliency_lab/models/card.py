@@ -53,6 +53,9 @@ class ModelCard(BaseModel, metaclass=ClearErrors):
         Training seed.
     data : str, optional
         Fingerprint of the training data.
+    code : str
+        Fingerprint of a module of the user's own that the recipe names, with these weights: `load_model`
+        warns if the code of the module has changed since.
     metrics : dict of str to float
         What was measured, such as "test_clean", the accuracy on test images.
     sha256 : str
@@ -88,6 +91,7 @@ class ModelCard(BaseModel, metaclass=ClearErrors):
     recipe: dict[str, Any] | None = None
     seed: int | None = None
     data: str | None = None
+    code: str = ""
     metrics: dict[str, float | None] = {}
     sha256: str = ""
     versions: dict[str, str] = {}

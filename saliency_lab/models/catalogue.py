@@ -81,6 +81,12 @@ def is_custom(name: str) -> bool:
     return name not in ARCHITECTURES.built_in and not name.startswith(LIBRARIES)
 
 
+def own_module(name: str, num_classes: int, input_shape: Shape, seed: int) -> nn.Module:
+    """Make the module of a user's own name, whose initial weights `seed` determines."""
+    with preserved_rng(derive_seed(seed, "weights", name)):
+        return ARCHITECTURES[name](num_classes, input_shape)
+
+
 def build_model(
     name: str,
     *,

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from saliency_lab._common.arguments import check_flag, check_instance, check_path
 from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, read_checked_json, write_checked_json
+from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import check_module, named_device
 from saliency_lab._common.plugins import NameFromFile, mark_names, names_code, untrusted
 from saliency_lab._common.provenance import machine, versions
+from saliency_lab._common.warn import warn
 from saliency_lab.models.card import CUSTOM, ModelCard, card_of
-from saliency_lab.models.catalogue import ARCHITECTURES, build_model
+from saliency_lab.models.catalogue import build_model, own_module
 from saliency_lab.models.layers import Normalised
 from saliency_lab.models.pretrained import is_pretrained_name, is_torchvision_model, load_pretrained
 from saliency_lab.models.robustbench import PREFIX as ROBUSTBENCH
@@ -179,6 +181,11 @@ def load_model(
     UnknownNameError
         If the family has no network of that name.
 
+    Warns
+    -----
+    UserWarning
+        If the code of the module that the card names has changed since it was trained.
+
     Examples
     --------
     >>> load_model("digits/at").card.architecture
@@ -237,6 +244,7 @@ def load_model(
             f"'{weights_path}' is damaged or no safetensors file ({error}); copy it again, or train the "
             "model again"
         ) from error
+    named = model is None
     if model is None:
         model = _custom(card, card_path, trust=trust)
     if model is None:
@@ -245,6 +253,11 @@ def load_model(
             if name in state:
                 tensor.data = tensor.data.to(state[name].dtype)
     model = _load_state(model, state, weights_path, _describe(card, model))
+    if named and card.code and model_fingerprint(model) != card.code:
+        warn(
+            f"the code of the module that '{card_path}' names has changed since it was trained, so this may "
+            "be another network; use the earlier code, or train the model again"
+        )
     model.card = card  # type: ignore[assignment]
     return model.to(device).eval()
 
@@ -396,7 +409,7 @@ def _custom(card: ModelCard, path: Path, *, trust: bool) -> nn.Module | None:
             f"{untrusted(NameFromFile(name, path), key)}; or import it yourself and pass the module: "
             "load_model(…, model=my_module)"
         )
-    return ARCHITECTURES[name](card.num_classes or 0, card.input_shape or (0, 0, 0))
+    return own_module(name, card.num_classes or 0, card.input_shape or (0, 0, 0), card.seed or 0)
 
 
 def _built(card: ModelCard, path: Path) -> nn.Module:

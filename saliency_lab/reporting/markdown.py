@@ -49,7 +49,8 @@ def write_page(
     """Write `NAME.md` and its figures (`NAME-*.svg`, `NAME-*.png`) into `folder`; return the page.
 
     Every number on it is of this study; `command` is the command that the page gives for repeating it, and
-    `retrained` are the results of its tables [roar] and [kar].
+    `retrained` are the results of its tables [roar] and [kar]. Figures that only the earlier page of this
+    name shows are deleted.
     """
     folder = writable_folder(folder)
     document = read_document(study, comparison, title=name)
@@ -63,9 +64,21 @@ def write_page(
     lines += [*_section(given_networks(declared, study)), *_missing(document)]
     lines += _provenance(document, declared, study)
     page = folder / f"{name}.md"
+    earlier = _shown(page, name)
     with atomic_path(page) as temporary:
         temporary.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    for file in earlier - _shown(page, name):
+        (folder / file).unlink(missing_ok=True)
     return page
+
+
+def _shown(page: Path, name: str) -> set[str]:
+    """Return the names of the files of the figures that a page shows; none if there is no such page."""
+    try:
+        text = page.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return set()
+    return set(re.findall(rf"(?m)^!\[.*\]\(({re.escape(name)}-[\w.-]+\.(?:svg|png))\)$", text))
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -32,10 +32,9 @@ from saliency_lab.study.cache.store import FolderStore, LockedError, MemoryStore
 from saliency_lab.study.keys import method_dependencies
 from saliency_lab.study.requests import Request, read_methods
 from saliency_lab.training import Recipe, load_recipe, train
-from saliency_lab.training.api import fabric_device, load_data, named_module
+from saliency_lab.training.api import fabric_device, load_data, named_module, run_folder
 from saliency_lab.training.health import is_constant
 from saliency_lab.training.recipe import check_overrides
-from saliency_lab.training.run import run_folder_name
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -214,7 +213,7 @@ def make_plan(
         raise InputError(
             "data must be a saliency_lab.ImageData with training images, as load_dataset returns it"
         )
-    own = model if model is not None else named_module(settled, data)
+    own = model if model is not None else named_module(settled, data, settled.seed)
     return RoarPlan(
         settled,
         data,
@@ -353,9 +352,8 @@ class _SeedRun:
         """Return the network that is explained, trained on whole images."""
         if self._net is None:
             plan = self.plan
-            custom = [] if plan.model is None else [plan.architecture]
-            name = run_folder_name(plan.recipe, self.seed, plan.data.fingerprint, *custom)
-            self._net = self._train(plan.recipe, plan.data, self.folder / "models" / name)
+            folder = run_folder(self.folder / "models", plan.recipe, plan.data, self.seed, plan.model)
+            self._net = self._train(plan.recipe, plan.data, folder)
         return self._net
 
     def _retrain(self, method: Request, fraction: float, key: str) -> Content:

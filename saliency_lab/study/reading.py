@@ -13,7 +13,7 @@ from torch import Tensor
 from saliency_lab._common.arguments import check_choice, check_path
 from saliency_lab._common.checks import check_seed, format_epsilon
 from saliency_lab._common.errors import InputError, SaliencyLabError, unknown_name
-from saliency_lab._common.files import write_table
+from saliency_lab._common.files import remove_table, write_table
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.html import facts, strip
 from saliency_lab._common.passes import Predictions, predict_classes
@@ -339,7 +339,7 @@ class StudyResults:
         return answer(self.purpose.claims, self.compare() if measured else None)
 
     def write_tables(self, folder: str | Path | None = None) -> list[Path]:
-        """Write scores, robustness and audits as Parquet and CSV files.
+        """Write scores, robustness and audits as Parquet and CSV files, in place of earlier ones.
 
         Parameters
         ----------
@@ -349,7 +349,7 @@ class StudyResults:
         Returns
         -------
         list of Path
-            The Parquet files; tables without rows are not written.
+            The Parquet files; tables without rows are not written, and those of an earlier call are deleted.
 
         Raises
         ------
@@ -359,10 +359,14 @@ class StudyResults:
         folder = self._index.folder().folder / "tables" if folder is None else check_path(folder, "folder")
         refuse_different_settings(self.results.items(), self.store)
         tables = {"scores": self.scores, "robustness": self.robustness, "audits": self.audits}
-        written = {folder / f"{name}.parquet": table for name, table in tables.items() if len(table)}
-        for path, table in written.items():
-            write_table(path.with_suffix(""), table)
-        return list(written)
+        written = []
+        for name, table in tables.items():
+            if len(table):
+                write_table(folder / name, table)
+                written.append(folder / f"{name}.parquet")
+            else:
+                remove_table(folder / name)
+        return written
 
     def __repr__(self) -> str:
         seeds = len(self.members)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,20 @@ from saliency_lab._common.arguments import check_count, check_flag, check_path, 
 from saliency_lab._common.checks import check_default_dtype, check_seed
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.cores import has_bfloat16
-from saliency_lab._common.errors import InputError, SaliencyLabError
+from saliency_lab._common.errors import CheckpointError, InputError, SaliencyLabError
 from saliency_lab._common.execution import execution
 from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.inference import check_input_kept, predict
-from saliency_lab._common.seeding import derive_seed, preserved_rng
+from saliency_lab._common.seeding import preserved_rng
 from saliency_lab._common.warn import warn
 from saliency_lab.data import ImageData, Split, load_dataset
 from saliency_lab.models import ModelCard, build_model, card_of, load_model, save_model
 from saliency_lab.models.card import CUSTOM
-from saliency_lab.models.catalogue import ARCHITECTURES, is_custom
+from saliency_lab.models.catalogue import ARCHITECTURES, is_custom, own_module
 from saliency_lab.models.checkpoint import architecture_of, put_card
 from saliency_lab.training.loop import Fitted, Trainer
 from saliency_lab.training.recipe import DataSource, Recipe, check_overrides, load_recipe, nested
-from saliency_lab.training.run import RunFolder
+from saliency_lab.training.run import RunFolder, read_identity, run_folder_name
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def train(
         raise InputError(f"data set '{data.name}' has no training images, only images to explain and score")
     if batch > count:
         raise InputError(f"training.batch_size = {batch} is more than the {count} training images; lower it")
-    own = model if model is not None else named_module(settled, data)
+    own = model if model is not None else named_module(settled, data, settled.seed)
     classes = len(data.classes) if own is None else _check_own(own, data)
     identity = {
         "recipe": settled.portable(),
@@ -139,7 +139,10 @@ def train(
         name = settled.model.name
         by_name = model is None and name in ARCHITECTURES
         architecture = name if own is None or by_name else _architecture(own, data)
-        put_card(net, _card(settled, data, fitted, architecture, classes, named=named))
+        card = _card(settled, data, fitted, architecture, classes, named=named)
+        if own is not None and model is None:
+            card = card.model_copy(update={"code": _code(own, fitted.weights)})
+        put_card(net, card)
         if run is not None and fabric.is_global_zero:
             net.card = save_model(net, run.path, card_of(net))  # type: ignore[assignment]
             run.close()
@@ -266,13 +269,29 @@ def load_data(spec: DataSource) -> ImageData:
     return load_dataset(spec.name, spec.root, val_fraction=spec.val_fraction, image_size=spec.image_size)
 
 
-def named_module(recipe: Recipe, data: ImageData) -> nn.Module | None:
+def named_module(recipe: Recipe, data: ImageData, seed: int) -> nn.Module | None:
     """Make the user's own module that the recipe names; None if it names a built-in architecture."""
     name = recipe.model.name
-    if not is_custom(name):
-        return None
-    with preserved_rng(derive_seed(recipe.seed, "weights", name)):
-        return ARCHITECTURES[name](len(data.classes), data.input_shape)
+    return own_module(name, len(data.classes), data.input_shape, seed) if is_custom(name) else None
+
+
+def run_folder(
+    models: Path, recipe: Recipe, data: ImageData, seed: int, model: nn.Module | None = None
+) -> Path:
+    """Return the folder of a training run in the folder `models`, named by what decides the result.
+
+    `model` is as for `train`. Earlier versions did not count a module that the recipe names. The folder that
+    they gave to a run is used if it holds the run of this module.
+    """
+    own = named_module(recipe, data, seed) if model is None else model
+    earlier = models / run_folder_name(recipe, seed, data.fingerprint)
+    if own is None:
+        return earlier
+    architecture = model_fingerprint(own)
+    with suppress(CheckpointError):
+        if read_identity(earlier).get("architecture") == architecture:
+            return earlier
+    return models / run_folder_name(recipe, seed, data.fingerprint, architecture)
 
 
 def _build(recipe: Recipe, data: ImageData) -> nn.Module:
@@ -311,6 +330,13 @@ def _channel_statistics(split: Split) -> tuple[list[float], list[float]]:
 
 
 _LEAST_DEVIATION = 1e-3
+
+
+def _code(own: nn.Module, weights: Mapping[str, torch.Tensor]) -> str:
+    """Return the fingerprint of an untrained module once it has the weights, as `load_model` makes it."""
+    fresh = copy_model(own)
+    fresh.load_state_dict(weights)
+    return model_fingerprint(fresh)
 
 
 def _architecture(own: nn.Module, data: ImageData) -> str:

@@ -90,6 +90,30 @@ def test_images_are_decoded_once(
     assert changed.test.images[0].max() == 0
 
 
+def test_swapped_files_of_equal_size_and_time_are_noticed(tmp_path: Path) -> None:
+    """Renaming keeps the size and the time of the last change, but not that of the last change of the file's
+    status."""
+    if os.name == "nt":
+        pytest.skip("Windows keeps no time of the last change of a file's status")
+    paths = []
+    for part, count in (("train", 4), ("test", 1)):
+        for label, value in (("dark", 0), ("light", 255)):
+            (tmp_path / "pets" / part / label).mkdir(parents=True)
+            paths += [tmp_path / "pets" / part / label / f"{index}.bmp" for index in range(count)]
+            for path in paths[-count:]:
+                Image.fromarray(np.full((4, 4), value, np.uint8)).save(path)
+                os.utime(path, (0, 0))
+    first = sl.load_dataset("image_folder", tmp_path / "pets")
+    *_, dark, light = paths
+    dark.rename(tmp_path / "dark.bmp")
+    light.rename(dark)
+    (tmp_path / "dark.bmp").rename(light)
+    swapped = sl.load_dataset("image_folder", tmp_path / "pets")
+    assert first.test.images.flatten(1).amax(1).tolist() == [0, 255]
+    assert swapped.test.images.flatten(1).amax(1).tolist() == [255, 0]
+    assert swapped.fingerprint != first.fingerprint
+
+
 def test_the_cache_keeps_one_array_of_a_root_and_size(
     pictures: tuple[Path, dict[str, np.ndarray]],
 ) -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import importlib
+import json
 import logging
+import sys
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,15 +18,24 @@ from torch import nn
 from typer.testing import CliRunner
 
 import saliency_lab as sl
+from saliency_lab._common import registry
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab.cli.app import app
 from saliency_lab.data import ImageData
 from saliency_lab.experiment import run as declared
-from saliency_lab.experiment.run import plan_declared, run_declared, training_runs
+from saliency_lab.experiment.run import (
+    WHOLE,
+    Part,
+    plan_declared,
+    retrain_declared,
+    run_declared,
+    training_runs,
+)
 from saliency_lab.experiment.schema import read_declaration, studies_folder
 from saliency_lab.models import ModelCard, build_model, load_model, save_model
 from saliency_lab.study import Study
 from saliency_lab.training import load_recipe, train
+from saliency_lab.training.run import run_folder_name
 
 TOML = """
 recipes = ["digits/standard", "digits/sgt"]
@@ -150,11 +163,11 @@ def test_a_store_knows_what_its_study_asks(declared_file: Path, tmp_path: Path) 
 def test_the_data_of_a_study_are_set_in_one_place(declared_file: Path, tmp_path: Path) -> None:
     one = TOML.replace('name = "digits"', 'name = "digits"\nval_fraction = 0.3')
     declared_file.write_text(one)
-    runs = training_runs(read_declaration(declared_file), "data", tmp_path)
+    runs = training_runs(read_declaration(declared_file), sl.load_dataset("digits"), tmp_path)
     assert {run.recipe.data.val_fraction for run in runs} == {0.3}
     declared_file.write_text(TOML.replace('"training.epochs" = 1', '"data.val_fraction" = 0.3'))
     with pytest.raises(InputError, match=r"set it in the table \[data\]"):
-        training_runs(read_declaration(declared_file), "data", tmp_path)
+        training_runs(read_declaration(declared_file), sl.load_dataset("digits"), tmp_path)
 
 
 def test_timing_a_run_leaves_the_callers_logging_as_it_was(
@@ -302,7 +315,7 @@ def test_recipes_of_one_name_are_distinguished_and_a_study_may_extend_another(tm
         data = { images = 6 }
         """
     )
-    runs = training_runs(read_declaration(tmp_path / "quick.toml"), "data", tmp_path)
+    runs = training_runs(read_declaration(tmp_path / "quick.toml"), sl.load_dataset("digits"), tmp_path)
     assert [(run.model, run.seed, run.recipe.objective.fraction) for run in runs] == [
         ("sgt", 0, 0.5), ("sgt", 1, 0.5), ("tenth", 3, 0.1)
     ]  # fmt: skip
@@ -329,6 +342,58 @@ def test_a_run_that_collapses_is_recorded_and_the_rest_goes_on(tmp_path: Path) -
     assert study.failures[["model", "seed", "what"]].to_numpy().tolist() == [["wild", 0, "training"]]
 
 
+CHANGING = """
+methods = ["saliency"]
+metrics = ["sparseness"]
+data = { name = "digits", images = 6 }
+overrides = { "validation.images" = 16, "validation.steps" = 1, "training.epochs" = 1 }
+seeds = [0, 1]
+[recipes]
+sound = "digits/standard"
+tuned = { recipe = "digits/standard", overrides = { "optimizer.learning_rate" = 0.003 } }
+[models]
+given = ["digits/at"]
+"""
+
+
+def listed(store: Path) -> list[tuple[str, int]]:
+    """The networks of a stored study that have scores."""
+    networks = Study.load(store).scores[["model", "seed"]].drop_duplicates()
+    return [*networks.itertuples(index=False, name=None)]
+
+
+def test_results_of_a_recipe_that_changed_are_not_listed(tmp_path: Path) -> None:
+    path, store = tmp_path / "study.toml", tmp_path / "store"
+
+    def run(text: str, part: Part = WHOLE) -> Study:
+        path.write_text(text)
+        return run_declared(read_declaration(path), store, part=part)[0]
+
+    run(CHANGING)
+    both = [("sound", 0), ("sound", 1), ("tuned", 0), ("tuned", 1), ("given", 0)]
+    assert listed(store) == both
+    failing = CHANGING.replace("0.003", "1e9")
+    with pytest.warns(UserWarning, match="tuned .seed 1. could not be trained"):
+        run(failing, Part(seeds=(1,)))
+    assert set(listed(store)) == {("sound", 0), ("sound", 1), ("given", 0)}  # tuned, seed 0, is another now
+    loaded = Study.load(store)
+    assert loaded.failures[["model", "seed", "what"]].to_numpy().tolist() == [["tuned", 1, "training"]]
+    page = sl.report(loaded, tmp_path / "report.html").read_text()
+    assert "tuned (seed 1)" in page and "TrainingError" in page
+    assert Study.load(store).save(tmp_path / "copy").failures["model"].tolist() == ["tuned"]
+    run(CHANGING.replace('["digits/at"]', '["digits/sgt"]'), Part(("tuned",)))
+    assert set(listed(store)) == set(both) - {("given", 0)}
+    assert Study.load(store).failures.empty
+    run(CHANGING.replace("seeds = [0, 1]", "seeds = [1]"), Part(("sound",)))
+    assert set(listed(store)) == {("sound", 1), ("tuned", 1)}  # no longer declared
+    with pytest.warns(UserWarning, match="could not be trained"):
+        run(failing)
+    assert set(listed(store)) == {("sound", 0), ("sound", 1), ("given", 0)}
+    assert set(Study.load(store).failures["seed"]) == {0, 1}
+    run(CHANGING)
+    assert listed(store) == both and Study.load(store).failures.empty
+
+
 def test_networks_that_another_process_trains_come_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,7 +409,7 @@ def test_networks_that_another_process_trains_come_last(
         """
     )
     study = read_declaration(path)
-    first, second = training_runs(study, sl.load_dataset("digits").fingerprint, store)
+    first, second = training_runs(study, sl.load_dataset("digits"), store)
     first.folder.parent.mkdir(parents=True)
     elsewhere = FileLock(first.folder.with_name(f"{first.folder.name}.lock"))
     trained = []
@@ -384,6 +449,143 @@ def test_a_checkpoint_of_an_own_architecture_is_loaded_by_its_folder(
     )
     study, *_ = run_declared(read_declaration(tmp_path / "study.toml"), tmp_path / "store", trust=True)
     assert torch.equal(study.members[0].net(study.x), trained(study.x))
+
+
+OWN = """
+from torch import nn
+
+KINDS = {"relu": nn.ReLU, "tanh": nn.Tanh}
+kind = "relu"
+
+def make(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 8), KINDS[kind](), nn.Linear(8, num_classes))
+"""
+OWN_STUDY = """
+recipes = { mine = "digits/standard" }
+methods = ["saliency"]
+metrics = ["sparseness"]
+data = { name = "digits", images = 6 }
+[overrides]
+model.name = "own_kinds:make"
+training.epochs = 1
+validation = { images = 16, steps = 1 }
+[roar]
+fractions = [0.5]
+"""
+
+
+@pytest.fixture
+def own_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A module with a network whose code the returned function changes; the study `study.toml` trains it."""
+    (tmp_path / "own_kinds.py").write_text(OWN)
+    (tmp_path / "study.toml").write_text(OWN_STUDY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_kinds", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("own_kinds")
+    return lambda kind: monkeypatch.setattr(module, "kind", kind)
+
+
+@pytest.mark.long
+def test_a_network_whose_code_changed_is_trained_again(
+    own_kinds: Callable[[str], None], tmp_path: Path
+) -> None:
+    study = read_declaration(tmp_path / "study.toml", trust=True)
+    store = tmp_path / "store"
+    for kind in ("relu", "tanh"):
+        own_kinds(kind)
+        plan = plan_declared(study, store, trust=True).set_index("step")["missing"]
+        assert plan["train"] == 1 and plan["roar"] == 3
+        result, *_ = run_declared(study, store, trust=True)
+        retrain_declared(study, result, store, trust=True)
+        assert kind in str(result.members[0].net).lower()
+        assert (plan_declared(study, store, trust=True)["missing"] == 0).all()
+    own_kinds("relu")
+    assert (plan_declared(study, store, trust=True)["missing"] == 0).all()  # its network is still there
+    # earlier versions did not count the code of the network in the name of its folder
+    (first,) = training_runs(study, sl.load_dataset("digits"), store, trust=True)
+    earlier = store / "models" / run_folder_name(first.recipe, 0, sl.load_dataset("digits").fingerprint)
+    first.folder.rename(earlier)
+    assert (plan_declared(study, store, trust=True)["missing"] == 0).all()
+    own_kinds("tanh")
+    assert (plan_declared(study, store, trust=True)["missing"] == 0).all()
+
+
+def test_a_checkpoint_whose_code_changed_is_loaded_with_a_warning(
+    own_kinds: Callable[[str], None], tmp_path: Path
+) -> None:
+    quick = {"training.epochs": 1, "validation.images": 16, "validation.steps": 1, "seed": 3}
+    sl.register("model", "of_kind")(lambda: importlib.import_module("own_kinds").make(10))
+    try:
+        for name in ("own_kinds:make", "of_kind"):
+            own_kinds("relu")
+            folder = tmp_path / name.partition(":")[0]
+            train("digits/standard", overrides={**quick, "model.name": name}, out=folder)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                sl.load_model(folder, trust=True)
+            own_kinds("tanh")
+            with pytest.warns(UserWarning, match="the code of the module that .* names has changed since"):
+                sl.load_model(folder, trust=True)
+            card = json.loads((folder / "model.json").read_text())
+            del card["code"], card["digest"]  # as earlier versions wrote it
+            (folder / "model.json").write_text(json.dumps(card))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                sl.load_model(folder, trust=True)
+    finally:
+        registry._registered["model"].pop("of_kind")
+
+
+def test_a_network_by_name_has_the_same_weights_each_time(
+    own_kinds: Callable[[str], None], tmp_path: Path
+) -> None:
+    path = tmp_path / "named.toml"
+    path.write_text(
+        'models = { mine = "own_kinds:make" }\nmethods = ["saliency"]\nmetrics = ["sparseness"]\n'
+        'data = { name = "digits", images = 6 }\n'
+    )
+    state = torch.get_rng_state()
+    first, *_ = run_declared(read_declaration(path, trust=True), tmp_path / "store", trust=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(1)
+    again, *_ = run_declared(read_declaration(path, trust=True), tmp_path / "store", trust=True)
+    assert again.results == first.results
+    assert len(list((tmp_path / "store").glob("cells/maps/*/*"))) == 1
+    path.write_text(f"seed = 1\n{path.read_text()}")
+    other, *_ = run_declared(read_declaration(path, trust=True), tmp_path / "store", trust=True)
+    assert other.results != first.results
+
+
+@pytest.mark.parametrize("lower", range(3))
+@pytest.mark.parametrize("upper", range(3))
+def test_overrides_are_merged_key_by_key_however_they_are_written(
+    tmp_path: Path, lower: int, upper: int
+) -> None:
+    def written(epochs: int, more: str, value: int, how: int) -> str:
+        return (
+            f'"training.epochs" = {epochs}\n"training.{more}" = {value}\n',
+            f"training = {{ epochs = {epochs}, {more} = {value} }}\n",
+            f'training = {{ epochs = {epochs} }}\n"training.{more}" = {value}\n',
+        )[how]
+
+    (tmp_path / "low.toml").write_text(
+        'recipes = ["digits/standard"]\n[data]\nname = "digits"\n[overrides]\n'
+        + written(3, "batch_size", 32, lower)
+    )
+    (tmp_path / "high.toml").write_text(
+        'extends = "low"\n[overrides]\n"training.select" = "clean"\n' + written(7, "patience", 2, upper)
+    )
+    (tmp_path / "top.toml").write_text('extends = "high"\n[overrides.training]\nema_decay = 0.5\n')
+    (run,) = training_runs(read_declaration(tmp_path / "top.toml"), sl.load_dataset("digits"), tmp_path)
+    spec = run.recipe.training
+    assert (spec.epochs, spec.batch_size, spec.patience, spec.select, spec.ema_decay) == (
+        7,
+        32,
+        2,
+        "clean",
+        0.5,
+    )
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
@@ -511,7 +713,7 @@ def test_a_tilde_in_a_study_is_the_home_folder(tmp_path: Path, monkeypatch: pyte
     study = tmp_path / "study.toml"
     study.write_text('recipes = { mine = "~/mine.toml" }\n[data]\nname = "digits"\nroot = "~/data"\n')
     read = read_declaration(study)
-    assert training_runs(read, "data", tmp_path)[0].recipe.training.epochs == 3
+    assert training_runs(read, sl.load_dataset("digits"), tmp_path)[0].recipe.training.epochs == 3
     asked: list[str | None] = []
     monkeypatch.setattr(declared, "load_data", lambda spec: asked.append(spec.root))
     declared.load_declared_data(read)

@@ -443,3 +443,22 @@ def test_audits_of_parts_by_seeds_say_what_points_were_transferred_from(packed, 
     study_in_shell(study, *parts, "--page", tmp_path)
     page = (tmp_path / "noise.md").read_text()
     assert "points were transferred to plain from noisy; noisy from plain." in page
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("old", "new", "differs"),
+    [("steps = 3", "steps = 2", "steps = 3"), ("images = 4", "images = 6", "images = 4")],
+)
+def test_audits_with_different_settings_are_not_joined(tmp_path, old, new, differs):
+    """The networks that points are transferred from differ from part to part, and nothing else may."""
+    study, audit = tmp_path / "few.toml", "\n[audits.pgd]\neps = 0.1\nsteps = 3\nimages = 4\n"
+    for name, text in (("standard", audit), ("at", audit.replace(old, new))):
+        study.write_text(FINISHED + text)
+        study_in_shell(study, "--only", name, "--out", tmp_path / name, "--pack", tmp_path / f"{name}.tar.xz")
+    parts = ["--from", f"{tmp_path / 'standard.tar.xz'}", "--from", f"{tmp_path / 'at.tar.xz'}"]
+    done = CliRunner().invoke(app, ["study", f"{study}", *parts, "--page", f"{tmp_path}"])
+    message = " ".join(done.output.split())
+    assert (
+        done.exit_code == 2 and f"'audit of pgd, ε = 0.1' was run on 'standard' with {differs} and" in message
+    )

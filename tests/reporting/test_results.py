@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import saliency_lab as sl
+from saliency_lab._common.files import write_table
 from saliency_lab.cli.app import app
 from saliency_lab.experiment import list_studies
 from saliency_lab.experiment.run import run_declared, training_runs
@@ -52,6 +55,39 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1, result.output  # one run collapses
     return folder
+
+
+def test_tables_and_figures_that_a_study_no_longer_has_are_deleted(tmp_path: Path) -> None:
+    study, store, page = tmp_path / "few.toml", tmp_path / "store", tmp_path / "page"
+    few = """
+models = { at = "digits/at", sgt = "digits/sgt" }
+methods = ["saliency", "random"]
+metrics = ["sparseness"]
+data = { name = "digits", images = 10 }
+"""
+    attacked = "[attacks.fgsm]\neps = 0.1\n[audits.fgsm]\neps = 0.1\nimages = 4\n"
+
+    def run(text: str) -> set[str]:
+        study.write_text(text)
+        done = CliRunner().invoke(app, ["study", f"{study}", "--out", f"{store}", "--page", f"{page}"])
+        assert done.exit_code == 0, done.output
+        assert sl.verify(store).empty
+        shown = set(re.findall(r"\]\((few-.*)\)", (page / "few.md").read_text(encoding="utf-8")))
+        assert {path.name for path in page.glob("few-*")} - {"few-mine.svg", "few-more-maps.png"} == shown
+        return shown
+
+    whole = run(few + attacked)
+    assert "few-robustness-fgsm.svg" in whole
+    write_table(store / "tables" / "retraining", pd.DataFrame({"procedure": ["ROAR"]}))
+    (store / "tables" / "audits.md").write_text("mine")
+    for name in ("few-mine.svg", "few-more-maps.png"):  # the user's, and of another study's page
+        (page / name).write_text("other")
+    less = run(few.replace("images = 10", "images = 12"))
+    assert less < whole and "few-robustness-fgsm.svg" not in less
+    kept = {"scores.csv", "scores.parquet", "digests.json", "audits.md"}
+    assert {path.name for path in (store / "tables").iterdir()} == kept
+    assert (page / "few-mine.svg").exists() and (page / "few-more-maps.png").exists()
+    assert run(few.replace("images = 10", "images = 12") + attacked) == whole
 
 
 @pytest.mark.long
@@ -130,7 +166,7 @@ def test_marks_and_unusual_entries_are_explained_where_they_stand(tmp_path: Path
 @pytest.mark.parametrize("name", list_studies().index)
 def test_a_bundled_study_is_valid(name: str, tmp_path: Path) -> None:
     declared = read_declaration(bundled_study(name))
-    runs = training_runs(declared, "data", tmp_path)
+    runs = training_runs(declared, sl.load_dataset("digits"), tmp_path)
     assert len({run.folder for run in runs}) == len(runs)
     images = declared.data.images
     x, y, masks = (
@@ -198,7 +234,7 @@ def test_a_page_of_the_documentation_is_of_its_study_as_it_is(page: Path, tmp_pa
     absent = {model: [int(seed) for seed in seeds.split(", ") if seed] for model, seeds in named}
     runs = [
         run
-        for run in training_runs(declared, "data", tmp_path)
+        for run in training_runs(declared, sl.load_dataset("digits"), tmp_path)
         if run.model not in absent or (absent[run.model] and run.seed not in absent[run.model])
     ]
     assert written == [(run.model, run.seed, run.recipe.training.epochs) for run in runs]

@@ -17,7 +17,7 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError, SaliencyLabError
-from saliency_lab._common.files import write_checked_json
+from saliency_lab._common.files import check_tables, write_checked_json
 from saliency_lab._common.fingerprints import canonical
 from saliency_lab.attribution.packing import PackedMaps
 from saliency_lab.study import Study
@@ -34,7 +34,8 @@ def _finish(study: Study) -> Study:
 def _as_earlier_versions_wrote_it(folder: Path) -> dict[str, Any]:
     """Return the content of `study.json` without what earlier versions did not write."""
     manifest = json.loads((folder / "study.json").read_text())
-    return {key: value for key, value in manifest.items() if key not in ("digest", "missing", "weights")}
+    added = ("digest", "missing", "weights", "failed")
+    return {key: value for key, value in manifest.items() if key not in added}
 
 
 def _files(folder: Path) -> list[Path]:
@@ -171,6 +172,20 @@ def test_a_store_that_does_not_tell_the_weights_is_read_and_learns_them(
     make_study(tmp_path, seeds=2).attribute("saliency")
     assert json.loads((tmp_path / "study.json").read_text())["members"] == members
     assert Study.load(tmp_path).results == study.results
+
+
+def test_tables_of_removed_results_are_deleted_and_other_files_stay(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    _finish(make_study(tmp_path / "store")).write_tables(tmp_path / "tables")
+    assert (tmp_path / "tables" / "robustness.csv").exists()
+    (tmp_path / "tables" / "audits.csv").write_text("mine")
+    fewer = make_study(tmp_path / "other").attribute("saliency").score("sparseness")
+    written = fewer.write_tables(tmp_path / "tables")
+    assert written == [tmp_path / "tables" / "scores.parquet"]
+    names = {path.name for path in (tmp_path / "tables").iterdir()}
+    assert names == {"scores.csv", "scores.parquet", "digests.json", "audits.csv"}
+    assert not check_tables(tmp_path / "tables")
 
 
 def test_merging_leaves_damaged_results_out_and_names_them(make_study: MakeStudy, tmp_path: Path) -> None:

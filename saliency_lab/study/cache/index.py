@@ -13,7 +13,7 @@ from saliency_lab._common.warn import warn
 from saliency_lab.comparison.claims import Purpose
 from saliency_lab.metrics.catalogue import METRICS, Better
 from saliency_lab.models import card_of
-from saliency_lab.study.cache.manifest import MANIFEST, Manifest, ManifestMember
+from saliency_lab.study.cache.manifest import MANIFEST, Manifest, ManifestFailure, ManifestMember
 from saliency_lab.study.cache.results import Content, Failure, Kind, Place, Result
 from saliency_lab.study.cache.store import FolderStore, Store, existing_folder, read_intact
 from saliency_lab.study.requests import Request, stored_request
@@ -46,6 +46,11 @@ class ResultIndex:
     purpose: Purpose = field(default_factory=Purpose)
     failures: dict[tuple[str, int, str], Failure] = field(default_factory=dict)
     """By model, seed and what failed."""
+    origins: dict[tuple[str, int | None], str] = field(default_factory=dict)
+    """Where networks that a study's file declares come from, by model and training seed; the seed is None
+    where it is not known before the networks are loaded."""
+    of_file: bool = False
+    """Whether `origins` are all that a study's file declares, so that other networks are none of it."""
     contents: dict[str, Content] = field(default_factory=dict)
     """By key, except maps and the curves of scores: these are large, and read when needed."""
     intact_maps: set[str] = field(default_factory=set)
@@ -176,17 +181,31 @@ class ResultIndex:
                 if request is not None:
                     self.attacks[place.label] = request
 
+    def origin(self, model: str, seed: int) -> str:
+        """Return where a network comes from according to a study's file; empty if that is not known."""
+        return self.origins.get((model, seed)) or self.origins.get((model, None), "")
+
     def manifest(self) -> Manifest:
         """Describe this study for `study.json`."""
+        places = {(place.model, place.seed, place.what) for place in self.results}
         return Manifest(
             images=self.images,
             sample=self.sample.fingerprint if self.sample.located else "",
             seed=self.seed,
             members=[
                 ManifestMember(
-                    each.model, each.seed, each.recipe, self.weights.get((each.model, each.seed), "")
+                    each.model,
+                    each.seed,
+                    each.recipe,
+                    self.weights.get((each.model, each.seed), ""),
+                    self.origin(each.model, each.seed),
                 )
                 for each in self.members
+            ],
+            failed=[
+                ManifestFailure(*of, failure.error)
+                for of, failure in self.failures.items()
+                if of not in places
             ],
             cells=[(*place, key) for place, key in self.results.items()],
             better=self.better,
@@ -201,7 +220,8 @@ class ResultIndex:
         ----------
         exclusive
             List the results of this study alone. By default those that other processes listed for the same
-            images stay.
+            images stay, except those of networks that could not be trained or loaded now, or that a study's
+            file declares with another origin now.
         """
         store = self.store
         if not isinstance(store, FolderStore):
@@ -211,7 +231,7 @@ class ResultIndex:
             old = store.read_manifest()
             manifest = self.manifest()
             if not exclusive:
-                manifest = manifest.joined(old)
+                manifest = manifest.joined(old and old.without(self._outdated(old, manifest)))
             elif old is not None and manifest.purpose == Purpose():
                 manifest = manifest.model_copy(update={"purpose": old.purpose})
             absent = {key for place, key in manifest.places.items() if not store.has(place.kind, key)}
@@ -222,12 +242,28 @@ class ResultIndex:
             files = {"missing": sorted(absent), "weights": sorted(weights)}
             store.write_manifest(manifest.model_copy(update=files))
 
+    def _outdated(self, old: Manifest, new: Manifest) -> set[tuple[str, int]]:
+        """Return model and seed of the networks of an old manifest that the study's file declares otherwise
+        now, and of those that failed now."""
+        outdated = {each[:2] for each in new.failed} - {each[:2] for each in new.members}
+        for each in old.members if self.of_file else ():
+            if each.origin and each.origin != self.origin(each.model, each.seed):
+                outdated.add(each[:2])
+        return outdated
+
     def adopt(self, manifest: Manifest) -> None:
         """Take over the results that a manifest lists and this study does not have."""
-        joined = self.manifest().joined(manifest)
+        mine = self.manifest()
+        joined = mine.joined(manifest)
         for each in joined.members[len(self.members) :]:
             self.members.append(Member(each.model, each.seed, each.recipe, None))
         self.weights = {(each.model, each.seed): each.weights for each in joined.members}
+        self.origins |= {(each.model, each.seed): each.origin for each in joined.members if each.origin}
+        for failed in mine.failed:
+            if failed not in joined.failed:  # the other study has this network
+                del self.failures[failed[:3]]
+        for failed in joined.failed:
+            self.failures.setdefault(failed[:3], Failure(failed.error, ""))
         self.better, self.stored_classes, self.purpose = joined.better, joined.classes, joined.purpose
         self.results = joined.places
         for place, key in self.results.items():
@@ -309,20 +345,26 @@ def _maps_of(place: Place) -> Place:
     return place._replace(kind="maps", metric="")
 
 
-_COMPARED = ("method", "metric", "attack", "engine", "revision", "definition", "dtype", "stored as")
-"""What two models must have in common, besides the settings, to be compared."""
+_COMPARED = (
+    *("method", "metric", "attack", "engine", "revision", "definition", "dtype", "stored as"),
+    *("budget", "checklist"),
+)
+"""What two models must have in common, besides the settings, to be compared. The networks that an audit
+transfers points from differ from model to model."""
 
 
 def refuse_different_settings(results: Iterable[tuple[Place, str]], store: Store) -> None:
     """Refuse to compare models of which one was treated with other settings than another."""
     first: dict[tuple[str, str, str], tuple[str, dict[str, object]]] = {}
     for place, key in results:
-        described = store.describe(place.kind, key) if place.kind != "audit" else None
+        described = store.describe(place.kind, key)
         if described is None:
             continue
         depends = described[0].depends
         own = {name: depends[name] for name in _COMPARED if name in depends}
         own |= depends.get("settings") or {}
+        if place.kind == "audit":
+            own["images"] = described[1].get("n")
         other, theirs = first.setdefault((place.kind, place.label, place.metric), (place.model, own))
         differing = [name for name in own | theirs if own.get(name) != theirs.get(name)]
         if differing:

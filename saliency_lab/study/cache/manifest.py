@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +52,17 @@ class ManifestMember(NamedTuple):
     seed: int
     recipe: str
     weights: str = ""  # unknown in manifests of earlier versions
+    origin: str = ""
+    """Where a network of a study's file comes from, such as the folder of its training run."""
+
+
+class ManifestFailure(NamedTuple):
+    """A network that could not be trained or loaded: its model and training seed, what failed, the error."""
+
+    model: str
+    seed: int
+    what: str
+    error: str
 
 
 class Manifest(Settings):
@@ -68,6 +80,8 @@ class Manifest(Settings):
     """The `Place` and the key of every result."""
     missing: list[str] = Field(default_factory=list)
     """Keys of results that were not in the store when this was written: they failed, or are unfinished."""
+    failed: list[ManifestFailure] = Field(default_factory=list)
+    """Networks of a study's file that have no results."""
     weights: list[str] = Field(default_factory=list)
     """Names of the files of weights that workers read."""
     better: dict[str, Better]
@@ -96,8 +110,10 @@ class Manifest(Settings):
             return self
         mine, theirs = self.places, other.places
         differ = self.differing(other)
-        weights = {each[:2]: each.weights for each in other.members}
-        members = [each._replace(weights=each.weights or weights.get(each[:2], "")) for each in self.members]
+        listed = {each[:2]: each for each in other.members}
+        members = [
+            each if each[:2] not in listed else _known(each, listed[each[:2]]) for each in self.members
+        ]
         renamed = {(_earlier_place(place), key) for place, key in mine.items() if place.kind == "audit"}
 
         def fits(place: Place) -> bool:
@@ -107,8 +123,11 @@ class Manifest(Settings):
             return place.kind != "scores" or maps not in mine or mine[maps] == theirs.get(maps)
 
         known = {each[:2] for each in members}
+        failed = [each for each in self.failed if each[:2] in known or each[:2] not in listed]
+        seen = known | {each[:2] for each in self.failed}
         joined: dict[str, Any] = {
             "members": [*members, *(each for each in other.members if each[:2] not in known)],
+            "failed": [*failed, *(each for each in other.failed if each[:2] not in seen)],
             "results": [*self.results, *(each for each in other.results if fits(Place(*each[:5])))],
             "better": other.better | self.better,
         }
@@ -120,6 +139,12 @@ class Manifest(Settings):
             joined["purpose"] = other.purpose
         return self.model_copy(update=joined)
 
+    def without(self, networks: Set[tuple[str, int]]) -> Manifest:
+        """Leave out the members with these models and training seeds, and their results."""
+        members = [each for each in self.members if each[:2] not in networks]
+        results = [each for each in self.results if each[3:5] not in networks]
+        return self.model_copy(update={"members": members, "results": results})
+
     def differing(self, other: Manifest) -> list[tuple[str, int]]:
         """Return model and seed of the networks whose weights differ between the two manifests."""
         theirs = {each[:2]: each.weights for each in other.members}
@@ -128,6 +153,13 @@ class Manifest(Settings):
             for each in self.members
             if each.weights and theirs.get(each[:2]) and each.weights != theirs[each[:2]]
         ]
+
+
+def _known(member: ManifestMember, listed: ManifestMember) -> ManifestMember:
+    """Add what a manifest lists of a member and is not known of it."""
+    member = member._replace(weights=member.weights or listed.weights)
+    same = member.weights == listed.weights
+    return member._replace(origin=member.origin or listed.origin) if same else member
 
 
 _FIRST_KEYS = ("images", "sample", "seed", "members", "cells", "better", "classes", "purpose")
