@@ -200,6 +200,18 @@ def test_a_recipe_that_is_taken_from_a_card_still_counts_as_the_files(here: Path
     assert not _imported()
 
 
+def test_a_module_of_ones_own_with_a_strangers_card_is_saved_without_importing(here: Path) -> None:
+    """Saving and training ask whether the card's architecture still makes the module."""
+    _checkpoint(here / "theirs", "stranger:Net")
+    mine = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    loaded = sl.load_model("theirs", model=mine)
+    with pytest.raises(InputError, match=r"model\.json' names code"):
+        sl.build_model(loaded.card.architecture)
+    sl.save_model(loaded, here / "again")
+    sl.train("digits/standard", model=loaded, overrides={"training.epochs": 1})
+    assert not _imported()
+
+
 def test_the_card_of_a_built_in_architecture_never_imports(here: Path) -> None:
     _checkpoint(here / "theirs", "small_cnn", model={"name": "stranger:Net"})
     sl.load_model("theirs", trust=True)
