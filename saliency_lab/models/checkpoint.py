@@ -232,8 +232,8 @@ def load_model(
     card = (
         ModelCard(sha256=digest) if model is not None and not card_path.exists() else _parse_card(card_path)
     )
-    if trust:
-        card = card.model_copy(update={"architecture": str(card.architecture)})
+    if model is not None and names_code(card.architecture) and not trust:
+        card = card.model_copy(update={"architecture": CUSTOM})  # a name that nothing checked, nor imports
     if card.sha256 != digest:
         raise CheckpointError(
             f"'{weights_path}' ({len(content):,} bytes) is not the file that '{card_path.name}' describes: "
@@ -370,8 +370,7 @@ def _parse_card(path: Path) -> ModelCard:
     try:
         fields = read_checked_json(path, ModelCard.model_fields)
         known = {name: value for name, value in fields.items() if name in ModelCard.model_fields}
-        card = ModelCard.model_validate(known | {"recipe": mark_names(fields.get("recipe"), path)})
-        return card.model_copy(update={"architecture": mark_names(card.architecture, path)})
+        return ModelCard.model_validate(known | {"recipe": mark_names(fields.get("recipe"), path)})
     except OSError as error:
         raise CheckpointError(
             f"no checkpoint's card at '{path}' ({error.strerror}); name the folder that holds it and the "
@@ -412,7 +411,7 @@ def _custom(card: ModelCard, path: Path, *, trust: bool) -> nn.Module | None:
             f"{untrusted(NameFromFile(name, path), key)}; or import it yourself and pass the module: "
             "load_model(…, model=my_module)"
         )
-    return own_module(str(name), card.num_classes or 0, card.input_shape or (0, 0, 0), card.seed or 0)
+    return own_module(name, card.num_classes or 0, card.input_shape or (0, 0, 0), card.seed or 0)
 
 
 def _built(card: ModelCard, path: Path) -> nn.Module:
