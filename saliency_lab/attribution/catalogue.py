@@ -47,7 +47,8 @@ class Method:
 
         Stored maps of an earlier revision are computed again.
         """
-        own = _REVISIONS.get(self.name, 0)
+        by_captum = settings.get("engine") == "captum"
+        own = max(_REVISIONS.get(self.name, 0), _BY_CAPTUM.get(self.name, 0) if by_captum else 0)
         base = settings.get("base")
         return max(own, METHODS[base].revision(settings["base_settings"])) if isinstance(base, str) else own
 
@@ -60,6 +61,9 @@ _REVISIONS = {
     "grad_cam_plus_plus": 3,  # a constant of 1e-6 in the denominator outweighed small gradients
     **dict.fromkeys(("xgrad_cam", "eigen_cam", "score_cam", "ablation_cam", "layer_conductance"), 2),
 }
+
+_BY_CAPTUM = {"lime": 1, "kernel_shap": 1, "layer_conductance": 3}
+"""The same for the second engine, which ignored the kernel and the interpolation."""
 
 
 DESCRIBERS: list[Callable[[Extension], Method | None]] = []

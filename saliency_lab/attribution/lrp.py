@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.autograd import Function
 
@@ -493,6 +493,16 @@ class LrpSettings(Settings):
     epsilon: float = Field(1e-6, gt=0)
     gamma: float = Field(0.25, ge=0)
     rules: dict[str, LayerRule] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_gamma(self) -> Self:
+        used = {*COMPOSITES[self.preset], *self.rules.values()}
+        if self.gamma != type(self).model_fields["gamma"].default and "gamma" not in used:
+            raise ValueError(
+                f"gamma={self.gamma:g} is the γ of the rule 'gamma', which neither preset='{self.preset}' nor "
+                "the given rules have; use preset='gamma' or 'epsilon_gamma_box', or leave it out"
+            )
+        return self
 
 
 @method(
