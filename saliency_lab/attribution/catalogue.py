@@ -58,6 +58,8 @@ _REVISIONS = {
     **dict.fromkeys(("lrp", "attn_lrp"), 1),
     # 1: another default layer; 2: channels are followed from call to call, and tokens may come before images
     **dict.fromkeys(("grad_cam", "guided_grad_cam", "layer_cam", "hires_cam"), 2),
+    # the patches lie on the grid of the network's convolution, also where they are no squares
+    **dict.fromkeys(("attention_rollout", "attention_relevance"), 1),
     "grad_cam_plus_plus": 3,  # a constant of 1e-6 in the denominator outweighed small gradients
     **dict.fromkeys(("xgrad_cam", "eigen_cam", "score_cam", "ablation_cam", "layer_conductance"), 2),
 }

@@ -499,8 +499,8 @@ class LrpSettings(Settings):
         used = {*COMPOSITES[self.preset], *self.rules.values()}
         if self.gamma != type(self).model_fields["gamma"].default and "gamma" not in used:
             raise ValueError(
-                f"gamma={self.gamma:g} is the γ of the rule 'gamma', which neither preset='{self.preset}' nor "
-                "the given rules have; use preset='gamma' or 'epsilon_gamma_box', or leave it out"
+                f"gamma={self.gamma:g} is the γ of the rule 'gamma', which neither preset='{self.preset}' "
+                "nor the given rules have; use preset='gamma' or 'epsilon_gamma_box', or leave it out"
             )
         return self
 

@@ -304,8 +304,8 @@ class LimeSettings(SegmentSettings):
     def _check_width(self) -> Self:
         if callable(self.kernel) and self.kernel_width != type(self).model_fields["kernel_width"].default:
             raise ValueError(
-                f"kernel_width={self.kernel_width:g} belongs to the kernels 'cosine' and 'euclidean', and the "
-                "kernel is a function; leave it out"
+                f"kernel_width={self.kernel_width:g} belongs to the kernels 'cosine' and 'euclidean', and "
+                "the kernel is a function; leave it out"
             )
         return self
 

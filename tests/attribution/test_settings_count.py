@@ -46,7 +46,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "full_grad": {"interpolation": "nearest"},
     "layer_conductance": {"layer": "0", "steps": 3, "interpolation": "nearest", **BASELINE},
     "attention_rollout": {
-        **{"prefix_tokens": 0, "interpolation": "nearest", "heads": "max", "residual": 0.1},
+        "prefix_tokens": 0,
+        "interpolation": "nearest",
+        "heads": "max",
+        "residual": 0.1,
     },
     "attention_relevance": {"prefix_tokens": 0, "interpolation": "nearest"},
     "occlusion": {"window": 4, "stride": 2, **BASELINE},
