@@ -25,6 +25,7 @@ from saliency_lab._common.calls import (
     SHAPES,
     Call,
     calls,
+    check_functions,
     check_visible,
     depending,
     describe_module,
@@ -190,6 +191,7 @@ def _watched(name: str, model: nn.Module, images: Tensor) -> _Run:
         logits = model(points * 1.0)
     if not logits.requires_grad:
         raise no_gradient(model)
+    check_functions(logits, model, images[:1], name)
     seen, count = watch.seen, len(points)
     if not seen and not watch.unexplained:
         raise _refusal(

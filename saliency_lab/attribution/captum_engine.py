@@ -424,7 +424,7 @@ _LRP_RULES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 
 def _check_lrp_modules(model: nn.Module, image: Tensor) -> None:
     """Refuse networks of which Captum's hooks do not see every operation, or give it another rule."""
-    traced = trace(model, image, lambda func, args, inputs: bool(inputs))
+    traced = trace(model, image, lambda func, args, kwargs, inputs: bool(inputs))
     for name, module, func in traced:
         if not isinstance(module, _LRP_MODULES) and func not in SHAPES:
             where = describe_module([(name, module)])

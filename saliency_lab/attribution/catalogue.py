@@ -57,7 +57,10 @@ _REVISIONS = {
     # what changes the output of a layer in place in front of a batch normalisation is not skipped any more
     **dict.fromkeys(("lrp", "attn_lrp"), 1),
     # 1: another default layer; 2: channels are followed from call to call, and tokens may come before images
-    **dict.fromkeys(("grad_cam", "guided_grad_cam", "layer_cam", "hires_cam"), 2),
+    **dict.fromkeys(("grad_cam", "layer_cam", "hires_cam"), 2),
+    # a ReLU that is called clamp, threshold or maximum is one
+    **dict.fromkeys(("guided_backprop", "deconvolution"), 1),
+    "guided_grad_cam": 3,
     # the patches lie on the grid of the network's convolution, also where they are no squares
     **dict.fromkeys(("attention_rollout", "attention_relevance"), 1),
     "grad_cam_plus_plus": 3,  # a constant of 1e-6 in the denominator outweighed small gradients

@@ -17,9 +17,10 @@ from saliency_lab._common.calls import (
     calls,
     deliver,
     depending,
+    tensors_in,
 )
 from saliency_lab.attribution.fused_attention import FUSED
-from saliency_lab.models.cam_layer import Execution, tensors_in
+from saliency_lab.models.cam_layer import Execution
 
 _LINEAR = calls("linear")
 _ALONE = RELU | ELEMENTWISE | calls("layer_norm", "group_norm", "instance_norm", "rms_norm")
