@@ -297,7 +297,8 @@ def check_functions(outputs: Tensor, model: nn.Module, image: Tensor, method: st
     InputError
         Names the function, and the module.
     """
-    if not _custom_functions(outputs):
+    hidden = _custom_functions(outputs)
+    if not hidden:
         return
     running: list[tuple[str, nn.Module]] = []
     handles = []
@@ -314,13 +315,12 @@ def check_functions(outputs: Tensor, model: nn.Module, image: Tensor, method: st
             hook = in_this_thread(leave)
             handles.append(module.register_forward_hook(hook, with_kwargs=True))
         with torch.enable_grad(), track_modules(model, running):
-            logits = model(image.detach().clone().requires_grad_(True) * 1.0)
+            model(image.detach().clone().requires_grad_(True) * 1.0)
     finally:
         for handle in handles:
             handle.remove()
-    clauses = list(dict.fromkeys(found.values())) or [
-        f"{type(model).__name__} calls {name}" for name in _custom_functions(logits, outputs).values()
-    ]
+    named = found or {node: f"{type(model).__name__} calls {name}" for node, name in hidden.items()}
+    clauses = list(dict.fromkeys(named.values()))
     more = f" and {len(clauses) - 3} more" if len(clauses) > 3 else ""
     raise InputError(
         f"{method} must see the calls inside the model, and a custom autograd function hides them: "
