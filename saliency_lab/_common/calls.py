@@ -301,7 +301,6 @@ def check_functions(outputs: Tensor, model: nn.Module, image: Tensor, method: st
     if not hidden:
         return
     running: list[tuple[str, nn.Module]] = []
-    handles = []
     found: dict[Any, str] = {}
 
     def leave(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -310,15 +309,11 @@ def check_functions(outputs: Tensor, model: nn.Module, image: Tensor, method: st
             if node not in before:
                 found.setdefault(node, f"{describe_module(running)} calls {name}")
 
-    try:
+    with ExitStack() as hooks:
         for module in model.modules():
-            hook = in_this_thread(leave)
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(in_this_thread(leave), with_kwargs=True))
         with torch.enable_grad(), track_modules(model, running):
             model(image.detach().clone().requires_grad_(True) * 1.0)
-    finally:
-        for handle in handles:
-            handle.remove()
     named = found or {node: f"{type(model).__name__} calls {name}" for node, name in hidden.items()}
     clauses = list(dict.fromkeys(named.values()))
     more = f" and {len(clauses) - 3} more" if len(clauses) > 3 else ""

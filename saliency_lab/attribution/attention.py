@@ -168,7 +168,7 @@ def _refusal(name: str, cause: str) -> InputError:
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
+class _Watched:
     """A run on `points`: its attentions and logits, with their graph, and what tells where tokens lie."""
 
     points: Tensor
@@ -177,7 +177,7 @@ class _Run:
     execution: Execution
 
 
-def _watched(name: str, model: nn.Module, images: Tensor) -> _Run:
+def _watched(name: str, model: nn.Module, images: Tensor) -> _Watched:
     """Run the model on images, and return what was seen.
 
     Raises
@@ -230,7 +230,7 @@ def _watched(name: str, model: nn.Module, images: Tensor) -> _Run:
     for number, module, output in watch.convolutions:
         if 0 < number < len(seen) and _mixes(output, seen[number - 1], logits):
             raise _refusal(name, f"follows attention only, but between blocks {module} mixes positions")
-    return _Run(points, seen, logits, execution)
+    return _Watched(points, seen, logits, execution)
 
 
 def _heads(weights: Tensor, count: int) -> Tensor:
@@ -272,7 +272,7 @@ def _own(attention: _Attention, tokens: Tensor) -> Tensor:
     return start
 
 
-def _check_rows(name: str, run: _Run, prefix: int, grid: tuple[int, int]) -> None:
+def _check_rows(name: str, run: _Watched, prefix: int, grid: tuple[int, int]) -> None:
     """Refuse patches that are ordered in another way than by the rows of the image."""
     first = run.seen[0]
     for mark in marks(grid):
@@ -286,7 +286,7 @@ def _check_rows(name: str, run: _Run, prefix: int, grid: tuple[int, int]) -> Non
             )
 
 
-def _image_tokens(name: str, model: nn.Module, image: Tensor) -> tuple[Tensor, _Run]:
+def _image_tokens(name: str, model: nn.Module, image: Tensor) -> tuple[Tensor, _Watched]:
     """Return which tokens (T,) depend on the image: all but class, distillation and register tokens.
 
     The score of a token for itself in the first attention is compared between three images, of which the
@@ -348,7 +348,7 @@ def _count_prefix(name: str, model: nn.Module, image: Tensor, given: int | None)
     return prefix
 
 
-def _on_image(name: str, batch: Batch, flow: Tensor, run: _Run, settings: RelevanceSettings) -> Tensor:
+def _on_image(name: str, batch: Batch, flow: Tensor, run: _Watched, settings: RelevanceSettings) -> Tensor:
     """Average the rows of `flow` (n, T, T) of the tokens that the head reads, on the grid of patches."""
     last, logits = run.seen[-1], run.logits
     assert last.output is not None and settings.prefix_tokens is not None

@@ -132,9 +132,10 @@ class Batch:
         with torch.enable_grad(), rule or nullcontext():
             scores = self.at(points).score(points)
             total = scores.sum()
+        gradient = slope(total, points, self.model)
         if rule is not None:
             check_functions(total, self.model, self.x[:1], method)
-        return slope(total, points, self.model), scores.detach()
+        return gradient, scores.detach()
 
     def _fast_gradient(self, points: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         net, target = self.gradients.differentiable(), self.at(points).target
