@@ -2,7 +2,8 @@
 
 A rule is attached to the call and not to a module. So a ReLU that is a module, a function, in place, or one
 module used twice is treated alike, no hook is registered, and no copy of the model is needed. What cannot be
-seen are calls inside TorchScript and inside a function compiled by `torch.compile`.
+seen are calls inside TorchScript (`check_visible`) and inside a custom autograd function (`check_functions`),
+which a function compiled by `torch.compile` is, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from saliency_lab._common.errors import InputError
@@ -119,6 +121,14 @@ class Rule(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def out_of_place(func: Call) -> Call:
+    """Return the same function without the trailing underscore."""
+    name = func.__name__
+    if not name.endswith("_") or name.endswith("__"):
+        return func
+    return next(getattr(place, name[:-1]) for place in (torch, F, Tensor) if hasattr(place, name[:-1]))
+
+
 def is_in_place(func: Call, kwargs: dict[str, Any]) -> bool:
     """Return whether a call of an elementwise function changes its argument."""
     name = getattr(func, "__name__", "")
@@ -184,7 +194,45 @@ class Traced(NamedTuple):
     func: Call
 
 
-Question = Callable[[Call, tuple[Any, ...], list[Tensor]], bool]
+_SHAPE_ALONE = calls(
+    *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like"),
+    *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
+)
+_LIKE_ANOTHER = calls("to", "type_as", "expand_as", "view_as", "reshape_as")
+_ASSIGNMENT = calls("__setitem__")
+
+
+class Ungraded:
+    """Follows what depends on the image without a gradient, such as a mask `x > 0` or what was detached."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, Tensor] = {}  # by id
+
+    def changes(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> bool:
+        """Note what a call returned; say whether it has a gradient, and depends on what has none as well."""
+        if func in _SHAPE_ALONE:
+            return False
+        given = args[:1] if func in _LIKE_ANOTHER else (args, kwargs)
+        ungraded = any(id(each) in self.kept for each in tensors_in(given))
+        results = list(tensors_in(args[:1] if func in _ASSIGNMENT else output))
+        if ungraded or depending(given):
+            self.kept |= {id(each): each for each in results if not each.requires_grad}
+        return ungraded and bool(depending(results))
+
+
+def uses_batch_statistics(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a call normalises by the mean and variance of its input, and not by constants."""
+    if func is torch.batch_norm:
+        mean, training = args[3], args[5]
+    elif func is F.batch_norm:
+        mean = args[1] if len(args) > 1 else kwargs.get("running_mean")
+        training = args[5] if len(args) > 5 else kwargs.get("training", False)
+    else:
+        return False
+    return mean is None or bool(training)
+
+
+Question = Callable[[Call, tuple[Any, ...], dict[str, Any], list[Tensor]], bool]
 """Asked of a function, its arguments, and those tensors among them that depend on the image."""
 
 
@@ -198,7 +246,7 @@ class _Recorder(Rule):
         self.seen: list[Traced] = []
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        noted = self.question(func, args, depending(args, kwargs))
+        noted = self.question(func, args, kwargs, depending(args, kwargs))
         output = func(*args, **kwargs)
         if noted and depending(output):
             self.seen.append(Traced(*self.running[-1], func))
@@ -237,6 +285,61 @@ def trace(model: nn.Module, image: Tensor, question: Question) -> list[Traced]:
         with recorder:
             model(point)
     return recorder.seen
+
+
+def check_functions(outputs: Tensor, model: nn.Module, image: Tensor, method: str) -> None:
+    """Refuse a model that calls a custom autograd function, of which torch knows the derivative alone.
+
+    `outputs` are those of a run; `image` (1, C, H, W) is run again to find the module that makes the call.
+
+    Raises
+    ------
+    InputError
+        Names the function, and the module.
+    """
+    hidden = _custom_functions(outputs)
+    if not hidden:
+        return
+    running: list[tuple[str, nn.Module]] = []
+    found: dict[Any, str] = {}
+
+    def leave(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        before = _custom_functions(inputs, kwargs)
+        for node, name in _custom_functions(output).items():  # the innermost module returns first
+            if node not in before:
+                found.setdefault(node, f"{describe_module(running)} calls {name}")
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_hook(in_this_thread(leave), with_kwargs=True))
+        with torch.enable_grad(), track_modules(model, running):
+            model(image.detach().clone().requires_grad_(True) * 1.0)
+    named = found or {node: f"{type(model).__name__} calls {name}" for node, name in hidden.items()}
+    clauses = list(dict.fromkeys(named.values()))
+    more = f" and {len(clauses) - 3} more" if len(clauses) > 3 else ""
+    raise InputError(
+        f"{method} must see the calls inside the model, and a custom autograd function hides them: "
+        f"{'; '.join(clauses[:3])}{more}. Write it with torch's own functions, or {OUTPUTS_ONLY}"
+    )
+
+
+def _custom_functions(*outputs: Any) -> dict[Any, str]:
+    """Return the names of custom autograd functions in the graph of tensors, without this package's own."""
+    waiting = [each.grad_fn for each in tensors_in(outputs)]
+    seen, found = set(), {}
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+        if isinstance(node, BackwardCFunction):
+            function = type(node)._forward_cls
+            if not function.__module__.startswith("saliency_lab."):
+                found[node] = function.__name__
+        elif "CppNode" in node.name():  # a custom function that an extension has in C++
+            found[node] = node.name()
+    return found
 
 
 def refuse(method: str, why: str, culprits: list[Traced], instead: str) -> NoReturn:

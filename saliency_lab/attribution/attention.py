@@ -25,6 +25,7 @@ from saliency_lab._common.calls import (
     SHAPES,
     Call,
     calls,
+    check_functions,
     check_visible,
     depending,
     describe_module,
@@ -38,8 +39,9 @@ from saliency_lab._common.settings import Settings
 from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import Explained, Resolve, method
 from saliency_lab.attribution.fused_attention import FUSED, AttentionRule
-from saliency_lab.attribution.layer import Interpolation, enlarge, reached
-from saliency_lab.models.cam_layer import patch_grid
+from saliency_lab.attribution.layer import Interpolation, enlarge
+from saliency_lab.attribution.positions import lies_elsewhere, marks, reached
+from saliency_lab.models.cam_layer import Execution
 
 SOFTMAX = calls("softmax")
 LEADS_TO_SOFTMAX = (
@@ -81,8 +83,8 @@ class _Watch(AttentionRule):
     seen: list[_Attention] = field(default_factory=list)
     unexplained: dict[int, str] = field(default_factory=dict)
     """Modules of products of activations, by number, that neither lead to a softmax nor follow one."""
-    convolutions: list[tuple[int, str]] = field(default_factory=list)
-    """Modules that convolve or pool positions, and how many attentions there were before."""
+    convolutions: list[tuple[int, str, Tensor]] = field(default_factory=list)
+    """What a convolution or pooling returned, its module, and how many attentions there were before."""
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -100,8 +102,8 @@ class _Watch(AttentionRule):
             self._softmax(args, kwargs, output)
         elif func in CONTRACTIONS and len(inputs) == 2:
             self._product(args, inputs, output)
-        elif func in CONVOLUTION and _mixes(func, args, kwargs, output):
-            self.convolutions.append((len(self.seen), describe_module(self.running)))
+        elif func in CONVOLUTION and _may_mix(func, args, kwargs, output):
+            self.convolutions.append((len(self.seen), describe_module(self.running), output))
         else:
             if func in KEEPS_WEIGHTS and (known := self.weights.get(id(inputs[0]))) is not None:
                 self._tag(self.weights, output, known)
@@ -141,7 +143,7 @@ class _Watch(AttentionRule):
         self.seen.append(attention)
 
 
-def _mixes(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> bool:
+def _may_mix(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> bool:
     """Return whether a convolution or pooling looks at more than one position at a time."""
     if func in MAX_POOL | AVERAGE_POOL:
         return output.shape != args[0].shape and output.ndim > 2
@@ -149,24 +151,47 @@ def _mixes(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Te
     return any(size > 1 for size in weight.shape[2:])
 
 
+def _mixes(output: Tensor, before: _Attention, logits: Tensor) -> bool:
+    """Return whether the logits depend on what a call returned, and a value of it on several tokens."""
+    ones = torch.ones_like(logits)
+    if torch.autograd.grad(logits, output, ones, retain_graph=True, allow_unused=True)[0] is None:
+        return False
+    assert before.output is not None
+    start = torch.zeros_like(output)
+    start.view(-1)[start.numel() // 2] = torch.nan
+    return int(_tokens(reached(output, before.output, start), before.token_dim).sum()) != 1
+
+
 def _refusal(name: str, cause: str) -> InputError:
     """Return the error that names the method, the cause, and what works instead."""
     return InputError(f"{name} {cause}; use 'integrated_gradients', 'saliency' or 'rise' on this network")
 
 
-def _watched(name: str, model: nn.Module, points: Tensor) -> tuple[list[_Attention], Tensor]:
-    """Return attentions of a run on `points`, and the logits, with their graph.
+@dataclass(frozen=True, eq=False)
+class _Watched:
+    """A run on `points`: its attentions and logits, with their graph, and what tells where tokens lie."""
+
+    points: Tensor
+    seen: list[_Attention]
+    logits: Tensor
+    execution: Execution
+
+
+def _watched(name: str, model: nn.Module, images: Tensor) -> _Watched:
+    """Run the model on images, and return what was seen.
 
     Raises
     ------
     InputError
         If there is no attention, or it is not one square matrix per block over the same tokens.
     """
-    watch = _Watch()
-    with torch.enable_grad(), track_modules(model, watch.running), watch:
-        logits = model(points.detach().clone().requires_grad_(True) * 1.0)
+    watch, execution = _Watch(), Execution(images)
+    points = images.detach().clone().requires_grad_(True)
+    with torch.enable_grad(), track_modules(model, watch.running), execution, watch:
+        logits = model(points * 1.0)
     if not logits.requires_grad:
         raise no_gradient(model)
+    check_functions(logits, model, images[:1], name)
     seen, count = watch.seen, len(points)
     if not seen and not watch.unexplained:
         raise _refusal(
@@ -202,10 +227,10 @@ def _watched(name: str, model: nn.Module, points: Tensor) -> tuple[list[_Attenti
             "reads attention from the softmax of a matrix that multiplies the values, but "
             f"{module} mixes tokens by another product of activations",
         )
-    between = [module for number, module in watch.convolutions if 0 < number < len(seen)]
-    if between:
-        raise _refusal(name, f"follows attention only, but between blocks {between[0]} mixes positions")
-    return seen, logits
+    for number, module, output in watch.convolutions:
+        if 0 < number < len(seen) and _mixes(output, seen[number - 1], logits):
+            raise _refusal(name, f"follows attention only, but between blocks {module} mixes positions")
+    return _Watched(points, seen, logits, execution)
 
 
 def _heads(weights: Tensor, count: int) -> Tensor:
@@ -222,26 +247,46 @@ def _check_between(name: str, seen: list[_Attention]) -> None:
     """Refuse a network in which tokens are mixed, moved or left out between two attentions."""
     for before, after in pairwise(seen):
         size = after.scores.shape[-1]
+        chosen = torch.zeros(size, dtype=torch.bool)
+        chosen[[0, size // 3, size // 2]] = True  # another order, such as column by column, moves one of them
         assert before.output is not None
-        for token in (0, size // 2):
-            start = torch.zeros_like(after.scores)
-            start[..., token, token] = torch.nan
-            tokens = _tokens(reached(after.scores, before.output, start), before.token_dim)
-            if not tokens.any():
-                raise _refusal(
-                    name,
-                    f"multiplies the attention of one block after the other, but that of {after.module} does "
-                    f"not depend on that of {before.module}",
-                )
-            if tokens.sum() > 1 or not tokens[token]:
-                raise _refusal(
-                    name,
-                    f"follows attention only, but between {before.module} and {after.module} tokens are "
-                    "mixed or moved",
-                )
+        tokens = _tokens(reached(after.scores, before.output, _own(after, chosen)), before.token_dim)
+        if not tokens.any():
+            raise _refusal(
+                name,
+                f"multiplies the attention of one block after the other, but that of {after.module} does not "
+                f"depend on that of {before.module}",
+            )
+        if not torch.equal(tokens.cpu(), chosen):
+            raise _refusal(
+                name,
+                f"follows attention only, but between {before.module} and {after.module} tokens are mixed or "
+                "moved",
+            )
 
 
-def _image_tokens(name: str, model: nn.Module, image: Tensor) -> Tensor:
+def _own(attention: _Attention, tokens: Tensor) -> Tensor:
+    """Return zeros of the shape of the scores, with NaN at those of `tokens` (T,) for themselves."""
+    start = torch.zeros_like(attention.scores)
+    start.diagonal(dim1=-2, dim2=-1)[..., tokens.to(start.device)] = torch.nan
+    return start
+
+
+def _check_rows(name: str, run: _Watched, prefix: int, grid: tuple[int, int]) -> None:
+    """Refuse patches that are ordered in another way than by the rows of the image."""
+    first = run.seen[0]
+    for mark in marks(grid):
+        tokens = torch.cat([torch.zeros(prefix, dtype=torch.bool), mark.flatten()])
+        pixels = reached(first.scores, run.points, _own(first, tokens))[0].any(0)
+        if lies_elsewhere(pixels, mark):
+            raise _refusal(
+                name,
+                f"needs patches in the order of the image's rows, but in {first.module} the "
+                f"{grid[0]}×{grid[1]} patches have another order",
+            )
+
+
+def _image_tokens(name: str, model: nn.Module, image: Tensor) -> tuple[Tensor, _Watched]:
     """Return which tokens (T,) depend on the image: all but class, distillation and register tokens.
 
     The score of a token for itself in the first attention is compared between three images, of which the
@@ -251,7 +296,8 @@ def _image_tokens(name: str, model: nn.Module, image: Tensor) -> Tensor:
     corner = torch.zeros(image.shape[2:], dtype=torch.bool, device=image.device)
     corner[: (image.shape[2] + 1) // 2, : (image.shape[3] + 1) // 2] = True
     images = torch.stack([noise[0], noise[1].where(corner, noise[0]), noise[0].where(corner, noise[2])])
-    seen, _ = _watched(name, model, images)
+    run = _watched(name, model, images)
+    seen = run.seen
     _check_between(name, seen)
     own = _heads(seen[0].scores.detach(), 3).diagonal(dim1=-2, dim2=-1)  # (3, heads, T)
     change = (own[1:] - own[:1]).abs()
@@ -263,7 +309,7 @@ def _image_tokens(name: str, model: nn.Module, image: Tensor) -> Tensor:
             f"needs attention over all tokens of an image, but {seen[0].module} attends within windows "
             f"or groups of {seen[0].size[0]} tokens",
         )
-    return changed.any(0).any(0)
+    return changed.any(0).any(0), run
 
 
 def _count_prefix(name: str, model: nn.Module, image: Tensor, given: int | None) -> int:
@@ -275,7 +321,7 @@ def _count_prefix(name: str, model: nn.Module, image: Tensor, given: int | None)
         If the network's attention cannot be followed, or the other tokens are no grid of patches.
     """
     check_visible(model, name)
-    patches = _image_tokens(name, model, image)
+    patches, run = _image_tokens(name, model, image)
     if given is None and not patches.any():
         raise _refusal(
             name,
@@ -290,29 +336,29 @@ def _count_prefix(name: str, model: nn.Module, image: Tensor, given: int | None)
             "needs the tokens that do not depend on the image (class, distillation, registers) in front of "
             f"the patches, but in {type(model).__name__} they are number {places}",
         )
-    if patch_grid(len(patches) - prefix, image) is None:
+    grid = run.execution.grid(len(patches) - prefix)
+    if grid is None:
         raise _refusal(
             name,
             f"needs a grid of patches, but behind {prefix} token(s) that do not depend on the image "
             f"{type(model).__name__} has {max(0, len(patches) - prefix)} tokens for images of "
             f"{tuple(image.shape[2:])} pixels (give their number by prefix_tokens=)",
         )
+    _check_rows(name, run, prefix, grid)
     return prefix
 
 
-def _on_image(
-    name: str, batch: Batch, flow: Tensor, seen: list[_Attention], logits: Tensor, settings: RelevanceSettings
-) -> Tensor:
+def _on_image(name: str, batch: Batch, flow: Tensor, run: _Watched, settings: RelevanceSettings) -> Tensor:
     """Average the rows of `flow` (n, T, T) of the tokens that the head reads, on the grid of patches."""
-    last = seen[-1].output
-    assert last is not None and settings.prefix_tokens is not None
-    read = _tokens(reached(logits, last, torch.full_like(logits, torch.nan)), seen[-1].token_dim)
+    last, logits = run.seen[-1], run.logits
+    assert last.output is not None and settings.prefix_tokens is not None
+    read = _tokens(reached(logits, last.output, torch.full_like(logits, torch.nan)), last.token_dim)
     if not read.any():
         raise _refusal(
             name, f"needs a head that reads the tokens, which that of {type(batch.model).__name__} does not"
         )
     patches = flow[:, read].mean(1)[:, settings.prefix_tokens :]
-    grid = patch_grid(patches.shape[1], batch.x)
+    grid = run.execution.grid(patches.shape[1])
     assert grid is not None
     return enlarge(patches[:, None].unflatten(2, grid), batch.x, settings.interpolation)
 
@@ -363,9 +409,9 @@ def attention_rollout(batch: Batch, settings: RolloutSettings) -> Explained:
     InputError
         If the attention is not one square matrix per block over the same tokens.
     """
-    seen, logits = _watched("attention_rollout", batch.model, batch.x)
+    run = _watched("attention_rollout", batch.model, batch.x)
     flow = None
-    for attention in seen:
+    for attention in run.seen:
         heads = _heads(attention.weights.detach(), len(batch.x))
         joined = heads.mean(1) if settings.heads == "mean" else getattr(heads, f"a{settings.heads}")(1)
         eye = torch.eye(joined.shape[-1]).to(joined)
@@ -373,7 +419,7 @@ def attention_rollout(batch: Batch, settings: RolloutSettings) -> Explained:
         mixed = mixed / mixed.sum(-1, keepdim=True)
         flow = mixed if flow is None else mixed @ flow
     assert flow is not None
-    return _on_image("attention_rollout", batch, flow, seen, logits, settings), None
+    return _on_image("attention_rollout", batch, flow, run, settings), None
 
 
 @method(
@@ -395,16 +441,16 @@ def attention_relevance(batch: Batch, settings: RelevanceSettings) -> Explained:
     InputError
         If the attention is not one square matrix per block over the same tokens.
     """
-    seen, logits = _watched("attention_relevance", batch.model, batch.x)
+    run = _watched("attention_relevance", batch.model, batch.x)
     with torch.enable_grad():
-        score = batch.target.pick(logits).sum()
-    weights = [each.weights for each in seen]
+        score = batch.target.pick(run.logits).sum()
+    weights = [each.weights for each in run.seen]
     gradients = torch.autograd.grad(score, weights, retain_graph=True, materialize_grads=True)
-    flow = torch.zeros(len(batch.x), *seen[0].size).to(
+    flow = torch.zeros(len(batch.x), *run.seen[0].size).to(
         batch.x
     )  # without I, next to which small values vanish
-    for attention, gradient in zip(seen, gradients, strict=True):
+    for attention, gradient in zip(run.seen, gradients, strict=True):
         positive = (gradient * attention.weights.detach()).clamp_min(0)
         mixed = _heads(positive, len(batch.x)).mean(1)
         flow = flow + mixed + mixed @ flow
-    return _on_image("attention_relevance", batch, flow, seen, logits, settings), None
+    return _on_image("attention_relevance", batch, flow, run, settings), None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.calls import Rule
+from saliency_lab._common.calls import Rule, check_functions
 from saliency_lab._common.checks import check_logits, refuse_probabilities
 from saliency_lab._common.inference import no_gradient, pass_rows, run_without_graph
 from saliency_lab._common.passes import Passes
@@ -115,15 +115,16 @@ class Batch:
             index=self.index[rows],
         )
 
-    def gradient(self, points: Tensor, rule: Rule | None = None) -> tuple[Tensor, Tensor]:
+    def gradient(self, points: Tensor, rule: Rule | None = None, method: str = "") -> tuple[Tensor, Tensor]:
         """Return the gradient of the score at k·n inputs (as in `at`), and the scores (k·n,).
 
-        It takes one pass forward and one back. With `rule`, the model's forward pass runs under it.
+        It takes one pass forward and one back. With `rule`, the model's forward pass runs under it, for
+        `method`.
 
         Raises
         ------
         InputError
-            If the logits have no gradient at the image.
+            If the logits have no gradient at the image, or a rule cannot see some of the model's calls.
         """
         if rule is None and self.gradients.plan is not None:
             return self._fast_gradient(points, self.gradients.plan.rows)
@@ -131,7 +132,10 @@ class Batch:
         with torch.enable_grad(), rule or nullcontext():
             scores = self.at(points).score(points)
             total = scores.sum()
-        return slope(total, points, self.model), scores.detach()
+        gradient = slope(total, points, self.model)
+        if rule is not None:
+            check_functions(total, self.model, self.x[:1], method)
+        return gradient, scores.detach()
 
     def _fast_gradient(self, points: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         net, target = self.gradients.differentiable(), self.at(points).target

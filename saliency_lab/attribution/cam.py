@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from saliency_lab._common.calls import Call, Rule, calls, check_visible
+from saliency_lab._common.calls import Call, Rule, calls, check_functions, check_visible
 from saliency_lab._common.inference import float64_device
 from saliency_lab._common.settings import Settings
 from saliency_lab._common.threads import in_this_thread
@@ -216,7 +216,7 @@ def _bias_of_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    if running_mean is None or running_var is None:
+    if training or running_mean is None or running_var is None:
         return bias
     scale = (running_var + eps).rsqrt() * (1.0 if weight is None else weight)
     return (0.0 if bias is None else bias) - running_mean * scale
@@ -233,7 +233,7 @@ def _bias_of_torch_batch_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> Tensor | None:
-    return _bias_of_batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+    return _bias_of_batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 _BIASES: dict[Call, Callable[..., Tensor | None]] = {
@@ -266,6 +266,7 @@ def full_grad(batch: Batch, settings: FullGradSettings) -> Explained:
     rule, points = _Biases(), batch.x.detach().requires_grad_(True)
     with torch.enable_grad(), rule:
         score = batch.score(points).sum()
+    check_functions(score, batch.model, batch.x[:1], "full_grad")
     outputs = [output for _, output in rule.terms]
     gradients = torch.autograd.grad(score, outputs, retain_graph=True, allow_unused=True) if outputs else ()
     total = _scaled(points.detach() * slope(score, points, batch.model))

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import captum.attr as ca
 import torch
-from captum._utils.models.linear_model import SkLearnLasso
 from captum.attr._utils.attribution import Attribution, InternalAttribution
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, GammaRule
 from pydantic import create_model
@@ -36,8 +35,15 @@ from saliency_lab._common.threads import in_this_thread
 from saliency_lab.attribution.baseline import resolve_baseline
 from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import CAPTUM, DESCRIBERS, Explained, Method, PerImage
-from saliency_lab.attribution.layer import LayerSpec, enlarge, find_layer, layer_name, read_layer
-from saliency_lab.attribution.perturbation import window_and_stride
+from saliency_lab.attribution.layer import (
+    Interpolation,
+    LayerSpec,
+    enlarge,
+    find_layer,
+    layer_name,
+    read_layer,
+)
+from saliency_lab.attribution.perturbation import kernel_shap_of, lime_of, window_and_stride
 from saliency_lab.attribution.segments import find_segments
 
 _GIVEN = {"inputs", "target", "additional_forward_args"}
@@ -171,8 +177,12 @@ def _run(
     batch: Batch,
     options: dict[str, Any],
     layer: Any,
+    interpolation: Interpolation = "bilinear",
 ) -> Tensor:
-    """Compute Captum's maps, image by image where it draws at random or we cannot know."""
+    """Compute Captum's maps, image by image where it draws at random or we cannot know.
+
+    Those of a `layer` are enlarged by `interpolation`.
+    """
     known = kind.__module__.startswith("captum.") and not issubclass(kind, _RANDOM)
     rows = [slice(0, len(batch.x))] if known else [slice(i, i + 1) for i in range(len(batch.x))]
     seeds = batch.seeds("captum")
@@ -199,7 +209,7 @@ def _run(
             f"{name} returned a tensor of shape {tuple(values.shape)}, which is not that of the output of "
             f"the layer '{layer}', {tuple(read.output.shape)}"
         )
-    return enlarge(coarse, batch.x, "bilinear")
+    return enlarge(coarse, batch.x, interpolation)
 
 
 def _attribute(
@@ -305,7 +315,8 @@ def _conductance(batch: Batch, settings: Any) -> Tensor:
     def build(model: nn.Module) -> Any:
         return ca.LayerConductance(model, find_layer(model, settings.layer))
 
-    return _run("LayerConductance", ca.LayerConductance, build, batch, options, settings.layer)
+    name, kind = "LayerConductance", ca.LayerConductance
+    return _run(name, kind, build, batch, options, settings.layer, settings.interpolation)
 
 
 def _occlusion(batch: Batch, settings: Any) -> Tensor:
@@ -328,16 +339,17 @@ def _by_segments(kind: Any, n: bool) -> Callable[[Batch, Any], Tensor]:
             options["feature_mask"] = segments[row : row + 1]
             if n:
                 options["n_samples"] = settings.n
-            maps.append(_run(kind.__name__, kind, _surrogate(kind, settings), batch.only(row), options, None))
+            build = _SURROGATES[kind](settings) if kind in _SURROGATES else kind
+            maps.append(_run(kind.__name__, kind, build, batch.only(row), options, None))
         return torch.cat(maps)
 
     return compute
 
 
-def _surrogate(kind: Any, settings: Any) -> Callable[[nn.Module], Any]:
-    if kind is ca.Lime:
-        return lambda model: ca.Lime(model, interpretable_model=SkLearnLasso(alpha=settings.alpha))
-    return kind
+_SURROGATES: dict[Any, Callable[[Any], Callable[..., Any]]] = {
+    ca.Lime: lime_of,
+    ca.KernelShap: kernel_shap_of,
+}
 
 
 def _noise(statistic: str) -> Callable[[Batch, Any], Tensor]:
@@ -412,7 +424,7 @@ _LRP_RULES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 
 def _check_lrp_modules(model: nn.Module, image: Tensor) -> None:
     """Refuse networks of which Captum's hooks do not see every operation, or give it another rule."""
-    traced = trace(model, image, lambda func, args, inputs: bool(inputs))
+    traced = trace(model, image, lambda func, args, kwargs, inputs: bool(inputs))
     for name, module, func in traced:
         if not isinstance(module, _LRP_MODULES) and func not in SHAPES:
             where = describe_module([(name, module)])

@@ -47,7 +47,8 @@ class Method:
 
         Stored maps of an earlier revision are computed again.
         """
-        own = _REVISIONS.get(self.name, 0)
+        by_captum = settings.get("engine") == "captum"
+        own = max(_REVISIONS.get(self.name, 0), _BY_CAPTUM.get(self.name, 0) if by_captum else 0)
         base = settings.get("base")
         return max(own, METHODS[base].revision(settings["base_settings"])) if isinstance(base, str) else own
 
@@ -56,10 +57,18 @@ _REVISIONS = {
     # what changes the output of a layer in place in front of a batch normalisation is not skipped any more
     **dict.fromkeys(("lrp", "attn_lrp"), 1),
     # 1: another default layer; 2: channels are followed from call to call, and tokens may come before images
-    **dict.fromkeys(("grad_cam", "guided_grad_cam", "layer_cam", "hires_cam"), 2),
+    **dict.fromkeys(("grad_cam", "layer_cam", "hires_cam"), 2),
+    # a ReLU that is called clamp, threshold or maximum is one
+    **dict.fromkeys(("guided_backprop", "deconvolution"), 1),
+    "guided_grad_cam": 3,
+    # the patches lie on the grid of the network's convolution, also where they are no squares
+    **dict.fromkeys(("attention_rollout", "attention_relevance"), 1),
     "grad_cam_plus_plus": 3,  # a constant of 1e-6 in the denominator outweighed small gradients
     **dict.fromkeys(("xgrad_cam", "eigen_cam", "score_cam", "ablation_cam", "layer_conductance"), 2),
 }
+
+_BY_CAPTUM = {"lime": 1, "kernel_shap": 1, "layer_conductance": 3}
+"""The same for the second engine, which ignored the kernel and the interpolation."""
 
 
 DESCRIBERS: list[Callable[[Extension], Method | None]] = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
 from saliency_lab._common.calls import (
@@ -21,17 +21,23 @@ from saliency_lab._common.calls import (
     SHAPES,
     Call,
     Rule,
+    Traced,
+    Ungraded,
     calls,
     check_visible,
     deliver,
     depending,
+    out_of_place,
     refuse,
     softmax_dim,
     trace,
+    track_modules,
+    uses_batch_statistics,
 )
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import float64_device
 from saliency_lab._common.settings import Settings
+from saliency_lab._common.warn import warn
 from saliency_lab.attribution.baseline import Baseline, Baselines, fitting, resolve_baseline
 from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import Explained, method
@@ -52,11 +58,14 @@ BY_CONSTANT = PRODUCTS | CONTRACTIONS
 ADAPTIVE = calls("adaptive_max_pool2d")
 SOFTMAX, LOG_SOFTMAX, LOG_SUM_EXP = calls("softmax"), calls("log_softmax"), calls("logsumexp")
 EXPONENTIAL = SOFTMAX | LOG_SOFTMAX | LOG_SUM_EXP
+_ROUNDING = 1e-2  # of the sizes that are summed, far above what rounding makes of them in float32
 RECORDED = ONE_TO_ONE | MAX_POOL | EXPONENTIAL
 
 
-def covers(func: Call, args: tuple[Any, ...], inputs: list[Tensor]) -> bool:
+def covers(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Tensor]) -> bool:
     """Return whether the multipliers pass this call: it is linear in `inputs`, or there is a rule for it."""
+    if uses_batch_statistics(func, args, kwargs):
+        return False
     if func in ONE_TO_ONE or func in DIVISIONS or func in EXPONENTIAL:
         return len(inputs) == 1 and inputs[0] is args[0]
     return func in LINEAR or func in MAX_POOL or (func in BY_CONSTANT and len(inputs) == 1)
@@ -139,11 +148,20 @@ class _Replay(Rule):
         super().__init__()
         self.left: Iterator[tuple[Call, Tensor]] = iter(recorded)
         self.refused = False
+        self.running: list[tuple[str, nn.Module]] = []
+        self.ungraded = Ungraded()
+        self.gated: list[Traced] = []  # calls of what depends on the image in two ways
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = self._call(func, args, kwargs)
+        if self.ungraded.changes(func, args, kwargs, output):
+            self.gated.append(Traced(*self.running[-1], func))
+        return output
+
+    def _call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         other = self._other(func) if func in RECORDED else None
         inputs = depending(args, kwargs)
-        covered = covers(func, args, inputs)
+        covered = covers(func, args, kwargs, inputs)
         if other is None or not inputs or not covered:
             output = func(*args, **kwargs)
             self.refused |= not covered and bool(depending(output))
@@ -154,7 +172,7 @@ class _Replay(Rule):
             return self._exponential(func, args[0], other, args[1:], kwargs)
         x = args[0].detach()
         free = {key: value for key, value in kwargs.items() if key != "inplace"}
-        plain = _out_of_place(func)
+        plain = out_of_place(func)
         with torch.no_grad():
             output, start = plain(x, *args[1:], **free), plain(other, *args[1:], **free)
             if func in RELU:  # (x⁺ − o⁺) / (x − o) without the difference, so the derivative where x = o
@@ -239,14 +257,6 @@ def _derivative(func: Call, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, 
         return torch.autograd.grad(func(point, *args, **kwargs).sum(), point)[0]
 
 
-def _out_of_place(func: Call) -> Call:
-    """Return the same function without the trailing underscore."""
-    name = func.__name__
-    if not name.endswith("_") or name.endswith("__"):
-        return func
-    return next(getattr(place, name[:-1]) for place in (torch, F, Tensor) if hasattr(place, name[:-1]))
-
-
 def rescale(batch: Batch, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
     """Compute DeepLIFT's map for one baseline (n, C, H, W); a shared baseline runs as one image.
 
@@ -260,7 +270,8 @@ def rescale(batch: Batch, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
     with record:
         start = batch.score(base)
     replay = _Replay(record.inputs)
-    multipliers, scores = batch.gradient(batch.x, replay)
+    with track_modules(batch.model, replay.running):
+        multipliers, scores = batch.gradient(batch.x, replay, method)
     if replay.refused:
         refuse(
             method,
@@ -268,7 +279,24 @@ def rescale(batch: Batch, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
             trace(batch.model, batch.x[:1], lambda *call: not covers(*call)),
             "Use 'integrated_gradients' or 'gradient_shap' on this model.",
         )
-    return (batch.x - base) * multipliers, scores - start
+    if replay.gated:
+        refuse(
+            method,
+            "follows gradients, and this model combines an activation with a value that depends on the image "
+            "without one, such as a mask x > 0 or what was detached",
+            replay.gated,
+            "Write it by a function that has a gradient, such as relu, or use 'integrated_gradients'.",
+        )
+    maps, gap = (batch.x - base) * multipliers, scores - start
+    size = maps.abs().flatten(1).sum(1) + scores.abs() + start.abs()
+    missing = int(((maps.flatten(1).sum(1) - gap).abs() > _ROUNDING * size).sum())
+    if missing:
+        warn(
+            f"{method}: {missing} of {len(maps)} maps do not sum to f(x) − f(b), as they should: "
+            f"{type(batch.model).__name__} computes something from the image that torch does not see, as by "
+            "NumPy or item(); use 'integrated_gradients'",
+        )
+    return maps, gap
 
 
 class DeepLiftSettings(Settings):

@@ -14,6 +14,7 @@ from saliency_lab._common.calls import check_visible
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.threads import in_this_thread
 from saliency_lab.attribution.batch import Batch
+from saliency_lab.attribution.positions import Positions, lies_elsewhere, marks, reached
 from saliency_lab.models.cam_layer import Arrangement, Execution, default_layer
 
 Interpolation = Literal["bilinear", "nearest"]
@@ -67,46 +68,50 @@ _IN_ROWS: WeakKeyDictionary[nn.Module, set[tuple[str, torch.Size]]] = WeakKeyDic
 
 
 def _check_rows(model: nn.Module, name: str, image: Tensor) -> None:
-    """Refuse a layer of tokens that are ordered in another way than row by row.
+    """Refuse a layer whose positions are ordered in another way than row by row.
 
-    Two tokens are followed back to the image (1, C, H, W): each must depend on pixels at its own position.
+    Sets of positions are followed back to the image (1, C, H, W), and must depend on the pixels there. Where
+    attention mixed positions before, they are followed around it; where nothing leads around, through it.
     """
-    execution = Execution(image)
+    for execution in (Positions(image), Execution(image)):
+        output, arrangement, point = _output(model, name, image, execution)
+        if not isinstance(output, Tensor) or arrangement is None:
+            return  # the method itself refuses it
+        if not output.requires_grad:
+            continue
+        followed = False
+        for mark in marks(arrangement.grid):
+            start = torch.zeros_like(output)
+            arrangement.to_map(start).masked_fill_(mark.to(start.device), torch.nan)
+            pixels = reached(output, point, start)[0].any(0)
+            followed = followed or bool(pixels.any())
+            if lies_elsewhere(pixels, mark):
+                raise InputError(
+                    f"the positions of the layer '{name}' are not in the order of the image's rows, so no "
+                    "map can be made of them; name another layer by layer=..."
+                )
+        if followed:
+            return
+
+
+def _output(
+    model: nn.Module, name: str, image: Tensor, execution: Execution
+) -> tuple[object, Arrangement | None, Tensor]:
+    """Return what a layer returns for an image, its arrangement, and the image with a gradient.
+
+    The output is None if the layer does not run exactly once.
+    """
     caught: list[tuple[object, Arrangement | None]] = []
+
+    def catch(_: nn.Module, inputs: tuple[Any, ...], output: object) -> Tensor | None:
+        caught.append((output, execution.arrangement(output, 1)))
+        return output.clone() if isinstance(output, Tensor) else None  # what follows may change it in place
+
     point = image.detach().clone().requires_grad_(True)
-    note = in_this_thread(lambda *given: caught.append((given[-1], execution.arrangement(given[-1], 1))))
-    with find_layer(model, name).register_forward_hook(note), torch.enable_grad(), execution:
+    hook = find_layer(model, name).register_forward_hook(in_this_thread(catch))
+    with hook, torch.enable_grad(), execution:
         model(point * 1.0)
-    output, arrangement = caught[0] if len(caught) == 1 else (None, None)
-    if not isinstance(output, Tensor) or not output.requires_grad:
-        return  # the method itself refuses it
-    if arrangement is None or not arrangement.tokens:
-        return  # it has rows of its own
-    rows, columns = arrangement.grid
-    height, width = image.shape[2:]
-    for row, column in ((rows // 3, columns // 4), (rows * 3 // 4, columns * 2 // 3)):
-        start = torch.zeros_like(output)
-        arrangement.to_map(start)[:, :, row, column] = torch.nan
-        pixels = reached(output, point, start)[0].any(0)
-        own = pixels[
-            row * height // rows : -(-(row + 1) * height // rows),
-            column * width // columns : -(-(column + 1) * width // columns),
-        ]
-        if pixels.any() and not own.any():
-            raise InputError(
-                f"the tokens of the layer '{name}' are not in the order of the image's rows, so no map can "
-                "be made of them; name another layer by layer=..."
-            )
-
-
-def reached(outputs: Tensor, at: Tensor, start: Tensor) -> Tensor:
-    """Return which entries of `at` the entries of `outputs` depend on in which `start` is NaN.
-
-    NaN · 0 is NaN, so this is dependence by the structure of the network, whatever its weights are.
-    """
-    with torch.autograd.set_detect_anomaly(False):  # which refuses NaN
-        (gradient,) = torch.autograd.grad(outputs, at, start, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(at, dtype=torch.bool) if gradient is None else gradient.isnan()
+    return (*(caught[0] if len(caught) == 1 else (None, None)), point)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.autograd import Function
 
@@ -24,6 +24,7 @@ from saliency_lab._common.calls import (
     Call,
     Rule,
     calls,
+    check_functions,
     check_visible,
     deliver,
     depending,
@@ -31,6 +32,7 @@ from saliency_lab._common.calls import (
     refuse,
     trace,
     track_modules,
+    uses_batch_statistics,
 )
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Settings
@@ -266,10 +268,11 @@ class Propagation(Rule):
         tensors = depending(args, kwargs)
         if (func in CONVOLUTION or func in LINEAR) and len(tensors) == 1 and tensors[0] is args[0]:
             return self._parametric(func, *args, **kwargs)
-        if func is torch.batch_norm and len(args) == 9 and tensors:
+        constant = not uses_batch_statistics(func, args, kwargs)
+        if func is torch.batch_norm and len(args) == 9 and tensors and constant:
             x, weight, bias, mean, variance, *more, _ = args  # it takes the weights first
             return self._batch_norm(x, mean, variance, weight, bias, *more)
-        if func is F.batch_norm and tensors:
+        if func is F.batch_norm and tensors and constant:
             return self._batch_norm(*args, **kwargs)
         if func in MATRIX_PRODUCT and len(tensors) == 1 and len(args) == 2:
             return self._matrix_product(func, *args)
@@ -454,6 +457,7 @@ def propagate(batch: Batch, rule: Propagation, method: str) -> tuple[Tensor, Ten
             logits = batch.model(points.clone())
         scores = batch.target.pick(logits)
         start = batch.target.pick(logits * logits.detach()).sum()  # its gradient is the logits' relevance
+    check_functions(logits, batch.model, batch.x[:1], method)
     if rule.refused:
         beyond = trace(batch.model, batch.x[:1], lambda *call: not covers(*call))
         instead = "Use 'integrated_gradients' on this model."
@@ -493,6 +497,16 @@ class LrpSettings(Settings):
     epsilon: float = Field(1e-6, gt=0)
     gamma: float = Field(0.25, ge=0)
     rules: dict[str, LayerRule] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_gamma(self) -> Self:
+        used = {*COMPOSITES[self.preset], *self.rules.values()}
+        if self.gamma != type(self).model_fields["gamma"].default and "gamma" not in used:
+            raise ValueError(
+                f"gamma={self.gamma:g} is the γ of the rule 'gamma', which neither preset='{self.preset}' "
+                "nor the given rules have; use preset='gamma' or 'epsilon_gamma_box', or leave it out"
+            )
+        return self
 
 
 @method(

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable
 from functools import partial
 from types import EllipsisType
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from captum._utils.models.linear_model import SkLearnLasso, SkLearnLinearRegression
 from captum.attr import KernelShap, Lime
 from captum.attr._core.lime import get_exp_kernel_similarity_function
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
@@ -255,14 +255,19 @@ class KernelShapSettings(SegmentSettings):
 )
 def kernel_shap(batch: Batch, settings: KernelShapSettings) -> Explained:
     """Return Shapley values of superpixels by Captum's weighted regression, at each of their pixels."""
+    return _by_surrogate(batch, settings, kernel_shap_of(settings)), None
+
+
+Explainer: TypeAlias = Callable[[Callable[[Tensor], Tensor]], Lime]
+"""Makes Captum's object for a function that returns scores."""
+
+
+def kernel_shap_of(settings: KernelShapSettings) -> Explainer:
+    """Return what makes Captum's object for these settings."""
     if settings.kernel is None:
-        return _by_surrogate(batch, settings, KernelShap), None
+        return KernelShap
     similarity = _weighted_by(settings.kernel)
-
-    def build(score: Callable[[Tensor], Tensor]) -> Lime:
-        return Lime(score, SkLearnLinearRegression(), similarity, _keep_half)
-
-    return _by_surrogate(batch, settings, build), None
+    return lambda score: Lime(score, SkLearnLinearRegression(), similarity, _keep_half)
 
 
 def _weighted_by(kernel: Kernel) -> Callable[..., float]:
@@ -295,6 +300,15 @@ class LimeSettings(SegmentSettings):
     kernel: Annotated[Literal["cosine", "euclidean"] | Kernel, Added()] = "cosine"
     kernel_width: Annotated[float, Added()] = Field(1.0, gt=0)
 
+    @model_validator(mode="after")
+    def _check_width(self) -> Self:
+        if callable(self.kernel) and self.kernel_width != type(self).model_fields["kernel_width"].default:
+            raise ValueError(
+                f"kernel_width={self.kernel_width:g} belongs to the kernels 'cosine' and 'euclidean', and "
+                "the kernel is a function; leave it out"
+            )
+        return self
+
 
 @method(
     "lime",
@@ -305,16 +319,7 @@ class LimeSettings(SegmentSettings):
 )
 def lime(batch: Batch, settings: LimeSettings) -> Explained:
     """Return the coefficients of Captum's local lasso over superpixels, at each of their pixels."""
-
-    if callable(settings.kernel):
-        similarity = _weighted_by(settings.kernel)
-    else:
-        similarity = get_exp_kernel_similarity_function(settings.kernel, settings.kernel_width)
-
-    def build(score: Callable[[Tensor], Tensor]) -> Lime:
-        return Lime(score, SkLearnLasso(alpha=settings.alpha), similarity, _keep_half)
-
-    maps = _by_surrogate(batch, settings, build)
+    maps = _by_surrogate(batch, settings, lime_of(settings))
     if not maps.flatten(1).any(1).all():
         warn(
             f"lime: at alpha={settings.alpha:g} the lasso's penalty leaves a map of zeros, as where hiding "
@@ -323,11 +328,16 @@ def lime(batch: Batch, settings: LimeSettings) -> Explained:
     return maps, None
 
 
-def _by_surrogate(
-    batch: Batch,
-    settings: KernelShapSettings | LimeSettings,
-    explainer: Callable[[Callable[[Tensor], Tensor]], Lime],
-) -> Tensor:
+def lime_of(settings: LimeSettings) -> Explainer:
+    """Return what makes Captum's object for these settings."""
+    if callable(settings.kernel):
+        similarity = _weighted_by(settings.kernel)
+    else:
+        similarity = get_exp_kernel_similarity_function(settings.kernel, settings.kernel_width)
+    return lambda score: Lime(score, SkLearnLasso(alpha=settings.alpha), similarity, _keep_half)
+
+
+def _by_surrogate(batch: Batch, settings: KernelShapSettings | LimeSettings, explainer: Explainer) -> Tensor:
     """Fit Captum's surrogate models image by image, as it draws from global generators."""
     segments, base = find_segments(settings.segments, batch), resolve_baseline(settings.baseline, batch)
     maps = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -179,12 +181,29 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 def _draw(module: nn.Module) -> None:
     reset = getattr(module, "reset_parameters", None)
-    if callable(reset):
+    if callable(reset) and _needs_nothing(reset):
         reset()
         return
     for parameter in module.parameters(recurse=False):
-        spread = float(parameter.std()) if parameter.numel() > 1 else float(parameter.abs())
-        parameter.normal_(float(parameter.mean()), spread)
+        for part in _real_parts(parameter):
+            spread = float(part.std()) if part.numel() > 1 else float(part.abs())
+            part.normal_(float(part.mean()), spread)
+
+
+def _needs_nothing(function: Callable[..., Any]) -> bool:
+    """Return whether a function can be called without arguments."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    return True
+
+
+def _real_parts(parameter: Tensor) -> tuple[Tensor, ...]:
+    """Return what is drawn of a parameter: itself, its two parts if it is complex, nothing if it counts."""
+    if parameter.is_complex():
+        return torch.view_as_real(parameter).unbind(-1)
+    return (parameter,) if parameter.is_floating_point() else ()
 
 
 def _hooks(module: nn.Module) -> Iterator[WeightNorm | SpectralNorm]:

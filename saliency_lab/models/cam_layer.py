@@ -109,12 +109,16 @@ class Execution(Rule):
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call and note what it tells."""
-        output = func(*args, **kwargs)
+        output = self.compute(func, args, kwargs)
         if isinstance(output, Tensor) and output.requires_grad and output.ndim in (3, 4):
             self.note(func, args, kwargs, output)
             if func in PART and self._is_without_position(func, args, kwargs):
                 self.without_position.append(output)
         return output
+
+    def compute(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what the call returns."""
+        return func(*args, **kwargs)
 
     def note(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """Keep what a call says about the arrangement of its output."""
@@ -221,10 +225,14 @@ class Execution(Rule):
         if may_be_flat and (grid := self._seen_grid(width)) is not None:
             return Arrangement(grid, flat=True)
         for (before, after), known in sorted(zip(ends, seen, strict=True), key=lambda each: each[1] is None):
-            grid = known or patch_grid(total - before - after, self.images)
+            grid = known or self.grid(total - before - after)
             if grid is not None:
                 return Arrangement(grid, tokens=True, before=before, after=after, tokens_first=tokens_first)
         return None
+
+    def grid(self, count: int) -> tuple[int, int] | None:
+        """Return rows and columns of `count` patches: those of a map that was seen, else as `patch_grid`."""
+        return self._seen_grid(count) or patch_grid(count, self.images)
 
     def _seen_grid(self, count: int) -> tuple[int, int] | None:
         return next((grid for grid in reversed(self.grids) if math.prod(grid) == count), None)

@@ -411,3 +411,39 @@ def test_a_model_that_cannot_be_copied_is_named_with_its_attribute() -> None:
         InputError, match="Locked cannot be copied, because of its attribute 'lock': cannot pickle"
     ):
         sanity_check(Locked(), torch.rand(2, 1, 4, 4), torch.tensor([0, 1]), "saliency")
+
+
+class Unusual(nn.Module):
+    """Complex weights, a count, and a `reset_parameters` that needs an argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(12, 7, dtype=torch.complex64) * (3 + 1j))
+        self.count = nn.Parameter(torch.tensor([3]), requires_grad=False)
+
+    def reset_parameters(self, scale: float) -> None:
+        raise AssertionError("nobody knows the scale")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(x) * self.filter) / self.count
+
+
+@pytest.mark.parametrize("metric", ["mprt", None])
+def test_complex_weights_and_counts_are_randomised_or_left(batch, metric):
+    torch.manual_seed(0)
+    model = nn.Sequential(Unusual(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    if metric is None:
+        assert sanity_check(model, *batch, ["saliency"]).likeness.notna().all(axis=None)
+    else:
+        assert np.isfinite(evaluate(model, *batch, attribute(model, *batch), metric)).all()
+
+
+def test_complex_weights_keep_the_mean_and_spread_of_their_parts():
+    layer = Unusual()
+    layer.filter.data = torch.complex(1 + 2 * torch.randn(80, 80), -3 + 0.5 * torch.randn(80, 80))
+    before = layer.filter.detach().clone()
+    randomise(layer, 0)
+    assert int(layer.count) == 3 and not torch.equal(before, layer.filter)
+    for part in ("real", "imag"):
+        old, new = (getattr(each.detach(), part) for each in (before, layer.filter))
+        assert abs(new.mean() - old.mean()) < 0.1 and abs(new.std() / old.std() - 1) < 0.05
