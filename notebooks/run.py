@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from nbclient import NotebookClient
 
 def main() -> None:
     """Run the chosen notebooks one after the other."""
+    os.environ["SALIENCY_LAB_PROGRESS"] = "0"  # bars appear on a busy machine alone, and leave empty outputs
     folder = Path(__file__).parent
     for path in sorted(folder.glob("*.ipynb")):
         if len(sys.argv) > 1 and not path.name.startswith(tuple(sys.argv[1:])):
