@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
@@ -10,7 +9,7 @@ from html import escape
 from saliency_lab._common.html import caption
 from saliency_lab._common.text import latex_text, markdown_text, plain_text
 from saliency_lab.comparison.content import Entry, Table
-from saliency_lab.comparison.format import SPACE, one_line, words
+from saliency_lab.comparison.format import one_line, words
 
 _FACES = ("Bold", "italic")
 _DOTS = {"best": " •", "tie": " ◦"}
@@ -72,12 +71,12 @@ def pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def as_html(table: Table) -> str:
-    """Write an HTML table; the best is bold and its ties are italic. No line ends inside an interval."""
+    """Write an HTML table; the best is bold and its ties are italic. Intervals are in small type."""
     marks = {"best": "<b>{}</b>", "tie": "<i>{}</i>"}
 
     def write(entry: Entry) -> str:
-        unbroken = re.sub(r"\[[^]]*\]", lambda interval: interval[0].replace(" ", SPACE), entry.line)
-        return marks.get(entry.badge, "{}").format(escape(unbroken))
+        more = f" <small>{escape(one_line(('', entry.more)))}</small>" if entry.more else ""
+        return marks.get(entry.badge, "{}").format(escape(one_line((entry.text, ""))) + more)
 
     head, rows = _columns(table, write)
     header = "".join(f'<th style="text-align:left">{escape(title)}</th>' for title in head)
