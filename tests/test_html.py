@@ -185,4 +185,4 @@ def test_an_alt_text_cannot_leave_its_quotes():
 
 def test_a_data_set_counts_its_classes():
     text = " ".join(Page(sl.load_dataset("digits")._repr_html_()).text)
-    assert "1294 images" in text and "0: 128 train, 36 test" in text
+    assert "1,294 images" in text and "0: 128 train, 36 test" in text

@@ -159,7 +159,7 @@ def load_images(
     Examples
     --------
     >>> load_images(np.zeros((300, 400, 3), np.uint8), size=224)
-    ImageBatch(1 images (3, 224, 224), no labels: image 0)
+    ImageBatch(1 image (3, 224, 224), no labels: image 0)
     """
     card = _card(model)
     wanted = _check_size(size)

@@ -118,7 +118,7 @@ def test_every_verb_has_help(verb):
 @pytest.mark.parametrize(
     ("verb", "where"),
     [
-        ("score", "or a name of `saliency-lab list zoo`"),
+        ("score", "names of `saliency-lab list zoo`"),
         ("reproduce", "(`saliency-lab list studies`)"),
         ("reproduce", "from train/CLASS and test/CLASS under --data-root"),
     ],
