@@ -17,6 +17,7 @@ from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.hashing import TensorBlocks, fingerprint
 from saliency_lab._common.html import facts as html_facts
 from saliency_lab._common.inference import (
+    HALF,
     check_classifier,
     check_signature,
     chunk_rows,
@@ -320,7 +321,7 @@ def run_jobs(
 ) -> dict[str, list[Scores]]:
     """Score each method's maps by each job, block by block, so that memory does not grow with the samples."""
     x, y = read_labelled(x, explained_classes(attributions.values()) if y is None else y)
-    seed, x, y = check_seed(seed), in_full_precision(check_images(x)), check_labels(y, len(x)).cpu()
+    seed, x, y = check_seed(seed), _in_full_precision(check_images(x)), check_labels(y, len(x)).cpu()
     height, width = x.shape[2:]
     jobs = [replace(job, settings=settings_at_size(job.settings, height, width)) for job in jobs]
     with gradients_recorded(), in_float32(model):
@@ -367,7 +368,7 @@ def _run(
     }
 
 
-def in_full_precision(x: Tensor) -> Tensor:
+def _in_full_precision(x: Tensor) -> Tensor:
     """Return images on the CPU; those of half precision in float32, so that neighbours and fills are too."""
     return x.detach().cpu().to(torch.promote_types(x.dtype, torch.float32))
 
@@ -409,7 +410,7 @@ def _check_origin(attributions: Iterable[Any], x: Tensor) -> None:
     if not origins or origins.keys() == {fingerprint(TensorBlocks.of(x, torch.float32))}:
         return
     # older maps name those of other precisions
-    here = {fingerprint(TensorBlocks.of(x, dtype)) for dtype in (torch.float32, x.dtype, torch.float64)}
+    here = {fingerprint(TensorBlocks.of(x, dtype)) for dtype in (torch.float32, torch.float64, *HALF)}
     for images, method in origins.items():
         if images not in here:
             raise InputError(

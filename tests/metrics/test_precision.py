@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.hashing import TensorBlocks, fingerprint
 from saliency_lab.metrics.catalogue import METRICS
 
 
@@ -158,3 +160,15 @@ def test_irof_has_no_score_where_the_logit_is_negative(engine):
         assert np.isnan(right.values).all() != defined
         assert not defined or (right.values > wrong.values).all()
         assert defined or "not a positive number" in next(iter(right.undefined))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_older_maps_of_half_images_are_still_of_these_images(dtype):
+    """0.1.0 recorded the fingerprint of the images in their own precision."""
+    model, (x, y) = Confident().eval(), sample(3)
+    half = x.to(dtype)
+    maps = sl.attribute(model, half, y, "saliency")
+    older = {**maps.provenance, "images": fingerprint(TensorBlocks.of(half, dtype))}
+    sl.evaluate(model, half, y, replace(maps, provenance=older), "sparseness")
+    with pytest.raises(InputError, match="other images than x"):
+        sl.evaluate(model, half.flip(0), y, replace(maps, provenance=older), "sparseness")
