@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-from saliency_lab._common.errors import InputError
-from saliency_lab._common.registry import name_of
+from saliency_lab._common.errors import InputError, UnknownNameError
+from saliency_lab._common.registry import Registry, name_of
 
 Selection: TypeAlias = "str | Callable[..., Any] | Iterable[str | Callable[..., Any]] | Mapping[str, Any]"
 """A name, a function, several of these, or label → settings, which name the `method` or `metric` unless the
 label does."""
 
 
-def read_selection(
-    given: Selection, kind: Literal["method", "metric"]
-) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Return what is meant and its settings as given, by label.
+def read_selection(given: Selection, registry: Registry[Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Return the selected methods or metrics of a registry and their settings as given, by label.
 
-    >>> read_selection(["saliency", "mine:blurred"], "method")
+    >>> from saliency_lab.attribution.catalogue import METHODS
+    >>> read_selection(["saliency", "mine:blurred"], METHODS)
     {'saliency': ('saliency', {}), 'blurred': ('mine:blurred', {})}
-    >>> read_selection({"wide": {"method": "smoothgrad", "stdev": 0.3}}, "method")
+    >>> read_selection({"wide": {"method": "smoothgrad", "stdev": 0.3}}, METHODS)
     {'wide': ('smoothgrad', {'stdev': 0.3})}
 
     Raises
     ------
     InputError
-        If nothing is selected, or two have one label.
+        If nothing is selected, two have one label, or a label names nothing and its settings do not either.
     """
+    kind = registry.noun
     if isinstance(given, str) or callable(given):
         given = [given]
     if not isinstance(given, Iterable) or isinstance(given, bytes):
@@ -55,11 +55,33 @@ def read_selection(
     selected = {}
     for label, value in by_label.items():
         settings = dict(value)
-        what = settings.pop(kind, check_label(label, f"a {kind}"))
+        check_label(label, f"a {kind}")
+        what = settings.pop(kind) if kind in settings else named_by(label, registry)
         if not (isinstance(what, str) or callable(what)):
             raise InputError(f"{kind} '{label}' must map to its settings, such as {{}}, not {what!r}")
         selected[label] = what, settings
     return selected
+
+
+def named_by(label: str, registry: Registry[Any]) -> str:
+    """Return a label whose settings do not say what it stands for, if it is itself a name of the registry.
+
+    >>> from saliency_lab.attribution.catalogue import METHODS
+    >>> named_by("wide", METHODS)
+    Traceback (most recent call last):
+    ...
+    saliency_lab...UnknownNameError: unknown method 'wide'; ... if it is a label, add method = "NAME"
+
+    Raises
+    ------
+    UnknownNameError
+        If the registry has no such name.
+    """
+    try:
+        registry.custom(label)
+    except UnknownNameError as error:
+        raise UnknownNameError(f'{error}; if it is a label, add {registry.noun} = "NAME"') from None
+    return label
 
 
 def check_label(label: Any, what: str) -> str:

@@ -28,6 +28,7 @@ from saliency_lab._common.selection import Selection, read_selection
 from saliency_lab._common.text import number_of
 from saliency_lab._common.warn import warn
 from saliency_lab.attribution.api import MethodCall, attribute, parse_call, run_call
+from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.attribution.reinitialisation import (
     ChangeCheck,
     check_randomisable,
@@ -251,7 +252,7 @@ def _calls(methods: Selection, settings: Mapping[str, Mapping[str, Any]]) -> dic
     """Return the methods with their settings, parsed, by label; one that is named twice is there once."""
     if isinstance(methods, Iterable) and not isinstance(methods, str | bytes | Mapping):
         methods = list(dict.fromkeys(methods))
-    selected = read_selection(methods, "method")
+    selected = read_selection(methods, METHODS)
     chosen = check_mapping(settings, "settings", '{"smoothgrad": {"n": 10}}')
     if stray := set(chosen) - set(selected):
         raise InputError(f"settings are given for methods that are not checked: {', '.join(sorted(stray))}")

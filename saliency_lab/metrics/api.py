@@ -32,7 +32,7 @@ from saliency_lab._common.selection import read_selection
 from saliency_lab._common.settings import Settings, as_keywords
 from saliency_lab.attribution import Attributions
 from saliency_lab.attribution.packing import PackedMaps
-from saliency_lab.metrics.catalogue import Curve, Engine, MetricInput, MetricOutput
+from saliency_lab.metrics.catalogue import METRICS, Curve, Engine, MetricInput, MetricOutput
 from saliency_lab.metrics.cost import announce_long_work, predicted_images
 from saliency_lab.metrics.explainer import Explainer
 from saliency_lab.metrics.job import Job, make_job
@@ -262,7 +262,7 @@ def evaluate_many(
     """
     if not isinstance(attributions, Mapping) or not attributions:
         raise InputError("attributions must map method names to maps, with at least one")
-    requests = read_selection(metrics, "metric")
+    requests = read_selection(metrics, METRICS)
     jobs = [make_job(metric, settings, engine) for metric, settings in requests.values()]
     scores = run_jobs(model, x, y, attributions, jobs, seed)
     return {method: dict(zip(requests, rows, strict=True)) for method, rows in scores.items()}

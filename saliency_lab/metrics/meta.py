@@ -86,7 +86,7 @@ def meta_evaluate(
         raise InputError("meta_evaluate ranks methods, so attributions must hold the maps of two or more")
     requests = {
         label: (METRICS.find(metric), settings)
-        for label, (metric, settings) in read_selection(metrics, "metric").items()
+        for label, (metric, settings) in read_selection(metrics, METRICS).items()
     }
     for label, (metric, _) in requests.items():
         if metric.better == "neither":

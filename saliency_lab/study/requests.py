@@ -13,7 +13,7 @@ from saliency_lab._common.checks import parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.execution import ExecutionSettings, current_execution
 from saliency_lab._common.registry import Registry
-from saliency_lab._common.selection import Selection, check_label, default_label, read_selection
+from saliency_lab._common.selection import Selection, check_label, default_label, named_by, read_selection
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.ascent import check_radius
 from saliency_lab.attacks.methods import METHODS as ATTACKS
@@ -154,7 +154,7 @@ def read_methods(given: Selection) -> list[Request]:
         For an unknown method or setting.
     """
     requests = []
-    for label, (named, settings) in read_selection(given, "method").items():
+    for label, (named, settings) in read_selection(given, METHODS).items():
         what = METHODS.custom(named)
         own = {key: settings.pop(key) for key in ("engine", "target") if key in settings}
         call = parse_call(what, settings, label=label, **own)
@@ -176,7 +176,7 @@ def read_metrics(given: Selection, sample: StudySample) -> list[Request]:
         For an unknown metric or setting, or if a metric needs masks and the sample has none.
     """
     requests = []
-    for label, (named, settings) in read_selection(given, "metric").items():
+    for label, (named, settings) in read_selection(given, METRICS).items():
         what = METRICS.custom(named)
         engine = settings.pop("engine", None)
         masks = {}
@@ -308,5 +308,6 @@ def attack_arguments(
             raise InputError(f"{kind} '{label}' has its label already; leave out label = {each['label']!r}")
         arguments = {key: each[key] for key in names if key in each}
         settings = {key: value for key, value in each.items() if key not in {*arguments, "attack"}}
-        calls.append({"attack": each.get("attack", label), "label": label, "settings": settings, **arguments})
+        attack = each["attack"] if "attack" in each else named_by(check_label(label, f"an {kind}"), ATTACKS)
+        calls.append({"attack": attack, "label": label, "settings": settings, **arguments})
     return calls

@@ -26,7 +26,7 @@ from saliency_lab.metrics import api as evaluation
 from saliency_lab.study import Study, compute, keys, running
 from saliency_lab.study.cache import store
 from saliency_lab.study.cache.results import Content, cache_versions
-from saliency_lab.study.requests import Request
+from saliency_lab.study.requests import Request, read_grid
 
 METHODS = ["saliency", "input_x_gradient"]
 METRICS = {"sparseness": {}, "pixel_flipping": {"steps": 4}}
@@ -608,6 +608,31 @@ def test_an_unknown_name_is_noticed_before_anything_is_computed(
 ) -> None:
     with pytest.raises(UnknownNameError):
         make_study().attribute(["saliency", "no_such_method"])
+
+
+@pytest.mark.parametrize(
+    ("ask", "noun"),
+    [
+        (lambda study, mine: study.attribute(mine), "method"),
+        (lambda study, mine: study.attribute("saliency").score(mine), "metric"),
+        (lambda study, mine: study.compute(read_grid(study.sample, attacks=mine)), "attack"),
+        (lambda study, mine: study.compute(read_grid(study.sample, audits=mine)), "attack"),
+        (lambda study, mine: sl.sanity_check(study.members[0].module, study.x, study.y, mine), "method"),
+        (
+            lambda study, mine: sl.evaluate_many(
+                study.members[0].module, study.x, study.y, {"random": torch.rand_like(study.x)}, mine
+            ),
+            "metric",
+        ),
+    ],
+)
+def test_a_label_that_stands_for_nothing_is_told_what_to_add(
+    make_study: MakeStudy, ask: Callable[[Study, Any], object], noun: str
+) -> None:
+    with pytest.raises(
+        UnknownNameError, match=f"unknown {noun} 'first'.*if it is a label, add {noun} = \"NAME\""
+    ):
+        ask(make_study(), {"first": {"eps": 0.1}})
 
 
 def test_a_full_disk_loses_nothing_and_says_what_to_do(
