@@ -78,8 +78,8 @@ def write_tables(results: dict[str, dict[str, Any]], data: str) -> str:
             for key, each in results.items()]  # fmt: skip
     settings = sorted({(r["norm"], int(r["images"])) for r in rows})
     lines = [
-        "| norm | images | broken and believed | honest and not believed | of these without cause "
-        "| median audit of an honest network |",
+        "| norm | images | broken and believed | honest and not believed "
+        "| honest, not believed, and without cause | median audit of an honest network |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for norm, images in settings:

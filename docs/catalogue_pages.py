@@ -20,6 +20,7 @@ sys.path.insert(0, str(DOCS / "_extensions"))
 from catalogue import grouped, settings, shown, text  # noqa: E402
 
 from saliency_lab._common.settings import Settings  # noqa: E402
+from saliency_lab._common.text import number_of  # noqa: E402
 from saliency_lab.attribution.catalogue import CAPTUM, METHODS  # noqa: E402
 from saliency_lab.metrics.catalogue import METRICS, Metric  # noqa: E402
 from saliency_lab.metrics.sizes import settings_at_size  # noqa: E402
@@ -50,6 +51,38 @@ SYMBOLS = {
     "metrics": "$f$ is the output of class $y$, $x_S$ the image with the pixels $S$ replaced by the "
     "baseline, $a$ the scores of the pixels, $\\Phi$ the method that made the map, $M$ the mask.",
 }
+
+MORE_SYMBOLS = {
+    "A_k": "$A_k$ is channel $k$ of the layer's output, on a grid of $h$ × $w$ positions $u, v$.",
+    "A\\, v_1": "$A$ is the layer's output, $h$ × $w$ positions by $D$ channels.",
+    "R^{l}": "$R^l$ is what arrives at layer $l$ on the way back, and $a^l$ what entered its ReLU.",
+    "R_i": "$R$ is relevance. $z_{ij}$ is what input $i$ gives to output $j$ of a layer: activation $a_i$ "
+    "times weight $w_{ij}$.",
+    "\\Phi(x + ": "$\\Phi$ is the method `base`, and $\\sigma$ the setting `stdev`.",
+    "b_{lc}": "$b_{lc}$ is the bias of channel $c$ in layer $l$ (not a baseline), and $z_{lc}$ "
+    "that channel's output.",
+    "A_l": "$A_l$ is the attention of block $l$.",
+    "\\bar{A}_l": "$\\bar{A}_l$ is the attention of block $l$, joined over its heads, and $r$ the setting "
+    "`residual`.",
+    "x_z": "$x_z$ is $x$ with superpixel $j$ shown where $z_j = 1$, $K$ the number of superpixels, "
+    "and $\\pi$ a weight.",
+    "p \\in S": "$S$ is the superpixel that contains pixel $p$.",
+    "\\pi \\le S": "$\\pi$ is one of $n$ random orders in which superpixels are shown.",
+    "K \\setminus S": "$K$ is the set of all superpixels.",
+    "a_c(": "$a_c$ is channel $c$ of the layer, and $n$ the number of steps.",
+    "a_q": "$a_q$ is the attribution of pixel $q$ by integrated gradients.",
+    "\\odot m_k": "$m_k$ is one of $n$ random masks, and $p$ the share of the image that a mask shows.",
+    "b_j": "$b_j$ is one of the $B$ images `baselines`.",
+    "b \\sim D": "$D$ are the images `baselines`.",
+    "S_x * x": "$S_x$ and $S_y$ are the Sobel kernels.",
+}
+"""What else a formula of a method uses, by a part of that formula."""
+
+
+def more_symbols(kind: str, formula: str) -> str:
+    """Return the sentences on what a method's formula uses beside the symbols of all methods."""
+    found = [words for part, words in MORE_SYMBOLS.items() if part in formula] if kind == "methods" else []
+    return "".join(f" {words}" for words in found)
 
 
 def code(names: list[str]) -> str:
@@ -99,7 +132,7 @@ def metric_cost(metric: Metric) -> str:
     """Say what a score costs at two sizes of images, with the default settings."""
     at = {size: settings_at_size(metric.settings.model_construct(), size, size) for size in (28, 224)}
     small, large = (metric.forwards(at[size], size * size) for size in at)
-    parts = [f"{small} images predicted"] if large else []
+    parts = [number_of(small, "image") + " predicted"] if large else []
     if small != large:
         parts[0] += f" at 28×28, {large} at 224×224"
     if metric.maps:
@@ -163,7 +196,7 @@ def page(kind: str, name: str) -> str:
         "",
         f"$${note['formula']}$$",
         "",
-        SYMBOLS[kind],
+        SYMBOLS[kind] + more_symbols(kind, note["formula"]),
         "",
         "## Facts",
         "",

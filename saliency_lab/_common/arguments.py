@@ -78,7 +78,7 @@ def check_choice(value: object, known: Collection[str], name: str) -> str:
     return value
 
 
-def check_names(values: object, name: str, known: Collection[str]) -> list[str]:
+def check_choices(values: object, name: str, known: Collection[str]) -> list[str]:
     """Return a sequence of known names as a list.
 
     Raises

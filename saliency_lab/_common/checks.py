@@ -1,4 +1,4 @@
-"""Checks of arguments; each error names what was expected and what was given."""
+"""Checks of images, labels, masks, logits, seeds and ε; each error says what was expected and given."""
 
 from __future__ import annotations
 

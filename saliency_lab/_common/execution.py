@@ -58,12 +58,14 @@ def make_execution(compile: Any = "auto", dtype: Any = None) -> ExecutionSetting
 def execution(
     *, compile: CompileMode = "auto", dtype: str | torch.dtype | None = None
 ) -> Iterator[ExecutionSettings]:
-    """Set how passes that only evaluate a model run, for every call inside.
+    """Set how passes run, for every call inside.
 
     These are the passes of perturbation metrics, of `occlusion`, RISE, LIME, SHAP and similar methods, of
-    predictions, and of attacks that see only logits. A copy of the model is used, in which batch
-    normalisation is folded into the layers before it; the model itself is unchanged. A copy is used only if
-    its logits for the first images equal the model's own to 1e-5, and the model runs as it is otherwise.
+    predictions and attacks, and the passes back to the image of methods such as `integrated_gradients`. A
+    copy of the model is used, in which batch normalisation is folded into the layers before it; the model
+    itself is unchanged. A copy is used only if its logits and gradients for the first images equal the
+    model's own to 1e-5, and the model runs as it is otherwise. Passes with a gradient are never compiled, and
+    never in bfloat16.
 
     Parameters
     ----------
@@ -73,8 +75,9 @@ def execution(
         True does so for work of any length, and always tries to compile. False runs the model as it is, with
         fixed numbers of images per pass, so that results are repeatable to the last bit.
     dtype : "bfloat16" or torch.bfloat16, optional
-        Run these passes in bfloat16, where scores change by up to some hundredths. Predictions and attacks
-        stay in the model's precision. Results of a study under another dtype are stored separately.
+        Run forward passes of metrics and perturbation methods in bfloat16, where scores change by up to some
+        hundredths. Predictions and attacks stay in the model's precision. Results of a study under another
+        dtype are stored separately.
 
     Yields
     ------
@@ -95,11 +98,8 @@ def execution(
     ...     maps = sl.attribute(net, torch.rand(2, 1, 4, 4), method="occlusion", target=0)
     """
     chosen = make_execution(compile, dtype)
-    token = _current.set(chosen)
-    try:
+    with run_under(chosen):
         yield chosen
-    finally:
-        _current.reset(token)
 
 
 @contextmanager

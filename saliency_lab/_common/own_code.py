@@ -51,10 +51,10 @@ def is_installed(module: str) -> bool:
     return file is not None and not _LIBRARIES.isdisjoint(Path(file).parts)
 
 
-def check_callable(function: Callable[..., Any], kind: str, arguments: str) -> str:
+def check_user_function(function: Callable[..., Any], kind: str, arguments: str) -> str:
     """Return the name of a user's function that takes these positional arguments; its settings follow them.
 
-    >>> check_callable(lambda model, x, y, maps: maps.mean((1, 2, 3)), "metric", "model, x, y, maps")
+    >>> check_user_function(lambda model, x, y, maps: maps.mean((1, 2, 3)), "metric", "model, x, y, maps")
     '<lambda>'
 
     Raises

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import isabstract
-from reprlib import Repr
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
 
+from saliency_lab._common.arguments import shown
 from saliency_lab._common.checks import check_seed, parse_epsilon
 from saliency_lab._common.errors import InputError, UnknownNameError, unknown_name
 
@@ -83,9 +83,6 @@ PositiveEpsilon = Annotated[float, BeforeValidator(_parse_positive)]
 
 S = TypeVar("S", bound=BaseModel)
 
-_SHORT = Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
-
 
 def parse_settings(model: type[S], given: Mapping[str, Any], *, of: str) -> S:
     """Validate `given` against a settings model; `of` names what they belong to, for the error.
@@ -96,7 +93,7 @@ def parse_settings(model: type[S], given: Mapping[str, Any], *, of: str) -> S:
         Names the key, what was given, and what would do.
     """
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
-        raise InputError(f"{of}: settings must be names with values, not {_SHORT.repr(given)}")
+        raise InputError(f"{of}: settings must be names with values, not {shown(given)}")
     _check_keys(model, given, of)
     try:
         return model.model_validate(dict(given))
@@ -217,7 +214,7 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
             before, bracket, given = clauses[key].partition(" (given: ")
             clauses[key] = f"{before} or {reason.removeprefix('Input should be ')}{bracket}{given}"
             continue
-        given = "" if problem["type"] == "value_error" else f" (given: {_SHORT.repr(problem['input'])})"
+        given = "" if problem["type"] == "value_error" else f" (given: {shown(problem['input'])})"
         clauses[key] = f"'{key}': {reason}{given}" if key else f"{reason}{given}"
     return "; ".join(clauses.values())
 

@@ -1,4 +1,4 @@
-"""Counted nouns, and names that users chose, as a terminal, Markdown, LaTeX and a spreadsheet show them."""
+"""Text for readers: counted nouns, names in words, and names that users chose, as each format shows them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ def number_of(number: int, noun: str) -> str:
     """
     plural = f"{noun}{'es' if noun.endswith('s') else 's'}"
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def words(name: str) -> str:
+    """Write a name's underscores as spaces.
+
+    >>> words("pixel_flipping")
+    'pixel flipping'
+    """
+    return name.replace("_", " ")
 
 
 def plain_text(text: str) -> str:

@@ -30,6 +30,14 @@ def check_radius(eps: float, norm: Norm) -> float:
     return eps
 
 
+def input_gradient(values: Tensor, point: Tensor) -> Tensor:
+    """Gradient of each sample's value (N,) at its point (N, C, H, W); 0 where it is NaN or there is none."""
+    slope = torch.autograd.grad(values.sum(), point, allow_unused=True)[0] if values.requires_grad else None
+    if slope is None:
+        return torch.zeros_like(point)
+    return slope if slope.sum().isfinite() else slope.nan_to_num()
+
+
 def _per_sample(eps: float | Tensor, x: Tensor) -> Tensor:
     """ε as a tensor that broadcasts over (N, C, H, W)."""
     return torch.as_tensor(eps, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)

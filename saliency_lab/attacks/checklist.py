@@ -16,19 +16,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from saliency_lab._common.arguments import check_choice, check_mapping
-from saliency_lab._common.checks import are_probabilities, parse_epsilon
+from saliency_lab._common.checks import parse_epsilon
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import (
-    any_differ,
     chunk_rows,
-    depends_on_batch,
     device_of,
     gradients_recorded,
     predict,
-    run_without_graph,
     translate_model_errors,
     undisturbed,
 )
@@ -37,21 +33,21 @@ from saliency_lab._common.samples import Images, read_labelled
 from saliency_lab._common.seeding import derive_seed, preserved_rng, sample_seeds, sample_uniform
 from saliency_lab._common.settings import Settings
 from saliency_lab.attacks.api import attack, check_batch, check_source, is_source, run_attack
-from saliency_lab.attacks.ascent import Norm
+from saliency_lab.attacks.ascent import Norm, input_gradient
 from saliency_lab.attacks.curve import whole_range
 from saliency_lab.attacks.losses import margin
 from saliency_lab.attacks.methods import METHODS, AttackMethod, OwnAttack
+from saliency_lab.attacks.model_checks import check_batch_independence, check_determinism, check_outputs
 from saliency_lab.attacks.reference import square_begins
 from saliency_lab.attacks.result import AttackResult
 from saliency_lab.attacks.slope import FINE, check_slope
 from saliency_lab.attacks.sources import FiniteDifferences, Smoothed, StraightThrough, inner_networks
 from saliency_lab.attacks.transfer import transfer_attack
-from saliency_lab.attacks.verdict import About, Audit, Check, Verdict, summarise
+from saliency_lab.attacks.verdict import About, Audit, Check, Verdict, exceeds, summarise, upper_bound
 
-# Shares above which a fault is established, by an exact binomial test at the level `SIGNIFICANCE`.
+# Shares above which a fault is established, by an exact binomial test (`verdict.exceeds`).
 MISSED = 0.02  # of all samples: another attack breaks them, the audited one does not
 FAULTY = 0.05  # of the surviving samples: the gradient or the loss has a fault there
-SIGNIFICANCE = 0.05
 # "believe" needs the share that the audited attack missed to lie below this, by a one-sided 95 % bound.
 PRECISION = 0.2
 # Relative error of a sample's gradient above which it does not describe the model.
@@ -181,8 +177,8 @@ def run_audit(
         warnings.filterwarnings("ignore", message=".*(returns probabilities|in a batch|have no gradient)")
         logits, y = check_batch(model, x, y)
         others = _check_surrogates(surrogates, x, logits.shape[1])
-        random = _determinism(model, x)
-        checks = [_outputs(logits, y), random, _batch(model, x, logits)]
+        random = check_determinism(model, x)
+        checks = [check_outputs(logits, y), random, check_batch_independence(model, x, logits)]
         audited = run_attack(model, x, y, method, settings, eps=eps, seed=seed)
         is_random = random.numbers["random"] > 0
         samples = max(getattr(settings, "samples", 1), _DRAWS) if is_random else 1
@@ -598,47 +594,11 @@ class _Panel:
         return self.blind("transfer", f"PGD on {', '.join(map(str, self.surrogates))}", tried)
 
 
-def exceeds(count: int, n: int, limit: float) -> Verdict:
-    """Fail if `count` of `n` is significantly more than a share of `limit`, by an exact binomial test.
-
-    >>> exceeds(3, 50, 0.02), exceeds(4, 50, 0.02)
-    ('pass', 'fail')
-    """
-    from scipy.stats import binom
-
-    return "fail" if count and binom.sf(count - 1, n, limit) < SIGNIFICANCE else "pass"
-
-
-def upper_bound(count: int, n: int) -> float:
-    """Upper end of the one-sided 95 % Clopper-Pearson interval of a share.
-
-    >>> round(upper_bound(0, 100), 3), round(upper_bound(0, 1), 2)
-    (0.03, 0.95)
-    """
-    from scipy.stats import beta
-
-    return 1.0 if count == n else float(beta.ppf(0.95, count + 1, n - count))
-
-
 def margin_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Gradient (N, C, H, W) of the margin at x, on the model's device; 0 where there is none."""
     device = device_of(model)
     point = x.detach().to(device).requires_grad_()
-    value = margin(model(point), y.to(device)).sum()
-    slope = torch.autograd.grad(value, point, allow_unused=True)[0] if value.requires_grad else None
-    return torch.zeros_like(point) if slope is None else slope.nan_to_num()
-
-
-def _batch(model: nn.Module, x: Tensor, logits: Tensor) -> Check:
-    """Check that an image's logits do not change with the rest of its batch."""
-    if len(x) < 2:
-        return Check("batch independence", "skipped", "one image has no batch to depend on", {}, "model")
-    if depends_on_batch(model, x, logits):
-        evidence = "an image alone has other logits than in a batch, so attacks on batches mean nothing"
-        return Check("batch independence", "fail", evidence, {"depends": 1.0}, "model")
-    return Check(
-        "batch independence", "pass", "an image alone has the same logits", {"depends": 0.0}, "model"
-    )
+    return input_gradient(margin(model(point), y.to(device)), point)
 
 
 def _check_surrogates(
@@ -647,106 +607,6 @@ def _check_surrogates(
     for name, source in (surrogates or {}).items():
         check_source(source, x, classes, name=f"surrogate '{name}'")
     return surrogates or {}
-
-
-def _outputs(logits: Tensor, y: Tensor) -> Check:
-    """Check that the outputs are logits, and that the accuracy fits images in [0, 1]."""
-    accuracy = (logits.argmax(1) == y).double().mean().item()
-    chance = 1 / logits.shape[1]
-    if are_probabilities(logits):
-        evidence = (
-            "the outputs are probabilities, not logits: the cross-entropy takes a second softmax of them"
-        )
-        return Check("units and outputs", "fail", evidence, {"accuracy": accuracy}, "model")
-    if accuracy <= min(2 * chance, (1 + chance) / 2):
-        evidence = (
-            f"clean accuracy is {accuracy:.1%}, near chance ({chance:.1%}): does the model expect normalised "
-            "images? saliency_lab.Normalised(model, mean, std) wraps one that does"
-        )
-        return Check("units and outputs", "warn", evidence, {"accuracy": accuracy})
-    evidence = f"images in [0, 1], logits, clean accuracy {accuracy:.1%}"
-    return Check("units and outputs", "pass", evidence, {"accuracy": accuracy})
-
-
-def _determinism(model: nn.Module, x: Tensor) -> Check:
-    """Check that repeated passes give the same logits, in eval mode and in the mode the model arrived in."""
-
-    def spread(mode: Callable[[], Tensor]) -> float:
-        passes = []
-        for seed in (1, 2, 3):
-            with preserved_rng(seed):
-                passes.append(mode().argmax(1))
-        return (torch.stack(passes) != passes[0]).any(0).double().mean().item()
-
-    def logits_differ(mode: Callable[[], Tensor]) -> bool:
-        return any_differ(mode, lambda a, b: torch.allclose(a, b, rtol=1e-4, atol=1e-5))
-
-    few = x.detach()[: chunk_rows(x.shape, device_of(model))]
-    few = few.repeat(2, 1, 1, 1) if len(few) == 1 else few  # in train mode batch norm needs two
-    in_eval = lambda: predict(model, few)  # noqa: E731
-    as_given = lambda: _predict_as_given(model, few)  # noqa: E731
-    if not isinstance(returned := as_given(), Tensor):
-        evidence = (
-            f"the model was in train mode and returns {type(returned).__name__} there, not logits; it is "
-            "attacked in eval mode, so call model.eval() if that is the model you mean"
-        )
-        return Check("determinism", "warn", evidence, {"disagree": 0.0, "random": 0.0}, "model")
-    inside = "; the model differentiates inside its forward pass" if _differentiates(model, few[:1]) else ""
-    numbers = {"disagree": 0.0, "random": 0.0, "differentiates": float(bool(inside))}
-    if logits_differ(in_eval):
-        numbers |= {"disagree": spread(in_eval), "random": 1.0}
-        evidence = (
-            f"the model is random in eval mode: three passes disagree on {numbers['disagree']:.1%} of the "
-            f"images; attack the mean of its draws with samples=20{inside}"
-        )
-        return Check("determinism", "fail", evidence, numbers, "model")
-    if logits_differ(as_given):
-        numbers["disagree"] = spread(as_given)
-        active = ", ".join(
-            name for name, module in model.named_modules() if module.training and _is_random(module)
-        )
-        evidence = (
-            f"the model was in train mode and is random there ({active or 'an unknown module'}): "
-            f"three passes disagree on {numbers['disagree']:.1%} of the images; it is attacked in eval mode, "
-            f"so call model.eval() if that is the model you mean{inside}"
-        )
-        return Check("determinism", "warn", evidence, numbers, "model")
-    return Check("determinism", "pass", f"repeated passes give the same logits{inside}", numbers, "model")
-
-
-class _Differentiations(TorchFunctionMode):
-    """Counts the gradients that are asked for inside."""
-
-    count = 0
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        self.count += getattr(func, "__name__", "") in ("grad", "backward")
-        return func(*args, **(kwargs or {}))
-
-
-def _differentiates(model: nn.Module, x: Tensor) -> bool:
-    """Whether the model's forward pass itself asks for a gradient."""
-    with _Differentiations() as mode:
-        predict(model, x)
-    return mode.count > 0
-
-
-def _is_random(module: nn.Module) -> bool:
-    return "dropout" in type(module).__name__.lower() or "stochasticdepth" in type(module).__name__.lower()
-
-
-def _predict_as_given(model: nn.Module, x: Tensor) -> Any:
-    """Outputs in the model's own mode; buffers, such as BatchNorm's statistics, are put back."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        logits = run_without_graph(model, x.to(device_of(model)))
-        return logits.float().cpu() if isinstance(logits, Tensor) else logits
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 def _large_eps(

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from saliency_lab._common.settings import PositiveEpsilon
-from saliency_lab.attacks.ascent import Stepper
+from saliency_lab.attacks.ascent import Stepper, input_gradient
 from saliency_lab.attacks.draws import ball_point, surface_point
 from saliency_lab.attacks.losses import LossName, attack_loss, check_loss
 from saliency_lab.attacks.problem import AttackOutcome, AttackProblem, AttackSettings
@@ -147,7 +147,7 @@ def climb(
             if early_stop and count == len(rows):
                 rows = rows[:0]
                 break
-            slope = _input_gradient(values, point)
+            slope = input_gradient(values, point)
             if early_stop and count:
                 stay = ~reached
                 rows, now, stride = rows[stay], now.take(stay), stride[:, stay]
@@ -208,14 +208,6 @@ class _Best:
         improved = self._improved[rows]
         self.curve[rows[improved]] = track[improved]
         self._improved[rows] = False
-
-
-def _input_gradient(values: Tensor, point: Tensor) -> Tensor:
-    """Gradient of each sample's loss at its own point, NaN taken as 0; all 0 if there is none."""
-    slope = torch.autograd.grad(values.sum(), point, allow_unused=True)[0] if values.requires_grad else None
-    if slope is None:
-        return torch.zeros_like(point)
-    return slope if slope.sum().isfinite() else slope.nan_to_num()
 
 
 def step_lengths(eps: Tensor, given: float | None, steps: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.own_code import check_callable
+from saliency_lab._common.own_code import check_user_function
 from saliency_lab._common.registry import Extension, Registry, given_settings, settings_of
 from saliency_lab._common.seeding import derive_seed, preserved_rng
 from saliency_lab._common.settings import Settings, list_settings, parse_settings
@@ -94,7 +94,7 @@ def custom_attack(extension: Extension) -> AttackMethod:
     function, name = extension.item, extension.name
     if not callable(function):
         raise InputError(f"method must be the name of an attack or a function, not {type(function).__name__}")
-    check_callable(function, "attack", "model, x, y, eps")
+    check_user_function(function, "attack", "model, x, y, eps")
     own = settings_of(extension, 4)
     fields: dict[str, Any] = {
         name: (field.annotation, field.default)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.inference import chunk_rows, device_of, run_without_graph, undisturbed
 from saliency_lab._common.seeding import generator, preserved_rng
+from saliency_lab.attacks.ascent import input_gradient
 
 FINE = (1e-3, 2e-4)
 """Half widths, per pixel, of the differences that the gradient must match."""
@@ -76,8 +77,7 @@ def _check(model: nn.Module, points: Tensor, y: Tensor, width: float) -> tuple[T
         return (z.gather(1, rival) - z.gather(1, y[:, None])).squeeze(1)
 
     values = margin(logits)
-    slope = torch.autograd.grad(values.sum(), point, allow_unused=True)[0] if values.requires_grad else None
-    slope = torch.zeros_like(point) if slope is None else slope.nan_to_num()
+    slope = input_gradient(values, point)
     directions = _directions(points.shape[1:]).to(points)
     predicted = slope.flatten(1) @ directions.flatten(1).T
 

@@ -18,6 +18,9 @@ Verdict = Literal["pass", "warn", "fail", "skipped"]
 Summary = Literal["believe", "doubt", "weak attack", "do not believe"]
 About = Literal["attack", "model"]
 
+SIGNIFICANCE = 0.05
+"""The level of the tests of single items."""
+
 MARKS: dict[Verdict, str] = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "–"}
 """A sign for each verdict on an item."""
 
@@ -34,6 +37,28 @@ class Check:
     evidence: str
     numbers: dict[str, float]
     about: About = "attack"
+
+
+def exceeds(count: int, n: int, limit: float) -> Verdict:
+    """Fail if `count` of `n` is significantly more than a share of `limit`, by an exact binomial test.
+
+    >>> exceeds(3, 50, 0.02), exceeds(4, 50, 0.02)
+    ('pass', 'fail')
+    """
+    from scipy.stats import binom
+
+    return "fail" if count and binom.sf(count - 1, n, limit) < SIGNIFICANCE else "pass"
+
+
+def upper_bound(count: int, n: int) -> float:
+    """Upper end of the one-sided 95 % Clopper-Pearson interval of a share.
+
+    >>> round(upper_bound(0, 100), 3), round(upper_bound(0, 1), 2)
+    (0.03, 0.95)
+    """
+    from scipy.stats import beta
+
+    return 1.0 if count == n else float(beta.ppf(0.95, count + 1, n - count))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.own_code import check_callable
+from saliency_lab._common.own_code import check_user_function
 from saliency_lab._common.registry import Extension, Registry, given_settings, settings_of
 from saliency_lab._common.settings import Settings, list_settings
 from saliency_lab.attribution.batch import Batch
@@ -92,7 +92,7 @@ def custom_method(extension: Extension) -> Method:
             return described
     if not callable(function):
         raise InputError(f"method must be a name or a function, not {type(function).__name__}")
-    check_callable(function, "method", "model, x, classes")
+    check_user_function(function, "method", "model, x, classes")
 
     def run(batch: Batch, settings: Any) -> Explained:
         if batch.target.against is not None:

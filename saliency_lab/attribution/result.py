@@ -19,7 +19,7 @@ from saliency_lab._common.arguments import check_count, check_number, check_path
 from saliency_lab._common.checks import check_dense, check_images
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.files import atomic_path
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.html import facts, strip
 from saliency_lab._common.ranks import mean_ranks
 from saliency_lab._common.samples import Images, read_sample

@@ -25,7 +25,7 @@ from saliency_lab._common.progress import progress
 from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab._common.selection import Selection, read_selection
-from saliency_lab._common.text import number_of
+from saliency_lab._common.text import number_of, words
 from saliency_lab._common.warn import warn
 from saliency_lab.attribution.api import MethodCall, attribute, parse_call, run_call
 from saliency_lab.attribution.catalogue import METHODS
@@ -78,7 +78,7 @@ class SanityCheck:
             f"sanity check on {images}: mean similarity to the trained "
             f"model's maps over {self.likeness.step.max()} steps of randomising layers"
         )
-        return table(title, ["method", *(measure.replace("_", " ") for measure in MEASURES)], rows)
+        return table(title, ["method", *(words(measure) for measure in MEASURES)], rows)
 
     def summary(self) -> pd.DataFrame:
         """Compute the mean similarity over samples and randomised steps, one row per method.
@@ -189,7 +189,7 @@ def sanity_check(
     seed : int
         Seed of the new weights and of the methods.
     settings : mapping of label to settings, optional
-        Settings of the methods that are not to have their defaults.
+        Settings that replace a method's defaults.
 
     Returns
     -------

@@ -104,8 +104,8 @@ Compile = Annotated[
     typer.Option(
         "--compile",
         metavar="auto|true|false",
-        help="Whether passes that only evaluate a model may run in a faster form: auto where it pays; "
-        "with false, results are repeatable to the last bit.",
+        help="Whether passes may run in a faster form of the model: auto where it pays; with false, results "
+        "are repeatable to the last bit.",
     ),
 ]
 Dtype = Annotated[
@@ -265,7 +265,7 @@ def load_models(
     InputError
         If a model is named twice, a pretrained network comes without weights, or two runs have one seed.
     """
-    from saliency_lab._common.fingerprints import fingerprint
+    from saliency_lab._common.hashing import fingerprint
     from saliency_lab._common.inference import named_device
     from saliency_lab.models import ModelCard, card_of, load_model
     from saliency_lab.models.pretrained import split_weights

@@ -238,9 +238,7 @@ def _part(declared: Declaration, packed: list[Path] | None, only: str | None, se
     models = () if only is None else tuple(several([only]))
     if only is not None and not models:
         raise InputError("--only must name models of the study, such as standard,sgt")
-    part = Part(models, () if seeds is None else tuple(numbers("--seeds", seeds, int)))
-    part.check(declared)
-    return part
+    return Part(models, () if seeds is None else tuple(numbers("--seeds", seeds, int)))
 
 
 def _print_plan(declared: Declaration, store: Path, device: str, part: Part, *, trust: bool = False) -> None:

@@ -94,7 +94,7 @@ def train(
 
 def _folder_name(recipe: str, overrides: Mapping[str, Any]) -> str:
     """Name a run by its recipe and what is changed in it; the seed has a folder of its own."""
-    from saliency_lab._common.fingerprints import fingerprint
+    from saliency_lab._common.hashing import fingerprint
 
     unnamed = {"name", "seed", "data.root"}
     changes = [f"{key}={value}".replace("/", "-") for key, value in overrides.items() if key not in unnamed]

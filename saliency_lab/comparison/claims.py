@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 from saliency_lab._common.checks import format_epsilon, same_epsilon
 from saliency_lab._common.errors import InputError, unknown_name
 from saliency_lab._common.settings import Epsilon, Settings
+from saliency_lab._common.text import words
 from saliency_lab.comparison import statistics
 from saliency_lab.comparison.format import one_line, p_equation, write_difference
 from saliency_lab.comparison.measures import ROBUST, SHARES, Measure
@@ -312,6 +313,11 @@ def _verdict(row: Mapping[Any, Any], alpha: float) -> str:
         return NOT_DIFFERENT
     if row["better"] == "neither":
         return "higher" if row["difference"] > 0 else "lower"
+    return better_or_worse(row)
+
+
+def better_or_worse(row: Mapping[Any, Any]) -> str:
+    """State which side of 0 a difference is on, for a measure that has a better side."""
     return "better" if (row["difference"] > 0) == (row["better"] == "higher") else "worse"
 
 
@@ -480,9 +486,9 @@ def _measures(rows: pd.DataFrame) -> str:
         within = []
         for method, members in group.groupby("method", sort=False):
             radii = [format_epsilon(eps) for eps in members["eps"] if eps > 0]
-            name = str(method).replace("_", " ")
+            name = words(str(method))
             within.append(f"{name}, ε = {', '.join(radii)}" if radii else name)
-        text = str(metric).replace("_", " ")
+        text = words(str(metric))
         names.append(f"{text} ({'; '.join(within)})" if any(within) else text)
     return ", ".join(names)
 

@@ -157,9 +157,7 @@ class Comparison:
     @cached_property
     def summary(self) -> Summary:
         """What the tables and figures of this comparison are made from."""
-        return Summary(
-            self.models, self.measures, self.baseline, self.level, self.seed, self.audits, self.pictures
-        )
+        return Summary(self.models, self.measures, self.baseline, self.level, self.seed, self.pictures)
 
     def _direction(self, metric: str) -> Better:
         return self._better.get(metric) or (METRICS[metric].better if metric in METRICS else "neither")

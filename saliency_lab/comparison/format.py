@@ -194,12 +194,3 @@ def listing(words: list[str]) -> str:
     'a, b and c'
     """
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
-
-
-def words(name: str) -> str:
-    """Write a name's underscores as spaces.
-
-    >>> words("pixel_flipping")
-    'pixel flipping'
-    """
-    return name.replace("_", " ")

@@ -126,7 +126,7 @@ class Measure:
         floor = SHARES_DISAGREE
         if not (self.share or self._right_or_wrong(values)):
             rows = [row for row in (row[~np.isnan(row)] for row in values) if len(row) > 1]
-            size = float(statistics.largest(values))
+            size = float(statistics.largest_magnitude(values))
             with np.errstate(invalid="ignore"):  # infinite scores have no spread
                 if all(statistics.is_constant(row, size) for row in rows):
                     return False

@@ -10,14 +10,15 @@ import pandas as pd
 
 from saliency_lab._common.arguments import (
     check_choice,
+    check_choices,
     check_count,
     check_flag,
-    check_names,
     check_number,
     check_text,
 )
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import derive_seed
+from saliency_lab._common.text import words
 from saliency_lab.comparison import aggregate, statistics
 from saliency_lab.comparison.measures import ACCURACY, ROBUST, is_binary
 from saliency_lab.comparison.summary import Pictures, Summary
@@ -38,7 +39,7 @@ def maps_of(
     Below each map stands the class that its model predicts, with its probability.
     """
     columns = {model: pictures.read_maps(model, method)[:n].reduce() for model in models}
-    title = method.replace("_", " ")
+    title = words(method)
     if normalise:
         columns = {model: each.normalise("max") for model, each in columns.items()}
         title += ", each map divided by its largest magnitude"
@@ -47,16 +48,12 @@ def maps_of(
         predicted = pictures.read_predictions(model)
         if predicted is not None:
             predictions[model] = [
-                maps.Prediction(_class_name(pictures, label), share)
+                maps.Prediction(pictures.class_name(label), share)
                 for label, share in zip(predicted.classes[:n], predicted.probabilities[:n], strict=True)
             ]
     return maps.grid(
         pictures.x[:n], columns, labels=pictures.labels[:n], predictions=predictions or None, title=title
     )
-
-
-def _class_name(pictures: Pictures, label: int) -> str:
-    return pictures.classes[label] if label < len(pictures.classes) else str(label)
 
 
 _OPEN_MARKS = "open marks: single seeds"
@@ -93,7 +90,7 @@ class ComparisonPlots:
         check_flag(normalise, "normalise")
         summary = self._summary
         if models is not None:
-            check_names(models, "models", summary.models)
+            check_choices(models, "models", summary.models)
         pictures = summary.pictures
         if pictures is None:
             raise InputError("this comparison was made from tables and has no maps; use study.compare()")
@@ -134,7 +131,7 @@ class ComparisonPlots:
         return curves.robustness(
             lines,
             seeds=seeds,
-            title=attack.replace("_", " "),
+            title=words(attack),
             note=self._note(_OPEN_MARKS if seeds else ""),
             width=width,
             among=summary.models,
@@ -202,7 +199,7 @@ class ComparisonPlots:
         return dots.dots(
             self._estimates(metric),
             seeds=seeds,
-            xlabel=metric.replace("_", " "),
+            xlabel=words(metric),
             better=measure.better,
             percent=measure.share,
             note=self._note(_OPEN_MARKS if any(seeds.values()) else ""),
@@ -219,7 +216,7 @@ class ComparisonPlots:
         return slopes.slopes(
             self._estimates(metric),
             seeds=seeds,
-            ylabel=metric.replace("_", " "),
+            ylabel=words(metric),
             better=measure.better,
             percent=measure.share,
             note=self._note(_OPEN_MARKS if any(seeds.values()) else ""),
@@ -260,9 +257,9 @@ class ComparisonPlots:
             drawn,
             seeds=seeds,
             xlabel="share of the pixels replaced" if share else "step",
-            ylabel=metric.replace("_", " "),
+            ylabel=words(metric),
             percent=(share, right_or_wrong),
-            title=measure.method.replace("_", " "),
+            title=words(measure.method),
             note=f"{note}; thin lines: single seeds, where seeds disagree" if seeds else note,
             width=width,
             among=self._summary.models,
@@ -305,7 +302,7 @@ class ComparisonPlots:
         """Draw the critical-difference diagram of the methods by a metric; see `Comparison.ranking`."""
         ranking = self._summary.ranking(metric, model)
         return ranks.critical_difference(
-            {str(name).replace("_", " "): float(value) for name, value in ranking.ranks.items()},
+            {words(str(name)): float(value) for name, value in ranking.ranks.items()},
             ranking.critical_difference,
             title=f"{metric.replace('_', ' ')}, {model or self._summary.baseline}",
             note=f"{ranking.n} images; Friedman p = {ranking.p:.2g}; Nemenyi at {ranking.alpha:.2g}",
@@ -344,5 +341,5 @@ class ComparisonPlots:
 
 
 def _axis(measure: Measure) -> str:
-    name = measure.metric.replace("_", " ")
+    name = words(measure.metric)
     return f"{name} ({measure.label.replace('_', ' ')})" if measure.label else name

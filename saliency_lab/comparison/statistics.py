@@ -152,7 +152,7 @@ def _estimate(groups: Sequence[np.ndarray], bounds: tuple[float, float]) -> Mean
     groups = [group[:, used] for group in groups]
     with np.errstate(invalid="ignore", over="ignore"):
         mean = float(values.mean())
-        size = max(float(largest(group)) for group in groups)
+        size = max(float(largest_magnitude(group)) for group in groups)
         constant = len(values) > 1 and is_constant(values, size)
         images = _no_distances if constant else _image_distances(values)
         spread = _seed_spread([over_seeds(group.T) for group in groups])
@@ -388,7 +388,7 @@ def seeds_disagree(by_seed: np.ndarray, floor: float) -> bool:
     split = int(np.diff(means).argmax())
     gap = means[split + 1] - means[split]
     within = max(means[split] - means[0], means[-1] - means[split + 1])
-    rounding = ROUNDING * largest(means)
+    rounding = ROUNDING * largest_magnitude(means)
     return bool(gap > rounding and gap >= floor - rounding and gap >= (5 if len(means) < 5 else 3) * within)
 
 
@@ -436,7 +436,7 @@ def _signed_levels(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     sizes = np.where(of_a == of_b, 0.0, np.abs(pairs[0] - pairs[1]))
     order = sizes.argsort()
     rising, levels = sizes[order], np.empty(len(sizes))
-    levels[order] = (rising > np.append(0.0, rising)[:-1] + 1e-13 * largest(pairs)).cumsum()
+    levels[order] = (rising > np.append(0.0, rising)[:-1] + 1e-13 * largest_magnitude(pairs)).cumsum()
     return (of_a - of_b) * levels
 
 
@@ -452,7 +452,7 @@ def places(values: np.ndarray) -> np.ndarray:
     """
     order = values.argsort(axis=0)  # NaN sorts last
     rising = np.take_along_axis(values, order, axis=0)
-    size = largest(values, axis=0)
+    size = largest_magnitude(values, axis=0)
     typical = np.median(size) if len(size) else 0.0
     with np.errstate(invalid="ignore"):  # equal infinite values share a place
         steps = np.diff(rising, axis=0, prepend=rising[:1]) > ROUNDING * np.maximum(size, typical)
@@ -470,10 +470,10 @@ def is_constant(values: np.ndarray, size: float) -> bool:
     return bool(np.ptp(values) <= ROUNDING * size)
 
 
-def largest(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+def largest_magnitude(values: np.ndarray, axis: int | None = None) -> np.ndarray:
     """Return the largest finite magnitude of all values, or along an axis; 0 where there is none.
 
-    >>> float(largest(np.array([1.0, -2.0, np.inf, np.nan])))
+    >>> float(largest_magnitude(np.array([1.0, -2.0, np.inf, np.nan])))
     2.0
     """
     sizes = np.abs(values)

@@ -19,8 +19,6 @@ from saliency_lab.comparison.measures import ROBUST, SHARES, Measure
 from saliency_lab.comparison.ranking import Ranking, agreement, rank
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from saliency_lab._common.passes import Predictions
     from saliency_lab.attribution import Attributions
 
@@ -39,9 +37,8 @@ class Pictures(Protocol):
     def read_maps(self, model: str, method: str, seed: int | None = None) -> Attributions:
         """Maps of one model by one method."""
 
-    @property
-    def classes(self) -> Sequence[str]:
-        """Names of all classes, empty if they have none."""
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number."""
 
     def read_predictions(self, model: str, seed: int | None = None) -> Predictions | None:
         """Predicted classes of one model and their probabilities, or None."""
@@ -59,6 +56,7 @@ class Summary:
     Attributes
     ----------
     models : list of str
+        Names of the models, in the order given.
     measures : list of Measure
         Accuracies first, then each metric by method.
     baseline : str
@@ -67,8 +65,6 @@ class Summary:
         Level of the intervals; 1 − level is the level of the tests.
     seed : int
         Seed of the stratified bootstrap of `Comparison.aggregate`.
-    audits : DataFrame
-        As `Study.audits`.
     pictures : Pictures or None
         Where the images and maps are read, for figures that show them.
     """
@@ -78,7 +74,6 @@ class Summary:
     baseline: str
     level: float
     seed: int
-    audits: pd.DataFrame
     pictures: Pictures | None = None
 
     def measure(self, metric: str, method: str | None = None, eps: float | str | None = None) -> Measure:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from saliency_lab._common.html import caption
-from saliency_lab._common.text import latex_text, markdown_text, plain_text
+from saliency_lab._common.text import latex_text, markdown_text, plain_text, words
 from saliency_lab.comparison.content import Entry, Table
-from saliency_lab.comparison.format import one_line, words
+from saliency_lab.comparison.format import one_line
 
 _FACES = ("Bold", "italic")
 _DOTS = {"best": " •", "tie": " ◦"}

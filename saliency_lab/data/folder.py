@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from saliency_lab._common.errors import DataNotFoundError, InputError
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.limits import check_image_bytes
 from saliency_lab._common.pictures import (
     damaged,

@@ -122,14 +122,14 @@ class PanelSource:
         Raises
         ------
         SaliencyLabError
-            If it is a function of another session, or has settings that a store does not contain.
+            If it is a function that this process does not have, or has settings that no store contains.
         """
         request = self._study.read_request(kind, label)
         if request is None:
             noun, verb = ("method", "attribute") if kind == "maps" else ("attack", "attack")
             raise SaliencyLabError(
-                f"the {noun} '{label}' is a function of another session, or has a tensor among its settings, "
-                f"which a store does not contain; call study.{verb} with it again"
+                f"the {noun} '{label}' is a function that this process does not have, or has a tensor among "
+                f"its settings, which a store does not contain; call study.{verb} with it again"
             )
         return request
 

@@ -66,7 +66,9 @@ class Explorer(widgets.VBox):
         attacks = [StudyAttack(*each) for each in self._samples.attacks] if self._panels.live else []
         outcomes = [(str(outcome), outcome) for outcome in self._samples.outcomes]
         metrics = [(f"{name} {ARROWS[self._better[name]]}".strip(), name) for name in self._samples.metrics]
-        classes = [(self._name(label), label) for label in np.unique(self._samples.labels).tolist()]
+        classes = [
+            (self._study.class_name(label), label) for label in np.unique(self._samples.labels).tolist()
+        ]
         self.category = _dropdown("class", [("all", ANY), *classes])
         self.outcome = _dropdown("prediction", [("any", ANY), *outcomes])
         self.metric = _dropdown("sort by", [("the study's order", ANY), *metrics])
@@ -186,9 +188,10 @@ class Explorer(widgets.VBox):
         """Write the predicted class with its probability, and whether it is right."""
         if panel.predictions is None:
             return ""
-        name = self._name(panel.predictions.classes[place])
+        name = self._study.class_name(panel.predictions.classes[place])
         written = caption(
-            Prediction(name, panel.predictions.probabilities[place]), self._name(self._samples.labels[row])
+            Prediction(name, panel.predictions.probabilities[place]),
+            self._study.class_name(self._samples.labels[row]),
         )
         return "" if written is None else written.text
 
@@ -238,10 +241,6 @@ class Explorer(widgets.VBox):
                 "sl.Study(models, sample, store=…) can compute others."
             )
         return message
-
-    def _name(self, label: int) -> str:
-        names = self._study.classes
-        return names[label] if label < len(names) else str(label)
 
 
 _WIDE = widgets.Layout(width="auto", min_width="0")  # as wide as the column, less the widget's own margin

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.ranks import descending_ranks, pearson, spearman
 from saliency_lab._common.seeding import sample_uniform
 from saliency_lab._common.settings import Settings

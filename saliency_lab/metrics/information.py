@@ -18,7 +18,7 @@ from scipy.interpolate import LinearNDInterpolator
 from torch import Tensor
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.seeding import sample_uniform
 from saliency_lab._common.settings import Settings
 from saliency_lab.metrics.catalogue import Curve, Metric, MetricInput, MetricOutput, register

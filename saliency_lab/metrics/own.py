@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from saliency_lab._common.arguments import shown
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.inference import undisturbed
-from saliency_lab._common.own_code import check_callable
+from saliency_lab._common.own_code import check_user_function
 from saliency_lab._common.registry import Extension, given_settings, settings_of
 from saliency_lab._common.seeding import preserved_rng
 from saliency_lab.metrics.catalogue import METRICS, Metric, MetricInput, MetricOutput
@@ -66,7 +66,7 @@ def custom_metric(extension: Extension) -> Metric:
             whole=kind in COMPARE_SAMPLES,
         )
     if callable(metric) and not isinstance(metric, type):
-        check_callable(metric, "metric", "model, x, y, maps")
+        check_user_function(metric, "metric", "model, x, y, maps")
         return Metric(
             name=name,
             family="own",

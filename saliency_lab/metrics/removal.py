@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab.metrics.catalogue import Curve, MetricOutput
 from saliency_lab.metrics.probe import Baseline, Probe, ProbePredictions
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.ranks import descending_ranks
 from saliency_lab._common.seeding import sample_normal
 from saliency_lab._common.settings import Settings

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.seeding import sample_uniform
 from saliency_lab._common.settings import Epsilon
 from saliency_lab._common.threads import in_this_thread

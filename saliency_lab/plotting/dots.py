@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.text import words
 from saliency_lab.plotting.style import (
     CHART_WIDTH,
     NARROW,
@@ -84,9 +85,7 @@ def dots(
             )  # fmt: skip
         if row:
             ax.axhline(row - 0.5, color="#D9D9D9", linewidth=0.6)
-    ax.set_yticks(
-        range(len(groups)), [wrap(name.replace("_", " "), 12 if width < NARROW else 20) for name in groups]
-    )
+    ax.set_yticks(range(len(groups)), [wrap(words(name), 12 if width < NARROW else 20) for name in groups])
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.text import words
 from saliency_lab.plotting.style import DIVERGING, INK, figure, styled
 
 
@@ -43,7 +44,7 @@ def correlations(table: pd.DataFrame, *, label: str = "rank correlation") -> Fig
             column, row, text, ha="center", va="center", fontsize=8,
             color="white" if abs(value) > 0.6 else INK,
         )  # fmt: skip
-    names = [str(name).replace("_", " ") for name in table.index]
+    names = [words(str(name)) for name in table.index]
     ax.set_xticks(range(size), names, rotation=40, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(size), names)
     ax.tick_params(length=0)

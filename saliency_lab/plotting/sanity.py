@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from scipy import special
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.text import words
 from saliency_lab.plotting.style import figure, legend, looks, styled
 
 _TITLES = {
@@ -55,5 +56,5 @@ def cascade(table: pd.DataFrame, measure: str = "rank_correlation") -> Figure:
     ax.set_xlabel("randomised from the output down to")
     ax.set_ylabel(_TITLES[measure])
     ax.grid(axis="y")
-    legend(fig, {name.replace("_", " "): each for name, each in look.items()})
+    legend(fig, {words(name): each for name, each in look.items()})
     return fig

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from saliency_lab._common.errors import InputError
+from saliency_lab._common.text import words
 from saliency_lab.plotting.style import (
     NARROW,
     SCREEN_WIDTH,
@@ -87,5 +88,5 @@ def slopes(
         percent_ticks(ax.yaxis)
     ax.set_ylabel(axis_label(ylabel, better))
     head(ax, None, note)
-    legend(fig, {name.replace("_", " "): each for name, each in look.items()})
+    legend(fig, {words(name): each for name, each in look.items()})
     return fig

@@ -9,13 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from saliency_lab._common.text import number_of
+from saliency_lab._common.text import number_of, words
 from saliency_lab.comparison import Comparison
-from saliency_lab.comparison.format import listing, radius, words, write_difference, write_mean
+from saliency_lab.comparison.claims import NOT_DIFFERENT, better_or_worse
+from saliency_lab.comparison.format import listing, radius, write_difference, write_mean
 from saliency_lab.comparison.measures import ACCURACY, ROBUST, SHARES
 from saliency_lab.reporting.audits import Audited
-
-SAME = "not significantly different"
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,14 @@ def _against(row: Mapping[Any, Any], baseline: str) -> str:
     if math.isnan(row["p_holm"]):
         return ""
     if not row["differs"]:
-        return f", {SAME} from {baseline}"
+        return f", {NOT_DIFFERENT} from {baseline}"
     word = "higher" if row["difference"] > 0 else "lower"
     return f", {word} than {baseline} by {write_difference(row, share=True)[0].lstrip('+−')}"
 
 
 def _scores(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
     """Count the map scores by how they compare with the baseline's."""
-    counts = {"better": 0, "worse": 0, "different": 0, SAME: 0}
+    counts = {"better": 0, "worse": 0, "different": 0, NOT_DIFFERENT: 0}
     for row in rows:
         if row["metric"] not in SHARES and not math.isnan(row["p_holm"]):
             counts[_word(row)] += 1
@@ -98,10 +97,10 @@ def _scores(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
 
 def _word(row: Mapping[Any, Any]) -> str:
     if not row["differs"]:
-        return SAME
+        return NOT_DIFFERENT
     if row["better"] == "neither":
         return "different"
-    return "better" if (row["difference"] > 0) == (row["better"] == "higher") else "worse"
+    return better_or_worse(row)
 
 
 def make_curve(comparison: Comparison, facts: pd.DataFrame) -> CardCurve | None:

@@ -242,9 +242,8 @@ def _predictions(study: Study, predictions: Predictions | None, shown: int) -> d
     """
     if predictions is None:
         return None
-    names = dict(enumerate(study.classes))
     return {
-        "classes": [names.get(label, str(label)) for label in predictions.classes[:shown]],
+        "classes": [study.class_name(label) for label in predictions.classes[:shown]],
         "probabilities": [
             round(p, 4) if math.isfinite(p) else None for p in predictions.probabilities[:shown]
         ],

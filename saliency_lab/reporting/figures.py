@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from saliency_lab._common.checks import format_epsilon
+from saliency_lab._common.text import words
 from saliency_lab.comparison import Comparison
-from saliency_lab.comparison.format import words
 from saliency_lab.comparison.measures import ROBUST, SHARES
 
 if TYPE_CHECKING:

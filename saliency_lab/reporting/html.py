@@ -76,7 +76,7 @@ def report(
         If nothing has been attributed, scored or attacked; `path`, `baseline`, `level`, `images` or
         `attacked` is wrong; or `attacked` is given and the networks are not loaded.
     SaliencyLabError
-        If `attacked` names an attack that is a function of another session.
+        If `attacked` names an attack that is a function that this process does not have.
 
     Examples
     --------

@@ -28,7 +28,7 @@ from saliency_lab.reporting.networks import (
     settings_in_words,
     trained_networks,
 )
-from saliency_lab.reporting.provenance import machines, method_settings
+from saliency_lab.reporting.provenance import method_settings
 
 if TYPE_CHECKING:
     from saliency_lab.experiment.schema import Declaration
@@ -251,7 +251,7 @@ def _provenance(document: Document, declared: Declaration, study: Study) -> list
         f"- seed of the images and of every draw: {declared.seed}",
         f"- images and labels: `{study.sample.fingerprint[:12]}`, the beginning of their hash",
         f"- versions: {used}",
-        f"- processor and threads: {machines(study)}",
+        f"- processor and threads: {document.provenance.machines}",
         "- another processor or number of threads can change the last digits of a result, and networks that "
         "are trained there have other weights; such differences are of the size of those between seeds",
         "",

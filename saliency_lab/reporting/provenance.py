@@ -24,6 +24,8 @@ class Provenance:
     """The last section of a report, and what failed or is missing."""
 
     facts: list[tuple[str, str]]
+    machines: str
+    """The processors and threads that computed the results, and those of this process."""
     members: Table
     results: Table
     settings: Table
@@ -37,7 +39,7 @@ def provenance(study: Study, models: Sequence[str], unread: Missing) -> Provenan
     weights: dict[tuple[str, int], str] = {}
     ran: dict[str, set[str]] = {}
     settings: dict[tuple[str, str], str] = {}
-    rows, lost = [], []
+    rows, lost, computed = [], [], []
     for place, key in study.results.items():
         described = study.store.describe(place.kind, key)
         if described is None:
@@ -51,6 +53,8 @@ def provenance(study: Study, models: Sequence[str], unread: Missing) -> Provenan
         source: Mapping[str, Any] = info.get("provenance") or {}
         for package, version in (source.get("versions") or result.depends["versions"]).items():
             ran.setdefault(package, set()).add(str(version))
+        if "processor" in source:
+            computed.append(_machine(source))
         seconds = float(info.get("seconds", 0.0))
         rows.append(
             [
@@ -75,9 +79,11 @@ def provenance(study: Study, models: Sequence[str], unread: Missing) -> Provenan
         Column("device", "code"),
         Column("key", "code"),
     ]
+    machines = _machines(computed)
     stored = f"The study's {number_of(len(rows), 'stored result')}"
     return Provenance(
-        facts=_facts(study),
+        facts=_facts(study, machines),
+        machines=machines,
         members=_members(study, models, weights),
         results=Table("results", stored, columns, rows, head=1),
         settings=Table(
@@ -104,7 +110,7 @@ def _setting(kind: str, name: str, text: str) -> list[Entry]:
     return [Entry(kind), Entry(name), Entry(text)]
 
 
-def _facts(study: Study) -> list[tuple[str, str]]:
+def _facts(study: Study, machines: str) -> list[tuple[str, str]]:
     channels, height, width = study.x.shape[1:]
     return [
         ("images", f"{len(study.x):,}, {channels} × {height} × {width}, of {len(set(study.labels))} classes"),
@@ -115,20 +121,17 @@ def _facts(study: Study) -> list[tuple[str, str]]:
             else []
         ),
         ("seed of every draw", str(study.seed)),
-        ("processor and threads", machines(study)),
+        ("processor and threads", machines),
     ]
 
 
-def machines(study: Study) -> str:
-    """Name the processors and threads that computed the results, and those of this process."""
-    computed = []
-    for place, key in study.results.items():
-        described = study.store.describe(place.kind, key)
-        source = (described[1].get("provenance") or {}) if described is not None else {}
-        if "processor" in source:
-            computed.append(f"{source['processor']}, {number_of(source['threads'], 'thread')}")
-    here = machine()
-    written = f"{here['processor']}, {number_of(int(here['threads']), 'thread')}"
+def _machine(source: Mapping[str, Any]) -> str:
+    return f"{source['processor']}, {number_of(int(source['threads']), 'thread')}"
+
+
+def _machines(computed: Sequence[str]) -> str:
+    """Name the machines that computed the results, and that of this process."""
+    written = _machine(machine())
     names = list(dict.fromkeys(computed))
     if not names:
         return f"{written} (this page; the results do not say)"

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from saliency_lab._common.checks import format_epsilon
+from saliency_lab._common.text import words
 from saliency_lab.comparison import Comparison
 from saliency_lab.comparison.content import (
     Column,
@@ -26,7 +27,6 @@ from saliency_lab.comparison.format import (
     SPACE,
     number,
     p_value,
-    words,
     write_difference,
     write_mean,
 )

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saliency_lab._common.fingerprints import canonical, fingerprint
+from saliency_lab._common.fingerprints import canonical
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.inference import check_classifier, device_of
 from saliency_lab._common.passes import predict_classes
 from saliency_lab._common.provenance import machine, versions

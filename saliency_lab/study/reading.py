@@ -81,8 +81,12 @@ class StudyResults:
     @property
     def labels(self) -> list[str]:
         """The class of each image, by name where the names are known, otherwise by number."""
+        return [self.class_name(label) for label in self.y.tolist()]
+
+    def class_name(self, label: int) -> str:
+        """Return the name of a class, or its number where it has no name."""
         names = self.classes
-        return [names[label] if names else str(label) for label in self.y.tolist()]
+        return names[label] if label < len(names) else str(label)
 
     @property
     def purpose(self) -> Purpose:
@@ -221,8 +225,8 @@ class StudyResults:
         Returns
         -------
         Request or None
-            `what`, a registered name or the user's function, and its `settings`. None if it was a function of
-            another session, which a store does not contain.
+            `what`, a registered name or the user's function, and its `settings`. None if it is a function
+            that this process does not have, because a store does not contain functions.
         """
         index = self._index
         known = (index.methods if kind == "maps" else index.attacks).get(label)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from saliency_lab._common import samples
 from saliency_lab._common.checks import check_images, check_labels, check_masks
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.inference import check_ready
 
 

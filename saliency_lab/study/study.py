@@ -61,8 +61,8 @@ class Study(StudyResults):
         `client.get_executor()`. Results are the same. Workers read images and weights from the store, which
         all of them must be able to reach.
     compile : "auto", True or False, optional
-        How passes that only evaluate a model run, as for `sl.execution`; by default as its innermost block
-        says when a method of the study is called. What was measured is stored with the study and used again.
+        How passes run, as for `sl.execution`; by default as its innermost block says when a method of the
+        study is called. What was measured is stored with the study and used again.
     dtype : "bfloat16" or torch.bfloat16, optional
         As for `sl.execution`. Results under another dtype are stored separately.
     compact_maps : bool

@@ -10,7 +10,7 @@ from torch import nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.execution import run_under
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.passes import plans_kept_in
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.study import compute

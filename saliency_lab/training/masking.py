@@ -13,7 +13,7 @@ Ranking = Literal["signed", "absolute", "random"]
 Fill = Literal["uniform", "mean", "zero"]
 
 
-def pixel_scores(saliency: Tensor, ranking: Literal["signed", "absolute"]) -> Tensor:
+def pixel_saliency(saliency: Tensor, ranking: Literal["signed", "absolute"]) -> Tensor:
     """Reduce a saliency (N, C, H, W) to one score per pixel, (N, H, W).
 
     `signed` is the channel mean of s; `absolute` is the channel mean of |s|.

@@ -14,7 +14,8 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from saliency_lab._common.arguments import check_flag, check_mapping, check_path, check_text
 from saliency_lab._common.errors import InputError, RecipeError, UnknownNameError, unknown_name
-from saliency_lab._common.fingerprints import canonical, fingerprint
+from saliency_lab._common.fingerprints import canonical
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.html import facts
 from saliency_lab._common.plugins import check_names
 from saliency_lab._common.settings import Settings, parse_settings

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from saliency_lab._common.errors import CheckpointError, InputError
 from saliency_lab._common.files import atomic_path, read_checked_json, writable_folder, write_checked_json
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab.models.checkpoint import CARD, WEIGHTS
 from saliency_lab.training.recipe import Recipe
 

@@ -12,9 +12,9 @@ import saliency_lab as sl
 from benchmarks.audits import CAUSE
 from benchmarks.defences import BROKEN, Bfloat16, fit, honest_networks
 from saliency_lab._common.inference import predict
-from saliency_lab.attacks.checklist import exceeds, upper_bound
 from saliency_lab.attacks.slope import check_slope
 from saliency_lab.attacks.sources import Expected, StraightThrough, inner_networks
+from saliency_lab.attacks.verdict import exceeds, upper_bound
 
 FAST = ["zero half of the gradient", "masked off the data", "batch mean", "NaN off the data"]
 

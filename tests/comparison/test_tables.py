@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saliency_lab._common.files import write_table
-from saliency_lab._common.text import latex_text, markdown_text, plain_text
+from saliency_lab._common.text import latex_text, markdown_text, plain_text, words
 from saliency_lab.comparison import Comparison
-from saliency_lab.comparison.format import words
 
 NASTY = [
     "<script>alert(1)</script>",

@@ -353,7 +353,7 @@ def test_an_attack_and_a_method_by_functions_are_repeated_in_their_session_only(
     assert torch.equal(panel.maps, 1 - (sample[0][:1] - 0.1).clamp(0, 1))
     view = sl.explore(sl.Study(models, sample).merge(tmp_path))
     view.attack.value = view.attack.options[1][1]
-    assert "is a function of another session" in view.problems.value and view.picture.value == ""
+    assert "is a function that this process does not have" in view.problems.value and view.picture.value == ""
     view.attack.value = ""
     assert view.picture.value and not view.problems.value
 

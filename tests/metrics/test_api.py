@@ -14,7 +14,7 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError, UnknownNameError
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab.metrics import api as evaluation
 from saliency_lab.metrics import evaluate_detailed, evaluate_many
 from saliency_lab.metrics.catalogue import METRICS

@@ -25,7 +25,8 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.fingerprints import canonical, fingerprint, model_fingerprint
+from saliency_lab._common.fingerprints import canonical, model_fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab.attribution.catalogue import METHODS, key_settings
 from saliency_lab.study import Study
 

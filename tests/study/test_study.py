@@ -20,7 +20,8 @@ from torch import nn
 
 import saliency_lab as sl
 from saliency_lab._common.errors import InputError, SaliencyLabError, UnknownNameError
-from saliency_lab._common.fingerprints import canonical, fingerprint, model_fingerprint
+from saliency_lab._common.fingerprints import canonical, model_fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab.attacks.checklist import run_audit
 from saliency_lab.metrics import api as evaluation
 from saliency_lab.study import Study, compute, keys, running

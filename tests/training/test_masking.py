@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saliency_lab.training.augmentation import crop_and_flip
-from saliency_lab.training.masking import lowest, masked, pixel_scores
+from saliency_lab.training.masking import lowest, masked, pixel_saliency
 
 
 @settings(deadline=None, max_examples=60)
@@ -46,8 +46,8 @@ def test_count_is_the_floor_of_the_exact_product(fraction, pixels, count):
 
 def test_rankings_differ_where_channels_cancel():
     saliency = torch.tensor([[[[3.0, 0.5]], [[-3.0, 0.5]]]])  # pixel 0: ±3, pixel 1: 0.5 twice
-    assert lowest(pixel_scores(saliency, "signed"), 0.5)[0, 0].tolist() == [True, False]
-    assert lowest(pixel_scores(saliency, "absolute"), 0.5)[0, 0].tolist() == [False, True]
+    assert lowest(pixel_saliency(saliency, "signed"), 0.5)[0, 0].tolist() == [True, False]
+    assert lowest(pixel_saliency(saliency, "absolute"), 0.5)[0, 0].tolist() == [False, True]
 
 
 def test_all_channels_of_a_pixel_are_replaced_together_and_the_rest_is_untouched():

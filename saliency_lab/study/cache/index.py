@@ -125,9 +125,7 @@ class ResultIndex:
                 self.weights[network] = model
         for place, result in results.items():
             if place.kind == "maps" and self.results.get(place, result.key) != result.key:
-                outdated += [
-                    each for each in self.results if each.kind == "scores" and _maps_of(each) == place
-                ]
+                outdated += [each for each in self.results if each.kind == "scores" and each.maps == place]
         for place in dict.fromkeys(outdated):
             del self.results[place]
             self.forget_failure(place)
@@ -338,11 +336,6 @@ def load_index(store: str | Path) -> ResultIndex:
     index = ResultIndex(sample, manifest.images, manifest.seed, [], folder, {})
     index.adopt(manifest)
     return index
-
-
-def _maps_of(place: Place) -> Place:
-    """Return the place of the maps that scores belong to."""
-    return place._replace(kind="maps", metric="")
 
 
 _COMPARED = (

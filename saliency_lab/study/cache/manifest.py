@@ -119,8 +119,9 @@ class Manifest(Settings):
         def fits(place: Place) -> bool:
             if place in mine or (place.model, place.seed) in differ or (place, theirs[place]) in renamed:
                 return False
-            maps = place._replace(kind="maps", metric="")
-            return place.kind != "scores" or maps not in mine or mine[maps] == theirs.get(maps)
+            return (
+                place.kind != "scores" or place.maps not in mine or mine[place.maps] == theirs.get(place.maps)
+            )
 
         known = {each[:2] for each in members}
         failed = [each for each in self.failed if each[:2] in known or each[:2] not in listed]

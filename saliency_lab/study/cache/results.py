@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.provenance import versions
 
 DEFINITIONS = "0.1.0"
@@ -33,7 +33,7 @@ _PACKAGES: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A set of maps, a vector of scores, an attack or an audit, identified by what it depends on.
+    """Maps, scores, an attack, an audit or a retraining, identified by what it depends on.
 
     Two results with equal `depends` are the same result on any machine. `key` is the hash of `depends`.
     """
@@ -58,7 +58,7 @@ class Content:
 class Place(NamedTuple):
     """The position of a result in a study's grid.
 
-    `label` names a method or an attack. `metric` is empty unless the result is a vector of scores.
+    `label` names a method, an attack or an audit. `metric` is empty unless the result is a vector of scores.
     """
 
     kind: Kind
@@ -66,6 +66,11 @@ class Place(NamedTuple):
     metric: str
     model: str
     seed: int
+
+    @property
+    def maps(self) -> Place:
+        """The place of the maps that scores belong to."""
+        return self._replace(kind="maps", metric="")
 
     @property
     def what(self) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from saliency_lab._common.arguments import check_path
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, left_behind
-from saliency_lab._common.fingerprints import fingerprint
+from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.passes import PassPlan
 from saliency_lab._common.tensor_files import write_tensors
 from saliency_lab._common.warn import warn

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from saliency_lab.training.masking import Fill, Ranking, lowest, masked, pixel_scores
+from saliency_lab.training.masking import Fill, Ranking, lowest, masked, pixel_saliency
 from saliency_lab.training.objectives.base import Objective, register
 from saliency_lab.training.step import Step, divergence
 
@@ -37,7 +37,7 @@ class Masking(Objective):
             scores = step.draw("ranking", torch.Size((len(x), *x.shape[2:])))
         else:
             assert saliency is not None
-            scores = pixel_scores(saliency, self.ranking)
+            scores = pixel_saliency(saliency, self.ranking)
         noise = step.draw("fill") if self.fill == "uniform" else None
         fraction: float | Tensor = self.fraction
         if self.fraction_schedule == "linear":
