@@ -56,12 +56,6 @@ def test_every_method_gives_a_map_or_says_why_not(name):
     assert all((value == before[key]).all() for key, value in model.state_dict().items())
 
 
-def test_the_alternatives_that_refusals_name_work_everywhere():
-    """Each refusal names one of these, which no network refuses."""
-    for network in networks.NETWORKS.values():
-        assert all(network.cause(each) is None for each in ("integrated_gradients", "saliency", "rise"))
-
-
 GAMES = {"shapley_values": {}, "shapley_value_sampling": {"n": 1}, "kernel_shap": {"n": 12}}
 """Methods whose superpixels share f(x) − f(baseline)."""
 SIGNED, POSITIVE = ("epsilon", "gamma"), ("alpha1_beta0", "epsilon_plus", "excitation_backprop")

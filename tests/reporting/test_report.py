@@ -599,6 +599,15 @@ def test_classes_are_named_in_a_loaded_study_too(make_reported, tmp_path):
     assert page.data["classes"] == ["<owl>", "cat", "dog", "<owl>"]
 
 
+def test_a_class_beyond_the_names_of_the_card_is_shown_by_its_number(tmp_path):
+    nets = {"a": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3))}
+    nets["a"].card = ModelCard(classes=("cat", "dog"))
+    x, y = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([2, 0, 1, 2])
+    study = Study(nets, (x, y)).attribute("saliency")
+    assert study.labels == ["2", "cat", "dog", "2"]
+    assert Page(report(study, tmp_path / "report.html")).data["classes"] == study.labels
+
+
 @pytest.mark.long
 def test_the_command_writes_the_page(reported, tmp_path):
     out = tmp_path / "page.html"

@@ -287,7 +287,7 @@ def test_reused_saliency_ranks_by_minus_the_last_attack_gradient():
     assert values(objective, step)["divergence"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "adaptive"])
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
 @pytest.mark.parametrize("progress", [0.0, 0.5, 0.999])
 def test_masked_fraction_over_the_training(schedule, progress):
     step = make_step(smooth_net(), progress=progress)
@@ -299,10 +299,8 @@ def test_masked_fraction_over_the_training(schedule, progress):
     counts = (hidden == 0).all(1).flatten(1).sum(1)
     if schedule == "constant":
         assert counts.tolist() == [50] * 4
-    elif schedule == "linear":
-        assert counts.tolist() == [math.floor(50 * progress + 1e-6)] * 4
     else:
-        assert set(counts.tolist()) <= {0, 12, 25, 37, 50}
+        assert counts.tolist() == [math.floor(50 * progress + 1e-6)] * 4
 
 
 def test_adaptive_fraction_keeps_the_label_or_masks_nothing():
