@@ -1,4 +1,4 @@
-"""Write safetensors files piece by piece: `safetensors.torch.save` makes two copies of all tensors first."""
+"""Read safetensors files, and write them piece by piece: its own `save` copies all tensors twice."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 _NAMES = {
@@ -43,6 +44,18 @@ def tensors_header(
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of a safetensors file, mapped into memory, and the text in it.
+
+    Raises
+    ------
+    OSError, SafetensorError
+        If the file is missing or damaged.
+    """
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from saliency_lab._common.arguments import check_count, check_number, check_path
@@ -24,6 +23,7 @@ from saliency_lab._common.html import facts, strip
 from saliency_lab._common.ranks import mean_ranks
 from saliency_lab._common.samples import Images, read_sample
 from saliency_lab._common.settings import as_keywords
+from saliency_lab._common.tensor_files import read_tensors, write_tensors
 from saliency_lab._common.text import number_of
 from saliency_lab.attribution.catalogue import METHODS, settings_of_rows
 from saliency_lab.attribution.similarity import rank_correlation, ssim, top_k_overlap
@@ -330,11 +330,13 @@ class Attributions:
         path = check_path(path)
         if path.is_dir():
             raise InputError(f"path must be a file, such as '{path / 'maps.safetensors'}', not a folder")
-        tensors = {"values": self.values.contiguous(), "classes": self.classes.contiguous()}
-        if self.total is not None:
-            tensors["total"] = self.total.contiguous()
-        if self.probabilities is not None:
-            tensors["probabilities"] = self.probabilities.contiguous()
+        given = {
+            "values": self.values,
+            "classes": self.classes,
+            "total": self.total,
+            "probabilities": self.probabilities,
+        }
+        tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
         header = {
             "method": self.method,
             "settings": _plain(self.settings),
@@ -347,7 +349,7 @@ class Attributions:
             "class_names": list(self.class_names),
         }
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"attributions": json.dumps(header)})
+            write_tensors(temporary, tensors, {"attributions": json.dumps(header)})
         return path
 
     @classmethod
@@ -371,12 +373,11 @@ class Attributions:
         """
         path = check_path(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads(file.metadata()["attributions"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            tensors, found = read_tensors(path)
+            header: dict[str, Any] = json.loads(found["attributions"])
             header["processing"] = tuple(header["processing"])
             header["class_names"] = tuple(header.get("class_names", ()))
-            return cls(**tensors, **header)
+            return cls(**(header | tensors))
         except (OSError, SafetensorError) as error:
             raise InputError(f"cannot read attributions from '{path}': {error}") from None
         except (TypeError, KeyError, json.JSONDecodeError):

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from saliency_lab._common.cores import map_in_order, usable_cores
@@ -24,7 +24,7 @@ from saliency_lab._common.hashing import TensorBlocks, fingerprint
 from saliency_lab._common.limits import check_memory
 from saliency_lab._common.pictures import eight_bit, is_grey, open_picture
 from saliency_lab._common.progress import progress
-from saliency_lab._common.tensor_files import tensors_header
+from saliency_lab._common.tensor_files import read_tensors, tensors_header
 from saliency_lab._common.warn import warn
 
 CACHE = ".saliency_lab"
@@ -319,11 +319,10 @@ def read_cache(path: Path) -> dict[str, Tensor]:
 def _map(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """Map decoded images into memory; return them and the digest in their file."""
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            return {part: file.get_tensor(part) for part in file.keys()}, header.get("digest")  # noqa: SIM118
+        images, header = read_tensors(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the decoded images '{path}' are damaged ({error})") from error
+    return images, header.get("digest")
 
 
 def _cache_folder(root: Path) -> Path:

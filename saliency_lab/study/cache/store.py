@@ -19,7 +19,7 @@ from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, left_behind
 from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.passes import PassPlan
-from saliency_lab._common.tensor_files import write_tensors
+from saliency_lab._common.tensor_files import read_tensors, write_tensors
 from saliency_lab._common.warn import warn
 from saliency_lab.study.cache.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from saliency_lab.study.cache.plans import PlanFolder
@@ -208,7 +208,7 @@ class FolderStore:
     def read_sample(self, name: str) -> StudySample | None:
         """Return the images with this fingerprint, or None if they are missing or damaged."""
         try:
-            tensors, header = _load(self.sample_path(name))
+            tensors, header = read_tensors(self.sample_path(name))
             if "shape" in header:
                 return _packed_sample(name, tensors, header)
             sample = StudySample(tensors["x"], tensors["y"], tensors.get("masks"))
@@ -273,12 +273,6 @@ def _packed_sample(name: str, tensors: Mapping[str, Tensor], header: Mapping[str
     return StudySample(shape_only, tensors["y"], hashes=(known["images"], name))
 
 
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors and the header of a file."""
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-
-
 def read_intact(store: Store, kind: Kind, key: str) -> Content | None:
     """Return the content of a result, or None if it has to be computed; a warning names a damaged one."""
     try:
@@ -291,7 +285,7 @@ def read_intact(store: Store, kind: Kind, key: str) -> Content | None:
 def read_result(path: Path) -> tuple[Result, Content]:
     """Read a result's file and check it against its name and digest; raise DamagedFileError otherwise."""
     try:
-        tensors, header = _load(path)
+        tensors, header = read_tensors(path)
         result = Result(**json.loads(header["cell"]))
         content = Content(tensors, json.loads(header["info"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -306,7 +300,7 @@ def read_result(path: Path) -> tuple[Result, Content]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read weights and check them against their name and digest; raise DamagedFileError otherwise."""
     try:
-        tensors, header = _load(path)
+        tensors, header = read_tensors(path)
     except (OSError, SafetensorError) as error:
         raise DamagedFileError(f"the weights '{path}' are missing or damaged ({error})") from error
     if "digest" not in header:
