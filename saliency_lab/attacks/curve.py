@@ -43,6 +43,16 @@ class RobustnessCurve:
     robust : Tensor (E, N) of bool
         Right on x and not broken at this value or at any smaller one of the curve; ε = 0 and 0 steps
         are clean accuracy.
+    method : str
+        Name of the attack.
+    norm : str
+        "linf", "l2", "l1", or "severity" for a corruption.
+    settings : dict
+        All settings of the attack, defaults included.
+    seed : int
+        Seed of its random draws.
+    seconds : float
+        Time that the curve took.
     """
 
     along: Literal["eps", "steps"]
@@ -85,6 +95,11 @@ class RobustnessCurve:
         -------
         DataFrame
             One row per value: `eps` (or `steps`), `accuracy`, its interval `low` and `high`, and `n`.
+
+        Raises
+        ------
+        InputError
+            If `level` is not in (0, 1).
         """
         n = self.robust.shape[1]
         rows = [

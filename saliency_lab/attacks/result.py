@@ -159,6 +159,11 @@ class AttackResult:
         -------
         (float, float)
             Lower and upper end, in [0, 1].
+
+        Raises
+        ------
+        InputError
+            If `level` is not in (0, 1).
         """
         return wilson(int(self.robust.sum()), len(self), level)
 

@@ -78,6 +78,16 @@ class MapAttackResult:
         Distance in pixels between the centres of mass of the two maps.
     distance : Tensor (N,)
         ‖adversarial − x‖ in the attack's norm.
+    goal : str
+        What the attack did to the map, as for `attack_map`.
+    eps : float
+        Radius of the ball, in image units.
+    settings : dict
+        All settings of the attack, defaults included.
+    seed : int
+        Seed of its random draws.
+    seconds : float
+        Time that the attack took.
     """
 
     adversarial: Tensor

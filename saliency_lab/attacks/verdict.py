@@ -74,10 +74,15 @@ class Audit:
     reason : str
         The items that decided, with their evidence.
     checks : tuple of Check
+        Each item of the checklist, with its own verdict, evidence and numbers.
     audited : AttackResult
         The evaluation in question.
     robust : Tensor (N,) of bool
         Robust against every attack that was run.
+    budget : "quick" or "full"
+        Effort of the other attacks.
+    seconds : float
+        Time that the audit took.
     """
 
     verdict: Summary

@@ -262,6 +262,11 @@ class Attributions:
         DataFrame
             One row per sample: `rank_correlation` (Spearman's, of the signed values), `ssim` and
             `top_k_overlap` (of the k·P largest values).
+
+        Raises
+        ------
+        InputError
+            If `k` is not in (0, 1], or the other maps have another type or shape.
         """
         if check_number(k, "k", low=0, high=1) == 0:
             raise InputError("k must be above 0")
@@ -301,6 +306,11 @@ class Attributions:
         -------
         Figure
             One row per image.
+
+        Raises
+        ------
+        InputError
+            If the images are wrong, or are not those of the maps.
         """
         from saliency_lab.plotting.maps import Prediction, grid
 
@@ -326,6 +336,11 @@ class Attributions:
         -------
         Path
             The file that was written.
+
+        Raises
+        ------
+        InputError
+            If the path is a folder.
         """
         path = check_path(path)
         if path.is_dir():

@@ -121,6 +121,11 @@ class SanityCheck:
         -------
         Figure
             One curve per method.
+
+        Raises
+        ------
+        InputError
+            If there is no such measure.
         """
         from saliency_lab.plotting.sanity import cascade
 

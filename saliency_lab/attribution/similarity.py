@@ -64,7 +64,13 @@ def top_k_overlap(a: Tensor, b: Tensor, k: float = 0.1) -> Tensor:
 
     Ties are broken by position.
 
+    Raises
+    ------
+    InputError
+        If `k` is not a fraction in (0, 1], or the maps differ in shape.
 
+    Examples
+    --------
     >>> x = torch.arange(20.0).reshape(1, 1, 4, 5)
     >>> top_k_overlap(x, x, k=0.25).item(), top_k_overlap(x, -x, k=0.25).item()
     (1.0, 0.0)

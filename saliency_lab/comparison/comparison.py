@@ -208,7 +208,8 @@ class Comparison:
         """Aggregate a metric over training seeds with statistics that an outlying seed moves little.
 
         The scores of a model are its seeds' means over the images, by method (or by attack and ε). Needs five
-        training seeds of every model; see `aggregate` for the definitions (Agarwal et al., NeurIPS 2021).
+        training seeds of every model; see the page on statistics for the definitions (Agarwal et al.,
+        NeurIPS 2021).
 
         Parameters
         ----------
@@ -329,6 +330,11 @@ class Comparison:
         str
             A `table` environment with one row per measure and one column per model; or several of them, each
             with some of the models, labelled LABEL, LABEL-2, ….
+
+        Raises
+        ------
+        InputError
+            If the label is no text.
         """
         return writers.as_latex(self.content, check_text(label, "label"))
 

@@ -76,10 +76,19 @@ class ComparisonPlots:
         models: Sequence[str] | None = None,
         normalise: bool = True,
     ) -> Figure:
-        """Draw maps of the first `n` images: one row per image, one column per model, one colour scale.
+        """Draw maps of the first images: one row per image, one column per model, one colour scale.
 
-        Each map is divided by its largest magnitude first, as models differ in the size of their gradients;
-        `normalise=False` shows the sizes as they are.
+        Parameters
+        ----------
+        n : int
+            How many images.
+        method : str, optional
+            Method of the maps; by default the first that was scored.
+        models : sequence of str, optional
+            The models; by default all.
+        normalise : bool
+            Divide each map by its largest magnitude first, because models differ in the size of their
+            gradients.
 
         Raises
         ------
@@ -105,7 +114,20 @@ class ComparisonPlots:
         return maps_of(pictures, models or summary.models, method, n, normalise=normalise)
 
     def robustness(self, attack: str | None = None, *, width: float = CHART_WIDTH) -> Figure:
-        """Draw accuracy against ε, one line and band per attacked model; by default for the first attack."""
+        """Draw accuracy against ε, one line and band per attacked model.
+
+        Parameters
+        ----------
+        attack : str, optional
+            Name of the attack; by default the first.
+        width : float
+            Width of the figure in inches.
+
+        Raises
+        ------
+        InputError
+            If nothing has been attacked, or not by this attack.
+        """
         check_number(width, "width", low=1, high=100)
         summary = self._summary
         attacks = list(dict.fromkeys(m.method for m in summary.measures if m.metric == ROBUST))
@@ -154,12 +176,19 @@ class ComparisonPlots:
 
         Parameters
         ----------
-        x, y
+        x, y : str
             "accuracy", "robust_accuracy" or a metric.
-        method
-            Method of the maps; the first unless another is named.
-        attack, eps
-            Attack and ε of "robust_accuracy"; the first attack and its largest ε unless others are named.
+        method : str, optional
+            Method of the maps; by default the first.
+        attack, eps : str, float or str, optional
+            Attack and ε of "robust_accuracy"; by default the first attack and its largest ε.
+        width : float
+            Width of the figure in inches.
+
+        Raises
+        ------
+        InputError
+            If there is no such measure, method, attack or ε.
         """
         check_number(width, "width", low=1, high=100)
         summary = self._summary
@@ -192,7 +221,20 @@ class ComparisonPlots:
         )
 
     def dots(self, metric: str, *, width: float = CHART_WIDTH) -> Figure:
-        """Draw one measure of every model, by method (by ε for "robust_accuracy"): dots with intervals."""
+        """Draw one measure of every model, by method (by ε for "robust_accuracy"): dots with intervals.
+
+        Parameters
+        ----------
+        metric : str
+            "accuracy", "robust_accuracy" or a metric.
+        width : float
+            Width of the figure in inches.
+
+        Raises
+        ------
+        InputError
+            If there is no such metric.
+        """
         check_number(width, "width", low=1, high=100)
         measure = self._summary.measure(metric)
         seeds = self._disagreeing(metric)
@@ -208,7 +250,20 @@ class ComparisonPlots:
         )
 
     def slopes(self, metric: str, *, width: float | None = None) -> Figure:
-        """Draw one measure from model to model: one line per method (per ε for "robust_accuracy")."""
+        """Draw one measure from model to model: one line per method (per ε for "robust_accuracy").
+
+        Parameters
+        ----------
+        metric : str
+            "accuracy", "robust_accuracy" or a metric.
+        width : float, optional
+            Width of the figure in inches; by default it grows with the number of models.
+
+        Raises
+        ------
+        InputError
+            If there is no such metric.
+        """
         if width is not None:
             check_number(width, "width", low=1, high=100)
         measure = self._summary.measure(metric)
@@ -225,6 +280,15 @@ class ComparisonPlots:
 
     def curves(self, metric: str, *, method: str | None = None, width: float = CHART_WIDTH) -> Figure:
         """Draw the curves behind a metric such as "pixel_flipping": the mean over images, one band per model.
+
+        Parameters
+        ----------
+        metric : str
+            A metric that keeps curves.
+        method : str, optional
+            Method of the maps; by default the first.
+        width : float
+            Width of the figure in inches.
 
         Raises
         ------
@@ -266,9 +330,18 @@ class ComparisonPlots:
         )
 
     def profile(self, metric: str, *, method: str | None = None, width: float = CHART_WIDTH) -> Figure:
-        """Performance profile: the share of training seeds whose score lies above each threshold.
+        """Draw the performance profile: the share of training seeds whose score lies above each threshold.
 
         The bands are stratified bootstrap intervals at each threshold; see `Comparison.aggregate`.
+
+        Parameters
+        ----------
+        metric : str
+            "accuracy", "robust_accuracy" or a metric.
+        method : str, optional
+            Method of the maps, or attack; by default all.
+        width : float
+            Width of the figure in inches.
 
         Raises
         ------
@@ -299,7 +372,20 @@ class ComparisonPlots:
         )
 
     def ranking(self, metric: str, model: str | None = None) -> Figure:
-        """Draw the critical-difference diagram of the methods by a metric; see `Comparison.ranking`."""
+        """Draw the critical-difference diagram of the methods by a metric; see `Comparison.ranking`.
+
+        Parameters
+        ----------
+        metric : str
+            The metric.
+        model : str, optional
+            The model whose maps are scored; by default the baseline.
+
+        Raises
+        ------
+        InputError
+            If the metric has no better side, or the model has no maps that are scored by it.
+        """
         ranking = self._summary.ranking(metric, model)
         return ranks.critical_difference(
             {words(str(name)): float(value) for name, value in ranking.ranks.items()},

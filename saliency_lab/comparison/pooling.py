@@ -95,6 +95,11 @@ class PooledDifference:
         -------
         Figure
             One row per study, then the fixed and random effects.
+
+        Raises
+        ------
+        InputError
+            If the title is no text.
         """
         from saliency_lab.plotting.forest import forest
 

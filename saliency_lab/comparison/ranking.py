@@ -30,6 +30,7 @@ class Ranking:
     pairs : DataFrame
         Nemenyi's p-value of each pair.
     alpha : float
+        Level of the test in `critical_difference`.
     """
 
     ranks: pd.Series

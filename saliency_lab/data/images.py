@@ -120,6 +120,11 @@ class Split:
         -------
         LabelledImages
             Images float32 (N, C, H, W) in [0, 1] and labels int64 (N,); unpacks as `x, y`.
+
+        Raises
+        ------
+        InputError
+            If a position lies outside the split.
         """
         if not isinstance(indices, int | slice):  # an iterator over the split ends by an IndexError
             indices = check_indices(indices, len(self))
@@ -212,6 +217,11 @@ class Split:
         -------
         Split
             The images and labels at these positions, in this order.
+
+        Raises
+        ------
+        InputError
+            If a position lies outside the split.
         """
         indices = check_indices(indices, len(self))
         return Split(self.images[indices], self.labels[indices])

@@ -58,6 +58,8 @@ def meta_evaluate(
 
     Parameters
     ----------
+    model : nn.Module
+        Takes images and returns logits.
     x, y
         As for `evaluate`.
     attributions : mapping
@@ -67,12 +69,19 @@ def meta_evaluate(
         one that makes maps again.
     draws : int
         Perturbations of each kind, of which the mean is taken.
+    seed : int
+        Seed of the perturbations and of the metrics.
 
     Returns
     -------
     DataFrame
         One row per metric; columns `map` and `model`, the mean of the four criteria of each, in [0, 1], and
         the criteria themselves.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two methods, or a metric cannot be judged.
     """
     import pandas as pd
 

@@ -95,8 +95,7 @@ class MaskSpace:
 class SumSpace(MaskSpace):
     """A `MaskSpace` that sums pixel scores (N, H·W) over what is removed and correlates them with the drops.
 
-    Quantus sorts by ranks, which have no ties, and sums those; this puts the sums of the scores in their
-    place.
+    Quantus sorts by ranks, which have no ties, and sums those; here the sums of the scores take their place.
     With `subsets` (N, runs, size), subset 0, 1, … is removed in turn in place of Quantus's global draws.
     """
 

@@ -85,8 +85,7 @@ class _Around:
     def sum(self) -> Tensor:
         """Return the sum over the 3×3 windows, weighted 4 in the centre, 2 at the sides and 1 at the corners.
 
-        Beyond the edge is zero.
-        Valid until the next call.
+        What lies beyond the edge is zero. The sums are valid until the next call.
         """
         torch.add(self._left, self._right, out=self._across).add_(self._centre, alpha=2)
         torch.add(self._above, self._below, out=self._sum).add_(self._middle, alpha=2)

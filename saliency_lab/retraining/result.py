@@ -104,6 +104,11 @@ class RoarResult:
             from the control at the same fraction, `difference_low` and `difference_high` (NaN for the control
             itself, at fraction 0, and where the seeds of either disagree); how many networks `collapsed`; and
             `n`, the number of test images.
+
+        Raises
+        ------
+        InputError
+            If `level` is not in (0, 1).
         """
         measures = [
             self._measure({method: correct[:, f] for method, correct in self.correct.items()})

@@ -84,7 +84,18 @@ class StudyResults:
         return [self.class_name(label) for label in self.y.tolist()]
 
     def class_name(self, label: int) -> str:
-        """Return the name of a class, or its number where it has no name."""
+        """Return the name of a class.
+
+        Parameters
+        ----------
+        label : int
+            Number of the class, from 0.
+
+        Returns
+        -------
+        str
+            Its name, as in `classes`, or its number where it has no name.
+        """
         names = self.classes
         return names[label] if label < len(names) else str(label)
 
@@ -162,6 +173,11 @@ class StudyResults:
         Predictions or None
             None if the network is not loaded, and there are no maps or an earlier version stored them without
             predictions.
+
+        Raises
+        ------
+        InputError
+            If the study has no such model, or no network of it with this seed.
         """
         member = self._member(model, seed)
         for method in self._index.labels("maps"):

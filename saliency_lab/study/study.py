@@ -237,6 +237,11 @@ class Study(StudyResults):
         -------
         Study
             This study.
+
+        Raises
+        ------
+        SaliencyLabError
+            If all results of a step failed.
         """
         requests = check_instance(requests, GridRequests, "requests", "GridRequests")
         for step in requests.with_settings(self._execution, self._compact_maps).steps():
@@ -276,6 +281,11 @@ class Study(StudyResults):
         DataFrame
             One row per step: how many `results` it has, how many are `missing`, and the `seconds` that these
             take here, measured on a few images and the first model; attacks as if they broke no image.
+
+        Raises
+        ------
+        InputError
+            For an unknown name or setting.
         """
         grid = read_grid(self.sample, methods, metrics, attacks, audits)
         requests = grid.with_settings(self._execution, self._compact_maps)
@@ -292,6 +302,11 @@ class Study(StudyResults):
             What failed, such as "training".
         failure : Failure
             The error and its traceback.
+
+        Raises
+        ------
+        InputError
+            If an argument has the wrong type.
         """
         check_text(model, "model")
         check_text(what, "what")
@@ -334,6 +349,11 @@ class Study(StudyResults):
         -------
         Study
             This study.
+
+        Raises
+        ------
+        InputError
+            If the folder cannot be written.
         """
         self._index.move_to(FolderStore(writable_folder(check_path(folder, "folder"))))
         return self
@@ -387,6 +407,11 @@ class Study(StudyResults):
         exclusive : bool
             List the results of this study alone. By default, those that others listed for the same images
             stay. Results stay in the store either way; `gc` deletes them.
+
+        Raises
+        ------
+        InputError
+            If `exclusive` is not True or False.
         """
         self._index.write_manifest(exclusive=check_flag(exclusive, "exclusive"))
 
