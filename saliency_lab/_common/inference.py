@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -187,9 +187,9 @@ def _put_back(part: Tensor | tuple[nn.Module, str], found: Any) -> None:
             part.data = found
         return
     module, name = part
-    buffer = module._buffers.get(name)
+    buffer = dict(module.named_buffers(recurse=False)).get(name)  # the `_buffers` of a scripted one has no get
     if buffer is not None and buffer.dtype != found and found in HALF:
-        module._buffers[name] = buffer.to(found)
+        setattr(module, name, buffer.to(found))
 
 
 @contextmanager
@@ -234,11 +234,12 @@ def check_signature(model: nn.Module) -> None:
         )
 
 
-def check_classifier(model: nn.Module, x: Tensor) -> Tensor:
+def check_classifier(model: nn.Module, x: Tensor, *, random: bool = False) -> Tensor:
     """Run the first two of the images, and return their logits (n, K), on the CPU.
 
     Every entry point that takes a model calls it. The first time that it sees a model it also runs one of the
-    images alone, and warns if the model's logits for an image depend on the rest of the batch.
+    images alone, and warns if the model's logits for an image depend on the rest of the batch, or change from
+    pass to pass; not if the caller expects a `random` model.
 
     Raises
     ------
@@ -260,7 +261,8 @@ def check_classifier(model: nn.Module, x: Tensor) -> Tensor:
         with _activations_noted(model, few):
             logits = check_logits(run_without_graph(model, few.clone()), len(few)).cpu()
         _note_seconds(model, few, now() - began)
-    warn_if_batch_coupled(model, few, logits)
+    if not random:
+        _warn_of_fault(model, few, logits)
     return logits
 
 
@@ -615,12 +617,15 @@ def run_without_graph(model: nn.Module, images: Tensor) -> Tensor:
         return output.detach() if isinstance(output, Tensor) else output
 
 
-_CHECKED_FOR_COUPLING: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+Fault = Literal["random", "coupled"]
+"""Logits for an image change from pass to pass, or with the other images of the batch."""
+
+_FAULTS: WeakKeyDictionary[nn.Module, Fault | None] = WeakKeyDictionary()
 
 
-def is_batch_coupled(model: nn.Module) -> bool:
-    """Whether a check found that the model's logits for an image depend on the rest of the batch."""
-    return _CHECKED_FOR_COUPLING.get(model, False)
+def found_fault(model: nn.Module) -> Fault | None:
+    """Return the fault that `check_classifier` found in the model, if any."""
+    return _FAULTS.get(model)
 
 
 _SEEDS = range(8)
@@ -642,32 +647,48 @@ def any_differ(compute: Callable[[], Tensor], same: Callable[[Tensor, Tensor], b
 def depends_on_batch(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
     """Whether the model's logits for an image change with the other images of its batch.
 
-    Runs one image alone and compares its logits with its row of `logits` (N, K), which were computed for all
-    of `x` by `predict`. Where they differ, the image is run again under two seeds: a model that is random, or
-    counts its calls, has another fault. With one image there is nothing to compare.
+    `logits` (N, K) were computed for all of `x` by `predict`. With one image there is nothing to compare.
     """
-    if len(x) < 2:
-        return False
-    with preserved_rng():
+    return len(x) > 1 and _find_fault(model, x, logits) == "coupled"
+
+
+def _find_fault(model: nn.Module, x: Tensor, logits: Tensor) -> Fault | None:
+    """Run one image alone, and compare its logits with its row of `logits` (N, K), those of all of `x`.
+
+    Where they differ, the image is run again under several seeds, which tells a random model.
+    """
+    with preserved_rng(1):  # other draws than the first time
         now = pass_clock(device_of(model))
         began = now()
-        alone = predict(model, x[-1:])
+        alone = predict(model, x[-1:])[0]
         _note_seconds(model, x[-1:], now() - began)
         together = logits[-1].float().cpu()
         span = (together.amax() - together.amin()).clamp_min(torch.finfo(together.dtype).tiny)
-        if not ((alone[0] - together).abs().amax() > 1e-3 * span):
-            return False
-        return not any_differ(lambda: predict(model, x[-1:]), torch.equal)
+
+        def same(first: Tensor, second: Tensor) -> bool:
+            return not (first - second).abs().amax() > 1e-3 * span
+
+        if same(alone, together):
+            return None
+        if any_differ(lambda: predict(model, x[-1:])[0], same):
+            return "random"
+        return "coupled" if len(x) > 1 else None
 
 
-def warn_if_batch_coupled(model: nn.Module, x: Tensor, logits: Tensor) -> None:
-    """Warn, once per model, if its logits for an image change with the other images of the batch."""
-    if len(x) < 2 or model in _CHECKED_FOR_COUPLING:
+def _warn_of_fault(model: nn.Module, x: Tensor, logits: Tensor) -> None:
+    """Warn, once per model, if its logits for an image change from pass to pass, or with the batch."""
+    if model in _FAULTS:
         return
-    _CHECKED_FOR_COUPLING[model] = coupled = depends_on_batch(model, x, logits)
-    if coupled:
+    _FAULTS[model] = fault = _find_fault(model, x, logits)
+    if fault == "coupled":
         warn(
             f"{type(model).__name__} returns other logits for an image alone than for the same image in a "
             "batch, so every result here depends on how images are grouped; let batch normalisation use its "
             "running statistics, and turn off adaptation at test time",
+        )
+    elif fault == "random":
+        warn(
+            f"{type(model).__name__} is random in eval mode: it returns other logits for the same image in "
+            "another pass, so maps and scores depend on the draws; a forward that calls F.dropout needs "
+            "training=self.training. If the model is meant to be random, attack it with samples=20",
         )

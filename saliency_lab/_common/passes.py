@@ -34,7 +34,7 @@ from saliency_lab._common.inference import (
     device_of,
     dtype_of,
     in_float32,
-    is_batch_coupled,
+    found_fault,
     pass_clock,
     pass_rows,
     predict,
@@ -570,7 +570,7 @@ def _fitted(x: Tensor, rows: int, few: Tensor) -> Tensor:
 
 def _may_copy(model: nn.Module) -> bool:
     """Whether a copy can stand for the model, as far as that can be seen without running it."""
-    if is_batch_coupled(model) or _has_hooks(model) or dtype_of(model) != torch.float32:
+    if found_fault(model) == "coupled" or _has_hooks(model) or dtype_of(model) != torch.float32:
         return False
     if any(each.layout is not torch.strided for each in (*model.parameters(), *model.buffers())):
         return False

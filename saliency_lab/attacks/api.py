@@ -173,7 +173,7 @@ def _run(
     original = model
     model = Expected(model, samples) if samples > 1 else model
     if clean is None:
-        clean, y = check_batch(original, x, y)
+        clean, y = check_batch(original, x, y, random=samples > 1)
         clean = predict(model, x) if samples > 1 else clean
     target = _check_target(target, y, clean.shape[1], method)
     guess = clean.argmax(1)
@@ -329,8 +329,12 @@ def _distance(points: Tensor, x: Tensor, norm: Norm) -> Tensor:
     return lengths
 
 
-def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def check_batch(
+    model: nn.Module, x: Tensor, y: Tensor, *, random: bool = False
+) -> tuple[Tensor, Tensor]:
     """Logits (N, K) of checked images and the checked labels, both on the CPU.
+
+    A model that is random in eval mode is warned about unless the caller says that it is `random`.
 
     Raises
     ------
@@ -340,7 +344,7 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     check_images(x)
     y = check_labels(y, len(x)).cpu()
     with preserved_rng():
-        check_model(model, x)
+        check_model(model, x, random=random)
         logits = finite_logits(model, x)
     if are_probabilities(logits):
         warn(
@@ -366,7 +370,7 @@ def finite_logits(model: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-def check_model(model: nn.Module, x: Tensor) -> None:
+def check_model(model: nn.Module, x: Tensor, *, random: bool = False) -> None:
     """Refuse a model that no point of the ball can be sought on: for its type, or for what it does to x.
 
     Raises
@@ -383,7 +387,7 @@ def check_model(model: nn.Module, x: Tensor) -> None:
             )
     if dtype != x.dtype:
         raise InputError(f"the model computes in {dtype}, but the images are {x.dtype}; use x.to({dtype})")
-    check_classifier(model, x)
+    check_classifier(model, x, random=random)
     with translate_model_errors(model, x):
         check_input_kept(model, x)
 

@@ -374,7 +374,7 @@ def _check_and_predict(
 ) -> tuple[Tensor, Tensor]:
     """Check a batch, and return its logits and labels; a model that is random in eval mode is seeded."""
     with preserved_rng(derive_seed(seed, "attack")), translate_model_errors(model, x):
-        logits, y = check_batch(model, x, y)
+        logits, y = check_batch(model, x, y, random=samples != {1})
         return (logits if samples == {1} else predict_many(Expected(model, *samples), x)), y
 
 

@@ -252,7 +252,7 @@ def _entering(model: nn.Module, x: Tensor, inner: list[nn.Module]) -> Iterator[N
 
     with ExitStack() as hooks:
         for module in model.modules():
-            if module is not model:
+            if module is not model and not isinstance(module, torch.jit.ScriptModule):  # which takes no hook
                 hooks.enter_context(module.register_forward_pre_hook(in_this_thread(connect)))
         yield
 

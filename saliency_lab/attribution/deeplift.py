@@ -35,7 +35,7 @@ from saliency_lab._common.calls import (
     uses_batch_statistics,
 )
 from saliency_lab._common.errors import InputError
-from saliency_lab._common.inference import float64_device
+from saliency_lab._common.inference import float64_device, found_fault
 from saliency_lab._common.settings import Settings
 from saliency_lab._common.warn import warn
 from saliency_lab.attribution.baseline import Baseline, Baselines, fitting, resolve_baseline
@@ -141,8 +141,18 @@ class _RescaleExponential(Function):
         return inner - multipliers * inner.sum(dim, keepdim=True), None
 
 
+class _RowsDiffer(Exception):
+    """The recorded run has other rows, as where the model folds the images of a batch into rows."""
+
+
 class _Replay(Rule):
-    """Runs the image, with multipliers from the recorded run of the baseline."""
+    """Runs the image, with multipliers from the recorded run of the baseline.
+
+    Raises
+    ------
+    _RowsDiffer
+        If an activation of the baseline, run as one image, does not fit those of the images.
+    """
 
     def __init__(self, recorded: list[tuple[Call, Tensor]]) -> None:
         super().__init__()
@@ -166,6 +176,8 @@ class _Replay(Rule):
             output = func(*args, **kwargs)
             self.refused |= not covered and bool(depending(output))
             return output
+        if any(size not in (1, wanted) for size, wanted in zip(other.shape, args[0].shape, strict=True)):
+            raise _RowsDiffer
         if func in MAX_POOL:
             return self._pool(func, args[0], other, args[1:], kwargs)
         if func in EXPONENTIAL:
@@ -266,12 +278,10 @@ def rescale(batch: Batch, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
         Names the modules with operations that the rescale rule does not cover, such as attention.
     """
     check_visible(batch.model, method)
-    record = _RecordedRule()
-    with record:
-        start = batch.score(base)
-    replay = _Replay(record.inputs)
-    with track_modules(batch.model, replay.running):
-        multipliers, scores = batch.gradient(batch.x, replay, method)
+    try:
+        replay, start, multipliers, scores = _run(batch, base, method)
+    except _RowsDiffer:
+        replay, start, multipliers, scores = _run(batch, base.contiguous(), method)
     if replay.refused:
         refuse(
             method,
@@ -290,13 +300,24 @@ def rescale(batch: Batch, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
     maps, gap = (batch.x - base) * multipliers, scores - start
     size = maps.abs().flatten(1).sum(1) + scores.abs() + start.abs()
     missing = int(((maps.flatten(1).sum(1) - gap).abs() > _ROUNDING * size).sum())
-    if missing:
+    if missing and found_fault(batch.model) != "random":
         warn(
             f"{method}: {missing} of {len(maps)} maps do not sum to f(x) − f(b), as they should: "
             f"{type(batch.model).__name__} computes something from the image that torch does not see, as by "
             "NumPy or item(); use 'integrated_gradients'",
         )
     return maps, gap
+
+
+def _run(batch: Batch, base: Tensor, method: str) -> tuple[_Replay, Tensor, Tensor, Tensor]:
+    """Run the baseline and then the images; return the second run, f(b), the multipliers and f(x)."""
+    record = _RecordedRule()
+    with record:
+        start = batch.score(base)
+    replay = _Replay(record.inputs)
+    with track_modules(batch.model, replay.running):
+        multipliers, scores = batch.gradient(batch.x, replay, method)
+    return replay, start, multipliers, scores
 
 
 class DeepLiftSettings(Settings):

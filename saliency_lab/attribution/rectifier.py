@@ -54,8 +54,8 @@ class _PositiveReLU(Function):
         return torch.ops.aten.threshold_backward(gradients[0], output, 0).clamp_min_(0), None, None
 
 
-_MAY_RECTIFY = calls("clamp", "clamp_min", "clip", "threshold", "maximum", "leaky_relu")
-_MAXIMUM = calls("maximum")
+_MAXIMUM = calls("maximum", "max", "fmax")
+_MAY_RECTIFY = _MAXIMUM | calls("clamp", "clamp_min", "clip", "threshold", "leaky_relu", "hardtanh")
 _GATES = PRODUCTS | calls("where", "masked_fill", "__setitem__", "index_put", "masked_scatter")
 _PROBE = torch.tensor([-1e4, -1.0, -1e-4, 0.0, 1e-4, 1.0, 1e4], dtype=torch.float64)
 
@@ -67,7 +67,7 @@ def _is_relu(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if func not in _MAY_RECTIFY or len(depending(args, kwargs)) != 1:
         return False
     others = list(tensors_in([args[1:], kwargs]))
-    if any(each.any() for each in others):
+    if any(each.any() for each in others) or (func in _MAXIMUM and not others):  # the maximum of a dimension
         return False
     zero = torch.zeros((), dtype=_PROBE.dtype)
     rest = [zero if isinstance(each, Tensor) else each for each in args[1:]]
@@ -85,7 +85,7 @@ class _RectifierRule(Rule):
         self.gated: list[Traced] = []  # calls of what may be a ReLU
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func in _MAXIMUM and len(args) > 1 and not args[0].requires_grad:
+        if func in _MAXIMUM and len(args) > 1 and isinstance(args[1], Tensor) and not args[0].requires_grad:
             args = (args[1], args[0], *args[2:])
         if (
             len(args)

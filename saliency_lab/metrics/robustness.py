@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from saliency_lab._common.calls import check_visible
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.seeding import sample_uniform
@@ -173,6 +174,7 @@ def _representation_change(case: MetricInput, points: Tensor) -> Tensor:
 def _representations(case: MetricInput, points: Tensor) -> Tensor:
     """Return the input (N, 1 + S, D) of the linear layer that the model runs last."""
     probe = case.probe
+    check_visible(probe.model, "relative_representation_stability", "use 'relative_output_stability'")
     linear = [module for module in probe.model.modules() if isinstance(module, nn.Linear)]
     ran: list[nn.Module] = []
     caught: list[Tensor] = []
