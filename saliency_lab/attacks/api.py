@@ -329,9 +329,7 @@ def _distance(points: Tensor, x: Tensor, norm: Norm) -> Tensor:
     return lengths
 
 
-def check_batch(
-    model: nn.Module, x: Tensor, y: Tensor, *, random: bool = False
-) -> tuple[Tensor, Tensor]:
+def check_batch(model: nn.Module, x: Tensor, y: Tensor, *, random: bool = False) -> tuple[Tensor, Tensor]:
     """Logits (N, K) of checked images and the checked labels, both on the CPU.
 
     A model that is random in eval mode is warned about unless the caller says that it is `random`.

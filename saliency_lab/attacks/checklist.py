@@ -174,7 +174,9 @@ def run_audit(
         translate_model_errors(model, x),
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", message=".*(returns probabilities|in a batch|is random|have no gradient)")
+        warnings.filterwarnings(
+            "ignore", message=".*(returns probabilities|in a batch|is random|have no gradient)"
+        )
         logits, y = check_batch(model, x, y)
         others = _check_surrogates(surrogates, x, logits.shape[1])
         random = check_determinism(model, x)

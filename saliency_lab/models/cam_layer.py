@@ -16,6 +16,7 @@ from weakref import ref
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from saliency_lab._common.calls import (
     CONTRACTIONS,
@@ -32,6 +33,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import no_gradient, undisturbed
 from saliency_lab._common.seeding import generator
 from saliency_lab._common.threads import in_this_thread
+from saliency_lab._common.warn import warn
 from saliency_lab.models.layers import declared_cam_layer
 
 SPATIAL = calls(
@@ -146,11 +148,16 @@ class Execution(Rule):
             dim %= 3
             joins_tokens = dim == 1 or (dim == 0 and output.shape[1] == len(self.images))
             if joins_tokens and any(depends) and not all(depends):
+                sizes = [part.shape[dim] for part in parts]
                 first, last = depends.index(True), len(parts) - depends[::-1].index(True)
                 self.added[output.shape[dim]] = (
-                    sum(part.shape[dim] for part in parts[:first]),
-                    sum(part.shape[dim] for part in parts[last:]),
+                    sum(sizes[:first]) + self._added_to(sizes[first])[0],
+                    sum(sizes[last:]) + self._added_to(sizes[last - 1])[1],
                 )
+
+    def _added_to(self, total: int) -> tuple[int, int]:
+        """Return how many of `total` tokens have no position: those before and those after the others."""
+        return (0, 0) if self._seen_grid(total) else self.added.get(total, (0, 0))
 
     def channel_dim(self, output: Tensor) -> int | None:
         """Return the dimension of a tensor that counts channels, if it is known."""
@@ -302,6 +309,7 @@ class _Record(Execution):
         self.convolutions: list[int] = []
         self.called: dict[str, set[Call]] = {}
         self.copies: dict[int, tuple[Tensor, int, Tensor]] = {}  # by id: copy, its version, original
+        self.nodes: dict[int, Node] = {}  # by id of an original: what made its copy
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = super().call(func, args, kwargs)
@@ -348,7 +356,23 @@ class _Record(Execution):
             return None
         copy = original.clone()
         self.copies[id(copy)] = (copy, copy._version, original)
+        assert copy.grad_fn is not None
+        self.nodes[id(original)] = copy.grad_fn
         return copy
+
+    def carries_all(self, run: _Run, logits: Tensor) -> bool:
+        """Return whether the logits depend on the image through the output of this run alone."""
+        seen = {self.nodes.get(id(run.output))}
+        left = [logits.grad_fn]
+        while left:
+            node = left.pop()
+            if node is None or node in seen:
+                continue
+            if hasattr(node, "variable"):  # the image: a way that goes around the output
+                return False
+            seen.add(node)
+            left += [following for following, _ in node.next_functions]
+        return True
 
 
 def _attention_size(
@@ -382,8 +406,9 @@ def default_layer(model: nn.Module, image: Tensor) -> str:
     """Return the name of the layer that CAM methods use unless one is given.
 
     It is the layer that the model declares as its `cam_layer`; else, in a transformer, the first
-    normalisation of the last block; else the last module whose output has more than one position with a
-    gradient. Average pooling, parts of an attention module and modules that run several times are no
+    normalisation of the last block; else the last module through whose output, with more than one position,
+    the logits depend on the image; where there is none, the last whose output has a gradient, with a
+    warning. Average pooling, parts of an attention module and modules that run several times are no
     candidates. The model's parameters must take no gradient, as inside `undisturbed`. The choice depends
     on the model and on the shape of the image (1, C, H, W), not on its pixels.
 
@@ -394,6 +419,23 @@ def default_layer(model: nn.Module, image: Tensor) -> str:
     """
     if (declared := declared_cam_layer(model)) is not None:
         return declared
+    name, carries_all = _choose(model, image)
+    if not carries_all:
+        warn(
+            f"{type(model).__name__} has no module whose output carries all that the logits depend on, so "
+            f"maps of its layer '{name}' show a part of the evidence; name another by layer=…"
+        )
+    return name
+
+
+def _choose(model: nn.Module, image: Tensor) -> tuple[str, bool]:
+    """Return the name of the default layer, and whether no evidence goes around it (but for a residual sum).
+
+    Raises
+    ------
+    InputError
+        If no module's output has positions.
+    """
     noise = torch.rand(image.shape, dtype=torch.float32, generator=generator(0, "default layer")).to(image)
     record, logits = _record(model, noise)
     times = Counter(run.name for run in record.runs)
@@ -408,11 +450,17 @@ def default_layer(model: nn.Module, image: Tensor) -> str:
             "such as 'saliency'"
         )
     graded = _with_gradient(once, logits) or once
-    norm = _first_norm_of_last_block(record, once)
-    if not any(norm is run for run in graded):  # behind the last attention, positions that no head reads
-        norm = None
+    norm = _first_norm_of_last_block(record, once, logits)
+    if norm is not None and any(norm is run for run in graded):  # else no head reads its positions
+        return norm.name, True
     outside = [run for run in graded if not any(run.name.startswith(f"{each}.") for each in record.attending)]
-    return (norm or _last(outside or graded)).name
+    runs = outside or graded
+    proper = [run for run in runs if not run.pools] or runs
+    last = next((run for run in reversed(proper) if record.carries_all(run, logits)), None)
+    attention = record.self_attention[0][0] if record.self_attention else 0
+    chosen = proper[-1] if last is None or last.end < attention else last
+    same = [run for run in proper if run.output is chosen.output]  # by nested modules: the outermost
+    return [run for run in same if f"{same[0].name}.".startswith(f"{run.name}.")][-1].name, last is not None or attention > 0
 
 
 def cam_layer_for_card(model: nn.Module, image: Tensor) -> str | None:
@@ -424,7 +472,8 @@ def cam_layer_for_card(model: nn.Module, image: Tensor) -> str | None:
         return None
     try:
         with undisturbed(model):  # its parameters take no gradient, so that what does depends on the image
-            return default_layer(model, image)
+            declared = declared_cam_layer(model)
+            return _choose(model, image)[0] if declared is None else declared
     except InputError:  # no output has positions; a CAM method says so if one is asked for
         return None
 
@@ -444,15 +493,11 @@ def _with_gradient(runs: list[_Run], logits: Tensor) -> list[_Run]:
     ]
 
 
-def _last(runs: list[_Run]) -> _Run:
-    """Return the last run; of nested modules that return the same tensor, the outermost."""
-    proper = [run for run in runs if not run.pools] or runs
-    same = [run for run in proper if run.output is proper[-1].output]
-    return [run for run in same if f"{same[0].name}.".startswith(f"{run.name}.")][-1]
+def _first_norm_of_last_block(record: _Record, runs: list[_Run], logits: Tensor) -> _Run | None:
+    """Return the first normalisation of the last block with self-attention, if the network ends in blocks.
 
-
-def _first_norm_of_last_block(record: _Record, runs: list[_Run]) -> _Run | None:
-    """Return the first normalisation of the last block with self-attention, if the network ends in blocks."""
+    It comes before the attention, or, where normalisations follow the residual sums, carries all evidence.
+    """
     if not record.self_attention:
         return None
     number, running = record.self_attention[-1]
@@ -467,7 +512,7 @@ def _first_norm_of_last_block(record: _Record, runs: list[_Run]) -> _Run | None:
             for run in runs
             if run.name.startswith(f"{name}.") and run.normalises and run.shape == block.shape
         ]
-        if inside and (inside[0].begin < number or name != running[-1]):
+        if inside and (inside[0].begin < number or record.carries_all(inside[0], logits)):
             follows = any(number > block.end for number in record.convolutions)
             return None if follows else inside[0]
     return None
