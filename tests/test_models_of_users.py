@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import saliency_lab as sl
@@ -230,6 +232,65 @@ def test_a_default_of_float64_changes_no_map(name, request):
     found = sl.attribute(model, X, Y, name, **settings).values
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "hide", [torch.jit.script, lambda net: torch.jit.trace(net, X)], ids=["script", "trace"]
+)
+def test_scripted_networks_with_buffers_work(hide):
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+    ).eval()
+    hidden = hide(net)
+    maps = sl.attribute(hidden, X, Y, "saliency")
+    torch.testing.assert_close(maps.values, sl.attribute(net, X, Y, "saliency").values)
+    expected = sl.evaluate(net, X, Y, maps, "deletion")
+    np.testing.assert_allclose(sl.evaluate(hidden, X, Y, maps, "deletion"), expected, atol=1e-5)
+    assert torch.equal(sl.attack(hidden, X, Y, eps=0.1).robust, sl.attack(net, X, Y, eps=0.1).robust)
+    assert sl.audit(hidden, X, Y, eps=0.1).verdict == sl.audit(net, X, Y, eps=0.1).verdict
+    with pytest.raises(
+        InputError, match="must see the modules and calls inside the model, but the model was"
+    ):
+        sl.attribute(hidden, X, Y, "lrp")
+
+
+class AlwaysDropping(nn.Module):
+    """Calls F.dropout without `training`, so that it drops in eval mode as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 32), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.dropout(self.body(x.flatten(1)).relu()))
+
+
+RANDOM: dict[str, Callable[[nn.Module], Any]] = {
+    "attribute": lambda net: sl.attribute(net, X, Y, "saliency"),
+    "attribute, one image": lambda net: sl.attribute(net, X[:1], Y[:1], "deep_lift"),
+    "evaluate": lambda net: sl.evaluate(net, X, Y, torch.rand_like(X), "deletion"),
+    "study": study,
+    "attack": lambda net: sl.attack(net, X, Y, eps=0.1, steps=1),
+}
+
+
+@pytest.mark.parametrize("entry", RANDOM)
+def test_a_network_that_is_random_in_eval_mode_is_named(entry):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        RANDOM[entry](AlwaysDropping().eval())
+    (message,) = (f"{each.message}" for each in caught)
+    assert "AlwaysDropping is random in eval mode" in message and "training=self.training" in message
+
+
+def test_a_network_that_is_meant_to_be_random_is_attacked_without_a_warning():
+    net = AlwaysDropping().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sl.attack(net, X, Y, eps=0.1, steps=1, samples=3)
+        sl.robustness_curve(net, X, Y, eps=(0, 0.1), steps=1, samples=3)
+        assert sl.audit(net, X, Y, eps=0.1).verdict == "do not believe"
+        sl.attribute(network(), X[:1], Y[:1], "saliency")
 
 
 @pytest.mark.long

@@ -317,9 +317,11 @@ def check_functions(outputs: Tensor, model: nn.Module, image: Tensor, method: st
     named = found or {node: f"{type(model).__name__} calls {name}" for node, name in hidden.items()}
     clauses = list(dict.fromkeys(named.values()))
     more = f" and {len(clauses) - 3} more" if len(clauses) > 3 else ""
+    hooks_alone = all("BackwardHookFunction" in name for name in hidden.values())
+    advice = "Remove the model's backward hooks" if hooks_alone else "Write it with torch's own functions"
     raise InputError(
         f"{method} must see the calls inside the model, and a custom autograd function hides them: "
-        f"{'; '.join(clauses[:3])}{more}. Write it with torch's own functions, or {OUTPUTS_ONLY}"
+        f"{'; '.join(clauses[:3])}{more}. {advice}, or {OUTPUTS_ONLY}"
     )
 
 

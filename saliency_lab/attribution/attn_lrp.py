@@ -17,6 +17,7 @@ from saliency_lab._common.calls import (
     check_visible,
     deliver,
     depending,
+    is_in_place,
     softmax_dim,
 )
 from saliency_lab._common.settings import Settings
@@ -40,6 +41,8 @@ from saliency_lab.attribution.lrp import (
 )
 
 ADDITION = SUM | DIFFERENCE | FROM_CONSTANT
+ROOT, INVERSE_ROOT, POWER = calls("sqrt"), calls("rsqrt"), calls("pow", "__pow__")
+RECIPROCAL = calls("reciprocal", "__rdiv__", "__rtruediv__")
 
 
 class _Product(Function):
@@ -87,6 +90,20 @@ class _AttentionPropagation(AttentionRule, Propagation):
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call by the rule for it."""
         tensors = depending(args, kwargs)
+        power = (args[1] if len(args) > 1 else kwargs.get("exponent")) if func in POWER else None
+        roots = [each for each in tensors if hasattr(each, "_is_root")]
+        inverse = func in INVERSE_ROOT or power == -0.5 or (roots and func in RECIPROCAL)
+        if tensors and inverse and not is_in_place(func, kwargs):
+            with torch.no_grad():  # what a normalisation divides by is a constant
+                return func(*args, **kwargs)
+        output = self._call(func, args, kwargs, tensors)
+        if tensors and (func in ROOT or power == 0.5 or (roots and len(tensors) == 1 and func in ADDITION)):
+            output._is_root = True
+        return output
+
+    def _call(
+        self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]
+    ) -> Any:
         if func in BILINEAR and len(tensors) == 2:
             return self._product(func, args, kwargs)
         if func in SOFTMAX and tensors:

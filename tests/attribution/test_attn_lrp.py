@@ -160,3 +160,32 @@ def test_what_it_has_no_rule_for_is_refused_by_name():
 def test_lrp_points_transformers_to_it():
     with pytest.raises(InputError, match="Use 'attn_lrp' or 'integrated_gradients'"):
         attribute(Vision(reference=False), IMAGES, CLASSES, "lrp")
+
+
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rsqrt": lambda t: t * torch.rsqrt(t.pow(2).mean(-1, keepdim=True) + 1e-6),
+    "power": lambda t: (t.square().mean(-1, keepdim=True) + 1e-6) ** -0.5 * t,
+    "reciprocal": lambda t: t * (t.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt().reciprocal(),
+    "one over": lambda t: t * (1 / ((t.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() + 0.0)),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_normalisation_is_one_however_it_is_written(name):
+    class Normalised(nn.Module):
+        def __init__(self, norm: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.patches, self.mixed, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8), nn.Linear(8, 5)
+            self.norm = norm
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.norm(self.patches(x).flatten(2).transpose(1, 2))
+            return self.head(F.gelu(self.mixed(tokens)).mean(1))
+
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    layer, written = (
+        attribute(Normalised(norm).double(), x, None, "attn_lrp", target=1, epsilon=1e-9).values
+        for norm in (lambda t: F.rms_norm(t, (8,), eps=1e-6), NORMS[name])
+    )
+    torch.testing.assert_close(written, layer, rtol=1e-6, atol=1e-6)

@@ -588,3 +588,76 @@ def test_a_normalisation_that_is_called_by_torchs_own_name_is_the_same(name, rgb
     x, y = rgb_batch
     maps, expected = (attribute(each, x, y, name).values for each in (twin, rgb_net))
     torch.testing.assert_close(maps, expected, rtol=1e-5, atol=1e-6)
+
+
+RECTIFIERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "max of two": lambda h: torch.max(h, torch.zeros_like(h)),
+    "max of zero and it": lambda h: torch.max(torch.zeros(()), h),
+    "max by keyword": lambda h: torch.max(h, other=torch.zeros(())),
+    "maximum": lambda h: torch.maximum(h, torch.zeros(())),
+    "fmax": lambda h: torch.fmax(h, torch.zeros(())),
+    "clamp": lambda h: h.clamp(min=0),
+    "hardtanh": lambda h: F.hardtanh(h, 0, 1e6),
+}
+
+
+@pytest.mark.parametrize("name", ["guided_backprop", "deconvolution"])
+@pytest.mark.parametrize("spelling", RECTIFIERS)
+def test_a_relu_is_one_however_it_is_spelt(name, spelling):
+    class Two(nn.Module):
+        def __init__(self, rectify: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 3)
+            self.rectify = rectify
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(self.second(self.rectify(self.first(x)))).mean((2, 3)))
+
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected, found = (
+        attribute(Two(rectify), x, None, name, target=1).values for rectify in (F.relu, RECTIFIERS[spelling])
+    )
+    assert torch.equal(found, expected)
+
+
+class Folded(nn.Module):
+    """Runs a network on rows in which the images of the batch are joined with positions or channels."""
+
+    def __init__(self, rows: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rows = rows
+        self.patches, self.wide, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.conv, self.tail = nn.Conv2d(1, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, channels = x.shape[:2]
+        if self.rows == "channels":
+            maps = F.max_pool2d(torch.sigmoid(self.conv(x.reshape(n * channels, 1, *x.shape[2:]))), 2)
+            return self.tail(maps.mean((2, 3))).view(n, channels, 4).mean(1)
+        tokens = self.wide(self.patches(x).permute(0, 2, 3, 1).reshape(-1, 8))
+        tokens = tokens.softmax(1) if self.rows == "softmax" else F.relu(tokens)
+        return self.head(tokens.view(n, -1, 8).mean(1))
+
+
+@pytest.mark.parametrize("rows", ["positions", "channels", "softmax"])
+def test_deep_lift_of_images_joined_in_rows_is_that_of_each_image(rows):
+    x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = Folded(rows)
+    maps = attribute(model, x, None, "deep_lift", target=1)
+    alone = [attribute(model, image[None], None, "deep_lift", target=1).values for image in x]
+    torch.testing.assert_close(maps.values, torch.cat(alone))
+    assert maps.completeness_error.max() < 1e-4
+    base = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    shap = attribute(model, x, None, "deep_lift_shap", target=1, baselines=base)
+    assert shap.completeness_error.max() < 1e-3
+
+
+def test_a_backward_hook_of_the_users_is_what_is_to_be_removed(net, batch):
+    handle = net[0].register_full_backward_hook(lambda module, inner, outer: None)
+    try:
+        with pytest.raises(InputError, match="Remove the model's backward hooks"):
+            attribute(net, *batch, "lrp")
+    finally:
+        handle.remove()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import captum.attr as ca
 import pytest
+import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
@@ -247,3 +249,110 @@ def test_a_model_under_no_grad_is_refused_for_that(name, net, batch):
 
     with pytest.raises(InputError, match=r"logits of Evaluated have no gradient at the image.*'occlusion'"):
         attribute(Evaluated(), *batch, name)
+
+
+def bypassing(model: nn.Module, x: Tensor, layer: str) -> float:
+    """Return the share of the input gradient that is left where the layer's output passes none back."""
+    weights = torch.randn(model(x).shape, generator=torch.Generator().manual_seed(1))
+    shares = []
+    for cut in (True, False):
+        point = x.clone().requires_grad_()
+        handle = model.get_submodule(layer).register_forward_hook(
+            lambda module, inputs, output, cut=cut: output.detach() if cut else output
+        )
+        logits = model(point)
+        handle.remove()
+        (slope,) = (
+            torch.autograd.grad((weights * logits).sum(), point, allow_unused=True)
+            if logits.requires_grad
+            else (None,)
+        )
+        shares.append(0.0 if slope is None else slope.norm().item())
+    return shares[0] / shares[1]
+
+
+class Gate(nn.Module):
+    """Weighs positions by attention of one channel, in a branch that runs last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU()
+        )
+        self.gate, self.head = nn.Sequential(nn.Conv2d(8, 1, 1), nn.Sigmoid()), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.features(x)
+        return self.head((maps * self.gate(maps)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("build", "size"),
+    [
+        (Gate, 16),
+        (lambda: torchvision.models.regnet_y_400mf(weights=None), 32),
+        (lambda: torchvision.models.shufflenet_v2_x0_5(weights=None), 32),
+        (lambda: torchvision.models.inception_v3(weights=None, init_weights=False), 96),
+        (lambda: torchvision.models.resnet18(weights=None), 32),
+        (lambda: torchvision.models.densenet121(weights=None), 64),
+        (lambda: torchvision.models.swin_v2_t(weights=None), 64),
+        (lambda: timm.create_model("efficientformerv2_s0"), 224),
+    ],
+)
+def test_no_evidence_goes_around_the_default_layer(build, size):
+    torch.manual_seed(0)
+    model, x = build().eval(), torch.rand(1, 3, size, size)
+    layer = attribute(model, x, None, "grad_cam", target=0).settings["layer"]
+    assert bypassing(model, x, layer) < 1e-6
+
+
+def test_a_network_without_such_a_layer_is_warned_about():
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fine, self.coarse, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 5), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.cat([each(x).relu().mean((2, 3)) for each in (self.fine, self.coarse)], 1))
+
+    x = torch.rand(1, 3, 12, 12)
+    with pytest.warns(UserWarning, match="maps of its layer 'coarse' show a part of the evidence"):
+        attribute(Branches(), x, None, "grad_cam", target=0)
+
+
+class Joined(nn.Module):
+    """A vision transformer whose extra tokens are joined in one step or in two."""
+
+    def __init__(self, steps: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.steps = steps
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.token, self.others = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 2, 8))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=True) for _ in range(2)
+        )
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        token, others = (each.expand(len(x), -1, -1) for each in (self.token, self.others))
+        if self.steps == "ends":
+            tokens = torch.cat([torch.cat([token, tokens], 1) * 1.0, others], 1)
+        elif self.steps == "front":
+            tokens = torch.cat([token, torch.cat([others, tokens], 1) * 1.0], 1)
+        else:
+            front = self.steps == "front at once"
+            tokens = torch.cat([token, others, tokens] if front else [token, tokens, others], 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(tokens[:, 0])
+
+
+@pytest.mark.parametrize(("steps", "once"), [("ends", "ends at once"), ("front", "front at once")])
+@pytest.mark.parametrize("name", ["grad_cam", "layer_cam", "eigen_cam"])
+def test_tokens_that_are_joined_in_two_steps_are_left_out(steps, once, name):
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    two, one = (attribute(Joined(each).eval(), x, None, name, target=1) for each in (steps, once))
+    assert two.settings["layer"] == one.settings["layer"] == "blocks.1.norm1"
+    torch.testing.assert_close(two.values, one.values)

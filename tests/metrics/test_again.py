@@ -371,6 +371,13 @@ def test_a_representation_that_mixes_images_is_refused():
         sl.evaluate(model, x, y, maps, "relative_representation_stability", samples=3)
 
 
+def test_the_representation_of_a_compiled_network_is_refused():
+    net, (x, y) = Convolved().eval(), images(3)
+    maps = sl.attribute(net, x, y, "saliency")
+    with pytest.raises(InputError, match=r"the model was compiled.*or use 'relative_output_stability'"):
+        sl.evaluate(torch.compile(net, backend="eager"), x, y, maps, "relative_representation_stability")
+
+
 @pytest.mark.parametrize("method", ["smoothgrad", "vargrad", "saliency"])
 def test_a_method_with_noise_is_invariant_to_a_shift(method):
     model, (x, y) = Curved(), images(3)
