@@ -297,7 +297,10 @@ def _elastic_transform(image: Array, strength: tuple[float, float, float], rng: 
     image = warp(image, AffineTransform.from_estimate(moved, corners), order=1, mode="reflect")
     if not amount:
         return image
-    field = [gaussian(rng.uniform(-1, 1, (high, wide)), sigma, mode="reflect") * amount for _ in range(2)]
+    field = [
+        gaussian(rng.uniform(-1, 1, (high, wide)), sigma, mode="reflect", truncate=3) * amount
+        for _ in range(2)
+    ]
     rows, columns = np.meshgrid(np.arange(high), np.arange(wide), indexing="ij")
     at = np.stack([rows + field[0], columns + field[1]])
     return np.stack([warp(band, at, order=1, mode="reflect") for band in np.moveaxis(image, 2, 0)], 2)
@@ -354,7 +357,7 @@ CORRUPTIONS: dict[str, tuple[_Function, tuple[Any, ...], tuple[Any, ...]]] = {
         tuple(np.arange(1, end, 0.01) for end in (1.06, 1.11, 1.16, 1.21, 1.26)),
         tuple(
             np.arange(1, end, by)
-            for end, by in ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.33, 0.03))
+            for end, by in ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))
         ),
     ),
     "snow": (
@@ -389,7 +392,13 @@ CORRUPTIONS: dict[str, tuple[_Function, tuple[Any, ...], tuple[Any, ...]]] = {
     "elastic_transform": (
         _elastic_transform,
         ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
-        ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02)),
+        tuple(
+            tuple(part * 244 / 224 for part in strength)  # ImageNet-C has 244 for images of 224 pixels
+            for strength in (
+                *((2, 0.7, 0.1), (2, 0.08, 0.2)),
+                *((0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02)),
+            )
+        ),
     ),
     "pixelate": (_pixelate, (0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25)),
     "jpeg_compression": (_jpeg_compression, (80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),

@@ -70,7 +70,7 @@ def r_fgsm(problem: AttackProblem, settings: FgsmSettings) -> AttackOutcome:
     _check(problem, settings.loss, starts_at_x=False, method="r_fgsm")
     half = problem.eps / 2
     start = surface_point(problem, "r_fgsm start", half)
-    return climb(problem, [start], loss=settings.loss, lengths=half[None])
+    return climb(problem, [start], loss=settings.loss, lengths=half[None], early_stop=False)
 
 
 def bim(problem: AttackProblem, settings: BimSettings) -> AttackOutcome:
@@ -137,6 +137,10 @@ def climb(
             logits = now.model(point)
             values = attack_loss(loss, logits, now)
             reached = now.broken(logits)
+            if (
+                step == 0 and start is problem.x
+            ):  # which is no point of the attack, though its source errs there
+                reached = torch.zeros_like(reached)
             track[:, step] = values.detach()
             count = int(reached.sum())
             if count:

@@ -30,7 +30,8 @@ def transfer_attack(
     """Attack `source`, judge the points on `model`: a black-box attack that needs no query of `model`.
 
     A method with `early_stop` runs without it by default, because a point deep in the wrong class of one
-    model transfers to another more often.
+    model transfers to another more often. `deepfool`, `fab_t` and `ead` look for the nearest point on which
+    `source` errs, so they leave an image as it is where `source` errs already.
 
     Parameters
     ----------

@@ -128,3 +128,16 @@ def test_a_users_own_attack(case) -> None:
         sl.attack(case.model, case.x, case.y, lambda model, x, y, eps: x[:1], eps=0.05)
     with pytest.raises(sl.SaliencyLabError, match="takes no target"):
         sl.attack(case.model, case.x, case.y, darken, eps=0.05, target=(case.y + 1) % 5)
+
+
+@pytest.mark.parametrize("method", ["fgsm", "r_fgsm", "bim", "pgd", "apgd_ce", "square", "spsa"])
+def test_images_on_which_the_source_errs_are_changed_too(trained, batch, method) -> None:
+    x, y = batch
+    source = build_model("small_cnn", seed=1)  # not trained
+    found = transfer_attack(trained, source, x, y, method, eps=0.2)
+    assert (found.distance[found.clean_correct] > 0).all()
+    if method == "fgsm":
+        point = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(nn.functional.cross_entropy(source(point), y, reduction="sum"), point)
+        expected = (x + 0.2 * slope.sign()).clamp(0, 1)
+        torch.testing.assert_close(found.adversarial[found.clean_correct], expected[found.clean_correct])
