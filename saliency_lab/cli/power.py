@@ -91,7 +91,7 @@ def power(
         )
         for column in ("difference", "half_width"):
             table[column] = [f"{100 * value:.2g} points" for value in table[column]]
-        for column in ("detected", "equivalent"):
+        for column in ("detected", "undecided", "equivalent"):
             if column in table:
                 table[column] = [f"{100 * value:.0f} %" for value in table[column]]
         print_table(table.rename(columns={"half_width": "half-width of the interval"}), name or None)

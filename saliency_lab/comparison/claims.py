@@ -455,7 +455,10 @@ def describe_tests(questions: Sequence[Answered], level: float) -> str:
     secondary = {_place(row) for row in tested} - {_place(row) for row in primary}
     sentences = []
     if primary:
-        sentences.append(f"Each primary endpoint was declared in the study file and is tested at {alpha}.")
+        sentences.append(
+            f"Each primary endpoint is tested on its own at {alpha}, which is valid if it was declared "
+            "before any result was seen."
+        )
     if secondary:
         which = "all others are secondary" if primary else "no primary endpoint was declared"
         sentences.append(

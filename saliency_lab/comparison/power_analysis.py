@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -19,7 +20,7 @@ from saliency_lab._common.arguments import (
 from saliency_lab._common.checks import check_seed
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.limits import check_memory
-from saliency_lab.comparison import statistics
+from saliency_lab.comparison.measures import ROBUST, Measure
 
 
 def power(
@@ -71,7 +72,9 @@ def power(
     -------
     DataFrame
         One row per number of seeds and images and difference: `detected`, the share of studies whose test
-        finds the difference; `half_width`, the mean half-width of the interval; `equivalent`, with a margin.
+        finds the difference; `undecided`, the share of studies without a test, because the seeds of a model
+        are of two kinds; `half_width`, the mean half-width of the interval, where there is one; and with a
+        margin `equivalent`.
 
     Raises
     ------
@@ -82,7 +85,7 @@ def power(
     --------
     >>> table = power(0.1, seeds=3, images=200, runs=20)
     >>> table.columns.tolist()
-    ['seeds', 'images', 'difference', 'detected', 'half_width']
+    ['seeds', 'images', 'difference', 'detected', 'undecided', 'half_width']
     """
     grid = (
         check_counts(seeds, "seeds", most=10_000),
@@ -105,23 +108,19 @@ def power(
     draws = np.random.default_rng(seed)
     rows = []
     for count, size, true in product(*grid):
-        detected, widths, equivalent = 0, [], 0
+        detected, undecided, widths, equivalent = 0, 0, [], 0
         for _ in range(runs):
             a, b = _draw(draws, count, size, true, accuracy, seed_spread, correlation)
-            estimate = (
-                statistics.difference_estimate(a, b)
-                if accuracy is None
-                else statistics.share_difference_estimate(a, b)
-            )
-            p = estimate.p_value()
-            if accuracy is not None and count == 1:
-                p = statistics.mcnemar_test(a, b).p
-            detected += p < (1 - level) / comparisons
+            measure = Measure("score" if accuracy is None else ROBUST, "", 0.0, "higher", {"a": a, "b": b})
+            estimate = measure.estimate_difference("a", "b")
+            detected += measure.p_value("a", "b") < (1 - level) / comparisons
             _, low, high = estimate.interval(level)
+            undecided += math.isnan(low)
             widths.append((high - low) / 2)
             equivalent += margin is not None and estimate.p_equivalence(margin) < 1 - level
         row = {"seeds": count, "images": size, "difference": true, "detected": detected / runs}
-        row["half_width"] = float(np.mean(widths))
+        row["undecided"] = undecided / runs
+        row["half_width"] = float(np.nanmean(widths)) if undecided < runs else math.nan
         rows.append(row if margin is None else row | {"equivalent": equivalent / runs})
     return pd.DataFrame(rows)
 

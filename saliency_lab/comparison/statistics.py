@@ -155,7 +155,7 @@ def _estimate(groups: Sequence[np.ndarray], bounds: tuple[float, float]) -> Mean
         size = max(float(largest_magnitude(group)) for group in groups)
         constant = len(values) > 1 and is_constant(values, size)
         images = _no_distances if constant else _image_distances(values)
-        spread = _seed_spread([over_seeds(group.T) for group in groups])
+        spread = _seed_spread(groups, over_seeds)
         if images is None or spread is None:
             return MeanEstimate(mean)
         error, freedom = spread
@@ -188,7 +188,7 @@ def share_estimate(right: np.ndarray) -> MeanEstimate:
         low, high = wilson(share * n, n, 1 - 2 * tail) if tail < 0.5 else (share, share)
         return max(share - low, 0.0), max(high - share, 0.0)
 
-    spread = _seed_spread([np.arcsin(np.sqrt(over_seeds(right.T)))])
+    spread = _seed_spread([right], _arcsine_means)
     if spread is None:
         return MeanEstimate(share)
     (error,), freedom = spread
@@ -220,9 +220,7 @@ def share_difference_estimate(a: np.ndarray, b: np.ndarray) -> MeanEstimate:
     pairs = np.append(by_image, [1.0, -1.0])
     of_images = float(pairs.std()) / len(pairs) ** 0.5
     shares = [float(over_seeds(group).mean()) for group in groups]
-    by_seed = [over_seeds(group.T) for group in groups]
-    linear = _seed_spread(by_seed)
-    arcsine = _seed_spread([np.arcsin(np.sqrt(means)) for means in by_seed])
+    linear, arcsine = _seed_spread(groups, over_seeds), _seed_spread(groups, _arcsine_means)
     mean = float(by_image.mean())
     if linear is None or arcsine is None:
         return MeanEstimate(mean)
@@ -309,33 +307,69 @@ def lost_seeds(means: np.ndarray) -> bool:
     return int((~np.isnan(means)).sum()) < 2 <= len(means)
 
 
-def _seed_spread(by_seed: Sequence[np.ndarray]) -> tuple[list[float], float] | None:
+_FEWEST_EFFECTIVE = 1.5
+"""Effective seeds below which the mean is that of one network, and has no interval over seeds."""
+
+
+def _seed_spread(
+    groups: Sequence[np.ndarray], means_of: Callable[[np.ndarray], np.ndarray]
+) -> tuple[list[float], float] | None:
     """Return the standard error of each model's mean over its seeds, and Welch's degrees of freedom.
 
-    They are at most those of seeds that vary equally. Otherwise, where one model has few seeds that happen to
-    be alike, the degrees of freedom would be those of the other model's many seeds.
+    `groups` are scores (S, N), and `means_of` returns each seed's mean from their transpose. The degrees of
+    freedom are at most those of seeds that vary equally. Otherwise, where one model has few seeds that happen
+    to be alike, they would be those of the other model's many seeds.
 
-    A seed without a score (NaN) is left out. A single seed is taken to vary like the seeds of the other
-    model; where all models have a single one, the errors are 0. None where a model lost seeds
-    (`lost_seeds`).
+    A mean over images of means over seeds weighs a seed by the images for which it is defined, so the seeds
+    count as 1 / Σ w² seeds, where w are the weights (`_effective_seeds`). A single seed is taken to vary like
+    the seeds of the other model; where all models have a single one, the errors are 0. None where a model
+    lost seeds (`lost_seeds`), or so many of their scores that one seed decides.
     """
+    by_seed = [means_of(group.T) for group in groups]
     defined = [means[~np.isnan(means)] for means in by_seed]
-    if any(map(lost_seeds, by_seed)):
+    counts = [_effective_seeds(group) for group in groups]
+    many = [len(means) > 1 for means in defined]
+    if any(map(lost_seeds, by_seed)) or any(
+        count < _FEWEST_EFFECTIVE for count, several in zip(counts, many, strict=True) if several
+    ):
         return None
-    several = [means for means in defined if len(means) > 1]
-    if not several:
+    if not any(many):
         return [0.0] * len(by_seed), np.inf
-    variances = [float(means.var(ddof=1)) for means in several]
-    errors = [
-        math.sqrt((float(means.var(ddof=1)) if len(means) > 1 else variances[0]) / len(means))
-        for means in defined
+    variances = [
+        float(means.var(ddof=1)) if several else np.nan for means, several in zip(defined, many, strict=True)
     ]
-    known = errors if len(several) == len(by_seed) else [math.sqrt(sum(error**2 for error in errors))]
-    spread = sum(error**4 / (len(means) - 1) for error, means in zip(known, several, strict=True))
-    freedom = sum(error**2 for error in known) ** 2 / spread if spread > 0 else np.inf
-    counts = [len(means) for means in several]
-    equal = sum(1 / n for n in counts) ** 2 / sum(1 / (n**2 * (n - 1)) for n in counts)
+    known = [variance for variance, several in zip(variances, many, strict=True) if several]
+    errors = [
+        math.sqrt((variance if several else known[0]) / count)
+        for variance, several, count in zip(variances, many, counts, strict=True)
+    ]
+    effective = [count for count, several in zip(counts, many, strict=True) if several]
+    parts = errors if all(many) else [math.hypot(*errors)]
+    spread = sum(error**4 / (count - 1) for error, count in zip(parts, effective, strict=True))
+    freedom = sum(error**2 for error in parts) ** 2 / spread if spread > 0 else np.inf
+    equal = sum(1 / n for n in effective) ** 2 / sum(1 / (n**2 * (n - 1)) for n in effective)
     return errors, min(freedom, equal)
+
+
+def _arcsine_means(scores: np.ndarray) -> np.ndarray:
+    """Return `over_seeds` on the arcsine scale."""
+    means: np.ndarray = np.arcsin(np.sqrt(over_seeds(scores)))
+    return means
+
+
+def _effective_seeds(group: np.ndarray) -> float:
+    """Return how many seeds of equal weight the seeds of scores (S, N) count as.
+
+    >>> whole, half = np.ones((2, 4)), np.array([[1, 1, 1, 1], [1, 1, np.nan, np.nan]])
+    >>> _effective_seeds(whole), _effective_seeds(half)
+    (2.0, 1.6)
+    """
+    defined = ~np.isnan(group)
+    if defined.all(1)[defined.any(1)].all():
+        return float(defined.any(1).sum())
+    counts = defined.sum(0)
+    weights = (defined[:, counts > 0] / counts[counts > 0]).mean(1)
+    return float(1 / (weights**2).sum())
 
 
 def _interaction_share(groups: Sequence[np.ndarray], of_images: float) -> float:

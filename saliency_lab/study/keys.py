@@ -49,12 +49,15 @@ def metric_dependencies(request: Request, sample: StudySample) -> Dependencies:
 _NEUTRAL = {"samples": 1, "quantised": False}
 """Attack settings that change nothing at these values; keys from before they existed stay valid."""
 
-_REVISED = {"square": ("linf",), "autoattack": ("linf", "l1"), "ead": ("l1", "l2", "linf")} | {
-    name: ("linf",)
-    for name in ("zoom_blur", "elastic_transform")  # which have no norm
+_REVISED = {
+    "square": ("linf",),
+    "autoattack": ("linf", "l1"),
+    "ead": ("l1", "l2", "linf"),
+    "zoom_blur": ("linf",),
+    "elastic_transform": ("linf",),
 }
-"""Norms in which an attack changed: Square's schedule in L∞, AutoAttack's restarts in L1, the box of EAD; and the
-strengths of two corruptions."""
+"""Norms in which an attack changed: Square's schedule in L∞, AutoAttack's restarts in L1, the box of EAD. The
+strengths of two corruptions changed, which have no norm."""
 
 
 def attack_dependencies(request: Request) -> Dependencies:

@@ -436,6 +436,13 @@ def _new_index(
     _warn_of_copies(members, weights)
     where = MemoryStore() if folder is None else FolderStore(writable_folder(folder))
     index = ResultIndex(images, images.images, seed, members, where, weights)
+    listed = where.read_manifest() if isinstance(where, FolderStore) else None
+    if listed is not None and listed.results and (listed.images, listed.seed) != (index.images, seed):
+        warn(
+            f"'{folder}' lists the results of a study of other images, or of another seed, and will list "
+            "those of this study in their place. The others stay in the store until gc; name another store to keep "
+            "both lists"
+        )
     index.read_stored_attacks()
     return index
 

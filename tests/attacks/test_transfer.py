@@ -133,7 +133,7 @@ def test_a_users_own_attack(case) -> None:
 @pytest.mark.parametrize("method", ["fgsm", "r_fgsm", "bim", "pgd", "apgd_ce", "square", "spsa"])
 def test_images_on_which_the_source_errs_are_changed_too(trained, batch, method) -> None:
     x, y = batch
-    source = build_model("small_cnn", seed=1)  # not trained
+    source = sl.build_model("small_cnn", seed=1)  # not trained
     found = transfer_attack(trained, source, x, y, method, eps=0.2)
     assert (found.distance[found.clean_correct] > 0).all()
     if method == "fgsm":

@@ -155,7 +155,7 @@ def test_a_primary_endpoint_is_tested_alone_and_the_others_together() -> None:
     assert "Differences tested together: 6 (all others are secondary)" in describe_tests(
         [first, second], 0.95
     )
-    assert "Each primary endpoint was declared" in describe_tests([first], 0.95)
+    assert "Each primary endpoint is tested on its own at 5 %" in describe_tests([first], 0.95)
     lines = str(first).splitlines()
     assert lines[1].startswith(
         "  primary endpoint: worse against at, robust accuracy (pgd, ε = 0.2): worse ("

@@ -67,3 +67,10 @@ def test_one_seed_is_mcnemars_test() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         sl.power(**{"difference": 0.04, **settings})  # type: ignore[arg-type]
+
+
+def test_studies_whose_seeds_disagree_are_counted_as_a_comparison_counts_them() -> None:
+    found = sl.power(6.0, seeds=3, images=50, accuracy=None, seed_spread=2.0, runs=100)
+    assert 0.2 < found["undecided"].item() < 0.6
+    assert found["detected"].item() + found["undecided"].item() <= 1
+    assert sl.power(0.04, seeds=3, images=50, runs=20)["undecided"].item() == 0

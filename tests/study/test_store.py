@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,20 @@ def test_gc_keeps_this_study_and_nothing_else(make_study: MakeStudy, tmp_path: P
     with pytest.raises(InputError, match="all would be deleted"):
         make_study(tmp_path).gc()
     assert len(_files(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("change", ["images", "seed"])
+def test_a_study_of_other_images_or_another_seed_warns_before_it_replaces_the_list(
+    make_study: MakeStudy, tmp_path: Path, change: str
+) -> None:
+    first = _finish(make_study(store=tmp_path / "store"))
+    models = {"plain": first.members[0].module}
+    sample = (first.x, first.y) if change == "seed" else (first.x[:-1], first.y[:-1])
+    with pytest.warns(UserWarning, match="lists the results of a study of other images, or of another seed"):
+        Study(models, sample, store=tmp_path / "store", seed=1 if change == "seed" else 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Study(models, (first.x, first.y), store=tmp_path / "store")
 
 
 def test_gc_passes_over_what_another_process_deletes_or_finishes(
