@@ -439,9 +439,8 @@ def _new_index(
     listed = where.read_manifest() if isinstance(where, FolderStore) else None
     if listed is not None and listed.results and (listed.images, listed.seed) != (index.images, seed):
         warn(
-            f"'{folder}' lists the results of a study of other images, or of another seed, and will list "
-            "those of this study in their place. The others stay in the store until gc; name another store to keep "
-            "both lists"
+            f"'{folder}' lists the results of a study of other images, or of another seed. Its list will be "
+            "replaced, and its results stay in the store until gc; name another store to keep both lists"
         )
     index.read_stored_attacks()
     return index
