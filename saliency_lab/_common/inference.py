@@ -187,9 +187,7 @@ def _put_back(part: Tensor | tuple[nn.Module, str], found: Any) -> None:
             part.data = found
         return
     module, name = part
-    buffer = dict(module.named_buffers(recurse=False)).get(
-        name
-    )  # the `_buffers` of a scripted one has no get
+    buffer = dict(module.named_buffers(recurse=False)).get(name)  # a scripted one's `_buffers` has no get
     if buffer is not None and buffer.dtype != found and found in HALF:
         setattr(module, name, buffer.to(found))
 

@@ -90,7 +90,8 @@ class _AttentionPropagation(AttentionRule, Propagation):
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call by the rule for it."""
         tensors = depending(args, kwargs)
-        power = (args[1] if len(args) > 1 else kwargs.get("exponent")) if func in POWER else None
+        exponent = (args[1] if len(args) > 1 else kwargs.get("exponent")) if func in POWER else None
+        power = exponent if isinstance(exponent, int | float) else None
         roots = [each for each in tensors if hasattr(each, "_is_root")]
         inverse = func in INVERSE_ROOT or power == -0.5 or (roots and func in RECIPROCAL)
         if tensors and inverse and not is_in_place(func, kwargs):

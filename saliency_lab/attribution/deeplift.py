@@ -176,7 +176,9 @@ class _Replay(Rule):
             output = func(*args, **kwargs)
             self.refused |= not covered and bool(depending(output))
             return output
-        if any(size not in (1, wanted) for size, wanted in zip(other.shape, args[0].shape, strict=True)):
+        if other.ndim != args[0].ndim or any(
+            size not in (1, wanted) for size, wanted in zip(other.shape, args[0].shape, strict=True)
+        ):
             raise _RowsDiffer
         if func in MAX_POOL:
             return self._pool(func, args[0], other, args[1:], kwargs)
@@ -226,12 +228,15 @@ class _Replay(Rule):
     def _other(self, func: Call) -> Tensor:
         recorded, other = next(self.left, (None, None))
         if recorded is not func or other is None:
-            raise InputError(
-                "deep_lift compares a run on the image with a run on the baseline, and this model makes "
-                "other calls in one than in the other (its forward depends on the values); use "
-                "'integrated_gradients'"
-            )
+            raise _other_calls()
         return other
+
+
+def _other_calls() -> InputError:
+    return InputError(
+        "deep_lift compares a run on the image with a run on the baseline, and this model makes other calls "
+        "in one than in the other (its forward depends on the values); use 'integrated_gradients'"
+    )
 
 
 def _double(x: Tensor) -> Tensor:
@@ -279,9 +284,12 @@ def rescale(batch: Batch, base: Tensor, method: str) -> tuple[Tensor, Tensor]:
     """
     check_visible(batch.model, method)
     try:
-        replay, start, multipliers, scores = _run(batch, base, method)
+        try:
+            replay, start, multipliers, scores = _run(batch, base, method)
+        except _RowsDiffer:
+            replay, start, multipliers, scores = _run(batch, base.contiguous(), method)
     except _RowsDiffer:
-        replay, start, multipliers, scores = _run(batch, base.contiguous(), method)
+        raise _other_calls() from None
     if replay.refused:
         refuse(
             method,
