@@ -56,6 +56,7 @@ GUIDED = {
     "cifar10": 0.01,
     "decisive-sgt": 0.1,
     "ismail": 0.1,
+    "guesmi": 0.1,
 }
 """Without `mnist`, whose networks of these recipes are seeds of those of `decisive-sgt`."""
 QUESTIONS = (
