@@ -664,8 +664,8 @@ def test_scores_under_no_grad_and_inference_mode_are_those_outside(scene, small,
     "name",
     [
         name
-        for name, metric in METRICS.items()
-        if metric.needs == "ranking" and "absolute" in metric.settings.model_fields
+        for name in METRICS
+        if METRICS[name].needs == "ranking" and "absolute" in METRICS[name].settings.model_fields
     ],
 )
 def test_a_map_whose_pixels_have_no_order_is_not_scored_by_reading_order(scene, small, name):
