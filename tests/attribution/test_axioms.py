@@ -100,11 +100,15 @@ def test_symmetric_pixels_get_the_same(name, seed):
     torch.testing.assert_close(flat[:, 4], flat[:, 7], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "size"), [("integrated_gradients", 5e-3), ("occlusion", 1e-5)])
+@pytest.mark.parametrize("name", ["integrated_gradients", "occlusion"])
 @EXAMPLES
 @given(seed=SEEDS)
-def test_sensitivity(name, size, seed):
-    """Image and baseline differ in one pixel: it gets the difference of the scores, the others nothing."""
+def test_sensitivity(name, seed):
+    """Image and baseline differ in one pixel: it gets the difference of the scores, the others nothing.
+
+    Between two steps of integrated gradients a hidden unit may switch, which is an error of at most one step
+    times the change of the slope.
+    """
     source = _draw(seed)
     model, x = _two_layers(source), _images(source)
     base = x.clone()
@@ -113,7 +117,9 @@ def test_sensitivity(name, size, seed):
     maps = attribute(model, x, method=name, target=0, baseline=base, **options).values.flatten(1)
     with torch.no_grad():
         gap = (model(x) - model(base))[:, 0]
-    torch.testing.assert_close(maps[:, 2], gap, rtol=0, atol=size)
+    switches = (model[3].weight[0] * model[1].weight[:, 2]).abs().sum() * (x - base)[:, 0, 0, 2].abs()
+    error = switches.detach() / options["steps"] if name == "integrated_gradients" else torch.zeros(2)
+    assert ((maps[:, 2] - gap).abs() <= error + 1e-5).all()
     others = maps[:, [0, 1, *range(3, 9)]]
     torch.testing.assert_close(others, torch.zeros_like(others), rtol=0, atol=1e-5)
 
