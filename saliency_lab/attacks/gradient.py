@@ -137,9 +137,7 @@ def climb(
             logits = now.model(point)
             values = attack_loss(loss, logits, now)
             reached = now.broken(logits)
-            if (
-                step == 0 and start is problem.x
-            ):  # which is no point of the attack, though its source errs there
+            if step == 0 and start is problem.x:  # no point of the attack, though its source may err there
                 reached = torch.zeros_like(reached)
             track[:, step] = values.detach()
             count = int(reached.sum())

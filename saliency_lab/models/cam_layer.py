@@ -460,9 +460,8 @@ def _choose(model: nn.Module, image: Tensor) -> tuple[str, bool]:
     attention = record.self_attention[0][0] if record.self_attention else 0
     chosen = proper[-1] if last is None or last.end < attention else last
     same = [run for run in proper if run.output is chosen.output]  # by nested modules: the outermost
-    return [run for run in same if f"{same[0].name}.".startswith(f"{run.name}.")][
-        -1
-    ].name, last is not None or attention > 0
+    *_, outermost = (run for run in same if f"{same[0].name}.".startswith(f"{run.name}."))
+    return outermost.name, last is not None or attention > 0
 
 
 def cam_layer_for_card(model: nn.Module, image: Tensor) -> str | None:
