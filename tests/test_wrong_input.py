@@ -451,6 +451,7 @@ def _targets(folder: Path) -> list[Target]:
             "methods": "selection", "metrics": "selection", "attacks": "mapping", "audits": "mapping"}),
         Target("Study.read_curves", study.read_curves, {"model": "a", "method": "saliency", "metric": "sparseness"}, {
             "model": "name"}),
+        Target("Study.class_name", study.class_name, {"label": 0}, {"label": "index"}),
         Target("Study.read_maps", study.read_maps, {"model": "a", "method": "saliency"}, {"model": "name"}),
         Target("Study.read_predictions", study.read_predictions, {"model": "a"}, {"model": "name"}),
         Target("Study.read_request", study.read_request, {"kind": "maps", "label": "saliency"}, {

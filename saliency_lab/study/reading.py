@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from saliency_lab._common.arguments import check_choice, check_path
+from saliency_lab._common.arguments import check_choice, check_count, check_path
 from saliency_lab._common.checks import check_seed, format_epsilon
 from saliency_lab._common.errors import InputError, SaliencyLabError, unknown_name
 from saliency_lab._common.files import remove_table, write_table
@@ -95,8 +95,13 @@ class StudyResults:
         -------
         str
             Its name, as in `classes`, or its number where it has no name.
+
+        Raises
+        ------
+        InputError
+            If `label` is no whole number, or negative.
         """
-        names = self.classes
+        label, names = check_count(label, "label", least=0), self.classes
         return names[label] if label < len(names) else str(label)
 
     @property
