@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,4 +134,22 @@ def count_undefined(facts: pd.DataFrame) -> str:
     where = [f"{words(str(metric))} ({int(number):,})" for metric, number in by_metric.items() if number]
     return (
         f"{lost:,} of {total:,} map scores ({lost / total:.1%}) are undefined and left out: {listing(where)}."
+    )
+
+
+def name_networks_at_chance(robustness: pd.DataFrame, labels: Sequence[int]) -> str:
+    """Name the networks that answer no better than naming one class for all images would.
+
+    A network that collapsed to one class is among them. Nothing is said where all images have one class.
+    """
+    common = max(Counter(labels).values()) / len(labels)
+    unattacked = robustness[robustness["eps"] == 0].drop_duplicates(["model", "seed", "sample"])
+    accuracies = unattacked.groupby(["model", "seed"], sort=False)["robust"].mean()
+    low = [f"{model} (seed {seed})" for (model, seed), share in accuracies.items() if share <= common < 1]
+    if not low:
+        return ""
+    verb = "classifies" if len(low) == 1 else "classify"
+    return (
+        f"{listing(low)} {verb} no more images correctly than naming the most frequent class for all would "
+        f"({common:.1%}). The results of such networks count as those of the others."
     )

@@ -59,6 +59,8 @@ class Document:
     cards: list[Card]
     curve: CardCurve | None
     cautions: list[str]
+    at_chance: str
+    """Names the networks that answer no better than naming one class for all images would."""
     glance: Table | None
     accuracies: Table | None
     scores: Table | None
@@ -111,6 +113,7 @@ def read_document(
         cards=cards.make_cards(comparison, facts, audits) if comparison is not None else [],
         curve=cards.make_curve(comparison, facts) if comparison is not None else None,
         cautions=_cautions(glance, facts, audits) if glance is not None else [],
+        at_chance=cards.name_networks_at_chance(study.robustness, study.y.tolist()),
         glance=glance,
         accuracies=accuracies if accuracies and accuracies.rows else None,
         scores=scores if scores and scores.rows else None,

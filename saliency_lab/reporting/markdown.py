@@ -160,7 +160,8 @@ def _accuracy(document: Document) -> list[str]:
     if document.accuracies is None:
         return []
     table = document.by_model[0]
-    return ["## Accuracy", "", *markdown_lines(table), "", *_explained(table, legend=True)]
+    lines = ["## Accuracy", "", *markdown_lines(table), "", *_explained(table, legend=True)]
+    return [*lines, markdown_text(document.at_chance), ""] if document.at_chance else lines
 
 
 def _audits(document: Document) -> list[str]:

@@ -522,6 +522,30 @@ def test_a_difference_that_the_seeds_do_not_bear_out_is_none(tmp_path):
     assert ["†" in entry for entry in row[1:]] == [False, False, True]
 
 
+def test_networks_at_chance_are_named(tmp_path):
+    first, last = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    with torch.no_grad():
+        for net in (first, last):
+            net[1].weight.zero_()
+        first[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+        last[1].bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
+    x = torch.rand(10, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    read = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    y = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
+    with torch.no_grad():  # right for all images, by the least squares through ten points in 36 dimensions
+        found = torch.linalg.lstsq(x.flatten(1), nn.functional.one_hot(y, 3).float()).solution
+        read[1].weight.copy_(found.T)
+        read[1].bias.zero_()
+    study = Study({"one class": [first, last], "right": read}, (x, y)).attack("fgsm", eps=0.01)
+    page = Page(report(study, tmp_path / "report.html"))
+    named = "one class (seed 0) and one class (seed 1) classify no more images correctly than"
+    assert named in page.text and "would (40.0%)" in page.text
+    assert "right (seed 0) classif" not in page.text
+
+    same = Study({"one class": first}, (x[:4], y[:4])).attack("fgsm", eps=0.01)
+    assert "no more images correctly" not in Page(report(same, tmp_path / "same.html")).text
+
+
 def test_undefined_scores_are_counted(make_reported, tmp_path):
     def half(model, x, y, maps):
         return [float("nan") if i % 2 else float(i) for i in range(len(x))]
