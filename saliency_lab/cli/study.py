@@ -15,9 +15,10 @@ from saliency_lab.cli.verify import print_problems
 
 if TYPE_CHECKING:
     from saliency_lab.comparison import Comparison
+    from saliency_lab.experiment.part import Part
     from saliency_lab.experiment.retraining import Retrained
-    from saliency_lab.experiment.run import Part, Run
     from saliency_lab.experiment.schema import Declaration
+    from saliency_lab.experiment.trainings import Run
     from saliency_lab.study import Study
 
 EXIT_FAILED = 1
@@ -231,7 +232,7 @@ def _changes(name: str | None, root: Path | None) -> dict[str, dict[str, str]]:
 
 def _part(declared: Declaration, packed: list[Path] | None, only: str | None, seeds: str | None) -> Part:
     """Read --only and --seeds."""
-    from saliency_lab.experiment.run import Part
+    from saliency_lab.experiment.part import Part
 
     if packed and (only is not None or seeds is not None):
         raise InputError("--only and --seeds choose what is computed, and --from computes nothing")
@@ -243,7 +244,7 @@ def _part(declared: Declaration, packed: list[Path] | None, only: str | None, se
 
 def _print_plan(declared: Declaration, store: Path, device: str, part: Part, *, trust: bool = False) -> None:
     """Print what there is to do, and about how long it takes."""
-    from saliency_lab.experiment.run import plan_declared
+    from saliency_lab.experiment.planning import plan_declared
     from saliency_lab.metrics.cost import duration
 
     table = plan_declared(declared, store, device=device, trust=trust, part=part)

@@ -14,8 +14,8 @@ from typing import Any
 
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab._common.files import atomic_path, output_file
-from saliency_lab.experiment.run import Run, declared_trainings, is_of
 from saliency_lab.experiment.schema import Declaration
+from saliency_lab.experiment.trainings import Run, declared_trainings, is_of
 from saliency_lab.models.checkpoint import CARD
 from saliency_lab.study.cache.index import load_index
 from saliency_lab.study.cache.store import FolderStore, read_intact

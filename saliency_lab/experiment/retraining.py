@@ -11,6 +11,7 @@ from saliency_lab._common.errors import CheckpointError, InputError, TrainingErr
 from saliency_lab._common.warn import warn
 from saliency_lab.data import ImageData
 from saliency_lab.experiment.schema import Declaration
+from saliency_lab.experiment.trainings import Run
 from saliency_lab.metrics.catalogue import LERF, MORF
 from saliency_lab.retraining.api import STORE, RoarPlan, make_plan, run_plan
 from saliency_lab.retraining.result import RoarResult
@@ -27,20 +28,21 @@ Retrained = dict[tuple[str, str], RoarResult]
 
 
 def retraining_plans(
-    declared: Declaration,
-    data: ImageData,
-    recipes: Mapping[str, tuple[Recipe, Sequence[int]]],
-    skipped: Sequence[str] = (),
+    declared: Declaration, data: ImageData, runs: Sequence[Run]
 ) -> dict[tuple[str, str], RoarPlan]:
     """Return what the tables [roar] and [kar] ask for, by table and model; nothing is trained.
 
-    `recipes` are the recipe and the training seeds of each model; `skipped` are models that are left out.
+    The models are those that `runs` train.
 
     Raises
     ------
     InputError
         If a table names no method, an unknown model or method, or a wrong setting.
     """
+    recipes: dict[str, tuple[Recipe, list[int]]] = {}
+    for run in runs:
+        recipes.setdefault(run.model, (run.recipe, []))[1].append(run.seed)
+    elsewhere = declared.recipes.keys() - recipes.keys()  # they belong to another part of the study
     plans = {}
     for table, order in ORDERS.items():
         spec = getattr(declared, table)
@@ -50,7 +52,7 @@ def retraining_plans(
         if not methods:
             raise InputError(f'[{table}] needs methods, such as methods = ["saliency"]; the study has none')
         for model in spec.recipes or recipes:
-            if model in skipped:
+            if model in elsewhere:
                 continue
             if model not in recipes:
                 raise unknown_name(f"recipe in [{table}]:", model, recipes)

@@ -144,8 +144,8 @@ def name_networks_at_chance(robustness: pd.DataFrame, labels: Sequence[int]) -> 
     """
     common = max(Counter(labels).values()) / len(labels)
     unattacked = robustness[robustness["eps"] == 0].drop_duplicates(["model", "seed", "sample"])
-    accuracies = unattacked.groupby(["model", "seed"], sort=False)["robust"].mean()
-    low = [f"{model} (seed {seed})" for (model, seed), share in accuracies.items() if share <= common < 1]
+    accuracies = unattacked.groupby(["model", "seed"], sort=False, as_index=False)["robust"].mean()
+    low = [f"{row.model} (seed {row.seed})" for row in accuracies.itertuples() if row.robust <= common < 1]
     if not low:
         return ""
     verb = "classifies" if len(low) == 1 else "classify"

@@ -16,7 +16,7 @@ from saliency_lab.comparison.comparison import Comparison
 from saliency_lab.comparison.content import Table
 from saliency_lab.comparison.writers import markdown_lines
 from saliency_lab.experiment.retraining import Retrained
-from saliency_lab.experiment.run import Run
+from saliency_lab.experiment.trainings import Run
 from saliency_lab.plotting.style import save
 from saliency_lab.reporting.document import Document, read_document
 from saliency_lab.reporting.figures import FigureSpec

@@ -17,7 +17,7 @@ from saliency_lab.comparison.format import one_line, p_value, write_difference, 
 from saliency_lab.comparison.measures import SHARES_DISAGREE
 from saliency_lab.comparison.statistics import seeds_disagree
 from saliency_lab.experiment.retraining import Retrained, tabulate
-from saliency_lab.experiment.run import Run
+from saliency_lab.experiment.trainings import Run
 from saliency_lab.models import card_of
 from saliency_lab.plotting.bands import Band, bands
 from saliency_lab.reporting.figures import FigureSpec

@@ -23,7 +23,8 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.inference import named_device
 from saliency_lab.cli.app import app
 from saliency_lab.data import ImageData, LabelledImages
-from saliency_lab.experiment.run import plan_declared, run_declared
+from saliency_lab.experiment.planning import plan_declared
+from saliency_lab.experiment.run import run_declared
 from saliency_lab.experiment.schema import read_declaration
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.study.cache.store import FolderStore

@@ -15,7 +15,8 @@ from PIL import Image
 import saliency_lab as sl
 from saliency_lab._common.errors import CheckpointError, SaliencyLabError
 from saliency_lab.data.decoding import CACHE
-from saliency_lab.experiment.run import plan_declared, run_declared
+from saliency_lab.experiment.planning import plan_declared
+from saliency_lab.experiment.run import run_declared
 from saliency_lab.experiment.schema import read_declaration
 from saliency_lab.training.run import RunFolder
 

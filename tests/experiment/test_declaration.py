@@ -22,16 +22,12 @@ from saliency_lab._common import registry
 from saliency_lab._common.errors import InputError, SaliencyLabError
 from saliency_lab.cli.app import app
 from saliency_lab.data import ImageData
-from saliency_lab.experiment import run as declared
-from saliency_lab.experiment.run import (
-    WHOLE,
-    Part,
-    plan_declared,
-    retrain_declared,
-    run_declared,
-    training_runs,
-)
+from saliency_lab.experiment import given, images, planning, trainings
+from saliency_lab.experiment.part import WHOLE, Part
+from saliency_lab.experiment.planning import plan_declared
+from saliency_lab.experiment.run import retrain_declared, run_declared
 from saliency_lab.experiment.schema import read_declaration, studies_folder
+from saliency_lab.experiment.trainings import training_runs
 from saliency_lab.models import ModelCard, build_model, load_model, save_model
 from saliency_lab.study import Study
 from saliency_lab.training import load_recipe, train
@@ -114,7 +110,7 @@ def test_a_checkpoints_folder_may_have_a_colon_as_train_names_them(tmp_path: Pat
     save_model(build_model("small_cnn", seed=0), tmp_path / folder)
     (tmp_path / "own.toml").write_text(TOML.replace('["net-0", "net-1"]', f'"{folder}"'))
     study, data = read_declaration(tmp_path / "own.toml"), sl.load_dataset("digits")
-    (net,) = declared._finished_models(study, data, torch.device("cpu"), trust=False)[0]["mine"]
+    (net,) = given.finished_models(study, data, torch.device("cpu"), trust=False)[0]["mine"]
     assert net.card.architecture == "small_cnn"  # type: ignore[union-attr]
 
 
@@ -174,11 +170,11 @@ def test_timing_a_run_leaves_the_callers_logging_as_it_was(
     digits: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(declared, "train", lambda *_, **__: seen.append(logging.root.manager.disable))
+    monkeypatch.setattr(planning, "train", lambda *_, **__: seen.append(logging.root.manager.disable))
     try:
         for before in (logging.WARNING, logging.NOTSET):
             logging.disable(before)
-            declared._training_seconds(load_recipe("digits/standard"), digits, "cpu")
+            planning._training_seconds(load_recipe("digits/standard"), digits, "cpu")
             assert logging.root.manager.disable == before
     finally:
         logging.disable(logging.NOTSET)
@@ -190,7 +186,7 @@ def test_timing_a_run_does_not_warn_that_it_collapsed(
 ) -> None:
     changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e-9, "training.collapse": "keep"}
     recipe = load_recipe("digits/standard", changes)
-    assert declared._training_seconds(recipe, digits, "cpu") > 0
+    assert planning._training_seconds(recipe, digits, "cpu") > 0
     assert not recwarn.list
 
 
@@ -249,7 +245,7 @@ def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: p
     code, text = call("--executor", "nobody")
     assert code == 2
     plain = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    monkeypatch.setattr(declared, "load_model", lambda *_, **__: plain)
+    monkeypatch.setattr(trainings, "load_model", lambda *_, **__: plain)
     declared_file.write_text(
         declared_file.read_text().replace("saliency = {}", "saliency = {}\ngrad_cam = {}")
     )
@@ -422,7 +418,7 @@ def test_networks_that_another_process_trains_come_last(
             elsewhere.release()
         return net
 
-    monkeypatch.setattr(declared, "train", train_one)
+    monkeypatch.setattr(trainings, "train", train_one)
     elsewhere.acquire()
     result, _, runs = run_declared(study, store)
     assert trained == [1, 0], "the network that is locked comes last"
@@ -715,6 +711,6 @@ def test_a_tilde_in_a_study_is_the_home_folder(tmp_path: Path, monkeypatch: pyte
     read = read_declaration(study)
     assert training_runs(read, sl.load_dataset("digits"), tmp_path)[0].recipe.training.epochs == 3
     asked: list[str | None] = []
-    monkeypatch.setattr(declared, "load_data", lambda spec: asked.append(spec.root))
-    declared.load_declared_data(read)
+    monkeypatch.setattr(images, "load_data", lambda spec: asked.append(spec.root))
+    images.load_declared_data(read)
     assert asked == [f"{tmp_path / 'home' / 'data'}"]

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.cli.app import app
-from saliency_lab.experiment import run as declared_run
+from saliency_lab.experiment import images
 from saliency_lab.experiment.packing import unpack_results
 from saliency_lab.experiment.schema import read_declaration
 from saliency_lab.reporting.networks import trained_networks
@@ -73,7 +73,7 @@ def test_the_page_is_redrawn_without_data_or_training(packed, tmp_path, monkeypa
     def never(*_):
         raise AssertionError("the data are not needed")
 
-    monkeypatch.setattr(declared_run, "load_declared_data", never)
+    monkeypatch.setattr(images, "load_data", never)
     command = [
         "study",
         f"{packed / 'noise.toml'}",

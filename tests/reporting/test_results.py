@@ -14,8 +14,9 @@ import saliency_lab as sl
 from saliency_lab._common.files import write_table
 from saliency_lab.cli.app import app
 from saliency_lab.experiment import list_studies
-from saliency_lab.experiment.run import run_declared, training_runs
+from saliency_lab.experiment.run import run_declared
 from saliency_lab.experiment.schema import bundled_study, read_declaration
+from saliency_lab.experiment.trainings import training_runs
 from saliency_lab.models import read_card
 from saliency_lab.study import Study
 from saliency_lab.study.sample import read_sample

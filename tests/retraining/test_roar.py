@@ -18,7 +18,8 @@ from saliency_lab.cli.app import app
 from saliency_lab.data import ImageData
 from saliency_lab.data.images import MappedSplit, Split
 from saliency_lab.experiment import retraining as declared_retraining
-from saliency_lab.experiment.run import plan_declared, retrain_declared, run_declared
+from saliency_lab.experiment.planning import plan_declared
+from saliency_lab.experiment.run import retrain_declared, run_declared
 from saliency_lab.experiment.schema import read_declaration
 from saliency_lab.metrics.catalogue import LERF, MORF
 from saliency_lab.retraining import RoarResult, api
