@@ -532,25 +532,19 @@ def _best_rows(trial: _Trial, form: _Form, middle: int, seconds: float, until: f
 
 def _with_compilation(trial: _Trial, plan: PassPlan, wanted: ExecutionSettings, work: float) -> PassPlan:
     """Return the plan compiled, if that is asked for or pays, and is faster."""
-    if trial.backward or wanted.compile is False:
+    if trial.backward:
         return plan
     gain = (1 - _COMPILED_SHARE) * work
     if wanted.compile != True and gain < 2 * compile_seconds(trial.model):  # noqa: E712 - "auto" is true too
         return plan
-    options = [replace(plan, compiled=True, layout="contiguous")]
-    folded = replace(options[0], folded=True)
-    for option in (folded, options[0]):
-        form = trial.form(option)
-        if form is None:
-            continue
-        plain = trial.form(plan)
-        assert plain is not None
-        times = [(trial.seconds(form, plan.rows), trial.seconds(plain, plan.rows)) for _ in range(_ROUNDS)]
-        mine, other = (min(column) for column in zip(*times, strict=True))
-        if mine < _WORTH_IT * other:
-            return replace(option, milliseconds=round(1000 * mine, 3))
-        break
-    return plan
+    unfolded = replace(plan, compiled=True, layout="contiguous")
+    forms = (trial.form(option) for option in (replace(unfolded, folded=True), unfolded))
+    form, plain = next(filter(None, forms), None), trial.form(plan)
+    if form is None or plain is None:
+        return plan
+    times = [(trial.seconds(form, plan.rows), trial.seconds(plain, plan.rows)) for _ in range(_ROUNDS)]
+    mine, other = (min(column) for column in zip(*times, strict=True))
+    return replace(form.plan, milliseconds=round(1000 * mine, 3)) if mine < _WORTH_IT * other else plan
 
 
 def same_logits(logits: Tensor, expected: Tensor) -> bool:

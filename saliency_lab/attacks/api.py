@@ -59,10 +59,10 @@ def attack(
 ) -> AttackResult:
     """Look for a point of the ε-ball around each image, inside [0, 1], that the model gets wrong.
 
-    Samples that the model gets wrong before the attack are left alone. Random draws are keyed by the
-    seed and the sample's own pixels, so a sample's outcome does not change with the other samples of its
-    batch (beyond the rounding of the backend's batched arithmetic; a model that is random itself draws per
-    batch).
+    Samples that the model gets wrong before the attack are left alone; with a `target`, those that it
+    already takes for the target. Random draws are keyed by the seed and the sample's own pixels, so a
+    sample's outcome does not change with the other samples of its batch (beyond the rounding of the
+    backend's batched arithmetic; a model that is random itself draws per batch).
 
     Parameters
     ----------
@@ -290,7 +290,7 @@ def _search(
     return points, queries, curve, blind
 
 
-_LEFT_ALONE_EARLY = 4  # an attack that stops at the first broken point makes far fewer passes than it may
+_EARLY_STOP_SAVES = 4  # an attack that stops at the first broken point makes far fewer passes than it may
 
 
 def _expect(
@@ -299,9 +299,9 @@ def _expect(
     """Say how many passes an attack on `count` images makes, as far as its settings tell."""
     given = dict(settings)
     if method.access == "logits" and "queries" in given:
-        forwards.expect(count * given["queries"] // _LEFT_ALONE_EARLY)
+        forwards.expect(count * given["queries"] // _EARLY_STOP_SAVES)
     elif method.access == "gradient" and "steps" in given:
-        early = _LEFT_ALONE_EARLY if given.get("early_stop", True) else 1
+        early = _EARLY_STOP_SAVES if given.get("early_stop", True) else 1
         gradients.expect(count * given["steps"] * given.get("restarts", 1) // early)
 
 

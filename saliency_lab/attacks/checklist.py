@@ -75,6 +75,7 @@ _CHECKED = 64  # surviving samples whose gradient is compared with finite differ
 _DIRECTIONS = 16
 _JITTER = 5e-3  # keeps the points of the gradient check off the ties of flat image regions
 
+BudgetName = Literal["quick", "full"]
 BUDGETS = {"quick": Budget(steps=30, targets=4, queries=500), "full": Budget(100, 9, 5000)}
 
 
@@ -86,7 +87,7 @@ def audit(
     *,
     eps: float | str,
     surrogates: Mapping[str, nn.Module] | None = None,
-    budget: Literal["quick", "full"] = "quick",
+    budget: BudgetName = "quick",
     seed: int = 0,
     **settings: Any,
 ) -> Audit:
@@ -156,7 +157,7 @@ def run_audit(
     *,
     eps: float,
     surrogates: Mapping[str, nn.Module] | None,
-    budget: Literal["quick", "full"],
+    budget: BudgetName,
     seed: int,
 ) -> Audit:
     """Do what `audit` says, with settings and ε already parsed."""

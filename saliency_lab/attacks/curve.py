@@ -344,7 +344,7 @@ def minimal_epsilon(
     if precision == 0:
         raise InputError('tolerance must be > 0, such as "1/255"')
     x, y = read_labelled(x, y)
-    logits, y = _check_and_predict(model, x, y, {getattr(parsed, "samples", 1)}, check_seed(seed))
+    logits, y = _check_and_predict(model, x, y, getattr(parsed, "samples", 1), check_seed(seed))
     if largest is None:
         high_end = whole_range(x, getattr(parsed, "norm", "linf"))
     else:
@@ -370,12 +370,12 @@ def whole_range(x: Tensor, norm: Norm) -> float:
 
 
 def _check_and_predict(
-    model: nn.Module, x: Tensor, y: Tensor, samples: set[int], seed: int
+    model: nn.Module, x: Tensor, y: Tensor, samples: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Check a batch, and return its logits and labels; a model that is random in eval mode is seeded."""
     with preserved_rng(derive_seed(seed, "attack")), translate_model_errors(model, x):
-        logits, y = check_batch(model, x, y, random=samples != {1})
-        return (logits if samples == {1} else predict_many(Expected(model, *samples), x)), y
+        logits, y = check_batch(model, x, y, random=samples > 1)
+        return (predict_many(Expected(model, samples), x) if samples > 1 else logits), y
 
 
 def _curve(
@@ -390,11 +390,10 @@ def _curve(
 ) -> RobustnessCurve:
     begun = time.perf_counter()
     seed = check_seed(seed)
-    parsed = [settings for _, settings in strengths]
-    samples = {getattr(settings, "samples", 1) for settings in parsed}
-    logits, y = _check_and_predict(model, x, y, samples, seed)
+    shared = strengths[-1][1]  # they differ in their steps at most
+    logits, y = _check_and_predict(model, x, y, getattr(shared, "samples", 1), seed)
     clean = alive = logits.argmax(1) == y
-    nested = getattr(parsed[0], "norm", "linf") != "severity"  # a smaller ball lies in a larger one
+    nested = getattr(shared, "norm", "linf") != "severity"  # a smaller ball lies in a larger one
     rows = []
     for radius, settings in strengths:
         alive = alive if nested else clean
@@ -412,7 +411,7 @@ def _curve(
                 clean=logits[left],
             ).robust
         rows.append(alive)
-    recorded = parsed[-1].model_dump(mode="json")
+    recorded = shared.model_dump(mode="json")
     norm: Norm = recorded.get("norm", "linf")
     if along == "steps":
         del recorded["steps"]

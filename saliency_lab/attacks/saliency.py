@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from saliency_lab._common.arguments import check_choice
 from saliency_lab._common.calls import RELU, Call, Rule, deliver, is_in_place
 from saliency_lab._common.checks import check_images, check_seed, format_epsilon, parse_epsilon
 from saliency_lab._common.errors import InputError
@@ -222,8 +223,7 @@ def attack_map(
     """
     begun = time.perf_counter()
     seed = check_seed(seed)
-    if goal not in ("top_k", "mass_centre"):
-        raise InputError(f"unknown goal '{goal}'; known: top_k, mass_centre")
+    check_choice(goal, get_args(Goal), "goal")
     parsed = parse_settings(MapAttackSettings, settings, of="attack_map")
     radius = check_radius(parse_epsilon(eps), parsed.norm)
     x = read_sample(x).x
@@ -259,8 +259,8 @@ def attack_map(
             )
             points = _climb(problem, goal, parsed) if radius > 0 else problem.x
             adversarial[rows] = points.cpu()
-            before[rows] = input_gradient(model, problem.x, problem.y).cpu()
-            after[rows] = input_gradient(model, points, problem.y).cpu()
+            before[rows] = class_gradient(model, problem.x, problem.y).cpu()
+            after[rows] = class_gradient(model, points, problem.y).cpu()
             bar.update(len(rows))
     return MapAttackResult(
         adversarial=adversarial,
@@ -309,7 +309,7 @@ class _SoftRelus(Rule):
         return deliver(F.softplus(z, self.beta), func, args, kwargs)
 
 
-def input_gradient(
+def class_gradient(
     model: Callable[[Tensor], Tensor], x: Tensor, classes: Tensor, *, graph: bool = False
 ) -> Tensor:
     """∂z_c/∂x (N, C, H, W) of each image's own class c; with `graph` it can be differentiated again."""
@@ -319,7 +319,7 @@ def input_gradient(
 def _gradient_and_class(
     model: Callable[[Tensor], Tensor], x: Tensor, classes: Tensor, *, graph: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`input_gradient`, and the class (N,) predicted for each image, of one pass."""
+    """`class_gradient`, and the class (N,) predicted for each image, of one pass."""
     with torch.enable_grad():
         point = x if graph else x.detach().requires_grad_()
         logits = model(point)
@@ -341,7 +341,7 @@ def _check_curvature(smooth: Callable[[Tensor], Tensor], images: Tensor) -> None
     with torch.no_grad():
         classes = smooth(images.clone()).argmax(1)
     point, slope = images.clone().requires_grad_(), None
-    gradient = input_gradient(smooth, point, classes, graph=True)
+    gradient = class_gradient(smooth, point, classes, graph=True)
     if gradient.requires_grad:
         slope = torch.autograd.grad(gradient.abs().sum(), point, allow_unused=True)[0]
     if slope is None or not bool(slope.any()):
@@ -359,7 +359,7 @@ def _climb(problem: AttackProblem, goal: Goal, settings: MapAttackSettings) -> T
         return (_centre(mass) - centre).square().sum(1)
 
     smooth = smoothed(problem.model, settings.beta)
-    clean = _mass(input_gradient(problem.model, problem.x, problem.y))
+    clean = _mass(class_gradient(problem.model, problem.x, problem.y))
     top, centre = _top_k(clean, settings.k), _centre(clean)
     best = problem.x.clone()
     best_change = -(clean.flatten(1) * top).sum(1) if goal == "top_k" else torch.zeros_like(clean[:, 0, 0, 0])
@@ -373,7 +373,7 @@ def _climb(problem: AttackProblem, goal: Goal, settings: MapAttackSettings) -> T
         if step == settings.steps:
             break
         point = point.detach().requires_grad_()
-        wanted = change(input_gradient(smooth, point, problem.y, graph=True))
+        wanted = change(class_gradient(smooth, point, problem.y, graph=True))
         slope = torch.autograd.grad(wanted.sum(), point)[0]
         move = lengths[step].reshape(-1, 1, 1, 1) * steepest(slope.nan_to_num(), problem.norm)
         point = project(point.detach() + move, problem.x, problem.eps, problem.norm)

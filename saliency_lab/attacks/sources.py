@@ -200,13 +200,8 @@ class StraightThrough(nn.Module):
                 _Differentiable(),
             ):
                 logits: Tensor = self.model(x)
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            IndexError,
-            AttributeError,
-        ):  # the replacement does not fit this model
+        # the replacement does not fit this model
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             with _entering(self.model, x, self.inner):
                 logits = self.model(x)
         return logits if logits.requires_grad else logits + x.flatten(1)[:, :0].sum(1, keepdim=True)

@@ -446,9 +446,8 @@ def attention_relevance(batch: Batch, settings: RelevanceSettings) -> Explained:
         score = batch.target.pick(run.logits).sum()
     weights = [each.weights for each in run.seen]
     gradients = torch.autograd.grad(score, weights, retain_graph=True, materialize_grads=True)
-    flow = torch.zeros(len(batch.x), *run.seen[0].size).to(
-        batch.x
-    )  # without I, next to which small values vanish
+    # without I, next to which small values vanish
+    flow = torch.zeros(len(batch.x), *run.seen[0].size).to(batch.x)
     for attention, gradient in zip(run.seen, gradients, strict=True):
         positive = (gradient * attention.weights.detach()).clamp_min(0)
         mixed = _heads(positive, len(batch.x)).mean(1)

@@ -85,10 +85,8 @@ def audit(
         print(
             f"{name}: {verdict.verdict}. {method} at ε = {format_epsilon(audited.eps)} ({audited.norm}) "
             f"reports {verdict.robust_accuracy:.1%} robust; the worst case over all attacks is "
-            f"{verdict.worst_case:.1%}. The reason:"
+            f"{verdict.worst_case:.1%}. Each check and its evidence:"
         )
-        for clause in verdict.reason.split("; "):
-            print(f"  {clause}")
         print_table(verdict.table())
         verdicts[name] = verdict.to_dict()
     if out is not None:

@@ -14,12 +14,10 @@ from saliency_lab.cli.options import Compile, Dtype, Trust, numbers, pass_settin
 from saliency_lab.cli.verify import print_problems
 
 if TYPE_CHECKING:
-    from saliency_lab.comparison import Comparison
     from saliency_lab.experiment.part import Part
     from saliency_lab.experiment.retraining import Retrained
+    from saliency_lab.experiment.run import Outcome
     from saliency_lab.experiment.schema import Declaration
-    from saliency_lab.experiment.trainings import Run
-    from saliency_lab.study import Study
 
 EXIT_FAILED = 1
 
@@ -121,7 +119,7 @@ def study(
 
     Exits with 1 if some results failed; they are tried again the next time.
     """
-    from saliency_lab.experiment.run import retrain_declared, run_declared
+    from saliency_lab.experiment.run import run_declared
     from saliency_lab.experiment.schema import read_declaration
 
     store = out or Path("runs") / declaration.stem
@@ -129,7 +127,7 @@ def study(
         print_problems(store)
     declared = read_declaration(declaration, _changes(data, data_root), trust=trust)
     declared = _with_passes(declared, compile, dtype)
-    part = _part(declared, packed, only, seeds)
+    part = _part(packed, only, seeds)
     if plan:
         _print_plan(declared, store, device, part, trust=trust)
         return
@@ -140,9 +138,8 @@ def study(
         _redraw(declared, packed, pack, page or Path(), declaration.stem, command, trust=trust)
         return
     with open_executor(executor, workers, address, device) as pool:
-        results = run_declared(declared, store, executor=pool, device=device, trust=trust, part=part)
-    retrained = retrain_declared(declared, results[0], store, device=device, trust=trust, part=part)
-    _print_results(declared, results, retrained, store, page, pack, declaration.stem, command)
+        outcome = run_declared(declared, store, executor=pool, device=device, trust=trust, part=part)
+    _print_outcome(declared, outcome, store, page, pack, declaration.stem, command)
 
 
 def reproduce(
@@ -175,14 +172,14 @@ def reproduce(
 
     It can be interrupted: run the same command again to continue.
     """
-    from saliency_lab.experiment.run import retrain_declared, run_declared
+    from saliency_lab.experiment.run import run_declared
     from saliency_lab.experiment.schema import bundled_study, read_declaration
 
     name = f"{name}-quick" if quick else name
     declared = read_declaration(bundled_study(name), _changes(data, data_root))
     declared = _with_passes(declared, compile, dtype)
     store = out or Path("runs") / name
-    part = _part(declared, packed, only, seeds)
+    part = _part(packed, only, seeds)
     if plan:
         _print_plan(declared, store, device, part)
         return
@@ -194,9 +191,8 @@ def reproduce(
         _redraw(declared, packed, pack, page or Path(), name, command)
         return
     with open_executor(executor, workers, address, device) as pool:
-        results = run_declared(declared, store, executor=pool, device=device, part=part)
-    retrained = retrain_declared(declared, results[0], store, device=device, part=part)
-    _print_results(declared, results, retrained, store, page or store / "results", pack, name, command)
+        outcome = run_declared(declared, store, executor=pool, device=device, part=part)
+    _print_outcome(declared, outcome, store, page or store / "results", pack, name, command)
 
 
 def _check_outputs(page: Path | None, pack: Path | None) -> None:
@@ -230,7 +226,7 @@ def _changes(name: str | None, root: Path | None) -> dict[str, dict[str, str]]:
     return {key: table for key, table in (("data", data), ("overrides", recipes)) if table}
 
 
-def _part(declared: Declaration, packed: list[Path] | None, only: str | None, seeds: str | None) -> Part:
+def _part(packed: list[Path] | None, only: str | None, seeds: str | None) -> Part:
     """Read --only and --seeds."""
     from saliency_lab.experiment.part import Part
 
@@ -307,10 +303,9 @@ def _print_retrained(declared: Declaration, retrained: Retrained, store: Path) -
     print(stem.with_suffix(".parquet"))
 
 
-def _print_results(
+def _print_outcome(
     declared: Declaration,
-    results: tuple[Study, Comparison, list[Run]],
-    retrained: Retrained,
+    outcome: Outcome,
     store: Path,
     page: Path | None,
     pack: Path | None,
@@ -324,7 +319,7 @@ def _print_results(
     from saliency_lab.experiment.packing import pack_results
     from saliency_lab.reporting.markdown import write_page
 
-    done, comparison, runs = results
+    done, comparison, runs, retrained = outcome
     print_comparison(comparison)
     for asked in answer(declared.claims, comparison):
         print(asked)

@@ -192,28 +192,6 @@ PRIMARY, SECONDARY = "primary", "secondary"
 NOT_DIFFERENT = "not significantly different"
 
 
-def judge(claim: Claim, comparison: Comparison) -> pd.DataFrame:
-    """Answer one claim on its own: one row per difference, the primary endpoint first.
-
-    `difference` is model − over on the same images with its interval. `p` belongs to the same difference;
-    `p_corrected` is `p` itself for the primary endpoint, and corrected by Holm over the others (`answer`
-    corrects over all claims). `p_equivalence` is that of two one-sided tests within `margin`. `verdict` is
-
-    * "equivalent" where p_equivalence is below 1 − level, whether or not the difference excludes 0;
-    * "better" or "worse" where p_corrected is below 1 − level ("higher" or "lower" for a metric of which
-      neither high nor low values are better), and "not significantly different" where it is not;
-    * "seeds disagree" where the training seeds of one model are of two kinds;
-    * "identical" where both models have the same scores by construction;
-    * "undefined" where the difference has no interval.
-
-    Raises
-    ------
-    InputError
-        If the study measured nothing of the kind.
-    """
-    return _decide([_differences(claim, comparison)], 1 - comparison.level)[0]
-
-
 def _differences(claim: Claim, comparison: Comparison) -> pd.DataFrame:
     """Estimate every difference that a claim asks about, without corrections and verdicts."""
     rows = []
@@ -339,7 +317,19 @@ class Answered:
 
     question: str
     differences: pd.DataFrame
-    """As `judge` returns them; empty where there is a `problem`."""
+    """One row per difference, the primary endpoint first; empty where there is a `problem`.
+
+    `difference` is model − over on the same images with its interval. `p` belongs to the same difference;
+    `p_corrected` is `p` itself for a primary endpoint, and corrected by Holm over all secondary differences.
+    `p_equivalence` is that of two one-sided tests within `margin`. `verdict` is
+
+    * "equivalent" where p_equivalence is below 1 − level, whether or not the difference excludes 0;
+    * "better" or "worse" where p_corrected is below 1 − level ("higher" or "lower" for a metric of which
+      neither high nor low values are better), and "not significantly different" where it is not;
+    * "seeds disagree" where the training seeds of one model are of two kinds;
+    * "identical" where both models have the same scores by construction;
+    * "undefined" where the difference has no interval.
+    """
     problem: str = ""
     """Why there is no answer."""
     missing: Sequence[str] = ()

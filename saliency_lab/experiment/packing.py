@@ -192,7 +192,7 @@ def _unpack(declared: Declaration, path: str | Path, folder: Path, *, trust: boo
                 "the study declares; the recipe or the study's file has changed since it was packed"
             )
     packed, wanted = _read_declared(folder, path), json.loads(json.dumps(_declared(declared)))
-    for part in wanted.keys() & packed.keys():  # earlier versions packed less
+    for part in (each for each in wanted if each in packed):  # earlier versions packed less
         theirs, ours = dotted({part: packed[part]}), dotted({part: wanted[part]})
         for name in {**ours, **theirs}:
             if theirs.get(name) != ours.get(name):

@@ -7,6 +7,7 @@ import logging
 import time
 import warnings
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,27 +67,29 @@ def plan_declared(
     networks |= {each: model_fingerprint(each.net) for each in (read_members(finished) if finished else [])}
     if not networks:
         raise SaliencyLabError("every checkpoint of this study is damaged, as the warnings say")
-    rows = []
-    for model in dict.fromkeys(run.model for run in runs):
+    recipes = {run.model: run.recipe for run in runs}
+
+    @cache
+    def seconds(model: str) -> float:
+        return _training_seconds(recipes[model], data, device)
+
+    def row(step: str, model: str, results: int, missing: int) -> dict[str, Any]:
+        planned = {"step": step, "what": model, "results": results, "missing": missing}
+        return planned | ({"seconds": missing * seconds(model)} if missing else {})
+
+    first = []
+    for model in recipes:
         own = [net for run, net in zip(runs, trained, strict=True) if run.model == model]
-        row: dict[str, Any] = {"step": "train", "what": model, "results": len(own)}
-        row["missing"] = sum(net is None for net in own)
-        if row["missing"]:
-            recipe = next(run.recipe for run in runs if run.model == model)
-            row["seconds"] = row["missing"] * _training_seconds(recipe, data, device)
-        rows.append(row)
-    last = []
-    for (table, model), plan in retraining.items():
-        row = {"step": table, "what": model, "results": len(plan.networks())}
-        row["missing"] = missing_networks(plan, retraining_store(Path(store)))
-        if row["missing"]:
-            row["seconds"] = row["missing"] * _training_seconds(plan.recipe, data, device)
-        last.append(row)
+        first.append(row("train", model, len(own), sum(net is None for net in own)))
+    last = [
+        row(table, model, len(plan.networks()), missing_networks(plan, retraining_store(Path(store))))
+        for (table, model), plan in retraining.items()
+    ]
     known = next((member.module for member in networks if member.module is not None), None)
     timed = _untrained(runs[0], data, there) if known is None else known
     where = FolderStore(store) if Path(store).is_dir() else MemoryStore()  # a plan creates nothing
     steps = plan_networks(networks, sample, declared.seed, where, requests, timed)
-    return pd.concat([pd.DataFrame(rows), steps, pd.DataFrame(last)], ignore_index=True)[PLAN_COLUMNS]
+    return pd.concat([pd.DataFrame(first), steps, pd.DataFrame(last)], ignore_index=True)[PLAN_COLUMNS]
 
 
 def _untrained(run: Run, data: ImageData, device: torch.device) -> nn.Module:

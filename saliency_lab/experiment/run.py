@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
@@ -23,6 +24,17 @@ from saliency_lab.study.running import ExecutorError
 from saliency_lab.study.study import Study
 
 
+class Outcome(NamedTuple):
+    """What came out of a declared study."""
+
+    study: Study
+    comparison: Comparison
+    runs: list[Run]
+    """The training runs of the part that was computed, also those that failed."""
+    retrained: Retrained
+    """The results of the tables [roar] and [kar]."""
+
+
 def run_declared(
     declared: Declaration,
     store: str | Path,
@@ -31,8 +43,11 @@ def run_declared(
     device: str = "auto",
     trust: bool = False,
     part: Part = WHOLE,
-) -> tuple[Study, Comparison, list[Run]]:
+) -> Outcome:
     """Train what is missing, compute what is missing, and compare; everything is stored in `store`.
+
+    ROAR and KAR come last, with the study's networks; their results are in the folder `roar` of the store. A
+    recipe that cannot be trained for them is left out, with a warning, and is a failure of the study.
 
     A training run that fails is a failure of the study, which continues without that network; so is a
     damaged checkpoint in [models], and what a lost executor did not finish. Networks are trained and run on
@@ -53,7 +68,7 @@ def run_declared(
     all_runs = training_runs(declared, data, store, trust=trust)
     runs = [run for run in all_runs if part.has(run.model, run.seed)]
     requests = declared.requests(sample)
-    retraining_plans(declared, data, runs)
+    retraining = retraining_plans(declared, data, runs)
     finished, damaged = finished_models(declared, data, there, part, trust=trust)
     trained: dict[str, list[nn.Module]] = {}
     failures: dict[tuple[str, int], Failure] = {}
@@ -87,27 +102,7 @@ def run_declared(
             study.note_failure(place.model, place.seed, place.what, failure)
     else:
         study.write_manifest(exclusive=part == WHOLE)
-    return study, study.compare(), runs
-
-
-def retrain_declared(
-    declared: Declaration,
-    study: Study,
-    store: str | Path,
-    *,
-    device: str = "auto",
-    trust: bool = False,
-    part: Part = WHOLE,
-) -> Retrained:
-    """Carry out the tables [roar] and [kar] of a declared study; return the results by table and model.
-
-    The networks that are explained are those of the study. Results are stored in the folder `roar` of the
-    store. A recipe whose training fails is left out, with a warning, and is a failure of `study`.
-    """
-    store = Path(store).resolve()
-    data = load_declared_data(declared)
-    runs = training_runs(declared, data, store, part, trust=trust)
-    return retrain(retraining_plans(declared, data, runs), study, store, device)
+    return Outcome(study, study.compare(), runs, retrain(retraining, study, store, device))
 
 
 def _origins(declared: Declaration, runs: Sequence[Run]) -> dict[tuple[str, int | None], str]:

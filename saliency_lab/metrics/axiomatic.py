@@ -96,9 +96,8 @@ def _input_invariance(case: MetricInput) -> MetricOutput:
     maps = case.explainer(network, case.probe.images + shift, case.settings.explain)
     given, shifted = case.maps.cpu().flatten(1), maps.flatten(1)
     lengths = given.norm(dim=1) * shifted.norm(dim=1)
-    cosine = (given * shifted).sum(1) / lengths.where(
-        lengths > 0, torch.nan
-    )  # torch's own has a floor of 1e-8
+    # torch's own cosine similarity has a floor of 1e-8 for the lengths
+    cosine = (given * shifted).sum(1) / lengths.where(lengths > 0, torch.nan)
     return MetricOutput(cosine.clamp(-1, 1).numpy())
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from saliency_lab._common.errors import InputError
+from saliency_lab._common.checks import check_masks
 from saliency_lab._common.ranks import descending_ranks, largest_count, mean_ranks
 from saliency_lab._common.settings import Settings
 from saliency_lab.metrics import quantus_engine as quantus
@@ -58,12 +58,7 @@ def _inside(case: MetricInput) -> Tensor:
     InputError
         If they have another shape or hold anything but 0 and 1.
     """
-    masks, expected = case.settings.masks, (len(case.probe), 1, *case.probe.x.shape[2:])
-    if tuple(masks.shape) != expected:
-        raise InputError(f"'masks' must have the shape {expected}, not {tuple(masks.shape)}")
-    if not ((masks == 0) | (masks == 1)).all():
-        raise InputError("'masks' must hold 0 and 1 (or False and True) only")
-    return masks.flatten(1).bool().to(case.maps.device)
+    return check_masks(case.settings.masks, case.probe.x).flatten(1).to(case.maps.device)
 
 
 def _scores(case: MetricInput) -> Tensor:

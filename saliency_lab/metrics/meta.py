@@ -14,7 +14,7 @@ import torch
 from scipy.stats import wilcoxon
 from torch import Tensor, nn
 
-from saliency_lab._common.arguments import check_count, check_mapping
+from saliency_lab._common.arguments import check_count, check_instance, check_mapping
 from saliency_lab._common.checks import check_images, check_seed
 from saliency_lab._common.copying import copy_model
 from saliency_lab._common.errors import InputError
@@ -86,6 +86,10 @@ def meta_evaluate(
     import pandas as pd
 
     attributions = check_mapping(attributions, "attributions", '{"saliency": maps, "smoothgrad": other_maps}')
+    for method, maps in attributions.items():
+        check_instance(
+            maps, Attributions, f"the maps of '{method}'", "Attributions, as attribute returns them"
+        )
     check_count(draws, "draws", most=10_000)
     check_seed(seed)
     check_module(model)

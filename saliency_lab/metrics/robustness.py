@@ -311,11 +311,10 @@ def _register_neighbours(
     name: str,
     reference: str,
     fast: Callable[[MetricInput], MetricOutput],
-    quantus_name: str | None = None,
+    in_quantus: Callable[[MetricInput], MetricOutput] | None = None,
     *,
     settings: type[Neighbours] = Neighbours,
     revision: int = 0,
-    **constructor: object,
 ) -> None:
     register(
         Metric(
@@ -330,9 +329,7 @@ def _register_neighbours(
             needs="nonzero",
             undefined="a neighbour's map is not finite, or no neighbour is put in the image's class",
             fast=fast,
-            quantus=(lambda case: _quantus_neighbours(quantus_name, case, **constructor))
-            if quantus_name
-            else None,
+            quantus=in_quantus,
             maps=lambda s: MapsMade(s.samples),
             revision=revision,
         )
@@ -343,25 +340,19 @@ _register_neighbours(
     "max_sensitivity",
     "Yeh et al., NeurIPS 2019",
     lambda case: MetricOutput(_sensitivity(case).amax(1).numpy()),
-    "MaxSensitivity",
-    lower_bound=0.2,
-    upper_bound=None,
+    lambda case: _quantus_neighbours("MaxSensitivity", case, lower_bound=0.2, upper_bound=None),
 )
 _register_neighbours(
     "avg_sensitivity",
     "Yeh et al., NeurIPS 2019",
     lambda case: MetricOutput(_sensitivity(case).mean(1).numpy()),
-    "AvgSensitivity",
-    lower_bound=0.2,
-    upper_bound=None,
+    lambda case: _quantus_neighbours("AvgSensitivity", case, lower_bound=0.2, upper_bound=None),
 )
 _register_neighbours(
     "local_lipschitz_estimate",
     "Alvarez-Melis and Jaakkola, NeurIPS 2018",
     _local_lipschitz,
-    "LocalLipschitzEstimate",
-    perturb_mean=0.0,
-    perturb_std=0.1,
+    lambda case: _quantus_neighbours("LocalLipschitzEstimate", case, perturb_mean=0.0, perturb_std=0.1),
 )
 
 

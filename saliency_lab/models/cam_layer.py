@@ -213,9 +213,8 @@ class Execution(Rule):
             first, second, third = output.shape[1:]
             dim = self.channel_dim(output)
             last = self.channels_last if dim is None else dim == 3
-            if last and not self._may_cover(
-                first, second
-            ):  # a view may have brought the channels to the front
+            # a view may have brought the channels to the front
+            if last and not self._may_cover(first, second):
                 last = not self._may_cover(second, third)
                 if last:
                     return None

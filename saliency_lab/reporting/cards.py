@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.text import number_of, words
 from saliency_lab.comparison import Comparison
 from saliency_lab.comparison.claims import NOT_DIFFERENT, better_or_worse
@@ -119,7 +120,7 @@ def make_curve(comparison: Comparison, facts: pd.DataFrame) -> CardCurve | None:
         own = own[own["mean"].notna()]
         if len(own) > 1:
             points[model] = [(row["eps"] / end, row["mean"]) for row in own.to_dict("records")]
-    return CardCurve(points, f"Accuracy under {attack}, ε from 0 to {radius(end).rpartition(chr(0xA0))[2]}")
+    return CardCurve(points, f"Accuracy under {attack}, ε from 0 to {format_epsilon(end)}")
 
 
 def count_undefined(facts: pd.DataFrame) -> str:

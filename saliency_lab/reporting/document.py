@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
@@ -51,25 +51,25 @@ class Document:
     lede: str
     models: list[str]
     """All models; the position of a model decides its colour and marker."""
-    comparison: Comparison | None
-    level: str
-    alpha: str
     questions: list[Question]
-    tests: str
-    cards: list[Card]
-    curve: CardCurve | None
-    cautions: list[str]
-    at_chance: str
-    """Names the networks that answer no better than naming one class for all images would."""
-    glance: Table | None
-    accuracies: Table | None
-    scores: Table | None
-    by_model: list[Table]
     audits: list[Audited]
     overview: Table
     audit_summary: AuditSummary
-    figures: list[FigureSpec]
     provenance: Provenance
+    comparison: Comparison | None = None
+    level: str = ""
+    alpha: str = ""
+    tests: str = ""
+    cards: list[Card] = field(default_factory=list)
+    curve: CardCurve | None = None
+    cautions: list[str] = field(default_factory=list)
+    at_chance: str = ""
+    """Names the networks that answer no better than naming one class for all images would."""
+    glance: Table | None = None
+    accuracies: Table | None = None
+    scores: Table | None = None
+    by_model: list[Table] = field(default_factory=list)
+    figures: list[FigureSpec] = field(default_factory=list)
 
 
 def read_document(
@@ -91,38 +91,41 @@ def read_document(
     models = [*compared, *(model for model in study.models if model not in compared)]
     audits = read_audits(study.audits, models)
     questions = answer(study.purpose.claims, comparison)
-    facts = comparison.table() if comparison is not None else study.scores.iloc[:0]
-    if comparison is not None:
-        facts["better"] = facts["metric"].map({m.metric: m.better for m in comparison.measures})
-    accuracies = tables.accuracies(comparison, facts) if comparison is not None else None
-    scores = tables.scores(comparison, facts) if comparison is not None else None
-    glance = tables.glance(comparison.summary) if comparison is not None else None
-    return Document(
+    document = Document(
         title=study.purpose.title or title or _title(study.models),
         about=study.purpose.about,
         lede=_lede(study),
         models=models,
-        comparison=comparison,
-        level=f"{100 * comparison.level:g}{SPACE}%" if comparison is not None else "",
-        alpha=f"{1 - comparison.level:.2g}" if comparison is not None else "",
         questions=[
             Question(number, asked, _differences(asked, number))
             for number, asked in enumerate(questions, start=1)
         ],
-        tests=describe_tests(questions, comparison.level) if comparison is not None else "",
-        cards=cards.make_cards(comparison, facts, audits) if comparison is not None else [],
-        curve=cards.make_curve(comparison, facts) if comparison is not None else None,
-        cautions=_cautions(glance, facts, audits) if glance is not None else [],
-        at_chance=cards.name_networks_at_chance(study.robustness, study.y.tolist()),
-        glance=glance,
-        accuracies=accuracies if accuracies and accuracies.rows else None,
-        scores=scores if scores and scores.rows else None,
-        by_model=tables.by_model(comparison, facts) if comparison is not None else [],
         audits=audits,
         overview=overview(audits),
         audit_summary=summarise_audits(study, audits),
-        figures=list_figures(comparison) if comparison is not None else [],
         provenance=provenance(study, models, unread or []),
+    )
+    if comparison is None:
+        return document
+    facts = comparison.table()
+    facts["better"] = facts["metric"].map({m.metric: m.better for m in comparison.measures})
+    glance = tables.glance(comparison.summary)
+    accuracies, scores = tables.accuracies(comparison, facts), tables.scores(comparison, facts)
+    return replace(
+        document,
+        comparison=comparison,
+        level=f"{100 * comparison.level:g}{SPACE}%",
+        alpha=f"{1 - comparison.level:.2g}",
+        tests=describe_tests(questions, comparison.level),
+        cards=cards.make_cards(comparison, facts, audits),
+        curve=cards.make_curve(comparison, facts),
+        cautions=_cautions(glance, facts, audits),
+        at_chance=cards.name_networks_at_chance(study.robustness, study.y.tolist()),
+        glance=glance,
+        accuracies=accuracies if accuracies.rows else None,
+        scores=scores if scores.rows else None,
+        by_model=tables.by_model(comparison, facts),
+        figures=list_figures(comparison),
     )
 
 

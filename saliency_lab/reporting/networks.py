@@ -21,7 +21,7 @@ from saliency_lab.experiment.trainings import Run
 from saliency_lab.models import card_of
 from saliency_lab.plotting.bands import Band, bands
 from saliency_lab.reporting.figures import FigureSpec
-from saliency_lab.training.health import is_constant
+from saliency_lab.training.health import predicts_one_class
 from saliency_lab.training.recipe import dotted
 from saliency_lab.training.run import LOG
 
@@ -69,7 +69,7 @@ def trained_networks(runs: Sequence[Run], models: Sequence[str]) -> TrainedNetwo
             seconds = f"{log['seconds'].median():.0f}"
             kept = log[np.isclose(log["val_clean"], card.metrics["val_clean"] or 0.0)]  # by `training.select`
             epoch = (kept if len(kept) else log).iloc[-1]
-            if is_constant(epoch["val_constant_share"], epoch["val_clean"]):
+            if predicts_one_class(epoch["val_constant_share"], epoch["val_clean"]):
                 collapsed.append(f"{run.model} (seed {run.seed})")
         accuracies = [card.metrics[key] for key in ("val_clean", "val_robust")]
         shares = ["" if each is None else write_value(each, share=True) for each in accuracies]

@@ -33,7 +33,7 @@ from saliency_lab.study.keys import method_dependencies
 from saliency_lab.study.requests import Request, read_methods
 from saliency_lab.training import Recipe, load_recipe, train
 from saliency_lab.training.api import fabric_device, load_data, named_module, run_folder
-from saliency_lab.training.health import is_constant
+from saliency_lab.training.health import predicts_one_class
 from saliency_lab.training.recipe import check_overrides
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -395,7 +395,7 @@ class _SeedRun:
         share = predicted.bincount().max() / len(labels)
         provenance = {"device": str(named_device(self.device)), **machine(), "versions": versions()}
         info = {
-            "collapsed": is_constant(float(share), float(correct.double().mean())),
+            "collapsed": predicts_one_class(float(share), float(correct.double().mean())),
             "provenance": provenance,
         }
         return Content({"correct": correct}, info)

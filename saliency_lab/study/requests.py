@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from saliency_lab._common.arguments import check_choice
 from saliency_lab._common.checks import parse_radii
 from saliency_lab._common.errors import InputError
 from saliency_lab._common.execution import ExecutionSettings, current_execution
@@ -16,6 +17,7 @@ from saliency_lab._common.registry import Registry
 from saliency_lab._common.selection import Selection, check_label, default_label, named_by, read_selection
 from saliency_lab._common.settings import Settings, parse_settings
 from saliency_lab.attacks.ascent import check_radius
+from saliency_lab.attacks.checklist import BUDGETS, BudgetName
 from saliency_lab.attacks.methods import METHODS as ATTACKS
 from saliency_lab.attacks.methods import AttackMethod
 from saliency_lab.attribution.api import MethodCall, parse_call
@@ -23,8 +25,6 @@ from saliency_lab.attribution.catalogue import METHODS
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.metrics.job import Job, make_job
 from saliency_lab.study.sample import StudySample
-
-Budget = Literal["quick", "full"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Request:
     """Of an attack, ascending and with 0; of an audit, ascending and without 0."""
     images: int = 0
     """How many images an audit looks at."""
-    budget: Budget = "quick"
+    budget: BudgetName = "quick"
     """Of the reference attacks of an audit."""
     given: frozenset[str] = frozenset()
     """Names of the settings of an attack or audit that are not defaults."""
@@ -237,7 +237,7 @@ def read_audit(
     sample: StudySample,
     label: str | None = None,
     images: int | None = None,
-    budget: Budget = "quick",
+    budget: BudgetName = "quick",
     settings: Mapping[str, Any] | None = None,
 ) -> Request:
     """Read and validate the arguments of `Study.audit`."""
@@ -248,8 +248,7 @@ def read_audit(
             f"audit of {attacked.label}: images must be a whole number in 1 … {len(sample.x)}, "
             f"the number of this study's images, not {images!r}"
         )
-    if budget not in ("quick", "full"):
-        raise InputError(f"audit of {attacked.label}: budget must be 'quick' or 'full', not {budget!r}")
+    check_choice(budget, BUDGETS, f"budget of the audit of {attacked.label}")
     radii = tuple(radius for radius in attacked.eps if radius > 0)
     if not radii:
         raise InputError("an audit needs eps > 0")

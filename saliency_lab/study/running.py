@@ -52,7 +52,9 @@ def run_tasks(
     started = time.perf_counter()
     with progress(label=verb, total=len(todo)) as bar:
         for done, (task, failed) in enumerate(_perform_all(todo, inputs, index, executor), 1):
-            index.missing({place: result for place, result in task.results.items() if place not in failed})
+            for place, result in task.results.items():
+                if place not in failed:
+                    index.load(place, result.key)
             failures |= failed
             bar.update()
             if done == 1:

@@ -20,13 +20,13 @@ from saliency_lab._common.fingerprints import model_fingerprint
 from saliency_lab._common.samples import Images
 from saliency_lab._common.selection import Selection
 from saliency_lab._common.warn import warn
+from saliency_lab.attacks.checklist import BudgetName
 from saliency_lab.study.cache.index import ResultIndex, load_index
 from saliency_lab.study.cache.results import Failure, Place
 from saliency_lab.study.cache.store import FolderStore, MemoryStore
 from saliency_lab.study.planning import make_plan
 from saliency_lab.study.reading import StudyResults
 from saliency_lab.study.requests import (
-    Budget,
     GridRequests,
     read_attack,
     read_audit,
@@ -192,7 +192,7 @@ class Study(StudyResults):
         eps: float | str | Sequence[float | str],
         label: str | None = None,
         images: int | None = None,
-        budget: Budget = "quick",
+        budget: BudgetName = "quick",
         **settings: Any,
     ) -> Study:
         """Audit for every model whether the result of this attack can be trusted; see `sl.audit`.

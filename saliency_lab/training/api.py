@@ -309,9 +309,8 @@ def _build(recipe: Recipe, data: ImageData) -> nn.Module:
 def _channel_statistics(split: Split) -> tuple[list[float], list[float]]:
     """Return the mean and the standard deviation of each channel, of values in [0, 1]."""
     channels = range(split.images.shape[1])
-    if (
-        split.images.dtype == torch.uint8
-    ):  # from the counts of the 256 values, so that few images are read at once
+    # from the counts of the 256 values, so that few images are read at once
+    if split.images.dtype == torch.uint8:
         counts = torch.zeros(len(channels), 256, dtype=torch.float64)
         for block in split.blocks():
             for channel in channels:

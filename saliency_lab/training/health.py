@@ -36,7 +36,7 @@ class Validation:
     @property
     def collapsed(self) -> bool:
         """Whether the network collapsed to a constant prediction."""
-        return is_constant(self.constant_share, self.clean)
+        return predicts_one_class(self.constant_share, self.clean)
 
     def concerns(self) -> list[str]:
         """Return warnings about the run, each with the recipe key to change."""
@@ -49,7 +49,7 @@ class Validation:
         ]
 
 
-def is_constant(share: float, accuracy: float) -> bool:
+def predicts_one_class(share: float, accuracy: float) -> bool:
     """Say whether a `share` of at least 99 % of the predictions is one class, and fewer than 90 % are right.
 
     Where more are right, nearly all labels are that class.

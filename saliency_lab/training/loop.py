@@ -75,7 +75,7 @@ class Loss(nn.Module):
 
 @dataclass
 class Fitted:
-    """The result of `fit`: weights on the CPU, and the last validation."""
+    """The result of `fit`: the weights that are kept, on the CPU, and their validation."""
 
     weights: dict[str, Tensor]
     validation: Validation

@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from saliency_lab._common.arguments import check_flag, check_mapping, check_path, check_text
-from saliency_lab._common.errors import InputError, RecipeError, UnknownNameError, unknown_name
+from saliency_lab._common.errors import InputError, RecipeError, unknown_name
 from saliency_lab._common.fingerprints import canonical
 from saliency_lab._common.hashing import fingerprint
 from saliency_lab._common.html import facts
@@ -264,41 +264,39 @@ def load_recipe(
     'asgt'
     """
     check_flag(trust, "trust")
-    try:
-        if not isinstance(source, Recipe | Mapping):
+    changes = check_overrides(overrides)
+    if not isinstance(source, Recipe | Mapping):
+        try:
             source = check_path(source, "recipe")
-            if source.suffix != ".toml" and source.as_posix() not in _bundled():
-                raise unknown_name("recipe", source.as_posix(), _bundled())
-    except UnknownNameError:
-        raise
-    except InputError as error:
-        raise RecipeError(f"{error}; list_recipes() names the bundled recipes") from None
+        except InputError as error:
+            raise RecipeError(f"{error}; list_recipes() names the bundled recipes") from None
+        if source.suffix != ".toml" and source.as_posix() not in _bundled():
+            raise unknown_name("recipe", source.as_posix(), _bundled())
     try:
-        table, where = _table(source, overrides)
+        table, where = _table(source, changes)
         return parse_settings(Recipe, check_names(table, trust=trust), of=where)
     except InputError as error:
         raise RecipeError(str(error)) from None
 
 
 def _table(
-    source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None
+    source: Path | Mapping[str, Any] | Recipe, changes: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
     """Return the whole table of a recipe, and what messages call it."""
     if isinstance(source, Recipe):
         table, where = source.model_dump(), f"recipe '{source.name}'"
-        if not any(key.split(".")[0] == "objective" for key in overrides or {}):
+        if not any(key.split(".")[0] == "objective" for key in changes):
             table["objective"] = source.objective  # its class may have no name
     elif isinstance(source, Mapping):
         table, where = check_mapping(source, "recipe", '{"data": {"name": "mnist"}}'), "recipe"
-    elif Path(source).as_posix() in _bundled():
-        name = Path(source).as_posix()
+    elif (name := source.as_posix()) in _bundled():
         below, above = _bundled()[name]
         table, where = _merge(_read(below), _read(above)), f"recipe '{name}'"
         table["name"] = name
     else:
-        table, where = _read(Path(source)), f"recipe '{source}'"
-        table.setdefault("name", Path(source).stem)
-    return _merge(table, nested(check_overrides(overrides))), where
+        table, where = _read(source), f"recipe '{source}'"
+        table.setdefault("name", source.stem)
+    return _merge(table, nested(changes)), where
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class Step:
                 z = net(point)
                 # in float16 the gradient of a confident sample would underflow; only its direction is used
                 scale = 1024.0 if z.dtype == torch.float16 else 1.0
-                g = input_gradient(scale * raised(full_precision(z)), point)
+                g = required_gradient(scale * raised(full_precision(z)), point)
             self.last_gradient = g
             return g
 
@@ -189,18 +189,18 @@ class Step:
         if is_compiled(self.net):
             with self.evaluated() as net:
                 z = full_precision(net(point))
-            saliency = input_gradient(_score(z, target), point)
+            saliency = required_gradient(_score(z, target), point)
             return self.logits(x), saliency
         trunk, head = trunk_and_head(self.net)
         shared = run(trunk, point)
         with evaluating(self.net), frozen(*head):
             z = full_precision(run(head, shared))
-        upper = input_gradient(_score(z, target), shared, retain_graph=not head)  # frees the head
+        upper = required_gradient(_score(z, target), shared, retain_graph=not head)  # frees the head
         (saliency,) = torch.autograd.grad(shared, point, upper, retain_graph=True)
         return self._forward(head, shared, draw=0), saliency
 
 
-def input_gradient(
+def required_gradient(
     value: Tensor, point: Tensor, *, retain_graph: bool | None = None, create_graph: bool = False
 ) -> Tensor:
     """Return the gradient of a scalar at `point`.

@@ -168,7 +168,7 @@ def test_a_callers_mode_without_gradients_changes_nothing(trained, batch, contex
 def test_bad_input(trained, batch) -> None:
     x = batch[0][:2]
     for change, message in (
-        ({"goal": "top"}, "unknown goal 'top'"),
+        ({"goal": "top"}, "unknown goal: 'top'; did you mean 'top_k'"),
         ({"eps": -1}, "≥ 0"),
         ({"stepz": 3}, "did you mean 'steps'"),
         ({"k": 1.5}, "'k'"),

@@ -6,7 +6,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from saliency_lab._common.errors import InputError
-from saliency_lab.comparison.claims import Answered, Claim, Endpoint, answer, describe_tests, judge
+from saliency_lab.comparison.claims import Answered, Claim, Endpoint, answer, describe_tests
 from saliency_lab.comparison.comparison import Comparison
 from saliency_lab.comparison.schema import ROBUSTNESS
 
@@ -34,7 +34,7 @@ def test_a_claim_is_answered_by_the_interval_of_the_paired_difference() -> None:
     claim = Claim(
         question="?", model="good", over=["base", "same"], metric=["sparseness", "complexity", "odd"]
     )
-    answers = judge(claim, comparison)
+    answers = answer([claim], comparison)[0].differences
     by_metric = answers.groupby("metric")["verdict"].agg(set).to_dict()
     assert by_metric == {"sparseness": {"better"}, "complexity": {"worse"}, "odd": {"higher"}}
     values = comparison.measure("sparseness").values
@@ -63,7 +63,7 @@ def test_a_question_that_nothing_answers_says_so() -> None:
 
 def test_a_difference_is_counted_once() -> None:
     both = Claim(question="?", model=["good", "same"], over=["good", "same"], metric="sparseness")
-    answers = judge(both, _comparison())
+    answers = answer([both], _comparison())[0].differences
     assert len(answers) == 2  # the same difference, both ways round
     asked = Answered("?", answers)
     text = describe_tests([asked, asked], 0.95)
@@ -74,8 +74,9 @@ def test_a_difference_is_counted_once() -> None:
 
 def test_a_claim_about_what_was_not_measured_is_an_error() -> None:
     claim = Claim(question="Faithful?", model="good", over="base", metric="sparseness", method="lime")
-    with pytest.raises(InputError, match="nothing that was measured answers the claim 'Faithful"):
-        judge(claim, _comparison())
+    [answered] = answer([claim], _comparison())
+    assert "nothing that was measured answers the claim 'Faithful" in answered.problem
+    assert answered.differences.empty
 
 
 def test_what_a_question_names_is_shown_also_where_nothing_answers() -> None:
@@ -215,14 +216,14 @@ def test_a_margin_is_printed_as_it_was_declared(metric: str, margin: float, writ
 
 def test_seeds_that_disagree_and_identical_scores_are_no_differences() -> None:
     claim = Claim(question="?", model="collapsed", over="at", metric="robust_accuracy", eps=0.2)
-    [row] = judge(claim, _accuracies(RATES)).to_dict("records")
+    [row] = answer([claim], _accuracies(RATES))[0].differences.to_dict("records")
     assert row["verdict"] == "seeds disagree" and np.isnan([row["p"], row["difference"]]).all()
     comparison = _comparison()
     same = comparison.scores["metric"] == "odd"
     for scores in (comparison.scores, comparison.scores.copy()):
         scores.loc[same, "score"] = scores.loc[same, "sample"].astype(float)
     claim = Claim(question="?", model="good", over="base", metric=["odd", "sparseness"])
-    rows = judge(claim, comparison).set_index("metric")
+    rows = answer([claim], comparison)[0].differences.set_index("metric")
     assert rows.loc["odd", "verdict"] == "identical" and np.isnan(rows.loc["odd", "p"])
     assert rows.loc["sparseness", "p"] == rows.loc["sparseness", "p_corrected"]
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from saliency_lab._common.errors import InputError
 from saliency_lab.comparison import Comparison, statistics
-from saliency_lab.comparison.claims import Claim, judge
+from saliency_lab.comparison.claims import Claim, answer
 from saliency_lab.comparison.measures import Measure
 from saliency_lab.models import ModelCard
 from saliency_lab.study import Study
@@ -108,7 +108,7 @@ def test_an_estimate_is_computed_once(comparison: Comparison, monkeypatch: pytes
     for name in ("mean_estimate", "difference_estimate"):
         monkeypatch.setattr(statistics, name, lambda *_: pytest.fail("computed again"))
     claim = Claim(question="?", model="b", over="a", metric="sparseness")
-    rows = judge(claim, comparison)
+    rows = answer([claim], comparison)[0].differences
     of_b = table.query("metric == 'sparseness' and model == 'b'")
     for column in ("difference_low", "p"):
         assert rows[column].tolist() == of_b[column].tolist()
@@ -527,7 +527,7 @@ def test_a_recipe_with_scores_of_a_single_seed_is_not_tested() -> None:
     assert rows[["low", "difference_low", "p", "p_holm"]].isna().all(axis=None)
     assert not rows["differs"].any() and not rows["rank"].any()
     asked = Claim(question="Is b sparser?", model="b", over="a", metric="sparseness")
-    assert set(judge(asked, comparison)["verdict"]) == {"undefined"}
+    assert set(answer([asked], comparison)[0].differences["verdict"]) == {"undefined"}
     assert "only one of the training seeds has scores" in str(comparison)
 
 

@@ -111,7 +111,7 @@ def test_a_study_continues_without_a_damaged_checkpoint(tmp_path: Path, name: st
         _damage(tmp_path / folder / name, how, draws)
     declared = read_declaration(path)
     with pytest.warns(UserWarning, match=r"mixed: .*net-2.*; the study continues without it"):
-        study, comparison, _ = run_declared(declared, tmp_path / "store")
+        study, comparison, *_ = run_declared(declared, tmp_path / "store")
     assert study.models == comparison.models == ["whole", "mixed"]
     assert study.failures["model"].tolist() == ["mixed", "lost"]
     assert study.failures["what"].tolist() == ["loading", "loading"]

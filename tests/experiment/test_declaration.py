@@ -25,7 +25,7 @@ from saliency_lab.data import ImageData
 from saliency_lab.experiment import given, images, planning, trainings
 from saliency_lab.experiment.part import WHOLE, Part
 from saliency_lab.experiment.planning import plan_declared
-from saliency_lab.experiment.run import retrain_declared, run_declared
+from saliency_lab.experiment.run import run_declared
 from saliency_lab.experiment.schema import read_declaration, studies_folder
 from saliency_lab.experiment.trainings import training_runs
 from saliency_lab.models import ModelCard, build_model, load_model, save_model
@@ -86,7 +86,7 @@ def test_a_declared_study_is_planned_run_and_then_read(declared_file: Path, tmp_
     assert (plan["missing"] == plan["results"]).all()
     assert (plan.loc[["train", "attribute", "score", "attack"], "seconds"] > 0).all()
     assert not list(store.glob("cells/**/*.safetensors"))
-    study, comparison, _ = run_declared(first, store)
+    study, comparison, *_ = run_declared(first, store)
     assert study.models == ["standard", "sgt", "mine"]
     assert (comparison.baseline, set(study.scores["method"])) == ("sgt", {"saliency", "smooth"})
     assert sorted(study.robustness["eps"].unique()) == [0.0, 16 / 255, 0.1]
@@ -144,7 +144,7 @@ def test_a_store_knows_what_its_study_asks(declared_file: Path, tmp_path: Path) 
     asked = TOML.replace('recipes = ["digits/standard", "digits/sgt"]', "").replace('"sgt"', '"mine"')
     asked = 'level = 0.5\ntitle = "Asked"\n' + asked.replace('"standard"', '"mine"')
     declared_file.write_text(asked)
-    _, comparison, _ = run_declared(read_declaration(declared_file), tmp_path / "store")
+    _, comparison, *_ = run_declared(read_declaration(declared_file), tmp_path / "store")
     loaded = Study.load(tmp_path / "store")
     assert (comparison.level, loaded.purpose.title, len(loaded.purpose.claims)) == (0.5, "Asked", 1)
     assert loaded.compare().table().equals(comparison.table())
@@ -333,7 +333,7 @@ def test_a_run_that_collapses_is_recorded_and_the_rest_goes_on(tmp_path: Path) -
         """
     )
     with pytest.warns(UserWarning, match="wild .* could not be trained"):
-        study, comparison, _ = run_declared(read_declaration(path), tmp_path / "store")
+        study, comparison, *_ = run_declared(read_declaration(path), tmp_path / "store")
     assert study.models == ["sound"] == comparison.models
     assert study.failures[["model", "seed", "what"]].to_numpy().tolist() == [["wild", 0, "training"]]
 
@@ -420,7 +420,7 @@ def test_networks_that_another_process_trains_come_last(
 
     monkeypatch.setattr(trainings, "train", train_one)
     elsewhere.acquire()
-    result, _, runs = run_declared(study, store)
+    result, _, runs, _ = run_declared(study, store)
     assert trained == [1, 0], "the network that is locked comes last"
     assert [run.seed for run in runs] == [member.seed for member in result.members] == [0, 1]
     assert result.failures.empty and first.finished and second.finished
@@ -493,7 +493,6 @@ def test_a_network_whose_code_changed_is_trained_again(
         plan = plan_declared(study, store, trust=True).set_index("step")["missing"]
         assert plan["train"] == 1 and plan["roar"] == 3
         result, *_ = run_declared(study, store, trust=True)
-        retrain_declared(study, result, store, trust=True)
         assert kind in str(result.members[0].net).lower()
         assert (plan_declared(study, store, trust=True)["missing"] == 0).all()
     own_kinds("relu")

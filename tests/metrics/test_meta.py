@@ -55,6 +55,13 @@ def test_one_method_cannot_be_ranked(digits_sample, trained):
         meta_evaluate(trained, x, y, {"one": sl.attribute(trained, x, y)}, {"sparseness": {}})
 
 
+def test_maps_need_to_be_attributions(digits_sample, trained):
+    x, y = digits_sample
+    maps = {name: sl.attribute(trained, x, y, name).maps for name in ("saliency", "input_x_gradient")}
+    with pytest.raises(InputError, match="the maps of 'saliency' must be Attributions"):
+        meta_evaluate(trained, x, y, maps, {"sparseness": {}})
+
+
 def test_a_metric_that_makes_maps_again_is_refused_by_name(digits_sample, trained):
     x, y = digits_sample
     maps = {name: sl.attribute(trained, x, y, name) for name in ("saliency", "input_x_gradient")}

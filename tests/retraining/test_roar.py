@@ -19,7 +19,7 @@ from saliency_lab.data import ImageData
 from saliency_lab.data.images import MappedSplit, Split
 from saliency_lab.experiment import retraining as declared_retraining
 from saliency_lab.experiment.planning import plan_declared
-from saliency_lab.experiment.run import retrain_declared, run_declared
+from saliency_lab.experiment.run import run_declared
 from saliency_lab.experiment.schema import read_declaration
 from saliency_lab.metrics.catalogue import LERF, MORF
 from saliency_lab.retraining import RoarResult, api
@@ -427,8 +427,8 @@ def test_in_a_study_file(tmp_path: Path):
     assert (tmp_path / "page" / "first-roar-standard.svg").exists()
     assert (store / "tables" / "retraining.csv").exists()
     assert plan_declared(declared, store)["missing"].sum() == 0
-    study, *_ = run_declared(declared, store)
-    result = retrain_declared(declared, study, store)["roar", "standard"]
+    study, *_, retrained = run_declared(declared, store)
+    result = retrained["roar", "standard"]
     assert set(result.correct) == {"saliency", "random"} and result.seeds == (0,)
     study.gc()
     assert plan_declared(declared, store)["missing"].sum() == 0, "gc leaves the retrained networks"

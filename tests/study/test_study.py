@@ -567,7 +567,7 @@ def test_images_that_take_gradients_are_looked_at_alone(
             lambda s: s.plan(audits={"pgd": {"eps": 0.1, "images": 99}}),
             "images must be a whole number in 1 … ",
         ),
-        (lambda s: s.audit(eps=0.1, budget="large"), "budget must be 'quick' or 'full'"),
+        (lambda s: s.audit(eps=0.1, budget="large"), "budget of the audit of pgd: 'large'"),
         (
             lambda s: s.attribute({"saliency": {}}).score({"sparseness": {"engine": "slow"}}),
             "no engine 'slow'",

@@ -70,6 +70,10 @@ def test_overrides_that_exclude_each_other_are_named(overrides):
 
 
 def test_overrides_that_are_no_mapping_are_refused():
+    for given in (5, [1], {1: 2}):
+        for source in (load_recipe("digits/standard"), load_recipe("digits/standard").model_dump()):
+            with pytest.raises(RecipeError, match="overrides"):
+                load_recipe(source, given)
     for given in (["attack.eps=0.1"], []):
         with pytest.raises(RecipeError, match="overrides must be a mapping, such as"):
             sl.train("digits/standard", overrides=given)

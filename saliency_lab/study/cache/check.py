@@ -15,7 +15,7 @@ Problems = Iterator[tuple[str, Path, str]]
 
 def check_store(store: FolderStore) -> Problems:
     """Check the files of a store, and that those are there which its manifest lists."""
-    expected: dict[str, set[Path]] = {"samples": set(), "weights": set()}
+    samples, weights = set[Path](), set[Path]()
     path = store.folder / MANIFEST
     try:
         manifest = read_manifest(store.folder)
@@ -23,8 +23,8 @@ def check_store(store: FolderStore) -> Problems:
         if path.exists() or any(each.parent.parent.name != "retraining" for each in store.files()):
             yield "manifest", path, f"the list of results '{path}' is missing or damaged ({error})"
     else:
-        expected["samples"].add(store.sample_path(manifest.sample or manifest.images))
-        expected["weights"] |= {store.weights_path(name) for name in manifest.weights}
+        samples.add(store.sample_path(manifest.sample or manifest.images))
+        weights |= {store.weights_path(name) for name in manifest.weights}
         for place, key in manifest.places.items():
             path = store.path(place.kind, key)
             if key not in manifest.missing and not path.exists():
@@ -34,13 +34,12 @@ def check_store(store: FolderStore) -> Problems:
             read_result(path)
         except DamagedFileError as error:
             yield path.parent.parent.name, path, str(error)
-    for name, paths in expected.items():
-        for path in sorted({*(store.folder / name).glob("[!.]*.safetensors"), *paths}):
-            if name == "samples" and store.read_sample(path.stem) is None:
-                yield "sample", path, f"the images '{path}' are {'damaged' if path.exists() else 'missing'}"
-            if name == "weights":
-                try:
-                    read_weights(path)
-                except DamagedFileError as error:
-                    yield "weights", path, str(error)
+    for path in sorted(samples.union((store.folder / "samples").glob("[!.]*.safetensors"))):
+        if store.read_sample(path.stem) is None:
+            yield "sample", path, f"the images '{path}' are {'damaged' if path.exists() else 'missing'}"
+    for path in sorted(weights.union((store.folder / "weights").glob("[!.]*.safetensors"))):
+        try:
+            read_weights(path)
+        except DamagedFileError as error:
+            yield "weights", path, str(error)
     yield from (("table", path, problem) for path, problem in check_tables(store.folder / "tables").items())

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from saliency_lab._common.inference import attention_differentiable_twice
 from saliency_lab.training.objectives.base import Objective, register
-from saliency_lab.training.step import Step, input_gradient
+from saliency_lab.training.step import Step, required_gradient
 
 
 @register
@@ -31,5 +31,5 @@ class InputGradient(Objective):
         x = step.x.detach().requires_grad_()
         with attention_differentiable_twice():
             losses = F.cross_entropy(step.logits(x), step.y, reduction="none")
-            gradient = input_gradient(losses.sum(), x, create_graph=True)
+            gradient = required_gradient(losses.sum(), x, create_graph=True)
         return {"clean": losses.mean(), "gradient": self.weight * gradient.flatten(1).square().sum(1).mean()}
