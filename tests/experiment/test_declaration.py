@@ -245,7 +245,7 @@ def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: p
     code, text = call("--executor", "nobody")
     assert code == 2
     plain = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    monkeypatch.setattr(trainings, "load_model", lambda *_, **__: plain)
+    monkeypatch.setattr(given, "load_model", lambda *_, **__: plain)
     declared_file.write_text(
         declared_file.read_text().replace("saliency = {}", "saliency = {}\ngrad_cam = {}")
     )

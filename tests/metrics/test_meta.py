@@ -57,7 +57,7 @@ def test_one_method_cannot_be_ranked(digits_sample, trained):
 
 def test_maps_need_to_be_attributions(digits_sample, trained):
     x, y = digits_sample
-    maps = {name: sl.attribute(trained, x, y, name).maps for name in ("saliency", "input_x_gradient")}
+    maps = {name: sl.attribute(trained, x, y, name).values for name in ("saliency", "input_x_gradient")}
     with pytest.raises(InputError, match="the maps of 'saliency' must be Attributions"):
         meta_evaluate(trained, x, y, maps, {"sparseness": {}})
 
