@@ -18,6 +18,7 @@ from saliency_lab._common.calls import (
     deliver,
     depending,
     is_in_place,
+    out_of_place,
     softmax_dim,
 )
 from saliency_lab._common.settings import Settings
@@ -25,13 +26,11 @@ from saliency_lab.attribution.batch import Batch
 from saliency_lab.attribution.catalogue import Explained, method
 from saliency_lab.attribution.fused_attention import AttentionRule
 from saliency_lab.attribution.lrp import (
+    ADDITION,
     BILINEAR,
-    DIFFERENCE,
-    FROM_CONSTANT,
     MASKING,
     NORMALISATION,
     SOFTMAX,
-    SUM,
     Composite,
     LayerRule,
     Propagation,
@@ -40,7 +39,6 @@ from saliency_lab.attribution.lrp import (
     stabilised,
 )
 
-ADDITION = SUM | DIFFERENCE | FROM_CONSTANT
 ROOT, INVERSE_ROOT, POWER = calls("sqrt"), calls("rsqrt"), calls("pow", "__pow__")
 RECIPROCAL = calls("reciprocal", "__rdiv__", "__rtruediv__")
 
@@ -84,22 +82,38 @@ class _Softmax(Function):
         return share.masked_fill(x == -torch.inf, 0.0), None, None
 
 
+def _exponent(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+    """Return the exponent of a power if it is one constant number."""
+    exponent = args[1] if len(args) > 1 else kwargs.get("exponent")
+    if isinstance(exponent, Tensor) and (exponent.numel() != 1 or exponent.requires_grad):
+        return None
+    return None if exponent is None else float(exponent)
+
+
 class _AttentionPropagation(AttentionRule, Propagation):
     """LRP with the rules of AttnLRP."""
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call by the rule for it."""
+        args = tuple(each.detach() if hasattr(each, "_is_constant") else each for each in args)
         tensors = depending(args, kwargs)
-        exponent = (args[1] if len(args) > 1 else kwargs.get("exponent")) if func in POWER else None
-        power = exponent if isinstance(exponent, int | float) else None
+        power = _exponent(args, kwargs) if func in POWER else None
+        root = func in ROOT or power == 0.5
         roots = [each for each in tensors if hasattr(each, "_is_root")]
-        inverse = func in INVERSE_ROOT or power == -0.5 or (roots and func in RECIPROCAL)
-        if tensors and inverse and not is_in_place(func, kwargs):
+        reciprocals = [each for each in tensors if hasattr(each, "_is_reciprocal")]
+        inverse = func in INVERSE_ROOT or power == -0.5
+        if tensors and (inverse or (roots and func in RECIPROCAL) or (reciprocals and root)):
             with torch.no_grad():  # what a normalisation divides by is a constant
-                return func(*args, **kwargs)
+                output = out_of_place(func)(*args, **kwargs)
+            if is_in_place(func, kwargs):
+                output = args[0].copy_(output)
+                output._is_constant = True
+            return output
         output = self._call(func, args, kwargs, tensors)
-        if tensors and (func in ROOT or power == 0.5 or (roots and len(tensors) == 1 and func in ADDITION)):
+        if tensors and (root or (roots and len(tensors) == 1 and func in ADDITION)):
             output._is_root = True
+        if tensors and (func in RECIPROCAL or power == -1):
+            output._is_reciprocal = True
         return output
 
     def _call(
@@ -113,8 +127,6 @@ class _AttentionPropagation(AttentionRule, Propagation):
             return _Softmax.apply(args[0].to(output.dtype), [output], softmax_dim(args, kwargs))
         if func in NORMALISATION and tensors:
             return self._normalise(func, args, kwargs)
-        if func in ADDITION and len(tensors) == 1 and not self.first and "alpha" not in kwargs:
-            return self._add_constant(func, args, kwargs, tensors[0])
         if func in MASKING and len(tensors) == 1 and tensors[0] is args[0]:
             return func(*args, **kwargs)
         return super().call(func, args, kwargs)
@@ -133,18 +145,6 @@ class _AttentionPropagation(AttentionRule, Propagation):
 
         product = _Product.apply(args[places[0]].clone(), args[places[1]].clone(), (op, self.epsilon))
         return deliver(product, func, args, kwargs) if func in PRODUCTS else product
-
-    def _add_constant(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], a: Tensor) -> Tensor:
-        """Add a constant to an activation; it takes its part as a bias does."""
-        exact = a.clone()  # `a` may be changed in place
-
-        def total(part: Tensor) -> Tensor:
-            first, second = (part if each is a else each for each in args[:2])
-            if func in FROM_CONSTANT:
-                return second - first
-            return first - second if func in DIFFERENCE else first + second
-
-        return deliver(self.share(exact, total), func, args, kwargs)
 
     def _normalise(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Compute a normalisation by the ε rule, with what it divides by taken as a constant."""

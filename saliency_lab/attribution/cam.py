@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from saliency_lab._common.calls import Call, Rule, calls, check_functions, check_visible
+from saliency_lab._common.calls import (
+    Call,
+    Rule,
+    calls,
+    check_functions,
+    check_visible,
+    deliver,
+    depending,
+    out_of_place,
+)
 from saliency_lab._common.inference import float64_device
 from saliency_lab._common.settings import Settings
 from saliency_lab._common.threads import in_this_thread
@@ -26,6 +35,7 @@ from saliency_lab.attribution.layer import (
     layer_name,
     read_layer,
 )
+from saliency_lab.attribution.lrp import ADDITION, linear_call
 from saliency_lab.attribution.rectifier import guided_gradient
 
 _EPS = 1e-8  # keeps a division by the range of a constant map finite
@@ -182,13 +192,21 @@ def ablation_cam(batch: Batch, settings: LayerSettings) -> Explained:
 
 
 class _Biases(Rule):
-    """Keeps the output of each convolution and batch normalisation, and what is added to its channels."""
+    """Keeps the output of each call that adds constants to channels, and these constants.
+
+    Such calls are convolutions, batch normalisations and, after the first layer, sums with one value per
+    channel, of which a frozen batch normalisation consists.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.terms: list[tuple[Tensor, Tensor]] = []
+        self.first = True
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.first = self.first and linear_call(func, args, kwargs) is None
+        if func in ADDITION and not self.first and len(depending(args, kwargs)) == 1:
+            return self._add(func, args, kwargs)
         output = func(*args, **kwargs)
         bias_of = _BIASES.get(func)
         if bias_of is None or output.ndim != 4 or not output.requires_grad:
@@ -198,6 +216,16 @@ class _Biases(Rule):
             return output
         self.terms.append((bias, output))
         return output.clone()  # so that an in-place operation that follows leaves the kept output alone
+
+    def _add(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Add a constant; keep it if it has one value for each channel of an activation (N, C, H, W)."""
+        output = out_of_place(func)(*args, **kwargs)
+        constant = next((each for each in args if isinstance(each, Tensor) and not each.requires_grad), None)
+        if constant is not None and output.ndim == 4:
+            shape = (1, output.shape[1], 1, 1)
+            if shape[-constant.ndim :] == constant.shape or constant.shape == shape:
+                self.terms.append((constant.flatten(), output))
+        return deliver(output.clone(), func, args, kwargs)
 
 
 def _bias_of_convolution(

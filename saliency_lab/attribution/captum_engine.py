@@ -83,6 +83,11 @@ class _Contrast(nn.Module):
         return picked[:, 0] - picked[:, 1]
 
 
+def _explained(model: nn.Module) -> nn.Module:
+    """Return the user's model, in which layers have the names that the user knows."""
+    return model.model if isinstance(model, _Contrast) else model
+
+
 def captum_method(extension: Extension) -> Method | None:
     """Describe a class or an object of Captum as a method; return None for anything else.
 
@@ -155,15 +160,20 @@ def _build(item: Any, arguments: dict[str, Any], model: nn.Module) -> Any:
     """Return Captum's object for the model: the given one, or one of the given class."""
     if not isinstance(item, type):
         inner = getattr(item, "attribution_method", item)
-        if getattr(inner, "forward_func", getattr(inner, "model", None)) is not model:
+        if getattr(inner, "forward_func", getattr(inner, "model", None)) is not _explained(model):
             raise InputError(
                 f"the object of {type(inner).__name__} was made for another model than the one that is "
                 "explained; pass the class, and the arguments of its constructor as settings"
             )
+        if isinstance(model, _Contrast):
+            raise InputError(
+                f"an object of {type(inner).__name__} explains one class, not a contrast; pass the class, "
+                "and the arguments of its constructor as settings"
+            )
         return item
     arguments = dict(arguments)
     if isinstance(arguments.get("layer"), str):
-        arguments["layer"] = find_layer(model, arguments["layer"])
+        arguments["layer"] = find_layer(_explained(model), arguments["layer"])
     if item is ca.NoiseTunnel:
         base = arguments["attribution_method"]
         return ca.NoiseTunnel(base(model) if isinstance(base, type) else base)
@@ -218,6 +228,8 @@ def _attribute(
     target: Any = batch.target.classes
     model, more = batch.model, {}
     if batch.target.against is not None:
+        if issubclass(kind, ca.LRP):  # it needs a rule for every operation, and has none for a difference
+            raise InputError(f"Captum's {name} explains one class, not a contrast; use the method 'lrp'")
         model = _Contrast(model)
         more, target = {"additional_forward_args": (batch.target.classes, batch.target.against)}, None
     accepted = inspect.signature(kind.attribute).parameters
@@ -313,7 +325,7 @@ def _conductance(batch: Batch, settings: Any) -> Tensor:
     }
 
     def build(model: nn.Module) -> Any:
-        return ca.LayerConductance(model, find_layer(model, settings.layer))
+        return ca.LayerConductance(model, find_layer(_explained(model), settings.layer))
 
     name, kind = "LayerConductance", ca.LayerConductance
     return _run(name, kind, build, batch, options, settings.layer, settings.interpolation)

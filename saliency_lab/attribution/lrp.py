@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.utils.weak import WeakIdKeyDictionary
 
 from saliency_lab._common.calls import (
     AVERAGE_POOL,
@@ -29,6 +30,8 @@ from saliency_lab._common.calls import (
     deliver,
     depending,
     describe_module,
+    is_in_place,
+    out_of_place,
     refuse,
     trace,
     track_modules,
@@ -81,15 +84,21 @@ Operation = Callable[[Tensor, Any], Tensor]
 Terms = list[tuple[Tensor, Any]]
 
 CONVOLUTION, LINEAR = calls("conv1d", "conv2d", "conv3d"), calls("linear")
-MATRIX_PRODUCT = calls("matmul", "__matmul__", "bmm", "mm", "__rmatmul__")
+TRANSPOSED = calls("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+MATRIX_PRODUCT = calls("matmul", "__matmul__", "bmm", "mm", "mv", "tensordot")
+PRODUCT_FROM_LEFT, PRODUCT_AND_SUM, EINSUM = calls("__rmatmul__"), calls("addmm", "baddbmm"), calls("einsum")
 SUM, DIFFERENCE, NEGATION = calls("add", "__radd__"), calls("sub", "subtract"), calls("neg", "negative")
-ONE_BY_ONE = RELU | ELEMENTWISE | PRODUCTS | SUM | DIFFERENCE | NEGATION
+FROM_CONSTANT = calls("rsub", "__rsub__")
+ADDITION = SUM | DIFFERENCE | FROM_CONSTANT
+ONE_BY_ONE = RELU | ELEMENTWISE | PRODUCTS | ADDITION | NEGATION
+CLONE = calls("clone", "contiguous")
 PASSING = MAX_POOL | SHAPES
 OTHER_LINEAR = (
     AVERAGE_POOL
+    | TRANSPOSED
     | CONTRACTIONS
     | calls(
-        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "avg_pool1d", "avg_pool3d", "sum"),
+        *("avg_pool1d", "avg_pool3d", "sum"),
         *("adaptive_avg_pool1d", "adaptive_avg_pool3d", "interpolate", "upsample", "unfold", "fold"),
         *("index_select", "repeat", "repeat_interleave", "tile"),
     )
@@ -97,8 +106,8 @@ OTHER_LINEAR = (
 SOFTMAX = calls("softmax")
 NORMALISATION = calls("layer_norm", "group_norm", "rms_norm", "normalize")
 BILINEAR = CONTRACTIONS | (PRODUCTS - DIVISIONS)
-FROM_CONSTANT, MASKING = calls("rsub", "__rsub__"), calls("masked_fill")
-TRANSFORMER = SOFTMAX | NORMALISATION | BILINEAR | FROM_CONSTANT | MASKING | FUSED.keys()
+MASKING = calls("masked_fill")
+TRANSFORMER = SOFTMAX | NORMALISATION | BILINEAR | MASKING | FUSED.keys()
 """Calls that `attn_lrp` has rules for, and `lrp` has not."""
 
 
@@ -190,16 +199,99 @@ class _Pass(Function):
         return relevance[0], None
 
 
+class LinearCall(NamedTuple):
+    """A call that is linear in one activation, and whose weights are constant: op(a, weight) + bias.
+
+    `channels` is the dimension of the output to which `scaled` may bring a factor per channel: it returns the
+    weight (first argument) of a layer whose output is multiplied by the factors (second argument). None where
+    the weights have no such dimension.
+    """
+
+    a: Tensor
+    weight: Tensor
+    bias: Tensor | float
+    op: Operation
+    convolution: bool = False
+    channels: int = -1
+    scaled: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+def linear_call(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LinearCall | None:
+    """Read a call of a convolution, a linear layer or a product with a constant matrix; None for others."""
+    tensors = depending(args, kwargs)
+    if len(tensors) != 1 or is_in_place(func, kwargs):
+        return None
+    if func in CONVOLUTION or func in TRANSPOSED or func in LINEAR:
+        return _read_layer(func, *args, **kwargs) if args[0] is tensors[0] else None
+    if func in CONTRACTIONS:
+        return _read_product(func, args, kwargs, tensors[0])
+    return None
+
+
+def _read_layer(
+    func: Call, a: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+) -> LinearCall:
+    trailing = [1] * (weight.ndim - 2)
+    b: Tensor | float = 0.0 if bias is None else bias.reshape(-1, *trailing)
+
+    def scaled(kernel: Tensor, factors: Tensor) -> Tensor:
+        if func not in TRANSPOSED:
+            return kernel * factors.reshape(-1, 1, *trailing)
+        per_group = factors.reshape(-1, kernel.shape[1])  # kernel: (inputs, outputs of a group, …)
+        return kernel * per_group.repeat_interleave(len(kernel) // len(per_group), 0).reshape(
+            *kernel.shape[:2], *trailing
+        )
+
+    return LinearCall(
+        a,
+        weight,
+        b,
+        lambda part, kernel: func(part, kernel, None, *args, **kwargs),
+        convolution=func not in LINEAR,
+        channels=-(weight.ndim - 1),
+        scaled=scaled,
+    )
+
+
+def _read_product(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], a: Tensor) -> LinearCall | None:
+    """Read a product of two matrices or tensors, of which `a` is one; None for more of them."""
+    bias: Any = 0.0
+    product: Callable[[Any, Any], Tensor] = lambda left, right: func(left, right, *args[2:], **kwargs)  # noqa: E731
+    operands: Sequence[Any] = args[:2]
+    if func in EINSUM:
+        equation, *operands = args
+        if len(operands) == 1 and isinstance(operands[0], list | tuple):
+            operands = operands[0]
+        product = lambda left, right: torch.einsum(equation, left, right)  # noqa: E731
+    elif func in PRODUCT_AND_SUM:
+        bias, *operands = args
+        factor, bias = kwargs.get("alpha", 1), bias * kwargs.get("beta", 1)
+        product = lambda left, right: factor * torch.matmul(left, right)  # noqa: E731
+    elif func in PRODUCT_FROM_LEFT:
+        operands = args[1], args[0]
+        product = torch.matmul
+    if len(operands) != 2 or not any(each is a for each in operands):
+        return None
+    left, right = operands
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return None
+    if right is a:
+        return LinearCall(a, left, bias, lambda part, weight: product(weight, part))
+    columns = func in CONTRACTIONS - EINSUM - calls("tensordot") and right.ndim > 1
+    scaled = (lambda weight, factors: weight * factors) if columns else None
+    return LinearCall(a, right, bias, product, scaled=scaled)
+
+
 class _FirstInput(Rule):
-    """Keeps the input of the first convolution or linear layer."""
+    """Keeps the input of the first layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.input: Tensor | None = None
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.input is None and (func in CONVOLUTION or func in LINEAR) and args[0].requires_grad:
-            self.input = args[0].detach().clone()
+        if self.input is None and (layer := linear_call(func, args, kwargs)) is not None:
+            self.input = layer.a.detach().clone()
         return func(*args, **kwargs)
 
 
@@ -223,19 +315,15 @@ def input_box(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 class _Layer(NamedTuple):
-    """The last layer that ran: its output and the version of that, its input and a copy of it, and its rule.
+    """A layer that ran: its call, an unchanging copy of its input, its rule, and the version of its output.
 
     The version changes with every operation in place, such as a ReLU between layer and normalisation.
     """
 
-    output: Tensor
-    version: int
-    a: Tensor
+    call: LinearCall
     x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    op: Operation
     rule: LayerRule
+    version: int = 0
 
 
 class Propagation(Rule):
@@ -260,30 +348,37 @@ class Propagation(Rule):
         self.running: list[tuple[str, nn.Module]] = []
         self.applied: set[str] = set()
         self.refused: set[Call] = set()
-        self.layer: _Layer | None = None
+        self.layers = WeakIdKeyDictionary()  # the layers, by the outputs that the model still has
         self.first = True
 
     def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call by the rule for it; note the function where there is none."""
         tensors = depending(args, kwargs)
-        if (func in CONVOLUTION or func in LINEAR) and len(tensors) == 1 and tensors[0] is args[0]:
-            return self._parametric(func, *args, **kwargs)
+        layer = linear_call(func, args, kwargs)
+        if layer is not None:
+            with torch.no_grad():
+                output = func(*args, **kwargs)
+            rule = self._rule(layer.convolution)
+            return self._by_rule(_Layer(layer, layer.a.detach().clone(), rule), output)
         constant = not uses_batch_statistics(func, args, kwargs)
         if func is torch.batch_norm and len(args) == 9 and tensors and constant:
             x, weight, bias, mean, variance, *more, _ = args  # it takes the weights first
             return self._batch_norm(x, mean, variance, weight, bias, *more)
         if func is F.batch_norm and tensors and constant:
             return self._batch_norm(*args, **kwargs)
-        if func in MATRIX_PRODUCT and len(tensors) == 1 and len(args) == 2:
-            return self._matrix_product(func, *args)
+        if func in CONTRACTIONS and len(tensors) == 1 and self.composite.linear != "epsilon":
+            self.refused.add(func)  # of more than two tensors
         if func in OTHER_LINEAR and len(tensors) == 1 and any(each is tensors[0] for each in args):
             a = tensors[0]
             return self.share(a, lambda part: func(*(part if each is a else each for each in args), **kwargs))
         if func in SUM | DIFFERENCE and len(tensors) == 2:
             factor, second = kwargs.get("alpha", 1) * (-1 if func in DIFFERENCE else 1), args[1]
-            if factor != 1:
-                second = _Pass.apply(second, [factor * second.detach()])
+            second = _Pass.apply(second, [factor * second.detach()]) if factor != 1 else second.clone()
             return deliver(self.split(args[0].clone(), second), func, args, kwargs)
+        if func in ADDITION | PRODUCTS | NEGATION and len(tensors) == 1 and not self.first:
+            output = self._affine(func, args, kwargs, tensors[0])
+            if output is not None:
+                return output
         if len(tensors) == 1 and func in ONE_BY_ONE:
             free = {key: value for key, value in kwargs.items() if key != "inplace"}
             output = func(
@@ -292,6 +387,8 @@ class Propagation(Rule):
             if output.shape == tensors[0].shape:
                 return deliver(_Pass.apply(tensors[0].clone(), [output]), func, args, kwargs)
         output = func(*args, **kwargs)
+        if func in CLONE and (known := self._layer_of(args[0])) is not None:
+            self._note(output, known)
         if func not in PASSING and depending(output):
             self.refused.add(func)
         return output
@@ -309,26 +406,45 @@ class Propagation(Rule):
         share: Tensor = _Share.apply(a, (output, lambda: [portion], lambda part, _: op(part), self.epsilon))
         return share
 
-    def _parametric(
-        self, func: Call, a: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """Compute a convolution or a linear layer by the rule for it."""
-        output = func(a.detach(), weight, bias, *args, **kwargs)
-        rule = self._rule(func in CONVOLUTION)
-        op = lambda part, w: func(part, w, None, *args, **kwargs)  # noqa: E731
-        x = a.detach().clone()
-        shared = self._by_rule(a, x, output, weight, bias, op, rule)
-        if func in CONVOLUTION or a.ndim == 2:  # channels are dimension 1, as batch normalisation takes them
-            self.layer = _Layer(shared, shared._version, a, x, weight, bias, op, rule)
-        return shared
+    def _affine(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], a: Tensor) -> Tensor | None:
+        """Compute a sum or product of an activation and a constant; None for products that no layer takes.
 
-    def _matrix_product(self, func: Call, left: Tensor, right: Tensor) -> Tensor:
-        """Compute the product of an activation and constant weights: a linear layer written by hand."""
-        a, weight = (left, right) if left.requires_grad else (right, left)
-        op = func if a is left else lambda part, w: func(w, part)
+        They are merged with the layer whose output `a` is. Of another activation, a sum is an affine layer.
+        """
+        first, second = args if len(args) == 2 else (args[0], -1)  # a negation is a product with −1
+        alpha = kwargs.get("alpha", 1)
+        if func in PRODUCTS | NEGATION:
+            if func in DIVISIONS and (second is a or kwargs):
+                return None
+            constant = second if first is a else first
+            scale, shift = (1 / constant if func in DIVISIONS else constant), 0.0
+        else:
+            ours, theirs = (-alpha, 1) if func in FROM_CONSTANT else (1, alpha if func in SUM else -alpha)
+            scale, shift = (ours, theirs * second) if first is a else (theirs, ours * first)
         with torch.no_grad():
-            output = func(left, right)
-        return self._by_rule(a, a.detach().clone(), output, weight, None, op, self._rule(False))
+            output = out_of_place(func)(
+                *(each.detach() if isinstance(each, Tensor) else each for each in args), **kwargs
+            )
+        layer = self._layer_of(a) if output.shape == a.shape else None
+        merged = None if layer is None else _merge(layer, scale, shift)
+        if merged is not None:
+            result = self._by_rule(merged, output)
+            delivered = deliver(result, func, args, kwargs)
+            self._note(delivered, merged)
+            return delivered
+        if func in PRODUCTS | NEGATION:
+            return None
+        exact = a.clone()  # `a` may be changed in place
+        return deliver(self.share(exact, lambda part: scale * part + shift), func, args, kwargs)
+
+    def _layer_of(self, output: Tensor) -> _Layer | None:
+        """Return the layer whose output this is, if nothing has changed it since."""
+        layer: _Layer | None = self.layers.get(output)
+        return layer if layer is not None and layer.version == output._version else None
+
+    def _note(self, output: Tensor, layer: _Layer) -> None:
+        """Remember the layer whose output this is."""
+        self.layers[output] = layer._replace(version=output._version)
 
     def _rule(self, convolution: bool) -> LayerRule:
         """Return the rule for the call that is made now: the innermost module's, or that of the composite."""
@@ -347,23 +463,15 @@ class Propagation(Rule):
             return self.composite.first
         return self.composite.convolution if convolution else self.composite.linear
 
-    def _by_rule(
-        self,
-        a: Tensor,
-        x: Tensor,
-        output: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        op: Operation,
-        rule: LayerRule,
-    ) -> Tensor:
-        """Return `output`, which hands relevance back to `a` by `rule`; `x` is an unchanging copy of `a`."""
-        b: Any = 0.0 if bias is None else bias.reshape(-1, *[1] * (weight.ndim - 2))
+    def _by_rule(self, layer: _Layer, output: Tensor) -> Tensor:
+        """Return `output`, which hands relevance back to the layer's input by its rule."""
+        call, x, rule, _ = layer
         signs = output.sign() if rule == "gamma" else None  # the model may change the output in place
         box = self._bounds(x) if rule == "box" else None
         # of a layer whose normalisation follows, the merged layer's portions alone are asked for
-        portions = lambda: self._portions(x, weight, b, rule, signs, box)  # noqa: E731
-        share: Tensor = _Share.apply(a, (output, portions, op, self.epsilon))
+        portions = lambda: self._portions(x, call.weight, call.bias, rule, signs, box)  # noqa: E731
+        share: Tensor = _Share.apply(call.a, (output, portions, call.op, self.epsilon))
+        self._note(share, layer)
         return share
 
     def _portions(
@@ -432,15 +540,31 @@ class Propagation(Rule):
         output = F.batch_norm(x.detach(), mean, variance, weight, bias, training, momentum, eps)
         scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
         shift = (0.0 if bias is None else bias) - mean * scale
-        layer = self.layer
-        if layer is not None and layer.output is x and layer.version == x._version:
-            merged = shift + (0.0 if layer.bias is None else layer.bias * scale)
-            kernel = layer.weight * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
-            return self._by_rule(layer.a, layer.x, output, kernel, merged, layer.op, layer.rule)
         shape = (-1,) + (1,) * (x.ndim - 2)
-        portion = Portion([(x.detach().clone(), scale.reshape(shape))], shift.reshape(shape))
+        scale, shift = scale.reshape(shape), shift.reshape(shape)
+        layer = self._layer_of(x)
+        merged = None if layer is None else _merge(layer, scale, shift)
+        if merged is not None:
+            return self._by_rule(merged, output)
+        portion = Portion([(x.detach().clone(), scale)], shift)
         alone: Tensor = _Share.apply(x, (output, lambda: [portion], torch.mul, self.epsilon))
         return alone
+
+
+def _merge(layer: _Layer, scale: Tensor | float, shift: Tensor | float) -> _Layer | None:
+    """Return the layer whose output is scale · output + shift; None if it has no weights for the scale.
+
+    Scale and shift are numbers, or can be broadcast to the output.
+    """
+    call = layer.call
+    if isinstance(scale, Tensor) and scale.numel() > 1:
+        others = [size for place, size in enumerate(scale.shape, -scale.ndim) if place != call.channels]
+        if call.scaled is None or any(size > 1 for size in others):
+            return None
+        weight = call.scaled(call.weight, scale.flatten())
+    else:
+        weight = call.weight * (scale.reshape(()) if isinstance(scale, Tensor) else scale)
+    return layer._replace(call=call._replace(weight=weight, bias=call.bias * scale + shift))
 
 
 def propagate(batch: Batch, rule: Propagation, method: str) -> tuple[Tensor, Tensor]:

@@ -341,8 +341,8 @@ def test_what_no_rule_covers_is_refused_by_name_and_not_given_the_gradient(name,
 
 
 def test_lrp_names_deep_lift_only_where_deep_lift_would_do(batch):
-    model = Through(lambda x: 1 - x, nn.Conv2d(1, 4, 3))
-    with pytest.raises(InputError, match=r"calls Tensor.__rsub__. Use 'deep_lift'"):
+    model = Through(lambda x: x.softmax(1), nn.Conv2d(1, 4, 3))
+    with pytest.raises(InputError, match=r"calls Tensor.softmax. Use 'deep_lift'"):
         attribute(model, *batch, "lrp")
     assert attribute(model, *batch, "deep_lift").delta.abs().max() < 1e-6
 

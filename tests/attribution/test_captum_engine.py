@@ -314,3 +314,29 @@ def test_a_mask_of_features_without_a_row_per_image_is_that_of_every_image(net, 
     assert len(expected[0].unique()) == 4
     for given in (mask, mask[None], mask[None, None]):
         torch.testing.assert_close(attribute(net, x, y, kind, feature_mask=given, **more).values, expected)
+
+
+@pytest.mark.parametrize("given", ["2", "module", None])
+def test_the_layer_of_a_contrast_has_the_name_of_the_users_model(net, batch, given):
+    """The gradient of a difference is the difference of the gradients."""
+    x, y = batch
+    layer = {"module": net[2]}.get(given, given)
+    other = (y + 1) % 3
+
+    def find(target):
+        return attribute(net, x, y, ca.LayerGradientXActivation, layer=layer, target=target).values
+
+    found, expected = find(("label", other)), find("label") - find(other)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    conductance = {"layer": layer, "steps": 5, "engine": "captum"}
+    assert attribute(net, x, y, "layer_conductance", target=("label", other), **conductance).values.any()
+
+
+@pytest.mark.parametrize(
+    ("method", "words"), [(ca.LRP, "use the method 'lrp'"), (ca.Saliency, "pass the class")]
+)
+def test_what_explains_one_class_says_so_of_a_contrast(net, batch, method, words):
+    x, y = batch
+    given = method(net) if method is ca.Saliency else method
+    with pytest.raises(InputError, match=f"explains one class, not a contrast; {words}"):
+        attribute(net, x, y, given, target=("label", (y + 1) % 3))
