@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import isabstract
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
 
@@ -164,6 +164,10 @@ def _check_keys(
             meant = _ELSEWHERE.get(key, "")
             if meant in model.model_fields:
                 raise UnknownNameError(f"unknown setting of {of}: '{key}'; it is called '{meant}' here")
+            if model is not whole and key in whole.model_fields:
+                raise UnknownNameError(
+                    f"unknown setting of {of}: '{key}'; write '{key}' on its own, above the first [table]"
+                )
             for name in (key, meant):
                 if places := _places_of(whole, name):
                     listed = " or ".join(map(repr, places))
@@ -174,13 +178,23 @@ def _check_keys(
         inner = _table_of(model, key)
         if inner is not None and isinstance(value, Mapping):
             _check_keys(inner, value, f"{of}, table [{key}]", whole)
+        element = _table_in(get_args(model.model_fields[key].annotation)[:1])
+        if element is not None and isinstance(value, list):
+            for each in value:
+                if isinstance(each, Mapping):
+                    _check_keys(element, each, f"{of}, table [[{key}]]", whole)
 
 
 def _table_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     """Return the model of the table `key`; none for a plain value, and where a name in it picks the class."""
-    inner = model.model_fields[key].annotation
-    if isinstance(inner, type) and issubclass(inner, BaseModel) and not isabstract(inner):
-        return inner
+    return _table_in([model.model_fields[key].annotation])
+
+
+def _table_in(annotations: Sequence[Any]) -> type[BaseModel] | None:
+    """Return the first model of a table among annotations."""
+    for inner in annotations:
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and not isabstract(inner):
+            return inner
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -132,8 +133,8 @@ def study(
         _print_plan(declared, store, device, part, trust=trust)
         return
     _check_outputs(page, pack)
-    options = _data_options(data, data_root) + _dtype_option(dtype)
-    command = f"saliency-lab study {declaration.name} --page DIR{options}"
+    options = _data_options(data, data_root) + _dtype_option(dtype) + _part_options(only, seeds, trust=trust)
+    command = f"saliency-lab study {shlex.quote(declaration.name)} --page DIR{options}"
     if packed:
         _redraw(declared, packed, pack, page or Path(), declaration.stem, command, trust=trust)
         return
@@ -185,7 +186,7 @@ def reproduce(
         return
     _check_outputs(page, pack)
     short = " --quick" if name.endswith("-quick") else ""
-    options = short + _data_options(data, data_root) + _dtype_option(dtype)
+    options = short + _data_options(data, data_root) + _dtype_option(dtype) + _part_options(only, seeds)
     command = f"saliency-lab reproduce {name.removesuffix('-quick')}{options}"
     if packed:
         _redraw(declared, packed, pack, page or Path(), name, command)
@@ -209,12 +210,19 @@ def _data_options(data: str | None, root: Path | None) -> str:
     """Return the options that name other data, as the page prints them, without folders of this machine."""
     if data is None:
         return ""
-    return f" --data {data}" + ("" if root is None else f" --data-root {root.name}")
+    return f" --data {shlex.quote(data)}" + ("" if root is None else f" --data-root {shlex.quote(root.name)}")
 
 
 def _dtype_option(dtype: str | None) -> str:
     """Return the option of the precision, which changes results; --compile does not."""
     return "" if dtype is None else f" --dtype {dtype}"
+
+
+def _part_options(only: str | None, seeds: str | None, *, trust: bool = False) -> str:
+    """Return the options that choose a part of a study, and the one that its file needs."""
+    chosen = "" if only is None else f" --only {shlex.quote(only)}"
+    chosen += "" if seeds is None else f" --seeds {shlex.quote(seeds)}"
+    return chosen + (" --trust" if trust else "")
 
 
 def _changes(name: str | None, root: Path | None) -> dict[str, dict[str, str]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from saliency_lab._common.checks import format_epsilon, same_epsilon
 from saliency_lab._common.errors import InputError, unknown_name
@@ -18,6 +18,7 @@ from saliency_lab._common.text import words
 from saliency_lab.comparison import statistics
 from saliency_lab.comparison.format import one_line, p_equation, write_difference
 from saliency_lab.comparison.measures import ROBUST, SHARES, Measure
+from saliency_lab.metrics.catalogue import METRICS
 
 if TYPE_CHECKING:
     from saliency_lab.comparison.comparison import Comparison
@@ -59,6 +60,23 @@ class Endpoint(Settings):
     """Of "robust_accuracy"; may be left out where the attack has a single ε."""
     margin: Annotated[float, Field(gt=0)] | None = None
     """Differences up to this are of no importance, in units of the metric: 0.02 is two points of accuracy."""
+
+    @model_validator(mode="after")
+    def _check_margin(self) -> Self:
+        if self.margin is None:
+            return self
+        if self.metric in SHARES and self.margin >= 1:
+            raise ValueError(
+                f"margin = {self.margin:g} is a share of the images, below 1; {self.margin:g} points of "
+                f"accuracy are {self.margin / 100:g}"
+            )
+        low, high = METRICS[self.metric].bounds if self.metric in METRICS else (-math.inf, math.inf)
+        if self.margin >= high - low:
+            raise ValueError(
+                f"margin = {self.margin:g} is the whole range of {self.metric} ({low:g} to {high:g}) or "
+                "more, so that all values would be equivalent"
+            )
+        return self
 
     def is_measured_by(self, measure: Measure) -> bool:
         """Whether this measure may be the endpoint's."""
@@ -279,15 +297,19 @@ def _place(row: Mapping[Any, Any]) -> Hashable:
 def _verdict(row: Mapping[Any, Any], alpha: float) -> str:
     """State what the tests of one difference say.
 
-    >>> row = {"difference": 0.2, "p_corrected": 0.01, "p_equivalence": np.nan, "better": "lower"}
+    >>> row = {"difference": 0.2, "difference_low": 0.1, "difference_high": 0.3, "better": "lower"}
+    >>> row |= {"p_corrected": 0.01, "p_equivalence": np.nan}
     >>> _verdict(row, 0.05), _verdict(row | {"p_corrected": 0.3}, 0.05)
     ('worse', 'not significantly different')
+    >>> _verdict(row | {"difference_low": -0.01}, 0.05)
+    'not significantly different'
     >>> _verdict(row | {"p_equivalence": 0.01}, 0.05), _verdict(row | {"better": "neither"}, 0.05)
     ('equivalent', 'higher')
     """
     if row["p_equivalence"] < alpha:
         return "equivalent"
-    if not row["p_corrected"] < alpha:
+    # McNemar's test and the interval of shares may contradict each other in single cases
+    if not row["p_corrected"] < alpha or row["difference_low"] <= 0 <= row["difference_high"]:
         return NOT_DIFFERENT
     if row["better"] == "neither":
         return "higher" if row["difference"] > 0 else "lower"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
@@ -70,6 +70,10 @@ class Comparison:
         0 and 1 between the bounds (0, 1) are tested as right and wrong predictions are.
     audits : DataFrame, optional
         As `Study.audits`: verdicts on the accuracies under attack, printed below the table.
+    seeds : mapping of str to sequence of int, optional
+        The training seeds of each model, also those of which a table has no rows, such as failed ones. A
+        model of several seeds of which fewer than two have values gets no interval and no test. By default
+        each model has the seeds of the rows.
     pictures : Pictures, optional
         Where the figures read images and maps from, such as a `Study`.
 
@@ -108,6 +112,7 @@ class Comparison:
         better: Mapping[str, Better] | None = None,
         bounds: Mapping[str, tuple[float, float]] | None = None,
         audits: pd.DataFrame | None = None,
+        seeds: Mapping[str, Sequence[int]] | None = None,
         pictures: Pictures | None = None,
     ) -> None:
         for name, table in (("scores", scores), ("robustness", robustness), ("audits", audits)):
@@ -127,6 +132,7 @@ class Comparison:
         self.models: list[str] = list(dict.fromkeys(pd.concat(named)))
         self.baseline = check_choice(_name(baseline), self.models, "baseline")
         self.level, self.seed = level, seed
+        self._seeds = {} if seeds is None else check_mapping(seeds, "seeds", '{"at": [0, 1, 2]}')
         self.pictures = pictures
 
     @cached_property
@@ -134,16 +140,25 @@ class Comparison:
         """What is compared: accuracies first, then each metric by method."""
         judged = _arrays(self.robustness, ["attack", "eps"], "robust")
         clean, seeds = self._unattacked()
-        measured = [Measure(ACCURACY, "", 0.0, "higher", clean, seeds=seeds)] if clean else []
+        absent = self._absent(seeds)
+        measured = [Measure(ACCURACY, "", 0.0, "higher", clean, seeds=seeds, absent=absent)] if clean else []
         for (attack, eps), (values, seeds) in judged.items():
             if eps > 0:
-                measured.append(Measure(ROBUST, attack, float(eps), "higher", values, seeds=seeds))
+                absent = self._absent(seeds)
+                measured.append(
+                    Measure(ROBUST, attack, float(eps), "higher", values, seeds=seeds, absent=absent)
+                )
         for (metric, method), (values, seeds) in _arrays(self.scores, ["metric", "method"], "score").items():
             known = METRICS[metric].bounds if metric in METRICS else (-np.inf, np.inf)
             bounds = self._bounds.get(metric, known)
             better = self._direction(metric)
-            measured.append(Measure(metric, method, np.nan, better, values, bounds, seeds))
+            absent = self._absent(seeds)
+            measured.append(Measure(metric, method, np.nan, better, values, bounds, seeds, absent))
         return measured
+
+    def _absent(self, seeds: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """Return how many training seeds of each model have no values, given those that have."""
+        return {model: len({*self._seeds.get(model, ())} - {*own}) for model, own in seeds.items()}
 
     def _unattacked(self) -> Values:
         """Return the predictions without an attack, which every attack that did not fail has recorded."""

@@ -12,7 +12,7 @@ import pandas as pd
 
 from saliency_lab._common.checks import format_epsilon
 from saliency_lab._common.text import number_of
-from saliency_lab.comparison.format import ARROWS, count_each, one_line, write_mean
+from saliency_lab.comparison.format import ARROWS, count_each, listing, one_line, write_mean
 from saliency_lab.comparison.statistics import lost_seeds
 from saliency_lab.comparison.summary import Summary
 
@@ -195,6 +195,13 @@ def explain_unusual(table: pd.DataFrame) -> list[str]:
         )
     if infinite.any():
         notes.append("inf: some of the values are infinite, so that their mean has no interval.")
+    partial: dict[str, str] = {}
+    for model, means in zip(table["model"], table["seed_means"], strict=True):
+        there = int((~np.isnan(np.asarray(means))).sum())
+        if 0 < there < len(means):
+            partial.setdefault(model, f"{model} ({there} of {len(means)})")
+    if partial:
+        notes.append(f"Not all training seeds have results: {listing([*partial.values()])}.")
     if (table["undefined"] > 0).any():
         notes.append("NaN: the number of values that are undefined and left out.")
     return notes

@@ -36,6 +36,8 @@ class Measure:
     """Smallest and largest possible value, where an interval of the mean is cut off."""
     seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """The training seeds of the rows of `values`, by model, where they are known."""
+    absent: Mapping[str, int] = field(default_factory=dict)
+    """How many other training seeds a model has, of which there are no values, such as failed ones."""
     _estimates: dict[tuple[str, ...], MeanEstimate] = field(default_factory=dict, init=False, repr=False)
     """By model, or by the two models of a difference: tables, ties and claims ask for the same."""
 
@@ -50,11 +52,14 @@ class Measure:
         return f"{self.method}, ε = {format_epsilon(self.eps)}" if self.metric == ROBUST else self.method
 
     def estimate(self, model: str) -> MeanEstimate:
-        """Estimate the mean of a model; it is unknown where the model's seeds disagree."""
+        """Estimate the mean of a model.
+
+        It is unknown where the model's seeds disagree, and has no interval where it lost its other seeds.
+        """
         if (model,) not in self._estimates:
-            values = self.values[model]
             unknown = self.seeds_disagree(model)
-            self._estimates[model,] = MeanEstimate(np.nan) if unknown else self.estimate_mean(values)
+            estimate = MeanEstimate(np.nan) if unknown else self.estimate_mean(self.values[model])
+            self._estimates[model,] = MeanEstimate(estimate.mean) if self.lost_seeds(model) else estimate
         return self._estimates[model,]
 
     def estimate_mean(self, values: np.ndarray) -> MeanEstimate:
@@ -69,10 +74,13 @@ class Measure:
     def estimate_difference(self, model: str, other: str) -> MeanEstimate:
         """Estimate the mean of `model` less `other` on the same images.
 
-        It is unknown where the seeds of either disagree, and has no interval where the two are identical.
+        It is unknown where the seeds of either disagree. It has no interval where the two are identical, or
+        one of them lost its other seeds.
         """
         if (model, other) not in self._estimates:
-            self._estimates[model, other] = self._estimate_difference(model, other)
+            estimate = self._estimate_difference(model, other)
+            lost = self.lost_seeds(model) or self.lost_seeds(other)
+            self._estimates[model, other] = MeanEstimate(estimate.mean) if lost else estimate
         return self._estimates[model, other]
 
     def _estimate_difference(self, model: str, other: str) -> MeanEstimate:
@@ -111,8 +119,9 @@ class Measure:
         return statistics.rank_test(self.values[model].astype(float), self.values[other].astype(float))
 
     def seed_means(self, model: str) -> tuple[float, ...]:
-        """Mean over the images of each training seed."""
-        return tuple(float(mean) for mean in statistics.over_seeds(self.values[model].astype(float).T))
+        """Mean over the images of each training seed; NaN for seeds without values, which come last."""
+        means = statistics.over_seeds(self.values[model].astype(float).T)
+        return (*map(float, means), *[float("nan")] * self.absent.get(model, 0))
 
     def seeds_disagree(self, model: str) -> bool:
         """Whether the training seeds of a model are of two kinds, so that their mean describes none.

@@ -435,11 +435,24 @@ _SHOWN_CLASSES = 12  # by their pictures, in Jupyter
 def split_off_validation(
     name: str, train: Split, test: Split, classes: Sequence[str], val_fraction: float, seed: int
 ) -> ImageData:
-    """Cut a stratified validation split of `val_fraction` from the training images."""
+    """Cut a stratified validation split of `val_fraction` from the training images.
+
+    Raises
+    ------
+    InputError
+        If no training image of a class would be left.
+    """
     check_fraction(val_fraction, "val_fraction", 0.1)
     count = max(1, round(val_fraction * len(train)))
     order = stratified_order(train.labels, seed, "validation")
     kept, held_out = order[count:].sort().values, order[:count].sort().values
+    for label in train.labels[held_out].unique().tolist():
+        if 0 <= label < len(classes) and not (train.labels[kept] == label).any():
+            number = number_of(int((train.labels == label).sum()), "image")
+            raise InputError(
+                f"data set '{name}': class '{classes[label]}' has {number} for training, and the validation "
+                "split takes all of them; add some, or give validation images of your own"
+            )
     return ImageData(name, train.select(kept), train.select(held_out), test, tuple(classes))
 
 

@@ -39,10 +39,10 @@ def provenance(study: Study, models: Sequence[str], unread: Missing) -> Provenan
     weights: dict[tuple[str, int], str] = {}
     ran: dict[str, set[str]] = {}
     settings: dict[tuple[str, str], str] = {}
-    rows, lost, computed = [], [], []
+    rows, lost, computed, damaged = [], [], [], set(study.lost)
     for place, key in study.results.items():
         described = study.store.describe(place.kind, key)
-        if described is None:
+        if described is None or place in damaged:
             lost.append((place.model, place.seed, place.what))
             continue
         result, info = described

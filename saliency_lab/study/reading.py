@@ -307,6 +307,15 @@ class StudyResults:
         """The key in the store of every result, by its place in the grid."""
         return dict(self._index.results)
 
+    @property
+    def lost(self) -> list[Place]:
+        """Places of scores, attacks and audits whose files are damaged or missing.
+
+        The tables are without them. The next run of the study computes them again.
+        """
+        results, known = self._index.results, self._index.contents
+        return [place for place, key in results.items() if place.kind != "maps" and key not in known]
+
     def compare(self, baseline: str | None = None, *, level: float | None = None) -> Comparison:
         """Compare the models with a baseline on the same images.
 
@@ -349,6 +358,7 @@ class StudyResults:
             better=self._index.better,
             bounds=self._index.bounds,
             audits=self.audits,
+            seeds=self._index.seeds(),
             pictures=self,
         )
 

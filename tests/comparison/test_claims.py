@@ -214,6 +214,19 @@ def test_a_margin_is_printed_as_it_was_declared(metric: str, margin: float, writ
     assert f"equivalence within {written} p = " in answer([claim], comparison)[0].primary
 
 
+@pytest.mark.parametrize(
+    ("metric", "margin", "words"),
+    [
+        ("accuracy", 2, "2 points of accuracy are 0.02"),
+        ("robust_accuracy", 1, "is a share of the images, below 1"),
+        ("sparseness", 1.5, r"the whole range of sparseness \(0 to 1\)"),
+    ],
+)
+def test_a_margin_that_makes_everything_equivalent_is_refused(metric: str, margin: float, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Endpoint(model="a", over="b", metric=metric, margin=margin)
+
+
 def test_seeds_that_disagree_and_identical_scores_are_no_differences() -> None:
     claim = Claim(question="?", model="collapsed", over="at", metric="robust_accuracy", eps=0.2)
     [row] = answer([claim], _accuracies(RATES))[0].differences.to_dict("records")

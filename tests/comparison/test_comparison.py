@@ -736,3 +736,43 @@ def test_small_scores_of_seeds_that_disagree_are_not_printed_as_zero() -> None:
     printed = str(Comparison(scores, NOTHING, baseline="a"))
     means = scores.groupby("seed")["score"].mean()
     assert f"seeds disagree {means[0]:.4g}, {means[1]:.4g}".replace("-", "−") in printed
+
+
+def test_a_seed_without_rows_is_lost_as_one_whose_scores_are_undefined() -> None:
+    draw = np.random.default_rng(0)
+    values = {("whole", 0): 0.6, ("whole", 1): 0.7, ("rest", 0): 0.9}
+    scores = pd.DataFrame(
+        [
+            {
+                "model": model,
+                "seed": seed,
+                "metric": "m",
+                "method": "saliency",
+                "sample": image,
+                "score": score,
+            }
+            for (model, seed), mean in values.items()
+            for image, score in enumerate(mean + 0.2 * draw.standard_normal(40))
+        ]
+    )
+    robust = scores.rename(columns={"method": "attack", "score": "robust"}).drop(columns="metric")
+    robust = pd.concat(
+        [robust.assign(eps=eps, robust=robust["robust"] > 0.5 + eps) for eps in (0.0, 0.1)], ignore_index=True
+    )
+    better = {"m": "higher"}
+    seeds = {"whole": [0, 1], "rest": [0, 1]}
+    comparison = Comparison(scores, robust, baseline="whole", better=better, seeds=seeds)
+    table = comparison.table()
+    rest = table[table["model"] == "rest"]
+    assert len(rest) == 3 and rest[["low", "difference_low", "p"]].isna().all(axis=None)
+    assert not rest["differs"].any() and (rest["rank"] == "").all()
+    assert all(np.isnan(means[1]) for means in rest["seed_means"])
+    assert table[table["model"] == "whole"]["low"].notna().all()
+    text = str(comparison)
+    assert "Not all training seeds have results: rest (1 of 2)." in text
+    assert "only one of the training seeds has scores" in text
+
+    known = Comparison(scores, robust, baseline="whole", better=better).table()
+    means = known[["mean", "difference"]]
+    pd.testing.assert_frame_equal(table[["mean", "difference"]], means)
+    assert known[known["model"] == "rest"]["low"].notna().all()

@@ -224,6 +224,19 @@ def test_bad_data_sets_are_named(images: torch.Tensor, labels: torch.Tensor, mes
         ImageData.from_datasets(pairs, pairs, pairs)
 
 
+def test_a_class_of_which_the_validation_split_takes_all_images_is_named() -> None:
+    images, labels = np.zeros((20, 4, 4), np.uint8), [0] * 19 + [1]
+    pictures = _Pictures([*images], labels)
+    named = "class '1' has 1 image for training, and the validation split takes all of them"
+    for seed in range(40):  # until the draw takes the last one
+        try:
+            ImageData.from_datasets(pictures, pictures, val_fraction=0.5, seed=seed)
+        except InputError as error:
+            assert named in str(error)
+            return
+    raise AssertionError("no draw took it")
+
+
 def test_images_of_two_sizes_are_named() -> None:
     arrays = [np.zeros((4, 4), np.uint8), np.zeros((5, 4), np.uint8)]
     with pytest.raises(InputError, match=r"image 1 has the shape \(1, 5, 4\), image 0"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -242,6 +243,12 @@ def test_on_the_command_line(declared_file: Path, tmp_path: Path, monkeypatch: p
     code, text = call("--verify")
     assert code == 1
     assert broken.stem in text
+    again = declared_file.with_name("my own.toml")
+    shutil.copy(declared_file, again)
+    options = ["--out", store, "--page", f"{tmp_path / 'page'}", "--only", "mine", "--trust"]
+    assert CliRunner().invoke(app, ["study", str(again), *options]).exit_code == 0
+    printed = "    saliency-lab study 'my own.toml' --page DIR --only mine --trust\n"
+    assert printed in (tmp_path / "page" / "my own.md").read_text(encoding="utf-8")
     code, text = call("--executor", "nobody")
     assert code == 2
     plain = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
@@ -281,6 +288,8 @@ def test_what_should_be_a_table_is_called_so(tmp_path: Path, line: str) -> None:
         (('"digits/sgt"]', '"digits/standard"]'), "listed twice"),
         (('over = "standard"', 'over = "standrad"'), "did you mean 'standard'"),
         (('metric = "sparseness"', 'metric = "sparsenes"'), "did you mean 'sparseness'"),
+        (('over = "standard"', 'over = "standard"\nlevel = 0.9'), "'level'; write 'level' on its own, above"),
+        (('over = "standard"', 'ovr = "standard"'), r"table \[\[claims\]\]: 'ovr'; did you mean 'over'"),
     ],
 )
 def test_mistakes_in_the_file_are_named(

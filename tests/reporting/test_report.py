@@ -602,6 +602,21 @@ def test_a_lost_result_is_named(reported, tmp_path):
     assert ("plain", "edges") not in [(m["model"], m["method"]) for m in page.data["maps"]]
 
 
+def test_a_result_with_a_flipped_bit_is_named(reported, tmp_path):
+    copied = Study.load(Study.load(reported.store.folder).save(tmp_path / "copy").store.folder)
+    place, key = next((place, key) for place, key in copied.results.items() if place.kind == "attack")
+    path = copied.store.path("attack", key)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="is damaged.*the study computes it again when it runs"):
+        study = Study.load(copied.store.folder)
+    assert study.lost == [place]
+    page = Page(report(study, tmp_path / "report.html"))
+    (row,) = page.rows("problems")
+    assert row[:2] == ["pgd", f"{place.model} (seed 0)"] and "is damaged" in row[2]
+
+
 def test_what_cannot_be_reported_is_named(reported, tmp_path):
     x, y = torch.rand(2, 1, 6, 6), torch.tensor([0, 1])
     empty = Study({"a": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 2))}, (x, y))

@@ -92,6 +92,15 @@ class ResultIndex:
         """Names of the models, in the order given."""
         return list(dict.fromkeys(member.model for member in self.members))
 
+    def seeds(self) -> dict[str, list[int]]:
+        """Return the training seeds of each model, also of networks that could not be trained or loaded."""
+        networks = [(member.model, member.seed) for member in self.members]
+        networks += [(model, seed) for model, seed, _ in self.failures if model in self.models]
+        found: dict[str, list[int]] = {}
+        for model, seed in dict.fromkeys(networks):
+            found.setdefault(model, []).append(seed)
+        return found
+
     @property
     def classes(self) -> Sequence[str]:
         """Names of the classes, from a model's card or from the store; empty if neither has them."""

@@ -274,11 +274,11 @@ def _packed_sample(name: str, tensors: Mapping[str, Tensor], header: Mapping[str
 
 
 def read_intact(store: Store, kind: Kind, key: str) -> Content | None:
-    """Return the content of a result, or None if it has to be computed; a warning names a damaged one."""
+    """Return the content of a result, or None where none is intact; a warning names a damaged one."""
     try:
         return store.read(kind, key)
     except DamagedFileError as error:
-        warn(f"{error}; it is computed again")
+        warn(f"{error}; the study computes it again when it runs")
         return None
 
 
