@@ -54,18 +54,22 @@ SYMBOLS = {
 
 MORE_SYMBOLS = {
     "A_k": "$A_k$ is channel $k$ of the layer's output, on a grid of $h$ × $w$ positions $u, v$.",
-    "A\\, v_1": "$A$ is the layer's output, $h$ × $w$ positions by $D$ channels.",
+    "\\tilde{A}\\, v_1": "$A$ is the layer's output, $h$ × $w$ positions by $D$ channels.",
     "R^{l}": "$R^l$ is what arrives at layer $l$ on the way back, and $a^l$ what entered its ReLU.",
     "R_i": "$R$ is relevance. $z_{ij}$ is what input $i$ gives to output $j$ of a layer: activation $a_i$ "
-    "times weight $w_{ij}$.",
+    "times weight $w_{ij}$. $\\varepsilon$ is the setting `epsilon`, and the sign that of the sum in front "
+    "of it.",
+    "p_i \\sum_j": "$p_i$ is an output of the softmax, and $R^{out}$ the relevance that arrives there.",
+    "\\widehat{A}_k": "$\\widehat{A}_k$ is $A_k$ enlarged to the image and scaled to [0, 1].",
+    "\\beta_j z_j": "$\\beta_j$ is the value of superpixel $j$.",
     "\\Phi(x + ": "$\\Phi$ is the method `base`, and $\\sigma$ the setting `stdev`.",
     "b_{lc}": "$b_{lc}$ is the bias of channel $c$ in layer $l$ (not a baseline), and $z_{lc}$ "
     "that channel's output.",
     "A_l": "$A_l$ is the attention of block $l$.",
     "\\bar{A}_l": "$\\bar{A}_l$ is the attention of block $l$, joined over its heads, and $r$ the setting "
     "`residual`.",
-    "x_z": "$x_z$ is $x$ with superpixel $j$ shown where $z_j = 1$, $K$ the number of superpixels, "
-    "and $\\pi$ a weight.",
+    "x_z": "$x_z$ is $x$ with superpixel $j$ shown where $z_j = 1$, and the baseline elsewhere; $K$ is the "
+    "number of superpixels, and $\\pi$ a weight.",
     "p \\in S": "$S$ is the superpixel that contains pixel $p$.",
     "\\pi \\le S": "$\\pi$ is one of $n$ random orders in which superpixels are shown.",
     "K \\setminus S": "$K$ is the set of all superpixels.",
@@ -78,10 +82,28 @@ MORE_SYMBOLS = {
 }
 """What else a formula of a method uses, by a part of that formula."""
 
+MORE_METRIC_SYMBOLS = {
+    "z_k(": "$z_k$ is the logit of class $k$.",
+    "\\mathrm{impute}": "$T$ are the `percentages`, and $S(t)$ is the share $t$ of the highest pixels.",
+    "\\leftarrow x": "$b_{S \\leftarrow x}$ is $b$ with the pixels $S$ of $x$.",
+    "\\widehat{P}": "$\\widehat{P}$ is the probability, scaled to 0 for the blur and 1 for the image.",
+    "\\theta_{": "$H$ is the entropy of the histogram of a map, $\\theta$ are the weights, and "
+    "$\\theta_{\\mathrm{random}}$ re-initialised ones.",
+    "a_g": "$P$ are patches of pixels, $a_g$ the score of patch $g$, $x_g$ the image without it, and "
+    "$\\varepsilon$ the setting `eps`.",
+    "d_{\\max}": "$d$ is the distance of two maps, $d_{\\max}$ the largest one, $\\tau$ the setting "
+    "`threshold`, and $\\hat{y}$ the predicted class.",
+    "T(\\Phi_j)": "$\\hat{y}$ is the predicted class.",
+    "\\max_q a_q": "$\\varepsilon$ is the setting `eps`.",
+    "T_k(": "$T_k$ are the $k$ pixels with the highest scores.",
+}
+"""The same for the formulas of metrics."""
+
 
 def more_symbols(kind: str, formula: str) -> str:
-    """Return the sentences on what a method's formula uses beside the symbols of all methods."""
-    found = [words for part, words in MORE_SYMBOLS.items() if part in formula] if kind == "methods" else []
+    """Return the sentences on what a formula uses beside the symbols of all methods or metrics."""
+    symbols = MORE_SYMBOLS if kind == "methods" else MORE_METRIC_SYMBOLS
+    found = [words for part, words in symbols.items() if part in formula]
     return "".join(f" {words}" for words in found)
 
 

@@ -400,9 +400,10 @@ def _resolve(name: str) -> Resolve:
     resolve=_resolve("attention_rollout"),
 )
 def attention_rollout(batch: Batch, settings: RolloutSettings) -> Explained:
-    """Compute the rows of Πₗ (r·I + (1 − r)·Aₗ) of the tokens that the head reads, as a class token.
+    """Compute the row of the token that the head reads, such as a class token, in Πₗ (r·I + (1 − r)·Aₗ).
 
-    Aₗ are the attention weights of block l, r is `residual`. The map does not depend on the class.
+    Aₗ are the attention weights of block l, r is `residual`. Later blocks stand on the left, and each row of
+    a factor is scaled to sum 1. The map does not depend on the class.
 
     Raises
     ------

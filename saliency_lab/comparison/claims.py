@@ -348,7 +348,7 @@ class Answered:
     * "equivalent" where p_equivalence is below 1 − level, whether or not the difference excludes 0;
     * "better" or "worse" where p_corrected is below 1 − level ("higher" or "lower" for a metric of which
       neither high nor low values are better), and "not significantly different" where it is not;
-    * "seeds disagree" where the training seeds of one model are of two kinds;
+    * "seeds disagree" where the training seeds of one model seem to be of two kinds;
     * "identical" where both models have the same scores by construction;
     * "undefined" where the difference has no interval.
     """

@@ -45,7 +45,7 @@ class Comparison:
     * Accuracy, attacked or not: Wilson's interval, Bonett and Price's interval of the difference, McNemar's
       exact test. The effect size is the difference.
     * Several training seeds per model: intervals and tests are over seeds and images, so that they are about
-      the recipe. Where a model's seeds are of two kinds, such as one that collapsed, each seed's value
+      the recipe. Where a model's seeds seem to be of two kinds, such as one that collapsed, each seed's value
       replaces the mean and its interval.
 
     p-values are corrected by Holm, as two families: all map scores, and all accuracies. docs/statistics.md
@@ -209,7 +209,7 @@ class Comparison:
         DataFrame
             * `seeds`; `n` values used and `undefined` left out, over all seeds
             * `mean`, `low`, `high`: the mean and its interval; NaN where `seeds_disagree`
-            * `seed_means`: each training seed's mean; `seeds_disagree`: whether they are of two kinds
+            * `seed_means`: each training seed's mean; `seeds_disagree`: whether they seem to be of two kinds
             * against the baseline, `difference` with `difference_low` and `difference_high`; `p` that this
               difference is 0; `p_holm`, corrected over all map scores or over all accuracies; `differs`,
               where p_holm is below 1 − level and the interval excludes 0; `effect`; `p_rank`, an uncorrected

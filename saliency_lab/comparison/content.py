@@ -180,8 +180,8 @@ def explain_unusual(table: pd.DataFrame) -> list[str]:
     notes = []
     if table["seeds_disagree"].any():
         notes.append(
-            "Seeds disagree: the training seeds are of two kinds, so that no mean describes them; the value "
-            "of each seed is listed."
+            "Seeds disagree: the training seeds seem to be of two kinds, so that no mean describes them; the "
+            "value of each seed is listed."
         )
     alone = table[table["low"].isna() & table["mean"].notna()]
     infinite = np.isinf(alone["mean"])

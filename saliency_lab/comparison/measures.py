@@ -19,6 +19,9 @@ ACCURACY, ROBUST = SHARES = "accuracy", "robust_accuracy"
 SHARES_DISAGREE = 0.2
 """Gap between the accuracies of training seeds from which they may be of two kinds."""
 
+TWO_SHARES_DISAGREE = 0.5
+"""The same where there are two seeds, and so no range of others that the gap could be compared with."""
+
 SCORES_DISAGREE = 2.0
 """The same for scores of maps, in standard deviations over the images."""
 
@@ -124,23 +127,26 @@ class Measure:
         return (*map(float, means), *[float("nan")] * self.absent.get(model, 0))
 
     def seeds_disagree(self, model: str) -> bool:
-        """Whether the training seeds of a model are of two kinds, so that their mean describes none.
+        """Whether the training seeds of a model seem to be of two kinds, so that their mean describes none.
 
         Scores of one image, and scores that vary over images by rounding alone, say nothing about it: a
-        difference of seeds is measured by the spread over images.
+        difference of seeds is measured by the spread over images. Nor do two seeds: they are always two.
+        Their accuracies are an exception where they lie far apart, as where one network collapsed.
         """
         values = self.values[model].astype(float)
-        if len(values) < 2:
-            return False
-        floor = SHARES_DISAGREE
+        means = np.array(self.seed_means(model))
+        two = int(np.isfinite(means).sum()) == 2
+        floor = TWO_SHARES_DISAGREE if two else SHARES_DISAGREE
         if not (self.share or self._right_or_wrong(values)):
+            if two:
+                return False
             rows = [row for row in (row[~np.isnan(row)] for row in values) if len(row) > 1]
             size = float(statistics.largest_magnitude(values))
             with np.errstate(invalid="ignore"):  # infinite scores have no spread
                 if all(statistics.is_constant(row, size) for row in rows):
                     return False
                 floor = SCORES_DISAGREE * math.sqrt(np.mean([np.var(row) for row in rows]))
-        return statistics.seeds_disagree(np.array(self.seed_means(model)), floor)
+        return statistics.seeds_disagree(means, floor)
 
     def lost_seeds(self, model: str) -> bool:
         """Whether fewer than two of a model's several training seeds have scores."""

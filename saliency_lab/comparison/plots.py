@@ -20,6 +20,7 @@ from saliency_lab._common.errors import InputError
 from saliency_lab._common.seeding import derive_seed
 from saliency_lab._common.text import words
 from saliency_lab.comparison import aggregate, statistics
+from saliency_lab.comparison.format import p_equation
 from saliency_lab.comparison.measures import ACCURACY, ROBUST, is_binary
 from saliency_lab.comparison.summary import Pictures, Summary
 from saliency_lab.plotting import bands, curves, dots, heatmap, maps, ranks, slopes, tradeoff
@@ -391,7 +392,7 @@ class ComparisonPlots:
             {words(str(name)): float(value) for name, value in ranking.ranks.items()},
             ranking.critical_difference,
             title=f"{metric.replace('_', ' ')}, {model or self._summary.baseline}",
-            note=f"{ranking.n} images; Friedman p = {ranking.p:.2g}; Nemenyi at {ranking.alpha:.2g}",
+            note=f"{ranking.n} images; Friedman {p_equation(ranking.p)}; Nemenyi at {ranking.alpha:.2g}",
         )
 
     def agreement(self) -> Figure:

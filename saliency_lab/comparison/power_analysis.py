@@ -73,8 +73,8 @@ def power(
     DataFrame
         One row per number of seeds and images and difference: `detected`, the share of studies whose test
         finds the difference; `undecided`, the share of studies without a test, because the seeds of a model
-        are of two kinds; `half_width`, the mean half-width of the interval, where there is one; and with a
-        margin `equivalent`.
+        seem to be of two kinds; `half_width`, the mean half-width of the interval, where there is one; and
+        with a margin `equivalent`.
 
     Raises
     ------

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from saliency_lab._common.errors import InputError
+from saliency_lab.comparison.format import p_equation
 from saliency_lab.comparison.statistics import places
 
 
@@ -46,7 +47,7 @@ class Ranking:
         ]
         return "\n".join(
             [
-                f"mean ranks over {self.n} images (1 is the best); Friedman p = {self.p:.2g}",
+                f"mean ranks over {self.n} images (1 is the best); Friedman {p_equation(self.p)}",
                 *lines,
                 f"ranks farther apart than {self.critical_difference:.2f} differ at {self.alpha:g} (Nemenyi)",
             ]

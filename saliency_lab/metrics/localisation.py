@@ -27,7 +27,7 @@ class Masks(Settings):
 
 
 class MagnitudeMasks(Masks):
-    """Magnitudes by default, so that shares of the whole are shares."""
+    """Magnitudes by default, so that the score lies between 0 and 1."""
 
     absolute: bool = True
 

@@ -19,7 +19,7 @@ from saliency_lab._common.inference import (
     run_without_graph,
     undisturbed,
 )
-from saliency_lab._common.passes import Layout, Passes, arranged
+from saliency_lab._common.passes import Layout, Passes, arranged, same_logits
 from saliency_lab._common.seeding import sample_seeds
 
 Output = Literal["probability", "logit"]
@@ -137,16 +137,20 @@ class Probe:
         with undisturbed(self.model), torch.inference_mode(False):
             if self.passes.plan is not None:
                 out = self.passes.logits(images)
-            elif self._layout is None:
-                try:
-                    out = run_without_graph(self.model, arranged(images, "channels_last"))
-                    self._layout = "channels_last"
-                except RuntimeError:  # `.view` in the model needs rows in the plain order
-                    self._layout = "contiguous"
-                    out = run_without_graph(self.model, arranged(images, self._layout))
             else:
+                self._layout = self._layout or self._choose_layout(images[:1])
                 out = run_without_graph(self.model, arranged(images, self._layout))
         return check_logits(out, len(images))
+
+    def _choose_layout(self, image: Tensor) -> Layout:
+        """Return the faster layout, unless the model does not take it, or gives other logits in it."""
+        expected = run_without_graph(self.model, arranged(image, "contiguous"))
+        try:
+            out = run_without_graph(self.model, arranged(image, "channels_last"))
+        except RuntimeError:  # `.view` in the model needs rows in the plain order
+            return "contiguous"
+        same = isinstance(out, Tensor) and isinstance(expected, Tensor) and same_logits(out, expected)
+        return "channels_last" if same else "contiguous"
 
     def ask(
         self,

@@ -100,10 +100,10 @@ class RoarResult:
         -------
         DataFrame
             One row per method and fraction: mean `accuracy` with `low` and `high`, NaN where the training
-            seeds are of two kinds (`seeds_disagree`), so that only `seed_means` describe them; `difference`
-            from the control at the same fraction, `difference_low` and `difference_high` (NaN for the control
-            itself, at fraction 0, and where the seeds of either disagree); how many networks `collapsed`; and
-            `n`, the number of test images.
+            seeds seem to be of two kinds (`seeds_disagree`), so that only `seed_means` describe them;
+            `difference` from the control at the same fraction, `difference_low` and `difference_high` (NaN
+            for the control itself, at fraction 0, and where the seeds of either disagree); how many networks
+            `collapsed`; and `n`, the number of test images.
 
         Raises
         ------

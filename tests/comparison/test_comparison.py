@@ -194,7 +194,7 @@ def test_a_collapsed_seed_is_shown_seed_by_seed() -> None:
     html = re.sub(r"</?small>", "", comparison.to_html())
     for text in (str(comparison), html, comparison.to_markdown()):
         assert f"seeds disagree {values}" in text
-        assert "the training seeds are of two kinds" in text
+        assert "the training seeds seem to be of two kinds" in text
     assert "seeds disagree" in comparison.to_latex()
     figure = comparison.plot.robustness()
     (marks,) = (line for line in figure.axes[0].lines if line.get_label() == "_seeds")
@@ -465,6 +465,22 @@ def test_seeds_of_two_kinds_disagree_where_scores_vary_over_images() -> None:
     assert Comparison(hits, NOTHING, baseline="a").table()["seeds_disagree"].all()
 
 
+def test_two_seeds_are_of_two_kinds_only_where_one_collapsed() -> None:
+    scores = _constant("complexity", {"a": [6.6, 1.0]})
+    scores["score"] += np.random.default_rng(0).normal(0, 1e-3, len(scores))
+    row = Comparison(scores, NOTHING, baseline="a").table().iloc[0]
+    assert not row["seeds_disagree"] and row["low"] < -10 and row["high"] > 20  # Student, 1 degree of freedom
+    for second, disagree in ((12, False), (2, True)):
+        rows = [
+            ("a", seed, "pgd", eps, i, i < (20, second)[seed])
+            for seed in (0, 1)
+            for eps in (0.0, 0.1)
+            for i in range(24)
+        ]
+        table = Comparison(NOTHING, _table("robust", rows, "attack", "eps"), baseline="a").table()
+        assert (table["seeds_disagree"] == disagree).all()
+
+
 def test_one_image_does_not_say_that_seeds_are_of_two_kinds() -> None:
     table = Comparison(_constant("complexity", {"a": [6.6, 6.6, 1.0]}, 1), NOTHING, baseline="a").table()
     assert not table["seeds_disagree"].any() and table.loc[0, "mean"] == pytest.approx(14.2 / 3)
@@ -731,7 +747,7 @@ def test_only_models_that_were_tested_or_are_identical_are_ties() -> None:
 
 
 def test_small_scores_of_seeds_that_disagree_are_not_printed_as_zero() -> None:
-    scores = _constant("infidelity", {"a": [0.000204, 0.000012]})
+    scores = _constant("infidelity", {"a": [0.000204, 0.000012, 0.000012]})
     scores["score"] *= 1 + 1e-3 * np.random.default_rng(0).normal(size=len(scores))
     printed = str(Comparison(scores, NOTHING, baseline="a"))
     means = scores.groupby("seed")["score"].mean()

@@ -172,3 +172,27 @@ def test_older_maps_of_half_images_are_still_of_these_images(dtype):
     sl.evaluate(model, half, y, replace(maps, provenance=older), "sparseness")
     with pytest.raises(InputError, match="other images than x"):
         sl.evaluate(model, half.flip(0), y, replace(maps, provenance=older), "sparseness")
+
+
+def test_a_model_that_reads_strides_is_given_the_plain_order() -> None:
+    """In another memory layout it would see other patches, without an error."""
+
+    class Strided(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.first, self.last = torch.nn.Linear(48, 8), torch.nn.Linear(8, 4)
+
+        def forward(self, x):
+            n, c, h, w = x.shape
+            patches = x.as_strided((n, c, h // 4, w // 4, 4, 4), (c * h * w, h * w, 4 * w, 4, w, 1))
+            tokens = patches.permute(0, 2, 3, 1, 4, 5).flatten(3)
+            return self.last(torch.relu(3 * self.first(tokens)).mean((1, 2)))
+
+    model = Strided().eval()
+    x, y = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2])
+    maps = sl.attribute(model, x, y, "saliency")
+    curve = sl.evaluate_detailed(model, x, y, maps, "deletion", steps=4).curve
+    expected = model(x).softmax(1)[range(3), y].detach()
+    torch.testing.assert_close(torch.as_tensor(curve.values[:, 0]).float(), expected)
