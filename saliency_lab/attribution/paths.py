@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -161,7 +163,9 @@ def regions(image: np.ndarray, scales: list[float]) -> list[np.ndarray]:
     border, least = round(5 * side / 299), max(2, round(150 * area / 299**2))
     masks = []
     for scale in scales:
-        labels = felzenszwalb(pixels, scale=scale, sigma=0.8, min_size=least, channel_axis=-1)
+        with warnings.catch_warnings():  # it doubts images of more than three channels
+            warnings.filterwarnings("ignore", "Got image with third dimension", RuntimeWarning)
+            labels = felzenszwalb(pixels, scale=scale, sigma=0.8, min_size=least, channel_axis=-1)
         boxes = find_objects(labels + 1)
         masks += [_grown(labels, label, box, border) for label, box in enumerate(boxes) if box is not None]
     return masks

@@ -70,7 +70,8 @@ def train(
     if precision is not None:
         overrides["training.precision"] = precision
     settled = load_recipe(recipe, overrides, trust=trust)
-    for seed in [settled.seed] if seeds is None else numbers("--seeds", seeds, int):
+    chosen = [settled.seed] if seeds is None else list(dict.fromkeys(numbers("--seeds", seeds, int)))
+    for seed in chosen:
         folder = out or Path("runs") / _folder_name(settled.name, overrides)
         if out is None or (seeds is not None and "," in seeds):
             folder = folder / f"seed-{seed}"

@@ -133,7 +133,7 @@ def test_a_second_call_reads_and_an_interrupted_one_goes_on(blocks, linear, tmp_
     damaged = next((tmp_path / "roar").rglob("*.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert len(sl.verify(tmp_path)) == 1
-    with pytest.warns(UserWarning, match="damaged.*computed again"):
+    with pytest.warns(UserWarning, match="damaged.*computes it again"):
         again = sl.roar(RECIPE, blocks, {"truth": truth}, **given | {"fractions": [0.3, 0.6]})
     assert again.table().equals(more.table())
 

@@ -278,7 +278,7 @@ def read_intact(store: Store, kind: Kind, key: str) -> Content | None:
     try:
         return store.read(kind, key)
     except DamagedFileError as error:
-        warn(f"{error}; the study computes it again when it runs")
+        warn(f"{error}; a run on this store computes it again")
         return None
 
 
