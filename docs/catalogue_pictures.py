@@ -22,6 +22,7 @@ from matplotlib.ticker import EngFormatter
 from torchvision.transforms import v2
 
 import saliency_lab as sl
+from saliency_lab.comparison.measures import Measure
 from saliency_lab.data.planted import PlantedNet, true_map
 from saliency_lab.metrics.catalogue import METRICS
 from saliency_lab.plotting.maps import gallery, grid
@@ -127,7 +128,7 @@ def draw_scores(name: str, scores: dict[str, sl.metrics.Scores], images: str) ->
     drawn = figure(7.0 if curves else 5.6, 2.5)
     panels = drawn.subplots(1, 2 if curves else 1, squeeze=False)[0]
     draws = np.random.default_rng(0)
-    ticks = []
+    ticks, ends = [], []
     for row, (method, each) in enumerate(scores.items()):
         values = each.values[np.isfinite(each.values)]
         missing = len(each.values) - len(values)
@@ -136,9 +137,14 @@ def draw_scores(name: str, scores: dict[str, sl.metrics.Scores], images: str) ->
             continue
         heights = row + draws.uniform(-0.25, 0.25, len(values))
         panels[0].plot(values, heights, ".", color=look[method].colour, alpha=0.3, markersize=4)
-        half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+        measure = Measure(
+            name, method, np.nan, METRICS[name].better, {method: values[None]}, METRICS[name].bounds
+        )
+        mean, low, high = measure.interval(method, 0.95)[:3]
+        ends += [mean if np.isnan(low) else low]
+        error = None if np.isnan(low) else [[mean - low], [high - mean]]
         panels[0].errorbar(
-            values.mean(), row, xerr=half, fmt=look[method].marker, color="black", capsize=3, markersize=5
+            mean, row, xerr=error, fmt=look[method].marker, color="black", capsize=3, markersize=5
         )
     panels[0].set_yticks(range(len(scores)), ticks)
     panels[0].set_ylim(len(scores) - 0.5, -0.5)
@@ -146,7 +152,8 @@ def draw_scores(name: str, scores: dict[str, sl.metrics.Scores], images: str) ->
     low, high = METRICS[name].bounds
     finite = np.concatenate([each.values[np.isfinite(each.values)] for each in scores.values()])
     if np.isinf([low, high]).any() and len(finite):
-        panels[0].set_xlim(left=min(0.0, finite.min()), right=np.quantile(finite, 0.98) * 1.1 or None)
+        left, right = np.quantile(finite, [0.02, 0.98]) * 1.1  # a few far values would squeeze the others
+        panels[0].set_xlim(left=min(0.0, left, *ends), right=right or None)
     for method, curve in curves.items():
         at = curve.at if curve.at.ndim == 1 else curve.at.mean(0)
         panels[1].plot(at, np.nanmean(curve.values, 0), color=look[method].colour, label=method)

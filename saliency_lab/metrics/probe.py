@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_lab._common.baseline import BaselineName, named_baseline
+from saliency_lab._common.calls import Call, Rule, calls, hidden_part
 from saliency_lab._common.checks import check_logits
 from saliency_lab._common.inference import (
     device_of,
@@ -19,7 +21,7 @@ from saliency_lab._common.inference import (
     run_without_graph,
     undisturbed,
 )
-from saliency_lab._common.passes import Layout, Passes, arranged, same_logits
+from saliency_lab._common.passes import Layout, Passes, arranged
 from saliency_lab._common.seeding import sample_seeds
 
 Output = Literal["probability", "logit"]
@@ -29,6 +31,20 @@ Baseline = BaselineName
 """The value that a removed pixel takes; the attribution methods have the same baselines."""
 
 T = TypeVar("T")
+
+
+class _ReadsMemory(Rule):
+    """Notes whether a model reads where values are in memory, and not by their indices alone."""
+
+    _READS = calls("as_strided", "stride", "data_ptr", "storage", "untyped_storage", "storage_offset")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def call(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.found = self.found or func in self._READS
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -137,20 +153,25 @@ class Probe:
         with undisturbed(self.model), torch.inference_mode(False):
             if self.passes.plan is not None:
                 out = self.passes.logits(images)
+            elif self._layout is None:
+                out = self._first_logits(images)
             else:
-                self._layout = self._layout or self._choose_layout(images[:1])
                 out = run_without_graph(self.model, arranged(images, self._layout))
         return check_logits(out, len(images))
 
-    def _choose_layout(self, image: Tensor) -> Layout:
-        """Return the faster layout, unless the model does not take it, or gives other logits in it."""
-        expected = run_without_graph(self.model, arranged(image, "contiguous"))
+    def _first_logits(self, images: Tensor) -> Tensor:
+        """Choose the layout in the first pass: the faster one, unless the model depends on it.
+
+        `.view` needs rows in the plain order. What reads strides returns other logits without an error.
+        """
+        watch, given = _ReadsMemory(), arranged(images, "channels_last")
         try:
-            out = run_without_graph(self.model, arranged(image, "channels_last"))
-        except RuntimeError:  # `.view` in the model needs rows in the plain order
-            return "contiguous"
-        same = isinstance(out, Tensor) and isinstance(expected, Tensor) and same_logits(out, expected)
-        return "channels_last" if same else "contiguous"
+            with nullcontext() if hidden_part(self.model) else watch:
+                out = run_without_graph(self.model, given)
+        except RuntimeError:
+            watch.found = True
+        self._layout = "contiguous" if watch.found else "channels_last"
+        return run_without_graph(self.model, arranged(images, self._layout)) if watch.found else out
 
     def ask(
         self,

@@ -134,7 +134,9 @@ def test_damaged_maps_are_computed_again_by_the_verb(make_study: MakeStudy, tmp_
         content = bytearray(path.read_bytes())
         content[-2] ^= 1
         path.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"the result '.*' is damaged.*; a run on this store computes it again"):
+    with pytest.warns(
+        UserWarning, match=r"the result '.*' is damaged.*; a run on this store computes it again"
+    ):
         study = make_study(tmp_path).attribute("saliency")
     assert sl.verify(tmp_path).empty
     assert torch.equal(study.maps["plain"]["saliency"].values, before)
