@@ -36,6 +36,8 @@ class Question:
     over: str
     text: str
     eps: dict[str, float]
+    left_out: str = ""
+    """Which pages of the question are left out, and why."""
 
 
 ADVERSARIAL = {
@@ -58,14 +60,18 @@ GUIDED = {
     "ismail": 0.1,
     "guesmi": 0.1,
 }
-"""Without `mnist`, whose networks of these recipes are seeds of those of `decisive-sgt`."""
+TWICE = " Left out: `mnist`, whose networks of these recipes are seeds of those of `decisive-sgt`."
 QUESTIONS = (
     Question("asgt", "at", "Does saliency guidance add robustness to adversarial training?", ADVERSARIAL),
     Question(
         "asgt", "asgt_random", "Does ASGT need the saliency, or do random masks do as well?", ADVERSARIAL
     ),
-    Question("sgt", "standard", "Does saliency-guided training add robustness to standard training?", GUIDED),
-    Question("sgt", "sgt_random", "Does SGT need the saliency, or do random masks do as well?", GUIDED),
+    Question(
+        "sgt", "standard", "Does saliency-guided training add robustness to standard training?", GUIDED, TWICE
+    ),
+    Question(
+        "sgt", "sgt_random", "Does SGT need the saliency, or do random masks do as well?", GUIDED, TWICE
+    ),
 )
 
 
@@ -147,7 +153,8 @@ def section(question: Question) -> list[str]:
         "",
         *pipe_table(["study", "ε", "difference", "p"], rows),
         "",
-        f"Heterogeneity: I² = {100 * pooled.heterogeneity:.0f} %, {p_equation(pooled.p_heterogeneity)}.{left}",
+        f"Heterogeneity: I² = {100 * pooled.heterogeneity:.0f} %, {p_equation(pooled.p_heterogeneity)}."
+        f"{question.left_out}{left}",
         "",
         f"![Forest plot of {question.model} − {question.over}]({figure})",
         "",
