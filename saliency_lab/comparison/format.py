@@ -160,11 +160,13 @@ def radius(eps: float) -> str:
 def p_value(p: float) -> str:
     """Write a p-value.
 
-    >>> p_value(0.00001), p_value(0.0312), p_value(1.0)
-    ('< 0.001', '0.031', '1')
+    >>> p_value(0.00001), p_value(0.0312), p_value(1.0), p_value(0.0496)
+    ('< 0.001', '0.031', '1', '0.0496')
     """
     if math.isnan(p):
         return ""
+    if 0.0495 <= p < 0.05:  # three digits would say 0.05 of a significant difference
+        return f"{math.floor(10_000 * p) / 10_000:.4f}"
     return "< 0.001" if p < 0.001 else f"{p:.3f}".rstrip("0").rstrip(".")
 
 
