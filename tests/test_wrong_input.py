@@ -463,7 +463,7 @@ def _targets(folder: Path) -> list[Target]:
         Target("Comparison", sl.Comparison, {
             "scores": study.scores, "robustness": study.robustness, "baseline": "a"}, {
             "scores": "object", "robustness": "object", "better": "mapping", "bounds": "mapping", "audits": "object",
-            "pictures": "free"}),
+            "seeds": "mapping", "pictures": "free"}),
         Target("Comparison.aggregate", comparison.aggregate, {"metric": "sparseness", "method": "saliency"}),
         Target("Comparison.measure", comparison.measure, {"metric": "sparseness", "method": "saliency"}),
         Target("Comparison.ranking", comparison.ranking, {"metric": "sparseness"}, {"model": "name"}),

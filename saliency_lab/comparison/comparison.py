@@ -132,7 +132,7 @@ class Comparison:
         self.models: list[str] = list(dict.fromkeys(pd.concat(named)))
         self.baseline = check_choice(_name(baseline), self.models, "baseline")
         self.level, self.seed = level, seed
-        self._seeds = {} if seeds is None else check_mapping(seeds, "seeds", '{"at": [0, 1, 2]}')
+        self._seeds = {} if seeds is None else _check_seeds(seeds)
         self.pictures = pictures
 
     @cached_property
@@ -360,6 +360,15 @@ def _check_better(given: Mapping[str, Better]) -> dict[str, Better]:
     for label, direction in better.items():
         check_choice(direction, get_args(Better), f"direction of '{label}' in better")
     return better
+
+
+def _check_seeds(seeds: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Return the training seeds of each model, checked."""
+    example = '{"at": [0, 1, 2]}'
+    for model, own in check_mapping(seeds, "seeds", example).items():
+        if not isinstance(own, Sequence) or isinstance(own, str):
+            raise InputError(f"seeds of '{model}' must be whole numbers, such as {example}, not {shown(own)}")
+    return {model: [check_seed(seed) for seed in own] for model, own in seeds.items()}
 
 
 def _check_bounds(given: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
