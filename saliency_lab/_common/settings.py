@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from inspect import isabstract
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
 
@@ -178,7 +178,7 @@ def _check_keys(
         inner = _table_of(model, key)
         if inner is not None and isinstance(value, Mapping):
             _check_keys(inner, value, f"{of}, table [{key}]", whole)
-        element = _table_in(get_args(model.model_fields[key].annotation)[:1])
+        element = _as_table(next(iter(get_args(model.model_fields[key].annotation)), None))
         if element is not None and isinstance(value, list):
             for each in value:
                 if isinstance(each, Mapping):
@@ -187,14 +187,13 @@ def _check_keys(
 
 def _table_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     """Return the model of the table `key`; none for a plain value, and where a name in it picks the class."""
-    return _table_in([model.model_fields[key].annotation])
+    return _as_table(model.model_fields[key].annotation)
 
 
-def _table_in(annotations: Sequence[Any]) -> type[BaseModel] | None:
-    """Return the first model of a table among annotations."""
-    for inner in annotations:
-        if isinstance(inner, type) and issubclass(inner, BaseModel) and not isabstract(inner):
-            return inner
+def _as_table(annotation: Any) -> type[BaseModel] | None:
+    """Return an annotation that is the model of a table; None for any other."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and not isabstract(annotation):
+        return annotation
     return None
 
 

@@ -85,8 +85,8 @@ Terms = list[tuple[Tensor, Any]]
 
 CONVOLUTION, LINEAR = calls("conv1d", "conv2d", "conv3d"), calls("linear")
 TRANSPOSED = calls("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-MATRIX_PRODUCT = calls("matmul", "__matmul__", "bmm", "mm", "mv", "tensordot")
-PRODUCT_FROM_LEFT, PRODUCT_AND_SUM, EINSUM = calls("__rmatmul__"), calls("addmm", "baddbmm"), calls("einsum")
+PRODUCT_FROM_LEFT, PRODUCT_AND_SUM = calls("__rmatmul__"), calls("addmm", "baddbmm")
+EINSUM, TENSORDOT = calls("einsum"), calls("tensordot")
 SUM, DIFFERENCE, NEGATION = calls("add", "__radd__"), calls("sub", "subtract"), calls("neg", "negative")
 FROM_CONSTANT = calls("rsub", "__rsub__")
 ADDITION = SUM | DIFFERENCE | FROM_CONSTANT
@@ -277,7 +277,7 @@ def _read_product(func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], a: 
         return None
     if right is a:
         return LinearCall(a, left, bias, lambda part, weight: product(weight, part))
-    columns = func in CONTRACTIONS - EINSUM - calls("tensordot") and right.ndim > 1
+    columns = func in CONTRACTIONS - EINSUM - TENSORDOT and right.ndim > 1
     scaled = (lambda weight, factors: weight * factors) if columns else None
     return LinearCall(a, right, bias, product, scaled=scaled)
 

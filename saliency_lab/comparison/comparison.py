@@ -140,8 +140,11 @@ class Comparison:
         """What is compared: accuracies first, then each metric by method."""
         judged = _arrays(self.robustness, ["attack", "eps"], "robust")
         clean, seeds = self._unattacked()
-        absent = self._absent(seeds)
-        measured = [Measure(ACCURACY, "", 0.0, "higher", clean, seeds=seeds, absent=absent)] if clean else []
+        measured = []
+        if clean:
+            measured.append(
+                Measure(ACCURACY, "", 0.0, "higher", clean, seeds=seeds, absent=self._absent(seeds))
+            )
         for (attack, eps), (values, seeds) in judged.items():
             if eps > 0:
                 absent = self._absent(seeds)
